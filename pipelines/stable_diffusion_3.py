@@ -1,0 +1,122 @@
+"""Stable Diffusion 3 and 3.5 (diffusers' StableDiffusion3Pipeline): encode, initial latents, predict, decode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
+from torch import Tensor
+
+from ttsnap.flops import count_flops
+from ttsnap.interpolants import Linear
+from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.samplers import FlowEuler, Prediction
+from ttsnap.types import Grid
+
+
+class StableDiffusion3Denoiser:
+    """One call of a StableDiffusion3Pipeline, open to search. Arguments are those of its `__call__`.
+
+    Raises ValueError for a scheduler other than FlowMatchEuler and for sizes that the pipeline refuses.
+    """
+
+    def __init__(
+        self, pipe: StableDiffusion3Pipeline, *, height: int | None = None, width: int | None = None,
+        num_inference_steps: int = 28, sigmas: list[float] | None = None, guidance_scale: float = 7.0,
+        prompt_2: str | None = None, prompt_3: str | None = None, negative_prompt: str | None = None,
+        negative_prompt_2: str | None = None, negative_prompt_3: str | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None, clip_skip: int | None = None,
+        max_sequence_length: int = 256, mu: float | None = None,
+    ) -> None:
+        if type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
+            raise ValueError(
+                f"search over SD3 supports FlowMatchEulerDiscreteScheduler, got {type(pipe.scheduler).__name__}; "
+                "set pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+            )
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        self.pipe, self.guidance_scale = pipe, guidance_scale
+        self.height = height or pipe.default_sample_size * pipe.vae_scale_factor
+        self.width = width or pipe.default_sample_size * pipe.vae_scale_factor
+        pipe.check_inputs(
+            "", None, None, self.height, self.width, max_sequence_length=max_sequence_length,
+            callback_on_step_end_tensor_inputs=[],
+        )
+        self.guided = guidance_scale > 1
+        self.passes_per_nfe = 2 if self.guided else 1
+        self._texts = (prompt_2, prompt_3, negative_prompt, negative_prompt_2, negative_prompt_3)
+        self._joint_attention_kwargs, self._clip_skip = joint_attention_kwargs, clip_skip
+        self._max_sequence_length = max_sequence_length
+        scheduler = copy.deepcopy(pipe.scheduler)
+        extra = {"mu": self._shift(scheduler) if mu is None else mu} if scheduler.config.use_dynamic_shifting else {}
+        self._timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, "cpu", sigmas=sigmas, **extra)
+        self.path = Linear()
+        self.times = scheduler.sigmas.double()
+        self.grid = Grid(tuple(self.times.tolist()))
+        self.kernel = FlowEuler(scheduler.sigmas, bool(scheduler.config.stochastic_sampling))
+
+    def _shift(self, scheduler: FlowMatchEulerDiscreteScheduler) -> float:
+        patch, scale, c = self.pipe.transformer.config.patch_size, self.pipe.vae_scale_factor, scheduler.config
+        tokens = (self.height // scale // patch) * (self.width // scale // patch)
+        limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
+        return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.16)))
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        n = len(prompts)
+        texts = [None if text is None else [text] * n for text in self._texts]
+        prompt_2, prompt_3, negative, negative_2, negative_3 = texts
+        scale = (self._joint_attention_kwargs or {}).get("scale")
+        self._text, self._negative, self._pooled, self._negative_pooled = self.pipe.encode_prompt(
+            prompt=list(prompts), prompt_2=prompt_2, prompt_3=prompt_3, negative_prompt=negative,
+            negative_prompt_2=negative_2, negative_prompt_3=negative_3, do_classifier_free_guidance=self.guided,
+            device=self.pipe._execution_device, clip_skip=self._clip_skip, lora_scale=scale,
+            max_sequence_length=self._max_sequence_length,
+        )
+
+    def init_latents(self, seeds: Sequence[int]) -> Tensor:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        latents: Tensor = self.pipe.prepare_latents(
+            len(generators), self.pipe.transformer.config.in_channels, self.height, self.width, self._text.dtype,
+            self.pipe._execution_device, generators,
+        )
+        return latents
+
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        t, at = self._timesteps[step].to(x.device), cond.to(x.device)
+        text, pooled, latents = self._text[at], self._pooled[at], x
+        if self.guided:
+            text, pooled = torch.cat([self._negative[at], text]), torch.cat([self._negative_pooled[at], pooled])
+            latents, t = torch.cat([x, x]), torch.cat([t, t])
+        out = self.pipe.transformer(
+            hidden_states=latents, timestep=t, encoder_hidden_states=text, pooled_projections=pooled,
+            joint_attention_kwargs=self._joint_attention_kwargs, return_dict=False,
+        )[0]
+        if self.guided:
+            unconditional, conditional = out.chunk(2)
+            out = unconditional + self.guidance_scale * (conditional - unconditional)
+        sigma = self.kernel.sigmas[step].to(x.device).view(-1, 1, 1, 1)
+        return Prediction(out, x.float() - sigma * out.float())
+
+    def decode(self, x0: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        latents = (x0.to(self._text.dtype) / vae.config.scaling_factor) + vae.config.shift_factor
+        image = vae.decode(latents, return_dict=False)[0]
+        images: Tensor = self.pipe.image_processor.postprocess(image, output_type="pt").float()
+        return images
+
+    def flops(self) -> tuple[float, float]:
+        twin = copy.copy(self)  # so that the prompts encoded here stay
+        with torch.no_grad():
+            twin.encode([""])
+            x, zero = twin.init_latents([0]), torch.zeros(1, dtype=torch.long)
+        return count_flops(lambda: twin.predict(x, zero, zero)), count_flops(lambda: twin.decode(x))
+
+
+class SearchStableDiffusion3Pipeline(SearchMixin, StableDiffusion3Pipeline):
+    """StableDiffusion3Pipeline whose call also takes `search=`, `reward=`, `budget=` and friends."""
+
+    denoiser_class = StableDiffusion3Denoiser

@@ -1,0 +1,34 @@
+"""The embedded world's exact checker as a reward (soft) and as a held-out metric (strict)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ttsnap.scenes import check, parse
+
+
+class ScenesReward:
+    """How much of the caption the image fulfils, in [0, 1]: objects, colours, shapes, counts, relation, background."""
+
+    name = "scenes"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> np.ndarray[Any, Any]:
+        """images (N, 3, 32, 32) in [0, 1] -> (N,) float32. ValueError for a prompt outside the grammar."""
+        return _check(images, prompts)[0].astype(np.float32)
+
+
+class ScenesStrict:
+    """1 where the image is right in every respect, else 0. Meant to report, not to search with."""
+
+    name = "scenes-strict"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> np.ndarray[Any, Any]:
+        return _check(images, prompts)[1].astype(np.float32)
+
+
+def _check(images: Tensor, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return check(images.float().cpu().numpy(), [parse(prompt) for prompt in prompts])

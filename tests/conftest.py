@@ -1,0 +1,66 @@
+"""Shared test tools: a counted Gaussian mixture, a reward that fails on purpose."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ttsnap.live import LiveEngine
+from ttsnap.mixture import MixtureDenoiser
+
+
+class Counted(MixtureDenoiser):
+    """Counts what runs, row by row, independently of the engine and the ledger."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calls = self.decodes = self.batches = 0
+
+    def predict(self, x: Any, step: Any, cond: Any) -> Any:
+        self.calls += len(x)
+        self.batches += 1
+        return super().predict(x, step, cond)
+
+    def decode(self, x0: Any) -> Any:
+        self.decodes += len(x0)
+        return super().decode(x0)
+
+
+class Brightness:
+    """Mean pixel value; fails (raises or gives nan) on a share of its calls, decided by the pixels alone."""
+
+    def __init__(self, name: str = "brightness", nan: float = 0.0, broken: float = 0.0) -> None:
+        self.name, self.nan, self.broken, self.images = name, nan, broken, 0
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        self.images += len(images)
+        scores = images.double().mean((1, 2, 3))
+        draw = torch.tensor([zlib.crc32(i.numpy().tobytes()) / 2**32 for i in images.cpu()])
+        if bool((draw < self.broken).any()):
+            raise RuntimeError("the scorer is down")
+        scores[draw < self.nan + self.broken] = float("nan")
+        return scores
+
+
+@pytest.fixture()
+def counted() -> Callable[..., Counted]:
+    def make(steps: int = 8, prompts: int = 3, **kwargs: Any) -> Counted:
+        generator = torch.Generator().manual_seed(0)
+        means = torch.randn(4, 3, generator=generator)
+        offsets = torch.randn(prompts, 3, generator=generator)
+        weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+        return Counted(means, torch.full((4,), 0.3), weights, steps=steps, by_prompt=offsets, **kwargs)
+
+    return make
+
+
+@pytest.fixture()
+def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
+    def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, **kwargs: Any) -> LiveEngine:
+        return LiveEngine(counted(steps, prompts), rewards or [Brightness()], batch_size=batch_size, **kwargs)
+
+    return make

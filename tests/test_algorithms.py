@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import BestOfN, SeedPruning, make_algorithm, search
+from ttsnap.algorithms import ALGORITHMS
+from ttsnap.dry import DryEngine
+from ttsnap.types import Grid, Outcome
+
+GRID = Grid(tuple(np.linspace(1, 0, 21)))
+
+
+class Scripted(DryEngine):
+    """Scores by table: scores[seed, step]."""
+
+    def __init__(self, scores: Any) -> None:
+        super().__init__(GRID, ("r",))
+        self.table = scores
+
+    def submit(self, job: int, uids: Any, seeds: Any, move: Any) -> None:
+        for uid, seed, stop in zip(uids, seeds, move.stop, strict=True):
+            score = np.array([self.table[seed, stop]])
+            self._done.append(Outcome(job, int(uid), int(stop), stop < 20, score, image=int(seed)))
+
+
+def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
+    """The paper's loop in plain Python: winner and evaluations (a score at step s takes s + 1)."""
+    alive, paid, done = list(range(n)), 0, 0
+    for k, s in zip(keep, steps, strict=True):
+        paid += len(alive) * (s + 1 - done)
+        done = s + 1
+        alive.sort(key=lambda i: -scores[i, s])
+        alive = alive[: max(1, int(k * len(alive) + 0.5))]
+    paid += len(alive) * (20 - done)
+    return max(alive, key=lambda i: scores[i, 20]), paid
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pruning_is_the_papers_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(30, 21)).cumsum(1)
+    keep, steps = tuple(rng.uniform(0.2, 0.9, 3)), tuple(sorted(rng.choice(20, 3, replace=False).tolist()))
+    (result,) = search([""], SeedPruning(30, keep, steps=steps), Scripted(scores))
+    winner, paid = by_hand(scores, 30, keep, steps)
+    assert (result.best.seed, result.spent["nfe"]) == (winner, paid)
+
+
+def test_levels_and_steps_agree() -> None:
+    a = SeedPruning(4, (0.5, 0.5), levels=(0.7, 0.45)).init(GRID)
+    b = SeedPruning(4, (0.5, 0.5), steps=(6, 11)).init(GRID)
+    assert a == b == ((6, 0.5), (11, 0.5), (20, 1.0))
+
+
+def test_checks_that_meet_on_a_coarse_grid_are_merged() -> None:
+    coarse = Grid((1.0, 0.5, 0.0))
+    assert SeedPruning(4, (0.5, 0.5), levels=(0.8, 0.6)).init(coarse) == ((1, 0.25), (2, 1.0))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("budget", ["20nfe", "33nfe", "400nfe"])
+def test_contract(name: str, budget: str) -> None:
+    scores = np.random.default_rng(0).normal(size=(4096, 21))
+    algorithm = make_algorithm(name)
+    results = [search(["", "b"], algorithm, Scripted(scores), budget, seed=0) for _ in range(2)]
+    for result in results[0]:
+        assert 20 <= result.spent["nfe"] <= int(budget[:-3])
+        assert result.images
+    assert [r.trace for r in results[0]] == [r.trace for r in results[1]]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BestOfN(0), "n must be at least 1, got 0"),
+        (lambda: SeedPruning(-1), "n must be at least 1, got -1"),
+        (lambda: SeedPruning(4, (0.5,), levels=(0.5, 0.4)), "1 keep ratios"),
+        (lambda: SeedPruning(4, (1.5,), levels=(0.5,)), r"keep ratios must be in \(0, 1\], got \(1.5,\)"),
+        (lambda: SeedPruning(4, (0.5, 0.5), levels=(0.4, 0.5)), "noisy to clean"),
+        (lambda: SeedPruning(4, (0.5,), levels=(2,)), "levels must be in"),
+        (lambda: make_algorithm("best"), "unknown algorithm 'best'; choose one of best-of-n"),
+        (lambda: make_algorithm("best-of-n", keep=[1]), r"unknown option\(s\) \['keep'\]; it has \['n'\]"),
+        (lambda: make_algorithm("missing.json"), "cannot read algorithm file missing.json"),
+    ],
+)
+def test_bad_settings_are_shown(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_algorithm_from_json(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "levels": [0.4]}))
+    assert make_algorithm(str(path), n=3) == SeedPruning(3, (0.5,), (0.4,))
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="must hold an object"):
+        make_algorithm(str(path))

@@ -1,0 +1,116 @@
+"""Kernels against diffusers' own step and against Gaussian mixtures with the exact score."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from ttsnap.interpolants import VP, Cosine, Interpolant, Linear
+from ttsnap.mixture import MixtureDenoiser
+from ttsnap.rng import noise
+from ttsnap.samplers import FlowEuler, Kernel, Ode, Prediction, Sde, power
+
+PATHS: list[Interpolant] = [Linear(), VP(), Cosine()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_euler_is_diffusers_step_at_every_row(dtype: torch.dtype, shift: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(7)
+    kernel = FlowEuler(scheduler.sigmas)
+    x, out = torch.randn(2, 7, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    k = torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    ours = kernel.step(x, Prediction(out, out), k, [])
+    for i in range(7):
+        one = FlowMatchEulerDiscreteScheduler(shift=shift)
+        one.set_timesteps(7)
+        stock = one.step(out[i : i + 1], one.timesteps[k[i]], x[i : i + 1], return_dict=False)[0]
+        assert torch.equal(ours[i : i + 1], stock)
+
+
+def test_stochastic_flow_euler_has_diffusers_moments() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    scheduler.set_timesteps(5)
+    x, out = torch.full((4000, 1), 0.7), torch.full((4000, 1), -0.2)
+    k = torch.full((4000,), 2)
+    ours = FlowEuler(scheduler.sigmas, stochastic=True).step(x, Prediction(out, out), k, [(0, i) for i in range(4000)])
+    torch.manual_seed(0)
+    stock = scheduler.step(out, scheduler.timesteps[2], x, return_dict=False)[0]
+    assert ours.mean() == pytest.approx(float(stock.mean()), abs=0.03)
+    assert ours.std() == pytest.approx(float(stock.std()), abs=0.03)
+
+
+def run(kernel: Kernel, denoiser: MixtureDenoiser, n: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    t0 = denoiser.times[:1]
+    # Start from the exact marginal at the first time: VP does not quite reach pure noise.
+    component = torch.multinomial(denoiser.weights, n, replacement=True, generator=generator)
+    x0 = denoiser.means[component] + denoiser.stds[component, None] * torch.randn(
+        n, denoiser.means.shape[1], generator=generator, dtype=torch.float64
+    )
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    x = denoiser.path.alpha(t0) * x0 + denoiser.path.sigma(t0) * eps
+    cond = torch.zeros(n, dtype=torch.long)
+    for step in range(denoiser.grid.steps):
+        k = torch.full((n,), step)
+        keys = [(9, i, step) for i in range(n)] if kernel.stochastic else []
+        x = kernel.step(x, denoiser.predict(x, k, cond), k, keys)
+    return x
+
+
+def mixture(path: Interpolant, steps: int) -> MixtureDenoiser:
+    means = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]])
+    stds, weights = torch.tensor([0.3, 0.5, 0.2]), torch.tensor([0.5, 0.3, 0.2])
+    # Finer steps towards the data, where the mixture's score is sharp.
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 1.5
+    return MixtureDenoiser(means, stds, weights, path=path, times=times)
+
+
+def check_moments(x: torch.Tensor, denoiser: MixtureDenoiser) -> None:
+    w, m, s = denoiser.weights, denoiser.means, denoiser.stds
+    mean = (w[:, None] * m).sum(0)
+    covariance = torch.einsum("i,ij,ik->jk", w, m - mean, m - mean) + (w * s**2).sum() * torch.eye(2)
+    n = len(x)
+    # Five standard errors of sampling, and 0.01 for the steps being finite.
+    assert torch.allclose(x.mean(0), mean, atol=5 * float(covariance.max() / n) ** 0.5 + 0.01)
+    assert torch.allclose(x.T.cov(), covariance, atol=5 * float(covariance.max()) * (2 / n) ** 0.5 + 0.01)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=["linear", "vp", "cosine"])
+def test_ode_reproduces_the_mixture(path: Interpolant) -> None:
+    denoiser = mixture(path, 250)
+    check_moments(run(Ode(path, denoiser.times), denoiser, 20_000), denoiser)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=["linear", "vp", "cosine"])
+@pytest.mark.parametrize("g", [power(3, 2), power(1, 1), power(0, 1)], ids=["3t^2", "t", "0"])
+def test_sde_marginals_do_not_depend_on_g(path: Interpolant, g: object) -> None:
+    denoiser = mixture(path, 120)
+    check_moments(run(Sde(path, denoiser.times, g), denoiser, 1_000), denoiser)  # type: ignore[arg-type]
+
+
+def test_wrong_drift_would_be_seen() -> None:
+    # The test can fail: without the score term the marginals are wrong.
+    denoiser = mixture(Linear(), 120)
+
+    class Broken(Sde):
+        def step(self, x, prediction, k, keys):  # type: ignore[no-untyped-def]
+            h = (self.times[k] - self.times[k + 1])[:, None]
+            g = self.g(self.times[k])[:, None]
+            return x - prediction.out * h + g * h.sqrt() * noise(keys, x)
+
+    with pytest.raises(AssertionError):
+        check_moments(run(Broken(Linear(), denoiser.times), denoiser, 1_000), denoiser)
+
+
+def test_noise_belongs_to_the_key() -> None:
+    like = torch.empty(3, 5)
+    a = noise([(1, 0, 0), (1, 1, 0), (1, 0, 1)], like)
+    b = noise([(1, 0, 1), (1, 0, 0)], like)
+    assert torch.equal(a[0], b[1])
+    assert torch.equal(a[2], b[0])
+    assert not torch.equal(a[0], a[1])
+    assert a.dtype == torch.float32
+    assert noise([(0,)], like.double()).dtype == torch.float64

@@ -1,0 +1,367 @@
+"""The loop: ledgers against independent counters, the reserve, batching, stopping, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ttsnap import BestOfN, Budget, SeedPruning, search
+from ttsnap.live import LiveEngine
+from ttsnap.types import Move, advance, fresh
+
+from .conftest import Brightness
+
+PROMPTS = ["a", "b", "c"]
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def counts(result: Any) -> tuple[int, int, int]:
+    return result.spent["nfe"], result.spent["decodes"], result.spent["reward_calls"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wild:
+    """Asks for anything legal, at random: what the loop must survive."""
+
+    n: int | None = 6
+    moves: int = 6
+    seed: int = 0
+    branches: ClassVar[bool] = True
+
+    def init(self, grid: Any) -> tuple[int, int]:
+        return grid.steps, self.moves
+
+    def step(self, state: tuple[int, int], particles: Any, rng: Any) -> tuple[Move | None, tuple[int, int]]:
+        steps, left = state
+        if not left:
+            return None, state
+        rng = np.random.default_rng([self.seed, left, len(particles)])
+        alive = np.flatnonzero(particles.alive)
+        if not len(alive) or rng.random() < 0.4:
+            stop = rng.integers(0, steps + 1)
+            return fresh(int(rng.integers(1, self.n + 1)), int(stop), score=bool(rng.random() < 0.7)), (steps, left - 1)
+        rows = rng.choice(alive, size=int(rng.integers(1, self.n + 1)))
+        at = particles.step[rows]
+        stop = np.array([rng.integers(a, steps + 1) for a in at])
+        drop = np.setdiff1d(alive[rng.random(len(alive)) < 0.2], rows)
+        score = rng.random(len(rows)) < 0.6
+        return Move(rows, at, stop, score, np.ones(len(rows)), drop=drop), (steps, left - 1)
+
+
+algorithms = st.one_of(
+    st.builds(BestOfN, n=st.one_of(st.none(), st.integers(1, 9))),
+    st.builds(
+        lambda n, checks: SeedPruning(n, tuple(k for _, k in checks), steps=tuple(s for s, _ in checks)),
+        st.one_of(st.none(), st.integers(1, 12)),
+        st.lists(st.tuples(st.integers(0, 7), st.floats(0.05, 1)), min_size=1, max_size=4, unique_by=lambda c: c[0])
+        .map(sorted),
+    ),
+    st.builds(Wild, n=st.integers(1, 7), moves=st.integers(0, 8), seed=st.integers(0, 10**6)),
+)
+budgets = st.one_of(
+    st.builds(Budget, nfe=st.integers(8, 90)),
+    st.builds(Budget, decodes=st.integers(1, 12), nfe=st.integers(8, 200)),
+    st.builds(Budget, reward_calls=st.integers(2, 30), flops=st.floats(2000, 30000)),
+)
+
+
+@relaxed
+@given(
+    algorithm=algorithms, budget=budgets, shared=st.booleans(), batch=st.integers(1, 9),
+    nan=st.sampled_from([0.0, 0.3, 1.0]), broken=st.sampled_from([0.0, 0.2, 1.0]), prompts=st.integers(1, 3),
+)
+def test_ledger_equals_counter_and_no_budget_is_exceeded(
+    engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int
+) -> None:
+    rewards = [Brightness("one", nan, broken), Brightness("two")]
+    kernel = "sde" if algorithm.branches else "pipeline"
+    live = with_kernel(engine(rewards=rewards, batch_size=batch), kernel)
+    results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared)
+    total = np.array([counts(r) for r in results]).sum(0)
+    denoiser: Any = live.denoiser
+    assert tuple(total) == (denoiser.calls, denoiser.decodes, rewards[0].images + rewards[1].images)
+    caps = (budget.nfe, budget.decodes, budget.reward_calls)
+    groups = [total] if shared else [np.array(counts(r)) for r in results]
+    for spent in groups:
+        times = prompts if shared else 1
+        assert all(cap is None or s <= cap * times for s, cap in zip(spent, caps, strict=True))
+        flops = live.price.flops
+        cost = flops.nfe * spent[0] + flops.decode * spent[1]
+        assert budget.flops is None or cost <= budget.flops * times * (1 + 1e-9)
+    for result in results:
+        assert result.images
+        assert result.best.image.shape == (3, 1, 1)
+        assert sum(m["cost"]["nfe"] for m in result.trace) == result.spent["nfe"]
+
+
+def with_kernel(live: LiveEngine, name: str) -> LiveEngine:
+    from ttsnap.samplers import KERNELS
+
+    kernel = KERNELS[name](live.denoiser)
+    return LiveEngine(live.denoiser, live.rewards, kernel=kernel, batch_size=live.batch_size)
+
+
+@relaxed
+@given(algorithm=algorithms, batch=st.integers(1, 11), order=st.permutations(PROMPTS), nfe=st.integers(8, 90))
+def test_batching_changes_nothing(engine: Any, algorithm: Any, batch: int, order: list[str], nfe: int) -> None:
+    # By prompt, whatever the batch size, the order of the prompts and the company they keep.
+    kernel = "sde" if algorithm.branches else "pipeline"
+
+    def run(prompts: list[str], batch_size: int) -> dict[str, Any]:
+        live = engine(batch_size=batch_size)
+        offsets = live.denoiser._by_prompt[[PROMPTS.index(p) for p in prompts]]
+        live.denoiser._by_prompt = offsets
+        return {r.prompt: r for r in search(prompts, algorithm, with_kernel(live, kernel), Budget(nfe=nfe), keep=3)}
+
+    together, alone = run(order, batch), {p: run([p], 1)[p] for p in PROMPTS}
+    for prompt in PROMPTS:
+        a, b = together[prompt], alone[prompt]
+        assert [c.uid for c in a.images] == [c.uid for c in b.images]
+        assert counts(a) == counts(b)
+        for x, y in zip(a.images, b.images, strict=True):
+            torch.testing.assert_close(x.image, y.image, atol=1e-6, rtol=1e-6)
+
+
+def test_same_search_twice_is_the_same(engine: Any) -> None:
+    one, two = (search(PROMPTS, SeedPruning(8), engine(), seed=5, keep=4) for _ in range(2))
+    assert [c.seed for r in one for c in r.images] == [c.seed for r in two for c in r.images]
+    assert [r.trace for r in one] == [r.trace for r in two]
+
+
+def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
+    live = engine(steps=6)
+    (result,) = search(["a"], BestOfN(7), live, seed=100, keep=7)
+    assert sorted(c.seed for c in result.images) == list(range(100, 107))
+    x = live.denoiser.init_latents(range(100, 107))
+    live.denoiser.encode(["a"])
+    for k in range(6):
+        step = torch.full((7,), k)
+        x = live.kernel.step(x, live.denoiser.predict(x, step, torch.zeros(7, dtype=torch.long)), step, [])
+    scores = live.denoiser.decode(x).mean((1, 2, 3))
+    assert result.best.seed == 100 + int(scores.argmax())
+    assert result.best.reward == pytest.approx(float(scores.max()), abs=1e-7)
+    assert [c.reward for c in result.images] == sorted((c.reward for c in result.images), reverse=True)
+
+
+def test_pruning_pays_for_estimates_once(engine: Any) -> None:
+    # 8 seeds to step 2 scored (3 calls each), 4 go on to step 5 (2 + 1 - 0 cached), 2 finish.
+    live = engine(steps=8)
+    (result,) = search(["a"], SeedPruning(8, (0.5, 0.5), steps=(2, 5)), live)
+    assert counts(result) == (8 * 3 + 4 * 3 + 2 * 2, 8 + 4 + 2, 14)
+    assert live.denoiser.calls == 40
+    assert result.spent["finished"] == 2
+
+
+def test_children_share_their_parents_evaluation(engine: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Twins:
+        n: int = 1
+        branches: ClassVar[bool] = True
+
+        def init(self, grid: Any) -> int:
+            return 0
+
+        def step(self, state: int, particles: Any, rng: Any) -> Any:
+            if state == 0:
+                return fresh(1, 3, score=False), 1
+            if state == 1:
+                zeros = np.zeros(4, int)
+                return Move(zeros, zeros + 3, zeros + 8, zeros == 0, np.ones(4)), 2
+            return None, state
+
+    live = with_kernel(engine(), "sde")
+    (result,) = search(["a"], Twins(), live, keep=4)
+    assert counts(result) == (3 + 1 + 4 * 4, 4, 4)
+    assert live.denoiser.calls == 20
+    images = torch.stack([c.image for c in result.images])
+    assert len(torch.unique(images, dim=0)) == 4  # they diverge
+    assert {int(p) for p in result.particles.parent} == {-1, 0}
+
+
+def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Spender:
+        n: int = 50
+        branches: ClassVar[bool] = False
+
+        def init(self, grid: Any) -> int:
+            return 0
+
+        def step(self, state: int, particles: Any, rng: Any) -> Any:
+            return fresh(self.n, 1), state
+
+    (result,) = search(["a"], Spender(), engine(), "41nfe")
+    assert result.best.image is not None
+    assert result.spent["nfe"] <= 41
+    # 17 seeds scored at step 1 cost 34, finishing the best one 6 more.
+    assert result.spent["seeds"] == 17
+    assert result.spent["nfe"] == 40
+    assert result.trace[-1]["closing"]
+    uid = result.best.uid
+    assert result.particles.scores[uid, 1, 0] == result.particles.scores[:, 1, 0].max()
+    assert any("afforded" in w for w in result.warnings)
+
+
+def test_n_is_fitted_to_the_budget(engine: Any) -> None:
+    (result,) = search(["a"], BestOfN(), engine(), "50nfe")
+    assert result.spent["nfe"] == 48
+    assert result.spent["seeds"] == 6
+    (result,) = search(["a"], SeedPruning(None, (0.5,), steps=(3,)), engine(), "50nfe")
+    assert 44 <= result.spent["nfe"] <= 50
+
+
+def test_shared_budget_is_one_pot(engine: Any) -> None:
+    firsts = [r.best.reward for r in search(PROMPTS, BestOfN(1), engine())]
+
+    @dataclasses.dataclass(frozen=True)
+    class Greedy:
+        """A prompt is content with one image unless it is a dark one; what it leaves, the others may use."""
+
+        n: int = 1
+        branches: ClassVar[bool] = False
+
+        def init(self, grid: Any) -> None:
+            return None
+
+        def step(self, state: None, particles: Any, rng: Any) -> Any:
+            if not len(particles):
+                return fresh(1, 8), state
+            first = float(particles.scores[0, -1, 0])
+            return (None if first > min(firsts) else dataclasses.replace(fresh(1, 8), value=1 - first)), state
+
+    results = search(PROMPTS, Greedy(), engine(), "40nfe", shared=True)
+    spent = [r.spent["nfe"] for r in results]
+    assert sum(spent) == 120
+    assert max(spent) > 40 > min(spent)
+    assert all(r.images for r in results)
+
+
+def test_failed_reward_ranks_last_and_is_reported(engine: Any) -> None:
+    class Once(Brightness):
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            scores = super().__call__(images, prompts, level)
+            scores[scores.argmax()] = float("nan")
+            return scores
+
+    (result,) = search(["a"], BestOfN(4), engine(rewards=[Once()]), keep=4)
+    assert np.isnan(result.images[-1].reward)
+    assert not np.isnan(result.best.reward)
+    assert "particle" in result.warnings[0]
+    assert "seed" in result.warnings[0]
+
+
+def test_wrong_reward_shape_is_named(engine: Any) -> None:
+    class Wrong(Brightness):
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            return images.mean()
+
+    (result,) = search(["a"], BestOfN(2), engine(rewards=[Wrong("odd")]))
+    assert "odd" in result.warnings[0]
+    assert "shape ()" in result.warnings[0]
+
+
+def test_stop_keeps_what_is_finished_and_refunds_the_rest(engine: Any) -> None:
+    live = engine(batch_size=2)
+    asked = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return live.denoiser.batches >= 10
+
+    results = search(PROMPTS, BestOfN(6), live, "60nfe", should_stop=stop)
+    total = np.array([counts(r) for r in results]).sum(0)
+    assert total[0] == live.denoiser.calls
+    assert total[1] == live.denoiser.decodes
+    assert results[0].images
+    assert "stopped early" in " ".join(results[0].warnings)
+    assert not results[2].images
+    with pytest.raises(ValueError, match="stopped before"):
+        _ = results[2].best
+
+
+@relaxed
+@given(algorithm=algorithms, after=st.integers(0, 25), batch=st.integers(1, 6), prompts=st.integers(1, 3))
+def test_stopping_anywhere_keeps_the_books(engine: Any, algorithm: Any, after: int, batch: int, prompts: int) -> None:
+    live = with_kernel(engine(batch_size=batch), "sde" if algorithm.branches else "pipeline")
+    ticks: list[int] = []
+    results = search(
+        PROMPTS[:prompts], algorithm, live, "80nfe", should_stop=lambda: len(ticks) > after,
+        on_event=lambda e: ticks.append(1) if e.kind == "tick" else None,
+    )
+    denoiser: Any = live.denoiser
+    total = np.array([counts(r) for r in results]).sum(0)
+    assert tuple(total[:2]) == (denoiser.calls, denoiser.decodes)
+    assert results[0].images
+
+
+def test_deadline_ends_every_prompt_with_an_image(engine: Any) -> None:
+    live = engine(batch_size=4)
+    now = [0.0]
+    denoiser: Any = live.denoiser
+    plain = denoiser.predict
+
+    def slow(x: Any, step: Any, cond: Any) -> Any:
+        now[0] += 1.0
+        return plain(x, step, cond)
+
+    denoiser.predict = slow
+    from ttsnap.budget import Price, Rates
+
+    live._price = Price(seconds=Rates(call=1.0))
+    results = search(PROMPTS, BestOfN(50), live, "20s", clock=lambda: now[0])
+    assert all(r.images for r in results)
+    assert now[0] <= 60
+    assert sum(r.spent["nfe"] for r in results) == denoiser.calls
+
+
+def test_events_tell_the_story(engine: Any) -> None:
+    events: list[Any] = []
+    (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(3,)), engine(), on_event=events.append)
+    kinds = [e.kind for e in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "end"
+    assert kinds.count("score") == 6 + 3
+    assert sum(e.nfe for e in events if e.kind == "tick") == result.spent["nfe"]
+    assert [len(e.uids) for e in events if e.kind == "drop"] == [3]
+    assert [e for e in events if e.kind == "score"][-1].best == pytest.approx(result.best.reward)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": "7nfe"}, "too small for one image.*8 NFE of 7"),
+        ({"prompts": []}, "no prompts"),
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"algorithm": BestOfN(), "budget": None}, "set n or give a budget"),
+        ({"algorithm": Wild()}, "deterministic"),
+        ({"algorithm": SeedPruning(4, (0.5,), steps=(8,))}, r"do not fit a grid of 8 steps"),
+    ],
+)
+def test_bad_input_is_refused_before_any_compute(engine: Any, change: dict[str, Any], message: str) -> None:
+    live = engine()
+    arguments = {"prompts": ["a"], "algorithm": BestOfN(2), "budget": "100nfe", **change}
+    with pytest.raises(ValueError, match=message):
+        search(arguments.pop("prompts"), arguments.pop("algorithm"), live, **arguments)
+    assert live.denoiser.calls == 0
+
+
+def test_illegal_moves_are_caught(engine: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Back:
+        n: int = 1
+        branches: ClassVar[bool] = False
+
+        def init(self, grid: Any) -> int:
+            return 0
+
+        def step(self, state: int, particles: Any, rng: Any) -> Any:
+            return (fresh(1, 4), 1) if state == 0 else (advance(particles, [0], 2), 2)
+
+    with pytest.raises(ValueError, match="Back: rows must go"):
+        search(["a"], Back(), engine())

@@ -1,0 +1,30 @@
+"""Best-of-N: denoise N seeds to the end, keep the best. The baseline that every other search must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ttsnap.types import Grid, Move, Particles, fresh
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """n: number of seeds; None for as many as the budget affords."""
+
+    n: int | None = None
+    branches: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+
+    def init(self, grid: Grid) -> int:
+        return grid.steps
+
+    def step(self, state: int, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, int]:
+        if len(particles):
+            return None, state
+        return fresh(self.n or 1, state), state

@@ -1,0 +1,81 @@
+"""Seed pruning on x0 estimates (TTSnap, arXiv 2511.22242, Algorithm 1).
+
+Start n seeds; at a few noise levels score the x0 estimates and keep the best share; finish the rest; return the
+best by the reward on the finished image. With an ordinary reward this is the paper's TTSp, with a noise-aware one
+TTSnap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ttsnap.types import Grid, Move, Particles, advance, fresh
+
+
+@dataclass(frozen=True)
+class SeedPruning:
+    """n: number of seeds; None for as many as the budget affords. keep: share kept at each check, in (0, 1].
+
+    The checks sit at noise `levels` in (0, 1), falling, so that a schedule means the same for any number of steps,
+    or at grid `steps`, rising, where those are given. Scoring at step s costs s + 1 evaluations. At least one
+    particle survives; halves are rounded up. The defaults check late, as base rewards rank early estimates badly.
+    """
+
+    n: int | None = None
+    keep: tuple[float, ...] = (0.5, 0.4, 0.4)
+    levels: tuple[float, ...] = (0.7, 0.6, 0.45)
+    steps: tuple[int, ...] | None = None
+    branches: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "levels", "steps"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        checks = self.steps if self.steps is not None else self.levels
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if len(self.keep) != len(checks):
+            raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
+        if not all(0 < k <= 1 for k in self.keep):
+            raise ValueError(f"keep ratios must be in (0, 1], got {self.keep}")
+        if self.steps is None and not all(0 < a < 1 for a in self.levels):
+            raise ValueError(f"levels must be in (0, 1), 1 being pure noise, got {self.levels}")
+        order = np.diff(checks)
+        if len(order) and not (np.all(order > 0) if self.steps is not None else np.all(order < 0)):
+            raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
+
+    def init(self, grid: Grid) -> tuple[tuple[int, float], ...]:
+        """The checks to come, as (step, keep); checks that fall on one step of a coarse grid are merged."""
+        at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
+        if any(not 0 <= s < grid.steps for s in at):
+            raise ValueError(f"checks at steps {list(at)} do not fit a grid of {grid.steps} steps (0..{grid.steps - 1})")
+        merged: dict[int, float] = {}
+        for step, keep in zip(at, self.keep, strict=True):
+            merged[step] = merged.get(step, 1.0) * keep
+        return (*merged.items(), (grid.steps, 1.0))
+
+    def step(
+        self, state: tuple[tuple[int, float], ...], particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, tuple[tuple[int, float], ...]]:
+        if not len(particles):
+            return fresh(self.n or 1, state[0][0]), state
+        (_, keep), *ahead = state
+        if not ahead:
+            return None, state
+        uids = np.flatnonzero(particles.alive)
+        ranked = uids[np.argsort(-particles.value(uids), kind="stable")]
+        kept = max(1, math.floor(keep * len(ranked) + 0.5))
+        return advance(particles, ranked[:kept], ahead[0][0], drop=ranked[kept:]), tuple(ahead)
+
+
+def ttsnap(
+    n: int | None = None, keep: tuple[float, ...] = (0.4, 0.4, 0.5), levels: tuple[float, ...] = (0.9, 0.7, 0.45),
+    steps: tuple[int, ...] | None = None,
+) -> SeedPruning:
+    """Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards."""
+    return SeedPruning(n, keep, levels, steps)

@@ -1,0 +1,191 @@
+"""Budgets and ledgers: what a move costs, what has been spent, what may still be spent.
+
+Everything here is exact and known before a move runs, so that a budget is never exceeded. Seconds are the
+exception: no one knows them beforehand. They are planned with measured rates and enforced by the search loop's
+deadline (see search.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ttsnap.types import Cost, Grid, Move, Particles
+
+_SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_EXAMPLES = "400nfe, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A price per unit of Cost, in FLOPs or in seconds. `call` is a fixed overhead per denoiser batch."""
+
+    nfe: float = 0.0
+    decode: float = 0.0
+    reward_call: float = 0.0
+    call: float = 0.0
+
+    def of(self, cost: Cost) -> float:
+        return self.nfe * cost.nfe + self.decode * cost.decodes + self.reward_call * cost.reward_calls
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one unit costs on this engine. `seconds` is None until it has been measured."""
+
+    flops: Rates = Rates()
+    seconds: Rates | None = None
+    passes_per_nfe: int = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Caps for one prompt; None is no cap. `nfe`, `decodes`, `reward_calls` in units of Cost, `flops`, `seconds`."""
+
+    nfe: int | None = None
+    decodes: int | None = None
+    reward_calls: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise ValueError(f"budget {f.name} must be a positive finite number, got {value!r}")
+
+    @classmethod
+    def parse(cls, text: str | Budget | int | None) -> Budget:
+        """Read "400nfe", "2pflop", "30s", "5min", several with commas; a bare whole number is in NFE."""
+        if text is None:
+            return cls()
+        if isinstance(text, Budget):
+            return text
+        caps: dict[str, Any] = {}
+        for part in str(text).lower().replace("_", "").split(","):
+            match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
+            name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
+            if not name or name in caps:
+                raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
+            caps[name] = value if name in ("flops", "seconds") else int(value)
+        return cls(**caps)
+
+    def __str__(self) -> str:
+        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "flops": "flop", "seconds": "s"}
+        caps = [f"{getattr(self, k):.6g}{u}" for k, u in units.items() if getattr(self, k) is not None]
+        return ",".join(caps) or "no limit"
+
+    def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
+        """None when `cost` fits, else which cap it breaks, for a message. Seconds only where asked for."""
+        needs: list[tuple[str, float, float | None]] = [
+            ("NFE", cost.nfe, self.nfe),
+            ("decodes", cost.decodes, self.decodes),
+            ("reward calls", cost.reward_calls, self.reward_calls),
+            ("FLOPs", price.flops.of(cost), self.flops),
+        ]
+        if seconds and price.seconds is not None:
+            needs.append(("seconds", price.seconds.of(cost), self.seconds))
+        for name, need, cap in needs:
+            if cap is not None and need > cap * (1 + 1e-12):
+                return f"{need:.6g} {name} of {cap:.6g}"
+        return None
+
+
+def _read_part(number: str, unit: str) -> tuple[str, float]:
+    try:
+        value = float(number)
+    except ValueError:
+        return "", 0.0
+    if unit in _SECONDS:
+        return "seconds", value * _SECONDS[unit]
+    if unit in ("", "nfe", "nfes") and value == int(value):
+        return "nfe", value
+    if unit in ("decode", "decodes") and value == int(value):
+        return "decodes", value
+    if unit in ("reward", "rewards") and value == int(value):
+        return "reward_calls", value
+    flop = re.fullmatch(r"([kmgtpe]?)flops?", unit)
+    return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
+
+
+def price_move(move: Move, particles: Particles, grid: Grid, rewards: int) -> Cost:
+    """Exact cost of a move.
+
+    A row from step a to b takes b - a evaluations, one more if it is scored before the end (the x0 estimate at b),
+    and one less if the estimate at a is already paid. Children of one particle share the evaluation at its step.
+    """
+    ahead = move.score & (move.stop < grid.steps)
+    calls = int((move.stop - move.start).sum() + ahead.sum())
+    own = move.parent >= 0
+    uids, start = move.parent[own], move.start[own]
+    uses = ((move.stop > move.start) | ahead)[own] & (start == particles.step[uids])
+    shared = uids[uses]
+    paid = np.unique(shared)
+    calls -= len(shared) - int((~particles.cached[paid]).sum())
+    scored = int(move.score.sum())
+    return Cost(calls, scored, scored * rewards)
+
+
+def finish_cost(step: int, cached: bool, grid: Grid, rewards: int) -> Cost:
+    """Cost of taking one particle from `step` to a finished, scored image."""
+    return Cost(grid.steps - step - int(cached and step < grid.steps), 1, rewards)
+
+
+class Ledger:
+    """Charges against a budget, with a reserve that guarantees one finished image.
+
+    `reserve` is held back while nothing is finished. A ledger may have a `parent` that several prompts share: a
+    charge must then fit both, and the reserves of the other prompts count in the parent.
+    """
+
+    def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
+        self.budget, self.price, self.parent = budget, price, parent
+        self.spent = Cost()
+        self.reserve = Cost()
+
+    def affords(self, cost: Cost, reserve: Cost = Cost()) -> bool:
+        """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
+        if self.budget.shortfall(self.spent + cost + reserve, self.price) is not None:
+            return False
+        return self.parent is None or self.parent.affords(cost, self.parent.reserve - self.reserve + reserve)
+
+    def hold(self, reserve: Cost) -> None:
+        """Set the amount held back."""
+        if self.parent is not None:
+            self.parent.hold(self.parent.reserve - self.reserve + reserve)
+        self.reserve = reserve
+
+    def charge(self, cost: Cost, reserve: Cost = Cost()) -> None:
+        """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
+        if not self.affords(cost, reserve):
+            raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")
+        self.hold(reserve)
+        self._add(cost)
+
+    def refund(self, cost: Cost) -> None:
+        """Take back what was charged for work that was cancelled before it ran."""
+        self._add(Cost() - cost)
+
+    def _add(self, cost: Cost) -> None:
+        self.spent = self.spent + cost
+        if self.parent is not None:
+            self.parent._add(cost)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready: counts, forward passes, FLOPs by kind."""
+        flops, c = self.price.flops, self.spent
+        return {
+            "nfe": c.nfe,
+            "forward_passes": c.nfe * self.price.passes_per_nfe,
+            "decodes": c.decodes,
+            "reward_calls": c.reward_calls,
+            "flops": flops.of(c),
+            "flops_denoise": flops.nfe * c.nfe,
+            "flops_decode": flops.decode * c.decodes,
+            "flops_reward": flops.reward_call * c.reward_calls,
+            "budget": str(self.budget),
+        }

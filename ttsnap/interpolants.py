@@ -1,0 +1,169 @@
+"""Interpolants x_t = alpha(t) x0 + sigma(t) eps between data (t = 0) and noise (t = 1).
+
+An interpolant is four functions and the inverse of its signal-to-noise ratio rho = alpha / sigma; everything else
+is derived (RBF, arXiv 2503.19385, section 4 and appendix; Stochastic Interpolants, arXiv 2303.08797). Times are
+tensors; arithmetic runs in their dtype, so pass float64 for exact work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Interpolant(Protocol):
+    """alpha and sigma are in [0, 1], alpha falls and sigma rises with t."""
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor) -> Tensor: ...
+    def d_alpha(self, t: Tensor) -> Tensor: ...
+    def d_sigma(self, t: Tensor) -> Tensor: ...
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        """The t at which alpha / sigma = rho, for rho in [0, inf]."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Rectified flow: alpha = 1 - t, sigma = t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        return 1 / (1 + rho)
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance preserving: alpha = exp(-T/2), sigma^2 = 1 - alpha^2, T = (b1 - b0) t^2 / 2 + b0 t (2503.19385)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise ValueError(f"need 0 < beta_min < beta_max, got {self.beta_min}, {self.beta_max}")
+
+    def _total(self, t: Tensor) -> Tensor:
+        return 0.5 * (self.beta_max - self.beta_min) * t**2 + self.beta_min * t
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return (self.beta_max - self.beta_min) * t + self.beta_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._total(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._total(t)))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * self._rate(t) * self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Infinite at t = 0, as sigma starts like a square root."""
+        return 0.5 * self._rate(t) * torch.exp(-self._total(t)) / self.sigma(t)
+
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        total = torch.log1p(rho**-2.0)
+        spread = self.beta_max - self.beta_min
+        # The root of the quadratic, written without cancellation for small totals.
+        return 2 * total / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * spread * total))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Trigonometric: alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(0.5 * math.pi * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * math.pi * self.sigma(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * self.alpha(t)
+
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        return torch.atan(1 / rho) * (2 / math.pi)
+
+
+INTERPOLANTS: dict[str, Interpolant] = {"linear": Linear(), "vp": VP(), "cosine": Cosine()}
+
+
+def rows(value: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ...) on like's device, in like's dtype where a float, to multiply rows of `like` (N, ...)."""
+    dtype = like.dtype if value.is_floating_point() else value.dtype
+    return value.to(like.device, dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+# Conversions. x, x0, eps, velocity and score are (N, ...); t is (N,). Limits at t = 0 and t = 1 are those of the
+# formulas: eps and score from x0 need sigma > 0, x0 from eps needs alpha > 0.
+
+
+def eps_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """The noise that x0 implies: (x - alpha x0) / sigma."""
+    return (x - rows(path.alpha(t), x) * x0) / rows(path.sigma(t), x)
+
+
+def x0_from_eps(path: Interpolant, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """The Tweedie estimate that eps implies: (x - sigma eps) / alpha."""
+    return (x - rows(path.sigma(t), x) * eps) / rows(path.alpha(t), x)
+
+
+def velocity_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """dx/dt = alpha' x0 + sigma' eps."""
+    return rows(path.d_alpha(t), x) * x0 + rows(path.d_sigma(t), x) * eps_from_x0(path, x, x0, t)
+
+
+def x0_from_velocity(path: Interpolant, x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """(sigma v - sigma' x) / (alpha' sigma - sigma' alpha); for Linear x - t v."""
+    a, s, da, ds = (rows(f(t), x) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma))
+    return (s * velocity - ds * x) / (da * s - ds * a)
+
+
+def score_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """grad log p_t(x) = -eps / sigma."""
+    return -eps_from_x0(path, x, x0, t) / rows(path.sigma(t), x)
+
+
+def x0_from_score(path: Interpolant, x: Tensor, score: Tensor, t: Tensor) -> Tensor:
+    """(x + sigma^2 score) / alpha, Tweedie's formula."""
+    return (x + rows(path.sigma(t), x) ** 2 * score) / rows(path.alpha(t), x)
+
+
+def ratio(path: Interpolant, t: Tensor) -> Tensor:
+    """alpha / sigma, in [0, inf]."""
+    return path.alpha(t) / path.sigma(t)
+
+
+def level(path: Interpolant, t: Tensor) -> Tensor:
+    """sigma / (alpha + sigma): the rectified-flow time of equal signal-to-noise ratio."""
+    a, s = path.alpha(t), path.sigma(t)
+    return s / (a + s)
+
+
+def transfer(source: Interpolant, target: Interpolant, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Time and scale that carry `source` to `target` at equal SNR: x_target(s) = scale * x_source(t).
+
+    Returns (t, scale), each shaped like s. A network trained on `source` is called at t on x_target / scale; its x0
+    and eps hold unchanged (2503.19385, eq. for the transferred velocity follows from them).
+    """
+    a, b = target.alpha(s), target.sigma(s)
+    t = source.inverse_ratio(a / b)
+    return t, torch.hypot(a, b) / torch.hypot(source.alpha(t), source.sigma(t))

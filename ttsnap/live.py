@@ -1,0 +1,288 @@
+"""LiveEngine: carries moves out on a real model, with continuous batching.
+
+Rows of one denoiser batch come from any prompt and any step. When pruning frees a row, another prompt's particle
+takes it, so the batch stays full.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap import rng
+from ttsnap.budget import Price, Rates
+from ttsnap.interpolants import Interpolant
+from ttsnap.samplers import Kernel, Prediction
+from ttsnap.types import Cost, Grid, IntArray, Move, Outcome, Reward
+
+logger = logging.getLogger(__name__)
+
+
+class Denoiser(Protocol):
+    """One pipeline family, set up for one call: fixed size, steps and guidance."""
+
+    grid: Grid
+    path: Interpolant
+    times: Tensor
+    """(K+1,) float64, the path's times at the grid points."""
+    kernel: Kernel
+    """The pipeline's own scheduler."""
+    passes_per_nfe: int
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts; `cond` below indexes them."""
+
+    def init_latents(self, seeds: Sequence[int]) -> Tensor:
+        """Initial noise (N, ...), row i as stock diffusers draws it from torch.Generator().manual_seed(seeds[i])."""
+
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        """One guided evaluation of x (N, ...); every row has its own step (N,) and prompt (N,), long on the CPU."""
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """(N, ...) -> images (N, 3, H, W) float32 in [0, 1]."""
+
+    def flops(self) -> tuple[float, float]:
+        """FLOPs of one guided evaluation and of one decode, per particle."""
+
+
+class _Node:
+    """A latent at a step, with its prediction once paid. Children of one particle share a node until they move."""
+
+    __slots__ = ("job", "prediction", "step", "x")
+
+    def __init__(self, job: int, x: Tensor, step: int) -> None:
+        self.job, self.x, self.step = job, x, step
+        self.prediction: Prediction | None = None
+
+
+class _Row:
+    __slots__ = ("job", "node", "score", "stop", "uid")
+
+    def __init__(self, job: int, uid: int, node: _Node, stop: int, score: bool) -> None:
+        self.job, self.uid, self.node, self.stop, self.score = job, uid, node, stop, score
+
+    def needs_network(self, steps: int) -> bool:
+        ahead = self.node.step < self.stop or (self.score and self.stop < steps)
+        return ahead and self.node.prediction is None
+
+
+class LiveEngine:
+    """Runs a Denoiser and rewards in full batches.
+
+    batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
+    decode_batch_size: most images per decode and reward call. kernel: the pipeline's own by default.
+    `stats` counts what ran, `timings` the seconds in denoise, decode and reward.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, rewards: Sequence[Reward], *, kernel: Kernel | None = None, batch_size: int = 16,
+        decode_batch_size: int | None = None,
+    ) -> None:
+        if batch_size < 1 or (decode_batch_size is not None and decode_batch_size < 1):
+            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
+        names = tuple(r.name for r in rewards)
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
+        self.denoiser, self.rewards, self.reward_names = denoiser, tuple(rewards), names
+        self.kernel = kernel if kernel is not None else denoiser.kernel
+        self.stochastic, self.grid = self.kernel.stochastic, denoiser.grid
+        self.batch_size, self.decode_batch_size = batch_size, decode_batch_size or batch_size
+        self.capacity = 2 * batch_size
+        self._price: Price | None = None
+        self._rows: list[_Row] = []
+        self._resting: dict[tuple[int, int], _Node] = {}
+        self.timings: dict[str, float] = {"denoise": 0.0, "decode": 0.0, "reward": 0.0}
+        self.stats: dict[str, int] = defaultdict(int)
+
+    @property
+    def price(self) -> Price:
+        """FLOPs per unit, counted once; seconds per unit once `calibrate` has run."""
+        if self._price is None:
+            predict, decode = self.denoiser.flops()
+            reward = float(np.mean([getattr(r, "flops", 0.0) for r in self.rewards]))
+            self._price = Price(Rates(predict, decode, reward), None, self.denoiser.passes_per_nfe)
+        return self._price
+
+    @property
+    def occupancy(self) -> float:
+        """Mean share of the denoiser batch that was in use, in (0, 1]."""
+        return self.stats["nfe"] / max(1, self.stats["batches"] * self.batch_size)
+
+    def start(self, prompts: Sequence[str], seed: int) -> None:
+        self._prompts, self._seed = list(prompts), seed
+        self._rows, self._resting = [], {}
+        self.timings.update(dict.fromkeys(self.timings, 0.0))
+        with torch.inference_mode():
+            self.denoiser.encode(self._prompts)
+
+    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        new = [i for i, parent in enumerate(move.parent.tolist()) if parent < 0]
+        with torch.inference_mode():
+            noise = self.denoiser.init_latents([int(seeds[i]) for i in new]) if new else None
+        nodes = {i: _Node(job, noise[j], 0) for j, i in enumerate(new)} if noise is not None else {}
+        for i, parent in enumerate(move.parent.tolist()):
+            if parent >= 0:
+                nodes[i] = self._resting[job, parent]
+                if move.start[i] != nodes[i].step:
+                    raise ValueError("this engine cannot renoise; the kernel offers no forward step")
+        for i, uid in enumerate(uids.tolist()):
+            self._resting.pop((job, uid), None)
+            self._rows.append(_Row(job, uid, nodes[i], int(move.stop[i]), bool(move.score[i])))
+
+    def pending(self) -> int:
+        return len(self._rows)
+
+    def drop(self, job: int, uids: Sequence[int]) -> None:
+        for uid in uids:
+            self._resting.pop((job, uid), None)
+
+    def cancel(self, job: int) -> list[Outcome]:
+        mine = [row for row in self._rows if row.job == job]
+        self._rows = [row for row in self._rows if row.job != job]
+        return [self._rest(row, done=False) for row in mine]
+
+    @torch.inference_mode()
+    def tick(self) -> list[Outcome]:
+        self._advance()
+        called = self._predict()
+        self._advance()
+        done = [Outcome(-1, -1, called, False)] if called else []
+        ready, scored, going = [], [], []
+        for row in self._rows:
+            if row.needs_network(self.grid.steps) or row.node.step < row.stop:
+                going.append(row)
+            elif row.score:
+                scored.append(row)
+            else:
+                ready.append(row)
+        done += [self._rest(row) for row in ready]
+        # Decode full batches; the rest only when the denoiser has nothing left to do meanwhile.
+        idle = not going
+        full = len(scored) if idle else len(scored) // self.decode_batch_size * self.decode_batch_size
+        for i in range(0, full, self.decode_batch_size):
+            done += self._score(scored[i : min(full, i + self.decode_batch_size)])
+        self._rows = scored[full:] + going
+        return done
+
+    def _predict(self) -> int:
+        """One denoiser call on the first rows that need it; how many evaluations it was."""
+        nodes: dict[int, _Node] = {}
+        for row in self._rows:
+            if len(nodes) == self.batch_size:
+                break
+            if row.needs_network(self.grid.steps):
+                nodes[id(row.node)] = row.node
+        batch = list(nodes.values())
+        if not batch:
+            return 0
+        begin = time.perf_counter()
+        x = torch.stack([node.x for node in batch])
+        step, cond = torch.tensor([node.step for node in batch]), torch.tensor([node.job for node in batch])
+        prediction = self.denoiser.predict(x, step, cond)
+        for node, out, x0 in zip(batch, prediction.out, prediction.x0, strict=True):
+            node.prediction = Prediction(out, x0)
+        self.timings["denoise"] += time.perf_counter() - begin
+        self.stats["batches"] += 1
+        self.stats["nfe"] += len(batch)
+        return len(batch)
+
+    def _advance(self) -> None:
+        """Move every row whose prediction is there to its next step: no network call."""
+        moving = [row for row in self._rows if row.node.prediction is not None and row.node.step < row.stop]
+        if not moving:
+            return
+        predictions = [row.node.prediction for row in moving if row.node.prediction is not None]
+        x = torch.stack([row.node.x for row in moving])
+        prediction = Prediction(torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions]))
+        k = torch.tensor([row.node.step for row in moving])
+        keys = [(self._seed % 2**32, row.uid, row.node.step) for row in moving]
+        moved = self.kernel.step(x, prediction, k, keys)
+        for row, latent in zip(moving, moved, strict=True):
+            row.node = _Node(row.job, latent, row.node.step + 1)
+
+    def _score(self, batch: list[_Row]) -> list[Outcome]:
+        begin = time.perf_counter()
+        latents = [r.node.x if r.node.prediction is None else r.node.prediction.x0 for r in batch]
+        images = self.denoiser.decode(torch.stack(latents))
+        levels = torch.tensor([self.grid.levels[row.stop] for row in batch], device=images.device)
+        prompts = [self._prompts[row.job] for row in batch]
+        middle = time.perf_counter()
+        columns = [_score_images(reward, images, prompts, levels) for reward in self.rewards]
+        self.timings["decode"] += middle - begin
+        self.timings["reward"] += time.perf_counter() - middle
+        self.stats["decodes"] += len(batch)
+        self.stats["reward_calls"] += len(batch) * len(self.rewards)
+        scores = np.stack([column for column, _ in columns], axis=1)
+        causes = {r.name: error for r, (_, error) in zip(self.rewards, columns, strict=True)}
+        on_cpu = images.cpu()
+        return [
+            self._rest(row, scores[i], on_cpu[i], _explain(scores[i], causes)) for i, row in enumerate(batch)
+        ]
+
+    def _rest(
+        self, row: _Row, scores: Any = None, image: Tensor | None = None, error: str | None = None, done: bool = True
+    ) -> Outcome:
+        """The row stops here; its particle keeps the state, ready for another move."""
+        step, cached = row.node.step, row.node.prediction is not None
+        self._resting[row.job, row.uid] = row.node
+        return Outcome(row.job, row.uid, step, cached, scores, image, error, done)
+
+    @torch.inference_mode()
+    def calibrate(self) -> Cost:
+        """Measure seconds per unit with a few throw-away calls, for budgets in seconds; returns what they took."""
+        self.denoiser.encode([""])
+
+        def timed(call: Any) -> float:
+            begin = time.perf_counter()
+            call()
+            return time.perf_counter() - begin
+
+        def predict(n: int) -> Any:
+            x, zeros = self.denoiser.init_latents(range(n)), torch.zeros(n, dtype=torch.long)
+            return lambda: self.denoiser.predict(x, zeros, zeros).x0.cpu()
+
+        timed(predict(1))
+        one, many = timed(predict(1)), timed(predict(self.batch_size))
+        nfe = max(many - one, 0.2 * many) / max(1, self.batch_size - 1)
+        latent = self.denoiser.init_latents([0])
+        image = self.denoiser.decode(latent)
+        decode = timed(lambda: self.denoiser.decode(latent).cpu())
+        level = torch.ones(1, device=image.device)
+        reward = sum(timed(lambda r=r: _score_images(r, image, [""], level)) for r in self.rewards) / len(self.rewards)
+        seconds = Rates(nfe, decode, reward, call=max(0.0, one - nfe))
+        price = self.price
+        self._price = Price(price.flops, seconds, price.passes_per_nfe)
+        return Cost(self.batch_size + 2, 2, len(self.rewards))
+
+
+def _score_images(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+    """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
+
+    One broken score must not cost a long search its other images, so an exception marks its whole batch as failed.
+    """
+    try:
+        scores = reward(images, prompts, levels)
+        scores = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
+        scores = scores.astype(np.float64)
+        if scores.shape != (len(prompts),):
+            raise ValueError(f"returned shape {scores.shape} for {len(prompts)} images; it must be ({len(prompts)},)")
+    except Exception as error:
+        logger.debug("reward %s failed", reward.name, exc_info=True)
+        return np.full(len(prompts), np.nan), f"{reward.name}: {type(error).__name__}: {error}"
+    scores[np.isinf(scores)] = np.nan
+    return scores, None
+
+
+def _explain(scores: Any, causes: dict[str, str | None]) -> str | None:
+    if not np.isnan(scores).any():
+        return None
+    known = [cause for cause in causes.values() if cause]
+    bad = [name for name, s in zip(causes, scores, strict=True) if np.isnan(s)]
+    return "; ".join(known) or f"{', '.join(bad)} returned nan or inf"

@@ -1,0 +1,83 @@
+"""From whatever a user gives (a name, a function, a file) to a Reward (types.Reward)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ttsnap.types import Reward
+
+REWARDS: dict[str, str] = {
+    "scenes": "ttsnap.reward_models.scenes:ScenesReward",
+    "scenes-strict": "ttsnap.reward_models.scenes:ScenesStrict",
+}
+
+
+class FunctionReward:
+    """Any function of (images, prompts) or (images, prompts, level) as a reward.
+
+    images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self._function = function
+        try:
+            inspect.signature(function).bind(None, None, None)
+            self._takes_level = True
+        except TypeError:
+            self._takes_level = False
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:
+        return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
+
+
+def make_reward(spec: str | Reward | Callable[..., Any]) -> Reward:
+    """A name of REWARDS, "file.py:function", "module:attribute", a function, or a Reward as it is.
+
+    A file or module that you name is imported, that is, executed. Raises ValueError that says what was wrong.
+    """
+    if isinstance(spec, str):
+        spec = _load(spec)
+    if isinstance(spec, type):
+        spec = spec()
+    if isinstance(getattr(spec, "name", None), str) and callable(spec):
+        return spec  # type: ignore[return-value]
+    if callable(spec):
+        return FunctionReward(spec)
+    raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or an object with a name; got {spec!r}")
+
+
+def make_rewards(specs: Any) -> tuple[Reward, ...]:
+    """One spec or a list of them -> rewards with different names."""
+    many = specs if isinstance(specs, list | tuple) else [specs]
+    rewards = tuple(make_reward(spec) for spec in many)
+    names = [r.name for r in rewards]
+    if not rewards or len(set(names)) < len(names):
+        raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
+    return rewards
+
+
+def _load(spec: str) -> Any:
+    known = f"choose one of {', '.join(REWARDS)}, or write file.py:function or module:attribute"
+    where, _, attr = REWARDS.get(spec, spec).rpartition(":")
+    if not where:
+        raise ValueError(f"unknown reward {spec!r}; {known}")
+    try:
+        module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        return getattr(module, attr)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ValueError(f"cannot load reward {spec!r}: {error}; {known}") from error
+
+
+def _load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"no such file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,284 @@
+"""The central types: what algorithms see, what they answer, what comes back.
+
+Shapes: N particles, K grid steps, R rewards. Step 0 is pure noise, step K the finished image. A score at step
+k < K is the score of the x0 (Tweedie) estimate at grid point k, which took k + 1 denoiser evaluations; a score at
+step K is that of the finished image, which took K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+BoolArray = NDArray[np.bool_]
+Utility = Callable[[FloatArray], FloatArray]
+"""Scores (N, R) -> one number per row (N,), higher is better. It may compare rows with one another (ranks)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something takes, in whole units.
+
+    `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
+    forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
+    scored, once per reward.
+    """
+
+    nfe: int = 0
+    decodes: int = 0
+    reward_calls: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.nfe + other.nfe, self.decodes + other.decodes, self.reward_calls + other.reward_calls)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.nfe - other.nfe, self.decodes - other.decodes, self.reward_calls - other.reward_calls)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The denoising grid of one search: noise levels at steps 0..K.
+
+    `levels` (K+1,), falling to 0, holds sigma / (alpha + sigma): the rectified-flow time of equal signal-to-noise
+    ratio, so that a level means the same for every model, scheduler and step count.
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        levels = np.asarray(self.levels, float)
+        if len(levels) < 2 or np.any(np.diff(levels) >= 0) or levels[0] > 1 + 1e-6 or abs(levels[-1]) > 1e-6:
+            raise ValueError(f"grid levels must fall strictly from at most 1 to 0, got {self.levels}")
+
+    @property
+    def steps(self) -> int:
+        """K, the number of denoiser evaluations of one image."""
+        return len(self.levels) - 1
+
+    def step_at(self, level: float) -> int:
+        """The first step whose noise level is at most `level` (in (0, 1])."""
+        return int(np.argmax(np.asarray(self.levels) <= level + 1e-9))
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Every particle that a search ever started, as an algorithm may see them. Row i is the particle with uid i.
+
+    seed (N,) of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether the
+    prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
+    failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R.
+    """
+
+    seed: IntArray
+    parent: IntArray
+    step: IntArray
+    cached: BoolArray
+    alive: BoolArray
+    scores: FloatArray
+    scored: IntArray
+    utility: Utility
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def finished(self) -> BoolArray:
+        """(N,) whether the image is done and has been looked at by the rewards."""
+        return self.scored == self.scores.shape[1] - 1
+
+    def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
+        """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed."""
+        rows = np.asarray(uids, int)
+        last = self.scores[rows, self.scored[rows]]
+        good = (self.scored[rows] >= 0) & ~np.isnan(last).any(axis=1)
+        out = np.full(len(rows), -np.inf)
+        if good.any():
+            out[good] = self.utility(last[good])
+        return out
+
+
+@dataclass(frozen=True)
+class Move:
+    """What to do next: one row per child, the most wanted first (a search short of budget keeps a prefix).
+
+    parent (n,) uid to go on from, -1 for a fresh seed; start (n,) step to go on from (below the parent's step means
+    renoising to it); stop (n,) step to go to; score (n,) whether to score there; mix (n,) share of the parent's
+    initial noise in a fresh one, in [0, 1]. `drop` lists uids that are given up. `value` is the expected gain per
+    unit of cost, for ordering moves of several prompts under a shared budget. The first row of a parent that starts
+    at the parent's own step continues that particle; every other row makes a new one.
+    """
+
+    parent: IntArray
+    start: IntArray
+    stop: IntArray
+    score: BoolArray
+    mix: FloatArray
+    drop: IntArray = field(default_factory=lambda: np.empty(0, int))
+    value: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def head(self, n: int) -> Move:
+        """The first n rows."""
+        cut = (self.parent[:n], self.start[:n], self.stop[:n], self.score[:n], self.mix[:n])
+        return Move(*cut, drop=self.drop, value=self.value)
+
+
+def fresh(n: int, stop: int, *, score: bool = True) -> Move:
+    """Start n new seeds and take them to step `stop`."""
+    return Move(np.full(n, -1), np.zeros(n, int), np.full(n, stop), np.full(n, score), np.zeros(n))
+
+
+def advance(
+    particles: Particles, uids: IntArray | Sequence[int], stop: int, *, score: bool = True,
+    drop: IntArray | Sequence[int] = (),
+) -> Move:
+    """Take these particles, in this order, from where they are to step `stop`; give up those in `drop`."""
+    rows = np.asarray(uids, int)
+    n = len(rows)
+    return Move(
+        rows, particles.step[rows], np.full(n, stop), np.full(n, score), np.ones(n), drop=np.asarray(drop, int)
+    )
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A search policy: a frozen dataclass of hyperparameters with two pure methods.
+
+    `n` is the number of seeds; None asks for as many as the budget affords (see planning.fit). `branches` says
+    whether it makes several children of one particle, which needs a stochastic kernel.
+    """
+
+    branches: ClassVar[bool]
+
+    @property
+    def n(self) -> int | None: ...
+
+    def init(self, grid: Grid) -> Any:
+        """State before the first move. Raises ValueError where the settings do not fit the grid."""
+
+    def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
+        """The next move, or None when done. Called only when every row of the last move has been carried out."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images. `name` labels it; higher is better."""
+
+    name: str
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:
+        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate -> (N,) float32.
+
+        Ordinary rewards ignore `level`; noise-aware ones do not. A NaN counts as a failed call on that image.
+        """
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of a move, carried out: scores (R,) (nan where failed) or None when it was not to be scored.
+
+    `image` is an opaque handle on the decoded image (None when not scored), `error` what went wrong in a reward.
+    `done` is False for a row that was cancelled on the way; `step` and `cached` then say how far it got.
+    """
+
+    job: int
+    uid: int
+    step: int
+    cached: bool
+    scores: FloatArray | None = None
+    image: Any = None
+    error: str | None = None
+    done: bool = True
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Carries moves out. Rows of several jobs (one job per prompt) share its batches."""
+
+    grid: Grid
+    price: Any
+    reward_names: tuple[str, ...]
+    stochastic: bool
+    capacity: int
+
+    def calibrate(self) -> Cost:
+        """Measure price.seconds; returns what that took."""
+
+    def start(self, prompts: Sequence[str], seed: int) -> None:
+        """Get ready for these prompts; job j is prompts[j]."""
+
+    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        """Queue the rows of a move; row i becomes particle uids[i]."""
+
+    def pending(self) -> int:
+        """Rows queued or under way."""
+
+    def tick(self) -> list[Outcome]:
+        """One denoiser batch and whatever became ready for scoring; the rows that are now complete."""
+
+    def cancel(self, job: int) -> list[Outcome]:
+        """Take this job's rows off the queue; says how far each got."""
+
+    def drop(self, job: int, uids: Sequence[int]) -> None:
+        """Forget these particles' state."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened, for progress bars, contact sheets and live views.
+
+    kind: "start" (a prompt was taken up), "move" (a move was submitted), "tick" (a batch ran; `nfe` evaluations),
+    "score" (a particle was scored; `image` holds the decoded estimate), "drop", "end" (a prompt is done).
+    """
+
+    kind: str
+    job: int = -1
+    seconds: float = 0.0
+    uids: tuple[int, ...] = ()
+    step: int = -1
+    scores: tuple[float, ...] = ()
+    image: Any = None
+    nfe: int = 0
+    best: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished image. `reward` is its utility among the finished ones, `scores` (R,) by reward name."""
+
+    uid: int
+    seed: int
+    reward: float
+    scores: dict[str, float]
+    image: Any
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
+
+    `spent` is the ledger's summary (see budget.Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
+    the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop).
+    """
+
+    prompt: str
+    images: tuple[Candidate, ...]
+    spent: dict[str, Any]
+    trace: tuple[dict[str, Any], ...]
+    particles: Particles
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Candidate:
+        if not self.images:
+            raise ValueError(f"no image for {self.prompt!r}: the search was stopped before this prompt was taken up")
+        return self.images[0]
