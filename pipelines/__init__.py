@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,34 @@ def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    if str(model) == EMBEDDED:
-        from ttsnap.scenes import weights_path
-
-        model = weights_path()
-    looks_local = Path(model).exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") != 1
-    if looks_local and not (Path(model) / "model_index.json").is_file():
+    where = _folder(model)
+    local = where.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") != 1
+    if local and not (where / "model_index.json").is_file():
         raise ValueError(f"no diffusers pipeline at {model}: expected a folder with model_index.json, or a hub id")
+    if local:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
+        index = json.loads((where / "model_index.json").read_text())
+        options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, **{"use_safetensors": True, **options})
+        pipe = DiffusionPipeline.from_pretrained(where if local else model, **{"use_safetensors": True, **options})
     except OSError as error:
         raise ValueError(f"cannot load model {model}: {error}") from error
-    return upgrade(pipe)
+    twin = upgrade(pipe)
+    if str(model) == EMBEDDED:
+        from ttsnap.scenes import parse
+
+        twin.check_prompt = parse
+    return twin
 
 
 def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
     """The call arguments that a model recommends in its folder's ttsnap.json; {} where there is none."""
-    import json
+    path = _folder(model) / "ttsnap.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
+
+def _folder(model: str | Path) -> Path:
     if str(model) == EMBEDDED:
         from ttsnap.scenes import weights_path
 
-        model = weights_path()
-    path = Path(model) / "ttsnap.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return weights_path()
+    return Path(model).expanduser()

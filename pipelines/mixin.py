@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
+from tqdm.auto import tqdm
 
 from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
@@ -19,7 +20,7 @@ from ttsnap.live import LiveEngine
 from ttsnap.rewards import make_rewards
 from ttsnap.samplers import KERNELS
 from ttsnap.search import search as run_search
-from ttsnap.types import Event, Result
+from ttsnap.types import Event, Result, Reward
 
 SEARCH_ARGUMENTS = """
 Search arguments (without `search` the call is the stock one):
@@ -31,6 +32,7 @@ Search arguments (without `search` the call is the stock one):
     seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
     batch_size, decode_batch_size: most particles per denoiser call and images per decode.
     shared: let the prompts draw on one common budget.
+    report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
     on_event, should_stop: see ttsnap.search.search.
 `num_images_per_prompt` is how many images come back per prompt, best first. The output's `.search` is the list of
 ttsnap.types.Result, one per prompt.
@@ -58,8 +60,18 @@ REFUSED: dict[str, str] = {
     "skip_guidance_layers": "skip-layer guidance is not supported",
 }
 _SEARCH: dict[str, Any] = {
-    "search": None, "reward": None, "budget": None, "utility": "mean", "kernel": "pipeline", "seed": None,
-    "batch_size": 16, "decode_batch_size": None, "shared": False, "on_event": None, "should_stop": None,
+    "search": None,
+    "reward": None,
+    "budget": None,
+    "utility": "mean",
+    "kernel": "pipeline",
+    "seed": None,
+    "batch_size": 16,
+    "decode_batch_size": None,
+    "shared": False,
+    "report": None,
+    "on_event": None,
+    "should_stop": None,
 }
 
 
@@ -67,6 +79,8 @@ class SearchMixin:
     """First base of a search pipeline, before its stock class; `denoiser_class` is the family's Denoiser."""
 
     denoiser_class: ClassVar[Callable[..., Any]]
+    check_prompt: Callable[[str], Any] | None = None
+    """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -77,9 +91,13 @@ class SearchMixin:
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             chosen = {k: kwargs.pop(k) for k in _SEARCH if k in kwargs}
+            prompt = args[0] if args else kwargs.get("prompt")
+            if self.check_prompt is not None:
+                for text in [prompt] if isinstance(prompt, str) else prompt or []:
+                    self.check_prompt(text)
             if chosen.get("search") is None:
                 if chosen and any(v is not None for v in chosen.values()):
-                    raise ValueError(f"{sorted(chosen)} given without search=; name an algorithm, as search=\"best-of-n\"")
+                    raise ValueError(f"{sorted(chosen)} given without search=; name one, as search='best-of-n'")
                 return stock(self, *args, **kwargs)
             bound = inspect.signature(stock).bind(self, *args, **kwargs).arguments
             bound.pop("self")
@@ -109,14 +127,16 @@ class SearchMixin:
             raise ValueError(f"search needs a prompt or a list of prompts, got {prompt!r}")
         if opts["reward"] is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
-        keep = call.pop("num_images_per_prompt", None) or 1
+        keep = call.pop("num_images_per_prompt", None)
+        keep = 1 if keep is None else keep
         seed = _seed(opts["seed"], call.pop("generator", None))
         output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
         if output_type not in ("pil", "pt", "np"):
-            raise ValueError(f"output_type must be \"pil\", \"pt\" or \"np\" under search, got {output_type!r}")
+            raise ValueError(f'output_type must be "pil", "pt" or "np" under search, got {output_type!r}')
         algorithm = make_algorithm(opts["search"])
         utility = opts["utility"] if callable(opts["utility"]) else utilities.make(opts["utility"])
         rewards, budget = make_rewards(opts["reward"]), Budget.parse(opts["budget"])
+        report = make_rewards(opts["report"]) if opts["report"] else ()
         takes = inspect.signature(type(self).denoiser_class).parameters
         unknown = [n for n, v in call.items() if n not in takes and n not in REFUSED and v != stock[n].default]
         if unknown:
@@ -125,34 +145,70 @@ class SearchMixin:
         if opts["kernel"] not in KERNELS:
             raise ValueError(f"unknown kernel {opts['kernel']!r}; choose one of {list(KERNELS)}")
         engine = LiveEngine(
-            denoiser, rewards, kernel=KERNELS[opts["kernel"]](denoiser), batch_size=opts["batch_size"],
+            denoiser,
+            rewards,
+            kernel=KERNELS[opts["kernel"]](denoiser),
+            batch_size=opts["batch_size"],
             decode_batch_size=opts["decode_batch_size"],
         )
         try:
             results = self._run(prompts, algorithm, engine, budget, utility, seed, keep, opts)
+            results = [_report(result, report) for result in results]
         finally:
             self.maybe_free_model_hooks()  # type: ignore[attr-defined]
         images = _convert([c.image for r in results for c in r.images], output_type)
         return SearchOutput(images=images, search=results) if return_dict else (images, results)
 
     def _run(
-        self, prompts: Sequence[str], algorithm: Any, engine: LiveEngine, budget: Budget, utility: Any, seed: int,
-        keep: int, opts: dict[str, Any],
+        self,
+        prompts: Sequence[str],
+        algorithm: Any,
+        engine: LiveEngine,
+        budget: Budget,
+        utility: Any,
+        seed: int,
+        keep: int,
+        opts: dict[str, Any],
     ) -> list[Result]:
         """The search, with the pipeline's progress bar counting evaluations."""
         total = budget.nfe * len(prompts) if budget.nfe else None
-        with self.progress_bar(total=total) as bar:  # type: ignore[attr-defined]
+        style = getattr(self, "_progress_bar_config", {})
+        with tqdm(**{"total": total, "unit": "nfe", "desc": "search", **style}) as bar:
 
             def listen(event: Event) -> None:
                 if event.kind == "tick":
                     bar.update(event.nfe)
+                elif event.kind == "score" and event.best == event.best:
+                    bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
                 if opts["on_event"] is not None:
                     opts["on_event"](event)
 
             return run_search(
-                prompts, algorithm, engine, budget, utility=utility, seed=seed, keep=keep, shared=opts["shared"],
-                on_event=listen, should_stop=opts["should_stop"],
+                prompts,
+                algorithm,
+                engine,
+                budget,
+                utility=utility,
+                seed=seed,
+                keep=keep,
+                shared=opts["shared"],
+                on_event=listen,
+                should_stop=opts["should_stop"],
             )
+
+
+def _report(result: Result, metrics: Sequence[Reward]) -> Result:
+    """The result with these metrics on its images."""
+    if not metrics or not result.images:
+        return result
+    images = torch.stack([c.image for c in result.images])
+    n = len(images)
+    columns = {m.name: m(images, [result.prompt] * n, torch.zeros(n)) for m in metrics}
+    scored = [
+        replace(c, metrics={name: float(column[i]) for name, column in columns.items()})
+        for i, c in enumerate(result.images)
+    ]
+    return replace(result, images=tuple(scored))
 
 
 def _seed(seed: int | None, generator: Any) -> int:

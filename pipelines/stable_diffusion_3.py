@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
 from torch import Tensor
-
-from ttsnap.flops import count_flops
-from ttsnap.interpolants import Linear
 from ttsnap.pipelines.mixin import SearchMixin
+
+from ttsnap.flops import count_flops, on_meta
+from ttsnap.interpolants import Linear
 from ttsnap.samplers import FlowEuler, Prediction
 from ttsnap.types import Grid
 
@@ -25,12 +26,23 @@ class StableDiffusion3Denoiser:
     """
 
     def __init__(
-        self, pipe: StableDiffusion3Pipeline, *, height: int | None = None, width: int | None = None,
-        num_inference_steps: int = 28, sigmas: list[float] | None = None, guidance_scale: float = 7.0,
-        prompt_2: str | None = None, prompt_3: str | None = None, negative_prompt: str | None = None,
-        negative_prompt_2: str | None = None, negative_prompt_3: str | None = None,
-        joint_attention_kwargs: dict[str, Any] | None = None, clip_skip: int | None = None,
-        max_sequence_length: int = 256, mu: float | None = None,
+        self,
+        pipe: StableDiffusion3Pipeline,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 28,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.0,
+        prompt_2: str | None = None,
+        prompt_3: str | None = None,
+        negative_prompt: str | None = None,
+        negative_prompt_2: str | None = None,
+        negative_prompt_3: str | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        max_sequence_length: int = 256,
+        mu: float | None = None,
     ) -> None:
         if type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
             raise ValueError(
@@ -39,11 +51,17 @@ class StableDiffusion3Denoiser:
             )
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        self.pipe, self.guidance_scale = pipe, guidance_scale
+        self.pipe: Any = pipe
+        self.guidance_scale = guidance_scale
         self.height = height or pipe.default_sample_size * pipe.vae_scale_factor
         self.width = width or pipe.default_sample_size * pipe.vae_scale_factor
         pipe.check_inputs(
-            "", None, None, self.height, self.width, max_sequence_length=max_sequence_length,
+            "",
+            None,
+            None,
+            self.height,
+            self.width,
+            max_sequence_length=max_sequence_length,
             callback_on_step_end_tensor_inputs=[],
         )
         self.guided = guidance_scale > 1
@@ -71,17 +89,29 @@ class StableDiffusion3Denoiser:
         prompt_2, prompt_3, negative, negative_2, negative_3 = texts
         scale = (self._joint_attention_kwargs or {}).get("scale")
         self._text, self._negative, self._pooled, self._negative_pooled = self.pipe.encode_prompt(
-            prompt=list(prompts), prompt_2=prompt_2, prompt_3=prompt_3, negative_prompt=negative,
-            negative_prompt_2=negative_2, negative_prompt_3=negative_3, do_classifier_free_guidance=self.guided,
-            device=self.pipe._execution_device, clip_skip=self._clip_skip, lora_scale=scale,
+            prompt=list(prompts),
+            prompt_2=prompt_2,
+            prompt_3=prompt_3,
+            negative_prompt=negative,
+            negative_prompt_2=negative_2,
+            negative_prompt_3=negative_3,
+            do_classifier_free_guidance=self.guided,
+            device=self.pipe._execution_device,
+            clip_skip=self._clip_skip,
+            lora_scale=scale,
             max_sequence_length=self._max_sequence_length,
         )
 
     def init_latents(self, seeds: Sequence[int]) -> Tensor:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         latents: Tensor = self.pipe.prepare_latents(
-            len(generators), self.pipe.transformer.config.in_channels, self.height, self.width, self._text.dtype,
-            self.pipe._execution_device, generators,
+            len(generators),
+            self.pipe.transformer.config.in_channels,
+            self.height,
+            self.width,
+            self._text.dtype,
+            self.pipe._execution_device,
+            generators,
         )
         return latents
 
@@ -92,8 +122,12 @@ class StableDiffusion3Denoiser:
             text, pooled = torch.cat([self._negative[at], text]), torch.cat([self._negative_pooled[at], pooled])
             latents, t = torch.cat([x, x]), torch.cat([t, t])
         out = self.pipe.transformer(
-            hidden_states=latents, timestep=t, encoder_hidden_states=text, pooled_projections=pooled,
-            joint_attention_kwargs=self._joint_attention_kwargs, return_dict=False,
+            hidden_states=latents,
+            timestep=t,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            joint_attention_kwargs=self._joint_attention_kwargs,
+            return_dict=False,
         )[0]
         if self.guided:
             unconditional, conditional = out.chunk(2)
@@ -109,10 +143,17 @@ class StableDiffusion3Denoiser:
         return images
 
     def flops(self) -> tuple[float, float]:
-        twin = copy.copy(self)  # so that the prompts encoded here stay
-        with torch.no_grad():
-            twin.encode([""])
-            x, zero = twin.init_latents([0]), torch.zeros(1, dtype=torch.long)
+        pipe, twin = self.pipe, copy.copy(self)
+        c = pipe.transformer.config
+        tokens, scale = pipe.tokenizer_max_length + self._max_sequence_length, pipe.vae_scale_factor
+        with torch.device("meta"):
+            twin._text = twin._negative = torch.zeros(1, tokens, c.joint_attention_dim)
+            twin._pooled = twin._negative_pooled = torch.zeros(1, c.pooled_projection_dim)
+            x = torch.zeros(1, c.in_channels, self.height // scale, self.width // scale)
+        twin.pipe = SimpleNamespace(
+            transformer=on_meta(pipe.transformer), vae=on_meta(pipe.vae), image_processor=pipe.image_processor
+        )
+        zero = torch.zeros(1, dtype=torch.long)
         return count_flops(lambda: twin.predict(x, zero, zero)), count_flops(lambda: twin.decode(x))
 
 

@@ -16,12 +16,17 @@ class ScenesReward:
 
     name = "scenes"
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """ValueError for a prompt outside the grammar, before anything is computed."""
+        for prompt in prompts:
+            parse(prompt)
+
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> np.ndarray[Any, Any]:
-        """images (N, 3, 32, 32) in [0, 1] -> (N,) float32. ValueError for a prompt outside the grammar."""
+        """images (N, 3, 32, 32) in [0, 1] -> (N,) float32."""
         return _check(images, prompts)[0].astype(np.float32)
 
 
-class ScenesStrict:
+class ScenesStrict(ScenesReward):
     """1 where the image is right in every respect, else 0. Meant to report, not to search with."""
 
     name = "scenes-strict"

@@ -46,7 +46,7 @@ class Brightness:
         return scores
 
 
-@pytest.fixture()
+@pytest.fixture
 def counted() -> Callable[..., Counted]:
     def make(steps: int = 8, prompts: int = 3, **kwargs: Any) -> Counted:
         generator = torch.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def counted() -> Callable[..., Counted]:
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
     def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, **kwargs: Any) -> LiveEngine:
         return LiveEngine(counted(steps, prompts), rewards or [Brightness()], batch_size=batch_size, **kwargs)

@@ -32,7 +32,8 @@ def test_every_conversion_recovers_the_pair(path: ip.Interpolant) -> None:
 
     same(ip.eps_from_x0(path, x, x0, T), eps)
     same(ip.x0_from_eps(path, x, eps, T), x0)
-    same(ip.velocity_from_x0(path, x, x0, T) / ip.rows(1 + path.d_sigma(T), x), velocity / ip.rows(1 + path.d_sigma(T), x))
+    steep = ip.rows(1 + path.d_sigma(T), x)
+    same(ip.velocity_from_x0(path, x, x0, T) / steep, velocity / steep)
     same(ip.x0_from_velocity(path, x, velocity, T), x0)
     same(ip.score_from_x0(path, x, x0, T) * ip.rows(path.sigma(T), x), score * ip.rows(path.sigma(T), x))
     same(ip.x0_from_score(path, x, score, T), x0)
@@ -74,7 +75,7 @@ def test_transfer_keeps_x0_and_eps(source: ip.Interpolant, target: ip.Interpolan
 def test_transferred_velocity_is_the_papers() -> None:
     # ubar_s(x) = (c'/c) x + c t' u_t(x / c), the derivatives by autograd (arXiv 2503.19385).
     source, target = Linear(), VP()
-    x0, eps, x = sample(target)
+    x0, _, x = sample(target)
     s = T.clone().requires_grad_()
     t, c = ip.transfer(source, target, s)
     dt, dc = (torch.autograd.grad(v.sum(), s, retain_graph=True)[0] for v in (t, c))

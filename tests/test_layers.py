@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import ttsnap
 import ttsnap.pipelines
 import ttsnap.reward_models
 
+import ttsnap
+
 ROOT = Path(ttsnap.__file__).parent
 NUMPY_ONLY = ["types", "search", "dry", "table", "budget", "utility", "rewards", "outputs", "version", "algorithms/*"]
-PACKAGES = {"core": ROOT, "pipelines": Path(ttsnap.pipelines.__file__).parent,
-            "reward_models": Path(ttsnap.reward_models.__file__).parent}
+PACKAGES = {
+    "core": ROOT,
+    "pipelines": Path(ttsnap.pipelines.__file__).parent,
+    "reward_models": Path(ttsnap.reward_models.__file__).parent,
+}
 
 
 def imports(path: Path, *, top_level: bool = False) -> set[str]:
@@ -41,7 +44,8 @@ def test_light_modules_do_not_import_torch(pattern: str) -> None:
 
 def test_arrows_point_one_way() -> None:
     for path in ROOT.rglob("*.py"):
-        upward = {m for m in imports(path, top_level=True) if m.startswith(("ttsnap.pipelines", "ttsnap.reward_models"))}
+        found = imports(path, top_level=True)
+        upward = {m for m in found if m.startswith(("ttsnap.pipelines", "ttsnap.reward_models"))}
         assert not upward or path.is_relative_to(PACKAGES["pipelines"]), (path, upward)
         if path.name not in ("cli.py", "demo.py") and path.parent.name != "scenes":
             assert not {m for m in imports(path) if m.startswith("ttsnap.pipelines")}, path

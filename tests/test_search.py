@@ -59,8 +59,9 @@ algorithms = st.one_of(
     st.builds(
         lambda n, checks: SeedPruning(n, tuple(k for _, k in checks), steps=tuple(s for s, _ in checks)),
         st.one_of(st.none(), st.integers(1, 12)),
-        st.lists(st.tuples(st.integers(0, 7), st.floats(0.05, 1)), min_size=1, max_size=4, unique_by=lambda c: c[0])
-        .map(sorted),
+        st.lists(
+            st.tuples(st.integers(0, 7), st.floats(0.05, 1)), min_size=1, max_size=4, unique_by=lambda c: c[0]
+        ).map(sorted),
     ),
     st.builds(Wild, n=st.integers(1, 7), moves=st.integers(0, 8), seed=st.integers(0, 10**6)),
 )
@@ -73,8 +74,13 @@ budgets = st.one_of(
 
 @relaxed
 @given(
-    algorithm=algorithms, budget=budgets, shared=st.booleans(), batch=st.integers(1, 9),
-    nan=st.sampled_from([0.0, 0.3, 1.0]), broken=st.sampled_from([0.0, 0.2, 1.0]), prompts=st.integers(1, 3),
+    algorithm=algorithms,
+    budget=budgets,
+    shared=st.booleans(),
+    batch=st.integers(1, 9),
+    nan=st.sampled_from([0.0, 0.3, 1.0]),
+    broken=st.sampled_from([0.0, 0.2, 1.0]),
+    prompts=st.integers(1, 3),
 )
 def test_ledger_equals_counter_and_no_budget_is_exceeded(
     engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int
@@ -291,7 +297,11 @@ def test_stopping_anywhere_keeps_the_books(engine: Any, algorithm: Any, after: i
     live = with_kernel(engine(batch_size=batch), "sde" if algorithm.branches else "pipeline")
     ticks: list[int] = []
     results = search(
-        PROMPTS[:prompts], algorithm, live, "80nfe", should_stop=lambda: len(ticks) > after,
+        PROMPTS[:prompts],
+        algorithm,
+        live,
+        "80nfe",
+        should_stop=lambda: len(ticks) > after,
         on_event=lambda e: ticks.append(1) if e.kind == "tick" else None,
     )
     denoiser: Any = live.denoiser

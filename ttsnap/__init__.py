@@ -6,9 +6,19 @@ from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
 from ttsnap.budget import Budget
 from ttsnap.search import search
 from ttsnap.types import Candidate, Cost, Event, Grid, Result
-
 from ttsnap.version import __version__
+
 __all__ = [
-    "BestOfN", "Budget", "Candidate", "Cost", "Event", "Grid", "Result", "SeedPruning", "make_algorithm", "search",
+    "BestOfN",
+    "Budget",
+    "Candidate",
+    "Cost",
+    "Event",
+    "Grid",
+    "Result",
+    "SeedPruning",
+    "make_algorithm",
+    "search",
+    "__version__",
     "ttsnap",
 ]

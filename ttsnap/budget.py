@@ -17,6 +17,7 @@ from ttsnap.types import Cost, Grid, Move, Particles
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+NOTHING = Cost()
 _EXAMPLES = "400nfe, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
 
 
@@ -147,7 +148,7 @@ class Ledger:
         self.spent = Cost()
         self.reserve = Cost()
 
-    def affords(self, cost: Cost, reserve: Cost = Cost()) -> bool:
+    def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
         """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
         if self.budget.shortfall(self.spent + cost + reserve, self.price) is not None:
             return False
@@ -159,7 +160,7 @@ class Ledger:
             self.parent.hold(self.parent.reserve - self.reserve + reserve)
         self.reserve = reserve
 
-    def charge(self, cost: Cost, reserve: Cost = Cost()) -> None:
+    def charge(self, cost: Cost, reserve: Cost = NOTHING) -> None:
         """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
         if not self.affords(cost, reserve):
             raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")

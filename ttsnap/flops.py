@@ -1,4 +1,4 @@
-"""FLOPs of a call, counted by torch without computing anything."""
+"""FLOPs of a call, counted by torch on the meta device: nothing is computed, no hook of the real module runs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count_flops(call: Callable[[], Any]) -> float:
-    """FLOPs (two per multiply-add) of matmuls, convolutions and attention in `call`, which runs on fake tensors.
+def on_meta(module: Any) -> Any:
+    """A diffusers model of the same configuration without weights. Adapters (LoRA) added later are not in it."""
+    module = getattr(module, "_orig_mod", module)  # torch.compile
+    with torch.device("meta"):
+        return type(module).from_config(module.config).eval()
 
-    Tensors that `call` creates are fake, so nothing is computed; real module weights may be used as they are.
+
+def count_flops(call: Callable[[], Any]) -> float:
+    """FLOPs (two per multiply-add) of matmuls, convolutions and attention in `call`.
+
     Attention is counted through its matmul form, since torch has no formula for the CPU's fused kernel.
     """
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())

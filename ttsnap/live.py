@@ -63,10 +63,12 @@ class _Node:
 
 
 class _Row:
-    __slots__ = ("job", "node", "score", "stop", "uid")
+    """One row of a move under way. `key` (seed, branch) is the particle's source of sampling noise."""
 
-    def __init__(self, job: int, uid: int, node: _Node, stop: int, score: bool) -> None:
-        self.job, self.uid, self.node, self.stop, self.score = job, uid, node, stop, score
+    __slots__ = ("job", "key", "node", "score", "stop", "uid")
+
+    def __init__(self, job: int, uid: int, key: rng.Key, node: _Node, stop: int, score: bool) -> None:
+        self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
 
     def needs_network(self, steps: int) -> bool:
         ahead = self.node.step < self.stop or (self.score and self.stop < steps)
@@ -82,7 +84,12 @@ class LiveEngine:
     """
 
     def __init__(
-        self, denoiser: Denoiser, rewards: Sequence[Reward], *, kernel: Kernel | None = None, batch_size: int = 16,
+        self,
+        denoiser: Denoiser,
+        rewards: Sequence[Reward],
+        *,
+        kernel: Kernel | None = None,
+        batch_size: int = 16,
         decode_batch_size: int | None = None,
     ) -> None:
         if batch_size < 1 or (decode_batch_size is not None and decode_batch_size < 1):
@@ -97,7 +104,7 @@ class LiveEngine:
         self.capacity = 2 * batch_size
         self._price: Price | None = None
         self._rows: list[_Row] = []
-        self._resting: dict[tuple[int, int], _Node] = {}
+        self._resting: dict[tuple[int, int], tuple[_Node, rng.Key]] = {}
         self.timings: dict[str, float] = {"denoise": 0.0, "decode": 0.0, "reward": 0.0}
         self.stats: dict[str, int] = defaultdict(int)
 
@@ -116,25 +123,33 @@ class LiveEngine:
         return self.stats["nfe"] / max(1, self.stats["batches"] * self.batch_size)
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
-        self._prompts, self._seed = list(prompts), seed
+        self._prompts = list(prompts)
         self._rows, self._resting = [], {}
         self.timings.update(dict.fromkeys(self.timings, 0.0))
+        for reward in self.rewards:
+            if hasattr(reward, "check"):
+                reward.check(self._prompts)
         with torch.inference_mode():
             self.denoiser.encode(self._prompts)
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         new = [i for i, parent in enumerate(move.parent.tolist()) if parent < 0]
         with torch.inference_mode():
-            noise = self.denoiser.init_latents([int(seeds[i]) for i in new]) if new else None
-        nodes = {i: _Node(job, noise[j], 0) for j, i in enumerate(new)} if noise is not None else {}
-        for i, parent in enumerate(move.parent.tolist()):
+            noise = self.denoiser.init_latents([int(seeds[i]) for i in new]) if new else ()
+        states: dict[int, tuple[_Node, rng.Key]] = {}
+        for j, i in enumerate(new):
+            states[i] = _Node(job, noise[j], 0), (int(seeds[i]), 0)
+        for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
             if parent >= 0:
-                nodes[i] = self._resting[job, parent]
-                if move.start[i] != nodes[i].step:
+                node, key = self._resting[job, parent]
+                if move.start[i] != node.step:
                     raise ValueError("this engine cannot renoise; the kernel offers no forward step")
+                # A child draws its own noise from here on; a particle that goes on keeps its source.
+                states[i] = node, key if uid == parent else (int(seeds[i]), uid + 1)
         for i, uid in enumerate(uids.tolist()):
             self._resting.pop((job, uid), None)
-            self._rows.append(_Row(job, uid, nodes[i], int(move.stop[i]), bool(move.score[i])))
+            node, key = states[i]
+            self._rows.append(_Row(job, uid, key, node, int(move.stop[i]), bool(move.score[i])))
 
     def pending(self) -> int:
         return len(self._rows)
@@ -202,7 +217,7 @@ class LiveEngine:
         x = torch.stack([row.node.x for row in moving])
         prediction = Prediction(torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions]))
         k = torch.tensor([row.node.step for row in moving])
-        keys = [(self._seed % 2**32, row.uid, row.node.step) for row in moving]
+        keys = [(*row.key, row.node.step) for row in moving]
         moved = self.kernel.step(x, prediction, k, keys)
         for row, latent in zip(moving, moved, strict=True):
             row.node = _Node(row.job, latent, row.node.step + 1)
@@ -222,16 +237,14 @@ class LiveEngine:
         scores = np.stack([column for column, _ in columns], axis=1)
         causes = {r.name: error for r, (_, error) in zip(self.rewards, columns, strict=True)}
         on_cpu = images.cpu()
-        return [
-            self._rest(row, scores[i], on_cpu[i], _explain(scores[i], causes)) for i, row in enumerate(batch)
-        ]
+        return [self._rest(row, scores[i], on_cpu[i], _explain(scores[i], causes)) for i, row in enumerate(batch)]
 
     def _rest(
         self, row: _Row, scores: Any = None, image: Tensor | None = None, error: str | None = None, done: bool = True
     ) -> Outcome:
         """The row stops here; its particle keeps the state, ready for another move."""
         step, cached = row.node.step, row.node.prediction is not None
-        self._resting[row.job, row.uid] = row.node
+        self._resting[row.job, row.uid] = row.node, row.key
         return Outcome(row.job, row.uid, step, cached, scores, image, error, done)
 
     @torch.inference_mode()

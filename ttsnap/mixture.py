@@ -22,8 +22,15 @@ class MixtureDenoiser:
     passes_per_nfe = 1
 
     def __init__(
-        self, means: Tensor, stds: Tensor, weights: Tensor, *, steps: int = 20, path: Interpolant | None = None,
-        times: Tensor | None = None, by_prompt: Tensor | None = None,
+        self,
+        means: Tensor,
+        stds: Tensor,
+        weights: Tensor,
+        *,
+        steps: int = 20,
+        path: Interpolant | None = None,
+        times: Tensor | None = None,
+        by_prompt: Tensor | None = None,
     ) -> None:
         self.means, self.stds, self.weights = means.double(), stds.double(), weights.double() / weights.sum()
         self.path: Interpolant = path if path is not None else Linear()

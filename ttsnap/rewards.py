@@ -24,7 +24,7 @@ class FunctionReward:
     """
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self._function = function
         try:
             inspect.signature(function).bind(None, None, None)
@@ -49,7 +49,7 @@ def make_reward(spec: str | Reward | Callable[..., Any]) -> Reward:
         return spec  # type: ignore[return-value]
     if callable(spec):
         return FunctionReward(spec)
-    raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or an object with a name; got {spec!r}")
+    raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {spec!r}")
 
 
 def make_rewards(specs: Any) -> tuple[Reward, ...]:

@@ -25,7 +25,9 @@ class Prediction(NamedTuple):
 
 
 class Kernel(Protocol):
-    stochastic: bool
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise; only then do children of one particle come apart."""
 
     def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
         """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype."""
@@ -75,6 +77,9 @@ def power(scale: float = 3.0, exponent: float = 2.0) -> Callable[[Tensor], Tenso
     return lambda t: scale * t**exponent
 
 
+RBF_DIFFUSION = power(3.0, 2.0)
+
+
 @dataclass(frozen=True)
 class Sde:
     """Euler-Maruyama on the reverse SDE with the ODE's marginals (arXiv 2503.19385, Proposition 1).
@@ -85,7 +90,7 @@ class Sde:
 
     path: Interpolant
     times: Tensor
-    g: Callable[[Tensor], Tensor] = power()
+    g: Callable[[Tensor], Tensor] = RBF_DIFFUSION
     stochastic: bool = True
 
     def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
@@ -103,7 +108,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-KERNELS: dict[str, Callable[..., Kernel | None]] = {
+KERNELS: dict[str, Callable[..., Kernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
     "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),

@@ -23,7 +23,20 @@ from ttsnap.budget import Budget, Ledger, finish_cost, price_move
 from ttsnap.dry import DryEngine
 from ttsnap.table import ParticleTable
 from ttsnap.types import (
-    Algorithm, Candidate, Cost, Engine, Event, IntArray, Move, Outcome, Particles, Result, Utility, advance, fresh,
+    Algorithm,
+    Candidate,
+    Cost,
+    Engine,
+    Event,
+    Grid,
+    IntArray,
+    Move,
+    Outcome,
+    Particles,
+    Result,
+    Utility,
+    advance,
+    fresh,
 )
 
 logger = logging.getLogger(__name__)
@@ -141,8 +154,18 @@ class _Job:
 
 class _Run:
     def __init__(
-        self, prompts: list[str], algorithm: Algorithm, engine: Engine, budget: Budget, utility: Utility, seed: int,
-        keep: int, shared: bool, on_event: Listener | None, clock: Callable[[], float], begin: float,
+        self,
+        prompts: list[str],
+        algorithm: Algorithm,
+        engine: Engine,
+        budget: Budget,
+        utility: Utility,
+        seed: int,
+        keep: int,
+        shared: bool,
+        on_event: Listener | None,
+        clock: Callable[[], float],
+        begin: float,
     ) -> None:
         self.algorithm, self.engine, self.seed, self.keep, self.shared = algorithm, engine, seed, keep, shared
         self.grid, self.rewards = engine.grid, len(engine.reward_names)
@@ -155,8 +178,11 @@ class _Run:
             budget = Budget()
         self.jobs = [
             _Job(
-                i, prompt, Ledger(budget, engine.price, parent),
-                ParticleTable(self.grid.steps, self.rewards, utility), algorithm.init(self.grid),
+                i,
+                prompt,
+                Ledger(budget, engine.price, parent),
+                ParticleTable(self.grid.steps, self.rewards, utility),
+                algorithm.init(self.grid),
                 zlib.crc32(prompt.encode()),
             )
             for i, prompt in enumerate(prompts)
@@ -210,9 +236,9 @@ class _Run:
             moves.sort(key=lambda m: (-(m[1].value if m[1] is not None else 0.0), m[0].prompt))
         for job, move, particles in moves:
             n = 0 if move is None else self._affordable(job, move, particles)
-            if move is not None and 0 < n:
+            if move is not None and n > 0:
                 if n < len(move):
-                    job.warnings.append(f"move {len(job.trace)}: {n} of {len(move)} rows afforded by {job.ledger.budget}")
+                    job.warnings.append(f"the budget afforded {n} of the {len(move)} rows of move {len(job.trace)}")
                 self._submit(job, move.head(n), particles)
             elif particles.finished.any():
                 self._end(job)
@@ -273,11 +299,20 @@ class _Run:
             self.engine.drop(job.index, move.drop.tolist())
             self._emit("drop", job, uids=tuple(move.drop.tolist()))
         job.pending, job.waiting = (move, uids, before), {*uids.tolist()}
-        job.trace.append({
-            "move": len(job.trace), "cost": dataclasses.asdict(cost), "uids": uids.tolist(),
-            "parents": move.parent.tolist(), "start": move.start.tolist(), "stop": move.stop.tolist(),
-            "seeds": seeds.tolist(), "scores": {}, "drop": move.drop.tolist(), "closing": job.closing,
-        })
+        job.trace.append(
+            {
+                "move": len(job.trace),
+                "cost": dataclasses.asdict(cost),
+                "uids": uids.tolist(),
+                "parents": move.parent.tolist(),
+                "start": move.start.tolist(),
+                "stop": move.stop.tolist(),
+                "seeds": seeds.tolist(),
+                "scores": {},
+                "drop": move.drop.tolist(),
+                "closing": job.closing,
+            }
+        )
         self._emit("move", job, uids=tuple(uids.tolist()), nfe=cost.nfe)
         self.engine.submit(job.index, uids, seeds, move)
 
@@ -321,7 +356,7 @@ class _Run:
         need = sum(rates.of(job.ledger.reserve) for job in bare) + queued * rates.of(one)
         batches = -(-(len(bare) + queued) // max(1, self.engine.capacity // 2))
         need += rates.call * self.grid.steps * batches
-        return self.clock() + need >= self.deadline
+        return bool(self.clock() + need >= self.deadline)
 
     def _wind_up(self) -> None:
         """Cancel what runs, refund what did not run, and end each prompt with what it has."""
@@ -373,11 +408,14 @@ class _Run:
         particles = job.table.view()
         names = self.engine.reward_names
         ranking = self._ranking(job)[: self.keep] if job.images else []
-        values = particles.value(ranking) if ranking else []
+        values: Sequence[float] = particles.value(ranking).tolist() if ranking else []
         images = tuple(
             Candidate(
-                uid, int(particles.seed[uid]), float(v) if np.isfinite(v) else float("nan"),
-                {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)}, job.images[uid],
+                uid,
+                int(particles.seed[uid]),
+                float(v) if np.isfinite(v) else float("nan"),
+                {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
+                job.images[uid],
             )
             for uid, v in zip(ranking, values, strict=True)
         )
@@ -387,8 +425,11 @@ class _Run:
         share = job.ledger.spent.nfe / total
         phases = getattr(self.engine, "timings", {})
         spent = {
-            **job.ledger.summary(), "cost": job.ledger.spent, "seconds": self.seconds * share,
-            **{f"seconds_{k}": v * share for k, v in phases.items()}, "seconds_all_prompts": self.seconds,
+            **job.ledger.summary(),
+            "cost": job.ledger.spent,
+            "seconds": self.seconds * share,
+            **{f"seconds_{k}": v * share for k, v in phases.items()},
+            "seconds_all_prompts": self.seconds,
             "seeds": int((particles.parent < 0).sum()),
             "finished": int(particles.finished.sum()),
             "calibration": dataclasses.asdict(self.probe),

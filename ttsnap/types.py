@@ -90,7 +90,8 @@ class Particles:
     @property
     def finished(self) -> BoolArray:
         """(N,) whether the image is done and has been looked at by the rewards."""
-        return self.scored == self.scores.shape[1] - 1
+        done: BoolArray = self.scored == self.scores.shape[1] - 1
+        return done
 
     def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
         """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed."""
@@ -137,15 +138,17 @@ def fresh(n: int, stop: int, *, score: bool = True) -> Move:
 
 
 def advance(
-    particles: Particles, uids: IntArray | Sequence[int], stop: int, *, score: bool = True,
+    particles: Particles,
+    uids: IntArray | Sequence[int],
+    stop: int,
+    *,
+    score: bool = True,
     drop: IntArray | Sequence[int] = (),
 ) -> Move:
     """Take these particles, in this order, from where they are to step `stop`; give up those in `drop`."""
     rows = np.asarray(uids, int)
     n = len(rows)
-    return Move(
-        rows, particles.step[rows], np.full(n, stop), np.full(n, score), np.ones(n), drop=np.asarray(drop, int)
-    )
+    return Move(rows, particles.step[rows], np.full(n, stop), np.full(n, score), np.ones(n), drop=np.asarray(drop, int))
 
 
 @runtime_checkable

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ttsnap.types import FloatArray, Utility
 
 
 def mean(scores: FloatArray) -> FloatArray:
     """The plain mean. With one reward, that reward."""
-    return np.asarray(scores, float).mean(axis=1)
+    return np.asarray(np.mean(scores, axis=1, dtype=float))
 
 
 def rank_sum(scores: FloatArray) -> FloatArray:
     """Sum over rewards of the rank within this set (ties share the mean rank), as in TTSnap (arXiv 2511.22242)."""
-    return rankdata(np.asarray(scores, float), axis=0).sum(axis=1)
+    from scipy.stats import rankdata  # imported late: it would double the start of the command line
+
+    return np.asarray(rankdata(scores, axis=0).sum(axis=1))
 
 
 def weighted(weights: Sequence[float]) -> Utility:
@@ -29,13 +30,13 @@ def weighted(weights: Sequence[float]) -> Utility:
     def utility(scores: FloatArray) -> FloatArray:
         if scores.shape[1] != len(w):
             raise ValueError(f"{len(w)} weights for {scores.shape[1]} rewards; give one weight per reward")
-        return np.asarray(scores, float) @ w
+        return np.asarray(scores @ w)
 
     return utility
 
 
 def make(spec: str | Sequence[float]) -> Utility:
-    """"mean", "rank_sum" or a list of weights -> utility."""
+    """ "mean", "rank_sum" or a list of weights -> utility."""
     if not isinstance(spec, str):
         return weighted(spec)
     if spec not in UTILITIES:

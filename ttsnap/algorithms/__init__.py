@@ -49,5 +49,5 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read algorithm file {path}: {error}") from None
     if not isinstance(spec, dict) or "name" not in spec:
-        raise ValueError(f"algorithm file {path} must hold an object with a \"name\", got {str(spec)[:80]}")
+        raise ValueError(f'algorithm file {path} must hold an object with a "name", got {str(spec)[:80]}')
     return spec

@@ -53,7 +53,8 @@ class SeedPruning:
         """The checks to come, as (step, keep); checks that fall on one step of a coarse grid are merged."""
         at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
         if any(not 0 <= s < grid.steps for s in at):
-            raise ValueError(f"checks at steps {list(at)} do not fit a grid of {grid.steps} steps (0..{grid.steps - 1})")
+            last = grid.steps - 1
+            raise ValueError(f"checks at steps {list(at)} do not fit a grid of {grid.steps} steps (0..{last})")
         merged: dict[int, float] = {}
         for step, keep in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * keep
@@ -74,7 +75,9 @@ class SeedPruning:
 
 
 def ttsnap(
-    n: int | None = None, keep: tuple[float, ...] = (0.4, 0.4, 0.5), levels: tuple[float, ...] = (0.9, 0.7, 0.45),
+    n: int | None = None,
+    keep: tuple[float, ...] = (0.4, 0.4, 0.5),
+    levels: tuple[float, ...] = (0.9, 0.7, 0.45),
     steps: tuple[int, ...] | None = None,
 ) -> SeedPruning:
     """Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards."""

@@ -1,0 +1,35 @@
+# make demo: set up and generate; make test: set up and test; make lint: what CI checks besides.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROMPT ?= two red circles and a blue square
+BUDGET ?= 400nfe
+
+.PHONY: demo test test-slow lint format clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/ttsnap generate "$(PROMPT)" --budget $(BUDGET)
+
+test: $(VENV)/.installed
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p ttsnap
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,109 @@
+"""What is written: metadata that comes back, sheets, traces, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttsnap import SeedPruning, outputs, search
+
+SETTINGS: dict[str, Any] = {
+    "ttsnap": "0.0", "model": "toy, v1", "sampler": "Ode", "kernel": "pipeline",
+    "call": {"num_inference_steps": 8, "guidance_scale": 4.0, "negative_prompt": "fog"},
+    "algorithm": "seed-pruning", "options": {}, "budget": "60nfe", "reward": "brightness",
+}  # fmt: skip
+
+
+@pytest.fixture()
+def finished(engine: Any) -> tuple[list[Any], outputs.Recorder, Any]:
+    recorder = outputs.Recorder()
+    live = engine()
+    results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), live, keep=2, on_event=recorder)
+    return results, recorder, live.grid
+
+
+def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
+    results, recorder, grid = finished
+    written = outputs.write_results(tmp_path, results, grid, recorder, SETTINGS)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
+    assert len(names) == 3 + 4
+    best = results[1].best
+    path = written[1][0]
+    assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
+    payload = outputs.read_payload(path)
+    assert payload["seed"] == best.seed
+    assert payload["call"] == SETTINGS["call"]
+    assert payload["search"]["reward"] == pytest.approx(best.reward)
+    text = Image.open(path).info["parameters"]
+    assert text.splitlines()[0] == "b: c/d"
+    assert text.splitlines()[1] == "Negative prompt: fog"
+    assert f"Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: \"toy, v1\"" in text
+    assert np.array_equal(np.asarray(Image.open(path)), outputs.to_uint8(best.image))
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    entry = trace["results"][1]
+    assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent["nfe"]
+    assert entry["images"][0]["file"] == path.name
+
+
+def test_sheet_shows_every_candidate_and_dims_the_pruned(finished: Any) -> None:
+    results, recorder, grid = finished
+    sheet = outputs.contact_sheet(results[0], grid, recorder.thumbnails[0])
+    assert sheet.height == outputs.HEAD + 6 * (outputs.CELL + 22) + 6
+    assert len(recorder.thumbnails[0]) == 6 + 3 + 2
+    pixels = np.asarray(sheet)
+    x = outputs.MARGIN + 90
+    first, last = (pixels[outputs.HEAD + row * (outputs.CELL + 22) + 40, x + 40] for row in (0, 5))
+    pruned = int(np.flatnonzero(~results[0].particles.finished & (results[0].particles.scored == 2))[0])
+    thumbnail = np.asarray(recorder.thumbnails[0][pruned, 2])[40, 40].astype(float)
+    assert last.min() >= 255 * 0.65 - 1
+    assert not np.array_equal(first, last) or thumbnail.min() > 250
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p.write_bytes(b"no image"), "cannot read .* as an image"),
+        (lambda p: Image.new("RGB", (2, 2)).save(p), "carries no ttsnap metadata"),
+        (lambda p: _save(p, "{"), "is damaged"),
+        (lambda p: _save(p, "[1]"), "lacks"),
+        (lambda p: _save(p, '{"prompt": "a"}'), r"lacks \['call', 'kernel', 'model', 'seed'\]"),
+        (lambda p: None, "no such image"),
+    ],
+)
+def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    make(path)
+    with pytest.raises(ValueError, match=message):
+        outputs.read_payload(path)
+
+
+def _save(path: Path, text: str) -> None:
+    from PIL import PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ttsnap", text)
+    Image.new("RGB", (2, 2)).save(path, pnginfo=info)
+
+
+def test_folders_are_numbered_and_never_reused_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = outputs.prepare_folder(None, "A red Circle!", False)
+    assert str(one) == "outputs/0001-a-red-circle"
+    assert not one.exists()
+    one.mkdir(parents=True)
+    assert str(outputs.prepare_folder(None, "../../etc", False)) == "outputs/0002-etc"
+    (one / "x").write_text("mine")
+    with pytest.raises(ValueError, match="holds files already"):
+        outputs.prepare_folder(one, "a", False)
+    assert outputs.prepare_folder(one, "a", True) == one
+    with pytest.raises(ValueError, match="is a file"):
+        outputs.prepare_folder(one / "x", "a", True)
+    with pytest.raises(ValueError, match="not a folder"):
+        outputs.prepare_folder(one / "x" / "y", "a", True)
+    assert (one / "x").read_text() == "mine"

@@ -1,0 +1,7 @@
+"""python -m ttsnap"""
+
+import sys
+
+from ttsnap.cli import main
+
+sys.exit(main())

@@ -1,0 +1,248 @@
+"""What a search leaves on disk: images that know how they were made, a contact sheet, a trace.
+
+PNG metadata comes twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read
+by `ttsnap replay`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+
+from ttsnap.types import Event, Grid, Result
+
+CELL, MARGIN, HEAD = 96, 8, 58
+MOST_ROWS = 24
+
+
+@dataclass
+class Recorder:
+    """Listens to a search and keeps a thumbnail of every scored estimate. `rewards` combine as in the search."""
+
+    thumbnails: dict[int, dict[tuple[int, int], Image.Image]] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "score" and event.image is not None:
+            self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = _thumbnail(event.image)
+
+
+def to_uint8(image: Any) -> np.ndarray[Any, Any]:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded."""
+    array = np.asarray(image, dtype=np.float64).transpose(1, 2, 0)
+    rounded: np.ndarray[Any, Any] = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    return rounded
+
+
+def _thumbnail(image: Any) -> Image.Image:
+    picture = Image.fromarray(to_uint8(image))
+    small = max(picture.size) < CELL
+    scale = CELL / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+
+
+def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """The payload in the form that A1111, Forge, SD.Next and others read back."""
+    call, search = payload["call"], payload["search"]
+    lines = [payload["prompt"].replace("\n", " ")]
+    if call.get("negative_prompt"):
+        lines.append(f"Negative prompt: {call['negative_prompt']}")
+    fields = {
+        "Steps": call.get("num_inference_steps"),
+        "Sampler": payload["sampler"],
+        "CFG scale": call.get("guidance_scale"),
+        "Seed": payload["seed"],
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": payload["model"],
+        "ttsnap algorithm": search["algorithm"],
+        "ttsnap budget": search["budget"],
+        "ttsnap reward": f"{search['reward']:.6g}",
+        "Version": f"ttsnap {payload['ttsnap']}",
+    }
+    quoted = {k: f'"{v}"' if re.search(r"[,:]", str(v)) else v for k, v in fields.items() if v is not None}
+    lines.append(", ".join(f"{k}: {v}" for k, v in quoted.items()))
+    return "\n".join(lines)
+
+
+def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
+    """Write a PNG with its metadata, whole or not at all."""
+    picture = Image.fromarray(to_uint8(image))
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", infotext(payload, picture.size))
+    info.add_itxt("ttsnap", json.dumps(payload))
+    _write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
+
+
+def read_payload(path: Path) -> dict[str, Any]:
+    """The "ttsnap" metadata of a PNG. ValueError that says what is missing."""
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get("ttsnap")
+    except FileNotFoundError:
+        raise ValueError(f"no such image: {path}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"cannot read {path} as an image: {error}") from None
+    if text is None:
+        raise ValueError(f"{path} carries no ttsnap metadata; only PNGs written by ttsnap can be replayed")
+    try:
+        payload = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the ttsnap metadata of {path} is damaged: {error}") from None
+    missing = {"prompt", "seed", "model", "call", "kernel"} - set(payload if isinstance(payload, dict) else ())
+    if missing:
+        raise ValueError(f"the ttsnap metadata of {path} lacks {sorted(missing)}")
+    return dict(payload)
+
+
+def _write(path: Path, save: Any) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def prepare_folder(out: Path | None, prompt: str, overwrite: bool) -> Path:
+    """The folder to write to: `out`, or the next free outputs/NNNN-prompt; not made yet.
+
+    ValueError where it holds files already (unless `overwrite`) or cannot be written to.
+    """
+    if out is None:
+        root = Path("outputs")
+        names = [p.name for p in root.iterdir()] if root.is_dir() else []
+        taken = [int(m.group(1)) for name in names if (m := re.match(r"(\d+)-", name))]
+        out = root / f"{max(taken, default=0) + 1:04d}-{slug(prompt)}"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} holds files already; choose another --out, or pass --overwrite to replace them")
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"cannot write to {out}: {there} is not a folder that you may write to")
+    return out
+
+
+def slug(text: str, most: int = 40) -> str:
+    """A short piece of a prompt that is safe as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "prompt"
+
+
+def write_results(
+    out: Path, results: Sequence[Result], grid: Grid, recorder: Recorder, settings: Mapping[str, Any]
+) -> list[list[Path]]:
+    """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
+
+    settings: model, sampler, kernel, call, algorithm, options, budget, reward, ttsnap (the version).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    many = len(results) > 1
+    written, entries = [], []
+    for index, result in enumerate(results):
+        stem = f"{index:03d}-{slug(result.prompt)}-" if many else ""
+        paths = []
+        for rank, candidate in enumerate(result.images):
+            payload = {
+                **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
+                "prompt": result.prompt,
+                "seed": candidate.seed,
+                "search": {
+                    **{k: settings[k] for k in ("algorithm", "options", "budget")},
+                    "rank": rank + 1,
+                    "reward": candidate.reward,
+                    "scores": candidate.scores,
+                    "metrics": candidate.metrics,
+                    "nfe": result.spent["nfe"],
+                    "seeds": result.spent["seeds"],
+                },
+            }
+            paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
+            save_image(paths[-1], candidate.image, _plain(payload))
+        if result.images:
+            sheet = contact_sheet(result, grid, recorder.thumbnails.get(index, {}))
+            _write(out / f"{stem}sheet.png", lambda path, sheet=sheet: sheet.save(path, format="PNG"))
+        written.append(paths)
+        entries.append(
+            {
+                "prompt": result.prompt,
+                "spent": {k: v for k, v in result.spent.items() if k != "cost"},
+                "images": [
+                    {
+                        "file": p.name,
+                        "seed": c.seed,
+                        "uid": c.uid,
+                        "reward": c.reward,
+                        "scores": c.scores,
+                        "metrics": c.metrics,
+                    }
+                    for p, c in zip(paths, result.images, strict=True)
+                ],
+                "warnings": list(result.warnings),
+                "moves": list(result.trace),
+            }
+        )
+    trace = _plain({"settings": dict(settings), "levels": list(grid.levels), "results": entries})
+    _write(out / "trace.json", lambda path: path.write_text(json.dumps(trace, indent=1)))
+    return written
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: nan becomes null, paths and such become text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
+    """Candidates (rows, best first) over the scored steps (columns): scores under each, pruned ones dimmed."""
+    p = result.particles
+    steps = sorted({step for _, step in thumbnails})
+    uids = sorted({uid for uid, _ in thumbnails}, key=lambda u: (-p.scored[u], -p.value([u])[0]))
+    shown, hidden = uids[:MOST_ROWS], uids[MOST_ROWS:]
+    width = max(420, MARGIN * 2 + 90 + len(steps) * (CELL + MARGIN))
+    row = CELL + 22
+    sheet = Image.new("RGB", (width, HEAD + len(shown) * row + (22 if hidden else 6)), "white")
+    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(11)
+    title = result.prompt if len(result.prompt) * 7 < width else result.prompt[: width // 7 - 1] + "…"
+    draw.text((MARGIN, 6), title, "black", font)
+    draw.text((MARGIN, 24), f"{len(uids)} seeds, {result.spent['nfe']} NFE", "#666666", small)
+    for column, step in enumerate(steps):
+        x = MARGIN + 90 + column * (CELL + MARGIN)
+        text = "finished" if step == grid.steps else f"step {step}, noise {grid.levels[step]:.2f}"
+        draw.text((x, 40), text, "#333333", small)
+    winner = result.images[0].uid
+    for line, uid in enumerate(shown):
+        y = HEAD + line * row
+        label = f"seed {p.seed[uid]}" if p.parent[uid] < 0 else f"{p.parent[uid]} → {uid}"
+        draw.text((MARGIN, y + CELL // 2 - 8), label, "black" if p.finished[uid] else "#999999", small)
+        if uid == winner:
+            draw.text((MARGIN, y + CELL // 2 + 6), "winner", "#1a7f37", small)
+        for column, step in enumerate(steps):
+            if (uid, step) not in thumbnails:
+                continue
+            x = MARGIN + 90 + column * (CELL + MARGIN)
+            picture = thumbnails[uid, step]
+            pruned = not p.finished[uid] and step == p.scored[uid]
+            if pruned:
+                picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
+            sheet.paste(picture, (x, y))
+            if uid == winner and step == grid.steps:
+                frame = (x - 2, y - 2, x + picture.width + 1, y + picture.height + 1)
+                draw.rectangle(frame, outline="#1a7f37", width=2)
+            score = p.utility(p.scores[uid : uid + 1, step])[0]
+            draw.text((x, y + CELL + 2), f"{score:.3f}", "#999999" if pruned else "black", small)
+    if hidden:
+        draw.text((MARGIN, HEAD + len(shown) * row), f"and {len(hidden)} more", "#666666", small)
+    return sheet
