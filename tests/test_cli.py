@@ -56,8 +56,9 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_replay_is_exact_in_float(tmp_path: Path) -> None:
-    from ttsnap import BestOfN
     from ttsnap.pipelines import defaults, load
+
+    from ttsnap import BestOfN
 
     pipe = load()
     pipe.set_progress_bar_config(disable=True)

@@ -14,7 +14,19 @@ import ttsnap.reward_models
 import ttsnap
 
 ROOT = Path(ttsnap.__file__).parent
-NUMPY_ONLY = ["types", "search", "dry", "table", "budget", "utility", "rewards", "outputs", "version", "algorithms/*"]
+NUMPY_ONLY = [
+    "types",
+    "search",
+    "loop",
+    "dry",
+    "table",
+    "budget",
+    "utility",
+    "rewards",
+    "outputs",
+    "version",
+    "algorithms/*",
+]
 PACKAGES = {
     "core": ROOT,
     "pipelines": Path(ttsnap.pipelines.__file__).parent,

@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def finished(engine: Any) -> tuple[list[Any], outputs.Recorder, Any]:
     recorder = outputs.Recorder()
     live = engine()
@@ -43,7 +43,7 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     text = Image.open(path).info["parameters"]
     assert text.splitlines()[0] == "b: c/d"
     assert text.splitlines()[1] == "Negative prompt: fog"
-    assert f"Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: \"toy, v1\"" in text
+    assert f'Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: "toy, v1"' in text
     assert np.array_equal(np.asarray(Image.open(path)), outputs.to_uint8(best.image))
     trace = json.loads((tmp_path / "trace.json").read_text())
     entry = trace["results"][1]

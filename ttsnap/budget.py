@@ -188,5 +188,5 @@ class Ledger:
             "flops_denoise": flops.nfe * c.nfe,
             "flops_decode": flops.decode * c.decodes,
             "flops_reward": flops.reward_call * c.reward_calls,
-            "budget": str(self.budget),
+            "budget": str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts",
         }
