@@ -129,12 +129,12 @@ class LiveEngine:
         for reward in self.rewards:
             if hasattr(reward, "check"):
                 reward.check(self._prompts)
-        with torch.inference_mode():
+        with torch.no_grad():
             self.denoiser.encode(self._prompts)
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         new = [i for i, parent in enumerate(move.parent.tolist()) if parent < 0]
-        with torch.inference_mode():
+        with torch.no_grad():
             noise = self.denoiser.init_latents([int(seeds[i]) for i in new]) if new else ()
         states: dict[int, tuple[_Node, rng.Key]] = {}
         for j, i in enumerate(new):
@@ -163,7 +163,7 @@ class LiveEngine:
         self._rows = [row for row in self._rows if row.job != job]
         return [self._rest(row, done=False) for row in mine]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def tick(self) -> list[Outcome]:
         self._advance()
         called = self._predict()
@@ -236,8 +236,13 @@ class LiveEngine:
         self.stats["reward_calls"] += len(batch) * len(self.rewards)
         scores = np.stack([column for column, _ in columns], axis=1)
         causes = {r.name: error for r, (_, error) in zip(self.rewards, columns, strict=True)}
-        on_cpu = images.cpu()
-        return [self._rest(row, scores[i], on_cpu[i], _explain(scores[i], causes)) for i, row in enumerate(batch)]
+        # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
+        last = [i for i, row in enumerate(batch) if row.stop == self.grid.steps]
+        finished = dict(zip(last, images[last].cpu(), strict=True)) if last else {}
+        return [
+            self._rest(row, scores[i], finished.get(i, images[i]), _explain(scores[i], causes))
+            for i, row in enumerate(batch)
+        ]
 
     def _rest(
         self, row: _Row, scores: Any = None, image: Tensor | None = None, error: str | None = None, done: bool = True
@@ -247,7 +252,7 @@ class LiveEngine:
         self._resting[row.job, row.uid] = row.node, row.key
         return Outcome(row.job, row.uid, step, cached, scores, image, error, done)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def calibrate(self) -> Cost:
         """Measure seconds per unit with a few throw-away calls, for budgets in seconds; returns what they took."""
         self.denoiser.encode([""])

@@ -242,6 +242,8 @@ class Loop:
             if len(job.images) > 4 * self.keep + 32:
                 keep = self._ranking(job)[: self.keep]
                 job.images = {uid: job.images[uid] for uid in keep}
+        if self.on_event is None:
+            return
         best = float(job.table.view().value(self._ranking(job)[:1])[0]) if job.images else float("nan")
         self._emit("score", job, uids=(outcome.uid,), step=outcome.step, scores=scores, image=outcome.image, best=best)
 

@@ -36,7 +36,8 @@ class Recorder:
 
 def to_uint8(image: Any) -> np.ndarray[Any, Any]:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded."""
-    array = np.asarray(image, dtype=np.float64).transpose(1, 2, 0)
+    on_cpu = image.cpu() if hasattr(image, "cpu") else image
+    array = np.asarray(on_cpu, dtype=np.float64).transpose(1, 2, 0)
     rounded: np.ndarray[Any, Any] = (array.clip(0, 1) * 255).round().astype(np.uint8)
     return rounded
 
