@@ -42,9 +42,17 @@ def table(*moves: Move) -> ParticleTable:
     t = ParticleTable(GRID.steps, 1, mean)
     for move in moves:
         uids, _ = t.place(move, 0)
-        for uid, stop, score in zip(uids, move.stop, move.score, strict=True):
-            cached = bool(score) and stop < GRID.steps
-            t.record(Outcome(0, int(uid), int(stop), cached, np.zeros(1) if score else None))
+        for scored in (True, False):
+            r = move.score == scored
+            t.record(
+                Outcome(
+                    0,
+                    uids[r],
+                    move.stop[r],
+                    move.score[r] & (move.stop[r] < GRID.steps),
+                    np.zeros((1, 1)) if scored else None,
+                )
+            )
     return t
 
 

@@ -14,6 +14,7 @@ class DryEngine:
     """Carries every move out at once with standard normal scores."""
 
     capacity = 1
+    nfe = 0
 
     def __init__(self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False) -> None:
         self.grid, self.reward_names, self.stochastic, self.price = grid, reward_names, stochastic, Price()
@@ -27,10 +28,17 @@ class DryEngine:
         pass
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        scores = self._rng.standard_normal((len(move), len(self.reward_names)))
-        for row, (uid, stop, scored) in enumerate(zip(uids, move.stop, move.score, strict=True)):
-            cached = bool(scored) and stop < self.grid.steps
-            self._done.append(Outcome(job, int(uid), int(stop), cached, scores[row] if scored else None))
+        for scored in (True, False):
+            rows = np.flatnonzero(move.score == scored)
+            if len(rows):
+                stop = move.stop[rows]
+                scores = self.scores(job, seeds[rows], stop) if scored else None
+                images = [None] * len(rows) if scored else None
+                self._done.append(Outcome(job, uids[rows], stop, scored & (stop < self.grid.steps), scores, images))
+
+    def scores(self, job: int, seeds: IntArray, steps: IntArray) -> np.ndarray:
+        """(n, R) scores of these seeds at these steps."""
+        return self._rng.standard_normal((len(seeds), len(self.reward_names)))
 
     def pending(self) -> int:
         return len(self._done)
@@ -39,8 +47,9 @@ class DryEngine:
         done, self._done = self._done, []
         return done
 
-    def cancel(self, job: int) -> list[Outcome]:
-        return []
+    def cancel(self, job: int) -> Outcome:
+        nothing = np.empty(0, int)
+        return Outcome(job, nothing, nothing, nothing.astype(bool))
 
     def drop(self, job: int, uids: Sequence[int]) -> None:
         pass

@@ -118,6 +118,10 @@ class LiveEngine:
         return self._price
 
     @property
+    def nfe(self) -> int:
+        return self.stats["nfe"]
+
+    @property
     def occupancy(self) -> float:
         """Mean share of the denoiser batch that was in use, in (0, 1]."""
         return self.stats["nfe"] / max(1, self.stats["batches"] * self.batch_size)
@@ -158,17 +162,16 @@ class LiveEngine:
         for uid in uids:
             self._resting.pop((job, uid), None)
 
-    def cancel(self, job: int) -> list[Outcome]:
+    def cancel(self, job: int) -> Outcome:
         mine = [row for row in self._rows if row.job == job]
         self._rows = [row for row in self._rows if row.job != job]
-        return [self._rest(row, done=False) for row in mine]
+        return self._rest(job, mine)
 
     @torch.no_grad()
     def tick(self) -> list[Outcome]:
         self._advance()
-        called = self._predict()
+        self._predict()
         self._advance()
-        done = [Outcome(-1, -1, called, False)] if called else []
         ready, scored, going = [], [], []
         for row in self._rows:
             if row.needs_network(self.grid.steps) or row.node.step < row.stop:
@@ -177,17 +180,17 @@ class LiveEngine:
                 scored.append(row)
             else:
                 ready.append(row)
-        done += [self._rest(row) for row in ready]
+        done = [self._rest(job, [ready[i] for i in rows]) for job, rows in _by_job(ready).items()]
         # Decode full batches; the rest only when the denoiser has nothing left to do meanwhile.
-        idle = not going
-        full = len(scored) if idle else len(scored) // self.decode_batch_size * self.decode_batch_size
-        for i in range(0, full, self.decode_batch_size):
-            done += self._score(scored[i : min(full, i + self.decode_batch_size)])
+        size = self.decode_batch_size
+        full = len(scored) // size * size if going else len(scored)
+        for i in range(0, full, size):
+            done += self._score(scored[i : min(full, i + size)])
         self._rows = scored[full:] + going
         return done
 
-    def _predict(self) -> int:
-        """One denoiser call on the first rows that need it; how many evaluations it was."""
+    def _predict(self) -> None:
+        """One denoiser call on the first rows that need it."""
         nodes: dict[int, _Node] = {}
         for row in self._rows:
             if len(nodes) == self.batch_size:
@@ -196,7 +199,7 @@ class LiveEngine:
                 nodes[id(row.node)] = row.node
         batch = list(nodes.values())
         if not batch:
-            return 0
+            return
         begin = time.perf_counter()
         x = torch.stack([node.x for node in batch])
         step, cond = torch.tensor([node.step for node in batch]), torch.tensor([node.job for node in batch])
@@ -206,7 +209,6 @@ class LiveEngine:
         self.timings["denoise"] += time.perf_counter() - begin
         self.stats["batches"] += 1
         self.stats["nfe"] += len(batch)
-        return len(batch)
 
     def _advance(self) -> None:
         """Move every row whose prediction is there to its next step: no network call."""
@@ -240,17 +242,36 @@ class LiveEngine:
         last = [i for i, row in enumerate(batch) if row.stop == self.grid.steps]
         finished = dict(zip(last, images[last].cpu(), strict=True)) if last else {}
         return [
-            self._rest(row, scores[i], finished.get(i, images[i]), _explain(scores[i], causes))
-            for i, row in enumerate(batch)
+            self._rest(
+                job,
+                [batch[i] for i in rows],
+                scores[rows],
+                [finished.get(i, images[i]) for i in rows],
+                [_explain(scores[i], causes) for i in rows],
+            )
+            for job, rows in _by_job(batch).items()
         ]
 
     def _rest(
-        self, row: _Row, scores: Any = None, image: Tensor | None = None, error: str | None = None, done: bool = True
+        self,
+        job: int,
+        rows: list[_Row],
+        scores: Any = None,
+        images: list[Tensor] | None = None,
+        errors: Sequence[str | None] = (),
     ) -> Outcome:
-        """The row stops here; its particle keeps the state, ready for another move."""
-        step, cached = row.node.step, row.node.prediction is not None
-        self._resting[row.job, row.uid] = row.node, row.key
-        return Outcome(row.job, row.uid, step, cached, scores, image, error, done)
+        """These rows stop here; their particles keep their state, ready for another move."""
+        for row in rows:
+            self._resting[job, row.uid] = row.node, row.key
+        return Outcome(
+            job,
+            np.array([row.uid for row in rows], int),
+            np.array([row.node.step for row in rows], int),
+            np.array([row.node.prediction is not None for row in rows], bool),
+            scores,
+            images,
+            errors,
+        )
 
     @torch.no_grad()
     def calibrate(self) -> Cost:
@@ -278,6 +299,14 @@ class LiveEngine:
         price = self.price
         self._price = Price(price.flops, seconds, price.passes_per_nfe)
         return Cost(self.batch_size + 2, 2, len(self.rewards))
+
+
+def _by_job(rows: list[_Row]) -> dict[int, list[int]]:
+    """Indices of rows by job, in order."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        found[row.job].append(i)
+    return found
 
 
 def _score_images(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:

@@ -43,8 +43,8 @@ class Job:
     ledger: Ledger
     table: ParticleTable
     state: Any
-    key: int
-    waiting: set[int] = dataclasses.field(default_factory=set)
+    rng: np.random.Generator
+    waiting: int = 0
     pending: tuple[Move, IntArray, Particles] | None = None
     closing: bool = False
     images: dict[int, Any] = dataclasses.field(default_factory=dict)
@@ -86,7 +86,7 @@ class Loop:
                 Ledger(budget, engine.price, parent),
                 ParticleTable(self.grid.steps, self.rewards, utility),
                 algorithm.init(self.grid),
-                zlib.crc32(prompt.encode()),
+                np.random.default_rng([seed % 2**32, zlib.crc32(prompt.encode())]),
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -112,7 +112,11 @@ class Loop:
             # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
             if ready and (not self.shared or len(ready) == len(self.active)):
                 self._ask(ready)
-            for outcome in self.engine.tick():
+            before = self.engine.nfe
+            outcomes = self.engine.tick()
+            if self.engine.nfe > before:
+                self._emit("tick", None, nfe=self.engine.nfe - before)
+            for outcome in outcomes:
                 self._collect(outcome)
             asked = not stopping and should_stop()
             if asked or (not stopping and self._late(len(queue))):
@@ -130,56 +134,49 @@ class Loop:
             move = None
             particles = job.table.view()
             if not job.closing:
-                rng = np.random.default_rng([self.seed % 2**32, job.key, len(job.trace)])
-                move, job.state = self.algorithm.step(job.state, particles, rng)
+                move, job.state = self.algorithm.step(job.state, particles, job.rng)
                 if move is not None and len(move):
                     _validate(move, particles, self.grid, self.algorithm)
             moves.append((job, move, particles))
         if self.shared:
             moves.sort(key=lambda m: (-(m[1].value if m[1] is not None else 0.0), m[0].prompt))
         for job, move, particles in moves:
-            n = 0 if move is None else self._affordable(job, move, particles)
-            if move is not None and n > 0:
-                if n < len(move):
-                    job.warnings.append(f"the budget afforded {n} of the {len(move)} rows of move {len(job.trace)}")
-                self._submit(job, move.head(n), particles)
-            elif particles.finished.any():
+            if move is not None and len(move) and self._submit_prefix(job, move, particles):
+                continue
+            if particles.finished.any():
                 self._end(job)
             else:
                 self._close(job, particles)
 
-    def _affordable(self, job: Job, move: Move, particles: Particles) -> int:
-        """How many rows of the move, from the first on, fit with what must be held back after them."""
+    def _submit_prefix(self, job: Job, move: Move, particles: Particles) -> bool:
+        """Submit as many rows of the move, from the first on, as fit with what must be held back after them."""
+        if self._submit(job, move, particles):
+            return True
+        low, high = 0, len(move)
+        while high - low > 1:
+            middle = (low + high) // 2
+            cost, reserve = self._price(move.head(middle), particles)
+            low, high = (middle, high) if job.ledger.affords(cost, reserve) else (low, middle)
+        if low == 0:
+            return False
+        job.warnings.append(f"the budget afforded {low} of the {len(move)} rows of move {len(job.trace)}")
+        return self._submit(job, move.head(low), particles)
 
-        def fits(n: int) -> bool:
-            part = move.head(n)
-            cost = price_move(part, particles, self.grid, self.rewards)
-            return job.ledger.affords(cost, self._reserve(part, particles))
+    def _price(self, move: Move, particles: Particles) -> tuple[Cost, Cost]:
+        """A move's cost, and what must be held back after it: the cost of finishing the nearest particle, until one is.
 
-        n = len(move)
-        if n == 0 or fits(n):
-            return n
-        low = 0
-        while n - low > 1:
-            middle = (low + n) // 2
-            low, n = (middle, n) if fits(middle) else (low, middle)
-        return low
-
-    def _reserve(self, move: Move, particles: Particles) -> Cost:
-        """What finishing the nearest particle costs after this move; nothing if one is, or will be, finished."""
-        steps = self.grid.steps
-        if particles.finished.any() or bool((move.score & (move.stop == steps)).any()):
-            return Cost()
-        options = [finish_cost(0, False, self.grid, self.rewards)]
-        options += [
-            finish_cost(int(b), bool(s), self.grid, self.rewards) for b, s in {*zip(move.stop, move.score, strict=True)}
-        ]
+        The nearest may be one that the move advances, one that rests, or a fresh seed.
+        """
+        cost, steps = price_move(move, particles, self.grid, self.rewards), self.grid.steps
+        last = move.stop == steps
+        if bool((move.score & last).any()) or bool(particles.finished.any()):
+            return cost, Cost()
         resting = particles.alive.copy()
         resting[move.parent[move.parent >= 0]] = False
         resting[move.drop] = False
-        at = zip(particles.step[resting], particles.cached[resting], strict=True)
-        options += [finish_cost(int(s), bool(c), self.grid, self.rewards) for s, c in {*at}]
-        return min(options, key=lambda c: c.nfe)
+        at, cached = particles.step[resting], particles.cached[resting]
+        left = np.concatenate([[steps], steps - move.stop - (move.score & ~last), steps - at - (cached & (at < steps))])
+        return cost, Cost(int(left.min()), 1, self.rewards)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
@@ -187,25 +184,28 @@ class Loop:
         uids = np.flatnonzero(particles.alive)
         order = np.lexsort((-particles.step[uids], -particles.value(uids)))
         for uid in uids[order]:
-            move = advance(particles, [uid], self.grid.steps)
-            if job.ledger.affords(price_move(move, particles, self.grid, self.rewards)):
-                return self._submit(job, move, particles)
-        self._submit(job, fresh(1, self.grid.steps), particles)
+            if self._submit(job, advance(particles, [uid], self.grid.steps), particles):
+                return
+        if not self._submit(job, fresh(1, self.grid.steps), particles):
+            raise RuntimeError(f"nothing left to finish an image with: {job.ledger.summary()}")
 
-    def _submit(self, job: Job, move: Move, particles: Particles) -> None:
-        cost = price_move(move, particles, self.grid, self.rewards)
-        job.ledger.charge(cost, self._reserve(move, particles))
+    def _submit(self, job: Job, move: Move, particles: Particles) -> bool:
+        """Charge for a move and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
+        cost, reserve = self._price(move, particles)
+        if not job.ledger.affords(cost, reserve):
+            return False
+        job.ledger.charge(cost, reserve)
         before = dataclasses.replace(particles, step=particles.step.copy(), cached=particles.cached.copy())
         uids, seeds = job.table.place(move, self.seed)
-        job.table.drop(move.drop)
         if len(move.drop):
+            job.table.drop(move.drop)
             self.engine.drop(job.index, move.drop.tolist())
             self._emit("drop", job, uids=tuple(move.drop.tolist()))
-        job.pending, job.waiting = (move, uids, before), {*uids.tolist()}
+        job.pending, job.waiting = (move, uids, before), len(uids)
         job.trace.append(
             {
                 "move": len(job.trace),
-                "cost": dataclasses.asdict(cost),
+                "cost": _as_dict(cost),
                 "uids": uids.tolist(),
                 "parents": move.parent.tolist(),
                 "start": move.start.tolist(),
@@ -218,34 +218,36 @@ class Loop:
         )
         self._emit("move", job, uids=tuple(uids.tolist()), nfe=cost.nfe)
         self.engine.submit(job.index, uids, seeds, move)
+        return True
 
     def _collect(self, outcome: Outcome) -> None:
-        if outcome.uid < 0:  # progress of a batch, not a row
-            self._emit("tick", None, nfe=outcome.step)
-            return
         job = self.jobs[outcome.job]
-        if outcome.error is not None:
-            job.failures += 1
-            if job.failures == 1:
-                seed = job.table.view().seed[outcome.uid]
-                where = f"particle {outcome.uid} (seed {seed}) at step {outcome.step}"
-                job.warnings.append(f"reward failed on {where}, which is ranked last: {outcome.error}")
-                logger.warning("prompt %r: %s", job.prompt, job.warnings[-1])
         job.table.record(outcome)
-        job.waiting.discard(outcome.uid)
-        if outcome.scores is None:
+        job.waiting -= len(outcome.uids)
+        if outcome.scores is None or outcome.images is None:
             return
-        scores = tuple(float(s) for s in outcome.scores)
-        job.trace[-1]["scores"][outcome.uid] = [s if s == s else None for s in scores]
-        if outcome.step == self.grid.steps:
-            job.images[outcome.uid] = outcome.image
-            if len(job.images) > 4 * self.keep + 32:
-                keep = self._ranking(job)[: self.keep]
-                job.images = {uid: job.images[uid] for uid in keep}
+        uids = outcome.uids.tolist()
+        job.trace[-1]["scores"].update(zip(uids, outcome.scores.tolist(), strict=True))
+        self._note_failures(job, outcome)
+        for i in np.flatnonzero(outcome.step == self.grid.steps):
+            job.images[uids[i]] = outcome.images[i]
+        if len(job.images) > 4 * self.keep + 32:
+            job.images = {uid: job.images[uid] for uid in self._ranking(job)[: self.keep]}
         if self.on_event is None:
             return
         best = float(job.table.view().value(self._ranking(job)[:1])[0]) if job.images else float("nan")
-        self._emit("score", job, uids=(outcome.uid,), step=outcome.step, scores=scores, image=outcome.image, best=best)
+        rows = zip(uids, outcome.step.tolist(), outcome.scores.tolist(), outcome.images, strict=True)
+        for uid, step, scores, image in rows:
+            self._emit("score", job, uids=(uid,), step=step, scores=tuple(scores), image=image, best=best)
+
+    def _note_failures(self, job: Job, outcome: Outcome) -> None:
+        failed = [i for i, error in enumerate(outcome.errors) if error is not None]
+        if failed and not job.failures:
+            uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
+            where = f"particle {uid} (seed {job.table.view().seed[uid]}) at step {step}"
+            job.warnings.append(f"reward failed on {where}, which is ranked last: {outcome.errors[failed[0]]}")
+            logger.warning("prompt %r: %s", job.prompt, job.warnings[-1])
+        job.failures += len(failed)
 
     # --- stopping early ---------------------------------------------------------------------------------------
 
@@ -269,8 +271,11 @@ class Loop:
             if job.closing:
                 continue
             cancelled = self.engine.cancel(job.index)
-            job.ledger.refund(self._unspent(job, cancelled))
-            job.waiting = set()
+            refund = self._unspent(job, cancelled)
+            job.ledger.refund(refund)
+            if job.trace:
+                job.trace[-1]["refund"] = _as_dict(refund)
+            job.waiting = 0
             job.warnings.append("stopped early; the budget was not used up")
             particles = job.table.view()
             if particles.finished.any():
@@ -278,20 +283,18 @@ class Loop:
             else:
                 self._close(job, particles)
 
-    def _unspent(self, job: Job, cancelled: list[Outcome]) -> Cost:
+    def _unspent(self, job: Job, cancelled: Outcome) -> Cost:
         """The part of a cancelled move's price that did not run. Records how far its rows got."""
         if job.pending is None:
             return Cost()
         move, uids, before = job.pending
-        at = {o.uid: o for o in cancelled}
-        left = [i for i, uid in enumerate(uids.tolist()) if uid in at]
-        moved = [i for i in left if at[int(uids[i])].cached or at[int(uids[i])].step > move.start[i]]
-        for outcome in cancelled:
-            job.table.record(outcome)
+        row_of = {uid: i for i, uid in enumerate(uids.tolist())}
+        rows = np.array([row_of[uid] for uid in cancelled.uids.tolist()], int)
+        moved = cancelled.cached | (cancelled.step > move.start[rows])
+        job.table.record(cancelled)
         # Rows that never ran are priced as they were, so that children of one particle share their first call.
-        cost = price_move(_rows(move, [i for i in left if i not in moved]), before, self.grid, self.rewards)
-        steps = np.array([at[int(uids[i])].step for i in moved], int)
-        rest = dataclasses.replace(_rows(move, moved), parent=uids[moved], start=steps)
+        cost = price_move(_rows(move, rows[~moved]), before, self.grid, self.rewards)
+        rest = dataclasses.replace(_rows(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved])
         return cost + price_move(rest, job.table.view(), self.grid, self.rewards)
 
     # --- the end ------------------------------------------------------------------------------------------------
@@ -336,7 +339,7 @@ class Loop:
             "seconds_all_prompts": self.seconds,
             "seeds": int((particles.parent < 0).sum()),
             "finished": int(particles.finished.sum()),
-            "calibration": dataclasses.asdict(self.probe),
+            "calibration": _as_dict(self.probe),
         }
         return Result(job.prompt, images, spent, tuple(job.trace), particles, tuple(job.warnings))
 
@@ -365,7 +368,11 @@ def _validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm
         raise ValueError(f"{who}: a move branches or renoises, but the algorithm declares branches = False")
 
 
-def _rows(move: Move, rows: list[int]) -> Move:
+def _as_dict(cost: Cost) -> dict[str, int]:
+    return {"nfe": cost.nfe, "decodes": cost.decodes, "reward_calls": cost.reward_calls}
+
+
+def _rows(move: Move, rows: IntArray) -> Move:
     cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
     return Move(*cut)
 

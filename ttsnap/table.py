@@ -10,58 +10,57 @@ from ttsnap.types import IntArray, Move, Outcome, Particles, Utility
 class ParticleTable:
     """Arrays with spare room; `view` shows the part in use without copying it."""
 
-    def __init__(self, steps: int, rewards: int, utility: Utility, room: int = 16) -> None:
+    def __init__(self, steps: int, rewards: int, utility: Utility) -> None:
         self._utility = utility
-        self._n = 0
-        self._seeds = 0
-        self._ints = np.full((4, room), -1)  # seed, parent, step, scored
-        self._flags = np.zeros((2, room), bool)  # cached, alive
-        self._scores = np.full((room, steps + 1, rewards), np.nan)
+        self._n = self._seeds = 0
+        self._ints = np.empty((4, 0), int)  # seed, parent, step, scored
+        self._flags = np.empty((2, 0), bool)  # cached, alive
+        self._scores = np.empty((0, steps + 1, rewards))
 
     def view(self) -> Particles:
         n = self._n
-        ints, flags = self._ints[:, :n], self._flags[:, :n]
-        arrays = (ints[0], ints[1], ints[2], flags[0], flags[1], self._scores[:n], ints[3])
-        for a in arrays:
-            a.flags.writeable = False
-        return Particles(*arrays, self._utility)
+        ints, flags, scores = self._ints[:, :n], self._flags[:, :n], self._scores[:n]
+        for array in (ints, flags, scores):
+            array.flags.writeable = False
+        return Particles(ints[0], ints[1], ints[2], flags[0], flags[1], scores, ints[3], self._utility)
 
     def place(self, move: Move, seed: int) -> tuple[IntArray, IntArray]:
         """Give each row of a move its uid (continued or new) and its seed; fresh seeds count up from `seed`."""
-        uids = np.empty(len(move), int)
-        seen: set[int] = set()
-        for i, (parent, start) in enumerate(zip(move.parent.tolist(), move.start.tolist(), strict=True)):
-            if parent >= 0 and parent not in seen and start == self._ints[2, parent]:
-                seen.add(parent)
-                uids[i] = parent
-                continue
-            uids[i] = self._add(parent, seed)
+        uids = np.full(len(move), -1)
+        own = np.flatnonzero(move.parent >= 0)
+        if len(own):
+            own = own[move.start[own] == self._ints[2, move.parent[own]]]
+            _, first = np.unique(move.parent[own], return_index=True)
+            uids[own[first]] = move.parent[own[first]]
+        new = np.flatnonzero(uids < 0)
+        if len(new):
+            uids[new] = self._add(move.parent[new], seed)
         return uids, self._ints[0, uids]
 
-    def _add(self, parent: int, seed: int) -> int:
-        uid = self._n
-        if uid == self._ints.shape[1]:
-            self._ints = np.concatenate([self._ints, np.full_like(self._ints, -1)], axis=1)
-            self._flags = np.concatenate([self._flags, np.zeros_like(self._flags)], axis=1)
-            self._scores = np.concatenate([self._scores, np.full_like(self._scores, np.nan)])
-        self._n += 1
-        if parent < 0:
-            own = seed + self._seeds
-            self._seeds += 1
-        else:
-            own = int(self._ints[0, parent])
-        self._ints[:, uid] = own, parent, 0, -1
-        self._flags[:, uid] = False, True
-        return uid
+    def _add(self, parents: IntArray, seed: int) -> IntArray:
+        n, more = self._n, len(parents)
+        if n + more > self._ints.shape[1]:
+            room = max(n, more)
+            self._ints = np.concatenate([self._ints, np.empty((4, room), int)], axis=1)
+            self._flags = np.concatenate([self._flags, np.empty((2, room), bool)], axis=1)
+            self._scores = np.concatenate([self._scores, np.full((room, *self._scores.shape[1:]), np.nan)])
+        rows = np.arange(n, n + more)
+        fresh = parents < 0
+        started = np.cumsum(fresh)
+        self._ints[0, rows] = np.where(fresh, seed + self._seeds + started - 1, self._ints[0, parents])
+        self._ints[1, rows], self._ints[2, rows], self._ints[3, rows] = parents, 0, -1
+        self._flags[0, rows], self._flags[1, rows] = False, True
+        self._n, self._seeds = n + more, self._seeds + int(started[-1])
+        return rows
 
     def record(self, outcome: Outcome) -> None:
-        """Where a particle got to, and its scores there."""
-        uid = outcome.uid
-        self._ints[2, uid] = outcome.step
-        self._flags[0, uid] = outcome.cached
+        """Where particles got to, and their scores there."""
+        uids = outcome.uids
+        self._ints[2, uids] = outcome.step
+        self._flags[0, uids] = outcome.cached
         if outcome.scores is not None:
-            self._scores[uid, outcome.step] = outcome.scores
-            self._ints[3, uid] = outcome.step
+            self._scores[uids, outcome.step] = outcome.scores
+            self._ints[3, uids] = outcome.step
 
     def drop(self, uids: IntArray) -> None:
         self._flags[1, uids] = False

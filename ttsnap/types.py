@@ -186,20 +186,19 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row of a move, carried out: scores (R,) (nan where failed) or None when it was not to be scored.
+    """Rows of one job's move that are done, or how far they got before they were cancelled.
 
-    `image` is an opaque handle on the decoded image (None when not scored), `error` what went wrong in a reward.
-    `done` is False for a row that was cancelled on the way; `step` and `cached` then say how far it got.
+    uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
+    `images` are opaque handles on the decoded images, one a row; `errors` say what went wrong in a reward.
     """
 
     job: int
-    uid: int
-    step: int
-    cached: bool
+    uids: IntArray
+    step: IntArray
+    cached: BoolArray
     scores: FloatArray | None = None
-    image: Any = None
-    error: str | None = None
-    done: bool = True
+    images: Sequence[Any] | None = None
+    errors: Sequence[str | None] = ()
 
 
 @runtime_checkable
@@ -211,6 +210,9 @@ class Engine(Protocol):
     reward_names: tuple[str, ...]
     stochastic: bool
     capacity: int
+    """Pending rows that keep it busy; with fewer, another prompt may be taken up."""
+    nfe: int
+    """Evaluations so far, for progress."""
 
     def calibrate(self) -> Cost:
         """Measure price.seconds; returns what that took."""
@@ -227,7 +229,7 @@ class Engine(Protocol):
     def tick(self) -> list[Outcome]:
         """One denoiser batch and whatever became ready for scoring; the rows that are now complete."""
 
-    def cancel(self, job: int) -> list[Outcome]:
+    def cancel(self, job: int) -> Outcome:
         """Take this job's rows off the queue; says how far each got."""
 
     def drop(self, job: int, uids: Sequence[int]) -> None:
