@@ -170,19 +170,23 @@ class SearchMixin:
         keep: int,
         opts: dict[str, Any],
     ) -> list[Result]:
-        """The search, with the pipeline's progress bar counting evaluations."""
+        """The search, with a progress bar styled as the pipeline's, counting evaluations."""
         total = budget.nfe * len(prompts) if budget.nfe else None
-        style = getattr(self, "_progress_bar_config", {})
-        with tqdm(**{"total": total, "unit": "nfe", "desc": "search", **style}) as bar:
+        style = {"total": total, "unit": "nfe", "desc": "search", **getattr(self, "_progress_bar_config", {})}
+        bar: Any = None
 
-            def listen(event: Event) -> None:
-                if event.kind == "tick":
-                    bar.update(event.nfe)
-                elif event.kind == "score" and event.best == event.best:
-                    bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
-                if opts["on_event"] is not None:
-                    opts["on_event"](event)
+        def listen(event: Event) -> None:
+            nonlocal bar
+            if bar is None:  # opened late, so that refused input leaves no empty bar
+                bar = tqdm(**style)
+            if event.kind == "tick":
+                bar.update(event.nfe)
+            elif event.kind == "score" and event.best == event.best:
+                bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
+            if opts["on_event"] is not None:
+                opts["on_event"](event)
 
+        try:
             return run_search(
                 prompts,
                 algorithm,
@@ -195,6 +199,9 @@ class SearchMixin:
                 on_event=listen,
                 should_stop=opts["should_stop"],
             )
+        finally:
+            if bar is not None:
+                bar.close()
 
 
 def _report(result: Result, metrics: Sequence[Reward]) -> Result:

@@ -51,12 +51,22 @@ def test_pruning_is_the_papers_loop(seed: int) -> None:
 def test_levels_and_steps_agree() -> None:
     a = SeedPruning(4, (0.5, 0.5), levels=(0.7, 0.45)).init(GRID)
     b = SeedPruning(4, (0.5, 0.5), steps=(6, 11)).init(GRID)
-    assert a == b == ((6, 0.5), (11, 0.5), (20, 1.0))
+    assert a == b == (1, ((6, 0.5), (11, 0.5), (20, 1.0)))
 
 
 def test_checks_that_meet_on_a_coarse_grid_are_merged() -> None:
     coarse = Grid((1.0, 0.5, 0.0))
-    assert SeedPruning(4, (0.5, 0.5), levels=(0.8, 0.6)).init(coarse) == ((1, 0.25), (2, 1.0))
+    assert SeedPruning(4, (0.5, 0.5), levels=(0.8, 0.6)).init(coarse) == (1, ((1, 0.25), (2, 1.0)))
+
+
+def test_as_many_survive_as_are_to_be_kept() -> None:
+    scores = np.random.default_rng(0).normal(size=(64, 21))
+    (result,) = search([""], SeedPruning(), Scripted(scores), "400nfe", keep=6)
+    assert len(result.images) == 6
+    assert result.spent["nfe"] <= 400
+    (result,) = search([""], SeedPruning(), Scripted(scores), "45nfe", keep=6)
+    assert 1 <= len(result.images) < 6
+    assert "of the 6 images asked for" in result.warnings[-1]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -34,7 +34,7 @@ class Wild:
     seed: int = 0
     branches: ClassVar[bool] = True
 
-    def init(self, grid: Any) -> tuple[int, int]:
+    def init(self, grid: Any, keep: int = 1) -> tuple[int, int]:
         return grid.steps, self.moves
 
     def step(self, state: tuple[int, int], particles: Any, rng: Any) -> tuple[Move | None, tuple[int, int]]:
@@ -170,7 +170,7 @@ def test_children_share_their_parents_evaluation(engine: Any) -> None:
         n: int = 1
         branches: ClassVar[bool] = True
 
-        def init(self, grid: Any) -> int:
+        def init(self, grid: Any, keep: int = 1) -> int:
             return 0
 
         def step(self, state: int, particles: Any, rng: Any) -> Any:
@@ -196,7 +196,7 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
         n: int = 50
         branches: ClassVar[bool] = False
 
-        def init(self, grid: Any) -> int:
+        def init(self, grid: Any, keep: int = 1) -> int:
             return 0
 
         def step(self, state: int, particles: Any, rng: Any) -> Any:
@@ -232,7 +232,7 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
         n: int = 1
         branches: ClassVar[bool] = False
 
-        def init(self, grid: Any) -> None:
+        def init(self, grid: Any, keep: int = 1) -> None:
             return None
 
         def step(self, state: None, particles: Any, rng: Any) -> Any:
@@ -367,7 +367,7 @@ def test_illegal_moves_are_caught(engine: Any) -> None:
         n: int = 1
         branches: ClassVar[bool] = False
 
-        def init(self, grid: Any) -> int:
+        def init(self, grid: Any, keep: int = 1) -> int:
             return 0
 
         def step(self, state: int, particles: Any, rng: Any) -> Any:

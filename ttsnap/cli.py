@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,17 @@ def _generate(a: Namespace) -> int:
         reward, report = "scenes", report or "scenes-strict"
     out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
     from ttsnap.algorithms import make_algorithm
+    from ttsnap.budget import Budget
     from ttsnap.pipelines import defaults
+    from ttsnap.rewards import make_rewards
+    from ttsnap.scenes import parse
     from ttsnap.types import Grid
 
-    algorithm = make_algorithm(a.algorithm, **a.options)
+    # What can be refused is refused before the model is loaded.
+    algorithm, budget = make_algorithm(a.algorithm, **a.options), Budget.parse(a.budget)
+    for prompt in prompts if a.model == "embedded" else ():
+        parse(prompt)
+    reward, report = make_rewards(reward), make_rewards(report) if report else None
     call = {
         **defaults(a.model),
         **{
@@ -175,7 +183,7 @@ def _generate(a: Namespace) -> int:
             search=algorithm,
             reward=reward,
             report=report,
-            budget=a.budget,
+            budget=budget,
             utility=a.utility,
             kernel=a.kernel,
             seed=a.seed,
@@ -197,7 +205,7 @@ def _generate(a: Namespace) -> int:
         "algorithm": a.algorithm,
         "options": dict(a.options),
         "budget": str(a.budget),
-        "reward": reward,
+        "reward": [r.name for r in reward],
         "utility": a.utility,
         "seed": a.seed,
     }
@@ -260,7 +268,21 @@ def _load(model: str, device: str, dtype: str) -> Any:
         place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
-    return load(model, torch_dtype=getattr(torch, dtype)).to(place)
+    with _quiet() if model == "embedded" else nullcontext():
+        return load(model, torch_dtype=getattr(torch, dtype)).to(place)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loading bars of diffusers and transformers: the embedded model loads at once."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    yield
+    for library in (diffusers_logging, transformers_logging):
+        library.enable_progress_bar()
 
 
 def _prompts(given: Sequence[str], file: str | None) -> list[str]:

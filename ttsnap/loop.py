@@ -85,7 +85,7 @@ class Loop:
                 prompt,
                 Ledger(budget, engine.price, parent),
                 ParticleTable(self.grid.steps, self.rewards, utility),
-                algorithm.init(self.grid),
+                algorithm.init(self.grid, keep),
                 np.random.default_rng([seed % 2**32, zlib.crc32(prompt.encode())]),
             )
             for i, prompt in enumerate(prompts)
@@ -328,6 +328,8 @@ class Loop:
         )
         if not images:
             job.warnings.append("stopped before this prompt was taken up")
+        elif len(images) < self.keep:
+            job.warnings.append(f"{len(images)} of the {self.keep} images asked for were finished")
         total = sum(j.ledger.spent.nfe for j in self.jobs) or 1
         share = job.ledger.spent.nfe / total
         phases = getattr(self.engine, "timings", {})

@@ -29,7 +29,7 @@ class FunctionReward:
         try:
             inspect.signature(function).bind(None, None, None)
             self._takes_level = True
-        except TypeError:
+        except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
             self._takes_level = False
 
     def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:

@@ -56,13 +56,13 @@ def search(
             "and they would stay copies; choose a stochastic kernel (sde)"
         )
     begin = clock()
-    algorithm.init(engine.grid)
+    algorithm.init(engine.grid, keep)
     check_budget(budget, engine)
     probe = Cost()
     if budget.seconds is not None and engine.price.seconds is None:
         probe = engine.calibrate()
         check_budget(budget, engine)
-    algorithm = fit(algorithm, engine, budget)
+    algorithm = fit(algorithm, engine, budget, keep)
     loop = Loop(list(prompts), algorithm, engine, budget, utility, seed, keep, shared, on_event, clock, begin)
     loop.probe = probe
     return loop.run(should_stop or (lambda: False))
@@ -79,7 +79,7 @@ def check_budget(budget: Budget, engine: Engine) -> None:
         )
 
 
-def fit(algorithm: Algorithm, engine: Engine, budget: Budget, most: int = 4096) -> Algorithm:
+def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, most: int = 4096) -> Algorithm:
     """The algorithm with as many seeds as `budget` affords, found by dry runs; unchanged if its n is set.
 
     Raises ValueError when the budget has no cap, as there is then nothing to fit to.
@@ -96,7 +96,7 @@ def fit(algorithm: Algorithm, engine: Engine, budget: Budget, most: int = 4096) 
         if n not in short:
             dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic)
             sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-            cost = search([""], sized, dry)[0].spent["cost"]
+            cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
             short[n] = budget.shortfall(cost, engine.price, seconds=True) is None
         return short[n]
 

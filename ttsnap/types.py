@@ -164,8 +164,11 @@ class Algorithm(Protocol):
     @property
     def n(self) -> int | None: ...
 
-    def init(self, grid: Grid) -> Any:
-        """State before the first move. Raises ValueError where the settings do not fit the grid."""
+    def init(self, grid: Grid, keep: int = 1) -> Any:
+        """State before the first move, for a search that is to return `keep` finished images.
+
+        Raises ValueError where the settings do not fit the grid.
+        """
 
     def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
         """The next move, or None when done. Called only when every row of the last move has been carried out."""

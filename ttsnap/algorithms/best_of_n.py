@@ -21,7 +21,7 @@ class BestOfN:
         if self.n is not None and self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
 
-    def init(self, grid: Grid) -> int:
+    def init(self, grid: Grid, keep: int = 1) -> int:
         return grid.steps
 
     def step(self, state: int, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, int]:

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from ttsnap.types import Grid, Move, Particles, advance, fresh
+
+
+class State(NamedTuple):
+    """`least` particles survive every check; `checks` to come, as (step, share kept), the last at the end."""
+
+    least: int
+    checks: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,9 @@ class SeedPruning:
     """n: number of seeds; None for as many as the budget affords. keep: share kept at each check, in (0, 1].
 
     The checks sit at noise `levels` in (0, 1), falling, so that a schedule means the same for any number of steps,
-    or at grid `steps`, rising, where those are given. Scoring at step s costs s + 1 evaluations. At least one
-    particle survives; halves are rounded up. The defaults check late, as base rewards rank early estimates badly.
+    or at grid `steps`, rising, where those are given. Scoring at step s costs s + 1 evaluations. As many particles
+    survive as images are to be returned; halves are rounded up. The defaults check late, since ordinary rewards rank
+    early estimates badly.
     """
 
     n: int | None = None
@@ -49,29 +57,28 @@ class SeedPruning:
         if len(order) and not (np.all(order > 0) if self.steps is not None else np.all(order < 0)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
 
-    def init(self, grid: Grid) -> tuple[tuple[int, float], ...]:
-        """The checks to come, as (step, keep); checks that fall on one step of a coarse grid are merged."""
+    def init(self, grid: Grid, keep: int = 1) -> State:
+        """The checks to come; those that fall on one step of a coarse grid are merged."""
         at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
         if any(not 0 <= s < grid.steps for s in at):
             last = grid.steps - 1
             raise ValueError(f"checks at steps {list(at)} do not fit a grid of {grid.steps} steps (0..{last})")
         merged: dict[int, float] = {}
-        for step, keep in zip(at, self.keep, strict=True):
-            merged[step] = merged.get(step, 1.0) * keep
-        return (*merged.items(), (grid.steps, 1.0))
+        for step, share in zip(at, self.keep, strict=True):
+            merged[step] = merged.get(step, 1.0) * share
+        return State(keep, (*merged.items(), (grid.steps, 1.0)))
 
-    def step(
-        self, state: tuple[tuple[int, float], ...], particles: Particles, rng: np.random.Generator
-    ) -> tuple[Move | None, tuple[tuple[int, float], ...]]:
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
-            return fresh(self.n or 1, state[0][0]), state
-        (_, keep), *ahead = state
+            return fresh(self.n or 1, state.checks[0][0]), state
+        (_, share), *ahead = state.checks
         if not ahead:
             return None, state
         uids = np.flatnonzero(particles.alive)
         ranked = uids[np.argsort(-particles.value(uids), kind="stable")]
-        kept = max(1, math.floor(keep * len(ranked) + 0.5))
-        return advance(particles, ranked[:kept], ahead[0][0], drop=ranked[kept:]), tuple(ahead)
+        kept = max(state.least, math.floor(share * len(ranked) + 0.5))
+        move = advance(particles, ranked[:kept], ahead[0][0], drop=ranked[kept:])
+        return move, State(state.least, tuple(ahead))
 
 
 def ttsnap(
