@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, __version__, make_algorithm
-from ttsnap.pipelines import defaults, load
 from ttsnap.scenes import sample_prompts
 
 

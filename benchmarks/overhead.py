@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, SeedPruning, __version__, search
 from ttsnap.live import LiveEngine
-from ttsnap.pipelines import defaults, load
 from ttsnap.rewards import make_rewards
 from ttsnap.scenes import sample_prompts
 

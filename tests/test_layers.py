@@ -19,6 +19,7 @@ NUMPY_ONLY = [
     "search",
     "loop",
     "dry",
+    "replay",
     "table",
     "budget",
     "utility",

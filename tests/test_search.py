@@ -33,6 +33,7 @@ class Wild:
     moves: int = 6
     seed: int = 0
     branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
 
     def init(self, grid: Any, keep: int = 1) -> tuple[int, int]:
         return grid.steps, self.moves
@@ -169,6 +170,7 @@ def test_children_share_their_parents_evaluation(engine: Any) -> None:
     class Twins:
         n: int = 1
         branches: ClassVar[bool] = True
+        lockstep: ClassVar[bool] = False
 
         def init(self, grid: Any, keep: int = 1) -> int:
             return 0
@@ -195,6 +197,7 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
     class Spender:
         n: int = 50
         branches: ClassVar[bool] = False
+        lockstep: ClassVar[bool] = False
 
         def init(self, grid: Any, keep: int = 1) -> int:
             return 0
@@ -231,6 +234,7 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
 
         n: int = 1
         branches: ClassVar[bool] = False
+        lockstep: ClassVar[bool] = False
 
         def init(self, grid: Any, keep: int = 1) -> None:
             return None
@@ -366,6 +370,7 @@ def test_illegal_moves_are_caught(engine: Any) -> None:
     class Back:
         n: int = 1
         branches: ClassVar[bool] = False
+        lockstep: ClassVar[bool] = False
 
         def init(self, grid: Any, keep: int = 1) -> int:
             return 0

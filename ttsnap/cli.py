@@ -269,7 +269,7 @@ def _load(model: str, device: str, dtype: str) -> Any:
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
     with _quiet() if model == "embedded" else nullcontext():
-        return load(model, torch_dtype=getattr(torch, dtype)).to(place)
+        return load(model, dtype=getattr(torch, dtype)).to(place)
 
 
 @contextmanager

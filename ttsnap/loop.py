@@ -229,7 +229,7 @@ class Loop:
         uids = outcome.uids.tolist()
         job.trace[-1]["scores"].update(zip(uids, outcome.scores.tolist(), strict=True))
         self._note_failures(job, outcome)
-        for i in np.flatnonzero(outcome.step == self.grid.steps):
+        for i in np.flatnonzero(outcome.step == self.grid.steps).tolist():
             job.images[uids[i]] = outcome.images[i]
         if len(job.images) > 4 * self.keep + 32:
             job.images = {uid: job.images[uid] for uid in self._ranking(job)[: self.keep]}

@@ -70,6 +70,9 @@ class Grid:
 class Particles:
     """Every particle that a search ever started, as an algorithm may see them. Row i is the particle with uid i.
 
+    An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once,
+    every array with a leading axis B; that is how simulation is fast.
+
     seed (N,) of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether the
     prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
     failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R.
@@ -85,23 +88,44 @@ class Particles:
     utility: Utility
 
     def __len__(self) -> int:
-        return len(self.step)
+        return self.step.shape[-1]
 
     @property
     def finished(self) -> BoolArray:
         """(N,) whether the image is done and has been looked at by the rewards."""
-        done: BoolArray = self.scored == self.scores.shape[1] - 1
+        done: BoolArray = self.scored == self.scores.shape[-2] - 1
         return done
 
     def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
         """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed."""
         rows = np.asarray(uids, int)
-        last = self.scores[rows, self.scored[rows]]
-        good = (self.scored[rows] >= 0) & ~np.isnan(last).any(axis=1)
+        scored = take(self.scored, rows)
+        lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
+        last = self.scores[(*lead, rows, scored)]
+        good = (scored >= 0) & ~np.isnan(last).any(axis=-1)
+        if good.all():
+            return np.asarray(self.utility(last), float)
+        if rows.ndim > 1:
+            return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])
         out = np.full(len(rows), -np.inf)
         if good.any():
             out[good] = self.utility(last[good])
         return out
+
+    def ranked(self) -> IntArray:
+        """Uids of the living, best first by their last scores; ties in order of birth. (n,)"""
+        uids = np.nonzero(self.alive)[-1].reshape(*self.alive.shape[:-1], -1)
+        return take(uids, np.argsort(-self.value(uids), axis=-1, kind="stable"))
+
+    def of(self, b: int) -> Particles:
+        """Search b of a stack of searches in lockstep (see simulate.lockstep): a view."""
+        arrays = (self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored)
+        return Particles(*(a[b] for a in arrays), self.utility)
+
+
+def take(array: IntArray, rows: IntArray) -> IntArray:
+    """array[rows], along the last axis where both have a leading axis of searches in lockstep."""
+    return array[rows] if array.ndim == 1 else np.take_along_axis(array, rows, -1)
 
 
 @dataclass(frozen=True)
@@ -147,8 +171,9 @@ def advance(
 ) -> Move:
     """Take these particles, in this order, from where they are to step `stop`; give up those in `drop`."""
     rows = np.asarray(uids, int)
-    n = len(rows)
-    return Move(rows, particles.step[rows], np.full(n, stop), np.full(n, score), np.ones(n), drop=np.asarray(drop, int))
+    shape = rows.shape
+    at = take(particles.step, rows)
+    return Move(rows, at, np.full(shape, stop), np.full(shape, score), np.ones(shape), drop=np.asarray(drop, int))
 
 
 @runtime_checkable
@@ -160,6 +185,8 @@ class Algorithm(Protocol):
     """
 
     branches: ClassVar[bool]
+    lockstep: ClassVar[bool]
+    """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
 
     @property
     def n(self) -> int | None: ...

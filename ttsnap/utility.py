@@ -1,4 +1,4 @@
-"""Several rewards into one number. Each function maps scores (N, R) to (N,) float64, higher is better."""
+"""Several rewards into one number. Each function maps scores (..., N, R) to (..., N) float64, higher is better."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ttsnap.types import FloatArray, Utility
 
 def mean(scores: FloatArray) -> FloatArray:
     """The plain mean. With one reward, that reward."""
-    return np.asarray(np.mean(scores, axis=1, dtype=float))
+    return np.asarray(np.mean(scores, axis=-1, dtype=float))
 
 
 def rank_sum(scores: FloatArray) -> FloatArray:
     """Sum over rewards of the rank within this set (ties share the mean rank), as in TTSnap (arXiv 2511.22242)."""
     from scipy.stats import rankdata  # imported late: it would double the start of the command line
 
-    return np.asarray(rankdata(scores, axis=0).sum(axis=1))
+    return np.asarray(rankdata(scores, axis=-2).sum(axis=-1))
 
 
 def weighted(weights: Sequence[float]) -> Utility:
@@ -28,8 +28,8 @@ def weighted(weights: Sequence[float]) -> Utility:
         raise ValueError(f"weights must be a list of finite numbers, one per reward, got {list(weights)}")
 
     def utility(scores: FloatArray) -> FloatArray:
-        if scores.shape[1] != len(w):
-            raise ValueError(f"{len(w)} weights for {scores.shape[1]} rewards; give one weight per reward")
+        if scores.shape[-1] != len(w):
+            raise ValueError(f"{len(w)} weights for {scores.shape[-1]} rewards; give one weight per reward")
         return np.asarray(scores @ w)
 
     return utility

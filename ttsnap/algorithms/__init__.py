@@ -15,6 +15,7 @@ ALGORITHMS: dict[str, str] = {
     "best-of-n": "ttsnap.algorithms.best_of_n:BestOfN",
     "seed-pruning": "ttsnap.algorithms.seed_pruning:SeedPruning",
     "ttsnap": "ttsnap.algorithms.seed_pruning:ttsnap",
+    "keep-all": "ttsnap.algorithms.keep_all:KeepAll",
 }
 
 

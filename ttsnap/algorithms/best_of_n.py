@@ -16,6 +16,7 @@ class BestOfN:
 
     n: int | None = None
     branches: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:

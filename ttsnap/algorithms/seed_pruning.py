@@ -38,6 +38,7 @@ class SeedPruning:
     levels: tuple[float, ...] = (0.7, 0.6, 0.45)
     steps: tuple[int, ...] | None = None
     branches: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("keep", "levels", "steps"):
@@ -74,10 +75,9 @@ class SeedPruning:
         (_, share), *ahead = state.checks
         if not ahead:
             return None, state
-        uids = np.flatnonzero(particles.alive)
-        ranked = uids[np.argsort(-particles.value(uids), kind="stable")]
-        kept = max(state.least, math.floor(share * len(ranked) + 0.5))
-        move = advance(particles, ranked[:kept], ahead[0][0], drop=ranked[kept:])
+        ranked = particles.ranked()
+        kept = max(state.least, math.floor(share * ranked.shape[-1] + 0.5))
+        move = advance(particles, ranked[..., :kept], ahead[0][0], drop=ranked[..., kept:])
         return move, State(state.least, tuple(ahead))
 
 

@@ -1,0 +1,93 @@
+"""The embedded model under search against the same folder in stock diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from ttsnap.pipelines import defaults, load, upgrade
+
+from ttsnap import BestOfN, SeedPruning
+from ttsnap.scenes import sample_prompts, weights_path
+
+CALL: dict[str, Any] = {**defaults(), "num_inference_steps": 8}
+
+
+@pytest.fixture(scope="module")
+def stock() -> Any:
+    pipe = DiffusionPipeline.from_pretrained(weights_path())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_a_stock_pipeline_in_fp32(stock: Any) -> None:
+    assert type(stock) is StableDiffusion3Pipeline
+    parts = (stock.transformer, stock.vae, stock.text_encoder, stock.text_encoder_2)
+    assert {p.dtype for p in parts} == {torch.float32}
+    size = sum(p.stat().st_size for p in weights_path().rglob("*"))
+    assert size < 16e6
+
+
+@pytest.mark.parametrize("length", [1, 256])
+def test_unpruned_seeds_equal_the_stock_batch(stock: Any, length: int) -> None:
+    call = {**CALL, "max_sequence_length": length, "num_inference_steps": 4}
+    generators = [torch.Generator().manual_seed(s) for s in range(5)]
+    prompt = "two red circles and a blue square"
+    expected = stock(prompt, generator=generators, num_images_per_prompt=5, output_type="pt", **call).images
+    search = {"search": BestOfN(5), "reward": "scenes", "num_images_per_prompt": 5, "batch_size": 5}
+    found = upgrade(stock)(prompt, output_type="pt", **search, **call).search[0]
+    for c in found.images:
+        assert torch.equal(c.image, expected[c.seed])
+
+
+def test_winners_of_many_prompts_are_made_again_by_stock_diffusers(stock: Any) -> None:
+    prompts = sample_prompts(6, 5)
+    found = upgrade(stock)(prompts, search=SeedPruning(), reward="scenes", report="scenes-strict", budget="60nfe",
+                           batch_size=11, output_type="pt", **CALL).search  # fmt: skip
+    for result in found:
+        assert 8 <= result.spent["nfe"] <= 60
+        generator = torch.Generator().manual_seed(result.best.seed)
+        again = stock(result.prompt, generator=generator, output_type="pt", **CALL).images[0]
+        torch.testing.assert_close(result.best.image, again, atol=1e-4, rtol=0)
+        assert result.best.metrics["scenes-strict"] in (0.0, 1.0)
+
+
+def test_ledger_counts_what_the_network_sees(stock: Any) -> None:
+    rows, decoded = [], []
+    hooks = [
+        stock.transformer.register_forward_pre_hook(
+            lambda m, a, k: rows.append(len(k["hidden_states"])), with_kwargs=True
+        ),
+        stock.vae.decoder.register_forward_pre_hook(lambda m, a: decoded.append(len(a[0]))),
+    ]
+    found = upgrade(stock)(["a red circle", "a blue cross"], search="seed-pruning", reward="scenes", budget="50nfe",
+                           **CALL).search  # fmt: skip
+    for hook in hooks:
+        hook.remove()
+    assert sum(rows) == sum(r.spent["forward_passes"] for r in found) == 2 * sum(r.spent["nfe"] for r in found)
+    assert sum(decoded) == sum(r.spent["decodes"] for r in found)
+
+
+def test_words_it_does_not_know_are_refused(stock: Any) -> None:
+    pipe = load()
+    for extra in ({}, {"search": "best-of-n", "reward": "scenes", "budget": "20nfe"}):
+        with pytest.raises(ValueError, match=r"(?s)unknown word.*'cat'.*knows only: .*circle"):
+            pipe("a red cat", **extra)
+
+
+def test_budget_in_seconds() -> None:
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    (result,) = pipe("three green squares", search="best-of-n", reward="scenes", budget="3s", **CALL).search
+    assert result.spent["calibration"]["nfe"] > 0
+    assert result.spent["finished"] >= 1
+
+
+def test_bfloat16_runs() -> None:
+    pipe = load(dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe("a red circle", search=BestOfN(2), reward="scenes", output_type="pt", **CALL)
+    assert out.images.dtype == torch.float32
+    assert torch.isfinite(out.images).all()
