@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,19 +26,15 @@ def lockstep(
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
     state, spent = algorithm.init(grid), Cost()
-    shape = (searches, 0)
-    particles = Particles(
-        *(np.empty(shape, int) for _ in range(3)), *(np.empty(shape, bool) for _ in range(2)),
-        np.empty((*shape, grid.steps + 1, rewards)), np.empty(shape, int), utility,
-    )  # fmt: skip
+    ints, flags = np.empty((searches, 0), int), np.empty((searches, 0), bool)
+    scores = np.empty((searches, 0, grid.steps + 1, rewards))
+    particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)
     rng = np.random.default_rng(0)
     while True:
         move, state = algorithm.step(state, particles, rng)
         if move is None:
             break
-        first = particles.of(0)
-        one = Move(*(a[0] if a.ndim > 1 else a for a in (move.parent, move.start, move.stop, move.score, move.mix)))
-        spent = spent + price_move(one, first, grid, rewards)
+        spent = spent + price_move(_first(move), particles.of(0), grid, rewards)
         particles = _carry_out(move, particles, lookup)
     done = particles.finished
     value = np.full(done.shape, -np.inf)
@@ -46,14 +43,21 @@ def lockstep(
     return value.argmax(-1), spent
 
 
+def _first(move: Move) -> Move:
+    """The move of the first search; all have the same shape and cost."""
+    if move.parent.ndim == 1:
+        return move
+    return Move(move.parent[0], move.start[0], move.stop[0], move.score[0], move.mix[0])
+
+
 def _carry_out(move: Move, particles: Particles, lookup: Lookup) -> Particles:
     """Particles after a move: fresh ones appended, others advanced, dropped ones dead, scores looked up."""
     b, n = particles.step.shape
     if move.parent.ndim == 1:  # fresh seeds, the same in every search
-        rows = np.broadcast_to(np.arange(n, n + len(move)), (b, len(move)))
-        grown = [_grow(a, len(move)) for a in (particles.seed, particles.parent, particles.step, particles.cached,
-                                               particles.alive, particles.scores, particles.scored)]  # fmt: skip
-        seed, parent, step, cached, alive, scores, scored = grown
+        rows: IntArray = np.broadcast_to(np.arange(n, n + len(move)), (b, len(move)))
+        p, more = particles, len(move)
+        seed, parent, step, scored = (_grow(a, more) for a in (p.seed, p.parent, p.step, p.scored))
+        cached, alive, scores = _grow(p.cached, more), _grow(p.alive, more), _grow(p.scores, more)
         np.put_along_axis(seed, rows, rows, -1)
         np.put_along_axis(parent, rows, -1, -1)
         np.put_along_axis(alive, rows, True, -1)
@@ -64,7 +68,8 @@ def _carry_out(move: Move, particles: Particles, lookup: Lookup) -> Particles:
         step, cached, alive, scored = (
             a.copy() for a in (particles.step, particles.cached, particles.alive, particles.scored)
         )
-    stop, score = (np.broadcast_to(a, rows.shape) for a in (move.stop, move.score))
+    stop: IntArray = np.broadcast_to(move.stop, rows.shape)
+    score = np.broadcast_to(move.score, rows.shape)
     np.put_along_axis(step, rows, stop, -1)
     np.put_along_axis(cached, rows, score & (stop < scores.shape[-2] - 1), -1)
     if move.drop.ndim > 1:
@@ -77,6 +82,6 @@ def _carry_out(move: Move, particles: Particles, lookup: Lookup) -> Particles:
     return Particles(seed, parent, step, cached, alive, scores, scored, particles.utility)
 
 
-def _grow(array: np.ndarray, more: int) -> np.ndarray:
+def _grow(array: Any, more: int) -> Any:
     fill = np.nan if array.dtype.kind == "f" else 0
     return np.concatenate([array, np.full((array.shape[0], more, *array.shape[2:]), fill, array.dtype)], axis=1)

@@ -88,7 +88,7 @@ class Particles:
     utility: Utility
 
     def __len__(self) -> int:
-        return self.step.shape[-1]
+        return int(self.step.shape[-1])
 
     @property
     def finished(self) -> BoolArray:
@@ -119,8 +119,16 @@ class Particles:
 
     def of(self, b: int) -> Particles:
         """Search b of a stack of searches in lockstep (see simulate.lockstep): a view."""
-        arrays = (self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored)
-        return Particles(*(a[b] for a in arrays), self.utility)
+        return Particles(
+            self.seed[b],
+            self.parent[b],
+            self.step[b],
+            self.cached[b],
+            self.alive[b],
+            self.scores[b],
+            self.scored[b],
+            self.utility,
+        )
 
 
 def take(array: IntArray, rows: IntArray) -> IntArray:
