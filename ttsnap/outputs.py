@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageEr
 
 from ttsnap.types import Event, Grid, Result
 
-CELL, MARGIN, HEAD = 96, 8, 58
-MOST_ROWS = 24
+CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
+MOST_COLUMNS = 16
 
 
 @dataclass
@@ -207,43 +207,50 @@ def _plain(value: Any) -> Any:
 
 
 def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
-    """Candidates (rows, best first) over the scored steps (columns): scores under each, pruned ones dimmed."""
+    """Candidates (columns, best first) over the scored steps (rows): scores under each, pruned ones dimmed."""
     p = result.particles
     steps = sorted({step for _, step in thumbnails})
     uids = sorted({uid for uid, _ in thumbnails}, key=lambda u: (-p.scored[u], -p.value([u])[0]))
-    shown, hidden = uids[:MOST_ROWS], uids[MOST_ROWS:]
-    width = max(420, MARGIN * 2 + 90 + len(steps) * (CELL + MARGIN))
-    row = CELL + 22
-    sheet = Image.new("RGB", (width, HEAD + len(shown) * row + (22 if hidden else 6)), "white")
-    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(11)
-    title = result.prompt if len(result.prompt) * 7 < width else result.prompt[: width // 7 - 1] + "…"
-    draw.text((MARGIN, 6), title, "black", font)
-    draw.text((MARGIN, 24), f"{len(uids)} seeds, {result.spent['nfe']} NFE", "#666666", small)
-    for column, step in enumerate(steps):
-        x = MARGIN + 90 + column * (CELL + MARGIN)
-        text = "finished" if step == grid.steps else f"step {step}, noise {grid.levels[step]:.2f}"
-        draw.text((x, 40), text, "#333333", small)
+    shown, hidden = uids[:MOST_COLUMNS], len(uids) - MOST_COLUMNS
+    column, row = CELL + MARGIN, CELL + 24
+    width = max(480, LEFT + len(shown) * column + MARGIN)
+    sheet = Image.new("RGB", (width, HEAD + len(steps) * row + MARGIN), "white")
+    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(12)
+    draw.text((MARGIN, 6), _shorten(result.prompt, width - 2 * MARGIN, draw, font), "black", font)
+    more = f"; {hidden} more are not shown" if hidden > 0 else ""
+    seeds = int((p.parent < 0).sum())
+    draw.text((MARGIN, 28), f"{seeds} seeds, {result.spent['nfe']} denoiser evaluations{more}", "#666666", small)
+    for line, step in enumerate(steps):
+        y = HEAD + line * row + CELL // 2 - 16
+        label = "finished" if step == grid.steps else f"step {step}\nnoise {grid.levels[step]:.2f}"
+        draw.multiline_text((MARGIN, y), label, "#333333", small)
     winner = result.images[0].uid
-    for line, uid in enumerate(shown):
-        y = HEAD + line * row
+    for place, uid in enumerate(shown):
+        x = LEFT + place * column
         label = f"seed {p.seed[uid]}" if p.parent[uid] < 0 else f"{p.parent[uid]} → {uid}"
-        draw.text((MARGIN, y + CELL // 2 - 8), label, "black" if p.finished[uid] else "#999999", small)
-        if uid == winner:
-            draw.text((MARGIN, y + CELL // 2 + 6), "winner", "#1a7f37", small)
-        for column, step in enumerate(steps):
+        draw.text((x, HEAD - 17), label, "black" if p.finished[uid] else "#999999", small)
+        for line, step in enumerate(steps):
             if (uid, step) not in thumbnails:
                 continue
-            x = MARGIN + 90 + column * (CELL + MARGIN)
+            y = HEAD + line * row
             picture = thumbnails[uid, step]
             pruned = not p.finished[uid] and step == p.scored[uid]
             if pruned:
                 picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
             sheet.paste(picture, (x, y))
             if uid == winner and step == grid.steps:
-                frame = (x - 2, y - 2, x + picture.width + 1, y + picture.height + 1)
-                draw.rectangle(frame, outline="#1a7f37", width=2)
+                frame = (x - 3, y - 3, x + picture.width + 2, y + picture.height + 2)
+                draw.rectangle(frame, outline="#1a7f37", width=3)
             score = p.utility(p.scores[uid : uid + 1, step])[0]
-            draw.text((x, y + CELL + 2), f"{score:.3f}", "#999999" if pruned else "black", small)
-    if hidden:
-        draw.text((MARGIN, HEAD + len(shown) * row), f"and {len(hidden)} more", "#666666", small)
+            draw.text((x, y + CELL + 3), f"{score:.3f}", "#999999" if pruned else "black", small)
     return sheet
+
+
+def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """The text, cut with an ellipsis where it would be wider than `width` pixels."""
+    text = text.replace("\n", " ")
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[: -max(1, len(text) // 50)]
+    return text + "…"
