@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, SeedPruning, search
@@ -23,8 +24,8 @@ from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.scenes import sample_prompts
 
 
-def record(prompts: list[str], seeds: int, steps: int, batch_size: int) -> list[Recording]:
-    pipe = load()
+def record(prompts: list[str], seeds: int, steps: int, batch_size: int, dtype: str) -> list[Recording]:
+    pipe = load(dtype=getattr(torch, dtype))
     call = {**defaults(), "num_inference_steps": steps}
     found = pipe(prompts, search=KeepAll(seeds), reward="scenes", batch_size=batch_size, **call).search
     grid = pipe.denoiser(**call).grid
@@ -56,9 +57,12 @@ def main() -> None:
     p.add_argument("--trials", type=int, default=150)
     p.add_argument("--prompt-seed", type=int, default=1)
     p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
-    recordings = record(sample_prompts(a.prompts, a.prompt_seed, held_out=False), a.seeds, a.steps, a.batch_size)
+    recordings = record(
+        sample_prompts(a.prompts, a.prompt_seed, held_out=False), a.seeds, a.steps, a.batch_size, a.dtype
+    )
     fit, test = recordings[::2], recordings[1::2]
     starts = [0, 3]
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
 from ttsnap.budget import Budget
-from ttsnap.live import LiveEngine
+from ttsnap.live import LiveEngine, score_images
 from ttsnap.rewards import make_rewards
 from ttsnap.samplers import KERNELS
 from ttsnap.search import search as run_search
@@ -210,12 +210,15 @@ def _report(result: Result, metrics: Sequence[Reward]) -> Result:
         return result
     images = torch.stack([c.image for c in result.images])
     n = len(images)
-    columns = {m.name: m(images, [result.prompt] * n, torch.zeros(n)) for m in metrics}
+    columns, failed = {}, []
+    for metric in metrics:
+        columns[metric.name], error = score_images(metric, images, [result.prompt] * n, torch.zeros(n))
+        failed += [f"the reported {error}"] if error else []
     scored = [
         replace(c, metrics={name: float(column[i]) for name, column in columns.items()})
         for i, c in enumerate(result.images)
     ]
-    return replace(result, images=tuple(scored))
+    return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
 
 
 def _seed(seed: int | None, generator: Any) -> int:

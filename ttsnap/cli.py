@@ -144,18 +144,18 @@ def _generate(a: Namespace) -> int:
         if a.model != "embedded":
             raise ValueError(f"model {a.model} needs a --reward: file.py:function, module:attribute or a known name")
         reward, report = "scenes", report or "scenes-strict"
-    out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
     from ttsnap.algorithms import make_algorithm
     from ttsnap.budget import Budget
     from ttsnap.pipelines import defaults
     from ttsnap.rewards import make_rewards
-    from ttsnap.scenes import parse
+    from ttsnap.scenes import caption, parse
     from ttsnap.types import Grid
 
     # What can be refused is refused before the model is loaded.
     algorithm, budget = make_algorithm(a.algorithm, **a.options), Budget.parse(a.budget)
-    for prompt in prompts if a.model == "embedded" else ():
-        parse(prompt)
+    if a.model == "embedded":  # in the words and the form that it was trained on
+        prompts = [caption(parse(prompt)) for prompt in prompts]
+    out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
     reward, report = make_rewards(reward), make_rewards(report) if report else None
     call = {
         **defaults(a.model),

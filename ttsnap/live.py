@@ -231,7 +231,7 @@ class LiveEngine:
         levels = torch.tensor([self.grid.levels[row.stop] for row in batch], device=images.device)
         prompts = [self._prompts[row.job] for row in batch]
         middle = time.perf_counter()
-        columns = [_score_images(reward, images, prompts, levels) for reward in self.rewards]
+        columns = [score_images(reward, images, prompts, levels) for reward in self.rewards]
         self.timings["decode"] += middle - begin
         self.timings["reward"] += time.perf_counter() - middle
         self.stats["decodes"] += len(batch)
@@ -294,7 +294,7 @@ class LiveEngine:
         image = self.denoiser.decode(latent)
         decode = timed(lambda: self.denoiser.decode(latent).cpu())
         level = torch.ones(1, device=image.device)
-        reward = sum(timed(lambda r=r: _score_images(r, image, [""], level)) for r in self.rewards) / len(self.rewards)
+        reward = sum(timed(lambda r=r: score_images(r, image, [""], level)) for r in self.rewards) / len(self.rewards)
         seconds = Rates(nfe, decode, reward, call=max(0.0, one - nfe))
         price = self.price
         self._price = Price(price.flops, seconds, price.passes_per_nfe)
@@ -309,7 +309,7 @@ def _by_job(rows: list[_Row]) -> dict[int, list[int]]:
     return found
 
 
-def _score_images(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+def score_images(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
     """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
 
     One broken score must not cost a long search its other images, so an exception marks its whole batch as failed.

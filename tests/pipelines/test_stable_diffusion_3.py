@@ -208,6 +208,15 @@ def test_several_rewards_and_report(stock: StableDiffusion3Pipeline) -> None:
     assert output.search[0].spent["reward_calls"] == 8
 
 
+def test_a_broken_report_does_not_lose_the_images(stock: StableDiffusion3Pipeline) -> None:
+    def broken(images: Any, prompts: Any) -> Any:
+        raise RuntimeError("no")
+
+    output = upgrade(stock)("a cat", search=BestOfN(2), reward=mean_red, report=broken, **CALL)
+    assert len(output.images) == 1
+    assert "broken: RuntimeError: no" in output.search[0].warnings[-1]
+
+
 def test_sde_kernel_is_reproduced_from_the_seed(stock: StableDiffusion3Pipeline) -> None:
     twin = upgrade(stock)
     many = twin("a cat", search=BestOfN(3), reward=mean_red, kernel="sde", output_type="pt", **CALL)
