@@ -1,0 +1,121 @@
+"""The renderer and the exact checker, on pictures whose content is known."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ttsnap.scenes.checker import check, detect
+from ttsnap.scenes.grammar import COLORS, KINDS, RELATIONS, SHAPES, Group, Spec, parse, sample_spec
+from ttsnap.scenes.render import render
+
+
+def _draw(text: str, seed: int = 0, n: int = 1) -> np.ndarray:
+    return render([parse(text)] * n, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truth_is_right(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    specs = [sample_spec(rng, kind) for _ in range(400)]
+    images = render(specs, rng)
+    assert images.shape == (400, 3, 32, 32)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    soft, strict = check(images, specs)
+    assert soft.dtype == np.float32
+    assert strict.dtype == bool
+    assert strict.mean() >= 0.995
+    assert soft.mean() > 0.9
+    assert soft.min() >= 0
+    assert soft.max() <= 1
+
+
+def test_detect_reads_every_object() -> None:
+    spec = Spec((Group(1, "red", "circle"), Group(1, "purple", "triangle"), Group(1, "yellow", "cross")))
+    found = detect(render([spec], np.random.default_rng(0)))
+    read = {(COLORS[c], SHAPES[s]) for c, s in zip(found.color, found.overlap.argmax(1), strict=True)}
+    assert read == set(spec.objects)
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked"),
+    [
+        ("a red circle", "a blue circle"),
+        ("a red circle", "a red square"),
+        ("a red circle", "two red circles"),
+        ("three red circles", "two red circles"),
+        ("a red circle and a blue square", "a blue circle and a red square"),
+        ("a red circle and a blue square", "a red circle"),
+        ("a red circle above a blue square", "a red circle below a blue square"),
+        ("a red circle left of a blue square", "a red circle above a blue square"),
+        ("a red circle on a black background", "a red circle on a white background"),
+        ("two red circles and a blue square", "a red circle and two blue squares"),
+    ],
+)
+def test_wrong_is_wrong(shown: str, asked: str) -> None:
+    images = _draw(shown, n=50)
+    right, _ = check(images, [parse(shown)] * 50)
+    soft, strict = check(images, [parse(asked)] * 50)
+    assert not strict.any()
+    assert (soft < right).all()
+
+
+def test_relation_is_read_from_the_picture() -> None:
+    for relation in RELATIONS:
+        images = _draw(f"a green square {relation} an orange cross", n=30)
+        for other in RELATIONS:
+            _, strict = check(images, [parse(f"a green square {other} an orange cross")] * 30)
+            assert strict.all() == (other == relation)
+            assert strict.any() == (other == relation)
+
+
+def test_soft_is_graded() -> None:
+    rng = np.random.default_rng(2)
+    specs = [sample_spec(rng) for _ in range(300)]
+    images = render(specs, rng)
+    means = [check(ndimage.gaussian_filter(images, (0, 0, b, b)), specs)[0].mean() for b in (0, 0.6, 1.0, 1.5, 2.5)]
+    assert means == sorted(means, reverse=True)
+    assert means[1] > 0.85
+    assert means[-1] < 0.6
+    noisy, strict = check(images + rng.normal(0, 0.05, images.shape), specs)
+    assert noisy.mean() > 0.85
+    assert strict.mean() > 0.9
+
+
+def test_one_by_one_equals_a_batch() -> None:
+    rng = np.random.default_rng(3)
+    specs = [sample_spec(rng) for _ in range(20)]
+    images = render(specs, rng)[rng.permutation(20)]
+    soft, strict = check(images, specs)
+    alone = [check(images[i : i + 1], specs[i : i + 1]) for i in range(20)]
+    np.testing.assert_array_equal(soft, [a[0] for a, _ in alone])
+    np.testing.assert_array_equal(strict, [b[0] for _, b in alone])
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
+def test_empty_pictures_score_nothing(fill: float) -> None:
+    soft, strict = check(np.full((1, 3, 32, 32), fill), [parse("a red circle")])
+    assert soft[0] == 0
+    assert not strict[0]
+    soft, strict = check(np.zeros((0, 3, 32, 32)), [])
+    assert len(soft) == len(strict) == 0
+
+
+def test_bad_input() -> None:
+    spec = parse("a red circle")
+    with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\)"):
+        check(np.zeros((1, 3, 64, 64)), [spec])
+    with pytest.raises(ValueError, match="2 images but 1 specs"):
+        check(np.zeros((2, 3, 32, 32)), [spec])
+    bad = _draw("a red circle")
+    bad[0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        check(bad, [spec])
+
+
+def test_labels_agree_with_the_picture() -> None:
+    images, maps = render([parse("two red crosses on a black background")], np.random.default_rng(0), labels=True)
+    red_cross = 1 + COLORS.index("red") * len(SHAPES) + SHAPES.index("cross")
+    assert set(np.unique(maps)) == {0, red_cross}
+    assert ((images[0, 0] > 0.5) == (maps[0] == red_cross)).mean() > 0.99

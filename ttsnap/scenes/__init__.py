@@ -1,0 +1,41 @@
+"""The embedded world: captions, a renderer, an exact checker, and a tiny text-to-image model of it.
+
+Importing this package needs numpy and scipy only; the model lives in `ttsnap.scenes.model`.
+"""
+
+from .checker import Objects, check, detect
+from .grammar import (
+    HARD_KINDS,
+    KINDS,
+    WORDS,
+    Group,
+    Spec,
+    caption,
+    is_held_out,
+    parse,
+    sample_prompts,
+    sample_spec,
+)
+from .render import IMAGE_SIZE, render
+from .weights_folder import DEFAULTS_FILE, defaults, weights_path
+
+__all__ = [
+    "DEFAULTS_FILE",
+    "HARD_KINDS",
+    "IMAGE_SIZE",
+    "KINDS",
+    "WORDS",
+    "Group",
+    "Objects",
+    "Spec",
+    "caption",
+    "check",
+    "defaults",
+    "detect",
+    "is_held_out",
+    "parse",
+    "render",
+    "sample_prompts",
+    "sample_spec",
+    "weights_path",
+]

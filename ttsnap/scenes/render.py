@@ -1,0 +1,114 @@
+"""Ground-truth pictures of specifications: anti-aliased shapes on a plain background (numpy only)."""
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .grammar import BACKGROUNDS, COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Spec
+
+IMAGE_SIZE = 32
+RGB = np.array(
+    [(225, 30, 35), (30, 180, 50), (35, 75, 225), (245, 232, 40), (150, 30, 200), (250, 130, 20)], np.float32
+) / np.float32(255)
+"""Colours in the order of `COLORS`."""
+GRAY_LEVELS = np.array([0.95, 0.5, 0.06], np.float32)
+"""Grey levels in the order of `BACKGROUNDS`."""
+NUM_LABELS = 1 + len(COLORS) * len(SHAPES)
+"""Labels of the dense maps: 0 is background, 1 + color * len(SHAPES) + shape an object."""
+
+_MARGIN = 0.75
+_GAP = 1.5
+_RADII = {1: (4.8, 6.4), 2: (4.8, 6.4), 3: (4.4, 5.4), 4: (4.2, 5.0)}
+
+Floats = NDArray[np.float32]
+
+
+def signed_distance(shape: int, dx: Floats, dy: Floats, r: float | Floats) -> Floats:
+    """Approximate signed distance to shape number `shape` of radius `r`, negative inside; y points down."""
+    ax, ay = np.abs(dx), np.abs(dy)
+    if shape == 0:
+        d = np.hypot(dx, dy) - 0.95 * r
+    elif shape == 1:
+        d = np.maximum(ax, ay) - 0.82 * r
+    elif shape == 2:
+        d = np.maximum(dy - 0.75 * r, (ax * 1.75 - (dy + r) * 0.95) / 1.991)
+    else:
+        d = np.minimum(np.maximum(ax - 0.32 * r, ay - 0.97 * r), np.maximum(ax - 0.97 * r, ay - 0.32 * r))
+    return np.asarray(d, np.float32)
+
+
+def place(counts: NDArray[np.int64], relations: NDArray[np.int64], rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Centres (N, 4, 2) and radii (N, 4) by rejection: inside the frame, apart, and in the relation asked for.
+
+    Args:
+        counts: shape (N,), objects per image.
+        relations: shape (N,), index into `RELATIONS`, or -1.
+        rng: source of the layout.
+    """
+    lo = np.array([_RADII[n][0] for n in range(1, 5)], np.float32)[counts - 1]
+    hi = np.array([_RADII[n][1] for n in range(1, 5)], np.float32)[counts - 1]
+    centres = np.zeros((len(counts), MAX_OBJECTS, 2), np.float32)
+    radii = np.zeros((len(counts), MAX_OBJECTS), np.float32)
+    todo = np.arange(len(counts))
+    while len(todo):
+        m = len(todo)
+        r = lo[todo, None] + rng.random((m, MAX_OBJECTS), np.float32) * (hi - lo)[todo, None]
+        room = IMAGE_SIZE - 2 * (r + _MARGIN)
+        p = (r + _MARGIN)[..., None] + rng.random((m, MAX_OBJECTS, 2), np.float32) * room[..., None]
+        ok = np.ones(m, bool)
+        for i in range(MAX_OBJECTS):
+            for j in range(i):
+                d = p[:, i] - p[:, j]
+                reach = r[:, i] + r[:, j]
+                apart = (np.hypot(d[:, 0], d[:, 1]) > 1.08 * reach + _GAP) | (np.abs(d).max(-1) > reach + _GAP)
+                ok &= apart | (i >= counts[todo])
+        rel = relations[todo]
+        d = p[:, 0] - p[:, 1]
+        along = np.choose(np.maximum(rel, 0), (-d[:, 1], d[:, 1], -d[:, 0], d[:, 0]))
+        across = np.abs(np.where(rel < 2, d[:, 0], d[:, 1]))
+        ok &= (rel < 0) | ((along > r[:, 0] + 1) & (across < 0.7 * along))
+        centres[todo[ok]], radii[todo[ok]] = p[ok], r[ok]
+        todo = todo[~ok]
+    return centres, radii
+
+
+@overload
+def render(specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[False] = False) -> Floats: ...
+@overload
+def render(
+    specs: Sequence[Spec], rng: np.random.Generator, *, labels: Literal[True]
+) -> tuple[Floats, NDArray[np.uint8]]: ...
+def render(
+    specs: Sequence[Spec], rng: np.random.Generator, *, labels: bool = False
+) -> Floats | tuple[Floats, NDArray[np.uint8]]:
+    """Images (N, 3, 32, 32) in [0, 1]; with `labels`, also the dense label maps (N, 32, 32) (see `NUM_LABELS`)."""
+    n = len(specs)
+    counts = np.array([s.num_objects for s in specs], np.int64)
+    relations = np.array([-1 if s.relation is None else RELATIONS.index(s.relation) for s in specs], np.int64)
+    what = np.full((n, MAX_OBJECTS), -1)
+    for i, spec in enumerate(specs):
+        for k, (color_name, shape_name) in enumerate(spec.objects):
+            what[i, k] = COLORS.index(color_name) * len(SHAPES) + SHAPES.index(shape_name)
+    ground = rng.integers(len(BACKGROUNDS), size=n)
+    for i, spec in enumerate(specs):
+        if spec.background is not None:
+            ground[i] = BACKGROUNDS.index(spec.background)
+    centres, radii = place(counts, relations, rng)
+
+    ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
+    images = np.broadcast_to(GRAY_LEVELS[ground][:, None, None, None], (n, 3, IMAGE_SIZE, IMAGE_SIZE)).copy()
+    maps = np.zeros((n, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for k in range(MAX_OBJECTS):
+        for shape in range(len(SHAPES)):
+            rows = np.nonzero((what[:, k] >= 0) & (what[:, k] % len(SHAPES) == shape))[0]
+            if not len(rows):
+                continue
+            dx = xs - centres[rows, k, 0][:, None, None]
+            dy = ys - centres[rows, k, 1][:, None, None]
+            cover = np.clip(0.5 - signed_distance(shape, dx, dy, radii[rows, k][:, None, None]), 0, 1)
+            color = RGB[what[rows, k] // len(SHAPES)][:, :, None, None]
+            images[rows] += cover[:, None] * (color - images[rows])
+            maps[rows] = np.where(cover > 0.5, (1 + what[rows, k]).astype(np.uint8)[:, None, None], maps[rows])
+    return (images, maps) if labels else images

@@ -1,0 +1,17 @@
+"""Where the packaged model lies and how it likes to be called (standard library only)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+DEFAULTS_FILE = "ttsnap.json"
+
+
+def weights_path() -> Path:
+    """The packaged diffusers folder with the trained model."""
+    return Path(__file__).parent / "weights"
+
+
+def defaults(folder: Path | None = None) -> dict[str, Any]:
+    """Recommended arguments of the pipeline call, from a folder's `ttsnap.json`."""
+    return dict(json.loads(((folder or weights_path()) / DEFAULTS_FILE).read_text()))
