@@ -132,3 +132,18 @@ def test_committed_recipe_has_the_same_keys() -> None:
     assert {k: set(v) for k, v in committed.items() if isinstance(v, dict)} == {
         k: set(v) for k, v in MINI.items() if isinstance(v, dict)
     }
+
+
+def test_training_forward_is_the_stock_forward() -> None:
+    model = _trainer().ema
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, sigma = torch.randn(3, 4, 8, 8), torch.rand(3)
+    ids = tokenize(build_tokenizer(), ["a red circle", "two blue crosses", ""])
+    with torch.no_grad():
+        text, pooled = model.encode(ids)
+        ours, _ = model(x, sigma, ids, tap=0)
+        stock = model.transformer(x, text, pooled, sigma * 1000).sample
+    torch.testing.assert_close(ours, stock)
+    assert text.shape[1] == ids.shape[1] + 1
+    assert not text[:, -1].any()

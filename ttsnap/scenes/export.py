@@ -42,9 +42,7 @@ def export(pipe: Any, folder: Path, defaults: dict[str, Any]) -> None:
     `defaults` (recommended call arguments) go to `ttsnap.json`, which stock diffusers ignores.
     """
     temporary = folder.with_name(folder.name + ".new")
-    old = folder.with_name(folder.name + ".old")
-    for path in (temporary, old):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     small: Any = StableDiffusion3Pipeline(
         **{
             name: copy.deepcopy(part).half() if name in _PARTS else part
@@ -59,16 +57,25 @@ def export(pipe: Any, folder: Path, defaults: dict[str, Any]) -> None:
     index = json.loads(index_path.read_text())
     index["tokenizer_3"] = ["transformers", "PreTrainedTokenizerFast"]
     index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    for name in _TEXT:
+    for name in _PARTS:
         path = temporary / name / "config.json"
         config = json.loads(path.read_text())
-        config.pop("torch_dtype", None)
-        config["dtype"] = "float32"
+        config.pop("_name_or_path", None)
+        if name in _TEXT:  # transformers loads in the dtype that the config names
+            config.pop("torch_dtype", None)
+            config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (temporary / DEFAULTS_FILE).write_text(json.dumps(defaults, indent=2) + "\n")
+    swap_in(temporary, folder)
+
+
+def swap_in(new: Path, folder: Path) -> None:
+    """Put folder `new` in the place of `folder`."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(temporary, folder)
+    os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -81,6 +88,6 @@ def finished(model: Generator, tokenizer: CLIPTokenizer) -> Generator:
     one, a = (tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in ("one", "a"))
     with torch.no_grad():
         for encoder in (model.text, model.text_2):
-            table = encoder.get_input_embeddings().weight
+            table: torch.Tensor = encoder.text_model.embeddings.token_embedding.weight
             table[one] = table[a]
     return model

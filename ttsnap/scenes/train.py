@@ -22,10 +22,11 @@ from diffusers import AutoencoderKL
 
 from .data import make_data
 from .evaluate import evaluate, table
-from .export import build_pipeline, export, finished
+from .export import build_pipeline, export, finished, swap_in
 from .generator import Trainer, run
 from .model import build_tokenizer, tokenize
 from .vae import encode, train_vae
+from .weights_folder import weights_path
 
 
 def prepare(config: dict[str, Any], out: Path, device: torch.device) -> tuple[Any, torch.Tensor]:
@@ -129,10 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = yaml.safe_load(args.config.read_text())
     folder = train(config, args.out, torch.device(args.device), args.decay_now)
     if args.install:
-        from .model import weights_path
-
-        shutil.rmtree(weights_path(), ignore_errors=True)
-        shutil.copytree(folder, weights_path())
+        copy = weights_path().with_name("weights.new")
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        swap_in(copy, weights_path())
 
 
 if __name__ == "__main__":
