@@ -27,7 +27,7 @@ def main() -> None:
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400, 800, 1600], help="NFE per prompt")
     p.add_argument("--prompts", type=int, default=60)
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--algorithms", nargs="+", default=["seed-pruning"], help="names or .json files, beside best-of-n")
+    p.add_argument("--algorithms", nargs="*", default=["seed-pruning"], help="names or .json files, beside best-of-n")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--batch-size", type=int, default=64)

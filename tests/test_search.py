@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.live import LiveEngine
+from ttsnap.search import fit
 from ttsnap.types import Move, advance, fresh
 
 from .conftest import Brightness
@@ -223,6 +224,8 @@ def test_n_is_fitted_to_the_budget(engine: Any) -> None:
     assert result.spent["seeds"] == 6
     (result,) = search(["a"], SeedPruning(None, (0.5,), steps=(3,)), engine(), "50nfe")
     assert 44 <= result.spent["nfe"] <= 50
+    for budget, most, n in ((50, 4096, 6), (50, 5, 5), (10_000, 48, 48), (10_000, 1, 1), (8, 64, 1), (520, 64, 64)):
+        assert fit(BestOfN(), engine(), Budget(nfe=budget), most=most).n == n, (budget, most)
 
 
 def test_shared_budget_is_one_pot(engine: Any) -> None:

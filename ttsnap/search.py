@@ -80,7 +80,7 @@ def check_budget(budget: Budget, engine: Engine) -> None:
 
 
 def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, most: int = 4096) -> Algorithm:
-    """The algorithm with as many seeds as `budget` affords, found by dry runs; unchanged if its n is set.
+    """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
 
     Raises ValueError when the budget has no cap, as there is then nothing to fit to.
     """
@@ -101,9 +101,9 @@ def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, mos
         return short[n]
 
     high = 1
-    while high < most and affords(high * 2):
+    while high * 2 <= most and affords(high * 2):
         high *= 2
-    low, high = high, min(high * 2, most)
+    low, high = high, min(high * 2, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if affords(middle) else (low, middle)
