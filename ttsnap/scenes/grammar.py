@@ -31,7 +31,7 @@ _COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 _PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
 _SHAPE_OF = {word: s for s in SHAPES for word in (s, _PLURALS[s])}
 _COMBO_COUNTS = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
-_KIND_WEIGHTS = (0.10, 0.18, 0.14, 0.22, 0.16, 0.10, 0.10)
+_KIND_WEIGHTS = (0.20, 0.16, 0.12, 0.20, 0.14, 0.09, 0.09)
 _BACKGROUND_SHARE = 0.4
 
 WORDS: tuple[str, ...] = (
