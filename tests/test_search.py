@@ -36,8 +36,8 @@ class Wild:
     branches: ClassVar[bool] = True
     lockstep: ClassVar[bool] = False
 
-    def init(self, grid: Any, keep: int = 1) -> tuple[int, int]:
-        return grid.steps, self.moves
+    def init(self, task: Any) -> tuple[int, int]:
+        return task.grid.steps, self.moves
 
     def step(self, state: tuple[int, int], particles: Any, rng: Any) -> tuple[Move | None, tuple[int, int]]:
         steps, left = state
@@ -173,7 +173,7 @@ def test_children_share_their_parents_evaluation(engine: Any) -> None:
         branches: ClassVar[bool] = True
         lockstep: ClassVar[bool] = False
 
-        def init(self, grid: Any, keep: int = 1) -> int:
+        def init(self, task: Any) -> int:
             return 0
 
         def step(self, state: int, particles: Any, rng: Any) -> Any:
@@ -200,7 +200,7 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
         branches: ClassVar[bool] = False
         lockstep: ClassVar[bool] = False
 
-        def init(self, grid: Any, keep: int = 1) -> int:
+        def init(self, task: Any) -> int:
             return 0
 
         def step(self, state: int, particles: Any, rng: Any) -> Any:
@@ -239,7 +239,7 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
         branches: ClassVar[bool] = False
         lockstep: ClassVar[bool] = False
 
-        def init(self, grid: Any, keep: int = 1) -> None:
+        def init(self, task: Any) -> None:
             return None
 
         def step(self, state: None, particles: Any, rng: Any) -> Any:
@@ -375,7 +375,7 @@ def test_illegal_moves_are_caught(engine: Any) -> None:
         branches: ClassVar[bool] = False
         lockstep: ClassVar[bool] = False
 
-        def init(self, grid: Any, keep: int = 1) -> int:
+        def init(self, task: Any) -> int:
             return 0
 
         def step(self, state: int, particles: Any, rng: Any) -> Any:

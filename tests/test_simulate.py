@@ -27,8 +27,8 @@ GRID = Grid(tuple(np.linspace(1, 0, 11)))
 def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> None:
     scores = np.random.default_rng(1).normal(size=(25, 16, 11, rewards)).cumsum(2)
     names = tuple("ab"[:rewards])
-    recordings = [Recording(str(i), s, GRID, names) for i, s in enumerate(scores)]
-    loop = search([r.prompt for r in recordings], algorithm, ReplayEngine(recordings), utility=combine)
+    recording = Recording(tuple(str(i) for i in range(25)), scores, GRID, names)
+    loop = search(recording.prompts, algorithm, ReplayEngine(recording), utility=combine)
     b = np.arange(25)[:, None]
     winners, cost = lockstep(algorithm, lambda rows, steps: scores[b, rows, steps], 25, GRID, rewards, combine)
     assert winners.tolist() == [r.best.seed for r in loop]

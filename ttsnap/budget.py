@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.types import Cost, Grid, Move, Particles
+from ttsnap.types import Cost, Engine, Grid, Move, Particles, Task
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
@@ -94,6 +94,17 @@ class Budget:
             if cap is not None and need > cap * (1 + 1e-12):
                 return f"{need:.6g} {name} of {cap:.6g}"
         return None
+
+
+def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
+    """The task of one search under `budget`, in evaluations: by the cap that affords the fewest images."""
+    grid, rewards = engine.grid, len(engine.reward_names)
+    found = [(float(budget.nfe), 0.0)] if budget.nfe is not None else []
+    for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
+        if cap is not None and rates is not None and rates.nfe > 0:
+            found.append((cap / rates.nfe, (rates.decode + rewards * rates.reward_call) / rates.nfe))
+    allowance, score = min(found, key=lambda f: f[0] / (grid.steps + f[1]), default=(np.inf, 0.0))
+    return Task(grid, keep, allowance, score, shared)
 
 
 def _read_part(number: str, unit: str) -> tuple[str, float]:

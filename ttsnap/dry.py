@@ -25,7 +25,7 @@ class DryEngine:
         return Cost()
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
-        pass
+        self._done = []
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         for scored in (True, False):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.budget import Budget, Ledger, finish_cost, price_move
+from ttsnap.budget import Budget, Ledger, finish_cost, price_move, task_of
 from ttsnap.table import ParticleTable
 from ttsnap.types import (
     Algorithm,
@@ -45,6 +45,7 @@ class Job:
     state: Any
     rng: np.random.Generator
     waiting: int = 0
+    proposal: tuple[Move | None, Any] | None = None
     pending: tuple[Move, IntArray, Particles] | None = None
     closing: bool = False
     images: dict[int, Any] = dataclasses.field(default_factory=dict)
@@ -76,6 +77,7 @@ class Loop:
         self.probe = Cost()  # what calibration took, to be reported
         self.deadline = self.begin + budget.seconds * len(prompts) if budget.seconds else np.inf
         parent = None
+        task = task_of(budget, engine, keep, shared)
         if shared:
             parent = Ledger(_times(budget, len(prompts)), engine.price)
             budget = Budget()
@@ -85,7 +87,7 @@ class Loop:
                 prompt,
                 Ledger(budget, engine.price, parent),
                 ParticleTable(self.grid.steps, self.rewards, utility),
-                algorithm.init(self.grid, keep),
+                algorithm.init(task),
                 np.random.default_rng([seed % 2**32, zlib.crc32(prompt.encode())]),
             )
             for i, prompt in enumerate(prompts)
@@ -129,24 +131,33 @@ class Loop:
 
     def _ask(self, jobs: list[Job]) -> None:
         """Get the next move of each job and carry out what the ledgers afford, the most valuable first."""
-        moves = []
         for job in jobs:
-            move = None
-            particles = job.table.view()
-            if not job.closing:
-                move, job.state = self.algorithm.step(job.state, particles, job.rng)
-                if move is not None and len(move):
-                    _validate(move, particles, self.grid, self.algorithm)
-            moves.append((job, move, particles))
+            if job.proposal is None:
+                job.proposal = self._propose(job)
         if self.shared:
-            moves.sort(key=lambda m: (-(m[1].value if m[1] is not None else 0.0), m[0].prompt))
-        for job, move, particles in moves:
+            jobs = sorted(jobs, key=lambda job: (-_value(job), job.prompt))
+        top = max((_value(job) for job in jobs if _value(job) < np.inf), default=np.inf)
+        for job in jobs:
+            if self.shared and _value(job) < top and self.engine.pending() >= self.engine.capacity:
+                break  # the batch is full of moves worth more; this one keeps until the next round
+            move, job.state = job.proposal or (None, job.state)
+            job.proposal = None
+            particles = job.table.view()
             if move is not None and len(move) and self._submit_prefix(job, move, particles):
                 continue
             if particles.finished.any():
                 self._end(job)
             else:
                 self._close(job, particles)
+
+    def _propose(self, job: Job) -> tuple[Move | None, Any]:
+        if job.closing:
+            return None, job.state
+        particles = job.table.view()
+        move, state = self.algorithm.step(job.state, particles, job.rng)
+        if move is not None and len(move):
+            _validate(move, particles, self.grid, self.algorithm)
+        return move, state
 
     def _submit_prefix(self, job: Job, move: Move, particles: Particles) -> bool:
         """Submit as many rows of the move, from the first on, as fit with what must be held back after them."""
@@ -180,7 +191,7 @@ class Loop:
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
-        job.closing = True
+        job.closing, job.proposal = True, None
         uids = np.flatnonzero(particles.alive)
         order = np.lexsort((-particles.step[uids], -particles.value(uids)))
         for uid in uids[order]:
@@ -349,6 +360,12 @@ class Loop:
         if self.on_event is not None:
             index = job.index if job is not None else -1
             self.on_event(Event(kind, index, self.clock() - self.begin, **details))
+
+
+def _value(job: Job) -> float:
+    """What a job's proposed move is worth; inf where it proposes none, as ending costs nothing."""
+    move = job.proposal[0] if job.proposal is not None else None
+    return move.value if move is not None else np.inf
 
 
 def _validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:

@@ -2,58 +2,118 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from ttsnap.budget import Price
 from ttsnap.dry import DryEngine
-from ttsnap.types import FloatArray, Grid, IntArray, Result
+from ttsnap.types import FloatArray, Grid, IntArray, Move, Result
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Scores of one prompt's trajectories: scores (S, K+1, R) of seeds `first_seed`.. `first_seed + S - 1`.
+    """Scores (P, S, K+1, R) along the trajectories of P prompts with the seeds `first_seed`..`first_seed + S - 1`.
 
     Index k < K is the score of the x0 estimate at grid point k (k + 1 evaluations), index K that of the finished
-    image (K evaluations).
+    image (K evaluations); nan where a reward failed. `scored` (K+1,) says which steps were scored at all, the last
+    always. `price` is the recorded engine's, `info` what else is known (model, call, versions), JSON-ready.
     """
 
-    prompt: str
+    prompts: tuple[str, ...]
     scores: FloatArray
     grid: Grid
     reward_names: tuple[str, ...]
     first_seed: int = 0
+    scored: tuple[bool, ...] = ()
+    price: Price = field(default_factory=Price)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.scores.ndim != 3 or self.scores.shape[1:] != (self.grid.steps + 1, len(self.reward_names)):
-            expected = f"(seeds, {self.grid.steps + 1}, {len(self.reward_names)})"
-            raise ValueError(f"scores have shape {self.scores.shape}, expected {expected}")
+        points = self.grid.steps + 1
+        expected = (len(self.prompts), points, len(self.reward_names))
+        if self.scores.ndim != 4 or (self.scores.shape[0], *self.scores.shape[2:]) != expected:
+            raise ValueError(
+                f"scores have shape {self.scores.shape}, expected ({expected[0]}, seeds, {expected[1]}, {expected[2]})"
+            )
+        object.__setattr__(self, "scored", tuple(self.scored) or (True,) * points)
+        if len(self.scored) != points or not self.scored[-1]:
+            raise ValueError(f"scored must say for each of {points} steps whether it was, the last always")
+
+    @property
+    def seeds(self) -> int:
+        """S, seeds per prompt."""
+        return int(self.scores.shape[1])
+
+    @property
+    def final(self) -> FloatArray:
+        """(P, S, R) scores of the finished images."""
+        return self.scores[:, :, -1]
 
     @classmethod
-    def from_result(cls, result: Result, grid: Grid, reward_names: tuple[str, ...]) -> Recording:
+    def from_results(
+        cls, results: Sequence[Result], grid: Grid, reward_names: tuple[str, ...], **details: Any
+    ) -> Recording:
         """From a search with KeepAll."""
-        p = result.particles
-        return cls(result.prompt, p.scores.copy(), grid, reward_names, int(p.seed[0]))
+        scores = np.stack([r.particles.scores for r in results])
+        first = int(results[0].particles.seed[0])
+        return cls(tuple(r.prompt for r in results), scores, grid, reward_names, first, **details)
+
+    def select(self, prompts: slice = slice(None), seeds: slice = slice(None)) -> Recording:
+        """Some of the prompts and of the seeds (a range without gaps)."""
+        start, _, step = seeds.indices(self.seeds)
+        if step != 1:
+            raise ValueError(f"seeds must be a range without gaps, got {seeds}")
+        return dataclasses.replace(
+            self,
+            prompts=self.prompts[prompts],
+            scores=self.scores[prompts, seeds],
+            first_seed=self.first_seed + start,
+        )
 
 
 class ReplayEngine(DryEngine):
-    """Plays non-branching searches back on recordings, job j on recordings[j].
+    """Plays non-branching searches back on a recording, job j on its prompt j.
 
-    Search with the recordings' first seed, so that seeds and rows agree. ValueError for a seed that was not recorded.
+    Search its `prompts` with its `first_seed`, so that seeds and rows agree. A score is handed out only for a step
+    that a submitted, and therefore paid, move has reached (see `paid`). ValueError for what was not recorded.
     """
 
-    def __init__(self, recordings: list[Recording], price: Price | None = None) -> None:
-        if not recordings or any((r.grid, r.reward_names) != (recordings[0].grid, recordings[0].reward_names)
-                                 for r in recordings):  # fmt: skip
-            raise ValueError("need recordings of one grid and one set of rewards")
-        super().__init__(recordings[0].grid, recordings[0].reward_names)
-        self.price = price if price is not None else Price()
-        self._recordings = recordings
+    def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
+        super().__init__(recording.grid, recording.reward_names)
+        self.recording, self.price, self.capacity = recording, recording.price, capacity
+        self.start(recording.prompts, recording.first_seed)
+
+    def start(self, prompts: Sequence[str], seed: int) -> None:
+        if tuple(prompts) != self.recording.prompts[: len(prompts)]:
+            raise ValueError(f"prompts {list(prompts)[:3]}... are not the recorded {self.recording.prompts[:3]}...")
+        super().start(prompts, seed)
+        self.paid = np.full(self.recording.scores.shape[:2], -1)
+
+    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        at = np.where(move.parent >= 0, self.paid[job, self._rows(job, seeds)], -1)
+        if (move.start[move.parent >= 0] != at[move.parent >= 0]).any():
+            raise ValueError("a recording cannot be renoised or branched; only what was denoised once can be replayed")
+        self.paid[job, self._rows(job, seeds)] = move.stop
+        super().submit(job, uids, seeds, move)
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray) -> FloatArray:
-        r = self._recordings[job]
-        rows = seeds - r.first_seed
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(r.scores):
-            last = r.first_seed + len(r.scores) - 1
-            raise ValueError(f"seeds {seeds.min()}..{seeds.max()} of {r.prompt!r}: recorded are {r.first_seed}..{last}")
-        found: FloatArray = r.scores[rows, steps]
+        rows = self._rows(job, seeds)
+        if (steps > self.paid[job, rows]).any():
+            raise ValueError(f"scores at steps {steps.tolist()} of seeds {seeds.tolist()} have not been paid for")
+        if not np.asarray(self.recording.scored)[steps].all():
+            known = np.flatnonzero(self.recording.scored).tolist()
+            raise ValueError(f"steps {sorted(set(steps.tolist()))} asked for; the recording has scores at {known}")
+        found: FloatArray = self.recording.scores[job, rows, steps]
         return found
+
+    def _rows(self, job: int, seeds: IntArray) -> IntArray:
+        r = self.recording
+        rows = seeds - r.first_seed
+        if len(rows) and not 0 <= rows.min() <= rows.max() < r.seeds:
+            last, prompt = r.first_seed + r.seeds - 1, r.prompts[job]
+            raise ValueError(f"seeds {seeds.min()}..{seeds.max()} of {prompt!r}: recorded are {r.first_seed}..{last}")
+        return rows

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ttsnap import utility as utilities
-from ttsnap.budget import Budget, finish_cost
+from ttsnap.budget import Budget, finish_cost, task_of
 from ttsnap.dry import DryEngine
 from ttsnap.loop import Listener, Loop
 from ttsnap.types import Algorithm, Cost, Engine, Result, Utility
@@ -56,7 +56,7 @@ def search(
             "and they would stay copies; choose a stochastic kernel (sde)"
         )
     begin = clock()
-    algorithm.init(engine.grid, keep)
+    algorithm.init(task_of(budget, engine, keep, shared))
     check_budget(budget, engine)
     probe = Cost()
     if budget.seconds is not None and engine.price.seconds is None:

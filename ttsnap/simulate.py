@@ -9,7 +9,7 @@ import numpy as np
 
 from ttsnap import utility as utilities
 from ttsnap.budget import price_move
-from ttsnap.types import Algorithm, Cost, FloatArray, Grid, IntArray, Move, Particles, Utility
+from ttsnap.types import Algorithm, Cost, FloatArray, Grid, IntArray, Move, Particles, Task, Utility
 
 Lookup = Callable[[IntArray, IntArray], FloatArray]
 """(searches, n) rows of each search's candidates, (searches, n) steps -> (searches, n, R) scores."""
@@ -25,7 +25,7 @@ def lockstep(
     """
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
-    state, spent = algorithm.init(grid), Cost()
+    state, spent = algorithm.init(Task(grid)), Cost()
     ints, flags = np.empty((searches, 0), int), np.empty((searches, 0), bool)
     scores = np.empty((searches, 0, grid.steps + 1, rewards))
     particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)

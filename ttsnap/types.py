@@ -67,6 +67,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What one search is asked for: a grid, how many finished images, and what it may spend on them.
+
+    `allowance` is the most that this prompt may spend (its share of a pot, where the budget is `shared`), and
+    `score_cost` what a decode with its reward calls takes, both in units of one denoiser evaluation: the unit in
+    which the tightest cap is counted in images. inf and 0 where nothing caps evaluations.
+    """
+
+    grid: Grid
+    keep: int = 1
+    allowance: float = float("inf")
+    score_cost: float = 0.0
+    shared: bool = False
+
+
+@dataclass(frozen=True)
 class Particles:
     """Every particle that a search ever started, as an algorithm may see them. Row i is the particle with uid i.
 
@@ -142,9 +158,9 @@ class Move:
 
     parent (n,) uid to go on from, -1 for a fresh seed; start (n,) step to go on from (below the parent's step means
     renoising to it); stop (n,) step to go to; score (n,) whether to score there; mix (n,) share of the parent's
-    initial noise in a fresh one, in [0, 1]. `drop` lists uids that are given up. `value` is the expected gain per
-    unit of cost, for ordering moves of several prompts under a shared budget. The first row of a parent that starts
-    at the parent's own step continues that particle; every other row makes a new one.
+    initial noise in a fresh one, in [0, 1]. `drop` lists uids that are given up. `value` is the price per evaluation
+    up to which the move is worth making, for ordering moves of several prompts under a shared budget. The first row
+    of a parent that starts at the parent's own step continues that particle; every other row makes a new one.
     """
 
     parent: IntArray
@@ -199,11 +215,8 @@ class Algorithm(Protocol):
     @property
     def n(self) -> int | None: ...
 
-    def init(self, grid: Grid, keep: int = 1) -> Any:
-        """State before the first move, for a search that is to return `keep` finished images.
-
-        Raises ValueError where the settings do not fit the grid.
-        """
+    def init(self, task: Task) -> Any:
+        """State before the first move. Raises ValueError where the settings do not fit the task."""
 
     def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
         """The next move, or None when done. Called only when every row of the last move has been carried out."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.types import Grid, Move, Particles, fresh
+from ttsnap.types import Move, Particles, Task, fresh
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class BestOfN:
         if self.n is not None and self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
 
-    def init(self, grid: Grid, keep: int = 1) -> int:
-        return grid.steps
+    def init(self, task: Task) -> int:
+        return task.grid.steps
 
     def step(self, state: int, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, int]:
         if len(particles):

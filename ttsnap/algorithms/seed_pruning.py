@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.types import Grid, Move, Particles, advance, fresh
+from ttsnap.types import Move, Particles, Task, advance, fresh
 
 
 class State(NamedTuple):
@@ -58,8 +58,9 @@ class SeedPruning:
         if len(order) and not (np.all(order > 0) if self.steps is not None else np.all(order < 0)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
 
-    def init(self, grid: Grid, keep: int = 1) -> State:
+    def init(self, task: Task) -> State:
         """The checks to come; those that fall on one step of a coarse grid are merged."""
+        grid = task.grid
         at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
         if any(not 0 <= s < grid.steps for s in at):
             last = grid.steps - 1
@@ -67,7 +68,7 @@ class SeedPruning:
         merged: dict[int, float] = {}
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
-        return State(keep, (*merged.items(), (grid.steps, 1.0)))
+        return State(task.keep, (*merged.items(), (grid.steps, 1.0)))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
