@@ -1,0 +1,56 @@
+"""The command line. No logic of its own, and nothing heavy before it is needed.
+
+Each command is a module with `HELP` (one line), `parser()` and `run(arguments)`, which returns the exit status and
+raises ValueError for bad input. A new command is one file and one entry of COMMANDS.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import generate, replay
+from ttsnap.cli.common import formatter
+from ttsnap.version import __version__
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    HELP: str
+
+    def parser(self) -> ArgumentParser:
+        """Its arguments, made without importing torch."""
+
+    def run(self, a: Namespace) -> int:
+        """Do it; the exit status."""
+
+
+COMMANDS: dict[str, Command] = {"generate": generate, "replay": replay}
+
+
+def build_parser() -> ArgumentParser:
+    """The whole command line, without importing torch."""
+    parser = ArgumentParser(
+        prog="ttsnap",
+        version=f"ttsnap {__version__}",
+        formatter_class=formatter(),
+        description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, command in COMMANDS.items():
+        commands.add_subcommand(name, command.parser(), help=command.HELP)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when done, 2 with one line of explanation for bad input."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return COMMANDS[arguments.command].run(arguments[arguments.command])
+    except ValueError as error:
+        print(f"ttsnap: error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,151 @@
+"""`ttsnap generate`: the best image for a prompt under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+from ttsnap.version import __version__
+
+HELP = "find the best image for a prompt under a budget"
+DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
+
+examples:
+  ttsnap generate "two red circles and a blue square" --budget 400nfe
+  ttsnap generate "a photo of a cat" --model stabilityai/stable-diffusion-3.5-medium --reward my_reward.py:score \\
+      --budget 2pflop --algorithm seed-pruning
+  ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4 --out results
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    common.add_prompt_arguments(p)
+    p.add_argument(
+        "--algorithm",
+        type=str,
+        default="seed-pruning",
+        help="best-of-n, seed-pruning (late checks, for ordinary rewards), ttsnap (early checks, for noise-aware "
+        "rewards), or a .json file",
+    )
+    p.add_argument(
+        "--options",
+        type=dict[str, Any],
+        default={},
+        help="the algorithm's settings, as --options.n 16 --options.keep '[0.5, 0.25]' --options.steps '[6, 11]'",
+    )
+    p.add_argument(
+        "--budget",
+        type=str | int,
+        default="400nfe",
+        help="per prompt: 400nfe (denoiser evaluations), 2pflop, 30s, 5min, or several as 400nfe,30s",
+    )
+    p.add_argument("--shared", action="store_true", help="let all prompts draw on one pot of that size each")
+    p.add_argument("--reward", type=str | list[str] | None, help=common.REWARD_HELP)
+    p.add_argument(
+        "--utility", type=str | list[float], default="mean", help="of several rewards: mean, rank_sum or weights"
+    )
+    p.add_argument("--report", type=str | list[str] | None, help="rewards that only report on the kept images")
+    common.add_call_arguments(p)
+    p.add_argument("--seed", type=int, default=0, help="candidate i starts from seed + i")
+    p.add_argument("--keep", type=int, default=1, help="how many of the best images to write, ranked")
+    p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
+    p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    common.add_device_arguments(p)
+    common.add_batch_arguments(p)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Search, write what was found, and say what it took."""
+    from ttsnap import outputs
+
+    prompts = common.read_prompts(a, "generate")
+    reward = common.require_reward(a)
+    report = a.report or ("scenes-strict" if a.reward is None else None)
+    from ttsnap.algorithms import make_algorithm
+    from ttsnap.budget import Budget
+    from ttsnap.rewards import make_rewards
+    from ttsnap.types import Grid
+
+    # What can be refused is refused before the model is loaded.
+    algorithm, budget = make_algorithm(a.algorithm, **a.options), Budget.parse(a.budget)
+    prompts = common.canonical(prompts, a.model)
+    out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
+    rewards, metrics = make_rewards(reward), make_rewards(report) if report else None
+    call = common.call_arguments(a)
+    pipe = common.load_model(a.model, a.device, a.dtype)
+    common.check_call(pipe, call)
+    recorder, stop = outputs.Recorder(), common.StopOnInterrupt()
+    with stop:
+        output = pipe(
+            prompts,
+            search=algorithm,
+            reward=rewards,
+            report=metrics,
+            budget=budget,
+            utility=a.utility,
+            kernel=a.kernel,
+            seed=a.seed,
+            num_images_per_prompt=a.keep,
+            batch_size=a.batch_size,
+            decode_batch_size=a.decode_batch_size,
+            shared=a.shared,
+            on_event=recorder,
+            should_stop=stop,
+            output_type="pt",
+            **call,
+        )
+    settings = {
+        "ttsnap": __version__,
+        "model": a.model,
+        "sampler": type(pipe.scheduler).__name__,
+        "kernel": a.kernel,
+        "call": call,
+        "algorithm": a.algorithm,
+        "options": dict(a.options),
+        "budget": str(a.budget),
+        "reward": [r.name for r in rewards],
+        "utility": a.utility,
+        "seed": a.seed,
+    }
+    grid: Grid = pipe.denoiser(**call).grid
+    written = outputs.write_results(out, output.search, grid, recorder, settings)
+    for result, paths in zip(output.search, written, strict=True):
+        _describe(result, paths, call, a)
+    print(f"\ncontact sheet and trace in {out}")
+    return 0
+
+
+def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Namespace) -> None:
+    s = result.spent
+    print(f"\n{result.prompt}")
+    for warning in result.warnings:
+        print(f"  warning: {warning}")
+    for rank, (candidate, path) in enumerate(zip(result.images, paths, strict=True), 1):
+        numbers = {**candidate.scores, **candidate.metrics}
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        print(f"  {rank}. seed {candidate.seed}: {scores}   {path}")
+    counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
+    print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
+    print(f"  {s['seeds']} seeds started, {s['finished']} finished")
+    flops = s["flops"] or 1.0
+    print(
+        f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "
+        f"decoder, {s['flops_reward'] / flops:.0%} reward; {s['seconds']:.1f} s: {_share(s, 'denoise')} denoiser, "
+        f"{_share(s, 'decode')} decoder, {_share(s, 'reward')} reward"
+    )
+    if result.images and a.kernel == "pipeline":
+        arguments = "".join(f", {k}={v!r}" for k, v in call.items())
+        seed = result.best.seed
+        print("  the winner in plain diffusers:")
+        print(f"    pipe({result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
+
+
+def _share(spent: dict[str, Any], phase: str) -> str:
+    return f"{spent[f'seconds_{phase}'] / (spent['seconds'] or 1.0):.0%}"
