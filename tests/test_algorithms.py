@@ -10,6 +10,7 @@ import pytest
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.dry import DryEngine
+from ttsnap.forecast import fit
 from ttsnap.types import Grid, Task
 
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
@@ -73,7 +74,8 @@ def test_as_many_survive_as_are_to_be_kept() -> None:
 @pytest.mark.parametrize("budget", ["20nfe", "33nfe", "400nfe"])
 def test_contract(name: str, budget: str) -> None:
     scores = np.random.default_rng(0).normal(size=(4096, 21))
-    algorithm = make_algorithm(name)
+    settings = {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, (2, 6, 11, 20))} if "price" in name else {}
+    algorithm = make_algorithm(name, **settings)
     results = [search(["", "b"], algorithm, Scripted(scores), budget, seed=0) for _ in range(2)]
     for result in results[0]:
         assert 20 <= result.spent["nfe"] <= int(budget[:-3])

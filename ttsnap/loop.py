@@ -325,8 +325,8 @@ class Loop:
     def _result(self, job: Job) -> Result:
         particles = job.table.view()
         names = self.engine.reward_names
-        ranking = self._ranking(job)[: self.keep] if job.images else []
-        values: Sequence[float] = particles.value(ranking).tolist() if ranking else []
+        ranking = self._ranking(job)
+        values: Sequence[float] = particles.value(ranking)[: self.keep].tolist() if ranking else []
         images = tuple(
             Candidate(
                 uid,
@@ -335,7 +335,7 @@ class Loop:
                 {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
                 job.images[uid],
             )
-            for uid, v in zip(ranking, values, strict=True)
+            for uid, v in zip(ranking, values, strict=False)
         )
         if not images:
             job.warnings.append("stopped before this prompt was taken up")

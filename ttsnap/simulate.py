@@ -1,87 +1,183 @@
-"""Thousands of searches at once over recorded scores, with the algorithm objects that run live."""
+"""Policies over recordings: what each would have found at each budget, with the objects that run live."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ttsnap import metrics
 from ttsnap import utility as utilities
-from ttsnap.budget import price_move
-from ttsnap.types import Algorithm, Cost, FloatArray, Grid, IntArray, Move, Particles, Task, Utility
+from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.budget import Budget, task_of
+from ttsnap.lockstep import lockstep
+from ttsnap.replay import Recording, ReplayEngine
+from ttsnap.search import check_budget, fit
+from ttsnap.types import Algorithm, FloatArray, IntArray, Task, Utility
 
-Lookup = Callable[[IntArray, IntArray], FloatArray]
-"""(searches, n) rows of each search's candidates, (searches, n) steps -> (searches, n, R) scores."""
+LEDGERS = ("honest", "published")
 
 
-def lockstep(
-    algorithm: Algorithm, lookup: Lookup, searches: int, grid: Grid, rewards: int = 1, utility: Utility = utilities.mean
-) -> tuple[IntArray, Cost]:
-    """Run `searches` searches in step; the winner's row in each, (searches,), and what each one cost.
+@dataclass(frozen=True)
+class Curve:
+    """A method's finished reward at each budget: rewards (P, B), means over repeats; spent (B,) mean evaluations,
+    decodes and rewards counted in; most (B,) the most that any one search spent."""
 
-    For algorithms whose moves have a shape that scores do not change (`Algorithm.lockstep`): all searches then make
-    moves of the same shape and cost, as `search` would one by one (tested). Their n must be set.
+    budgets: tuple[Budget, ...]
+    rewards: FloatArray
+    spent: FloatArray
+    most: FloatArray
+
+    @property
+    def mean(self) -> FloatArray:
+        """(B,) over prompts."""
+        return np.asarray(self.rewards.mean(0))
+
+    @property
+    def error(self) -> FloatArray:
+        """(B,) standard error over prompts."""
+        return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(len(self.rewards)))
+
+
+def curve(
+    recording: Recording,
+    algorithm: Algorithm,
+    budgets: Sequence[Budget | str],
+    repeats: int = 10,
+    *,
+    shared: bool = False,
+    utility: Utility = utilities.mean,
+    ledger: str = "honest",
+    seed: int = 0,
+) -> Curve:
+    """Search every prompt `repeats` times at every budget; each search sees the recorded seeds in an order of its own.
+
+    shared: the prompts of one repeat draw on one pot. ledger "published" bills a schedule as the notebooks of
+    arXiv 2511.22242 do (see `published_seeds`). Raises ValueError where the algorithm cannot run on recordings.
     """
-    if not algorithm.lockstep or algorithm.n is None:
-        raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
-    state, spent = algorithm.init(Task(grid)), Cost()
-    ints, flags = np.empty((searches, 0), int), np.empty((searches, 0), bool)
-    scores = np.empty((searches, 0, grid.steps + 1, rewards))
-    particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)
-    rng = np.random.default_rng(0)
-    while True:
-        move, state = algorithm.step(state, particles, rng)
-        if move is None:
-            break
-        spent = spent + price_move(_first(move), particles.of(0), grid, rewards)
-        particles = _carry_out(move, particles, lookup)
-    done = particles.finished
-    value = np.full(done.shape, -np.inf)
-    uids = np.nonzero(done)[-1].reshape(searches, -1)
-    np.put_along_axis(value, uids, particles.value(uids), -1)
-    return value.argmax(-1), spent
+    if ledger not in LEDGERS:
+        raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
+    if algorithm.branches:
+        raise ValueError(f"{type(algorithm).__name__} branches: a recording holds only what was denoised once")
+    found, spent, most = [], [], []
+    rng = np.random.default_rng(seed)
+    for budget in (Budget.parse(b) for b in budgets):
+        task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger)
+        lookup, searches = random_orders(recording, sized.n or 1, repeats, rng)
+        pot = len(recording.prompts) if shared else None
+        out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
+        total = out.nfe + task.score_cost * out.scored
+        found.append(out.reward.reshape(repeats, -1).mean(0))
+        spent.append(total.mean()), most.append(total.max())
+    return Curve(tuple(Budget.parse(b) for b in budgets), np.stack(found, 1), np.array(spent), np.array(most))
 
 
-def _first(move: Move) -> Move:
-    """The move of the first search; all have the same shape and cost."""
-    if move.parent.ndim == 1:
-        return move
-    return Move(move.parent[0], move.start[0], move.stop[0], move.score[0], move.mix[0])
+def best_of_n_curve(
+    recording: Recording,
+    budgets: Sequence[Budget | str],
+    *,
+    utility: Utility = utilities.mean,
+    ledger: str = "honest",
+) -> Curve:
+    """Best-of-N at each budget, exactly: the expected maximum over all subsets of the recorded seeds."""
+    final = utility(recording.final)
+    if utility is utilities.rank_sum:
+        raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
+    engine, columns, spent = ReplayEngine(recording), [], []
+    for budget in (Budget.parse(b) for b in budgets):
+        check_budget(budget, engine)
+        task = task_of(budget, engine)
+        one = task.grid.steps + task.score_cost
+        n = min(recording.seeds, int(task.allowance / one + 1e-9))
+        columns.append(metrics.best_of_n(final, n))
+        spent.append(n * one)
+    parsed = tuple(Budget.parse(b) for b in budgets)
+    return Curve(parsed, np.stack(columns, 1), np.array(spent), np.array(spent))
 
 
-def _carry_out(move: Move, particles: Particles, lookup: Lookup) -> Particles:
-    """Particles after a move: fresh ones appended, others advanced, dropped ones dead, scores looked up."""
-    b, n = particles.step.shape
-    if move.parent.ndim == 1:  # fresh seeds, the same in every search
-        rows: IntArray = np.broadcast_to(np.arange(n, n + len(move)), (b, len(move)))
-        p, more = particles, len(move)
-        seed, parent, step, scored = (_grow(a, more) for a in (p.seed, p.parent, p.step, p.scored))
-        cached, alive, scores = _grow(p.cached, more), _grow(p.alive, more), _grow(p.scores, more)
-        np.put_along_axis(seed, rows, rows, -1)
-        np.put_along_axis(parent, rows, -1, -1)
-        np.put_along_axis(alive, rows, True, -1)
-        np.put_along_axis(scored, rows, -1, -1)
-    else:
-        rows = move.parent
-        seed, parent, scores = particles.seed, particles.parent, particles.scores
-        step, cached, alive, scored = (
-            a.copy() for a in (particles.step, particles.cached, particles.alive, particles.scored)
-        )
-    stop: IntArray = np.broadcast_to(move.stop, rows.shape)
-    score = np.broadcast_to(move.score, rows.shape)
-    np.put_along_axis(step, rows, stop, -1)
-    np.put_along_axis(cached, rows, score & (stop < scores.shape[-2] - 1), -1)
-    if move.drop.ndim > 1:
-        np.put_along_axis(alive, move.drop, False, -1)
-    if score.all():
-        scores[np.arange(b)[:, None], rows, stop] = lookup(rows, stop)
-        np.put_along_axis(scored, rows, stop, -1)
-    elif score.any():
-        raise ValueError("lockstep moves score all of their rows or none")
-    return Particles(seed, parent, step, cached, alive, scores, scored, particles.utility)
+def sized_for(
+    recording: Recording, algorithm: Algorithm, budget: Budget, *, shared: bool = False, ledger: str = "honest"
+) -> tuple[Task, Algorithm]:
+    """The task under a budget, and the algorithm with as many seeds as it affords, at most those recorded."""
+    engine = ReplayEngine(recording)
+    check_budget(budget, engine)
+    task = task_of(budget, engine, shared=shared)
+    if algorithm.n is None and ledger == "published":
+        n = min(recording.seeds, published_seeds(algorithm, task))
+        return task, dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
+    sized = fit(algorithm, engine, budget, most=recording.seeds)
+    if sized.n is not None and sized.n > recording.seeds:
+        if not shared and algorithm.n is not None and ledger == "honest" and not hasattr(algorithm, "forecast"):
+            raise ValueError(f"{algorithm} wants {sized.n} seeds; recorded are {recording.seeds}")
+        sized = dataclasses.replace(sized, n=recording.seeds)  # type: ignore[type-var]
+    return task, sized
 
 
-def _grow(array: Any, more: int) -> Any:
-    fill = np.nan if array.dtype.kind == "f" else 0
-    return np.concatenate([array, np.full((array.shape[0], more, *array.shape[2:]), fill, array.dtype)], axis=1)
+def published_seeds(algorithm: Any, task: Task) -> int:
+    """Seeds of a pruning schedule as the notebooks released with arXiv 2511.22242 bill them.
+
+    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1; survivors are fractional.
+    Best-of-N is billed in full. It flatters pruning: here for comparison with published figures only.
+    """
+    if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:
+        raise ValueError("the published ledger bills pruning schedules given in steps only")
+    share, billed, at = 1.0, 0.0, 0
+    for keep, step in zip((*algorithm.keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True):
+        billed += share * (step - at + task.score_cost)
+        share, at = share * keep, step
+    return max(1, int(task.allowance / billed))
+
+
+def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Generator) -> tuple[Any, int]:
+    """Scores for `repeats` searches of each prompt, candidate i of a search being a random recorded seed."""
+    p, s = len(recording.prompts), recording.seeds
+    searches = p * repeats
+    draws = rng.random((searches, s), dtype=np.float32)
+    order = draws.argsort(1)[:, :n] if n > 1 else draws.argmin(1)[:, None]
+    known, missing = np.asarray(recording.scored), np.isnan(recording.scores)
+
+    def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
+        if not known[steps].all():
+            raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
+                             f"{np.flatnonzero(known).tolist()}")  # fmt: skip
+        found: FloatArray = recording.scores[rows[:, None] % p, order[rows[:, None], candidates], steps]
+        return found
+
+    if missing[:, :, known].any():
+        raise ValueError("the recording holds failed (nan) scores; simulate with prompts and seeds that have none")
+    return lookup, searches
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against best-of-N: omega in percent with its standard error (bootstrap over prompts), the N at which
+    best-of-N equals it at the largest budget, and the budget at which it equals best-of-N there."""
+
+    omega: float
+    error: float
+    equivalent_n: float
+    matching_budget: float
+
+
+def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utility = utilities.mean) -> Comparison:
+    """Both over the same budgets, at least three, in one unit."""
+    amounts = np.array([_amount(b) for b in method.budgets])
+    draws = np.random.default_rng(0).integers(len(method.rewards), size=(200, len(method.rewards)))
+    resampled = [metrics.omega(amounts, method.rewards[d].mean(0), baseline.rewards[d].mean(0)) for d in draws]
+    return Comparison(
+        metrics.omega(amounts, method.mean, baseline.mean),
+        float(np.std(resampled)),
+        metrics.equivalent_n(float(method.mean[-1]), utility(recording.final)),
+        metrics.matching_budget(amounts, method.mean, float(baseline.mean[-1])),
+    )
+
+
+def _amount(budget: Budget) -> float:
+    caps = [v for v in dataclasses.asdict(budget).values() if v is not None]
+    if len(caps) != 1:
+        raise ValueError(f"budgets of a curve have one cap each, got {budget}")
+    return float(caps[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ ALGORITHMS: dict[str, str] = {
     "best-of-n": "ttsnap.algorithms.best_of_n:BestOfN",
     "seed-pruning": "ttsnap.algorithms.seed_pruning:SeedPruning",
     "ttsnap": "ttsnap.algorithms.seed_pruning:ttsnap",
+    "price-of-compute": "ttsnap.algorithms.price_of_compute:PriceOfCompute",
     "keep-all": "ttsnap.algorithms.keep_all:KeepAll",
 }
 
@@ -38,7 +40,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
     try:
         return build(**options)  # type: ignore[no-any-return]
     except TypeError as error:
-        known = [f.name for f in dataclasses.fields(build())]
+        known = list(inspect.signature(build).parameters)
         if set(options) - set(known):
             raise ValueError(f"{spec}: unknown option(s) {sorted(set(options) - set(known))}; it has {known}") from None
         raise ValueError(f"{spec}: cannot use options {options}: {error}") from None

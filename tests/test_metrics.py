@@ -1,43 +1,13 @@
-"""Lockstep simulation against the loop, metrics against brute force."""
+"""Curve and prediction metrics against brute force."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ttsnap import BestOfN, SeedPruning, metrics, search, utility
-from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.simulate import lockstep
-from ttsnap.types import Grid
-
-GRID = Grid(tuple(np.linspace(1, 0, 11)))
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [BestOfN(7), SeedPruning(16, (0.5, 0.3), steps=(2, 5)), SeedPruning(9, (0.4,), levels=(0.35,)), KeepAll(5)],
-    ids=str,
-)
-@pytest.mark.parametrize("rewards", [1, 2])
-@pytest.mark.parametrize("combine", [utility.mean, utility.rank_sum])
-def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> None:
-    scores = np.random.default_rng(1).normal(size=(25, 16, 11, rewards)).cumsum(2)
-    names = tuple("ab"[:rewards])
-    recording = Recording(tuple(str(i) for i in range(25)), scores, GRID, names)
-    loop = search(recording.prompts, algorithm, ReplayEngine(recording), utility=combine)
-    b = np.arange(25)[:, None]
-    winners, cost = lockstep(algorithm, lambda rows, steps: scores[b, rows, steps], 25, GRID, rewards, combine)
-    assert winners.tolist() == [r.best.seed for r in loop]
-    assert all(r.spent["cost"] == cost for r in loop)
-
-
-def test_lockstep_needs_a_size() -> None:
-    with pytest.raises(ValueError, match="with n set"):
-        lockstep(BestOfN(), lambda rows, steps: np.zeros(1), 1, GRID)
+from ttsnap import metrics
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 6])

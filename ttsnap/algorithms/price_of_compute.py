@@ -1,0 +1,253 @@
+"""Price of compute: buy one check of one candidate at a time, where it is worth most, and stop when none is worth it.
+
+Every candidate, and a fresh seed, has a reservation value at a price per evaluation (forecast.py; Weitzman 1979).
+The highest is advanced to its next check; when the best finished image beats them all, nothing is worth its price.
+Two ways to set the price:
+
+- a budget of one prompt's own: the price is `kappa` over what is left of it, in units of the prompt's spread, and
+  falls until something is worth buying; only candidates that can still be finished are bought;
+- a pot that prompts share: every prompt stops at the price that spends the pot on average (by calibration), then the
+  price falls in rungs, each prompt saying (Move.value) at which it would go on; the loop serves the highest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap import utility as utilities
+from ttsnap.forecast import Forecast, look_up, reservation, update
+from ttsnap.types import BoolArray, FloatArray, IntArray, Move, Particles, Task, fresh
+
+_RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
+
+
+class Plan(NamedTuple):
+    """What does not change during a search. calls (d,) evaluations at each check, costs (d,) from the one before,
+    finish (d+1,) straight to the end, table of reservation values, price and floor of a pot (0 for an own budget)."""
+
+    task: Task
+    costs: FloatArray
+    finish: FloatArray
+    table: FloatArray
+    price: float
+    cap: float
+
+
+class State(NamedTuple):
+    """Beliefs about the prompt; every array may have a leading axis of searches in lockstep."""
+
+    plan: Plan
+    mean: FloatArray
+    cov: FloatArray
+    squares: FloatArray
+    count: FloatArray
+    stage: IntArray  # checks paid by each particle, -1 when its reward failed
+    pull: FloatArray  # its scores' part of the forecast
+    best: FloatArray
+    spent: FloatArray
+    price: FloatArray
+    lower: FloatArray  # factor on the price for the present rung
+    asked: IntArray  # uids of the last move
+    stop: IntArray  # where they were to go
+
+
+@dataclass(frozen=True)
+class PriceOfCompute:
+    """forecast: from `ttsnap calibrate`. n: most seeds of a prompt. width: candidates advanced at once, to fill a batch
+    where there are few prompts. price: per evaluation, for a pot, instead of the calibrated one; floor: the
+    price at which a pot's prompts stop. cap: a prompt's most in a pot, in shares. kappa: patience with an own budget.
+    """
+
+    forecast: Forecast
+    n: int = 256
+    width: int = 1
+    price: float | None = None
+    floor: float = 0.0
+    cap: float = 3.0
+    kappa: float = 0.06
+    branches: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forecast, dict):
+            object.__setattr__(self, "forecast", Forecast.from_json(self.forecast))
+        for name in ("n", "width", "cap", "kappa"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def init(self, task: Task) -> State:
+        f = self.forecast
+        if len(f.levels) != task.grid.steps + 1 or not np.allclose(f.levels, task.grid.levels, atol=1e-3):
+            raise ValueError(
+                f"calibrated on a grid of {len(f.levels) - 1} steps with levels {f.levels[:3]}..., asked to search one "
+                f"of {task.grid.steps} with {task.grid.levels[:3]}...; record and calibrate with these steps"
+            )
+        if not np.isfinite(task.allowance):
+            raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
+        calls = np.minimum(np.array(f.checks) + 1, task.grid.steps)
+        costs = np.diff(calls, prepend=0) + task.score_cost
+        finish = np.append(task.grid.steps - np.append(0, calls[:-1]) + task.score_cost, 0.0)
+        price = 0.0
+        if task.shared:
+            price = self.price if self.price is not None else 1.25 * f.price_for(task.allowance)
+        table = reservation(f, tuple(costs.tolist()))
+        plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
+        none = np.empty(0, int)
+        zero, d = np.float64(0), len(f.checks)
+        return State(plan, f.mean, f.cov, zero, zero, none, np.empty(0), zero - np.inf, zero, zero + price, zero + 1,
+                     none, np.zeros((0, d)).argmax(-1))  # fmt: skip
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        lead = particles.step.shape[:-1]
+        if not len(particles):
+            if particles.utility is utilities.rank_sum:
+                raise ValueError("price-of-compute forecasts scores; rank_sum has none of an image by itself: use mean")
+            most = int(state.plan.cap / state.plan.costs[0]) + 1
+            return fresh(min(self.n, most), 0, score=False), state
+        if state.stage.shape != particles.step.shape:
+            state = self._begin(state, particles.step.shape)
+        state = self._learn(state, particles)
+        uids, stops, values = [], [], []
+        trial = state
+        for _ in range(self.width if not lead else 1):
+            uid, stop, value, trial = self._choose(trial)
+            uids.append(uid), stops.append(stop), values.append(value)
+        state = state._replace(price=trial.price, lower=trial.lower)
+        uid, stop, value = (np.stack(a, -1) for a in (uids, stops, values))
+        wanted = value > -np.inf
+        if not lead:
+            uid, stop = uid[wanted], stop[wanted]
+            if not len(uid):
+                return None, state
+        at = np.take_along_axis(particles.step, uid, -1)
+        move = Move(uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape), value=value[..., 0])
+        return replace(move, value=float(move.value)) if not lead else move, state._replace(asked=uid, stop=stop)
+
+    def _begin(self, state: State, shape: tuple[int, ...]) -> State:
+        def spread(a: Any) -> Any:
+            return np.array(np.broadcast_to(a, (*shape[:-1], *np.shape(a))))
+
+        wide = {k: spread(getattr(state, k)) for k in State._fields[1:] if k not in ("stage", "pull")}
+        return State(state.plan, stage=np.zeros(shape, int), pull=np.full(shape, -np.inf), **wide)
+
+    def _learn(self, state: State, particles: Particles) -> State:
+        """Take in the scores of the last move's rows that were carried out."""
+        f, plan = self.forecast, state.plan
+        checks, d = np.array(f.checks), len(f.checks)
+        mean, cov, squares, count, best, spent = (
+            state.mean, state.cov, state.squares, state.count, state.best, state.spent)  # fmt: skip
+        stage, pull = state.stage.copy(), state.pull.copy()
+        for w in range(state.asked.shape[-1]):
+            uid, stop = state.asked[..., w, None], state.stop[..., w]
+            went = np.take_along_axis(particles.scored, uid, -1)[..., 0] == stop
+            j = np.take_along_axis(stage, uid, -1)[..., 0]
+            went &= (j >= 0) & (j < d)
+            straight = stop != checks[np.clip(j, 0, d - 1)]  # to the end, past its checks
+            spent = spent + went * np.where(straight, plan.finish[j], plan.costs[np.minimum(j, d - 1)])
+            j = np.where(straight, d - 1, np.clip(j, 0, d - 1))
+            lead = np.indices(uid.shape[:-1], sparse=True) if uid.ndim > 1 else ()
+            x = particles.utility(particles.scores[(*(i[..., None] for i in lead), uid, checks)])
+            last = np.take_along_axis(x, j[..., None], -1)[..., 0]
+            failed = went & np.isnan(last)
+            x = np.where(np.arange(d) <= j[..., None], np.nan_to_num(x), 0.0)
+            learn = went & ~failed & ~straight
+            if learn.any():
+                new = update(f, x, j, mean, cov, self._variance(mean, squares, count))
+                mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
+                squares, count = squares + np.where(learn, new[2], 0.0), count + learn
+            best = np.where(went & ~failed & (j == d - 1), np.fmax(best, last), best)
+            reached = np.where(failed, -1, j + 1)
+            _put(stage, uid, reached, went)
+            _put(pull, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
+        none = np.zeros((*state.asked.shape[:-1], 0), int)
+        return state._replace(mean=mean, cov=cov, squares=squares, count=count, stage=stage, pull=pull, best=best,
+                              spent=spent, asked=none, stop=none)  # fmt: skip
+
+    def _variance(self, mean: FloatArray, squares: FloatArray, count: FloatArray) -> FloatArray:
+        f = self.forecast
+        return np.asarray((f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + count))
+
+    def _choose(self, state: State) -> tuple[IntArray, IntArray, FloatArray, State]:
+        """The candidate with the highest reservation value, where it goes, at what price; -inf when none is worth it.
+
+        Also the state as if the choice had been paid for, to choose another one beside it.
+        """
+        f, plan = self.forecast, state.plan
+        d, steps = len(f.checks), plan.task.grid.steps
+        stages = np.arange(d)
+        top = np.stack([np.where(state.stage == j, state.pull if j else 0.0, -np.inf).max(-1) for j in stages], -1)
+        first = np.stack([np.where(state.stage == j, state.pull if j else 0.0, -np.inf).argmax(-1) for j in stages], -1)
+        there = np.take_along_axis(state.stage, first, -1) == stages
+        left = (plan.cap - state.spent)[..., None]
+        must = np.asarray(not plan.task.shared) | (state.best == -np.inf)
+        open_ = there & (np.where(must[..., None], plan.finish[:-1], plan.costs) <= left + 1e-9)
+        center = state.mean[..., -1:]
+        spread = np.sqrt(self._variance(state.mean, state.squares, state.count))[..., None]
+        forecast = np.where(there, top, 0.0) + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
+        z = np.where(stages > 0, (forecast - center) / spread, 0.0)
+        price, lower = self._price(state, center, spread, z, open_)
+        index = self._index(state, price, lower, center, spread, z, open_)
+        j = index.argmax(-1)
+        worth = np.take_along_axis(index, j[..., None], -1)[..., 0] > state.best
+        uid = np.take_along_axis(first, j[..., None], -1)[..., 0]
+        straight = must & (j < d - 1) & (plan.costs[j] + plan.finish[j + 1] > left[..., 0] + 1e-9)
+        stop = np.where(straight, steps, np.array(f.checks)[j])
+        value = np.where(worth, price if plan.task.shared else index.max(-1), -np.inf)
+        cost = np.where(worth, np.where(straight, plan.finish[j], plan.costs[j]), 0.0)
+        stage = state.stage.copy()
+        _put(stage, uid[..., None], np.full(uid.shape, -1), worth)
+        paid = state._replace(stage=stage, spent=state.spent + cost, price=price, lower=lower)
+        return uid, stop, value, paid
+
+    @property
+    def _shifted_gamma(self) -> FloatArray:
+        """gamma of the check before each stage; zeros for stage 0."""
+        return np.vstack([np.zeros_like(self.forecast.gamma[:1]), self.forecast.gamma[:-1]])
+
+    def _index(
+        self, s: State, price: FloatArray, lower: FloatArray, center: FloatArray, spread: FloatArray, z: FloatArray,
+        open_: BoolArray,
+    ) -> FloatArray:  # fmt: skip
+        """Reservation values (..., d) of the best candidate at each stage; -inf where there is none."""
+        task = s.plan.task
+        if task.shared:
+            over = np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0]
+            level = (price * lower * over)[..., None] / spread
+        else:
+            level = (self.kappa * lower / np.maximum(s.plan.cap - s.spent, 3.0))[..., None]
+        values = look_up(s.plan.table, level, np.arange(z.shape[-1]), z)
+        return np.where(open_, center + spread * values, -np.inf)
+
+    def _price(
+        self, s: State, center: FloatArray, spread: FloatArray, z: FloatArray, open_: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """The highest price, falling from the present one, at which something is worth buying, if any is."""
+        shape = s.best.shape
+        price, lower = np.broadcast_to(s.price, shape).copy(), np.broadcast_to(s.lower, shape).copy()
+        task, any_open = s.plan.task, open_.any(-1)
+        least = np.full(shape, _LEAST)
+        if task.shared:
+            least = np.maximum(np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST)
+        stuck = np.asarray(any_open)
+        while True:
+            stuck = stuck & (self._index(s, price, lower, center, spread, z, open_).max(-1) <= s.best)
+            dip = stuck & (lower > least)
+            lower = np.where(dip, lower * _LOWER, lower)
+            rung = stuck & ~dip & task.shared & (price * _RUNG >= max(self.floor, 1e-6 * (s.plan.price or 1.0)))
+            price, lower = np.where(rung, price * _RUNG, price), np.where(rung, 1.0, lower)
+            stuck = dip | rung
+            if not stuck.any():
+                return price, lower
+
+    def _pacing(self, task: Task) -> tuple[float, float]:
+        """How fast the price rises above the allowance and may dip below it: gentler for a few images each."""
+        return (2.0, 0.0) if task.allowance <= 5 * (task.grid.steps + task.score_cost) else (4.0, 1.0)
+
+
+def _put(array: Any, uid: IntArray, value: Any, where: BoolArray) -> None:
+    """array[uid] = value where `where`, in place; uid (..., 1)."""
+    old = np.take_along_axis(array, uid, -1)
+    np.put_along_axis(array, uid, np.where(where[..., None], np.asarray(value)[..., None], old), -1)

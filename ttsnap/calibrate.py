@@ -1,0 +1,84 @@
+"""Fit a price-of-compute policy to a small recording (20 prompts x 40 seeds suffice)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ttsnap import utility as utilities
+from ttsnap.algorithms.price_of_compute import PriceOfCompute
+from ttsnap.forecast import Forecast, fit
+from ttsnap.lockstep import lockstep
+from ttsnap.replay import Recording
+from ttsnap.simulate import random_orders
+from ttsnap.types import FloatArray, Task, Utility
+
+IMAGES = (2, 3, 5, 8, 12, 20, 30)
+"""Budgets, in whole images, for which the price of a shared pot is found by default."""
+
+
+def default_checks(steps: int) -> tuple[int, ...]:
+    """Grid steps at which candidates are looked at: densest in the first half, where ranking settles."""
+    found = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
+    return (*sorted({int(k) for k in found if k < steps}), steps)
+
+
+def calibrate(
+    recording: Recording,
+    *,
+    checks: Sequence[int] | None = None,
+    score_cost: float = 0.0,
+    images: Sequence[float] = IMAGES,
+    utility: Utility = utilities.mean,
+    seeds: int = 200,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Forecast:
+    """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
+
+    score_cost: of a decode with its rewards, in evaluations. on_progress: called with (done, of). Raises ValueError
+    where the recording lacks a check or has too few trajectories.
+    """
+    if utility is utilities.rank_sum:
+        raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
+    grid = recording.grid
+    if checks is None:
+        checks = [k for k in default_checks(grid.steps) if recording.scored[k]]
+    rewards = utility(recording.scores)
+    forecast = fit(rewards, grid.levels, tuple(checks))
+    wide = enlarge(rewards, recording, seeds, np.random.default_rng(seed))
+    prices: list[tuple[float, float]] = []
+    for done, count in enumerate(sorted(images)):
+        if on_progress is not None:
+            on_progress(done, len(images))
+        allowance = count * (grid.steps + score_cost)
+        prices.append((allowance, _price_that_spends(forecast, wide, Task(grid, 1, allowance, score_cost, True), seed)))
+    return dataclasses.replace(forecast, prices=np.array(prices))
+
+
+def enlarge(rewards: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
+    """A recording of one reward with `seeds` trajectories a prompt: other prompts' are moved to its mean and spread.
+
+    Forty recorded seeds would otherwise be used up by the larger budgets. rewards: (P, S, K+1), utilities.
+    """
+    mean, spread = rewards.mean(1, keepdims=True), rewards[..., -1:].std(1, keepdims=True)
+    varied = spread[:, 0, 0] > 1e-9
+    pool = ((rewards - mean)[varied] / spread[varied]).reshape(-1, rewards.shape[-1])
+    drawn = rng.random((len(rewards), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
+    made = mean + spread * pool[drawn]
+    return dataclasses.replace(recording, scores=made[..., None], reward_names=("utility",), first_seed=0)
+
+
+def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, seed: int, repeats: int = 10) -> float:
+    """By bisection: a higher price spends less."""
+    low, high = (float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0))
+    n = recording.seeds
+    for _ in range(14):
+        price = float(np.sqrt(low * high))
+        lookup, searches = random_orders(recording, n, repeats, np.random.default_rng(seed))
+        out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, searches, task)
+        spent = float((out.nfe + task.score_cost * out.scored).mean())
+        low, high = (price, high) if spent > task.allowance else (low, price)
+    return float(np.sqrt(low * high))

@@ -1,0 +1,211 @@
+"""How early scores forecast the finished reward, and what a candidate is worth at a price of compute.
+
+A Gaussian model of the scores x = (x_1 .. x_d) that one seed gets at d checks, the last being the finished reward:
+x = m + s z, with m the prompt's mean, s its spread, z ~ N(0, Sigma). m and s differ from prompt to prompt and are
+learned while searching. `fit` takes it from recorded trajectories; `update` is one exact Bayesian step.
+
+A candidate's worth is a reservation value (Weitzman 1979, "Optimal Search for the Best Alternative"; Gittins 1979):
+the sure reward at which one would be indifferent between taking it and going on with the candidate, paying for each
+further check. `reservation` tabulates it by backward induction over the forecasts seen in the recorded trajectories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ttsnap.types import FloatArray, IntArray
+
+STATES = np.linspace(-4.5, 4.5, 91)
+"""Standardised forecasts (mu - m_R) / s on which reservation values are tabulated."""
+PRICES = np.geomspace(3e-5, 2e-1, 32)
+"""Prices per evaluation over s, on which they are tabulated."""
+_BANDWIDTH, _PSEUDO_COUNT = 0.35, 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Parameters of the model at d checks.
+
+    checks (d,) grid steps, the last the grid's end; mean (d,), cov (d, d) of the prompts' means; beta (d, d) rows
+    regress z_j on z_<j with residual variance residual (d,); gamma (d, d) rows regress z_d on z_<=j. spread (3,)
+    coefficients of log s^2 as a quadratic in the prompt's mean reward, clipped to spread_range, worth spread_count
+    observations. paths (n, d) standardised forecasts along recorded trajectories. prices maps allowances (in
+    evaluations) to the price at which a shared search spends them on average: (b, 2), or empty.
+    """
+
+    levels: tuple[float, ...]
+    checks: tuple[int, ...]
+    mean: FloatArray
+    cov: FloatArray
+    beta: FloatArray
+    residual: FloatArray
+    gamma: FloatArray
+    spread: FloatArray
+    spread_range: tuple[float, float]
+    spread_count: float
+    paths: FloatArray
+    prices: FloatArray
+
+    def prior_variance(self, mean_reward: FloatArray) -> FloatArray:
+        """s^2 of a prompt before its scores are seen, given its mean reward (...,)."""
+        c = self.spread
+        log = c[0] + c[1] * mean_reward + c[2] * mean_reward**2
+        return np.asarray(np.exp(np.clip(log, *self.spread_range)))
+
+    def price_for(self, allowance: float) -> float:
+        """The price at which a shared search spends `allowance` evaluations a prompt, by the calibration."""
+        known = np.asarray(self.prices)
+        if not len(known):
+            raise ValueError("this forecast was fitted without prices for shared budgets; run `ttsnap calibrate`")
+        return float(np.exp(np.interp(np.log(allowance), np.log(known[:, 0]), np.log(known[:, 1]))))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; `from_json` reads it back. Paths keep three decimals."""
+        found = {k: np.asarray(v, float).tolist() for k, v in vars(self).items() if k not in ("checks", "paths")}
+        return {**found, "checks": list(self.checks), "paths": self.paths.round(3).tolist()}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Forecast:
+        try:
+            plain = {"levels": tuple, "checks": tuple, "spread_range": tuple, "spread_count": float}
+            return cls(**{k: plain.get(k, np.array)(v) for k, v in found.items()})
+        except TypeError as error:
+            raise ValueError(f"not a forecast written by `ttsnap calibrate`: {error}") from None
+
+
+def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...], most_paths: int = 2000) -> Forecast:
+    """The model of trajectories `rewards` (P, S, K+1), utilities at every grid point, at these checks.
+
+    Raises ValueError with too few trajectories, or where a prompt's rewards do not differ at all.
+    """
+    if checks[-1] != len(levels) - 1 or list(checks) != sorted(set(checks)) or checks[0] < 0:
+        raise ValueError(f"checks must rise and end at the last grid step {len(levels) - 1}, got {checks}")
+    x = rewards[:, :, list(checks)]
+    p, s, d = x.shape
+    if p < 3 or s < 5:
+        raise ValueError(f"need at least 3 prompts of 5 seeds to calibrate, got {p} of {s}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"scores at the checks {checks} hold nan; record these steps, without failed rewards")
+    means = x.mean(1)
+    sd = x[..., -1].std(1)
+    varied = sd > 1e-9 * max(1.0, float(np.abs(x[..., -1]).max()))
+    if varied.sum() < 3:
+        raise ValueError("the finished rewards of nearly every prompt are all equal: there is nothing to search for")
+    z = (x - means[:, None])[varied] / sd[varied, None, None]
+    sigma = np.einsum("psi,psj->ij", z, z) / (varied.sum() * (s - 1))
+    sigma[np.arange(d - 1), np.arange(d - 1)] *= 1 + 1e-3
+    beta, gamma, residual = np.zeros((d, d)), np.zeros((d, d)), np.empty(d)
+    for j in range(d):
+        beta[j, :j] = np.linalg.solve(sigma[:j, :j], sigma[:j, j])
+        residual[j] = max(sigma[j, j] - beta[j, :j] @ sigma[:j, j], 1e-9)
+        gamma[j, : j + 1] = np.linalg.solve(sigma[: j + 1, : j + 1], sigma[: j + 1, -1])
+    log = 2 * np.log(sd[varied])
+    degree = 2 if varied.sum() >= 50 else 0
+    c = np.polynomial.polynomial.polyfit(means[varied, -1], log, degree)
+    error = log - np.polynomial.polynomial.polyval(means[varied, -1], c)
+    paths = np.einsum("jk,psk->psj", gamma, z).reshape(-1, d)
+    return Forecast(
+        levels=tuple(levels),
+        checks=tuple(int(k) for k in checks),
+        mean=means.mean(0),
+        cov=np.cov(means.T).reshape(d, d) + 1e-9 * np.eye(d),
+        beta=beta,
+        residual=residual,
+        gamma=gamma,
+        spread=np.pad(c, (0, 2 - degree)),
+        spread_range=(float(np.quantile(log, 0.03)), float(np.quantile(log, 0.97))),
+        spread_count=float(np.clip(2 / max(error.var(), 1e-9), 2, 50)),
+        paths=paths[:: -(-len(paths) // most_paths)],
+        prices=np.empty((0, 2)),
+    )
+
+
+def update(
+    f: Forecast, x: FloatArray, j: IntArray, mean: FloatArray, cov: FloatArray, variance: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Posterior of the prompt's mean after score x_j of one candidate, given its earlier ones.
+
+    x (..., d) with zeros beyond j, j (...,), mean (..., d), cov (..., d, d), variance (...,) the present s^2.
+    Returns mean, cov and the squared innovation in units of s^2 (one more observation of s^2).
+    """
+    h = np.eye(len(f.checks))[j] - f.beta[j]
+    y = ((x - mean) * h).sum(-1)
+    ph = (cov @ h[..., None])[..., 0]
+    total = (h * ph).sum(-1) + f.residual[j] * variance
+    gain = ph / total[..., None]
+    return mean + gain * y[..., None], cov - gain[..., None] * ph[..., None, :], y**2 / total * variance
+
+
+@lru_cache(maxsize=16)
+def reservation(f: Forecast, costs: tuple[float, ...]) -> FloatArray:
+    """Reservation values (len(PRICES), d + 1, len(STATES)), standardised.
+
+    Entry j < d is for a candidate with j checks paid, whose next costs costs[j] evaluations (j = 0, a fresh seed, does
+    not depend on the state); entry d is a finished one's value itself.
+    """
+    z, d = STATES, len(f.checks)
+    moves = [_transitions(f.paths[:, j], f.paths[:, j + 1], _BANDWIDTH) for j in range(d - 1)]
+    first = _transitions(np.zeros(len(f.paths)), f.paths[:, 0], 10.0)[len(z) // 2]
+    table = np.empty((len(PRICES), d + 1, len(z)))
+    table[:, d] = z
+    for i, price in enumerate(PRICES):
+        worth = np.maximum(z[:, None], z)  # of state e when z is sure
+        for j in range(d - 1, -1, -1):
+            go = (moves[j - 1] if j else np.tile(first, (len(z), 1))) @ worth - price * costs[j]
+            table[i, j] = _indifferent(go - z)
+            worth = np.maximum(go, z)
+    return table
+
+
+def _transitions(a: FloatArray, b: FloatArray, bandwidth: float) -> FloatArray:
+    """How forecasts move from one check to the next, (len(STATES), len(STATES)), rows summing to one.
+
+    Observed increments b - a, smoothed over a, mixed with the increments of all trajectories as pseudo-counts.
+    """
+    n, step = len(STATES), STATES[1] - STATES[0]
+    ia, ib = (np.clip((v - STATES[0]) / step, 0, n - 1.001) for v in (a, b))
+    counts = np.zeros((n, n))
+    for da in (0, 1):
+        for db in (0, 1):
+            weight = np.abs(1 - da - ia % 1) * np.abs(1 - db - ib % 1)
+            np.add.at(counts, (ia.astype(int) + da, ib.astype(int) + db), weight)
+    row, column = np.indices((n, n))
+    increments = np.zeros((n, 2 * n - 1))
+    increments[row, column - row + n - 1] = counts
+    everywhere = increments.sum(0) / increments.sum()
+    near = np.exp(-0.5 * ((STATES[:, None] - STATES) / bandwidth) ** 2) @ increments
+    near = (near + _PSEUDO_COUNT * everywhere) / (near.sum(1, keepdims=True) + _PSEUDO_COUNT)
+    result = np.zeros((n, n))
+    row, shift = np.indices(near.shape)
+    np.add.at(result, (row, np.clip(row + shift - (n - 1), 0, n - 1)), near)
+    return result
+
+
+def _indifferent(gap: FloatArray) -> FloatArray:
+    """For each row of gap (n, n), which falls along z, the z at which it is zero."""
+    z, last = STATES, len(STATES) - 1
+    positive = (gap > 0).sum(1)
+    q = np.clip(positive - 1, 0, last - 1)
+    here, there = np.take_along_axis(gap, np.stack([q, q + 1], 1), 1).T
+    inside = z[q] + (z[1] - z[0]) * here / np.where(here > there, here - there, 1.0)
+    return np.where(positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside))
+
+
+def look_up(table: FloatArray, price: FloatArray, j: IntArray, state: FloatArray) -> FloatArray:
+    """Reservation values at prices per evaluation over s, stages and standardised forecasts, all broadcast together.
+
+    Linear between the tabulated points and, beyond the states, by shifting (a forecast higher by 1 is worth 1 more).
+    """
+    t = np.log(np.maximum(price, 1e-30) / PRICES[0]) / np.log(PRICES[1] / PRICES[0])
+    t = np.clip(t, 0, len(PRICES) - 1.001)
+    inside = np.clip(state, STATES[0], STATES[-1])
+    u = np.minimum((inside - STATES[0]) / (STATES[1] - STATES[0]), len(STATES) - 1.001)
+    i, q = t.astype(int), u.astype(int)
+    f, g = t - i, u - q
+    low = (1 - g) * table[i, j, q] + g * table[i, j, q + 1]
+    high = (1 - g) * table[i + 1, j, q] + g * table[i + 1, j, q + 1]
+    return np.asarray((1 - f) * low + f * high + np.where(j > 0, state - inside, 0.0))

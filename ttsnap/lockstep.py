@@ -1,0 +1,243 @@
+"""Thousands of searches at once over recorded scores, with the algorithm objects that run live.
+
+Every array has a leading axis of B searches. Moves must have the same shape in all of them: one shape for all
+searches of a schedule, or the one row that a priced policy advances (`Move.value` (B,) says which searches go on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ttsnap import utility as utilities
+from ttsnap.types import Algorithm, BoolArray, FloatArray, IntArray, Move, Particles, Task, Utility
+
+Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
+"""searches (b,), (b, n) rows of their candidates, (b, n) steps -> scores (b, n, R)."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of B searches: the winner's row (B,) and utility (B,), evaluations (B,) and scored images (B,) paid for."""
+
+    winner: IntArray
+    reward: FloatArray
+    nfe: IntArray
+    scored: IntArray
+
+
+def lockstep(
+    algorithm: Algorithm,
+    lookup: Lookup,
+    searches: int,
+    task: Task,
+    *,
+    rewards: int = 1,
+    utility: Utility = utilities.mean,
+    pot: int | None = None,
+) -> Outcomes:
+    """Run `searches` searches in step, as `search` would one by one (tested).
+
+    pot: that many neighbouring searches share `pot * task.allowance` evaluations, the most valuable moves first, and
+    each is sure of one image. None: every search is on its own, and the algorithm (with n set) keeps to its
+    allowance. Raises ValueError where the algorithm cannot run in lockstep.
+    """
+    if not algorithm.lockstep or algorithm.n is None:
+        raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
+    run = _Run(algorithm, lookup, searches, task, rewards, utility)
+    everyone = np.arange(searches)
+    purse = _Pots(searches, pot, task) if pot is not None else None
+    asking, active = everyone, np.ones(searches, bool)
+    value, wants = np.full(searches, -np.inf), None
+    while True:
+        wants, value = run.ask(asking, wants, value)
+        active &= value > -np.inf
+        if wants is None or not active.any():
+            break
+        go = active
+        if purse is not None:
+            go, refused, last = purse.serve(run, wants, np.where(active, value, -np.inf))
+            active &= ~refused
+            run.finish(last)
+        asking = np.flatnonzero(go)
+        run.carry_out(asking, wants)
+    return run.outcomes()
+
+
+class _Run:
+    """The stacked particles of all searches and the algorithm's state."""
+
+    def __init__(
+        self, algorithm: Algorithm, lookup: Lookup, b: int, task: Task, rewards: int, utility: Utility
+    ) -> None:
+        self.algorithm, self.lookup, self.task, self.b = algorithm, lookup, task, b
+        ints, flags = np.empty((b, 0), int), np.empty((b, 0), bool)
+        scores = np.empty((b, 0, task.grid.steps + 1, rewards))
+        self.particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)
+        self.state = algorithm.init(task)
+        self.nfe, self.scored = np.zeros(b, int), np.zeros(b, int)
+        self.rng = np.random.default_rng(0)
+
+    def ask(self, rows: IntArray, wants: Move | None, value: FloatArray) -> tuple[Move | None, FloatArray]:
+        """The next moves of these searches, beside the moves that others still want."""
+        if len(rows) == self.b:
+            move, self.state = self.algorithm.step(self.state, self.particles, self.rng)
+            if move is None:
+                return None, value
+            return move, np.broadcast_to(np.asarray(move.value, float), (self.b,)).copy()
+        some = _pick(self.particles, rows)
+        move, state = self.algorithm.step(_pick(self.state, rows, self.b), some, self.rng)
+        if move is None or wants is None:
+            return None, value
+        _store(self.state, state, rows, self.b)
+        parts = {}
+        for name in ("parent", "start", "stop", "score", "mix"):
+            parts[name] = np.array(np.broadcast_to(getattr(wants, name), wants.parent.shape))
+            parts[name][rows] = getattr(move, name)
+        value = value.copy()
+        value[rows] = move.value
+        return Move(**parts), value
+
+    def costs(self, move: Move) -> tuple[IntArray, IntArray]:
+        """Evaluations (B,) and scored images (B,) of a move in each search, as budget.price_move counts them."""
+        ahead = move.score & (move.stop < self.task.grid.steps)
+        calls = move.stop - move.start + ahead
+        if move.parent.ndim > 1:
+            calls = calls - (np.take_along_axis(self.particles.cached, move.parent, 1) & (calls > 0))
+        shape = (self.b, calls.shape[-1])
+        return np.broadcast_to(calls, shape).sum(1), np.broadcast_to(move.score, shape).sum(1)
+
+    def carry_out(self, rows: IntArray, move: Move) -> None:
+        """Make the move in these searches: append fresh seeds, advance the others, drop, look scores up."""
+        calls, scored = self.costs(move)
+        self.nfe[rows] += calls[rows]
+        self.scored[rows] += scored[rows]
+        if move.parent.ndim == 1:
+            self._grow(len(move))
+        p = self.particles
+        lead = rows[:, None]
+        uids = move.parent[rows] if move.parent.ndim > 1 else np.arange(len(p) - len(move), len(p))[None]
+        uids = np.broadcast_to(uids, (len(rows), len(move.parent.T)))
+        stop, score = (np.broadcast_to(a if a.ndim == 1 else a[rows], uids.shape) for a in (move.stop, move.score))
+        p.step[lead, uids] = stop
+        p.cached[lead, uids] = score & (stop < self.task.grid.steps)
+        if move.drop.ndim > 1:
+            p.alive[lead, move.drop[rows]] = False
+        if score.all():
+            p.scores[lead, uids, stop] = self.lookup(rows, uids, stop)
+            p.scored[lead, uids] = stop
+        elif score.any():
+            raise ValueError("lockstep moves score all of their rows or none")
+
+    def _grow(self, more: int) -> None:
+        p, n = self.particles, len(self.particles)
+        seed = np.broadcast_to(np.arange(n, n + more), (self.b, more))
+
+        def grow(array: Any, fill: Any) -> Any:
+            shape = (self.b, more, *array.shape[2:])
+            return np.concatenate([array, np.broadcast_to(np.asarray(fill, array.dtype), shape)], axis=1)
+
+        self.particles = Particles(
+            grow(p.seed, 0) if n else seed.copy(), grow(p.parent, -1), grow(p.step, 0), grow(p.cached, False),
+            grow(p.alive, True), grow(p.scores, np.nan), grow(p.scored, -1), p.utility,
+        )  # fmt: skip
+        self.particles.seed[:, n:] = seed
+
+    def finish(self, chosen: dict[int, int]) -> None:
+        """Take one particle of some searches to the end: {search: uid}."""
+        if not chosen:
+            return
+        p, rows = self.particles, np.array(list(chosen))
+        whole = np.zeros((self.b, 1), int)
+        whole[rows, 0] = list(chosen.values())
+        at = np.take_along_axis(p.step, whole, 1)
+        end = np.full((self.b, 1), self.task.grid.steps)
+        self.carry_out(rows, Move(whole, at, end, np.ones((self.b, 1), bool), np.ones((self.b, 1))))
+
+    def outcomes(self) -> Outcomes:
+        done = self.particles.finished
+        final, value = self.particles.scores[:, :, -1], np.full(done.shape, -np.inf)
+        if len(set(done.sum(1))) == 1:
+            uids = np.nonzero(done)[1].reshape(self.b, -1)
+            found = self.particles.utility(np.take_along_axis(final, uids[..., None], 1))
+            np.put_along_axis(value, uids, found, 1)
+        else:
+            value[done] = self.particles.utility(final[done][:, None])[:, 0]
+        winner = value.argmax(1)
+        return Outcomes(winner, value[np.arange(self.b), winner], self.nfe, self.scored)
+
+
+class _Pots:
+    """Budgets that groups of searches share; an image each is held back until it has one."""
+
+    def __init__(self, searches: int, size: int, task: Task) -> None:
+        if searches % size or not np.isfinite(task.allowance):
+            raise ValueError(f"{searches} searches do not make pots of {size}, or the task has no allowance")
+        self.size, self.task = size, task
+        self.total = size * task.allowance * (1 + 1e-12)
+
+    def serve(self, run: _Run, move: Move, value: FloatArray) -> tuple[BoolArray, BoolArray, dict[int, int]]:
+        """Which searches carry out their move, those worth most in each pot; which asked in vain; and of those that
+        have no image yet, the particle to finish from what was held back, {search: uid}."""
+        last: dict[int, int] = {}
+        if move.parent.ndim == 1:  # starting seeds: the first move of all
+            return np.ones(run.b, bool), np.zeros(run.b, bool), last
+        worth = value.reshape(-1, self.size)
+        first = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
+        calls, scored = run.costs(move)
+        cost = (calls + self.task.score_cost * scored).reshape(worth.shape)
+        spent = (run.nfe + self.task.score_cost * run.scored).reshape(worth.shape).sum(1)
+        held, after = (a.reshape(worth.shape) for a in self._reserves(run, move, calls))
+        fits = spent + (np.where(first, cost + after, held)).sum(1) <= self.total
+        go = first & fits[:, None]
+        for g in np.flatnonzero(~fits):  # nearly empty: one after the other
+            reserve, paid = held[g].sum(), spent[g]
+            for m in np.flatnonzero(first[g]):
+                others = reserve - held[g, m]
+                if paid + cost[g, m] + others + after[g, m] <= self.total:
+                    go[g, m] = True
+                    paid, reserve = paid + cost[g, m], others + after[g, m]
+                elif held[g, m] > 0:
+                    uid, rest = self._affordable(run.particles.of(g * self.size + m), self.total - paid - others)
+                    last[g * self.size + m] = uid
+                    paid, reserve = paid + rest, others
+        return go.ravel(), (first & ~go).ravel(), last
+
+    def _affordable(self, particles: Particles, left: float) -> tuple[int, float]:
+        """The best particle that `left` can finish, and what that takes."""
+        rest = self.task.grid.steps + self.task.score_cost - (particles.step + particles.cached)
+        value = particles.value(np.arange(len(particles)))
+        order = np.lexsort((-particles.step, -value))
+        uid = int(order[np.argmax(rest[order] <= left)])
+        return uid, float(rest[uid])
+
+    def _reserves(self, run: _Run, move: Move, calls: IntArray) -> tuple[FloatArray, FloatArray]:
+        """What finishing the nearest particle takes, before and after the move, (B,); 0 once one is finished."""
+        p, steps = run.particles, self.task.grid.steps
+        nearest = (p.step + p.cached).max(1)
+        whole = steps + self.task.score_cost
+        held = np.where(p.finished.any(1), 0.0, whole - nearest)
+        at = np.take_along_axis(p.step + p.cached, move.parent, 1).sum(1) + calls
+        ends = (move.stop >= steps).any(-1)
+        return held, np.where(ends, 0.0, np.where(held == 0, 0.0, whole - np.maximum(nearest, at)))
+
+
+def _pick(stack: Any, rows: IntArray, b: int | None = None) -> Any:
+    """The same named tuple or particles, of some searches; fields without the leading axis stay."""
+    if isinstance(stack, Particles):
+        arrays = [getattr(stack, k)[rows] for k in ("seed", "parent", "step", "cached", "alive", "scores", "scored")]
+        return Particles(*arrays, stack.utility)
+    return type(stack)(*(f[rows] if _stacked(f, b) else f for f in stack))
+
+
+def _store(stack: Any, part: Any, rows: IntArray, b: int) -> None:
+    for whole, f in zip(stack, part, strict=True):
+        if _stacked(whole, b):
+            whole[rows] = f
+
+
+def _stacked(field: Any, b: int | None) -> bool:
+    return isinstance(field, np.ndarray) and field.ndim > 0 and field.shape[0] == b
