@@ -118,6 +118,30 @@ class SearchMixin:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
 
+    def engine(
+        self,
+        reward: Any,
+        *,
+        kernel: str = "pipeline",
+        batch_size: int = 16,
+        decode_batch_size: int | None = None,
+        **call: Any,
+    ) -> LiveEngine:
+        """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
+
+        reward, kernel and batch sizes as in the call; `call` as in `denoiser`. ValueError for an unknown kernel.
+        """
+        if kernel not in KERNELS:
+            raise ValueError(f"unknown kernel {kernel!r}; choose one of {list(KERNELS)}")
+        denoiser = self.denoiser(**call)
+        return LiveEngine(
+            denoiser,
+            make_rewards(reward),
+            kernel=KERNELS[kernel](denoiser),
+            batch_size=batch_size,
+            decode_batch_size=decode_batch_size,
+        )
+
     def _search(self, opts: dict[str, Any], stock: Any, call: dict[str, Any]) -> Any:
         for name in [n for n in call if n in REFUSED and call[n] is not None]:
             raise ValueError(f"{name}= cannot be used with search=: {REFUSED[name]}")
@@ -141,15 +165,10 @@ class SearchMixin:
         unknown = [n for n, v in call.items() if n not in takes and n not in REFUSED and v != stock[n].default]
         if unknown:
             raise ValueError(f"{unknown} cannot be used with search= for {type(self).__name__}")
-        denoiser = self.denoiser(**{n: v for n, v in call.items() if n in takes})
-        if opts["kernel"] not in KERNELS:
-            raise ValueError(f"unknown kernel {opts['kernel']!r}; choose one of {list(KERNELS)}")
-        engine = LiveEngine(
-            denoiser,
+        engine = self.engine(
             rewards,
-            kernel=KERNELS[opts["kernel"]](denoiser),
-            batch_size=opts["batch_size"],
-            decode_batch_size=opts["decode_batch_size"],
+            **{n: opts[n] for n in ("kernel", "batch_size", "decode_batch_size")},
+            **{n: v for n, v in call.items() if n in takes},
         )
         try:
             results = self._run(prompts, algorithm, engine, budget, utility, seed, keep, opts)
