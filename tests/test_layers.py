@@ -25,6 +25,11 @@ NUMPY_ONLY = [
     "utility",
     "rewards",
     "outputs",
+    "header",
+    "journal",
+    "shards",
+    "recordings",
+    "record",
     "version",
     "algorithms/*",
 ]

@@ -1,0 +1,170 @@
+"""What a recording is: its settings, the units of work it falls into, and every check of them, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttsnap.budget import Price, Rates
+from ttsnap.replay import Recording
+from ttsnap.types import FloatArray, Grid
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows `prompts` x `seeds` of a recording's scores (both counted from 0): what one search call records."""
+
+    index: int
+    prompts: range
+    seeds: range
+
+
+@dataclass(frozen=True)
+class Header:
+    """The settings of a recording: what recording.json holds, and what must be the same to go on with it.
+
+    Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
+    grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
+    whether the decoded estimates are kept, `info` what else is known (model, call, versions), JSON-ready.
+
+    Raises ValueError for settings that do not fit together.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: int
+    first_seed: int
+    levels: tuple[float, ...]
+    steps: tuple[int, ...]
+    rewards: tuple[str, ...]
+    block: tuple[int, int]
+    images: bool
+    price: Price
+    info: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        last = Grid(self.levels).steps
+        if not self.prompts or not self.rewards:
+            raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
+        if self.seeds < 1 or not 0 <= self.first_seed <= 2**63 - self.seeds:
+            raise ValueError(f"seeds must be at least 1, from 0 on, got {self.seeds} from {self.first_seed} on")
+        rising = all(a < b for a, b in zip((-1, *self.steps), self.steps, strict=False))
+        if not self.steps or not rising or self.steps[-1] != last:
+            raise ValueError(f"steps must rise within 0..{last} and end with {last}, got {self.steps}")
+        if len(self.block) != 2 or min(self.block) < 1:
+            raise ValueError(f"block must be two numbers from 1 on (prompts, seeds), got {self.block}")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(P, S, K+1, R)"""
+        return len(self.prompts), self.seeds, len(self.levels), len(self.rewards)
+
+    def units(self) -> list[Unit]:
+        """The units of work, block by block: all seeds of the first prompts, then the next prompts."""
+        p, s = len(self.prompts), self.seeds
+        blocks = [
+            (range(i, min(p, i + self.block[0])), range(j, min(s, j + self.block[1])))
+            for i in range(0, p, self.block[0])
+            for j in range(0, s, self.block[1])
+        ]
+        return [Unit(index, prompts, seeds) for index, (prompts, seeds) in enumerate(blocks)]
+
+    def recording(self, scores: FloatArray) -> Recording:
+        """With these scores (P, S, K+1, R)."""
+        scored = tuple(k in set(self.steps) for k in range(len(self.levels)))
+        grid = Grid(self.levels)
+        return Recording(self.prompts, scores, grid, self.rewards, self.first_seed, scored, self.price, self.info)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
+        try:
+            return dict(json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)})))
+        except TypeError as error:
+            raise ValueError(f"info must hold plain JSON values: {error}") from None
+
+    @classmethod
+    def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Any]]:
+        """A header, and the keys beside it, from JSON.
+
+        ValueError that names `where` for what is no header, a damaged one, or one of another format.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{where} is damaged: {error}") from None
+        if not isinstance(data, dict) or "format" not in data:
+            raise ValueError(f"{where} does not describe a recording of ttsnap")
+        if data["format"] != FORMAT:
+            raise ValueError(f"{where} has format {data['format']}, this ttsnap reads {FORMAT}; update ttsnap")
+        names = [f.name for f in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in data]
+        if missing:
+            raise ValueError(f"{where} is damaged: it lacks {missing}")
+        return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
+
+    @classmethod
+    def _from(cls, data: dict[str, Any], where: Path) -> Header:
+        try:
+            price = data["price"]
+            seconds = None if price["seconds"] is None else Rates(**price["seconds"])
+            return cls(
+                prompts=tuple(str(p) for p in data["prompts"]),
+                seeds=int(data["seeds"]),
+                first_seed=int(data["first_seed"]),
+                levels=tuple(float(v) for v in data["levels"]),
+                steps=tuple(int(k) for k in data["steps"]),
+                rewards=tuple(str(r) for r in data["rewards"]),
+                block=(int(data["block"][0]), int(data["block"][1])),
+                images=bool(data["images"]),
+                price=Price(Rates(**price["flops"]), seconds, int(price["passes_per_nfe"])),
+                info=dict(data["info"]),
+            )
+        except (TypeError, KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"{where} is damaged: {error}") from None
+
+    @classmethod
+    def of(cls, recording: Recording) -> Header:
+        """Of a recording in memory, as one unit without images."""
+        r = recording
+        return cls(
+            prompts=r.prompts,
+            seeds=r.seeds,
+            first_seed=r.first_seed,
+            levels=tuple(float(v) for v in r.grid.levels),
+            steps=tuple(np.flatnonzero(r.scored).tolist()),
+            rewards=r.reward_names,
+            block=(len(r.prompts), r.seeds),
+            images=False,
+            price=r.price,
+            info=r.info,
+        )
+
+
+def differences(there: Any, asked: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, each named by its key ("info.call.guidance_scale is 4.0, not 5.0")."""
+    if there == asked:
+        return []
+    if isinstance(there, dict) and isinstance(asked, dict):
+        found = []
+        for key in {**there, **asked}:
+            path = f"{name}.{key}" if name else str(key)
+            found += differences(there.get(key), asked.get(key), path)
+        return found
+    if isinstance(there, list) and isinstance(asked, list):
+        if len(there) != len(asked):
+            return [f"{name} has {len(there)} entries, not {len(asked)}"]
+        at = next(i for i, (a, b) in enumerate(zip(there, asked, strict=True)) if a != b)
+        return differences(there[at], asked[at], f"{name}[{at}]")
+    return [f"{name} is {_short(there)}, not {_short(asked)}"]
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,139 @@
+"""Files that survive being killed at any byte: an append-only journal, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+_LENGTH = struct.Struct("<I")
+_FRAME = struct.Struct("<II")
+"""Before every payload: its length in bytes, and a CRC-32 of that length's four bytes and the payload."""
+
+
+def frame(payload: bytes) -> bytes:
+    """One record as it lies in the file."""
+    return _FRAME.pack(len(payload), _check(payload)) + payload
+
+
+def split(data: bytes) -> tuple[list[bytes], int]:
+    """The payloads of the whole records that `data` starts with, and where the last of them ends.
+
+    The length is part of the checksum, so that a stretch of zeros, as a crash may leave, is no record.
+    """
+    found, at = [], 0
+    while at + _FRAME.size <= len(data):
+        length, check = _FRAME.unpack_from(data, at)
+        payload = data[at + _FRAME.size : at + _FRAME.size + length]
+        if len(payload) < length or _check(payload) != check:
+            break
+        found.append(payload)
+        at += _FRAME.size + length
+    return found, at
+
+
+def _check(payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
+
+
+class Journal:
+    """An append-only file of checksummed records, open for one process at a time.
+
+    Opening keeps the whole records (`records`) and cuts off what follows them: the torn end of a process that was
+    killed, or everything from the first damaged byte on. ValueError when another process has it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        new = not path.exists()
+        self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            _lock(self._file, path)
+            if new:
+                _sync_folder(path.parent)
+            data = self._file.read()
+            self.records, end = split(data)
+            if end < len(data):
+                logger.warning("%s: dropped %d bytes after its last whole record", path, len(data) - end)
+                self._file.truncate(end)
+                os.fsync(self._file.fileno())
+            self._file.seek(end)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, payload: bytes) -> None:
+        """Add a record; on return it is on the disk."""
+        self._file.write(frame(payload))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.records.append(payload)
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes out until the file is closed or this process ends, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"another process is writing to {path.parent}; wait for it, or choose another folder"
+        ) from None
+
+
+def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
+    """Let `save` write to a temporary file beside `path`, and give it that name once it is on the disk.
+
+    Returns what `save` returned. Where it raises, no file is left.
+    """
+    temporary = part_of(path)
+    try:
+        with temporary.open("wb") as file:
+            value = save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+        return value
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(f".{path.name}.part")
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is safe only when its folder is on the disk, too; some systems do not offer that."""
+    if os.name == "posix":
+        fd = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+        os.close(fd)

@@ -1,0 +1,145 @@
+"""Record every seed of every prompt to the end, unit by unit, into a folder that survives interruption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.budget import Price
+from ttsnap.header import Header, Unit
+from ttsnap.journal import write_whole
+from ttsnap.metrics import rank_correlation
+from ttsnap.recordings import OpenRecording
+from ttsnap.replay import Recording
+from ttsnap.search import search
+from ttsnap.shards import ShardWriter
+from ttsnap.types import Engine, Event, FloatArray, Task
+from ttsnap.version import __version__
+
+
+def record(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: int,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] | None = None,
+    images: bool = False,
+    block: tuple[int, int] | None = None,
+    info: Mapping[str, Any] | None = None,
+    progress_bar: bool = False,
+) -> Recording:
+    """Denoise the seeds `seed`..`seed + seeds - 1` of every prompt with KeepAll on `engine`, and score on the way.
+
+    steps: which to score (all by default; the finished image always). images: keep the decoded estimates, too.
+    block: (prompts, seeds) of one unit of work, that is, of one search call; by default about four full batches.
+    info: what else to note, JSON-ready (model, call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
+
+    Called again with the same arguments after an interruption (any exception, Ctrl-C, a kill) it goes on after the
+    last finished unit. Units run in the batches that they would have had, so the result is the same to the last bit
+    where the engine is deterministic for equal batches.
+
+    Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
+    reward fails on every image of a unit (nothing is kept of that unit).
+    """
+    grid, names = engine.grid, engine.reward_names
+    for reward in getattr(engine, "rewards", ()):
+        if hasattr(reward, "check"):
+            reward.check(prompts)
+    scored = KeepAll(max(1, seeds), None if steps is None else tuple(steps)).init(Task(grid))
+    header = Header(
+        prompts=tuple(prompts),
+        seeds=seeds,
+        first_seed=seed,
+        levels=tuple(float(level) for level in grid.levels),
+        steps=scored,
+        rewards=names,
+        block=block or _block(len(prompts), seeds, engine.capacity),
+        images=images,
+        price=Price(engine.price.flops, None, engine.price.passes_per_nfe),
+        info={**_versions(), **_batches(engine), **(info or {})},
+    )
+    with OpenRecording(Path(folder), header) as there:
+        missing = there.missing()
+        total = len(prompts) * seeds * grid.steps
+        quiet = not (progress_bar and missing)
+        left = sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * grid.steps
+        with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
+            for unit in missing:
+                run = partial(_run, engine, header, unit, bar)
+                there.add(unit, write_whole(there.shard_path(unit), run) if images else run())
+        return there.finish()
+
+
+def step_correlations(recording: Recording) -> FloatArray:
+    """(K+1, R) Spearman correlation of each reward's scores at a step with its final ones, mean over prompts.
+
+    Over the prompts where both vary and no score failed; nan where there is none, and at steps not scored.
+    """
+    found = np.full((recording.grid.steps + 1, len(recording.reward_names)), np.nan)
+    for step in np.flatnonzero(recording.scored):
+        for r in range(found.shape[1]):
+            early, final = recording.scores[:, :, step, r], recording.final[..., r]
+            varied = (np.ptp(early, axis=1) > 0) & (np.ptp(final, axis=1) > 0)  # a nan makes it False
+            if varied.any():
+                found[step, r] = rank_correlation(early[varied], final[varied])
+    return found
+
+
+def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | None = None) -> FloatArray:
+    """One unit's scores (prompts, seeds, K+1, R); its images go to `file`, where there is one."""
+    first = header.first_seed + unit.seeds.start
+    shard = ShardWriter(file) if file is not None else None
+
+    def listen(event: Event) -> None:
+        if event.kind == "tick":
+            bar.update(event.nfe)
+        elif event.kind == "score" and shard is not None:
+            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image)
+
+    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
+    results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)
+    if shard is not None:
+        shard.close()
+    scores = np.stack([result.particles.scores for result in results])
+    for name, final in zip(header.rewards, np.moveaxis(scores[:, :, -1], -1, 0), strict=True):
+        if np.isnan(final).all():
+            why = next((w for result in results for w in result.warnings), "it returned nan")
+            raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
+    return scores
+
+
+def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:
+    """Prompts and seeds of a unit: seeds in equal parts, and enough prompts for about four full batches.
+
+    Small enough that little is lost by an interruption, large enough that the batches stay full.
+    """
+    rows = 2 * capacity
+    parts = math.ceil(max(1, seeds) / rows)
+    size = math.ceil(max(1, seeds) / parts)
+    return min(max(1, prompts), math.ceil(rows / size)), size
+
+
+def _batches(engine: Engine) -> dict[str, Any]:
+    """Batch sizes change floating point in the last digits, so they are part of what must stay the same."""
+    names = ("batch_size", "decode_batch_size")
+    return {name: getattr(engine, name) for name in names if hasattr(engine, name)}
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, str | None] = {"ttsnap": __version__}
+    for name in ("torch", "diffusers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {"versions": found}

@@ -1,0 +1,276 @@
+"""Recordings on disk: a folder that can be gone on with after any interruption (docs/recordings.md).
+
+recording.json   the settings (header.Header), written first
+journal.bin      one checksummed record per finished unit of work, until all are there
+images/          where asked for, one tar of PNGs per unit
+scores.safetensors   the scores (P, S, K+1, R) float64, written last, whole or not at all
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ttsnap.budget import Price, Rates
+from ttsnap.header import Header, Unit, differences
+from ttsnap.journal import Journal, part_of, split, write_whole
+from ttsnap.outputs import prepare_folder
+from ttsnap.replay import Recording
+from ttsnap.shards import RecordedImage, Shard, read_shard
+from ttsnap.types import FloatArray, Grid
+
+RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
+PUBLISHED = Price(Rates(nfe=9.9e12, reward_call=1.2e12))
+"""FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward tensors."""
+
+
+def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
+    """A finished recording: its folder, its scores.safetensors, or a file of published reward tensors.
+
+    Reward tensors are `base` and `noise_aware`, each (P, S, K): column k the reward of the x0 estimate after call
+    k + 1, the last column that of the finished image. `scores` says which of the two the estimates come from (nan in
+    `noise_aware` is replaced by `base`; the last column is always `base`), `price` what a unit cost there; neither is
+    used for a recording of ttsnap. The grid is then linspace(1, 0, K + 1), the prompts "prompt 0", "prompt 1", ...
+
+    Raises ValueError that says what is wrong: no such file, unfinished, damaged, another layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _require_finished(path)
+        path = path / SCORES
+    tensors, metadata = _read_tensors(path)
+    if "recording" in metadata:
+        header, values, _ = _check_scores(path, tensors, metadata)
+        return header.recording(values)
+    return _published(path, tensors, scores, price)
+
+
+def save_recording(recording: Recording, folder: str | Path) -> None:
+    """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
+    with OpenRecording(Path(folder), Header.of(recording)) as there:
+        for unit in there.missing():
+            there.add(unit, recording.scores)
+        written = there.finish()
+    if not np.array_equal(written.scores, recording.scores, equal_nan=True):
+        raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
+
+
+def read_images(folder: str | Path) -> Iterator[RecordedImage]:
+    """(prompt index, seed, step, pixels) of every scored estimate, each file checked before it is read.
+
+    Raises ValueError where the recording is unfinished, has no images, or a file is missing or damaged.
+    """
+    folder = Path(folder)
+    _require_finished(folder)
+    header, _, shards = _check_scores(folder / SCORES, *_read_tensors(folder / SCORES))
+    if not header.images:
+        raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
+    for shard in shards:
+        yield from read_shard(folder / IMAGES / shard.name, shard)
+
+
+def progress(folder: str | Path) -> tuple[int, int]:
+    """(units of work that are there, units in all) of a recording's folder; nothing is changed."""
+    folder = Path(folder)
+    header = _read_header(folder)
+    units = header.units()
+    if (folder / SCORES).exists():
+        return len(units), len(units)
+    records = split((folder / JOURNAL).read_bytes())[0] if (folder / JOURNAL).exists() else []
+    return len({_unpack(record, header, units, folder).unit for record in records}), len(units)
+
+
+def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
+    """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
+    prepare_folder(folder, "", overwrite=True)
+    if (folder / RECORDING).exists():
+        there = _read_header(folder).to_json()
+        found = differences({key: there.get(key) for key in asked}, dict(asked))
+        if found:
+            raise ValueError(
+                f"{folder} holds a recording with other settings: {'; '.join(found[:4])}; "
+                "ask for the same ones to go on with it, or choose another folder"
+            )
+    elif folder.is_dir():
+        others = sorted(p.name for p in folder.iterdir() if p != part_of(folder / RECORDING))
+        if others:
+            names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise ValueError(f"{folder} holds other files ({names}); choose another folder")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One record of the journal: a unit's scores (prompts, seeds, K+1, R), and its images' shard."""
+
+    unit: int
+    scores: FloatArray
+    shard: Shard | None
+
+
+class OpenRecording:
+    """A folder that a recording is written to, begun or gone on with; open for one process at a time.
+
+    Raises ValueError where the folder holds other files, a recording with other settings, or is in use.
+    """
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        check_folder(folder, header.to_json())
+        self.folder, self.header, self._units = folder, header, header.units()
+        folder.mkdir(parents=True, exist_ok=True)
+        if header.images:
+            (folder / IMAGES).mkdir(exist_ok=True)
+        if not (folder / RECORDING).exists():
+            text = json.dumps(header.to_json(), indent=1, ensure_ascii=False)
+            write_whole(folder / RECORDING, lambda file: file.write(text.encode()))
+        self.finished = (folder / SCORES).exists()
+        if self.finished:
+            (folder / JOURNAL).unlink(missing_ok=True)  # left by a process that was killed just before this
+            return
+        self._journal = Journal(folder / JOURNAL)
+        try:
+            records = [_unpack(record, header, self._units, folder) for record in self._journal.records]
+        except ValueError:
+            self._journal.close()
+            raise
+        self._done = {d.unit: d for d in records if d.shard is None or self._has(d.shard)}
+
+    def _has(self, shard: Shard) -> bool:
+        """Whether a recorded shard still lies there; else its unit is recorded again."""
+        path = self.folder / IMAGES / shard.name
+        return path.is_file() and path.stat().st_size == shard.size
+
+    def missing(self) -> list[Unit]:
+        """The units that are still to be recorded, in order."""
+        return [] if self.finished else [unit for unit in self._units if unit.index not in self._done]
+
+    def shard_path(self, unit: Unit) -> Path:
+        """Where a unit's images go."""
+        return self.folder / IMAGES / f"unit-{unit.index:05d}.tar"
+
+    def add(self, unit: Unit, scores: FloatArray) -> None:
+        """Keep a unit: its rows of `scores` (P, S, K+1, R), or those alone. Its shard must be in place by now."""
+        if scores.shape == self.header.shape:
+            scores = scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop]
+        done = _Done(unit.index, scores, Shard.of(self.shard_path(unit)) if self.header.images else None)
+        self._journal.append(_pack(done))
+        self._done[unit.index] = done
+
+    def finish(self) -> Recording:
+        """Write the scores and remove the journal. ValueError when units are missing."""
+        if self.finished:
+            return load_recording(self.folder)
+        if self.missing():
+            raise ValueError(f"{len(self.missing())} of {len(self._units)} units are missing in {self.folder}")
+        scores = np.full(self.header.shape, np.nan)
+        for unit in self._units:
+            block = self._done[unit.index].scores
+            scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop] = block
+        shards = [dataclasses.asdict(d.shard) for _, d in sorted(self._done.items()) if d.shard is not None]
+        # One key, since safetensors writes several in any order and the bytes should be the same every time.
+        extra = {"shards": shards, "crc32": zlib.crc32(scores.tobytes())}
+        metadata = {"recording": json.dumps({**self.header.to_json(), **extra})}
+        write_whole(self.folder / SCORES, lambda file: file.write(save({"scores": scores}, metadata)))
+        self._journal.close()
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        self.finished = True
+        return self.header.recording(scores)
+
+    def __enter__(self) -> OpenRecording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_journal"):
+            self._journal.close()
+
+
+def _pack(done: _Done) -> bytes:
+    """A line of JSON, then the scores' bytes, float64 little-endian."""
+    shard = None if done.shard is None else dataclasses.asdict(done.shard)
+    head = {"unit": done.unit, "shape": list(done.scores.shape), "shard": shard}
+    return json.dumps(head).encode() + b"\n" + np.ascontiguousarray(done.scores, "<f8").tobytes()
+
+
+def _unpack(payload: bytes, header: Header, units: list[Unit], folder: Path) -> _Done:
+    """ValueError where a record, though whole, does not belong to this recording."""
+    line, _, data = payload.partition(b"\n")
+    head = json.loads(line)
+    index, shape = int(head["unit"]), tuple(head["shape"])
+    unit = units[index] if 0 <= index < len(units) else None
+    if unit is None or shape != (len(unit.prompts), len(unit.seeds), *header.shape[2:]):
+        raise ValueError(f"{folder / JOURNAL} does not belong to {RECORDING} beside it: unit {index} of shape {shape}")
+    scores = np.frombuffer(data, "<f8").reshape(shape).astype(float)
+    return _Done(index, scores, None if head["shard"] is None else Shard(**head["shard"]))
+
+
+def _read_header(folder: Path) -> Header:
+    where = folder / RECORDING
+    try:
+        text = where.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{folder} is no recording: it has no readable {RECORDING}") from None
+    return Header.read(text, where)[0]
+
+
+def _require_finished(folder: Path) -> None:
+    if not (folder / SCORES).exists():
+        there, units = progress(folder)
+        raise ValueError(
+            f"the recording in {folder} is unfinished: {there} of {units} units of work are there "
+            f"({there / units:.0%}); run the same command again to go on with it"
+        )
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata."""
+    if not path.is_file():
+        raise ValueError(f"no such recording: {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read {path} as safetensors: {error}") from None
+
+
+def _check_scores(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> tuple[Header, FloatArray, list[Shard]]:
+    """Header, scores and shards of a scores.safetensors."""
+    header, extra = Header.read(metadata.get("recording", ""), path)
+    scores = tensors.get("scores")
+    if scores is None or scores.shape != header.shape or scores.dtype != np.float64:
+        raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, float64")
+    if zlib.crc32(scores.tobytes()) != extra.get("crc32"):
+        raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
+    return header, scores, [Shard(**shard) for shard in extra.get("shards", ())]
+
+
+def _published(path: Path, tensors: Mapping[str, Any], which: str, price: Price) -> Recording:
+    """The layout of published reward tensors: see load_recording."""
+    if which not in ("base", "noise_aware"):
+        raise ValueError(f"scores must be base or noise_aware, got {which!r}")
+    base, aware = tensors.get("base"), tensors.get("noise_aware")
+    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape:
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {found}")
+    base, aware = base.astype(float), aware.astype(float)
+    estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
+    prompts, _, steps = base.shape
+    final = base[..., -1:]
+    return Recording(
+        prompts=tuple(f"prompt {i}" for i in range(prompts)),
+        scores=np.concatenate([estimates[..., :-1], final, final], -1)[..., None],
+        grid=Grid(tuple(np.linspace(1, 0, steps + 1).tolist())),
+        reward_names=(path.stem,),
+        price=price,
+        info={"source": path.name, "scores": which},
+    )
