@@ -12,7 +12,7 @@ from typing import Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import generate, replay
+from ttsnap.cli import generate, record, replay
 from ttsnap.cli.common import formatter
 from ttsnap.version import __version__
 
@@ -29,14 +29,14 @@ class Command(Protocol):
         """Do it; the exit status."""
 
 
-COMMANDS: dict[str, Command] = {"generate": generate, "replay": replay}
+COMMANDS: dict[str, Command] = {"generate": generate, "replay": replay, "record": record}
 
 
 def build_parser() -> ArgumentParser:
     """The whole command line, without importing torch."""
     parser = ArgumentParser(
         prog="ttsnap",
-        version=f"ttsnap {__version__}",
+        version=__version__,
         formatter_class=formatter(),
         description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
     )

@@ -1,0 +1,112 @@
+"""`ttsnap record`: the rewards along every seed's trajectory, for replay, simulation and tuning."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+
+if TYPE_CHECKING:
+    from ttsnap.replay import Recording
+
+HELP = "score every seed at every step and keep the scores, to replay and tune searches on"
+DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
+
+Searches can then be replayed, compared and tuned without a model. Ctrl-C is safe: the same command goes on.
+
+examples:
+  ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/first
+  ttsnap record "two red circles" "a green cross" --seeds 16 --score-steps '[2, 6, 11]' --images --out recordings/few
+  ttsnap record --prompts-file prompts.txt --model stabilityai/stable-diffusion-3.5-medium \\
+      --reward my_reward.py:score --seeds 40 --batch-size 8 --out recordings/sd35
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    common.add_prompt_arguments(p)
+    p.add_argument("--seeds", type=int, default=40, help="seeds per prompt: --seed and those that follow it")
+    p.add_argument("--seed", type=int, default=0, help="the first seed")
+    p.add_argument("--out", type=str, required=True, help="folder to write to, or to go on with")
+    p.add_argument("--reward", type=str | list[str] | None, help=common.REWARD_HELP)
+    p.add_argument(
+        "--score-steps",
+        type=list[int] | None,
+        help="score the estimates at these steps only, as '[2, 6, 11]' (all by default; the finished image always)",
+    )
+    p.add_argument("--images", action="store_true", help="keep the decoded estimates, too, as tar files of PNGs")
+    common.add_call_arguments(p)
+    common.add_device_arguments(p)
+    common.add_batch_arguments(p)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Record, or go on with it, and say how well early scores tell the final ones."""
+    prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
+    from ttsnap.record import record
+    from ttsnap.recordings import check_folder, progress
+    from ttsnap.rewards import make_rewards
+
+    # What can be refused is refused before the model is loaded.
+    prompts, rewards, out = common.canonical(prompts, a.model), make_rewards(reward), Path(a.out)
+    known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images}
+    check_folder(out, {**known, "rewards": [r.name for r in rewards]})
+    call = common.call_arguments(a)
+    pipe = common.load_model(a.model, a.device, a.dtype)
+    common.check_call(pipe, call)
+    sizes = {"batch_size": a.batch_size, "decode_batch_size": a.decode_batch_size}
+    engine = pipe.engine(rewards, kernel=a.kernel, **sizes, **call)
+    info = {
+        "model": a.model,
+        "sampler": type(pipe.scheduler).__name__,
+        "kernel": a.kernel,
+        "call": call,
+        "device": pipe.device.type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
+    options = {"seed": a.seed, "steps": a.score_steps, "images": a.images}
+    try:
+        recording = record(engine, prompts, a.seeds, out, **options, info=info, progress_bar=True)
+    except KeyboardInterrupt:
+        there, units = progress(out)
+        print(
+            f"\ninterrupted; {there} of {units} units of work are safe in {out}\nrun the same command again to go on",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
+    print(_table(recording))
+    count = f"{len(recording.prompts)} prompts x {recording.seeds} seeds"
+    print(f"\n{count} recorded in {out}" + (", their images in images/" if a.images else ""))
+    return 0
+
+
+def _table(recording: Recording) -> str:
+    """One line a scored step: how well its scores rank the seeds as the finished images do."""
+    import numpy as np
+
+    from ttsnap.record import step_correlations
+
+    correlations, names = step_correlations(recording), recording.reward_names
+    widths = [max(8, len(name)) for name in names]
+    lines = [
+        "rank correlation (Spearman, within a prompt) of the estimates' scores with the finished images'",
+        "  step   noise   " + "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True)),
+    ]
+    for step in np.flatnonzero(recording.scored)[:-1]:
+        cells = [
+            f"{'-' if np.isnan(value) else format(value, '.3f'):>{w}}"
+            for value, w in zip(correlations[step], widths, strict=True)
+        ]
+        lines.append(f"  {step:4d}   {recording.grid.levels[step]:5.3f}   " + "  ".join(cells))
+    missing = int(np.isnan(recording.scores[:, :, list(recording.scored)]).sum())
+    if np.isnan(correlations[-1]).any():
+        lines.append("  (-: the finished images' scores do not vary within any prompt)")
+    return "\n".join(lines) + (f"\nwarning: {missing} scores failed and are nan" if missing else "")
