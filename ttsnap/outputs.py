@@ -112,6 +112,11 @@ def _write(path: Path, save: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    _write(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
+
+
 def prepare_folder(out: Path | None, prompt: str, overwrite: bool) -> Path:
     """The folder to write to: `out`, or the next free outputs/NNNN-prompt; not made yet.
 
@@ -191,7 +196,7 @@ def write_results(
             }
         )
     trace = _plain({"settings": dict(settings), "levels": list(grid.levels), "results": entries})
-    _write(out / "trace.json", lambda path: path.write_text(json.dumps(trace, indent=1)))
+    write_json(out / "trace.json", trace)
     return written
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import generate, record, replay
+from ttsnap.cli import calibrate, generate, record, replay, simulate, tune
 from ttsnap.cli.common import formatter
 from ttsnap.version import __version__
 
@@ -29,7 +29,14 @@ class Command(Protocol):
         """Do it; the exit status."""
 
 
-COMMANDS: dict[str, Command] = {"generate": generate, "replay": replay, "record": record}
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "replay": replay,
+    "record": record,
+    "simulate": simulate,
+    "tune": tune,
+    "calibrate": calibrate,
+}
 
 
 def build_parser() -> ArgumentParser:

@@ -1,0 +1,76 @@
+"""`ttsnap calibrate`: a policy that prices compute, from a recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli.common import formatter
+from ttsnap.cli.simulate import add_recording_arguments, read_recording
+from ttsnap.cli.tune import new_file
+
+HELP = "fit a policy that prices compute to a recording"
+DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
+
+It buys one check of one candidate at a time, where it is worth most, and moves budget from prompts that are done to
+prompts that are not (with --shared). 20 prompts x 40 seeds suffice. Calibrate for each model, step count and reward.
+
+example:
+  ttsnap calibrate recordings/mine --out priced.json
+  ttsnap generate --prompts-file prompts.txt --algorithm priced.json --shared --budget 200nfe
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    add_recording_arguments(p)
+    p.add_argument("--checks", type=list[int] | None, help="grid steps to look at, the last being the number of steps")
+    p.add_argument(
+        "--score-cost", type=float | None,
+        help="of a decode with its rewards, in evaluations (default: from the recorded FLOPs; 0 for NFE budgets)",
+    )  # fmt: skip
+    p.add_argument("--out", type=str, default="priced.json", help="algorithm file to write")
+    p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Fit, write, and say how well early scores forecast."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from ttsnap import utility
+    from ttsnap.calibrate import calibrate
+    from ttsnap.outputs import write_json
+
+    out = new_file(a.out, a.overwrite)
+    recording = read_recording(a)
+    score_cost = a.score_cost if a.score_cost is not None else recorded_score_cost(recording)
+    with tqdm(desc="prices", unit="budget") as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        forecast = calibrate(
+            recording, checks=a.checks, score_cost=score_cost, utility=utility.make(a.utility), seed=a.seed,
+            on_progress=progress,
+        )  # fmt: skip
+        bar.update(bar.total - bar.n if bar.total else 0)
+    write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
+    known = 1 - np.array([np.var(forecast.paths[:, -1] - forecast.paths[:, j]) for j in range(len(forecast.checks))])
+    shares = ", ".join(f"step {k}: {r:.0%}" for k, r in zip(forecast.checks, known, strict=True))
+    print(f"variance of the finished reward that the scores so far explain, within a prompt: {shares}")
+    print(f"a decode with its rewards counts as {score_cost:.3g} evaluations")
+    print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
+    return 0
+
+
+def recorded_score_cost(recording: Any) -> float:
+    """A decode with all rewards, in evaluations, by the recorded FLOPs; 0 where they were not recorded."""
+    rates = recording.price.flops
+    if rates.nfe <= 0:
+        return 0.0
+    return float((rates.decode + len(recording.reward_names) * rates.reward_call) / rates.nfe)

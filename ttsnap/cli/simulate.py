@@ -1,0 +1,161 @@
+"""`ttsnap simulate`: policies compared over a recording."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli.common import formatter
+
+HELP = "compare policies over a recording, in seconds"
+DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
+
+Best-of-N is computed exactly, the others by searching the recorded seeds in random orders. omega is the area over
+best-of-N in percent, "equals N" the N at which best-of-N is as good at the largest budget.
+
+examples:
+  ttsnap simulate recordings/mine --algorithms seed-pruning tuned.json --budgets 40:400:40nfe
+  ttsnap simulate flux_hps.safetensors --algorithms authors.json --budgets 400:4000:200tflop --ledger published
+"""
+
+
+def add_recording_arguments(p: ArgumentParser) -> None:
+    """The recording and which part of it; shared with tune and calibrate."""
+    p.add_argument("recording", type=str, help="folder written by `ttsnap record`, or a published reward tensor")
+    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
+    p.add_argument("--prompts", type=str, default=":", help="which prompts, as 0:20")
+    p.add_argument("--seeds", type=str, default=":", help="which seeds, as 0:40")
+    p.add_argument("--scores", type=str, default="noise_aware", help="of a reward tensor: noise_aware or base")
+    p.add_argument(
+        "--utility", type=str | list[float], default="mean", help="of several rewards: mean, rank_sum or weights"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the random orders")
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    add_recording_arguments(p)
+    p.add_argument("--algorithms", type=list[str], nargs="+", default=["seed-pruning"], help="names or .json files")
+    p.add_argument(
+        "--budgets", type=list[str], nargs="+", default=[],
+        help="per prompt, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
+    )  # fmt: skip
+    p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
+    p.add_argument("--shared", action="store_true", help="price-of-compute: one pot for the prompts of a repeat")
+    p.add_argument("--ledger", type=str, default="honest", help="honest, or published (as the TTSnap notebooks bill)")
+    p.add_argument("--out", type=str | None, help="folder for curves.csv and curves.png")
+    p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Print the table; write the curves where --out says."""
+    from tqdm import tqdm
+
+    from ttsnap import outputs, utility
+    from ttsnap.algorithms import make_algorithm
+    from ttsnap.algorithms.price_of_compute import PriceOfCompute
+    from ttsnap.simulate import best_of_n_curve, compare, curve
+
+    recording, combine = read_recording(a), utility.make(a.utility)
+    budgets = read_budgets(a.budgets, recording.grid.steps)
+    algorithms = [(Path(name).stem, make_algorithm(name)) for name in a.algorithms if name != "best-of-n"]
+    out = outputs.prepare_folder(Path(a.out), "", a.overwrite) if a.out else None
+    base = best_of_n_curve(recording, budgets, utility=combine, ledger=a.ledger)
+    curves = {"best-of-n": base}
+    for name, algorithm in tqdm(algorithms, unit="method", disable=len(algorithms) < 2):
+        priced = isinstance(algorithm, PriceOfCompute)
+        ledger = "honest" if priced else a.ledger
+        curves[name] = curve(recording, algorithm, budgets, a.repeats, shared=a.shared and priced,
+                             utility=combine, ledger=ledger, seed=a.seed)  # fmt: skip
+    prompts, seeds = len(recording.prompts), recording.seeds
+    print(
+        f"{prompts} prompts x {seeds} seeds, {a.ledger} ledger, mean {' + '.join(recording.reward_names)} of the winner"
+    )
+    head = ["budget", *curves]
+    rows = [[str(b), *(f"{c.mean[i]:.4f} ± {c.error[i]:.4f}" for c in curves.values())] for i, b in enumerate(budgets)]
+    if len(budgets) > 2:
+        versus = [compare(c, base, recording, combine) for name, c in curves.items() if name != "best-of-n"]
+        rows.append(["omega, %", "0", *(f"{v.omega:.1f} ± {v.error:.1f}" for v in versus)])
+        rows.append(["equals N", _number(base.spent[-1] / base.spent[0]), *(_number(v.equivalent_n) for v in versus)])
+        rows[-1][1] = "" if not versus else rows[-1][1]
+        rows.append([f"equals best-of-n at {budgets[-1]} from", "", *(_number(v.matching_budget) for v in versus)])
+    print_table(head, rows)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out, curves)
+        print(f"curves.csv and curves.png in {out}")
+    return 0
+
+
+def read_recording(a: Namespace) -> Any:
+    """The recording, cut to the prompts and seeds asked for."""
+    from ttsnap.recordings import load_recording
+
+    return load_recording(a.recording, scores=a.scores).select(read_span(a.prompts), read_span(a.seeds))
+
+
+def read_span(text: str) -> slice:
+    """'0:20' -> slice(0, 20)."""
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    if not match:
+        raise ValueError(f"cannot read range {text!r}; write it like 0:20")
+    start, stop = (int(part) if part else None for part in match.groups())
+    return slice(start, stop)
+
+
+def read_budgets(given: Sequence[str], steps: int) -> list[Any]:
+    """Budgets, with ranges from:to:step spelled out."""
+    from ttsnap.budget import Budget
+
+    found = []
+    for text in given or [f"{n * steps}nfe" for n in (2, 3, 5, 8, 12, 20)]:
+        match = re.fullmatch(r"([\d.]+):([\d.]+):([\d.]+)([a-z]*)", text)
+        if not match:
+            found.append(Budget.parse(text))
+            continue
+        low, high, step = (float(part) for part in match.groups()[:3])
+        if not 0 < step <= high - low:
+            raise ValueError(f"cannot read budgets {text!r}; write them like 400:4000:200tflop")
+        count = int((high - low) / step + 1e-9) + 1
+        found += [Budget.parse(f"{low + i * step:.10g}{match.group(4)}") for i in range(count)]
+    return found
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns aligned."""
+    table = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    for row in table:
+        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))))
+
+
+def _number(value: float) -> str:
+    return "not reached" if value == float("inf") else f"{value:.4g}"
+
+
+def _write(out: Path, curves: dict[str, Any]) -> None:
+    with (out / "curves.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"])
+        for name, c in curves.items():
+            for i, budget in enumerate(c.budgets):
+                writer.writerow([name, budget, c.mean[i], c.error[i], c.spent[i], c.most[i]])
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("curves.csv is written; for the plot, pip install 'ttsnap[plot]'") from None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, c in curves.items():
+        axes.errorbar(c.spent, c.mean, c.error, label=name, marker="o", markersize=3, capsize=2)
+    axes.set_xlabel("spent per prompt, in denoiser evaluations")
+    axes.set_ylabel("reward of the winner")
+    axes.legend(frameon=False)
+    figure.savefig(out / "curves.png", dpi=150)

@@ -1,0 +1,72 @@
+"""`ttsnap tune`: a pruning schedule for a model and a reward, from a recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli.common import formatter
+from ttsnap.cli.simulate import add_recording_arguments, read_budgets, read_recording
+
+HELP = "fit a pruning schedule to a recording"
+DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
+
+The last prompts are kept out of the fit and tell what the schedule is worth on prompts that it was not chosen on. The
+result is an algorithm file for `ttsnap generate --algorithm`, `ttsnap simulate --algorithms` and the pipelines.
+
+example:
+  ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
+  ttsnap tune recordings/mine --out tuned.json
+  ttsnap generate "a red circle above a blue square" --algorithm tuned.json
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    add_recording_arguments(p)
+    p.add_argument("--budgets", type=list[str], nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
+    p.add_argument("--trials", type=int, default=400, help="schedules to try")
+    p.add_argument("--checks", type=int, default=5, help="most checks in a schedule")
+    p.add_argument("--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit")
+    p.add_argument("--out", type=str, default="tuned.json", help="algorithm file to write")
+    p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Search, write the winner, say what it is worth."""
+    from tqdm import tqdm
+
+    from ttsnap import utility
+    from ttsnap.outputs import write_json
+    from ttsnap.tune import tune
+
+    out = new_file(a.out, a.overwrite)
+    recording = read_recording(a)
+    budgets = read_budgets(a.budgets, recording.grid.steps)
+    with tqdm(total=a.trials, unit="schedule") as bar:
+        found = tune(
+            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
+            seed=a.seed, on_progress=lambda done, of: bar.update(),
+        )  # fmt: skip
+    schedule = found.schedule
+    levels = [round(recording.grid.levels[k], 4) for k in schedule.steps or ()]
+    write_json(out, {"name": "seed-pruning", "keep": list(schedule.keep), "levels": levels})
+    print(f"checks at steps {list(schedule.steps or ())} (noise levels {levels}), keeping {list(schedule.keep)}")
+    print(f"gain over best-of-N: {found.fitted:+.1%} on the prompts fitted on, of what best-of-N gains in that range")
+    if a.holdout > 0:
+        print(f"                     {found.held_out:+.1%} ± {found.error:.1%} on the prompts kept out")
+    print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
+    return 0
+
+
+def new_file(path: str, overwrite: bool) -> Path:
+    """The path, in a folder that exists; ValueError when it would overwrite something."""
+    out = Path(path)
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
+    if not out.parent.is_dir():
+        raise ValueError(f"no folder {out.parent} to write {out.name} to")
+    return out
