@@ -41,9 +41,9 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
     add_recording_arguments(p)
-    p.add_argument("--algorithms", type=list[str], nargs="+", default=["seed-pruning"], help="names or .json files")
+    p.add_argument("--algorithms", type=str, nargs="+", default=["seed-pruning"], help="names or .json files")
     p.add_argument(
-        "--budgets", type=list[str], nargs="+", default=[],
+        "--budgets", type=str, nargs="+", default=[],
         help="per prompt, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
     )  # fmt: skip
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
@@ -75,9 +75,8 @@ def run(a: Namespace) -> int:
         curves[name] = curve(recording, algorithm, budgets, a.repeats, shared=a.shared and priced,
                              utility=combine, ledger=ledger, seed=a.seed)  # fmt: skip
     prompts, seeds = len(recording.prompts), recording.seeds
-    print(
-        f"{prompts} prompts x {seeds} seeds, {a.ledger} ledger, mean {' + '.join(recording.reward_names)} of the winner"
-    )
+    reward = " + ".join(recording.reward_names)
+    print(f"{prompts} prompts x {seeds} seeds, {a.ledger} ledger, mean {reward} of the winner")
     head = ["budget", *curves]
     rows = [[str(b), *(f"{c.mean[i]:.4f} ± {c.error[i]:.4f}" for c in curves.values())] for i, b in enumerate(budgets)]
     if len(budgets) > 2:
@@ -132,8 +131,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns aligned."""
     table = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    for row in table:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))))
+    for first, *rest in table:
+        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
 
 
 def _number(value: float) -> str:

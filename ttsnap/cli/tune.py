@@ -26,7 +26,7 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
     add_recording_arguments(p)
-    p.add_argument("--budgets", type=list[str], nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
+    p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
     p.add_argument("--trials", type=int, default=400, help="schedules to try")
     p.add_argument("--checks", type=int, default=5, help="most checks in a schedule")
     p.add_argument("--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit")
