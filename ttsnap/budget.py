@@ -76,8 +76,11 @@ class Budget:
         return cls(**caps)
 
     def __str__(self) -> str:
-        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "flops": "flop", "seconds": "s"}
+        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "seconds": "s"}
         caps = [f"{getattr(self, k):.6g}{u}" for k, u in units.items() if getattr(self, k) is not None]
+        if self.flops is not None:
+            prefix, size = max((x for x in _SI.items() if x[1] <= self.flops), key=lambda x: x[1], default=("", 1.0))
+            caps.append(f"{self.flops / size:.6g}{prefix}flop")
         return ",".join(caps) or "no limit"
 
     def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
