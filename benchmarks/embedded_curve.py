@@ -1,16 +1,18 @@
-"""Reward and strict accuracy against budget on the embedded model: best-of-N beside seed pruning.
+"""Reward and strict accuracy against budget on the embedded model: best-of-N, seed pruning, price of compute.
 
     python benchmarks/embedded_curve.py --json curve.json --plot docs/embedded_curve.png
 
-Held-out hard prompts (counts, pairs, relations, three and four objects); the checker's soft score is searched, its
-strict verdict reported. Best-of-N at a small budget is read off the seeds of the largest one: every disjoint block
-of N seeds is one such search, and their mean has less noise than a single one. Pruning runs live at every budget.
+Held-out hard prompts (counts, pairs, relations, three and four objects) are recorded: every seed to the end, the
+checker's soft score (searched) and its strict verdict (only reported) at every step. The curves are searches of that
+recording with the objects that run live (tests hold replay to the live search); best-of-N is exact. The policy that
+prices compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,101 +20,91 @@ import numpy as np
 import torch
 from ttsnap.pipelines import defaults, load
 
-from ttsnap import BestOfN, __version__, make_algorithm
+from ttsnap import Budget, __version__, make_algorithm
+from ttsnap.algorithms.price_of_compute import PriceOfCompute
+from ttsnap.calibrate import calibrate
+from ttsnap.metrics import rank_correlation
+from ttsnap.record import record
+from ttsnap.replay import Recording
 from ttsnap.scenes import sample_prompts
+from ttsnap.simulate import Curve, best_of_n_curve, curve
+from ttsnap.utility import weighted
+
+REWARDS = ("scenes", "scenes-strict")
+SOFT = weighted([1.0, 0.0])
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400, 800, 1600], help="NFE per prompt")
     p.add_argument("--prompts", type=int, default=60)
+    p.add_argument("--seeds", type=int, default=128, help="recorded per prompt; no search can start more")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--algorithms", nargs="*", default=["seed-pruning"], help="names or .json files, beside best-of-n")
+    p.add_argument("--fit-prompts", type=int, default=20, help="to calibrate the priced policy on")
+    p.add_argument("--fit-seeds", type=int, default=40)
+    p.add_argument("--algorithms", nargs="*", default=["seed-pruning"], help="names or .json files, beside the others")
+    p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--recordings", type=Path, help="folder to keep the recordings in, and to go on from")
     p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path)
     a = p.parse_args()
 
-    prompts = sample_prompts(a.prompts, a.prompt_seed)
-    pipe = load(dtype=getattr(torch, a.dtype))
-    common = {
-        **defaults(),
-        "num_inference_steps": a.steps,
-        "reward": "scenes",
-        "report": "scenes-strict",
-        "seed": a.seed,
-        "batch_size": a.batch_size,
-        "output_type": "pt",
-    }
-    rows = best_of_n(pipe, prompts, a.budgets, a.steps, common)
+    call = {**defaults(), "num_inference_steps": a.steps}
+    engine = load(dtype=getattr(torch, a.dtype)).engine(list(REWARDS), batch_size=a.batch_size, **call)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = a.recordings or Path(temporary)
+
+        def recorded(name: str, prompts: list[str], seeds: int) -> Recording:
+            return record(engine, prompts, seeds, folder / name, seed=a.seed, info=call, progress_bar=True)
+
+        fit = recorded("fit", sample_prompts(a.fit_prompts, 1, held_out=False), a.fit_seeds)
+        test = recorded(f"test{a.prompt_seed}", sample_prompts(a.prompts, a.prompt_seed), a.seeds)
+    budgets = [Budget(nfe=b) for b in a.budgets]
+    curves = {"best-of-n": best_of_n_curve(test, budgets, utility=SOFT)}
     for name in a.algorithms:
-        for budget in a.budgets:
-            found = pipe(prompts, search=make_algorithm(name), budget=f"{budget}nfe", **common).search
-            reward = [r.best.reward for r in found]
-            strict = [r.best.metrics["scenes-strict"] for r in found]
-            nfe = float(np.mean([r.spent["nfe"] for r in found]))
-            seeds = float(np.mean([r.spent["seeds"] for r in found]))
-            rows.append(row(name, budget, nfe, seeds, reward, strict))
-            print(line(rows[-1]), flush=True)
+        curves[Path(name).stem] = curve(test, make_algorithm(name), budgets, a.repeats, utility=SOFT)
+    priced = PriceOfCompute(calibrate(fit, utility=SOFT))
+    shareable = [b for b in budgets if b.nfe and b.nfe > a.steps]
+    curves["price-of-compute, shared"] = curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT)
+    rows = [r for name, c in curves.items() for r in rows_of(name, c)]
+    rank = [rank_correlation(test.scores[:, :, k, 0], test.final[..., 0]) for k in range(a.steps)]
+    one = test.final.mean((0, 1))
+    print(f"one seed: reward {one[0]:.3f}, strict {one[1]:.3f}")
+    print("Spearman of the estimate's score with the finished one, by step: " + " ".join(f"{r:.2f}" for r in rank))
     print(table(rows))
     if a.json:
-        setting = {k: v for k, v in vars(a).items() if k not in ("json", "plot")}
-        a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, "rows": rows}, indent=1))
+        setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("json", "plot")}
+        found = {"ttsnap": __version__, "setting": setting, "one_seed": one.tolist(), "spearman": rank, "rows": rows}
+        a.json.write_text(json.dumps(found, indent=1))
     if a.plot:
         plot(rows, a.plot)
 
 
-def best_of_n(
-    pipe: Any, prompts: list[str], budgets: list[int], steps: int, common: dict[str, Any]
-) -> list[dict[str, Any]]:
-    most = max(budgets) // steps
-    found = pipe(prompts, search=BestOfN(most), num_images_per_prompt=most, **common).search
-    reward, strict = np.full((2, len(prompts), most), np.nan)
-    for i, result in enumerate(found):
-        for c in result.images:
-            reward[i, c.seed - common["seed"]] = c.reward
-            strict[i, c.seed - common["seed"]] = c.metrics["scenes-strict"]
-    rows = []
-    for budget in budgets:
-        n = budget // steps
-        blocks = most // n
-        r, s = (v[:, : blocks * n].reshape(len(prompts), blocks, n) for v in (reward, strict))
-        winner = r.argmax(-1)[..., None]
-        picked = [np.take_along_axis(v, winner, -1)[..., 0].mean(1) for v in (r, s)]
-        rows.append(row("best-of-n", budget, n * steps, n, *picked))
-        print(line(rows[-1]), flush=True)
-    return rows
-
-
-def row(name: str, budget: int, nfe: float, seeds: float, reward: Any, strict: Any) -> dict[str, Any]:
+def rows_of(name: str, c: Curve) -> list[dict[str, Any]]:
     """Means over prompts with their standard errors."""
-    out: dict[str, Any] = {"algorithm": name, "budget": budget, "nfe": nfe, "seeds": seeds}
-    for key, values in (("reward", reward), ("strict", strict)):
-        v = np.asarray(values, float)
-        out[key], out[f"{key}_se"] = float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5)
-    return out
-
-
-def line(r: dict[str, Any]) -> str:
-    scores = f"reward {r['reward']:.3f} ± {r['reward_se']:.3f}  strict {r['strict']:.3f} ± {r['strict_se']:.3f}"
-    return (
-        f"{r['algorithm']:14s} budget {r['budget']:5d} NFE (spent {r['nfe']:7.1f}, {r['seeds']:5.1f} seeds)  {scores}"
-    )
+    rows = []
+    for i, budget in enumerate(c.budgets):
+        row: dict[str, Any] = {"algorithm": name, "budget": budget.nfe, "nfe": float(c.spent[i])}
+        for key, values in (("reward", c.scores[:, i, 0]), ("strict", c.scores[:, i, 1])):
+            row[key], row[f"{key}_se"] = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+        rows.append(row)
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line a budget."""
     names = list(dict.fromkeys(r["algorithm"] for r in rows))
-    head = "| NFE | " + " | ".join(f"{n} reward | {n} strict" for n in names) + " |"
+    head = "| NFE | " + " | ".join(f"{n}: reward | strict" for n in names) + " |"
     lines = [head, "|---" * (1 + 2 * len(names)) + "|"]
     for budget in sorted({r["budget"] for r in rows}):
         cells = []
         for name in names:
-            r = next(r for r in rows if (r["algorithm"], r["budget"]) == (name, budget))
-            cells += [f"{r[k]:.3f} ± {r[k + '_se']:.3f}" for k in ("reward", "strict")]
+            found = [r for r in rows if (r["algorithm"], r["budget"]) == (name, budget)]
+            cells += [f"{found[0][k]:.3f} ± {found[0][k + '_se']:.3f}" if found else "" for k in ("reward", "strict")]
         lines.append(f"| {budget} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -124,16 +116,17 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    names = list(dict.fromkeys(r["algorithm"] for r in rows))
+    colors = ("#777777", "#1a7f37", "#0969da", "#bc4c00", "#8250df")
     for axis, key, title in zip(axes, ("reward", "strict"), ("reward (soft checker)", "strictly right"), strict=True):
-        for name, color in zip(
-            dict.fromkeys(r["algorithm"] for r in rows), ("#777777", "#1a7f37", "#0969da"), strict=False
-        ):
+        for name, color in zip(names, colors, strict=False):
             mine = [r for r in rows if r["algorithm"] == name]
             x, y, e = (np.array([r[k] for r in mine]) for k in ("budget", key, f"{key}_se"))
             axis.plot(x, y, "o-", color=color, label=name, markersize=4)
             axis.fill_between(x, y - e, y + e, color=color, alpha=0.15, linewidth=0)
+        ticks = sorted({r["budget"] for r in rows})
         axis.set(xscale="log", xlabel="denoiser evaluations per prompt (NFE)", title=title)
-        axis.set_xticks([r["budget"] for r in mine], [str(r["budget"]) for r in mine])
+        axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0].legend(frameon=False)

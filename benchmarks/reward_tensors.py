@@ -108,9 +108,7 @@ def main() -> None:
     if a.json:
         setting = {k: str(v) for k, v in vars(a).items()}
         amounts = [b.flops / 1e12 for b in budgets if b.flops]
-        a.json.write_text(
-            json.dumps({"ttsnap": __version__, "setting": setting, "budgets": amounts, "table": table})
-        )
+        a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, "budgets": amounts, "table": table}))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...],
 
     Raises ValueError with too few trajectories, or where a prompt's rewards do not differ at all.
     """
-    if checks[-1] != len(levels) - 1 or list(checks) != sorted(set(checks)) or checks[0] < 0:
+    if not checks or checks[-1] != len(levels) - 1 or list(checks) != sorted(set(checks)) or checks[0] < 0:
         raise ValueError(f"checks must rise and end at the last grid step {len(levels) - 1}, got {checks}")
     x = rewards[:, :, list(checks)]
     p, s, d = x.shape

@@ -13,8 +13,10 @@ from scipy import integrate, special, stats
 from ttsnap.types import FloatArray
 
 
-def best_of_n(rewards: FloatArray, n: int) -> FloatArray:
+def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> FloatArray:
     """Expected maximum of n of the S rewards (..., S) drawn without replacement: exact, no sampling.
+
+    of: (..., S), what to average over the winners instead, say another reward that did not choose them.
 
     sum_i r_(i) C(S - i, n - 1) / C(S, n) with r_(1) >= r_(2) >= ...; the maximum is r_(i) when i is drawn and
     nothing above it is.
@@ -24,8 +26,8 @@ def best_of_n(rewards: FloatArray, n: int) -> FloatArray:
         raise ValueError(f"n must be in 1..{size}, the number of seeds, got {n}")
     below = size - np.arange(1, size + 1)
     log_p = _log_choose(below, n - 1) - _log_choose(np.array(size), n)
-    ordered = -np.sort(-np.asarray(rewards, float), axis=-1)
-    return np.asarray(ordered @ np.exp(log_p))
+    order = np.argsort(-np.asarray(rewards, float), axis=-1, kind="stable")
+    return np.asarray(np.take_along_axis(np.asarray(rewards if of is None else of, float), order, -1) @ np.exp(log_p))
 
 
 def _log_choose(n: Any, k: int) -> Any:

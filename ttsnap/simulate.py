@@ -24,11 +24,13 @@ LEDGERS = ("honest", "published")
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's finished reward at each budget: rewards (P, B), means over repeats; spent (B,) mean evaluations,
-    decodes and rewards counted in; most (B,) the most that any one search spent."""
+    """A method's finished reward at each budget: rewards (P, B), the winners' utility, and scores (P, B, R), each reward
+    of theirs, means over repeats; spent (B,) mean evaluations, decodes and rewards counted in; most (B,) the most that
+    any one search spent."""
 
     budgets: tuple[Budget, ...]
     rewards: FloatArray
+    scores: FloatArray
     spent: FloatArray
     most: FloatArray
 
@@ -63,7 +65,7 @@ def curve(
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if algorithm.branches:
         raise ValueError(f"{type(algorithm).__name__} branches: a recording holds only what was denoised once")
-    found, spent, most = [], [], []
+    found, scores, spent, most = [], [], [], []
     rng = np.random.default_rng(seed)
     for budget in (Budget.parse(b) for b in budgets):
         task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger)
@@ -72,8 +74,12 @@ def curve(
         out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
         total = out.nfe + task.score_cost * out.scored
         found.append(out.reward.reshape(repeats, -1).mean(0))
+        everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
+        won = lookup(everyone, out.winner[:, None], end)[:, 0]
+        scores.append(won.reshape(repeats, -1, won.shape[-1]).mean(0))
         spent.append(total.mean()), most.append(total.max())
-    return Curve(tuple(Budget.parse(b) for b in budgets), np.stack(found, 1), np.array(spent), np.array(most))
+    parsed = tuple(Budget.parse(b) for b in budgets)
+    return Curve(parsed, np.stack(found, 1), np.stack(scores, 1), np.array(spent), np.array(most))
 
 
 def best_of_n_curve(
@@ -87,16 +93,18 @@ def best_of_n_curve(
     final = utility(recording.final)
     if utility is utilities.rank_sum:
         raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
-    engine, columns, spent = ReplayEngine(recording), [], []
+    engine, columns, scores, spent = ReplayEngine(recording), [], [], []
     for budget in (Budget.parse(b) for b in budgets):
         check_budget(budget, engine)
         task = task_of(budget, engine)
         one = task.grid.steps + task.score_cost
         n = min(recording.seeds, int(task.allowance / one + 1e-9))
         columns.append(metrics.best_of_n(final, n))
+        each = np.moveaxis(recording.final, -1, 0)
+        scores.append(metrics.best_of_n(np.broadcast_to(final, each.shape), n, of=each).T)
         spent.append(n * one)
     parsed = tuple(Budget.parse(b) for b in budgets)
-    return Curve(parsed, np.stack(columns, 1), np.array(spent), np.array(spent))
+    return Curve(parsed, np.stack(columns, 1), np.stack(scores, 1), np.array(spent), np.array(spent))
 
 
 def sized_for(

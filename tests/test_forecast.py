@@ -1,0 +1,210 @@
+"""The forecast model against closed forms: fitting, updating, reservation values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from ttsnap.forecast import PRICES, STATES, Forecast, fit, look_up, reservation, update
+
+LEVELS, CHECKS = (1.0, 0.75, 0.5, 0.25, 0.0), (1, 2, 4)
+MEAN = np.array([-0.5, 0.2, 1.0])
+COV = np.array([[0.5, 0.3, 0.2], [0.3, 0.6, 0.4], [0.2, 0.4, 0.8]])
+SIGMA = np.array([[1.5, 0.8, 0.5], [0.8, 1.2, 0.7], [0.5, 0.7, 1.0]])
+SPREAD = (-0.4, 0.3, -0.1)
+"""log s^2 = -0.4 + 0.3 m - 0.1 m^2, m the prompt's mean reward."""
+
+
+def gaussian(prompts: int, seeds: int, seed: int = 0) -> np.ndarray:
+    """(P, S, 5) trajectories of the model with the parameters above; steps that are no checks hold nan."""
+    rng = np.random.default_rng(seed)
+    m = rng.multivariate_normal(MEAN, COV, prompts)
+    s = np.exp(0.5 * (SPREAD[0] + SPREAD[1] * m[:, -1] + SPREAD[2] * m[:, -1] ** 2))
+    z = rng.multivariate_normal(np.zeros(3), SIGMA, (prompts, seeds))
+    out = np.full((prompts, seeds, 5), np.nan)
+    out[..., list(CHECKS)] = m[:, None] + s[:, None, None] * z
+    return out
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Forecast:
+    return fit(gaussian(3000, 60), LEVELS, CHECKS)
+
+
+def known() -> Forecast:
+    """The same model with its parameters exact."""
+    beta, gamma, residual = np.zeros((3, 3)), np.zeros((3, 3)), np.empty(3)
+    for j in range(3):
+        beta[j, :j] = np.linalg.solve(SIGMA[:j, :j], SIGMA[:j, j])
+        residual[j] = SIGMA[j, j] - beta[j, :j] @ SIGMA[:j, j]
+        gamma[j, : j + 1] = np.linalg.solve(SIGMA[: j + 1, : j + 1], SIGMA[: j + 1, -1])
+    paths = np.random.default_rng(0).normal(size=(400, 3)).cumsum(1)
+    spread = np.array(SPREAD)
+    return Forecast(
+        LEVELS, CHECKS, MEAN, COV, beta, residual, gamma, spread, (-3.0, 2.0), 8.0, paths, np.empty((0, 2))
+    )
+
+
+def test_fit_recovers_the_model(fitted: Forecast) -> None:
+    exact = known()
+    np.testing.assert_allclose(fitted.mean, MEAN, atol=4 * np.sqrt(0.8 / 3000))
+    np.testing.assert_allclose(fitted.cov, COV, atol=0.08)
+    np.testing.assert_allclose(fitted.beta, exact.beta, atol=0.01)
+    np.testing.assert_allclose(fitted.gamma, exact.gamma, atol=0.01)
+    np.testing.assert_allclose(fitted.residual, exact.residual, rtol=0.03)  # 60 / 59 of it is the spread's own error
+    np.testing.assert_allclose(fitted.spread, SPREAD, atol=0.03)
+    # What remains of log s^2 is the sampling error of a variance of 60: about 2 / 59, within the range 2..50.
+    assert fitted.spread_count == 50.0
+    low, high = fitted.spread_range
+    assert low < SPREAD[0] < high
+    at = np.array([-1.0, 0.0, 1.0])
+    np.testing.assert_allclose(fitted.prior_variance(at), np.exp(SPREAD[0] + SPREAD[1] * at + SPREAD[2] * at**2), rtol=0.06)
+    assert np.exp(low) <= fitted.prior_variance(np.array([-50.0]))[0] <= np.exp(high)
+    # Forecasts are standardised: their last column is the finished reward within its prompt.
+    assert len(fitted.paths) <= 2000
+    assert fitted.paths[:, -1].std() == pytest.approx(1, abs=0.05)
+    explained = np.var(fitted.paths[:, 0])
+    assert explained == pytest.approx(0.5**2 / 1.5, abs=0.02)
+
+
+def test_few_prompts_share_one_spread() -> None:
+    few = fit(gaussian(20, 40), LEVELS, CHECKS)
+    assert few.spread[1:].tolist() == [0.0, 0.0]
+    assert 2 <= few.spread_count <= 50
+
+
+@pytest.mark.parametrize("order", [[(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0)], [(0, 0), (1, 0), (2, 0)]])
+def test_update_is_exact_conditioning(order: list[tuple[int, int]]) -> None:
+    """Candidate i's check j, in this order, against the joint Gaussian of the prompt's mean and all the scores."""
+    f, s2 = known(), 0.7
+    rng = np.random.default_rng(3)
+    m = rng.multivariate_normal(MEAN, COV)
+    x = m + np.sqrt(s2) * rng.multivariate_normal(np.zeros(3), SIGMA, 3)
+    mean, cov = MEAN, COV
+    for n, (i, j) in enumerate(order, 1):
+        seen = np.where(np.arange(3) <= j, x[i], 0.0)
+        mean, cov, square = update(f, seen, np.array(j), mean, cov, np.array(s2))
+        rows = order[:n]
+        joint = np.array([[COV[a, b] + (p == q) * s2 * SIGMA[a, b] for q, b in rows] for p, a in rows])
+        across = np.array([COV[:, b] for _, b in rows]).T
+        scores = np.array([x[p, b] - MEAN[b] for p, b in rows])
+        gain = across @ np.linalg.inv(joint)
+        np.testing.assert_allclose(mean, MEAN + gain @ scores, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(cov, COV - gain @ across.T, rtol=0, atol=1e-9)
+        # The squared innovation, over its predictive variance, by conditioning the last score on those before.
+        before = joint[:-1, :-1]
+        weights = np.linalg.solve(before, joint[:-1, -1]) if n > 1 else np.empty(0)
+        variance = joint[-1, -1] - weights @ joint[:-1, -1]
+        assert square == pytest.approx((scores[-1] - weights @ scores[:-1]) ** 2 / variance * s2, abs=1e-9)
+
+
+def test_update_works_along_leading_axes() -> None:
+    f, rng = known(), np.random.default_rng(1)
+    x, j = rng.normal(size=(4, 3)), np.array([0, 1, 2, 1])
+    x = np.where(np.arange(3) <= j[:, None], x, 0.0)
+    s2 = rng.uniform(0.5, 2, 4)
+    stacked = update(f, x, j, np.tile(MEAN, (4, 1)), np.tile(COV, (4, 1, 1)), s2)
+    for b in range(4):
+        for whole, one in zip(stacked, update(f, x[b], j[b], MEAN, COV, s2[b]), strict=True):
+            np.testing.assert_allclose(whole[b], one, rtol=0, atol=1e-12)
+
+
+def normal_paths(share: float, n: int = 200_000) -> np.ndarray:
+    """Forecasts at two checks: the first explains `share` of the variance, the second is the reward itself."""
+    rng = np.random.default_rng(0)
+    first = np.sqrt(share) * rng.normal(size=n)
+    return np.stack([first, first + np.sqrt(1 - share) * rng.normal(size=n)], 1)
+
+
+def closed_form(mean: float, sd: float, cost: float) -> float:
+    """The z at which E[(X - z)+] = cost, X ~ N(mean, sd^2)."""
+
+    def gain(z: float) -> float:
+        t = (mean - z) / sd
+        return float(sd * (t * norm.cdf(t) + norm.pdf(t)) - cost)
+
+    return brentq(gain, mean - 10 * sd - cost, mean + 10 * sd)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_reservation_one_check_ahead(share: float) -> None:
+    f = dataclasses.replace(known(), checks=(1, 4), paths=normal_paths(share), prices=np.empty((0, 2)))
+    table = reservation(f, (2.0, 3.0))
+    assert table.shape == (len(PRICES), 3, len(STATES))
+    np.testing.assert_array_equal(table[:, 2], np.tile(STATES, (len(PRICES), 1)))
+    # Where forecasts are seen and the table's ends are far. Linear interpolation on a grid of 0.1 adds to the spread.
+    for i in range(0, len(PRICES), 4):
+        for q in range(30, 61, 5):
+            exact = closed_form(STATES[q], np.sqrt(1 - share), 3 * PRICES[i])
+            if abs(exact) < 4:
+                assert table[i, 1, q] == pytest.approx(exact, abs=0.03), (PRICES[i], STATES[q])
+
+
+def test_a_fresh_seed_is_the_best_of_all_ways_to_go_on() -> None:
+    """With nothing learnt at the first check and that check free, it is one check away."""
+    f = dataclasses.replace(known(), checks=(1, 4), paths=normal_paths(0.0), prices=np.empty((0, 2)))
+    table = reservation(f, (0.0, 3.0))
+    assert np.ptp(table[:, 0], axis=1).max() == 0  # it has no state
+    np.testing.assert_allclose(table[:, 0, 0], table[:, 1, 45], atol=0.01)
+
+
+def test_reservation_falls_with_price_and_rises_with_state(fitted: Forecast) -> None:
+    table = reservation(fitted, (2.0, 1.0, 2.0))
+    assert (np.diff(table, axis=0) <= 1e-9).all()
+    assert (np.diff(table[:, 1:], axis=2) >= -1e-9).all()
+    assert (np.diff(table[:-1, 0, 0]) < 0).all()
+
+
+def test_look_up_interpolates(fitted: Forecast) -> None:
+    table = reservation(fitted, (2.0, 1.0, 2.0))
+    i, q = np.meshgrid(np.arange(len(PRICES) - 1), np.arange(len(STATES) - 1), indexing="ij")
+    for j in range(4):
+        np.testing.assert_allclose(look_up(table, PRICES[i], np.array(j), STATES[q]), table[i, j, q], atol=1e-9)
+    between = look_up(table, np.sqrt(PRICES[3] * PRICES[4]), np.array(1), np.array(STATES[7] + 0.05))
+    assert between == pytest.approx(table[3:5, 1, 7:9].mean(), abs=1e-9)
+    beyond = look_up(table, PRICES[5], np.array([2, 0]), np.array([STATES[-1] + 1.5, STATES[-1] + 1.5]))
+    np.testing.assert_allclose(beyond, [table[5, 2, -1] + 1.5, table[5, 0, -1]], atol=1e-9)
+    low, high = look_up(table, np.array([1e-12, 1e9]), np.array(1), np.array(0.0))
+    assert (low, high) == pytest.approx((table[0, 1, 45], table[-1, 1, 45]), abs=0.01)
+
+
+def test_json_round_trip(fitted: Forecast) -> None:
+    priced = dataclasses.replace(fitted, prices=np.array([[100.0, 0.05], [400.0, 0.01]]))
+    again = Forecast.from_json(json.loads(json.dumps(priced.to_json())))
+    for field in dataclasses.fields(Forecast):
+        a, b = getattr(priced, field.name), getattr(again, field.name)
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(b, a, rtol=0, atol=5.1e-4 if field.name == "paths" else 0)
+        else:
+            assert b == a
+    assert again.price_for(100) == pytest.approx(0.05)
+    assert again.price_for(200) == pytest.approx(np.sqrt(0.05 * 0.01))
+    assert again.price_for(1e6) == pytest.approx(0.01)
+    assert Forecast.from_json(fitted.to_json()).prices.shape[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda x: fit(x, LEVELS, (1, 2)), r"end at the last grid step 4, got \(1, 2\)"),
+        (lambda x: fit(x, LEVELS, ()), r"end at the last grid step 4, got \(\)"),
+        (lambda x: fit(x, LEVELS, (2, 1, 4)), "checks must rise"),
+        (lambda x: fit(x, LEVELS, (-1, 4)), "checks must rise"),
+        (lambda x: fit(x[:2], LEVELS, CHECKS), "at least 3 prompts of 5 seeds to calibrate, got 2 of 40"),
+        (lambda x: fit(x[:, :4], LEVELS, CHECKS), "got 20 of 4"),
+        (lambda x: fit(x, LEVELS, (1, 3, 4)), r"scores at the checks \(1, 3, 4\) hold nan"),
+        (lambda x: fit(x * 0 + 1.0, LEVELS, CHECKS), "nothing to search for"),
+        (lambda x: fit(x, LEVELS, CHECKS).price_for(100), "without prices for shared budgets"),
+        (lambda x: Forecast.from_json({"levels": [1, 0]}), "not a forecast written by `ttsnap calibrate`"),
+        (lambda x: Forecast.from_json({"magic": 1}), "not a forecast written by `ttsnap calibrate`"),
+    ],
+)
+def test_bad_input_is_named(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(gaussian(20, 40))
