@@ -38,7 +38,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400, 800, 1600], help="NFE per prompt")
     p.add_argument("--prompts", type=int, default=60)
-    p.add_argument("--seeds", type=int, default=128, help="recorded per prompt; no search can start more")
+    p.add_argument("--seeds", type=int, default=100, help="recorded per prompt; no search can start more")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--fit-prompts", type=int, default=20, help="to calibrate the priced policy on")
     p.add_argument("--fit-seeds", type=int, default=40)

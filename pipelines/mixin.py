@@ -27,6 +27,7 @@ Search arguments (without `search` the call is the stock one):
     search: algorithm: a name of ttsnap.algorithms.ALGORITHMS, a JSON file, or an Algorithm.
     reward: reward or list of rewards: names, functions (images, prompts) -> scores, "file.py:function", Rewards.
     budget: per prompt, like "400nfe", "2pflop", "30s", or a ttsnap.budget.Budget.
+    effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
     utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
     kernel: "pipeline" (the scheduler's own step), "ode" or "sde".
     seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
@@ -63,6 +64,7 @@ _SEARCH: dict[str, Any] = {
     "search": None,
     "reward": None,
     "budget": None,
+    "effort": None,
     "utility": "mean",
     "kernel": "pipeline",
     "seed": None,
@@ -159,7 +161,11 @@ class SearchMixin:
             raise ValueError(f'output_type must be "pil", "pt" or "np" under search, got {output_type!r}')
         algorithm = make_algorithm(opts["search"])
         utility = opts["utility"] if callable(opts["utility"]) else utilities.make(opts["utility"])
+        if opts["budget"] is not None and opts["effort"] is not None:
+            raise ValueError(f"give budget= or effort=, not both: {opts['budget']!r} and {opts['effort']!r}")
+        effort = opts["effort"]
         rewards, budget = make_rewards(opts["reward"]), Budget.parse(opts["budget"])
+        budget = budget if effort is None else Budget.of_effort(effort)
         report = make_rewards(opts["report"]) if opts["report"] else ()
         takes = inspect.signature(type(self).denoiser_class).parameters
         unknown = [n for n, v in call.items() if n not in takes and n not in REFUSED and v != stock[n].default]
@@ -190,7 +196,7 @@ class SearchMixin:
         opts: dict[str, Any],
     ) -> list[Result]:
         """The search, with a progress bar styled as the pipeline's, counting evaluations."""
-        total = budget.nfe * len(prompts) if budget.nfe else None
+        total = budget.nfe * len(prompts) if (budget := budget.on(engine.grid)).nfe else None
         style = {"total": total, "unit": "nfe", "desc": "search", **getattr(self, "_progress_bar_config", {})}
         bar: Any = None
 

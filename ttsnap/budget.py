@@ -8,7 +8,7 @@ deadline (see search.py).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from ttsnap.types import Cost, Engine, Grid, Move, Particles, Task
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 NOTHING = Cost()
-_EXAMPLES = "400nfe, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
+_EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
+EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
+"""Presets, in images' worth of evaluations."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,17 @@ class Price:
 
 @dataclass(frozen=True)
 class Budget:
-    """Caps for one prompt; None is no cap. `nfe`, `decodes`, `reward_calls` in units of Cost, `flops`, `seconds`."""
+    """Caps for one prompt; None is no cap. `nfe`, `decodes`, `reward_calls` in units of Cost, `flops`, `seconds`.
+
+    `images` caps evaluations as well, in units of one image's: `on` turns it into `nfe` for a grid.
+    """
 
     nfe: int | None = None
     decodes: int | None = None
     reward_calls: int | None = None
     flops: float | None = None
     seconds: float | None = None
+    images: float | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -66,17 +72,39 @@ class Budget:
             return cls()
         if isinstance(text, Budget):
             return text
+        if isinstance(text, str) and text.strip().lower() in EFFORTS:
+            return cls.of_effort(text.strip().lower())
         caps: dict[str, Any] = {}
         for part in str(text).lower().replace("_", "").split(","):
             match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
             name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
             if not name or name in caps:
                 raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
-            caps[name] = value if name in ("flops", "seconds") else int(value)
+            caps[name] = value if name in ("flops", "seconds", "images") else int(value)
         return cls(**caps)
 
+    @classmethod
+    def of_effort(cls, effort: str | float) -> Budget:
+        """low, medium or high (5, 20, 80 images' worth of evaluations), or a fraction of high in (0, 1]."""
+        if isinstance(effort, str) and effort in EFFORTS:
+            return cls(images=EFFORTS[effort])
+        try:
+            fraction = float(effort)
+        except ValueError:
+            fraction = 0.0
+        if not 0 < fraction <= 1:
+            raise ValueError(f"effort is {', '.join(EFFORTS)} or a fraction of high in (0, 1], got {effort!r}")
+        return cls(images=max(1.0, fraction * EFFORTS["high"]))
+
+    def on(self, grid: Grid) -> Budget:
+        """With `images` counted in this grid's evaluations."""
+        if self.images is None:
+            return self
+        nfe = int(self.images * grid.steps + 1e-9)
+        return replace(self, images=None, nfe=nfe if self.nfe is None else min(nfe, self.nfe))
+
     def __str__(self) -> str:
-        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "seconds": "s"}
+        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "seconds": "s", "images": "images"}
         caps = [f"{getattr(self, k):.6g}{u}" for k, u in units.items() if getattr(self, k) is not None]
         if self.flops is not None:
             prefix, size = max((x for x in _SI.items() if x[1] <= self.flops), key=lambda x: x[1], default=("", 1.0))
@@ -115,6 +143,8 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
         value = float(number)
     except ValueError:
         return "", 0.0
+    if unit in ("image", "images"):
+        return "images", value
     if unit in _SECONDS:
         return "seconds", value * _SECONDS[unit]
     if unit in ("", "nfe", "nfes") and value == int(value):
@@ -158,6 +188,8 @@ class Ledger:
     """
 
     def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
+        if budget.images is not None:
+            raise ValueError(f"budget {budget} must be counted on a grid first (Budget.on)")
         self.budget, self.price, self.parent = budget, price, parent
         self.spent = Cost()
         self.reserve = Cost()

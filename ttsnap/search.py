@@ -45,7 +45,7 @@ def search(
     Raises ValueError before any compute when the budget cannot pay for one image, the algorithm does not fit the
     grid, or it branches on an engine that is deterministic.
     """
-    budget = Budget.parse(budget)
+    budget = Budget.parse(budget).on(engine.grid)
     if not prompts:
         raise ValueError("no prompts: give at least one")
     if keep < 1:

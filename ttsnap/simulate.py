@@ -24,9 +24,8 @@ LEDGERS = ("honest", "published")
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's finished reward at each budget: rewards (P, B), the winners' utility, and scores (P, B, R), each reward
-    of theirs, means over repeats; spent (B,) mean evaluations, decodes and rewards counted in; most (B,) the most that
-    any one search spent."""
+    """A method at each of B budgets, means over repeats: rewards (P, B), the winners' utility; scores (P, B, R), each
+    of theirs; spent (B,), mean evaluations with decodes and rewards counted in; most (B,) of any one search."""
 
     budgets: tuple[Budget, ...]
     rewards: FloatArray
@@ -67,7 +66,7 @@ def curve(
         raise ValueError(f"{type(algorithm).__name__} branches: a recording holds only what was denoised once")
     found, scores, spent, most = [], [], [], []
     rng = np.random.default_rng(seed)
-    for budget in (Budget.parse(b) for b in budgets):
+    for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
         task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger)
         lookup, searches = random_orders(recording, sized.n or 1, repeats, rng)
         pot = len(recording.prompts) if shared else None
@@ -94,7 +93,7 @@ def best_of_n_curve(
     if utility is utilities.rank_sum:
         raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
-    for budget in (Budget.parse(b) for b in budgets):
+    for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
         check_budget(budget, engine)
         task = task_of(budget, engine)
         one = task.grid.steps + task.score_cost

@@ -334,6 +334,15 @@ class Result:
     warnings: tuple[str, ...] = ()
 
     @property
+    def saturated(self) -> bool:
+        """Whether more of the same budget would be nearly pointless: the second half of the finished images raised the
+        best by less than 1 % of their spread."""
+        gain, done = self.spent.get("gain_of_second_half"), self.particles.finished
+        value = self.particles.value(np.flatnonzero(done))
+        value = value[np.isfinite(value)]
+        return gain is not None and bool(gain < 0.01 * (value.max() - value.min()) + 1e-12)
+
+    @property
     def best(self) -> Candidate:
         if not self.images:
             raise ValueError(f"no image for {self.prompt!r}: the search was stopped before this prompt was taken up")

@@ -41,9 +41,15 @@ def parser() -> ArgumentParser:
     )
     p.add_argument(
         "--budget",
-        type=str | int,
-        default="400nfe",
-        help="per prompt: 400nfe (denoiser evaluations), 2pflop, 30s, 5min, or several as 400nfe,30s",
+        type=str | int | None,
+        help="per prompt: 400nfe (denoiser evaluations), 30images (as many as 30 images take), 2pflop, 30s, 5min, or "
+        "several as 400nfe,30s",
+    )
+    p.add_argument(
+        "--effort",
+        type=str | float | None,
+        help="instead of --budget: low, medium (the default) or high, that is 5, 20 or 80 images' worth of "
+        "evaluations, or a fraction of high",
     )
     p.add_argument("--shared", action="store_true", help="let all prompts draw on one pot of that size each")
     p.add_argument("--reward", type=str | list[str] | None, help=common.REWARD_HELP)
@@ -69,12 +75,11 @@ def run(a: Namespace) -> int:
     reward = common.require_reward(a)
     report = a.report or ("scenes-strict" if a.reward is None else None)
     from ttsnap.algorithms import make_algorithm
-    from ttsnap.budget import Budget
     from ttsnap.rewards import make_rewards
     from ttsnap.types import Grid
 
     # What can be refused is refused before the model is loaded.
-    algorithm, budget = make_algorithm(a.algorithm, **a.options), Budget.parse(a.budget)
+    algorithm, budget = make_algorithm(a.algorithm, **a.options), _budget(a)
     prompts = common.canonical(prompts, a.model)
     out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
     rewards, metrics = make_rewards(reward), make_rewards(report) if report else None
@@ -109,7 +114,7 @@ def run(a: Namespace) -> int:
         "call": call,
         "algorithm": a.algorithm,
         "options": dict(a.options),
-        "budget": str(a.budget),
+        "budget": str(budget),
         "reward": [r.name for r in rewards],
         "utility": a.utility,
         "seed": a.seed,
@@ -120,6 +125,15 @@ def run(a: Namespace) -> int:
         _describe(result, paths, call, a)
     print(f"\ncontact sheet and trace in {out}")
     return 0
+
+
+def _budget(a: Namespace) -> Any:
+    """--budget or --effort."""
+    from ttsnap.budget import Budget
+
+    if a.budget is not None and a.effort is not None:
+        raise ValueError(f"give --budget or --effort, not both: {a.budget} and {a.effort}")
+    return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")
 
 
 def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Namespace) -> None:
@@ -134,6 +148,9 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
     counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
     print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
     print(f"  {s['seeds']} seeds started, {s['finished']} finished")
+    if result.saturated:
+        gain = s["gain_of_second_half"]
+        print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
     flops = s["flops"] or 1.0
     print(
         f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "

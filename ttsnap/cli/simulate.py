@@ -82,7 +82,13 @@ def run(a: Namespace) -> int:
     if len(budgets) > 2:
         versus = [compare(c, base, recording, combine) for name, c in curves.items() if name != "best-of-n"]
         rows.append(["omega, %", "0", *(f"{v.omega:.1f} ± {v.error:.1f}" for v in versus)])
-        rows.append(["equals N", _number(compare(base, base, recording, combine).equivalent_n), *(_number(v.equivalent_n) for v in versus)])
+        rows.append(
+            [
+                "equals N",
+                _number(compare(base, base, recording, combine).equivalent_n),
+                *(_number(v.equivalent_n) for v in versus),
+            ]
+        )
         rows.append([f"equals best-of-n at {budgets[-1]} from", "", *(_number(v.matching_budget) for v in versus)])
     print_table(head, rows)
     if out is not None:

@@ -1,0 +1,32 @@
+"""Checks and cuts of moves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ttsnap.types import Algorithm, Grid, IntArray, Move, Particles
+
+
+def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:
+    """ValueError where a move is not possible; an algorithm's bug, caught before it costs anything."""
+    who = type(algorithm).__name__
+    own = move.parent >= 0
+    if bool((move.parent >= len(particles)).any()) or bool((move.parent < -1).any()):
+        raise ValueError(f"{who}: parents {move.parent.tolist()} outside -1..{len(particles) - 1}")
+    if bool((~particles.alive[move.parent[own]]).any()):
+        raise ValueError(f"{who}: parents {move.parent[own].tolist()} include dropped particles")
+    at = np.where(own, particles.step[move.parent] if len(particles) else 0, 0)
+    if bool(((move.start < 0) | (move.start > at) | (move.stop < move.start) | (move.stop > grid.steps)).any()):
+        raise ValueError(
+            f"{who}: rows must go 0 <= start <= the parent's step and start <= stop <= {grid.steps}, got "
+            f"start {move.start.tolist()} stop {move.stop.tolist()} parents at {at.tolist()}"
+        )
+    twice = len(np.unique(move.parent[own])) < int(own.sum())
+    if not algorithm.branches and (twice or bool((move.start < at).any())):
+        raise ValueError(f"{who}: a move branches or renoises, but the algorithm declares branches = False")
+
+
+def pick(move: Move, rows: IntArray) -> Move:
+    """Some rows of a move; it drops nothing."""
+    cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
+    return Move(*cut)
