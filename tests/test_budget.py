@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ttsnap.budget import Budget, Ledger, Price, Rates, finish_cost, price_move
+from ttsnap.budget import Budget, Ledger, Price, Rates, finish_cost, price_move, task_of
+from ttsnap.dry import DryEngine
 from ttsnap.table import ParticleTable
-from ttsnap.types import Cost, Grid, Move, Outcome, advance, fresh
+from ttsnap.types import Cost, Grid, Move, Outcome, Task, advance, fresh
 from ttsnap.utility import mean
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
@@ -23,6 +24,9 @@ GRID = Grid(tuple(np.linspace(1, 0, 11)))
         ("5min", Budget(seconds=300)),
         ("400nfe,30s", Budget(nfe=400, seconds=30)),
         ("12decodes, 20rewards", Budget(decodes=12, reward_calls=20)),
+        ("20images", Budget(images=20)),
+        ("2.5 images,30s", Budget(images=2.5, seconds=30)),
+        ("high", Budget(images=80)),
         (None, Budget()),
     ],
 )
@@ -36,6 +40,27 @@ def test_parse(text: str | None, budget: Budget) -> None:
 def test_bad_budgets_are_shown(text: str) -> None:
     with pytest.raises(ValueError, match="budget"):
         Budget.parse(text)
+
+
+def test_efforts_are_counted_on_a_grid() -> None:
+    assert Budget.of_effort("medium").on(GRID) == Budget(nfe=200)
+    assert Budget.of_effort(0.25).on(GRID) == Budget(nfe=200)
+    assert Budget.of_effort(0.001).on(GRID) == Budget(nfe=10)
+    assert Budget(images=3, nfe=25, flops=1.0).on(GRID) == Budget(nfe=25, flops=1.0)
+    for bad in ("huge", 0, 1.5, -1, "nan"):
+        with pytest.raises(ValueError, match="effort is low, medium, high or a fraction"):
+            Budget.of_effort(bad)
+    with pytest.raises(ValueError, match="counted on a grid first"):
+        Ledger(Budget(images=3), Price())
+
+
+def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
+    engine = DryEngine(GRID, ("a", "b"))
+    engine.price = Price(Rates(nfe=10.0, decode=2.0, reward_call=4.0), Rates(nfe=0.5))
+    assert task_of(Budget(nfe=100), engine) == Task(GRID, 1, 100.0, 0.0)
+    assert task_of(Budget(nfe=100, flops=1000), engine, keep=3) == Task(GRID, 3, 100.0, 1.0)
+    assert task_of(Budget(seconds=10, nfe=100), engine, shared=True) == Task(GRID, 1, 20.0, 0.0, True)
+    assert task_of(Budget(decodes=10), engine).allowance == np.inf
 
 
 def table(*moves: Move) -> ParticleTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.live import LiveEngine
+from ttsnap.rewards import FunctionReward
 from ttsnap.search import fit
 from ttsnap.types import Move, advance, fresh
 
@@ -366,6 +368,18 @@ def test_bad_input_is_refused_before_any_compute(engine: Any, change: dict[str, 
     with pytest.raises(ValueError, match=message):
         search(arguments.pop("prompts"), arguments.pop("algorithm"), live, **arguments)
     assert live.denoiser.calls == 0
+
+
+def test_effort_and_saturation(engine: Any) -> None:
+    (result,) = search(["a"], BestOfN(), engine(), "low")
+    assert result.spent["nfe"] == 40
+    finished = result.particles.scores[:, -1, 0]
+    pairs = [max(a, b) for a, b in itertools.combinations(finished, 2)]
+    assert result.spent["gain_of_second_half"] == pytest.approx(max(finished) - np.mean(pairs))
+    assert not result.saturated
+    (flat,) = search(["a"], BestOfN(8), engine(rewards=[FunctionReward(lambda images, prompts: [1.0] * len(images))]))
+    assert flat.saturated
+    assert search(["a"], BestOfN(3), engine())[0].spent["gain_of_second_half"] is None
 
 
 def test_illegal_moves_are_caught(engine: Any) -> None:

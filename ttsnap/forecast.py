@@ -11,6 +11,7 @@ further check. `reservation` tabulates it by backward induction over the forecas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ STATES = np.linspace(-4.5, 4.5, 91)
 """Standardised forecasts (mu - m_R) / s on which reservation values are tabulated."""
 PRICES = np.geomspace(3e-5, 2e-1, 32)
 """Prices per evaluation over s, on which they are tabulated."""
+_RATIO = float(np.log(PRICES[1] / PRICES[0]))
 _BANDWIDTH, _PSEUDO_COUNT = 0.35, 30.0
 
 
@@ -200,12 +202,45 @@ def look_up(table: FloatArray, price: FloatArray, j: IntArray, state: FloatArray
 
     Linear between the tabulated points and, beyond the states, by shifting (a forecast higher by 1 is worth 1 more).
     """
-    t = np.log(np.maximum(price, 1e-30) / PRICES[0]) / np.log(PRICES[1] / PRICES[0])
+    t = np.log(np.maximum(price, 1e-30) / PRICES[0]) / _RATIO
     t = np.clip(t, 0, len(PRICES) - 1.001)
+    i = t.astype(int)
+    at, beyond = _along_prices(table, j, state)
+    f = t - i
+    return np.asarray((1 - f) * at(i) + f * at(i + 1) + beyond)
+
+
+def break_even(table: FloatArray, j: IntArray, state: FloatArray, value: FloatArray) -> FloatArray:
+    """The price per evaluation over s up to which reservation values exceed `value`: the inverse of `look_up`.
+
+    0 where they do at no price, inf where they do at every tabulated one.
+    """
+    at, beyond = _along_prices(table, j, state)
+    value = value - beyond
+    low, high = np.zeros(np.shape(beyond), int), np.full(np.shape(beyond), len(PRICES) - 1)
+    for _ in range(len(PRICES).bit_length() - 1):  # the last tabulated price at which they do
+        middle = (low + high + 1) // 2
+        exceeds = at(middle) > value
+        low, high = np.where(exceeds, middle, low), np.where(exceeds, high, middle - 1)
+    last = low == len(PRICES) - 1
+    here, there = at(low), at(low + ~last)
+    t = low + np.clip((here - value) / np.where(here > there, here - there, 1.0), 0, 1)
+    return np.where(here <= value, 0.0, np.where(last, np.inf, PRICES[0] * np.exp(_RATIO * t)))
+
+
+def _along_prices(
+    table: FloatArray, j: IntArray, state: FloatArray
+) -> tuple[Callable[[IntArray], FloatArray], FloatArray]:
+    """Values at tabulated price i, less a part that is the same at all prices: both at stages and states (...,)."""
     inside = np.clip(state, STATES[0], STATES[-1])
     u = np.minimum((inside - STATES[0]) / (STATES[1] - STATES[0]), len(STATES) - 1.001)
-    i, q = t.astype(int), u.astype(int)
-    f, g = t - i, u - q
-    low = (1 - g) * table[i, j, q] + g * table[i, j, q + 1]
-    high = (1 - g) * table[i + 1, j, q] + g * table[i + 1, j, q + 1]
-    return np.asarray((1 - f) * low + f * high + np.where(j > 0, state - inside, 0.0))
+    q = u.astype(int)
+    g = u - q
+    flat, size = table.reshape(-1), table.shape[1] * table.shape[2]
+    first = np.asarray(j) * table.shape[2] + q
+
+    def at(i: IntArray) -> FloatArray:
+        k = i * size + first
+        return np.asarray((1 - g) * flat.take(k) + g * flat.take(k + 1))
+
+    return at, np.where(np.asarray(j) > 0, state - inside, 0.0)

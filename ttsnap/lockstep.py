@@ -79,6 +79,7 @@ class _Run:
         self.particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)
         self.state = algorithm.init(task)
         self.nfe, self.scored = np.zeros(b, int), np.zeros(b, int)
+        self.nearest, self.finished = np.zeros(b, int), np.zeros(b, bool)  # evaluations of the nearest to an image
         self.rng = np.random.default_rng(0)
 
     def ask(self, rows: IntArray, wants: Move | None, value: FloatArray) -> tuple[Move | None, FloatArray]:
@@ -122,8 +123,11 @@ class _Run:
         uids = move.parent[rows] if move.parent.ndim > 1 else np.arange(len(p) - len(move), len(p))[None]
         uids = np.broadcast_to(uids, (len(rows), len(move.parent.T)))
         stop, score = (np.broadcast_to(a if a.ndim == 1 else a[rows], uids.shape) for a in (move.stop, move.score))
+        ahead = score & (stop < self.task.grid.steps)
         p.step[lead, uids] = stop
-        p.cached[lead, uids] = score & (stop < self.task.grid.steps)
+        p.cached[lead, uids] = ahead
+        self.nearest[rows] = np.maximum(self.nearest[rows], (stop + ahead).max(1))
+        self.finished[rows] |= (score & (stop == self.task.grid.steps)).any(1)
         if move.drop.ndim > 1:
             p.alive[lead, move.drop[rows]] = False
         if score.all():
@@ -217,12 +221,11 @@ class _Pots:
     def _reserves(self, run: _Run, move: Move, calls: IntArray) -> tuple[FloatArray, FloatArray]:
         """What finishing the nearest particle takes, before and after the move, (B,); 0 once one is finished."""
         p, steps = run.particles, self.task.grid.steps
-        nearest = (p.step + p.cached).max(1)
         whole = steps + self.task.score_cost
-        held = np.where(p.finished.any(1), 0.0, whole - nearest)
-        at = np.take_along_axis(p.step + p.cached, move.parent, 1).sum(1) + calls
+        held = np.where(run.finished, 0.0, whole - run.nearest)
+        at = (np.take_along_axis(p.step, move.parent, 1) + np.take_along_axis(p.cached, move.parent, 1)).sum(1) + calls
         ends = (move.stop >= steps).any(-1)
-        return held, np.where(ends, 0.0, np.where(held == 0, 0.0, whole - np.maximum(nearest, at)))
+        return held, np.where(ends, 0.0, np.where(held == 0, 0.0, whole - np.maximum(run.nearest, at)))
 
 
 def _pick(stack: Any, rows: IntArray, b: int | None = None) -> Any:

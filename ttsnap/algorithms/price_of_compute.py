@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ttsnap import utility as utilities
-from ttsnap.forecast import Forecast, look_up, reservation, update
+from ttsnap.forecast import Forecast, break_even, look_up, reservation, update
 from ttsnap.types import BoolArray, FloatArray, IntArray, Move, Particles, Task, fresh
 
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
@@ -48,7 +48,7 @@ class State(NamedTuple):
     pull: FloatArray  # its scores' part of the forecast
     best: FloatArray
     spent: FloatArray
-    price: FloatArray
+    rung: FloatArray  # how often the price of a pot has fallen
     lower: FloatArray  # factor on the price for the present rung
     asked: IntArray  # uids of the last move
     stop: IntArray  # where they were to go
@@ -97,7 +97,7 @@ class PriceOfCompute:
         plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
         none = np.empty(0, int)
         zero, d = np.float64(0), len(f.checks)
-        return State(plan, f.mean, f.cov, zero, zero, none, np.empty(0), zero - np.inf, zero, zero + price, zero + 1,
+        return State(plan, f.mean, f.cov, zero, zero, none, np.empty(0), zero - np.inf, zero, zero, zero + 1,
                      none, np.zeros((0, d)).argmax(-1))  # fmt: skip
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
@@ -112,12 +112,13 @@ class PriceOfCompute:
         state = self._learn(state, particles)
         uids, stops, values = [], [], []
         trial = state
-        for _ in range(self.width if not lead else 1):
+        for i in range(self.width if not lead else 1):
             uid, stop, value, trial = self._choose(trial)
             uids.append(uid), stops.append(stop), values.append(value)
-        state = state._replace(price=trial.price, lower=trial.lower)
+            if i == 0:  # those beside it may be worth less; the price falls to theirs only where nothing better remains
+                state = state._replace(rung=trial.rung, lower=trial.lower)
         uid, stop, value = (np.stack(a, -1) for a in (uids, stops, values))
-        wanted = value > -np.inf
+        wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.plan.task.shared))
         if not lead:
             uid, stop = uid[wanted], stop[wanted]
             if not len(uid):
@@ -178,20 +179,26 @@ class PriceOfCompute:
         f, plan = self.forecast, state.plan
         d, steps = len(f.checks), plan.task.grid.steps
         stages = np.arange(d)
-        top = np.stack([np.where(state.stage == j, state.pull if j else 0.0, -np.inf).max(-1) for j in stages], -1)
         first = np.stack([np.where(state.stage == j, state.pull if j else 0.0, -np.inf).argmax(-1) for j in stages], -1)
         there = np.take_along_axis(state.stage, first, -1) == stages
+        top = np.where(there & (stages > 0), np.take_along_axis(state.pull, first, -1), 0.0)
         left = (plan.cap - state.spent)[..., None]
         must = np.asarray(not plan.task.shared) | (state.best == -np.inf)
         open_ = there & (np.where(must[..., None], plan.finish[:-1], plan.costs) <= left + 1e-9)
         center = state.mean[..., -1:]
         spread = np.sqrt(self._variance(state.mean, state.squares, state.count))[..., None]
-        forecast = np.where(there, top, 0.0) + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
+        forecast = top + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
         z = np.where(stages > 0, (forecast - center) / spread, 0.0)
-        price, lower = self._price(state, center, spread, z, open_)
-        index = self._index(state, price, lower, center, spread, z, open_)
+        level = self._level(state, spread[..., 0])
+        limit = break_even(plan.table, stages, z, (state.best[..., None] - center) / spread)
+        limit = np.where(open_, limit, 0.0).max(-1) / level
+        rung, lower = self._fall(state, np.where(open_.any(-1), limit, np.inf))
+        price = self._rung_price(plan, rung)
+        asked = price * lower
+        worth = asked < limit
+        index = look_up(plan.table, (asked * level)[..., None], stages, z)
+        index = np.where(open_, center + spread * index, -np.inf)
         j = index.argmax(-1)
-        worth = np.take_along_axis(index, j[..., None], -1)[..., 0] > state.best
         uid = np.take_along_axis(first, j[..., None], -1)[..., 0]
         straight = must & (j < d - 1) & (plan.costs[j] + plan.finish[j + 1] > left[..., 0] + 1e-9)
         stop = np.where(straight, steps, np.array(f.checks)[j])
@@ -199,7 +206,7 @@ class PriceOfCompute:
         cost = np.where(worth, np.where(straight, plan.finish[j], plan.costs[j]), 0.0)
         stage = state.stage.copy()
         _put(stage, uid[..., None], np.full(uid.shape, -1), worth)
-        paid = state._replace(stage=stage, spent=state.spent + cost, price=price, lower=lower)
+        paid = state._replace(stage=stage, spent=state.spent + cost, rung=rung, lower=lower)
         return uid, stop, value, paid
 
     @property
@@ -207,40 +214,38 @@ class PriceOfCompute:
         """gamma of the check before each stage; zeros for stage 0."""
         return np.vstack([np.zeros_like(self.forecast.gamma[:1]), self.forecast.gamma[:-1]])
 
-    def _index(
-        self, s: State, price: FloatArray, lower: FloatArray, center: FloatArray, spread: FloatArray, z: FloatArray,
-        open_: BoolArray,
-    ) -> FloatArray:  # fmt: skip
-        """Reservation values (..., d) of the best candidate at each stage; -inf where there is none."""
+    def _level(self, s: State, spread: FloatArray) -> FloatArray:
+        """What a price of 1, or with an own budget a `lower` of 1, is in the unit of the table: per evaluation over s."""
         task = s.plan.task
-        if task.shared:
-            over = np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0]
-            level = (price * lower * over)[..., None] / spread
-        else:
-            level = (self.kappa * lower / np.maximum(s.plan.cap - s.spent, 3.0))[..., None]
-        values = look_up(s.plan.table, level, np.arange(z.shape[-1]), z)
-        return np.where(open_, center + spread * values, -np.inf)
+        if not task.shared:
+            return np.asarray(self.kappa / np.maximum(s.plan.cap - s.spent, 3.0))
+        return np.asarray(np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0] / spread)
 
-    def _price(
-        self, s: State, center: FloatArray, spread: FloatArray, z: FloatArray, open_: BoolArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """The highest price, falling from the present one, at which something is worth buying, if any is."""
-        shape = s.best.shape
-        price, lower = np.broadcast_to(s.price, shape).copy(), np.broadcast_to(s.lower, shape).copy()
-        task, any_open = s.plan.task, open_.any(-1)
-        least = np.full(shape, _LEAST)
+    def _rung_price(self, plan: Plan, rung: FloatArray) -> FloatArray:
+        """By whole rungs, so that it is the same number for every prompt on a rung; 1 with an own budget."""
+        return np.asarray((plan.price if plan.task.shared else 1.0) * _RUNG**rung)
+
+    def _fall(self, s: State, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The first rung and `lower` whose price is below `limit`, falling from the present ones.
+
+        On every rung, `lower` dips in steps to a floor of its own before the price falls to the next. Where nothing is
+        below the limit, both end at their lowest.
+        """
+        task, limit = s.plan.task, limit * (1 - 1e-9)  # so that rounding leaves them below
+        rung, lower = (np.array(np.broadcast_to(a, limit.shape)) for a in (s.rung, s.lower))
+        least = np.full(limit.shape, _LEAST)
         if task.shared:
             least = np.maximum(np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST)
-        stuck = np.asarray(any_open)
-        while True:
-            stuck = stuck & (self._index(s, price, lower, center, spread, z, open_).max(-1) <= s.best)
-            dip = stuck & (lower > least)
-            lower = np.where(dip, lower * _LOWER, lower)
-            rung = stuck & ~dip & task.shared & (price * _RUNG >= max(self.floor, 1e-6 * (s.plan.price or 1.0)))
-            price, lower = np.where(rung, price * _RUNG, price), np.where(rung, 1.0, lower)
-            stuck = dip | rung
-            if not stuck.any():
-                return price, lower
+            deepest, below = (a * _LOWER ** _times(_LOWER, least / a) for a in (lower, np.ones(limit.shape)))
+            end = max(self.floor, 1e-6 * (s.plan.price or 1.0)) * (1 - 1e-9)
+            most = np.maximum(_times(_RUNG, end / self._rung_price(s.plan, np.zeros(())), strict=True) - 1, rung)
+            needed = _times(_RUNG, limit / (self._rung_price(s.plan, np.zeros(())) * below), strict=True)
+            fall = self._rung_price(s.plan, rung) * deepest >= limit
+            needed = np.where(fall, np.clip(needed, rung + 1, most), rung)
+            rung, lower = needed, np.where(needed > rung, 1.0, lower)
+        top = self._rung_price(s.plan, rung) * lower
+        dips = np.minimum(_times(_LOWER, limit / top, strict=True), _times(_LOWER, least / lower))
+        return rung, lower * _LOWER**dips
 
     def _pacing(self, task: Task) -> tuple[float, float]:
         """How fast the price rises above the allowance and may dip below it: gentler for a few images each."""
@@ -251,3 +256,10 @@ def _put(array: Any, uid: IntArray, value: Any, where: BoolArray) -> None:
     """array[uid] = value where `where`, in place; uid (..., 1)."""
     old = np.take_along_axis(array, uid, -1)
     np.put_along_axis(array, uid, np.where(where[..., None], np.asarray(value)[..., None], old), -1)
+
+
+def _times(factor: float, target: FloatArray, *, strict: bool = False) -> FloatArray:
+    """How often 1 must be multiplied by `factor` < 1 to be at most `target`, or below it; 0 where it is already."""
+    with np.errstate(divide="ignore"):
+        t = np.log(target) / np.log(factor)
+    return np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)
