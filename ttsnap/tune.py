@@ -60,8 +60,8 @@ def tune(
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     base = best_of_n_curve(wide, budgets).mean
 
-    def gain(schedule: SeedPruning, repeats: int) -> float:
-        return _gain(curve(wide, schedule, budgets, repeats, seed=seed).mean, base)
+    def worth(schedule: SeedPruning, repeats: int) -> float:
+        return gain(curve(wide, schedule, budgets, repeats, seed=seed).mean, base)
 
     pool: list[tuple[float, SeedPruning]] = []
     repeats = max(1, 600 // fit_prompts)
@@ -71,21 +71,21 @@ def tune(
         explore = trial < trials * 0.4
         parent = pool[min(int(rng.exponential(4)), len(pool) - 1)][1] if not explore else None
         schedule = _draw(rng, allowed, checks) if parent is None else _change(rng, parent, allowed, checks)
-        pool.append((gain(schedule, repeats), schedule))
+        pool.append((worth(schedule, repeats), schedule))
         pool.sort(key=lambda entry: -entry[0])
-    finals = [(gain(schedule, 5 * repeats), schedule) for _, schedule in pool[:10]]
+    finals = [(worth(schedule, 5 * repeats), schedule) for _, schedule in pool[:10]]
     fitted, best = max(finals, key=lambda entry: entry[0])
     held_out = error = float("nan")
     if fit_prompts < prompts:
         rest = _single(recording.select(slice(fit_prompts, None)), utility, recording.seeds, rng)
         found, reference = curve(rest, best, budgets, 5 * repeats, seed=seed), best_of_n_curve(rest, budgets)
-        held_out = _gain(found.mean, reference.mean)
+        held_out = gain(found.mean, reference.mean)
         draws = np.random.default_rng(0).integers(len(found.rewards), size=(200, len(found.rewards)))
-        error = float(np.std([_gain(found.rewards[d].mean(0), reference.rewards[d].mean(0)) for d in draws]))
+        error = float(np.std([gain(found.rewards[d].mean(0), reference.rewards[d].mean(0)) for d in draws]))
     return Tuned(best, fitted, held_out, error, trials)
 
 
-def _gain(found: np.ndarray, base: np.ndarray) -> float:
+def gain(found: np.ndarray, base: np.ndarray) -> float:
     """Excess over best-of-N at all budgets, over what best-of-N gains above its first."""
     gained = float((base - base[0]).sum())
     if gained <= 0:
