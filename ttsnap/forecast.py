@@ -74,7 +74,8 @@ class Forecast:
     def from_json(cls, found: dict[str, Any]) -> Forecast:
         try:
             plain = {"levels": tuple, "checks": tuple, "spread_range": tuple, "spread_count": float}
-            return cls(**{k: plain.get(k, np.array)(v) for k, v in found.items()})
+            fields: dict[str, Any] = {k: plain.get(k, np.array)(v) for k, v in found.items()}
+            return cls(**fields)
         except TypeError as error:
             raise ValueError(f"not a forecast written by `ttsnap calibrate`: {error}") from None
 
@@ -194,7 +195,8 @@ def _indifferent(gap: FloatArray) -> FloatArray:
     q = np.clip(positive - 1, 0, last - 1)
     here, there = np.take_along_axis(gap, np.stack([q, q + 1], 1), 1).T
     inside = z[q] + (z[1] - z[0]) * here / np.where(here > there, here - there, 1.0)
-    return np.where(positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside))
+    found: FloatArray = np.where(positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside))
+    return found
 
 
 def look_up(table: FloatArray, price: FloatArray, j: IntArray, state: FloatArray) -> FloatArray:

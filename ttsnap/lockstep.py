@@ -94,7 +94,7 @@ class _Run:
         if move is None or wants is None:
             return None, value
         _store(self.state, state, rows, self.b)
-        parts = {}
+        parts: dict[str, Any] = {}
         for name in ("parent", "start", "stop", "score", "mix"):
             parts[name] = np.array(np.broadcast_to(getattr(wants, name), wants.parent.shape))
             parts[name][rows] = getattr(move, name)
@@ -122,7 +122,8 @@ class _Run:
         lead = rows[:, None]
         uids = move.parent[rows] if move.parent.ndim > 1 else np.arange(len(p) - len(move), len(p))[None]
         uids = np.broadcast_to(uids, (len(rows), len(move.parent.T)))
-        stop, score = (np.broadcast_to(a if a.ndim == 1 else a[rows], uids.shape) for a in (move.stop, move.score))
+        stop = np.broadcast_to(move.stop if move.stop.ndim == 1 else move.stop[rows], uids.shape)
+        score = np.broadcast_to(move.score if move.score.ndim == 1 else move.score[rows], uids.shape)
         ahead = score & (stop < self.task.grid.steps)
         p.step[lead, uids] = stop
         p.cached[lead, uids] = ahead
@@ -197,9 +198,9 @@ class _Pots:
         held, after = (a.reshape(worth.shape) for a in self._reserves(run, move, calls))
         fits = spent + (np.where(first, cost + after, held)).sum(1) <= self.total
         go = first & fits[:, None]
-        for g in np.flatnonzero(~fits):  # nearly empty: one after the other
+        for g in np.flatnonzero(~fits).tolist():  # nearly empty: one after the other
             reserve, paid = held[g].sum(), spent[g]
-            for m in np.flatnonzero(first[g]):
+            for m in np.flatnonzero(first[g]).tolist():
                 others = reserve - held[g, m]
                 if paid + cost[g, m] + others + after[g, m] <= self.total:
                     go[g, m] = True
@@ -231,8 +232,9 @@ class _Pots:
 def _pick(stack: Any, rows: IntArray, b: int | None = None) -> Any:
     """The same named tuple or particles, of some searches; fields without the leading axis stay."""
     if isinstance(stack, Particles):
-        arrays = [getattr(stack, k)[rows] for k in ("seed", "parent", "step", "cached", "alive", "scores", "scored")]
-        return Particles(*arrays, stack.utility)
+        names = ("seed", "parent", "step", "cached", "alive", "scores", "scored")
+        arrays: dict[str, Any] = {name: getattr(stack, name)[rows] for name in names}
+        return Particles(**arrays, utility=stack.utility)
     return type(stack)(*(f[rows] if _stacked(f, b) else f for f in stack))
 
 

@@ -76,7 +76,8 @@ def curve(
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
         won = lookup(everyone, out.winner[:, None], end)[:, 0]
         scores.append(won.reshape(repeats, -1, won.shape[-1]).mean(0))
-        spent.append(total.mean()), most.append(total.max())
+        spent.append(total.mean())
+        most.append(total.max())
     parsed = tuple(Budget.parse(b) for b in budgets)
     return Curve(parsed, np.stack(found, 1), np.stack(scores, 1), np.array(spent), np.array(most))
 

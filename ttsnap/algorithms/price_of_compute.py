@@ -12,7 +12,7 @@ Two ways to set the price:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,8 +25,9 @@ _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
 
 
 class Plan(NamedTuple):
-    """What does not change during a search. calls (d,) evaluations at each check, costs (d,) from the one before,
-    finish (d+1,) straight to the end, table of reservation values, price and floor of a pot (0 for an own budget)."""
+    """What does not change during a search: costs (d,) of each check from the one before and finish (d+1,) of going
+    straight to the end, in evaluations; table of reservation values; price that a pot starts from, 0 for an own
+    budget; cap, the most that this prompt may spend."""
 
     task: Task
     costs: FloatArray
@@ -43,7 +44,7 @@ class State(NamedTuple):
     mean: FloatArray
     cov: FloatArray
     squares: FloatArray
-    count: FloatArray
+    seen: FloatArray
     stage: IntArray  # checks paid by each particle, -1 when its reward failed
     pull: FloatArray  # its scores' part of the forecast
     best: FloatArray
@@ -74,9 +75,12 @@ class PriceOfCompute:
     def __post_init__(self) -> None:
         if isinstance(self.forecast, dict):
             object.__setattr__(self, "forecast", Forecast.from_json(self.forecast))
-        for name in ("n", "width", "cap", "kappa"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("n", "width", "price", "cap", "kappa"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.cap < 1 or self.floor < 0:
+            raise ValueError(f"cap must be at least 1 share and floor at least 0, got {self.cap} and {self.floor}")
 
     def init(self, task: Task) -> State:
         f = self.forecast
@@ -96,7 +100,7 @@ class PriceOfCompute:
         table = reservation(f, tuple(costs.tolist()))
         plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
         none = np.empty(0, int)
-        zero, d = np.float64(0), len(f.checks)
+        zero, d = np.zeros(()), len(f.checks)
         return State(plan, f.mean, f.cov, zero, zero, none, np.empty(0), zero - np.inf, zero, zero, zero + 1,
                      none, np.zeros((0, d)).argmax(-1))  # fmt: skip
 
@@ -110,22 +114,24 @@ class PriceOfCompute:
         if state.stage.shape != particles.step.shape:
             state = self._begin(state, particles.step.shape)
         state = self._learn(state, particles)
-        uids, stops, values = [], [], []
+        chosen: list[tuple[Any, ...]] = []
         trial = state
         for i in range(self.width if not lead else 1):
             uid, stop, value, trial = self._choose(trial)
-            uids.append(uid), stops.append(stop), values.append(value)
-            if i == 0:  # those beside it may be worth less; the price falls to theirs only where nothing better remains
+            chosen.append((uid, stop, value))
+            if i == 0:  # what goes beside it must not lower the price at which its score is looked at
                 state = state._replace(rung=trial.rung, lower=trial.lower)
-        uid, stop, value = (np.stack(a, -1) for a in (uids, stops, values))
+        uid, stop, value = (np.stack([c[k] for c in chosen], -1) for k in range(3))
+        # A pot serves a move by its value, so all its rows are worth that; with an own budget the batch is filled.
         wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.plan.task.shared))
         if not lead:
             uid, stop = uid[wanted], stop[wanted]
             if not len(uid):
                 return None, state
         at = np.take_along_axis(particles.step, uid, -1)
-        move = Move(uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape), value=value[..., 0])
-        return replace(move, value=float(move.value)) if not lead else move, state._replace(asked=uid, stop=stop)
+        worth: Any = value[..., 0] if lead else float(value[0])
+        move = Move(uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape), value=worth)
+        return move, state._replace(asked=uid, stop=stop)
 
     def _begin(self, state: State, shape: tuple[int, ...]) -> State:
         def spread(a: Any) -> Any:
@@ -138,8 +144,8 @@ class PriceOfCompute:
         """Take in the scores of the last move's rows that were carried out."""
         f, plan = self.forecast, state.plan
         checks, d = np.array(f.checks), len(f.checks)
-        mean, cov, squares, count, best, spent = (
-            state.mean, state.cov, state.squares, state.count, state.best, state.spent)  # fmt: skip
+        mean, cov, squares, seen, best, spent = (
+            state.mean, state.cov, state.squares, state.seen, state.best, state.spent)  # fmt: skip
         stage, pull = state.stage.copy(), state.pull.copy()
         for w in range(state.asked.shape[-1]):
             uid, stop = state.asked[..., w, None], state.stop[..., w]
@@ -149,27 +155,27 @@ class PriceOfCompute:
             straight = stop != checks[np.clip(j, 0, d - 1)]  # to the end, past its checks
             spent = spent + went * np.where(straight, plan.finish[j], plan.costs[np.minimum(j, d - 1)])
             j = np.where(straight, d - 1, np.clip(j, 0, d - 1))
-            lead = np.indices(uid.shape[:-1], sparse=True) if uid.ndim > 1 else ()
-            x = particles.utility(particles.scores[(*(i[..., None] for i in lead), uid, checks)])
+            lead = (np.arange(len(uid))[:, None],) if uid.ndim > 1 else ()
+            x = particles.utility(particles.scores[(*lead, uid, checks)])
             last = np.take_along_axis(x, j[..., None], -1)[..., 0]
             failed = went & np.isnan(last)
             x = np.where(np.arange(d) <= j[..., None], np.nan_to_num(x), 0.0)
             learn = went & ~failed & ~straight
             if learn.any():
-                new = update(f, x, j, mean, cov, self._variance(mean, squares, count))
+                new = update(f, x, j, mean, cov, self._variance(mean, squares, seen))
                 mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
-                squares, count = squares + np.where(learn, new[2], 0.0), count + learn
+                squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
             best = np.where(went & ~failed & (j == d - 1), np.fmax(best, last), best)
             reached = np.where(failed, -1, j + 1)
             _put(stage, uid, reached, went)
             _put(pull, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
         none = np.zeros((*state.asked.shape[:-1], 0), int)
-        return state._replace(mean=mean, cov=cov, squares=squares, count=count, stage=stage, pull=pull, best=best,
+        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, pull=pull, best=best,
                               spent=spent, asked=none, stop=none)  # fmt: skip
 
-    def _variance(self, mean: FloatArray, squares: FloatArray, count: FloatArray) -> FloatArray:
+    def _variance(self, mean: FloatArray, squares: FloatArray, seen: FloatArray) -> FloatArray:
         f = self.forecast
-        return np.asarray((f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + count))
+        return np.asarray((f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + seen))
 
     def _choose(self, state: State) -> tuple[IntArray, IntArray, FloatArray, State]:
         """The candidate with the highest reservation value, where it goes, at what price; -inf when none is worth it.
@@ -186,7 +192,7 @@ class PriceOfCompute:
         must = np.asarray(not plan.task.shared) | (state.best == -np.inf)
         open_ = there & (np.where(must[..., None], plan.finish[:-1], plan.costs) <= left + 1e-9)
         center = state.mean[..., -1:]
-        spread = np.sqrt(self._variance(state.mean, state.squares, state.count))[..., None]
+        spread = np.sqrt(self._variance(state.mean, state.squares, state.seen))[..., None]
         forecast = top + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
         z = np.where(stages > 0, (forecast - center) / spread, 0.0)
         level = self._level(state, spread[..., 0])
@@ -215,7 +221,7 @@ class PriceOfCompute:
         return np.vstack([np.zeros_like(self.forecast.gamma[:1]), self.forecast.gamma[:-1]])
 
     def _level(self, s: State, spread: FloatArray) -> FloatArray:
-        """What a price of 1, or with an own budget a `lower` of 1, is in the unit of the table: per evaluation over s."""
+        """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of an own budget."""
         task = s.plan.task
         if not task.shared:
             return np.asarray(self.kappa / np.maximum(s.plan.cap - s.spent, 3.0))
@@ -262,4 +268,5 @@ def _times(factor: float, target: FloatArray, *, strict: bool = False) -> FloatA
     """How often 1 must be multiplied by `factor` < 1 to be at most `target`, or below it; 0 where it is already."""
     with np.errstate(divide="ignore"):
         t = np.log(target) / np.log(factor)
-    return np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)
+    found: FloatArray = np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)
+    return found

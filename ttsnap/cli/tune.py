@@ -47,9 +47,13 @@ def run(a: Namespace) -> int:
     recording = read_recording(a)
     budgets = read_budgets(a.budgets, recording.grid.steps)
     with tqdm(total=a.trials, unit="schedule") as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.update(done + 1 - bar.n)
+
         found = tune(
             recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
-            seed=a.seed, on_progress=lambda done, of: bar.update(),
+            seed=a.seed, on_progress=progress,
         )  # fmt: skip
     schedule = found.schedule
     levels = [round(recording.grid.levels[k], 4) for k in schedule.steps or ()]
