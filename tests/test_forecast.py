@@ -62,7 +62,7 @@ def test_fit_recovers_the_model(fitted: Forecast) -> None:
     assert fitted.spread_count == 50.0
     low, high = fitted.spread_range
     assert low < SPREAD[0] < high
-    at = np.array([-1.0, 0.0, 1.0])
+    at = np.array([-0.5, 0.0, 1.0])
     np.testing.assert_allclose(
         fitted.prior_variance(at), np.exp(SPREAD[0] + SPREAD[1] * at + SPREAD[2] * at**2), rtol=0.03
     )
