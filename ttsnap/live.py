@@ -53,13 +53,23 @@ class Denoiser(Protocol):
 
 
 class _Node:
-    """A latent at a step, with its prediction once paid. Children of one particle share a node until they move."""
+    """A latent at a step, with its prediction once paid. Children of one particle share a node until they move.
 
-    __slots__ = ("job", "prediction", "step", "x")
+    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory.
+    """
 
-    def __init__(self, job: int, x: Tensor, step: int) -> None:
-        self.job, self.x, self.step = job, x, step
+    __slots__ = ("job", "latent", "prediction", "seed", "step")
+
+    def __init__(self, job: int, seed: int, step: int, latent: Tensor | None = None) -> None:
+        self.job, self.seed, self.step, self.latent = job, seed, step, latent
         self.prediction: Prediction | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The latent; set once the network has seen it."""
+        if self.latent is None:
+            raise RuntimeError(f"the noise of seed {self.seed} was not drawn yet")
+        return self.latent
 
 
 class _Row:
@@ -138,11 +148,9 @@ class LiveEngine:
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         new = [i for i, parent in enumerate(move.parent.tolist()) if parent < 0]
-        with torch.no_grad():
-            noise = self.denoiser.init_latents([int(seeds[i]) for i in new]) if new else ()
         states: dict[int, tuple[_Node, rng.Key]] = {}
-        for j, i in enumerate(new):
-            states[i] = _Node(job, noise[j], 0), (int(seeds[i]), 0)
+        for i in new:
+            states[i] = _Node(job, int(seeds[i]), 0), (int(seeds[i]), 0)
         for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
             if parent >= 0:
                 node, key = self._resting[job, parent]
@@ -201,6 +209,11 @@ class LiveEngine:
         if not batch:
             return
         begin = time.perf_counter()
+        fresh = [node for node in batch if node.latent is None]
+        if fresh:
+            drawn = self.denoiser.init_latents([node.seed for node in fresh])
+            for node, noise in zip(fresh, drawn, strict=True):
+                node.latent = noise
         x = torch.stack([node.x for node in batch])
         step, cond = torch.tensor([node.step for node in batch]), torch.tensor([node.job for node in batch])
         prediction = self.denoiser.predict(x, step, cond)
@@ -222,7 +235,7 @@ class LiveEngine:
         keys = [(*row.key, row.node.step) for row in moving]
         moved = self.kernel.step(x, prediction, k, keys)
         for row, latent in zip(moving, moved, strict=True):
-            row.node = _Node(row.job, latent, row.node.step + 1)
+            row.node = _Node(row.job, row.node.seed, row.node.step + 1, latent)
 
     def _score(self, batch: list[_Row]) -> list[Outcome]:
         begin = time.perf_counter()
