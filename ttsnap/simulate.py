@@ -12,11 +12,14 @@ import numpy as np
 
 from ttsnap import metrics
 from ttsnap import utility as utilities
+from ttsnap.algorithms.best_of_n import BestOfN
+from ttsnap.algorithms.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.budget import Budget, task_of
+from ttsnap.dry import DryEngine
 from ttsnap.lockstep import lockstep
 from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.search import check_budget, fit
+from ttsnap.search import check_budget, fit, search
 from ttsnap.types import Algorithm, FloatArray, IntArray, Task, Utility
 
 LEDGERS = ("honest", "published")
@@ -110,18 +113,26 @@ def best_of_n_curve(
 def sized_for(
     recording: Recording, algorithm: Algorithm, budget: Budget, *, shared: bool = False, ledger: str = "honest"
 ) -> tuple[Task, Algorithm]:
-    """The task under a budget, and the algorithm with as many seeds as it affords, at most those recorded."""
+    """The task under a budget, and the algorithm with as many seeds as it affords, at most its n and those recorded.
+
+    Where a budget does not pay for the checks of a single seed, that is best-of-one: what a search does then.
+    """
     engine = ReplayEngine(recording)
+    budget = budget.on(recording.grid)
     check_budget(budget, engine)
     task = task_of(budget, engine, shared=shared)
     if algorithm.n is None and ledger == "published":
         n = min(recording.seeds, published_seeds(algorithm, task))
         return task, dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-    sized = fit(algorithm, engine, budget, most=recording.seeds)
-    if sized.n is not None and sized.n > recording.seeds:
-        if not shared and algorithm.n is not None and ledger == "honest" and not hasattr(algorithm, "forecast"):
-            raise ValueError(f"{algorithm} wants {sized.n} seeds; recorded are {recording.seeds}")
-        sized = dataclasses.replace(sized, n=recording.seeds)  # type: ignore[type-var]
+    most = min(recording.seeds, algorithm.n or recording.seeds)
+    if isinstance(algorithm, PriceOfCompute):  # it keeps to its budget with any number of seeds
+        return task, dataclasses.replace(algorithm, n=most)
+    sized = fit(dataclasses.replace(algorithm, n=None), engine, budget, most=most)  # type: ignore[type-var]
+    if sized.n == 1:
+        dry = DryEngine(recording.grid, recording.reward_names)
+        cost = search([""], sized, dry)[0].spent["cost"]
+        if budget.shortfall(cost, engine.price) is not None:
+            return task, BestOfN(1)
     return task, sized
 
 
