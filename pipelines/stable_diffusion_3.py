@@ -143,6 +143,15 @@ class StableDiffusion3Denoiser:
         return images
 
     def flops(self) -> tuple[float, float]:
+        """Counted once per pipeline and size, since it takes as long as a few small calls."""
+        key = (id(self.pipe.transformer), self.height, self.width, self._max_sequence_length, self.guided)
+        memo = vars(self.pipe).setdefault("_flops_by_size", {})
+        if key not in memo:
+            memo[key] = self._count_flops()
+        found: tuple[float, float] = memo[key]
+        return found
+
+    def _count_flops(self) -> tuple[float, float]:
         pipe, twin = self.pipe, copy.copy(self)
         c = pipe.transformer.config
         tokens, scale = pipe.tokenizer_max_length + self._max_sequence_length, pipe.vae_scale_factor
