@@ -1,0 +1,143 @@
+"""From decoded images to a network's input, in one place: 8-bit, resize, crop or pad, normalise.
+
+Every scorer sees an image as an 8-bit PNG would hold it, so that a score does not change when the image is saved. The
+published rewards resize with PIL, which filters the columns and then the rows and rounds to 8 bits after each. The same
+is done here in PIL's own fixed-point arithmetic, on the images' device, so the results are PIL's to the bit; a float
+kernel (torch's, antialiased) would differ by 1 of 255 in some pixels, which moves scores by up to 1e-3 of their size.
+Pillow 13 filters the rows first where the height shrinks more than the width; the published rewards predate that.
+
+Sources of the geometry: torchvision's Resize and CenterCrop for "crop" (OpenAI CLIP, ImageReward; transformers' slow
+processor rounds the corner of an odd crop down instead), hpsv2's ResizeMaxSize for "pad", and Pillow's Resample.c for the
+weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Triple = tuple[float, float, float]
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+HALF: Triple = (0.5, 0.5, 0.5)
+"""Mean and deviation of SigLIP and others, which map [0, 1] to [-1, 1]."""
+PRECISION = 22
+"""Bits of PIL's fixed-point weights for 8-bit images."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Images (N, 3, H, W) in [0, 1], of any size -> (N, 3, size, size) float32, normalised, on the same device.
+
+    fit: "crop" takes the shorter side to `size` and crops the centre; "pad" takes the longer side there and pads with
+    black (without PIL's rounding, since hpsv2 resizes tensors); "squash" ignores the aspect ratio.
+    """
+
+    size: int
+    mean: Triple = CLIP_MEAN
+    std: Triple = CLIP_STD
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    mode: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = to_levels(images)
+        if self.fit == "crop":
+            x = centre_crop(resize_like_pil(x, shorter_side(x, self.size), self.mode), self.size)
+        elif self.fit == "squash":
+            x = resize_like_pil(x, (self.size, self.size), self.mode)
+        else:
+            x = pad_to_square(resize_longer_side(x, self.size, self.mode), self.size)
+        mean = torch.tensor(self.mean, device=x.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=x.device).view(3, 1, 1)
+        return (x / 255 - mean) / std
+
+
+def check_images(images: Tensor) -> None:
+    """ValueError unless images are (N, 3, H, W) floats."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be (N, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}; "
+            "convert uint8 by / 255, and drop an alpha channel"
+        )
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> whole numbers 0..255 as float32: what an 8-bit file would hold."""
+    return (images.float().clamp(0, 1) * 255).round()
+
+
+def shorter_side(x: Tensor, size: int) -> tuple[int, int]:
+    """The height and width at which the shorter side is `size`; the longer one is rounded down, as in torchvision."""
+    height, width = x.shape[-2:]
+    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+
+
+def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Levels 0..255 (N, 3, H, W) -> levels (N, 3, *to) float32: what PIL.Image.resize gives for each image."""
+    levels = x.int()
+    for dim in (-1, -2):
+        if levels.shape[dim] != to[dim]:
+            levels = _filter(levels, dim, to[dim], mode)
+    return levels.float()
+
+
+def _filter(levels: Tensor, dim: int, size: int, mode: str) -> Tensor:
+    """One pass over int32 levels along a dimension. Sums stay below 2^31 as in PIL, so integers are exact."""
+    index, weight = (torch.from_numpy(a).to(levels.device) for a in _taps(levels.shape[dim], size, mode))
+    shape = (size, 1) if dim == -2 else (size,)
+    total = torch.full_like(levels.index_select(dim, index[0]), 1 << (PRECISION - 1))
+    for column, factor in zip(index, weight, strict=True):  # A loop over the few taps: their product would be large.
+        total += levels.index_select(dim, column) * factor.view(shape)
+    return (total >> PRECISION).clamp(0, 255)
+
+
+@lru_cache(maxsize=64)
+def _taps(n: int, size: int, mode: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Which of n inputs make each of `size` outputs, and their weights x 2^22: two arrays (taps, size)."""
+    scale = n / size
+    stretch = max(scale, 1.0)
+    support = (2.0 if mode == "bicubic" else 1.0) * stretch
+    centre = (np.arange(size) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(int), 0)
+    count = np.minimum((centre + support + 0.5).astype(int), n) - first
+    tap = np.arange(count.max())[:, None]
+    weight = np.where(tap < count, _kernel((tap + first - centre + 0.5) / stretch, mode), 0.0)
+    weight /= weight.sum(0)
+    fixed = np.trunc(weight * (1 << PRECISION) + np.copysign(0.5, weight)).astype(np.int32)
+    return np.minimum(tap + first, n - 1).astype(np.int32), fixed
+
+
+def _kernel(x: NDArray[np.float64], mode: str) -> NDArray[np.float64]:
+    """PIL's: a triangle, or Keys' cubic with a = -0.5."""
+    x = np.abs(x)
+    if mode == "bilinear":
+        return np.maximum(1 - x, 0.0)
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def resize_longer_side(x: Tensor, size: int, mode: str = "bicubic") -> Tensor:
+    """(N, 3, H, W) -> the longer side is `size`; values may overshoot a little, as in torchvision on float tensors."""
+    height, width = x.shape[-2:]
+    scale = size / max(height, width)
+    to = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return x if to == (height, width) else functional.interpolate(x, size=to, mode=mode, antialias=True)
+
+
+def centre_crop(x: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) with both sides at least `size` -> (N, 3, size, size)."""
+    top, left = (round((side - size) / 2) for side in x.shape[-2:])
+    return x[..., top : top + size, left : left + size]
+
+
+def pad_to_square(x: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) with both sides at most `size` -> (N, 3, size, size), black around; the odd pixel goes right, down."""
+    down, right = (size - side for side in x.shape[-2:])
+    return functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))

@@ -1,0 +1,72 @@
+"""Geometry and arithmetic of the preprocessing, against PIL and torchvision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from ttsnap.reward_models import preprocess
+from ttsnap.reward_models.preprocess import HALF, Preprocess
+
+SIZES = [(1, 1), (7, 5), (64, 64), (96, 61), (61, 300), (224, 224)]
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+
+
+def picture(height: int, width: int) -> tuple[Tensor, Image.Image]:
+    """Noise is the hardest case: it overshoots and hits rounding boundaries."""
+    array = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255, Image.fromarray(array)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("mode", "filter"), [("bicubic", Image.BICUBIC), ("bilinear", Image.BILINEAR)])
+def test_resize_is_pils_to_the_bit(size: tuple[int, int], mode: Any, filter: Any) -> None:
+    tensor, image = picture(*size)
+    for side in (16, 64, 100):
+        ours = Preprocess(side, **RAW, fit="squash", mode=mode)(tensor)[0].permute(1, 2, 0)
+        # Two calls fix the order of the passes, which Pillow 13 chooses by cost.
+        stock = image.resize((side, size[0]), filter).resize((side, side), filter)
+        assert np.array_equal(ours.round().numpy(), np.asarray(stock))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crop_is_torchvisions(size: tuple[int, int]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    tensor, image = picture(*size)
+    stock = transforms.Compose(
+        [
+            transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(preprocess.CLIP_MEAN, preprocess.CLIP_STD),
+        ]
+    )
+    torch.testing.assert_close(Preprocess(32)(tensor)[0], stock(image), rtol=0, atol=1e-5)
+
+
+def test_pad_keeps_everything_on_black() -> None:
+    ones = torch.ones(1, 3, 20, 40)
+    out = Preprocess(32, **RAW, fit="pad")(ones)[0, 0]
+    assert out.shape == (32, 32)
+    assert out[8:24].round().eq(255).all()
+    assert out[:8].eq(0).all()
+    assert out[24:].eq(0).all()
+    assert Preprocess(32, fit="pad")(torch.rand(2, 3, 32, 9)).shape == (2, 3, 32, 32)
+    assert Preprocess(32, fit="pad")(torch.rand(1, 3, 500, 3)).shape == (1, 3, 32, 32)
+
+
+def test_values_are_those_of_a_saved_file() -> None:
+    noisy = torch.tensor([-0.1, 0.1001, 0.5001, 1.2]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    out = Preprocess(2, HALF, HALF)(noisy)
+    assert ((out + 1) * 127.5)[0, 0].flatten().round().tolist() == [0, 26, 128, 255]
+    half = Preprocess(2, HALF, HALF)(noisy.to(torch.float16))
+    assert half.dtype == torch.float32
+
+
+def test_rows_of_a_batch_do_not_mix() -> None:
+    batch = torch.cat([picture(40, 30)[0], picture(40, 30)[0].flip(-1)])
+    assert torch.equal(Preprocess(32)(batch)[1:], Preprocess(32)(batch[1:]))
