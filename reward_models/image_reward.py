@@ -1,0 +1,153 @@
+"""ImageReward: a BLIP text encoder that attends to the image, and a linear stack (Xu et al., arXiv 2304.05977).
+
+The networks are transformers' BLIP classes; the published checkpoint has the names of the original BLIP code, which
+`convert` translates. Their sizes are read off the weights; both towers have heads 64 wide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ttsnap.reward_models.aesthetics import linear_stack
+from ttsnap.reward_models.preprocess import Preprocess
+from ttsnap.reward_models.scorer import Scorer
+from ttsnap.reward_models.weights import explained, load_into, locate, read_state
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the raw output on the authors' data, from the image-reward package."""
+MAX_TOKENS = 35
+FILES = ("ImageReward.safetensors", "ImageReward.pt")
+UNUSED = ("blip.vision_proj", "blip.text_proj", "blip.text_encoder.embeddings.position_ids")
+_NAMES = (
+    (r"^blip\.text_encoder\.", "text."),
+    (r"^blip\.visual_encoder\.", "vision."),
+    (r"^mlp\.layers\.", "head."),
+    (r"^vision\.cls_token$", "vision.embeddings.class_embedding"),
+    (r"^vision\.pos_embed$", "vision.embeddings.position_embedding"),
+    (r"^vision\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
+    (r"^vision\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
+    (r"^vision\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
+    (r"^vision\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (r"^vision\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
+    (r"^vision\.norm\.", "vision.post_layernorm."),
+)
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published checkpoint's names to this network's; names that are these already stay."""
+    out = {}
+    for name, value in state.items():
+        if name.startswith(UNUSED):
+            continue
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        out[name] = value
+    return out
+
+
+class ImageReward(Scorer):
+    """(stack(text encoder's first token) - mean) / std: about N(0, 1) on the authors' data, higher is better."""
+
+    name = "imagereward"
+    max_tokens = MAX_TOKENS
+
+    def __init__(self, vision: Any, text: Any, head: nn.Module, tokenizer: Any, *, batch_size: int = 32) -> None:
+        # As published, the stack runs in float32 whatever the towers run in.
+        network = nn.ModuleDict({"vision": vision, "text": text, "head": head.float()})
+        super().__init__(network, Preprocess(vision.config.image_size), batch_size=batch_size)
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "THUDM/ImageReward",
+        *,
+        tokenizer: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+    ) -> ImageReward:
+        """A checkpoint file, or a folder or hub repository that holds one; the tokenizer from `tokenizer`, from beside
+        the checkpoint where a vocab.txt is there, or bert-base-uncased. ValueError where they cannot be loaded."""
+        from transformers import BertTokenizerFast
+
+        path = locate(name_or_path, FILES)
+        beside = (path.parent / "vocab.txt").is_file()
+        source = str(tokenizer or (path.parent if beside else "bert-base-uncased"))
+        words = explained(lambda: BertTokenizerFast.from_pretrained(source), source)
+        words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+        state = convert(read_state(path))
+        vision, text = _towers(state, str(path))
+        head = linear_stack(text.config.hidden_size)
+        load_into(nn.ModuleDict({"vision": vision, "text": text, "head": head}), state, str(path))
+        return cls(vision.to(device, dtype), text.to(device, dtype), head.to(device), words, batch_size=batch_size)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        tokens = self._tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        network: Any = self.network
+        seen = network["vision"](pixel_values=self.pixels(images)).last_hidden_state
+        read = network["text"](
+            input_ids=tokens["input_ids"].to(self.device),
+            attention_mask=tokens["attention_mask"].to(self.device),
+            encoder_hidden_states=seen,
+        ).last_hidden_state
+        raw: Tensor = network["head"](read[:, 0].float())[:, 0]
+        return (raw - MEAN) / STD
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self._tokenizer(prompt, truncation=False)["input_ids"])
+
+
+def _towers(state: Mapping[str, Tensor], source: str) -> tuple[Any, Any]:
+    """Both towers, their sizes from the weights' shapes. ValueError where these are not ImageReward's."""
+    from transformers import BlipTextConfig, BlipVisionConfig
+    from transformers.models.blip.modeling_blip import BlipVisionModel
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+    try:
+        patch = state["vision.embeddings.patch_embedding.weight"]
+        tokens = state["vision.embeddings.position_embedding"].shape[1] - 1
+        vocabulary, hidden = state["text.embeddings.word_embeddings.weight"].shape
+        positions = len(state["text.embeddings.position_embeddings.weight"])
+        wide = len(state["vision.encoder.layers.0.mlp.fc1.weight"])
+        between = len(state["text.encoder.layer.0.intermediate.dense.weight"])
+    except KeyError as error:
+        raise ValueError(f"the weights in {source} are for another model: no {error.args[0]}") from None
+    vision = BlipVisionConfig(
+        hidden_size=len(patch),
+        intermediate_size=wide,
+        num_hidden_layers=_count(state, r"vision\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=len(patch) // 64,
+        image_size=patch.shape[-1] * round(tokens**0.5),
+        patch_size=patch.shape[-1],
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+    )
+    text = BlipTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        encoder_hidden_size=len(patch),
+        intermediate_size=between,
+        num_hidden_layers=_count(state, r"text\.encoder\.layer\.(\d+)\."),
+        num_attention_heads=hidden // 64,
+        max_position_embeddings=positions,
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        sep_token_id=None,
+        is_decoder=True,  # This gives the layers their cross attention; the attention itself stays bidirectional.
+    )
+    return BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max((int(m.group(1)) for name in state if (m := re.match(pattern, name))), default=-1)

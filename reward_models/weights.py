@@ -1,0 +1,97 @@
+"""Where weights come from: a local file or folder, or a hub id. safetensors, or pickles without code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
+    """The first of `files` in a local folder or a hub repository, or the local file itself. ValueError without one."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = [path / name for name in files if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"folder {path} holds none of {', '.join(files)}; give the file itself")
+        return found[0]
+    return _download(str(name_or_path), files)
+
+
+def _download(repo: str, files: Sequence[str]) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    absent = None
+    for name in files:
+        try:
+            return Path(explained(lambda name=name: hf_hub_download(repo, name), repo))
+        except ValueError as error:
+            cause = error.__cause__
+            if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError):
+                raise
+            absent = error
+    raise ValueError(f"repository {repo} holds none of {', '.join(files)}") from absent
+
+
+def explained(load: Callable[[], T], source: str) -> T:
+    """What `load` returns; its errors as a ValueError that names the source and says what else to give."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return load()
+    except (OSError, HfHubHTTPError, HFValidationError, KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"cannot load {source!r}: {reason}; give a local folder or file, or the id of a hub repository that can "
+            "be reached"
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for other files."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors, which could run code; convert it to safetensors: {error}"
+        ) from error
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as weights, is it whole? {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} does not hold tensors by name; is it a checkpoint?")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, ignore: Iterable[str] = ()) -> None:
+    """Fill every parameter. ValueError where names or shapes do not fit; names that start with `ignore` are left."""
+    state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore))}
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
+    if missing or extra or shapes:
+        found = [
+            f"{len(names)} {what} (such as {names[0]})"
+            for names, what in ((missing, "missing"), (extra, "unknown"), (sorted(shapes), "of another shape"))
+            if names
+        ]
+        raise ValueError(f"the weights in {source} are for another model: {'; '.join(found)}")
+    module.load_state_dict(dict(state))

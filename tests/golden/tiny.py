@@ -1,0 +1,157 @@
+"""Tiny configurations whose weights, images and texts follow from formulas, the same in every environment.
+
+Used by make_golden.py, next to the original packages, and by the tests. Needs numpy, torch and safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+VALUES = Path(__file__).with_name("golden.json")
+SIZES = ((32, 32), (48, 40), (24, 64), (100, 60))
+"""(H, W) of the images: as large as the networks read, cropped, enlarged, and shrunk threefold."""
+PROMPTS = ("a red circle", "two blue squares above a green cross", "A photo of a cat!", "z")
+
+CLIP_CONFIG: dict[str, Any] = {
+    "model_type": "clip",
+    "architectures": ["CLIPModel"],
+    "projection_dim": 16,
+    "logit_scale_init_value": 2.6592,
+    "text_config": {
+        "model_type": "clip_text_model",
+        "vocab_size": 514,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "projection_dim": 16,
+        "bos_token_id": 512,
+        "eos_token_id": 513,
+        "pad_token_id": 513,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "projection_dim": 16,
+    },
+}
+OPEN_CLIP_CONFIG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+BLIP_WIDTH, BLIP_LAYERS = 128, 2
+MED_CONFIG: dict[str, Any] = {
+    "hidden_size": BLIP_WIDTH,
+    "num_hidden_layers": BLIP_LAYERS,
+    "num_attention_heads": BLIP_WIDTH // 64,
+    "intermediate_size": 256,
+    "vocab_size": 64,
+    "max_position_embeddings": 40,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "add_cross_attention": True,
+    "encoder_width": BLIP_WIDTH,
+}
+
+
+def noise(name: str, n: int) -> NDArray[np.float64]:
+    """(n,) values in [-1, 1), fixed by the name."""
+    phase = zlib.crc32(name.encode()) % 10007
+    return 2 * np.modf(np.abs(np.sin(np.arange(n) * 12.9898 + phase) * 43758.5453))[0] - 1
+
+
+def weight(name: str, shape: Sequence[int]) -> Tensor:
+    """float32 weights of a usual size: matrices keep the variance, norms are near 1, biases near 0."""
+    values = torch.from_numpy(noise(name, math.prod(shape))).float().view(list(shape))
+    if len(shape) == 0:
+        return torch.tensor(4.6)  # a logit scale: about 100
+    if len(shape) > 1:
+        return values * math.sqrt(3 / math.prod(shape[1:]))
+    return 1 + 0.2 * values if name.endswith("weight") else 0.1 * values
+
+
+def fill(module: torch.nn.Module) -> dict[str, list[int]]:
+    """Set a module's floating weights; their shapes by name."""
+    state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    module.load_state_dict({name: weight(name, value.shape) for name, value in state.items()}, strict=False)
+    module.eval()
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The weights that `fill` set."""
+    return {name: weight(name, shape) for name, shape in shapes.items()}
+
+
+def images() -> list[NDArray[np.uint8]]:
+    """(H, W, 3) uint8 pictures of SIZES: a gradient with noise."""
+    out = []
+    for height, width in SIZES:
+        grain = noise(f"{height}x{width}", height * width * 3).reshape(height, width, 3)
+        y, x = np.mgrid[0:height, 0:width] / max(height, width)
+        smooth = np.stack([x, y, 1 - x * y], -1)
+        out.append(((0.7 * smooth + 0.15 + 0.15 * grain).clip(0, 1) * 255).astype(np.uint8))
+    return out
+
+
+def write_clip_tokenizer(folder: Path) -> None:
+    """A byte-level CLIP tokenizer of 514 tokens, as vocab.json and merges.txt, with its image processor's settings."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
+    tokens = letters + [f"{letter}</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    special = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": tokens[-1]}
+    files = {
+        "vocab.json": {token: i for i, token in enumerate(tokens)},
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special},
+        "preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 32},
+            "crop_size": {"height": 32, "width": 32},
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+
+
+def write_bert_tokenizer(folder: Path) -> None:
+    """A letter-wise BERT tokenizer of 62 tokens, to which ImageReward adds two."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    tokens += [f"[unused{i}]" for i in range(62 - len(tokens))]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+
+
+def write_clip(folder: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+    """A folder that transformers loads as a CLIPModel; the weights, too, where shapes are given."""
+    from safetensors.torch import save_file
+
+    write_clip_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))
+    if shapes is not None:
+        save_file(state(shapes), folder / "model.safetensors", {"format": "pt"})
