@@ -138,7 +138,7 @@ class SearchMixin:
         denoiser = self.denoiser(**call)
         return LiveEngine(
             denoiser,
-            make_rewards(reward),
+            make_rewards(reward, device=self.device),
             kernel=KERNELS[kernel](denoiser),
             batch_size=batch_size,
             decode_batch_size=decode_batch_size,
@@ -164,9 +164,9 @@ class SearchMixin:
         if opts["budget"] is not None and opts["effort"] is not None:
             raise ValueError(f"give budget= or effort=, not both: {opts['budget']!r} and {opts['effort']!r}")
         effort = opts["effort"]
-        rewards, budget = make_rewards(opts["reward"]), Budget.parse(opts["budget"])
+        rewards, budget = make_rewards(opts["reward"], device=self.device), Budget.parse(opts["budget"])
         budget = budget if effort is None else Budget.of_effort(effort)
-        report = make_rewards(opts["report"]) if opts["report"] else ()
+        report = make_rewards(opts["report"], device=self.device) if opts["report"] else ()
         takes = inspect.signature(type(self).denoiser_class).parameters
         unknown = [n for n, v in call.items() if n not in takes and n not in REFUSED and v != stock[n].default]
         if unknown:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import torch
 
 from ttsnap import utility
-from ttsnap.rewards import REWARDS, make_reward, make_rewards
+from ttsnap.rewards import REWARDS, FunctionReward, make_reward, make_rewards
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 4).view(2, 3, 2, 2)
 
@@ -37,8 +40,26 @@ def test_from_file_and_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_registered_rewards_load(name: str) -> None:
-    assert make_reward(name).name == name
+def test_registered_rewards_have_their_names(name: str) -> None:
+    module, _, attribute = REWARDS[name].partition(":")
+    assert getattr(importlib.import_module(module), attribute).name == name
+
+
+def test_weights_and_placement_reach_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Heavy:
+        name = "heavy"
+
+        @classmethod
+        def from_pretrained(cls, name_or_path: str = "published", **options: Any) -> Any:
+            made = FunctionReward(two, "heavy")
+            made.asked = name_or_path, options  # type: ignore[attr-defined]
+            return made
+
+    monkeypatch.setitem(REWARDS, "heavy", f"{__name__}:Heavy")
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(Heavy=Heavy))  # type: ignore[arg-type]
+    assert make_reward("heavy").asked == ("published", {})  # type: ignore[attr-defined]
+    made = make_rewards("heavy:C:/a folder", device="meta", dtype="half")[0]
+    assert made.asked == ("C:/a folder", {"device": "meta", "dtype": "half"})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +68,8 @@ def test_registered_rewards_load(name: str) -> None:
         ("lovely", "unknown reward 'lovely'; choose one of scenes"),
         ("nowhere.py:score", r"no such file: nowhere\.py"),
         ("math:lovely", "cannot load reward 'math:lovely'"),
+        ("scenes:folder", "'scenes' has no weights to choose, got 'scenes:folder'"),
+        ("imagereward:/nowhere", "cannot load '/nowhere'"),
         (3, r"a reward is a name, a function .* got 3"),
     ],
 )

@@ -14,7 +14,15 @@ from ttsnap.types import Reward
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
     "scenes-strict": "ttsnap.reward_models.scenes:ScenesStrict",
+    "clip": "ttsnap.reward_models.clip:CLIPScore",
+    "open_clip": "ttsnap.reward_models.clip:OpenClipScore",
+    "pickscore": "ttsnap.reward_models.pickscore:PickScore",
+    "hpsv2": "ttsnap.reward_models.hpsv2:HPSv2",
+    "hpsv2.1": "ttsnap.reward_models.hpsv2:HPSv21",
+    "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
+    "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
 }
+"""Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
 
 
 class FunctionReward:
@@ -36,14 +44,25 @@ class FunctionReward:
         return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
 
 
-def make_reward(spec: str | Reward | Callable[..., Any]) -> Reward:
-    """A name of REWARDS, "file.py:function", "module:attribute", a function, or a Reward as it is.
+def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> Reward:
+    """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward as it is.
 
-    A file or module that you name is imported, that is, executed. Raises ValueError that says what was wrong.
+    `weights` is a local file or folder, or a hub id, in place of the published ones. `device` and `dtype` place rewards
+    that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
+    executed. Raises ValueError that says what was wrong.
     """
+    weights = ""
     if isinstance(spec, str):
-        spec = _load(spec)
-    if isinstance(spec, type):
+        name, _, argument = spec.partition(":")
+        known = name in REWARDS
+        weights, asked = (argument, spec) if known else ("", spec)
+        spec = _load(REWARDS[name], asked) if known else _load(spec, asked)
+        if weights and not hasattr(spec, "from_pretrained"):
+            raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
+    if isinstance(spec, type) and hasattr(spec, "from_pretrained"):
+        options = {"device": device, "dtype": dtype}
+        spec = spec.from_pretrained(*[weights] * bool(weights), **{k: v for k, v in options.items() if v is not None})
+    elif isinstance(spec, type):
         spec = spec()
     if isinstance(getattr(spec, "name", None), str) and callable(spec):
         return spec  # type: ignore[return-value]
@@ -52,26 +71,27 @@ def make_reward(spec: str | Reward | Callable[..., Any]) -> Reward:
     raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {spec!r}")
 
 
-def make_rewards(specs: Any) -> tuple[Reward, ...]:
+def make_rewards(specs: Any, *, device: Any = None, dtype: Any = None) -> tuple[Reward, ...]:
     """One spec or a list of them -> rewards with different names."""
     many = specs if isinstance(specs, list | tuple) else [specs]
-    rewards = tuple(make_reward(spec) for spec in many)
+    rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)
     names = [r.name for r in rewards]
     if not rewards or len(set(names)) < len(names):
         raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
     return rewards
 
 
-def _load(spec: str) -> Any:
+def _load(path: str, asked: str) -> Any:
+    """The object at "module:attribute" or "file.py:attribute", for the spec that the user wrote."""
     known = f"choose one of {', '.join(REWARDS)}, or write file.py:function or module:attribute"
-    where, _, attr = REWARDS.get(spec, spec).rpartition(":")
+    where, _, attr = path.rpartition(":")
     if not where:
-        raise ValueError(f"unknown reward {spec!r}; {known}")
+        raise ValueError(f"unknown reward {asked!r}; {known}")
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         return getattr(module, attr)
     except (ImportError, AttributeError, OSError) as error:
-        raise ValueError(f"cannot load reward {spec!r}: {error}; {known}") from error
+        raise ValueError(f"cannot load reward {asked!r}: {error}; {known}") from error
 
 
 def _load_file(path: Path) -> Any:
