@@ -60,11 +60,8 @@ class OpenClipScore(OpenClipTowers):
 
 def _preprocess(cfg: dict[str, object], source: str) -> Preprocess:
     """From open_clip's description of it."""
-    size, fit, mode = (
-        cfg["size"],
-        {"shortest": "crop", "squash": "squash"}.get(str(cfg["resize_mode"])),
-        cfg["interpolation"],
-    )
+    size, mode = cfg["size"], cfg["interpolation"]
+    fit = {"shortest": "crop", "squash": "squash"}.get(str(cfg["resize_mode"]))
     side = size if isinstance(size, int) else size[0]  # type: ignore[index]
     if size not in (side, (side, side), [side, side]) or fit is None or mode not in ("bicubic", "bilinear"):
         raise ValueError(f"{source} preprocesses images in a way that is not supported here: {cfg}")

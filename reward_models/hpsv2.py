@@ -1,7 +1,8 @@
 """HPSv2 and v2.1: CLIP ViT-H-14 finetuned on human preferences (Wu et al., arXiv 2306.09341).
 
-The scale is the cosine as the hpsv2 package returns it, about 0.2 to 0.35; papers report it times 100. Images are padded
-to a square, not cropped. The package's resize depends on torchvision: it is antialiased from 0.17 on, and so it is here.
+The scale is the cosine as the hpsv2 package returns it, about 0.2 to 0.35; papers report it times 100. Images are
+padded to a square, not cropped. The package's resize depends on torchvision: it is antialiased from 0.17 on, and so it
+is here.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ kernel (torch's, antialiased) would differ by 1 of 255 in some pixels, which mov
 Pillow 13 filters the rows first where the height shrinks more than the width; the published rewards predate that.
 
 Sources of the geometry: torchvision's Resize and CenterCrop for "crop" (OpenAI CLIP, ImageReward; transformers' slow
-processor rounds the corner of an odd crop down instead), hpsv2's ResizeMaxSize for "pad", and Pillow's Resample.c for the
-weights.
+processor rounds the corner of an odd crop down instead), hpsv2's ResizeMaxSize for "pad", and Pillow's Resample.c for
+the weights.
 """
 
 from __future__ import annotations
@@ -138,6 +138,6 @@ def centre_crop(x: Tensor, size: int) -> Tensor:
 
 
 def pad_to_square(x: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) with both sides at most `size` -> (N, 3, size, size), black around; the odd pixel goes right, down."""
+    """(N, 3, H, W) with both sides at most `size` -> (N, 3, size, size), black around; an odd pixel goes right, down."""
     down, right = (size - side for side in x.shape[-2:])
     return functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))

@@ -57,7 +57,7 @@ def explained(load: Callable[[], T], source: str) -> T:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for other files."""
+    """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for others."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -16,7 +16,7 @@ from ttsnap.reward_models.image_reward import ImageReward
 from ttsnap.reward_models.pickscore import PickScore
 from ttsnap.reward_models.scorer import Scorer
 
-from ..golden import tiny
+from ..golden import tiny  # noqa: TID252
 
 GOLDEN = json.loads(tiny.VALUES.read_text())
 NAMES = ("clip", "pickscore", "open_clip", "hpsv2", "imagereward", "aesthetics")
