@@ -350,7 +350,7 @@ class Loop:
             "seconds": self.seconds * share,
             **{f"seconds_{k}": v * share for k, v in phases.items()},
             "seconds_all_prompts": self.seconds,
-            "seeds": int((particles.parent < 0).sum()),
+            "seeds": int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
             "finished": int(particles.finished.sum()),
             "gain_of_second_half": _second_half(particles),
             "calibration": _as_dict(self.probe),
