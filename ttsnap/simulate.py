@@ -23,6 +23,7 @@ from ttsnap.search import check_budget, fit, search
 from ttsnap.types import Algorithm, FloatArray, IntArray, Task, Utility
 
 LEDGERS = ("honest", "published")
+_FAILED = "the recording holds failed (nan) scores; simulate with prompts and seeds that have none"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def curve(
     """
     if ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     if algorithm.branches:
         raise ValueError(f"{type(algorithm).__name__} branches: a recording holds only what was denoised once")
     found, scores, spent, most = [], [], [], []
@@ -92,14 +95,20 @@ def best_of_n_curve(
     utility: Utility = utilities.mean,
     ledger: str = "honest",
 ) -> Curve:
-    """Best-of-N at each budget, exactly: the expected maximum over all subsets of the recorded seeds."""
+    """Best-of-N at each budget, exactly: the expected maximum over all subsets of the recorded seeds.
+
+    Both ledgers bill it in full. Raises ValueError for a utility that compares images, and for failed scores.
+    """
+    if ledger not in LEDGERS:
+        raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     final = utility(recording.final)
+    if np.isnan(final).any():
+        raise ValueError(_FAILED)
     if utility is utilities.rank_sum:
         raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
     for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
-        check_budget(budget, engine)
-        task = task_of(budget, engine)
+        task = _task(budget, engine)
         one = task.grid.steps + task.score_cost
         n = min(recording.seeds, int(task.allowance / one + 1e-9))
         columns.append(metrics.best_of_n(final, n))
@@ -119,8 +128,7 @@ def sized_for(
     """
     engine = ReplayEngine(recording)
     budget = budget.on(recording.grid)
-    check_budget(budget, engine)
-    task = task_of(budget, engine, shared=shared)
+    task = _task(budget, engine, shared)
     if algorithm.n is None and ledger == "published":
         n = min(recording.seeds, published_seeds(algorithm, task))
         return task, dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
@@ -134,6 +142,16 @@ def sized_for(
         if budget.shortfall(cost, engine.price) is not None:
             return task, BestOfN(1)
     return task, sized
+
+
+def _task(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:
+    """The task under a budget that pays for an image and that a recording can count."""
+    check_budget(budget, engine)
+    task = task_of(budget, engine, shared=shared)
+    if not np.isfinite(task.allowance):
+        known = "400nfe, 20images or 2pflop" if engine.price.flops.nfe > 0 else "400nfe or 20images"
+        raise ValueError(f"a budget of {budget} caps nothing that this recording counts; give one like {known}")
+    return task
 
 
 def published_seeds(algorithm: Any, task: Task) -> int:
@@ -167,7 +185,7 @@ def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Gen
         return found
 
     if missing[:, :, known].any():
-        raise ValueError("the recording holds failed (nan) scores; simulate with prompts and seeds that have none")
+        raise ValueError(_FAILED)
     return lookup, searches
 
 
@@ -183,8 +201,11 @@ class Comparison:
 
 
 def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utility = utilities.mean) -> Comparison:
-    """Both over the same budgets, at least three, in one unit."""
-    amounts = np.array([_amount(b) for b in method.budgets])
+    """Both over the same rising budgets, at least three, in one unit, which is that of `matching_budget`."""
+    unit = unit_of(method.budgets)
+    amounts = np.array([float(getattr(b, unit)) for b in method.budgets])
+    if len(amounts) < 3 or (np.diff(amounts) <= 0).any():
+        raise ValueError(f"a comparison takes 3 budgets or more, rising, got {', '.join(map(str, method.budgets))}")
     draws = np.random.default_rng(0).integers(len(method.rewards), size=(200, len(method.rewards)))
     resampled = [metrics.omega(amounts, method.rewards[d].mean(0), baseline.rewards[d].mean(0)) for d in draws]
     return Comparison(
@@ -195,8 +216,9 @@ def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utili
     )
 
 
-def _amount(budget: Budget) -> float:
-    caps = [v for v in dataclasses.asdict(budget).values() if v is not None]
-    if len(caps) != 1:
-        raise ValueError(f"budgets of a curve have one cap each, got {budget}")
-    return float(caps[0])
+def unit_of(budgets: Sequence[Budget]) -> str:
+    """The one field in which all of these budgets are given. ValueError where they are not."""
+    units = {name for b in budgets for name, cap in dataclasses.asdict(b).items() if cap is not None}
+    if len(units) != 1:
+        raise ValueError(f"budgets of a curve are in one unit, got {', '.join(str(b) for b in budgets)}")
+    return units.pop()
