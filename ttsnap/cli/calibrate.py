@@ -48,6 +48,8 @@ def run(a: Namespace) -> int:
     out = new_file(a.out, a.overwrite)
     recording = read_recording(a)
     score_cost = a.score_cost if a.score_cost is not None else recorded_score_cost(recording)
+    if score_cost < 0:
+        raise ValueError(f"--score-cost must not be negative, got {score_cost}")
     with tqdm(desc="prices", unit="budget") as bar:
 
         def progress(done: int, of: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,23 @@ from ttsnap.cli.common import formatter
 HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
 
-Best-of-N is computed exactly, the others by searching the recorded seeds in random orders. omega is the area over
-best-of-N in percent, "equals N" the N at which best-of-N is as good at the largest budget.
+A row of the table is a budget per prompt, a column a policy: the mean reward of the image that it returns, with its
+standard error over prompts. Best-of-N is exact: the mean over all subsets of the recorded seeds. The others search the
+recorded seeds in random orders, --repeats times per prompt. With three budgets or more, these rows follow:
+
+  omega, %              the area between a policy's curve and best-of-N's, over the area that best-of-N gains from the
+                        smallest budget on. 25 means a quarter more gain for the same compute; below 0 is worse
+  equals N              the N at which best-of-N is as good as the policy at the largest budget
+  equals best-of-n ...  the budget from which the policy is as good as best-of-N at the largest one
+
+Budgets are counted as they are live: a score at step s takes s + 1 evaluations, and with FLOP budgets every decode and
+reward call is paid. A recording of S seeds cannot tell what more than S would find: keep budgets below S / 2 images.
 
 examples:
-  ttsnap simulate recordings/mine --algorithms seed-pruning tuned.json --budgets 40:400:40nfe
+  ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
+  ttsnap simulate recordings/mine
+  ttsnap simulate recordings/mine --algorithms seed-pruning tuned.json --budgets 40:400:40nfe --out curves
+  ttsnap simulate recordings/mine --algorithms priced.json --shared --budgets 5images 10images 20images
   ttsnap simulate flux_hps.safetensors --algorithms authors.json --budgets 400:4000:200tflop --ledger published
 """
 
@@ -41,10 +54,16 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
     add_recording_arguments(p)
-    p.add_argument("--algorithms", type=str, nargs="+", default=["seed-pruning"], help="names or .json files")
+    p.add_argument(
+        "--algorithms",
+        type=str,
+        nargs="+",
+        default=["seed-pruning"],
+        help="names, or .json files such as those of `ttsnap tune` and `ttsnap calibrate`",
+    )
     p.add_argument(
         "--budgets", type=str, nargs="+", default=[],
-        help="per prompt, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
+        help="per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
     )  # fmt: skip
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--shared", action="store_true", help="price-of-compute: one pot for the prompts of a repeat")
@@ -65,7 +84,12 @@ def run(a: Namespace) -> int:
 
     recording, combine = read_recording(a), utility.make(a.utility)
     budgets = read_budgets(a.budgets, recording.grid.steps)
-    algorithms = [(Path(name).stem, make_algorithm(name)) for name in a.algorithms if name != "best-of-n"]
+    stems = [Path(name).stem for name in a.algorithms]
+    algorithms = [
+        (name if stems.count(stem) > 1 else stem, make_algorithm(name))
+        for stem, name in zip(stems, a.algorithms, strict=True)
+        if name != "best-of-n"
+    ]
     out = outputs.prepare_folder(Path(a.out), "", a.overwrite) if a.out else None
     base = best_of_n_curve(recording, budgets, utility=combine, ledger=a.ledger)
     curves = {"best-of-n": base}
@@ -89,11 +113,12 @@ def run(a: Namespace) -> int:
                 *(_number(v.equivalent_n) for v in versus),
             ]
         )
-        rows.append([f"equals best-of-n at {budgets[-1]} from", "", *(_number(v.matching_budget) for v in versus)])
+        matching = [_as_budget(v.matching_budget, budgets) for v in versus]
+        rows.append([f"equals best-of-n at {budgets[-1]} from", "", *matching])
     print_table(head, rows)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out, curves)
+        _write(out, curves, reward)
         print(f"curves.csv and curves.png in {out}")
     return 0
 
@@ -102,7 +127,12 @@ def read_recording(a: Namespace) -> Any:
     """The recording, cut to the prompts and seeds asked for."""
     from ttsnap.recordings import load_recording
 
-    return load_recording(a.recording, scores=a.scores).select(read_span(a.prompts), read_span(a.seeds))
+    whole = load_recording(a.recording, scores=a.scores)
+    part = whole.select(read_span(a.prompts), read_span(a.seeds))
+    if not part.scores.size:
+        there = f"{len(whole.prompts)} prompts x {whole.seeds} seeds"
+        raise ValueError(f"--prompts {a.prompts} --seeds {a.seeds} leaves nothing of the recorded {there}")
+    return part
 
 
 def read_span(text: str) -> slice:
@@ -118,9 +148,9 @@ def read_budgets(given: Sequence[str], steps: int) -> list[Any]:
     """Budgets, with ranges from:to:step spelled out."""
     from ttsnap.budget import Budget
 
-    found = []
+    found, number = [], r"(\d+\.?\d*)"
     for text in given or [f"{n * steps}nfe" for n in (2, 3, 5, 8, 12, 20)]:
-        match = re.fullmatch(r"([\d.]+):([\d.]+):([\d.]+)([a-z]*)", text)
+        match = re.fullmatch(rf"{number}:{number}:{number}([a-z]*)", text)
         if not match:
             found.append(Budget.parse(text))
             continue
@@ -140,11 +170,21 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
 
 
+def _as_budget(amount: float, budgets: Sequence[Any]) -> str:
+    """An amount in the budgets' unit, in words."""
+    from ttsnap.simulate import unit_of
+
+    if amount == float("inf"):
+        return "not reached"
+    return str(dataclasses.replace(budgets[0], **{unit_of(budgets): amount}))
+
+
 def _number(value: float) -> str:
     return "not reached" if value == float("inf") else f"{value:.4g}"
 
 
-def _write(out: Path, curves: dict[str, Any]) -> None:
+def _write(out: Path, curves: dict[str, Any], reward: str) -> None:
+    """curves.csv, and where matplotlib is there curves.png."""
     with (out / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"])
@@ -155,11 +195,30 @@ def _write(out: Path, curves: dict[str, Any]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("curves.csv is written; for the plot, pip install 'ttsnap[plot]'") from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, c in curves.items():
-        axes.errorbar(c.spent, c.mean, c.error, label=name, marker="o", markersize=3, capsize=2)
-    axes.set_xlabel("spent per prompt, in denoiser evaluations")
-    axes.set_ylabel("reward of the winner")
-    axes.legend(frameon=False)
-    figure.savefig(out / "curves.png", dpi=150)
+    from ttsnap.simulate import unit_of
+
+    unit = unit_of(next(iter(curves.values())).budgets)
+    scale, label = (1e12, "TFLOPs") if unit == "flops" else (1, "denoiser evaluations" if unit == "nfe" else unit)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    level, gain = figure.subplots(1, 2)
+    base = curves["best-of-n"]
+    x = [getattr(b, unit) / scale for b in base.budgets]
+    for i, (name, c) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": "0.45", "linestyle": "--"} if c is base else {"color": f"C{i - 1}"}
+        level.plot(x, c.mean, label=name, marker="o", markersize=3.5, linewidth=1.6, **style)
+        # Prompts differ far more than policies do: the error that counts is that of the difference, prompt by prompt.
+        excess = c.rewards - base.rewards
+        error = excess.std(0, ddof=min(1, len(excess) - 1)) / len(excess) ** 0.5
+        gain.plot(x, excess.mean(0), marker="o", markersize=3.5, linewidth=1.6, **style)
+        gain.fill_between(
+            x, excess.mean(0) - error, excess.mean(0) + error, alpha=0.12, linewidth=0, color=style["color"]
+        )
+    level.set_ylabel(f"{reward} of the winner, mean over prompts")
+    gain.set_ylabel("the same, less best-of-N's, ± standard error")
+    level.legend(frameon=False, loc="lower right")
+    for axes in (level, gain):
+        axes.set_xlabel(f"budget per prompt, {label}")
+        axes.grid(color="0.92", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "curves.png", dpi=160)

@@ -43,6 +43,8 @@ def run(a: Namespace) -> int:
     from ttsnap.outputs import write_json
     from ttsnap.tune import tune
 
+    if a.trials < 1 or a.checks < 1:
+        raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")
     out = new_file(a.out, a.overwrite)
     recording = read_recording(a)
     budgets = read_budgets(a.budgets, recording.grid.steps)
