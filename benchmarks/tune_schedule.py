@@ -14,10 +14,12 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning
+from ttsnap.calibrate import enlarge
 from ttsnap.record import record
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulate import best_of_n_curve, curve
@@ -42,6 +44,7 @@ def main() -> None:
         recording = record(engine, prompts, a.seeds, a.recordings or Path(temporary) / "fit", progress_bar=True)
     budgets = [Budget(nfe=b) for b in a.budgets]
     rest = recording.select(slice(len(prompts) - int(0.34 * len(prompts)), None))
+    rest = enlarge(rest.scores[..., 0], rest, 200, np.random.default_rng(0))
     reference = best_of_n_curve(rest, budgets)
     now = SeedPruning()
     found = gain(curve(rest, now, budgets, 100).mean, reference.mean)

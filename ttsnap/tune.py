@@ -77,7 +77,7 @@ def tune(
     fitted, best = max(finals, key=lambda entry: entry[0])
     held_out = error = float("nan")
     if fit_prompts < prompts:
-        rest = _single(recording.select(slice(fit_prompts, None)), utility, recording.seeds, rng)
+        rest = _single(recording.select(slice(fit_prompts, None)), utility, seeds, rng)
         found, reference = curve(rest, best, budgets, 5 * repeats, seed=seed), best_of_n_curve(rest, budgets)
         held_out = gain(found.mean, reference.mean)
         draws = np.random.default_rng(0).integers(len(found.rewards), size=(200, len(found.rewards)))
