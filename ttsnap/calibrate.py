@@ -17,6 +17,7 @@ from ttsnap.types import FloatArray, Task, Utility
 
 IMAGES = (2, 3, 5, 8, 12, 20, 30)
 """Budgets, in whole images, for which the price of a shared pot is found by default."""
+_SMOOTHING = 0.5
 
 
 def default_checks(steps: int) -> tuple[int, ...]:
@@ -61,13 +62,19 @@ def calibrate(
 def enlarge(rewards: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
     """A recording of one reward with `seeds` trajectories a prompt: other prompts' are moved to its mean and spread.
 
-    Forty recorded seeds would otherwise be used up by the larger budgets. rewards: (P, S, K+1), utilities.
+    Forty recorded seeds would otherwise be used up by the larger budgets. Each trajectory is mixed with Gaussian noise
+    of the trajectories' covariance (a smoothed bootstrap, Silverman and Young 1987), so that what is fitted does not
+    hang on a few recorded ones; means and covariances stay. rewards: (P, S, K+1), utilities; nan columns stay nan.
     """
     mean, spread = rewards.mean(1, keepdims=True), rewards[..., -1:].std(1, keepdims=True)
     varied = spread[:, 0, 0] > 1e-9
-    pool = ((rewards - mean)[varied] / spread[varied]).reshape(-1, rewards.shape[-1])
+    known = np.flatnonzero(recording.scored)
+    pool = ((rewards - mean)[varied] / spread[varied]).reshape(-1, rewards.shape[-1])[:, known]
     drawn = rng.random((len(rewards), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
-    made = mean + spread * pool[drawn]
+    noise = rng.multivariate_normal(np.zeros(len(known)), np.atleast_2d(np.cov(pool.T)), drawn.shape)
+    made = np.full((*drawn.shape, rewards.shape[-1]), np.nan)
+    made[..., known] = np.sqrt(1 - _SMOOTHING**2) * pool[drawn] + _SMOOTHING * noise
+    made = mean + spread * made
     return dataclasses.replace(recording, scores=made[..., None], reward_names=("utility",), first_seed=0)
 
 

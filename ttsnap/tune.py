@@ -13,7 +13,7 @@ from ttsnap.budget import Budget
 from ttsnap.calibrate import enlarge
 from ttsnap.replay import Recording
 from ttsnap.simulate import best_of_n_curve, curve
-from ttsnap.types import Utility
+from ttsnap.types import FloatArray, Utility
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ def tune(
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     base = best_of_n_curve(wide, budgets).mean
 
-    def worth(schedule: SeedPruning, repeats: int) -> float:
-        return gain(curve(wide, schedule, budgets, repeats, seed=seed).mean, base)
+    again = _single(recording.select(slice(0, fit_prompts)), utility, seeds, rng)  # for the last word
+
+    def worth(schedule: SeedPruning, repeats: int, on: Recording = wide, reference: FloatArray = base) -> float:
+        return gain(curve(on, schedule, budgets, repeats, seed=seed).mean, reference)
 
     pool: list[tuple[float, SeedPruning]] = []
     repeats = max(1, 600 // fit_prompts)
@@ -73,7 +75,8 @@ def tune(
         schedule = _draw(rng, allowed, checks) if parent is None else _change(rng, parent, allowed, checks)
         pool.append((worth(schedule, repeats), schedule))
         pool.sort(key=lambda entry: -entry[0])
-    finals = [(worth(schedule, 5 * repeats), schedule) for _, schedule in pool[:10]]
+    base_again = best_of_n_curve(again, budgets).mean
+    finals = [(worth(schedule, 3 * repeats, again, base_again), schedule) for _, schedule in pool[:20]]
     fitted, best = max(finals, key=lambda entry: entry[0])
     held_out = error = float("nan")
     if fit_prompts < prompts:
