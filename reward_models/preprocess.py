@@ -138,6 +138,6 @@ def centre_crop(x: Tensor, size: int) -> Tensor:
 
 
 def pad_to_square(x: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) with both sides at most `size` -> (N, 3, size, size), black around; an odd pixel goes right, down."""
+    """(N, 3, H, W) with both sides at most `size` -> (N, 3, size, size), on black; an odd pixel goes right, down."""
     down, right = (size - side for side in x.shape[-2:])
     return functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))

@@ -21,6 +21,10 @@ REWARDS: dict[str, str] = {
     "hpsv2.1": "ttsnap.reward_models.hpsv2:HPSv21",
     "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
     "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
+    "compressibility": "ttsnap.reward_models.closed_form:Compressibility",
+    "incompressibility": "ttsnap.reward_models.closed_form:Incompressibility",
+    "brightness": "ttsnap.reward_models.closed_form:Brightness",
+    "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
 }
 """Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
 
@@ -47,11 +51,19 @@ class FunctionReward:
 def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> Reward:
     """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward as it is.
 
+    "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B.
     `weights` is a local file or folder, or a hub id, in place of the published ones. `device` and `dtype` place rewards
     that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
     executed. Raises ValueError that says what was wrong.
     """
     weights = ""
+    if isinstance(spec, str) and " then " in spec:
+        early, late = (make_reward(part.strip(), device=device, dtype=dtype) for part in spec.split(" then ", 1))
+        staged: Reward = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
+        return staged
+    if isinstance(spec, str) and spec.startswith(("http://", "https://")):
+        remote: Reward = _load("ttsnap.reward_models.http:HttpReward", spec)(spec)
+        return remote
     if isinstance(spec, str):
         name, _, argument = spec.partition(":")
         known = name in REWARDS

@@ -9,8 +9,8 @@
 What had to be bent, since the packages no longer run as they are: fairscale (image-reward imports its activation
 checkpointing, and does not use it here), turtle (hpsv2 imports it by accident) and clint are replaced by empty modules
 where they are missing; hpsv2's wheel lacks its vocabulary, which open_clip's wheel has; the sizes that ImageReward
-fixes in code are replaced by tiny ones. The scoring code itself runs unchanged. PickScore has no package: its model card's
-formula is written out below, on transformers 4.
+fixes in code are replaced by tiny ones. The scoring code itself runs unchanged. PickScore has no package: its model
+card's formula is written out below, on transformers 4.
 """
 
 from __future__ import annotations

@@ -1,0 +1,69 @@
+"""Rewards without weights: JPEG size, brightness, colourfulness. They do not read the prompt."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from ttsnap.reward_models.preprocess import check_images, to_levels
+
+
+def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
+    """Size of each image as JPEG in units of 1000 bytes, (N,) float32; as in DDPO (arXiv 2305.13301), quality 95."""
+    check_images(images)
+    sizes = []
+    for image in to_levels(images).byte().permute(0, 2, 3, 1).cpu():
+        buffer = io.BytesIO()
+        Image.fromarray(image.numpy()).save(buffer, format="JPEG", quality=quality)
+        sizes.append(buffer.tell() / 1000)
+    return torch.tensor(sizes, dtype=torch.float32)
+
+
+class Compressibility:
+    """Minus the JPEG size in kB."""
+
+    name = "compressibility"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
+        return -jpeg_kilobytes(images)
+
+
+class Incompressibility:
+    """The JPEG size in kB."""
+
+    name = "incompressibility"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
+        return jpeg_kilobytes(images)
+
+
+class Brightness:
+    """Mean luma (ITU-R BT.601) in [0, 1]."""
+
+    name = "brightness"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
+        check_images(images)
+        weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+        return torch.einsum("nchw,c->nhw", images.float(), weights).mean((1, 2))
+
+
+class Colourfulness:
+    """Hasler and Suesstrunk's M (Measuring colourfulness in natural images, 2003): 0 for grey, above 80 for vivid."""
+
+    name = "colourfulness"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
+        check_images(images)
+        r, g, b = (images.float() * 255).unbind(1)
+        axes = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)
+        spread, centre = axes.std(-1, correction=0).norm(dim=1), axes.mean(-1).norm(dim=1)
+        return spread + 0.3 * centre

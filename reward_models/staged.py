@@ -1,0 +1,46 @@
+"""Prune by a cheap reward, decide by an expensive one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttsnap.types import Reward
+
+
+class Staged:
+    """x0 estimates (level > 0) are scored by one reward, finished images (level 0) by another.
+
+    The two scales need not agree: pruning compares estimates of one step with each other, and the winner is chosen
+    among finished images. Algorithms that weigh estimates against finished images in one comparison do not fit.
+    """
+
+    def __init__(self, estimates: Reward, final: Reward) -> None:
+        self.name = f"{estimates.name} then {final.name}"
+        self.estimates, self.final = estimates, final
+
+    @property
+    def flops(self) -> float:
+        """Of the dearer of the two, per image: an upper bound, since one price holds for all calls."""
+        return max(float(getattr(reward, "flops", 0.0)) for reward in (self.estimates, self.final))
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Both rewards' checks."""
+        for reward in (self.estimates, self.final):
+            if hasattr(reward, "check"):
+                reward.check(prompts)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU."""
+        levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
+        scores = torch.zeros(len(images))
+        for reward, rows in ((self.final, levels <= 0), (self.estimates, levels > 0)):
+            index = rows.nonzero()[:, 0]
+            if len(index):
+                chosen = [prompts[i] for i in index.tolist()]
+                part = reward(images[index.to(images.device)], chosen, levels[index].to(images.device))
+                scores[index] = torch.as_tensor(part).float().cpu()
+        return scores
