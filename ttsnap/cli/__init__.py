@@ -12,7 +12,7 @@ from typing import Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import calibrate, generate, record, replay, simulate, tune
+from ttsnap.cli import calibrate, generate, record, replay, score, serve_reward, simulate, tune
 from ttsnap.cli.common import formatter
 from ttsnap.version import __version__
 
@@ -36,6 +36,8 @@ COMMANDS: dict[str, Command] = {
     "simulate": simulate,
     "tune": tune,
     "calibrate": calibrate,
+    "score": score,
+    "serve-reward": serve_reward,
 }
 
 

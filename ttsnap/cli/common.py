@@ -14,8 +14,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 EMBEDDED = "embedded"
 REWARD_HELP = (
-    "what to search for: scenes (the embedded world's checker), file.py:function, module:attribute, or a "
-    "list of them; a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores"
+    "what to search for: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER takes "
+    "other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list of them; "
+    "a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores"
 )
 
 
@@ -134,9 +135,16 @@ def check_call(pipe: Any, call: dict[str, Any]) -> None:
 
 def load_model(model: str, device: str, dtype: str) -> Any:
     """The search pipeline on its device. ValueError for an unknown model, device or dtype."""
-    import torch
-
     from ttsnap.pipelines import load
+
+    place, kind = placement(device, dtype)
+    with _quiet() if model == EMBEDDED else nullcontext():
+        return load(model, dtype=kind).to(place)
+
+
+def placement(device: str, dtype: str) -> tuple[Any, Any]:
+    """torch's device and dtype for --device and --dtype. ValueError for unknown ones."""
+    import torch
 
     if device == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -149,8 +157,7 @@ def load_model(model: str, device: str, dtype: str) -> Any:
         place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
-    with _quiet() if model == EMBEDDED else nullcontext():
-        return load(model, dtype=getattr(torch, dtype)).to(place)
+    return place, getattr(torch, dtype)
 
 
 @contextmanager

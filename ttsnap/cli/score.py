@@ -1,0 +1,61 @@
+"""`ttsnap score`: rank images that are there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+
+HELP = "rank the images of a folder by a reward"
+DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
+
+The images themselves are only read: none is moved, renamed, changed or deleted. Prompts come from --prompt (one for
+all), from --prompts-file (one a line, in the order of the file names), or from the images' own metadata (ttsnap's, or
+the infotext that A1111 and others write).
+
+examples:
+  ttsnap score outputs/0001-two-red-circles --reward scenes
+  ttsnap score photos --prompt "a cat on a red chair" --reward pickscore aesthetics --utility rank_sum --out ranked
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images")
+    p.add_argument("--reward", type=str, nargs="+", required=True, help=common.REWARD_HELP)
+    p.add_argument("--utility", type=str | list[float], default="mean", help="of several: mean, rank_sum or weights")
+    p.add_argument("--prompt", type=str | None, help="one prompt for all images")
+    p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
+    p.add_argument("--recursive", action="store_true", help="look into folders inside the folder, too")
+    p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
+    p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
+    common.add_device_arguments(p)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Score, write, and print the best."""
+    from ttsnap import outputs, utility
+    from ttsnap.rank import find_images, find_prompts, rank, write_ranking
+    from ttsnap.rewards import make_rewards
+
+    combine = utility.make(a.utility)
+    paths = find_images(Path(a.folder), a.recursive)
+    prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
+    out = outputs.prepare_folder(Path(a.out) if a.out else None, "scores", False)
+    device, dtype = common.placement(a.device, a.dtype)
+    rewards = make_rewards(a.reward, device=device, dtype=dtype)
+    for reward in rewards:
+        if hasattr(reward, "check"):
+            reward.check(prompts)
+    ranked = rank(paths, prompts, rewards, combine, batch_size=a.batch_size, device=device)
+    table, sheet = write_ranking(out, ranked, [r.name for r in rewards])
+    for place, entry in enumerate(ranked[:10], 1):
+        print(f"{place:3d}. {entry.value:.5g}  {entry.path}" + (f"  ({entry.error})" if entry.error else ""))
+    failed = sum(bool(entry.error) for entry in ranked)
+    print(f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else ""))
+    print(f"wrote {table} and {sheet}")
+    return 0

@@ -1,0 +1,48 @@
+"""`ttsnap serve-reward`: a reward for other processes and machines."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+
+HELP = "serve a reward over HTTP, for searches in other processes or on other machines"
+DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
+
+There is no authentication: leave --host at 127.0.0.1, or open it in a network that you trust.
+
+examples:
+  ttsnap serve-reward imagereward --device cuda --port 8765
+  ttsnap generate "a red circle" --reward http://127.0.0.1:8765
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p.add_argument("reward", type=str, help=common.REWARD_HELP)
+    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    p.add_argument("--port", type=int, default=8765, help="port to listen on; 0 for any free one")
+    p.add_argument("--max-images", type=int, default=64, help="most images in one request")
+    common.add_device_arguments(p)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Serve until interrupted."""
+    from ttsnap.reward_models.serve import RewardServer
+    from ttsnap.rewards import make_reward
+
+    device, dtype = common.placement(a.device, a.dtype)
+    reward = make_reward(a.reward, device=device, dtype=dtype)
+    try:
+        server = RewardServer(reward, a.host, a.port, max_images=a.max_images)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+    with server:
+        print(f"serving {reward.name} at http://{a.host}:{server.server_port} (Ctrl-C ends)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("stopped")
+    return 0

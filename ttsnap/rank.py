@@ -1,0 +1,167 @@
+"""Rank images that are on disk already. They are only read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ttsnap.live import score_images
+from ttsnap.types import Reward, Utility
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+CELL, COLUMNS, MOST = 160, 8, 64
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One image: its scores by reward (nan where one failed), their utility (-inf without), and what went wrong."""
+
+    path: Path
+    prompt: str
+    scores: tuple[float, ...]
+    value: float
+    error: str = ""
+
+
+def find_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """The folder's images in the order of their names. ValueError where there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    found = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
+    return found
+
+
+def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | None = None) -> list[str]:
+    """One prompt an image: the one given, the file's lines, or from the images' metadata. ValueError where it lacks."""
+    if prompt is not None and file is not None:
+        raise ValueError("give --prompt or --prompts-file, not both")
+    if prompt is not None:
+        return [prompt] * len(paths)
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read prompts file {file}: {error}") from None
+        if len(lines) != len(paths):
+            raise ValueError(
+                f"prompts file {file} holds {len(lines)} prompts for {len(paths)} images; one line an image"
+            )
+        return lines
+    prompts = [read_prompt(path) for path in paths]
+    lacking = [path for path, found in zip(paths, prompts, strict=True) if found is None]
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or --prompts-file"
+        )
+    return [found for found in prompts if found is not None]
+
+
+def read_prompt(path: Path) -> str | None:
+    """The prompt in an image's infotext, as ttsnap, A1111 and others write it; None without one."""
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get("parameters")
+    except OSError:
+        return ""  # It cannot be scored either, and is reported then.
+    if not isinstance(text, str):
+        return None
+    lines = text.splitlines()
+    end = next((i for i, line in enumerate(lines) if line.startswith(("Negative prompt:", "Steps:"))), len(lines))
+    return "\n".join(lines[:end])
+
+
+def rank(
+    paths: Sequence[Path],
+    prompts: Sequence[str],
+    rewards: Sequence[Reward],
+    utility: Utility,
+    *,
+    batch_size: int = 16,
+    device: Any = "cpu",
+) -> list[Ranked]:
+    """Best first; images that cannot be read or scored come last, with the reason."""
+    if batch_size < 1:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
+    waiting: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = {}
+
+    def flush(batch: list[tuple[int, torch.Tensor]]) -> None:
+        rows, images = [i for i, _ in batch], torch.stack([image for _, image in batch]).to(device)
+        for column, reward in enumerate(rewards):
+            some = [prompts[i] for i in rows]
+            scores[rows, column], reason = score_images(reward, images, some, torch.zeros(len(rows), device=device))
+            for i in rows:
+                if np.isnan(scores[i, column]) and not errors[i]:
+                    errors[i] = reason or f"{reward.name} returned nan or inf"
+        batch.clear()
+
+    for i, path in enumerate(paths):
+        try:
+            with Image.open(path) as picture:
+                array = np.array(picture.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            errors[i] = f"cannot be read: {error}"
+            continue
+        batch = waiting.setdefault(array.shape, [])
+        batch.append((i, torch.from_numpy(array).permute(2, 0, 1).float() / 255))
+        if len(batch) == batch_size:
+            flush(batch)
+    for batch in waiting.values():
+        if batch:
+            flush(batch)
+    good = ~np.isnan(scores).any(axis=1)
+    values = np.full(len(paths), -np.inf)
+    if good.any():
+        values[good] = utility(scores[good])
+    order = np.argsort(-values, kind="stable")
+    return [Ranked(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
+
+
+def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> tuple[Path, Path]:
+    """scores.csv and sheet.png in a folder; their paths. ValueError where one is there already or cannot be written."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["rank", "file", *names, "utility", "prompt", "error"])
+    for place, r in enumerate(ranked, 1):
+        writer.writerow([place, r.path, *r.scores, r.value, r.prompt, r.error])
+    picture = io.BytesIO()
+    contact_sheet(ranked).save(picture, format="PNG")
+    files = {out / "scores.csv": text.getvalue().encode(), out / "sheet.png": picture.getvalue()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, content in files.items():
+            with open(path, "xb") as file:  # Exclusive: nothing that is there is replaced.
+                file.write(content)
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise ValueError(f"cannot write the ranking to {out}: {error}") from error
+    table, sheet = files
+    return table, sheet
+
+
+def contact_sheet(ranked: Sequence[Ranked]) -> Image.Image:
+    """Thumbnails of the best, row by row, with their places, values and names."""
+    shown = [r for r in ranked if np.isfinite(r.value)][:MOST]
+    rows, font = max(1, -(-len(shown) // COLUMNS)), ImageFont.load_default(11)
+    sheet = Image.new("RGB", (COLUMNS * (CELL + 8) + 8, rows * (CELL + 38) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, r in enumerate(shown):
+        x, y = 8 + place % COLUMNS * (CELL + 8), 8 + place // COLUMNS * (CELL + 38)
+        with Image.open(r.path) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((CELL, CELL))
+        sheet.paste(small, (x, y))
+        draw.text((x, y + CELL + 2), f"{place + 1}. {r.value:.4g}", "black", font)
+        draw.text((x, y + CELL + 16), r.path.name[:26], "#666666", font)
+    return sheet
