@@ -10,6 +10,8 @@ import pytest
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.algorithms.price_of_compute import PriceOfCompute
+from ttsnap.forecast import fit
 from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.types import Grid, Move, fresh
 
@@ -30,6 +32,34 @@ def test_replay_equals_live(engine: Any) -> None:
             assert [c.reward for c in a.images] == pytest.approx([c.reward for c in b.images])
             assert a.spent["cost"] == b.spent["cost"]
             assert [m["uids"] for m in a.trace] == [m["uids"] for m in b.trace]
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("shared", [False, True])
+def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> None:
+    names = [f"{i}" for i in range(6)]
+    recorded = search(names, KeepAll(20), engine(prompts=6), seed=40)
+    grid = engine().grid
+    recording = Recording.from_results(recorded, grid, ("brightness",))
+    forecast = fit(recording.scores[..., 0], grid.levels, (1, 3, 5, 8))
+    algorithm = PriceOfCompute(forecast, 20, width, price=1e-3 if shared else None)
+    spent = {}
+    for budget in ("9nfe", "30nfe", "75nfe"):
+        live_engine = engine(batch_size=3, prompts=6)
+        live = search(names, algorithm, live_engine, budget, shared=shared, seed=40)
+        for capacity in (1, live_engine.capacity):
+            replayed = search(
+                names, algorithm, ReplayEngine(recording, capacity=capacity), budget, shared=shared, seed=40
+            )
+            spent[budget, capacity] = [r.spent["nfe"] for r in replayed]
+            if shared and capacity == 1:
+                continue  # other rounds, and so another division of the pot
+            for a, b in zip(live, replayed, strict=True):
+                assert a.best.seed == b.best.seed
+                assert a.best.reward == pytest.approx(b.best.reward)
+                assert a.spent["cost"] == b.spent["cost"]
+                assert [(m["uids"], m["stop"]) for m in a.trace] == [(m["uids"], m["stop"]) for m in b.trace]
+    assert shared or spent["30nfe", 1] == spent["30nfe", 6]
 
 
 def test_what_was_not_recorded_is_refused() -> None:

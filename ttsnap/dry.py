@@ -41,7 +41,7 @@ class DryEngine:
         return self._rng.standard_normal((len(seeds), len(self.reward_names)))
 
     def pending(self) -> int:
-        return len(self._done)
+        return sum(len(outcome.uids) for outcome in self._done)
 
     def tick(self) -> list[Outcome]:
         done, self._done = self._done, []

@@ -80,6 +80,9 @@ class ReplayEngine(DryEngine):
 
     Search its `prompts` with its `first_seed`, so that seeds and rows agree. A score is handed out only for a step
     that a submitted, and therefore paid, move has reached (see `paid`). ValueError for what was not recorded.
+
+    `capacity` matters where prompts share a budget: how many rows a round fills with moves worth less than the first
+    ones. With that of a LiveEngine (twice its batch size) the rounds, and so the ledgers, are those of the live search.
     """
 
     def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
