@@ -1,0 +1,104 @@
+"""Pairwise judges: a budgeted tournament, and Bradley-Terry strengths from its results. numpy and scipy only.
+
+A judge of two images (a VLM asked which is better, a person, any function) orders images that get the same pointwise
+score. Model: P(i beats j) = 1 / (1 + exp(s_j - s_i)), a tie is half a win for each, and a normal prior of width `prior`
+on s keeps unbeaten images finite (Bradley and Terry, Biometrika 1952; the prior makes it a MAP estimate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Compare = Callable[[int, int], float]
+"""Items i, j -> 1 if i is better, 0 if j is, 0.5 for a tie, or a probability between."""
+
+
+def bradley_terry(wins: Floats, prior: float = 2.0) -> Floats:
+    """wins (N, N), [i, j] how often i beat j (ties half each) -> strengths (N,), mean 0, in log-odds."""
+    from scipy.optimize import minimize  # imported late: it is slow to start
+
+    wins = np.asarray(wins, float)
+    if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or not np.isfinite(wins).all() or (wins < 0).any():
+        raise ValueError(f"wins must be a square matrix of finite counts of at least 0, got shape {wins.shape}")
+    if not prior > 0:
+        raise ValueError(f"prior must be positive, got {prior}")
+
+    def loss(s: Floats) -> tuple[float, Floats]:
+        gap = s[:, None] - s[None, :]
+        upset = 1 / (1 + np.exp(gap))
+        gradient = -(wins * upset).sum(1) + (wins * upset).sum(0) + s / prior**2
+        return float((wins * np.logaddexp(0, -gap)).sum() + (s @ s) / (2 * prior**2)), gradient
+
+    found = minimize(loss, np.zeros(len(wins)), jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-14})
+    strengths: Floats = found.x - found.x.mean()
+    return strengths
+
+
+def tournament(n: int, compare: Compare, budget: int, *, seed: int = 0, prior: float = 2.0) -> Floats:
+    """Strengths (n,) of n items after `budget` comparisons.
+
+    The first ones join all items in a random ring, so that every strength is known a little (a smaller budget joins as
+    many as it can). Each further one goes to the pair whose result is least certain, counted down by how often it met;
+    strengths are fitted again once a round of n. Of a pair, the one that came first less often so far is first, since
+    judges tend to favour a place.
+    """
+    if n < 1 or budget < 0:
+        raise ValueError(f"a tournament needs at least 1 item and a budget of at least 0, got {n} and {budget}")
+    rng = np.random.default_rng(seed)
+    wins, met, firsts, strengths = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n), np.zeros(n)
+    order = rng.permutation(n)
+    ring = [(int(order[k]), int(order[(k + 1) % n])) for k in range(n if n > 2 else n - 1)]
+    for turn in range(budget if n > 1 else 0):
+        if turn >= len(ring) and turn % n == 0:
+            strengths = bradley_terry(wins, prior)
+        i, j = ring[turn] if turn < len(ring) else _least_certain(strengths, met, rng)
+        if firsts[i] > firsts[j]:
+            i, j = j, i
+        firsts[i] += 1
+        result = float(compare(i, j))
+        if not 0 <= result <= 1:
+            raise ValueError(f"a judge answers between 0 (the second is better) and 1 (the first), got {result}")
+        wins[i, j] += result
+        wins[j, i] += 1 - result
+        met[i, j] += 1
+        met[j, i] += 1
+    return bradley_terry(wins, prior)
+
+
+def _least_certain(strengths: Floats, met: Floats, rng: np.random.Generator) -> tuple[int, int]:
+    """The pair with the largest p (1 - p) / (1 + meetings); ties at random."""
+    p = 1 / (1 + np.exp(strengths[None, :] - strengths[:, None]))
+    worth = np.triu(p * (1 - p) / (1 + met), 1) * (1 + 1e-6 * rng.random(met.shape))
+    i, j = np.unravel_index(int(np.argmax(worth)), worth.shape)
+    return int(i), int(j)
+
+
+class TournamentReward:
+    """Strengths of the images of each prompt, from a judge of two images. Comparable within one call only.
+
+    judge(image_a, image_b, prompt) -> 1, 0, 0.5 or between, images (3, H, W) in [0, 1]; `rounds` comparisons per image.
+    For the last choice among finished images, `ttsnap score`, or `report=`; not for pruning across batches.
+    """
+
+    def __init__(self, judge: Callable[[Any, Any, str], float], rounds: float = 4.0, name: str | None = None) -> None:
+        if not rounds > 0:
+            raise ValueError(f"rounds must be positive, got {rounds}")
+        self.name = name or f"tournament-{getattr(judge, '__name__', 'judge')}"
+        self.judge, self.rounds = judge, rounds
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> NDArray[np.float32]:
+        """images (N, 3, H, W) in [0, 1], N prompts -> (N,) float32, mean 0 for each prompt."""
+        scores = np.zeros(len(prompts), np.float32)
+        for prompt in dict.fromkeys(prompts):
+            rows = [i for i, p in enumerate(prompts) if p == prompt]
+
+            def compare(i: int, j: int, rows: list[int] = rows, prompt: str = prompt) -> float:
+                return self.judge(images[rows[i]], images[rows[j]], prompt)
+
+            scores[rows] = tournament(len(rows), compare, round(self.rounds * len(rows)))
+        return scores
