@@ -21,6 +21,7 @@ REWARDS: dict[str, str] = {
     "hpsv2.1": "ttsnap.reward_models.hpsv2:HPSv21",
     "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
     "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
+    "vqascore": "ttsnap.reward_models.vqa:VQAScore",
     "compressibility": "ttsnap.reward_models.closed_form:Compressibility",
     "incompressibility": "ttsnap.reward_models.closed_form:Incompressibility",
     "brightness": "ttsnap.reward_models.closed_form:Brightness",
