@@ -22,6 +22,7 @@ REWARDS: dict[str, str] = {
     "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
     "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
     "vqascore": "ttsnap.reward_models.vqa:VQAScore",
+    "counting": "ttsnap.reward_models.detection:CountReward",
     "compressibility": "ttsnap.reward_models.closed_form:Compressibility",
     "incompressibility": "ttsnap.reward_models.closed_form:Incompressibility",
     "brightness": "ttsnap.reward_models.closed_form:Brightness",
