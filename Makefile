@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ttsnap generate "$(PROMPT)" --budget $(BUDGET)
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n auto --dist loadscope -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"

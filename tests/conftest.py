@@ -13,6 +13,9 @@ from ttsnap.live import LiveEngine
 from ttsnap.mixture import MixtureDenoiser
 
 
+torch.set_num_threads(1)  # the tests' tensors are tiny, and threads that wait for each other are slow on busy machines
+
+
 class Counted(MixtureDenoiser):
     """Counts what runs, row by row, independently of the engine and the ledger."""
 

@@ -117,6 +117,13 @@ def with_kernel(live: LiveEngine, name: str) -> LiveEngine:
     return LiveEngine(live.denoiser, live.rewards, kernel=kernel, batch_size=live.batch_size)
 
 
+def test_a_twin_left_behind_pays_for_itself(engine: Any) -> None:
+    """Children of one particle share its evaluation within a move; one that stays behind pays when it goes on."""
+    live = with_kernel(engine(batch_size=1), "sde")
+    results = search(PROMPTS[:2], Wild(n=5, moves=6, seed=3), live, Budget(nfe=32))
+    assert sum(r.spent["nfe"] for r in results) == live.denoiser.calls
+
+
 @relaxed
 @given(algorithm=algorithms, batch=st.integers(1, 11), order=st.permutations(PROMPTS), nfe=st.integers(8, 90))
 def test_batching_changes_nothing(engine: Any, algorithm: Any, batch: int, order: list[str], nfe: int) -> None:

@@ -161,6 +161,9 @@ class LiveEngine:
         for i, uid in enumerate(uids.tolist()):
             self._resting.pop((job, uid), None)
             node, key = states[i]
+            if node.prediction is None and node.step == move.stop[i] and not move.score[i]:
+                # Siblings may use this node's evaluation in this move; this row pays for its own later (price_move).
+                node = _Node(job, node.seed, node.step, node.latent)
             self._rows.append(_Row(job, uid, key, node, int(move.stop[i]), bool(move.score[i])))
 
     def pending(self) -> int:

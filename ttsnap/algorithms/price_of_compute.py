@@ -21,6 +21,8 @@ from ttsnap import utility as utilities
 from ttsnap.forecast import Forecast, break_even, look_up, reservation, update
 from ttsnap.types import BoolArray, FloatArray, IntArray, Move, Particles, Task, fresh
 
+_FIRST = 2.0
+"""A pot starts above its calibrated price: the price can only fall, and one too low for these prompts wastes the pot."""
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
 
 
@@ -96,7 +98,7 @@ class PriceOfCompute:
         finish = np.append(task.grid.steps - np.append(0, calls[:-1]) + task.score_cost, 0.0)
         price = 0.0
         if task.shared:
-            price = self.price if self.price is not None else 1.25 * f.price_for(task.allowance)
+            price = self.price if self.price is not None else _FIRST * f.price_for(task.allowance)
         table = reservation(f, tuple(costs.tolist()))
         plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
         none = np.empty(0, int)

@@ -27,7 +27,7 @@ class State(NamedTuple):
 class SeedPruning:
     """n: number of seeds; None for as many as the budget affords. keep: share kept at each check, in (0, 1].
 
-    The checks sit at noise `levels` in (0, 1), falling, so that a schedule means the same for any number of steps,
+    The checks sit at noise `levels` in (0, 1], falling, so that a schedule means the same for any number of steps,
     or at grid `steps`, rising, where those are given. Scoring at step s costs s + 1 evaluations. As many particles
     survive as images are to be returned; halves are rounded up. The default is one late cut, since ordinary rewards
     rank early estimates badly: not the best for any one model, but never far below best-of-N. `ttsnap tune` fits one.
@@ -52,8 +52,8 @@ class SeedPruning:
             raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
         if not all(0 < k <= 1 for k in self.keep):
             raise ValueError(f"keep ratios must be in (0, 1], got {self.keep}")
-        if self.steps is None and not all(0 < a < 1 for a in self.levels):
-            raise ValueError(f"levels must be in (0, 1), 1 being pure noise, got {self.levels}")
+        if self.steps is None and not all(0 < a <= 1 for a in self.levels):
+            raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {self.levels}")
         order = np.diff(checks)
         if len(order) and not (np.all(order > 0) if self.steps is not None else np.all(order < 0)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")

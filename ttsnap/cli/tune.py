@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -58,7 +59,8 @@ def run(a: Namespace) -> int:
             seed=a.seed, on_progress=progress,
         )  # fmt: skip
     schedule = found.schedule
-    levels = [round(recording.grid.levels[k], 4) for k in schedule.steps or ()]
+    # Rounded up: a level means the first step at most as noisy.
+    levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in schedule.steps or ()]
     write_json(out, {"name": "seed-pruning", "keep": list(schedule.keep), "levels": levels})
     print(f"checks at steps {list(schedule.steps or ())} (noise levels {levels}), keeping {list(schedule.keep)}")
     print(f"gain over best-of-N: {found.fitted:+.1%} on the prompts fitted on, of what best-of-N gains in that range")
