@@ -22,7 +22,7 @@ from ttsnap.forecast import Forecast, break_even, look_up, reservation, update
 from ttsnap.types import BoolArray, FloatArray, IntArray, Move, Particles, Task, fresh
 
 _FIRST = 2.0
-"""A pot starts above its calibrated price: the price can only fall, and one too low for these prompts wastes the pot."""
+"""A pot starts above its calibrated price: prices only fall, and one too low for these prompts wastes the pot."""
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
 
 
