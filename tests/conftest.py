@@ -12,7 +12,6 @@ import torch
 from ttsnap.live import LiveEngine
 from ttsnap.mixture import MixtureDenoiser
 
-
 torch.set_num_threads(1)  # the tests' tensors are tiny, and threads that wait for each other are slow on busy machines
 
 
