@@ -82,7 +82,9 @@ def run(a: Namespace) -> int:
     algorithm, budget = make_algorithm(a.algorithm, **a.options), _budget(a)
     prompts = common.canonical(prompts, a.model)
     out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
-    rewards, metrics = make_rewards(reward), make_rewards(report) if report else None
+    place, _ = common.placement(a.device, a.dtype)
+    rewards = make_rewards(reward, device=place)
+    metrics = make_rewards(report, device=place) if report else None
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype)
     common.check_call(pipe, call)

@@ -54,7 +54,8 @@ def run(a: Namespace) -> int:
     from ttsnap.rewards import make_rewards
 
     # What can be refused is refused before the model is loaded.
-    prompts, rewards, out = common.canonical(prompts, a.model), make_rewards(reward), Path(a.out)
+    prompts, out = common.canonical(prompts, a.model), Path(a.out)
+    rewards = make_rewards(reward, device=common.placement(a.device, a.dtype)[0])
     known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images}
     check_folder(out, {**known, "rewards": [r.name for r in rewards]})
     call = common.call_arguments(a)
