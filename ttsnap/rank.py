@@ -33,10 +33,11 @@ class Ranked:
 
 
 def find_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The folder's images in the order of their names. ValueError where there are none."""
+    """The folder's images in the order of their names, without contact sheets. ValueError where there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    found = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.suffix.lower() in SUFFIXES)
+    there = folder.rglob("*") if recursive else folder.iterdir()
+    found = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith("sheet.png"))
     if not found:
         raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
     return found
