@@ -210,3 +210,8 @@ def refuse(argv: list[str], message: str, capsys: Any) -> None:
     line = error.splitlines()[-1]
     assert line.startswith("ttsnap: error: ")
     assert re.search(message, line), error
+
+
+def test_tuning_says_when_no_prompt_was_kept_out(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", inside, "--trials", "2", "--holdout", "0", "--out", "whole.json", *FEW]) == 0
+    assert "no prompt was kept out" in capsys.readouterr().out

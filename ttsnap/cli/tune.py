@@ -64,7 +64,9 @@ def run(a: Namespace) -> int:
     write_json(out, {"name": "seed-pruning", "keep": list(schedule.keep), "levels": levels})
     print(f"checks at steps {list(schedule.steps or ())} (noise levels {levels}), keeping {list(schedule.keep)}")
     print(f"gain over best-of-N: {found.fitted:+.1%} on the prompts fitted on, of what best-of-N gains in that range")
-    if a.holdout > 0:
+    if math.isnan(found.held_out):
+        print("no prompt was kept out, so nothing says what it is worth on others; record more prompts")
+    else:
         print(f"                     {found.held_out:+.1%} ± {found.error:.1%} on the prompts kept out")
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
