@@ -74,7 +74,7 @@ def main() -> None:
         score_cost = task_of(budgets[0], ReplayEngine(few)).score_cost
         forecast = calibrate(few, score_cost=score_cost, seed=a.seed)
         fitting = time.perf_counter() - began
-        bon = best_of_n_curve(test, budgets, ledger=a.ledger)
+        bon = best_of_n_curve(test, budgets)
         rows = {
             "TTSp, authors' schedule": (base, AUTHORS, False),
             "TTSnap, authors' schedule": (test, AUTHORS, False),

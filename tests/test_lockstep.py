@@ -92,6 +92,12 @@ def test_scores_have_their_price(priced: PriceOfCompute) -> None:
         np.testing.assert_allclose(10 * out.nfe + 3 * out.scored, spent)
 
 
+def test_pots_are_for_moves_of_one_row() -> None:
+    r = recording()
+    with pytest.raises(ValueError, match="one candidate at a time, got 3"):
+        lockstep(SeedPruning(6, (0.5,), steps=(2,)), lambda *a: play(r, *a), 25, Task(GRID, 1, 90.0), pot=25)
+
+
 def test_lockstep_needs_a_size() -> None:
     with pytest.raises(ValueError, match="with n set"):
         lockstep(BestOfN(), lambda *a: np.zeros(1), 1, Task(GRID))

@@ -184,7 +184,6 @@ def test_default_checks_end_at_the_end() -> None:
     ("build", "message"),
     [
         (lambda r: curve(r, BestOfN(), ["40nfe"], ledger="magic"), "ledger must be one of"),
-        (lambda r: best_of_n_curve(r, ["40nfe"], ledger="magic"), "ledger must be one of"),
         (lambda r: curve(r, BestOfN(), ["40nfe"], 0), "repeats must be at least 1, got 0"),
         (lambda r: curve(r, BestOfN(), ["9nfe"]), "too small for one image"),
         (lambda r: curve(r, BestOfN(), ["2pflop"]), r"caps nothing that this recording counts; give one like 400nfe"),

@@ -42,7 +42,7 @@ def lockstep(
     """Run `searches` searches in step, as `search` would one by one (tested).
 
     pot: that many neighbouring searches share `pot * task.allowance` evaluations, the most valuable moves first, and
-    each is sure of one image. None: every search is on its own, and the algorithm (with n set) keeps to its
+    each is sure of one image; their moves have one row. None: every search is on its own, and the algorithm (with n set) keeps to its
     allowance. Raises ValueError where the algorithm cannot run in lockstep.
     """
     if not algorithm.lockstep or algorithm.n is None:
@@ -190,6 +190,8 @@ class _Pots:
         last: dict[int, int] = {}
         if move.parent.ndim == 1:  # starting seeds: the first move of all
             return np.ones(run.b, bool), np.zeros(run.b, bool), last
+        if move.parent.shape[1] != 1:
+            raise ValueError(f"searches that share a pot advance one candidate at a time, got {move.parent.shape[1]}")
         worth = value.reshape(-1, self.size)
         first = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
         calls, scored = run.costs(move)

@@ -93,14 +93,11 @@ def best_of_n_curve(
     budgets: Sequence[Budget | str],
     *,
     utility: Utility = utilities.mean,
-    ledger: str = "honest",
 ) -> Curve:
     """Best-of-N at each budget, exactly: the expected maximum over all subsets of the recorded seeds.
 
     Both ledgers bill it in full. Raises ValueError for a utility that compares images, and for failed scores.
     """
-    if ledger not in LEDGERS:
-        raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     final = utility(recording.final)
     if np.isnan(final).any():
         raise ValueError(_FAILED)

@@ -80,8 +80,10 @@ def run(a: Namespace) -> int:
     from ttsnap import outputs, utility
     from ttsnap.algorithms import make_algorithm
     from ttsnap.algorithms.price_of_compute import PriceOfCompute
-    from ttsnap.simulate import best_of_n_curve, compare, curve
+    from ttsnap.simulate import LEDGERS, best_of_n_curve, compare, curve
 
+    if a.ledger not in LEDGERS:
+        raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
     recording, combine = read_recording(a), utility.make(a.utility)
     budgets = read_budgets(a.budgets, recording.grid.steps)
     stems = [Path(name).stem for name in a.algorithms]
@@ -91,7 +93,7 @@ def run(a: Namespace) -> int:
         if name != "best-of-n"
     ]
     out = outputs.prepare_folder(Path(a.out), "", a.overwrite) if a.out else None
-    base = best_of_n_curve(recording, budgets, utility=combine, ledger=a.ledger)
+    base = best_of_n_curve(recording, budgets, utility=combine)
     curves = {"best-of-n": base}
     for name, algorithm in tqdm(algorithms, unit="method", disable=len(algorithms) < 2):
         priced = isinstance(algorithm, PriceOfCompute)
