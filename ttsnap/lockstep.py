@@ -42,8 +42,8 @@ def lockstep(
     """Run `searches` searches in step, as `search` would one by one (tested).
 
     pot: that many neighbouring searches share `pot * task.allowance` evaluations, the most valuable moves first, and
-    each is sure of one image; their moves have one row. None: every search is on its own, and the algorithm (with n set) keeps to its
-    allowance. Raises ValueError where the algorithm cannot run in lockstep.
+    each is sure of one image; their moves have one row. None: every search is on its own, and the algorithm (with n
+    set) keeps to its allowance. Raises ValueError where the algorithm cannot run in lockstep.
     """
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
