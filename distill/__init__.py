@@ -1,0 +1,1 @@
+"""Noise-aware rewards by curriculum self-distillation: recordings -> curriculum -> train -> evaluate -> export."""
