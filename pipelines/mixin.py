@@ -127,11 +127,14 @@ class SearchMixin:
         kernel: str = "pipeline",
         batch_size: int = 16,
         decode_batch_size: int | None = None,
+        keep: Sequence[str] = (),
+        features_block: int | None = None,
         **call: Any,
     ) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
 
-        reward, kernel and batch sizes as in the call; `call` as in `denoiser`. ValueError for an unknown kernel.
+        reward, kernel and batch sizes as in the call; keep and features_block as in LiveEngine; `call` as in
+        `denoiser`. ValueError for an unknown kernel.
         """
         if kernel not in KERNELS:
             raise ValueError(f"unknown kernel {kernel!r}; choose one of {list(KERNELS)}")
@@ -142,6 +145,8 @@ class SearchMixin:
             kernel=KERNELS[kernel](denoiser),
             batch_size=batch_size,
             decode_batch_size=decode_batch_size,
+            keep=keep,
+            features_block=features_block,
         )
 
     def _search(self, opts: dict[str, Any], stock: Any, call: dict[str, Any]) -> Any:

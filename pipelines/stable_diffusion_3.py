@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,21 @@ from ttsnap.flops import count_flops, on_meta
 from ttsnap.interpolants import Linear
 from ttsnap.samplers import FlowEuler, Prediction
 from ttsnap.types import Grid
+
+
+@contextmanager
+def captured(transformer: Any, block: int | None) -> Iterator[list[Tensor]]:
+    """A list that receives the picture's hidden states (B, tokens, D) after `block`, in one call; None: nothing."""
+    states: list[Tensor] = []
+    hook = None
+    if block is not None:
+        module = getattr(transformer, "_orig_mod", transformer).transformer_blocks[block]
+        hook = module.register_forward_hook(lambda _, __, out: states.append(out[1]))
+    try:
+        yield states
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 class StableDiffusion3Denoiser:
@@ -75,6 +91,7 @@ class StableDiffusion3Denoiser:
         self.path = Linear()
         self.times = scheduler.sigmas.double()
         self.grid = Grid(tuple(self.times.tolist()))
+        self._block: int | None = None
         self.kernel = FlowEuler(scheduler.sigmas, bool(scheduler.config.stochastic_sampling))
 
     def _shift(self, scheduler: FlowMatchEulerDiscreteScheduler) -> float:
@@ -115,25 +132,38 @@ class StableDiffusion3Denoiser:
         )
         return latents
 
+    def capture(self, block: int) -> None:
+        """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
+        blocks = len(self.pipe.transformer.transformer_blocks)
+        if not 0 <= block < blocks:
+            raise ValueError(f"this transformer has blocks 0 to {blocks - 1}, got {block}")
+        self._block = block
+
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t, at = self._timesteps[step].to(x.device), cond.to(x.device)
         text, pooled, latents = self._text[at], self._pooled[at], x
         if self.guided:
             text, pooled = torch.cat([self._negative[at], text]), torch.cat([self._negative_pooled[at], pooled])
             latents, t = torch.cat([x, x]), torch.cat([t, t])
-        out = self.pipe.transformer(
-            hidden_states=latents,
-            timestep=t,
-            encoder_hidden_states=text,
-            pooled_projections=pooled,
-            joint_attention_kwargs=self._joint_attention_kwargs,
-            return_dict=False,
-        )[0]
+        with captured(self.pipe.transformer, self._block) as states:
+            out = self.pipe.transformer(
+                hidden_states=latents,
+                timestep=t,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                joint_attention_kwargs=self._joint_attention_kwargs,
+                return_dict=False,
+            )[0]
         if self.guided:
             unconditional, conditional = out.chunk(2)
             out = unconditional + self.guidance_scale * (conditional - unconditional)
         sigma = self.kernel.sigmas[step].to(x.device).view(-1, 1, 1, 1)
-        return Prediction(out, x.float() - sigma * out.float())
+        features = None
+        if states:
+            patch = self.pipe.transformer.config.patch_size
+            size = (x.shape[-2] // patch, x.shape[-1] // patch)
+            features = states[0][-len(x) :].transpose(1, 2).unflatten(2, size).contiguous()  # the conditional half
+        return Prediction(out, x.float() - sigma * out.float(), features)
 
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae

@@ -38,11 +38,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Price:
-    """What one unit costs on this engine. `seconds` is None until it has been measured."""
+    """What one unit costs on this engine. `seconds` is None until it has been measured.
+
+    decode_estimates: whether scoring an unfinished estimate takes a decode; a finished image always does.
+    """
 
     flops: Rates = Rates()
     seconds: Rates | None = None
     passes_per_nfe: int = 1
+    decode_estimates: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
 
 
-def price_move(move: Move, particles: Particles, grid: Grid, rewards: int) -> Cost:
+def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, decode_estimates: bool = True) -> Cost:
     """Exact cost of a move.
 
     A row from step a to b takes b - a evaluations, one more if it is scored before the end (the x0 estimate at b),
@@ -172,7 +176,7 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int) -> Co
     paid = np.unique(shared)
     calls -= len(shared) - int((~particles.cached[paid]).sum())
     scored = int(move.score.sum())
-    return Cost(calls, scored, scored * rewards)
+    return Cost(calls, scored if decode_estimates else scored - int(ahead.sum()), scored * rewards)
 
 
 def finish_cost(step: int, cached: bool, grid: Grid, rewards: int) -> Cost:

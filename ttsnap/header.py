@@ -33,7 +33,8 @@ class Header:
 
     Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
     grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
-    whether the decoded estimates are kept, `info` what else is known (model, call, versions), JSON-ready.
+    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", "features:BLOCK"), `info` what
+    else is known (model, call, versions), JSON-ready.
 
     Raises ValueError for settings that do not fit together.
     """
@@ -48,6 +49,7 @@ class Header:
     images: bool
     price: Price
     info: Mapping[str, Any]
+    extras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         last = Grid(self.levels).steps
@@ -85,9 +87,12 @@ class Header:
     def to_json(self) -> dict[str, Any]:
         """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
         try:
-            return dict(json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)})))
+            found = dict(json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)})))
         except TypeError as error:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
+        if not self.extras:  # as recordings were written before there were any
+            del found["extras"]
+        return found
 
     @classmethod
     def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Any]]:
@@ -104,7 +109,7 @@ class Header:
         if data["format"] != FORMAT:
             raise ValueError(f"{where} has format {data['format']}, this ttsnap reads {FORMAT}; update ttsnap")
         names = [f.name for f in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in data]
+        missing = [name for name in names if name not in data and name != "extras"]
         if missing:
             raise ValueError(f"{where} is damaged: it lacks {missing}")
         return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
@@ -125,6 +130,7 @@ class Header:
                 images=bool(data["images"]),
                 price=Price(Rates(**price["flops"]), seconds, int(price["passes_per_nfe"])),
                 info=dict(data["info"]),
+                extras=tuple(str(e) for e in data.get("extras", ())),
             )
         except (TypeError, KeyError, IndexError, ValueError) as error:
             raise ValueError(f"{where} is damaged: {error}") from None

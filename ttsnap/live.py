@@ -58,11 +58,12 @@ class _Node:
     Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory.
     """
 
-    __slots__ = ("job", "latent", "prediction", "seed", "step")
+    __slots__ = ("features", "job", "latent", "prediction", "seed", "step")
 
     def __init__(self, job: int, seed: int, step: int, latent: Tensor | None = None) -> None:
         self.job, self.seed, self.step, self.latent = job, seed, step, latent
         self.prediction: Prediction | None = None
+        self.features: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -89,7 +90,9 @@ class LiveEngine:
     """Runs a Denoiser and rewards in full batches.
 
     batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
-    decode_batch_size: most images per decode and reward call. kernel: the pipeline's own by default.
+    decode_batch_size: most images per decode and reward call. kernel: the pipeline's own by default. keep: "latents"
+    and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer block whose
+    hidden states those are (rewards that read features name their own).
     `stats` counts what ran, `timings` the seconds in denoise, decode and reward.
     """
 
@@ -101,6 +104,8 @@ class LiveEngine:
         kernel: Kernel | None = None,
         batch_size: int = 16,
         decode_batch_size: int | None = None,
+        keep: Sequence[str] = (),
+        features_block: int | None = None,
     ) -> None:
         if batch_size < 1 or (decode_batch_size is not None and decode_batch_size < 1):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
@@ -112,6 +117,9 @@ class LiveEngine:
         self.stochastic, self.grid = self.kernel.stochastic, denoiser.grid
         self.batch_size, self.decode_batch_size = batch_size, decode_batch_size or batch_size
         self.capacity = 2 * batch_size
+        self.keep = tuple(keep)
+        self._spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
+        self._capture(features_block)
         self._price: Price | None = None
         self._rows: list[_Row] = []
         self._resting: dict[tuple[int, int], tuple[_Node, rng.Key]] = {}
@@ -124,8 +132,24 @@ class LiveEngine:
         if self._price is None:
             predict, decode = self.denoiser.flops()
             reward = float(np.mean([getattr(r, "flops", 0.0) for r in self.rewards]))
-            self._price = Price(Rates(predict, decode, reward), None, self.denoiser.passes_per_nfe)
+            # Whoever wants the images kept pays for their decodes, too.
+            decodes = "pixels" in self._spaces
+            self._price = Price(Rates(predict, decode, reward), None, self.denoiser.passes_per_nfe, decodes)
         return self._price
+
+    def _capture(self, block: int | None) -> None:
+        """Ask the denoiser for hidden features where a reward or a listener reads them."""
+        if set(self.keep) - {"latents", "features"} or set(self._spaces) - {"pixels", "latents", "features"}:
+            raise ValueError(f"known are pixels, latents and features, got {self.keep} and {self._spaces}")
+        wanted = {r.features_block for r, space in zip(self.rewards, self._spaces, strict=True) if space == "features"}  # type: ignore[attr-defined]
+        wanted |= {block} if "features" in self.keep or block is not None else set()
+        if not wanted:
+            return
+        if len(wanted) > 1 or None in wanted:
+            raise ValueError(f"features come from one block of the denoiser, got {sorted(wanted, key=str)}")
+        if not hasattr(self.denoiser, "capture"):
+            raise ValueError(f"{type(self.denoiser).__name__} cannot hand out hidden features; use pixels or latents")
+        self.denoiser.capture(wanted.pop())
 
     @property
     def nfe(self) -> int:
@@ -222,6 +246,9 @@ class LiveEngine:
         prediction = self.denoiser.predict(x, step, cond)
         for node, out, x0 in zip(batch, prediction.out, prediction.x0, strict=True):
             node.prediction = Prediction(out, x0)
+        if prediction.features is not None:
+            for node, features in zip(batch, prediction.features, strict=True):
+                node.features = features
         self.timings["denoise"] += time.perf_counter() - begin
         self.stats["batches"] += 1
         self.stats["nfe"] += len(batch)
@@ -242,31 +269,66 @@ class LiveEngine:
 
     def _score(self, batch: list[_Row]) -> list[Outcome]:
         begin = time.perf_counter()
-        latents = [r.node.x if r.node.prediction is None else r.node.prediction.x0 for r in batch]
-        images = self.denoiser.decode(torch.stack(latents))
-        levels = torch.tensor([self.grid.levels[row.stop] for row in batch], device=images.device)
+        latents = torch.stack([r.node.x if r.node.prediction is None else r.node.prediction.x0 for r in batch])
+        levels = torch.tensor([self.grid.levels[row.stop] for row in batch], device=latents.device)
         prompts = [self._prompts[row.job] for row in batch]
+        last = [i for i, row in enumerate(batch) if row.stop == self.grid.steps]
+        decoded = list(range(len(batch))) if self.price.decode_estimates else last
+        images: list[Any] = [None] * len(batch)
+        for i, image in zip(decoded, self.denoiser.decode(latents[decoded]) if decoded else (), strict=True):
+            images[i] = image
         middle = time.perf_counter()
-        columns = [score_images(reward, images, prompts, levels) for reward in self.rewards]
+        columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
         self.timings["decode"] += middle - begin
         self.timings["reward"] += time.perf_counter() - middle
-        self.stats["decodes"] += len(batch)
+        self.stats["decodes"] += len(decoded)
         self.stats["reward_calls"] += len(batch) * len(self.rewards)
         scores = np.stack([column for column, _ in columns], axis=1)
         causes = {r.name: error for r, (_, error) in zip(self.rewards, columns, strict=True)}
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
-        last = [i for i, row in enumerate(batch) if row.stop == self.grid.steps]
-        finished = dict(zip(last, images[last].cpu(), strict=True)) if last else {}
+        if last:
+            for i, image in zip(last, torch.stack([images[i] for i in last]).cpu(), strict=True):
+                images[i] = image
+        kept = [self._kept(row, latent) for row, latent in zip(batch, latents, strict=True)] if self.keep else []
         return [
             self._rest(
                 job,
                 [batch[i] for i in rows],
                 scores[rows],
-                [finished.get(i, images[i]) for i in rows],
+                [images[i] for i in rows],
                 [_explain(scores[i], causes) for i in rows],
+                [kept[i] for i in rows] if kept else (),
             )
             for job, rows in _by_job(batch).items()
         ]
+
+    def _column(
+        self, r: int, batch: list[_Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor
+    ) -> tuple[Any, str | None]:
+        """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
+        reward, space = self.rewards[r], self._spaces[r]
+        ahead = [i for i, row in enumerate(batch) if space != "pixels" and row.stop < self.grid.steps]
+        seen = [i for i in range(len(batch)) if i not in set(ahead)]
+        scores, causes = np.full(len(batch), np.nan), []
+        for rows in (seen, ahead):
+            if not rows:
+                continue
+            call, x = reward, None
+            if rows is seen:
+                x = torch.stack([images[i] for i in rows])
+            else:
+                call = reward.score_estimates  # type: ignore[attr-defined]
+                x = latents[rows] if space == "latents" else torch.stack([_features(batch[i]) for i in rows])
+            scores[rows], cause = score_images(call, x, [prompts[i] for i in rows], levels[rows], reward.name)
+            causes += [cause] if cause else []
+        return scores, causes[0] if causes else None
+
+    def _kept(self, row: _Row, latent: Tensor) -> dict[str, Tensor]:
+        """What listeners get of one row beside its image. A finished image has no features: no call was made there."""
+        found = {"latent": latent} if "latents" in self.keep else {}
+        if "features" in self.keep and row.node.features is not None:
+            found["features"] = row.node.features
+        return found
 
     def _rest(
         self,
@@ -275,6 +337,7 @@ class LiveEngine:
         scores: Any = None,
         images: list[Tensor] | None = None,
         errors: Sequence[str | None] = (),
+        kept: Sequence[dict[str, Tensor]] = (),
     ) -> Outcome:
         """These rows stop here; their particles keep their state, ready for another move."""
         for row in rows:
@@ -287,6 +350,7 @@ class LiveEngine:
             scores,
             images,
             errors,
+            kept,
         )
 
     @torch.no_grad()
@@ -325,7 +389,15 @@ def _by_job(rows: list[_Row]) -> dict[int, list[int]]:
     return found
 
 
-def score_images(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+def _features(row: _Row) -> Tensor:
+    if row.node.features is None:
+        raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.node.step}")
+    return row.node.features
+
+
+def score_images(
+    reward: Any, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
+) -> tuple[Any, str | None]:
     """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
 
     One broken score must not cost a long search its other images, so an exception marks its whole batch as failed.
@@ -337,8 +409,9 @@ def score_images(reward: Reward, images: Tensor, prompts: list[str], levels: Ten
         if scores.shape != (len(prompts),):
             raise ValueError(f"returned shape {scores.shape} for {len(prompts)} images; it must be ({len(prompts)},)")
     except Exception as error:
-        logger.debug("reward %s failed", reward.name, exc_info=True)
-        return np.full(len(prompts), np.nan), f"{reward.name}: {type(error).__name__}: {error}"
+        name = name or reward.name
+        logger.debug("reward %s failed", name, exc_info=True)
+        return np.full(len(prompts), np.nan), f"{name}: {type(error).__name__}: {error}"
     scores[np.isinf(scores)] = np.nan
     return scores, None
 

@@ -178,7 +178,7 @@ class Loop:
 
         The nearest may be one that the move advances, one that rests, or a fresh seed.
         """
-        cost, steps = price_move(move, particles, self.grid, self.rewards), self.grid.steps
+        cost, steps = self._price_move(move, particles), self.grid.steps
         last = move.stop == steps
         if bool((move.score & last).any()) or bool(particles.finished.any()):
             return cost, Cost()
@@ -188,6 +188,10 @@ class Loop:
         at, cached = particles.step[resting], particles.cached[resting]
         left = np.concatenate([[steps], steps - move.stop - (move.score & ~last), steps - at - (cached & (at < steps))])
         return cost, Cost(int(left.min()), 1, self.rewards)
+
+    def _price_move(self, move: Move, particles: Particles) -> Cost:
+        decodes = self.engine.price.decode_estimates
+        return price_move(move, particles, self.grid, self.rewards, decode_estimates=decodes)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
@@ -247,9 +251,10 @@ class Loop:
         if self.on_event is None:
             return
         best = float(job.table.view().value(self._ranking(job)[:1])[0]) if job.images else float("nan")
-        rows = zip(uids, outcome.step.tolist(), outcome.scores.tolist(), outcome.images, strict=True)
-        for uid, step, scores, image in rows:
-            self._emit("score", job, uids=(uid,), step=step, scores=tuple(scores), image=image, best=best)
+        kept = outcome.kept or [{}] * len(uids)
+        rows = zip(uids, outcome.step.tolist(), outcome.scores.tolist(), outcome.images, kept, strict=True)
+        for uid, step, scores, image, more in rows:
+            self._emit("score", job, uids=(uid,), step=step, scores=tuple(scores), image=image, kept=more, best=best)
 
     def _note_failures(self, job: Job, outcome: Outcome) -> None:
         failed = [i for i, error in enumerate(outcome.errors) if error is not None]
@@ -304,9 +309,9 @@ class Loop:
         moved = cancelled.cached | (cancelled.step > move.start[rows])
         job.table.record(cancelled)
         # Rows that never ran are priced as they were, so that children of one particle share their first call.
-        cost = price_move(pick(move, rows[~moved]), before, self.grid, self.rewards)
+        cost = self._price_move(pick(move, rows[~moved]), before)
         rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved])
-        return cost + price_move(rest, job.table.view(), self.grid, self.rewards)
+        return cost + self._price_move(rest, job.table.view())
 
     # --- the end ------------------------------------------------------------------------------------------------
 

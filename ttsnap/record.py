@@ -34,13 +34,15 @@ def record(
     seed: int = 0,
     steps: Sequence[int] | None = None,
     images: bool = False,
+    extras: Sequence[str] = (),
     block: tuple[int, int] | None = None,
     info: Mapping[str, Any] | None = None,
     progress_bar: bool = False,
 ) -> Recording:
     """Denoise the seeds `seed`..`seed + seeds - 1` of every prompt with KeepAll on `engine`, and score on the way.
 
-    steps: which to score (all by default; the finished image always). images: keep the decoded estimates, too.
+    steps: which to score (all by default; the finished image always). images: keep the decoded estimates, too, and
+    beside them `extras`: "latents" and "features:BLOCK", as the engine was told to (LiveEngine's keep).
     block: (prompts, seeds) of one unit of work, that is, of one search call; by default about four full batches.
     info: what else to note, JSON-ready (model, call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
 
@@ -65,9 +67,12 @@ def record(
         rewards=names,
         block=block or _block(len(prompts), seeds, engine.capacity),
         images=images,
+        extras=tuple(extras),
         price=Price(engine.price.flops, None, engine.price.passes_per_nfe),
         info={**_versions(), **_batches(engine), **(info or {})},
     )
+    if extras and not images:
+        raise ValueError(f"{list(extras)} are kept beside images only; record with images, too")
     with OpenRecording(Path(folder), header) as there:
         missing = there.missing()
         total = len(prompts) * seeds * grid.steps
@@ -104,7 +109,7 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | 
         if event.kind == "tick":
             bar.update(event.nfe)
         elif event.kind == "score" and shard is not None:
-            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image)
+            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, event.kept)
 
     prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
     results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)

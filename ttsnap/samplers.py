@@ -18,10 +18,14 @@ from ttsnap.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, v
 
 
 class Prediction(NamedTuple):
-    """One guided evaluation: `out` in the scheduler's own parametrisation, and the x0 estimate; both (N, ...)."""
+    """One guided evaluation: `out` in the scheduler's own parametrisation, and the x0 estimate; both (N, ...).
+
+    features: (N, D, h, w) hidden states of the conditional pass, where the denoiser was asked to capture them.
+    """
 
     out: Tensor
     x0: Tensor
+    features: Tensor | None = None
 
 
 class Kernel(Protocol):

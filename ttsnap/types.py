@@ -7,7 +7,7 @@ step K is that of the finished image, which took K.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -224,7 +224,12 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images. `name` labels it; higher is better."""
+    """Scores images. `name` labels it; higher is better.
+
+    A reward whose `estimates` attribute is "latents" or "features" reads unfinished x0 estimates without a decode:
+    `score_estimates(x, prompts, level)` takes the latents (N, C, h, w), or the denoiser's hidden features (N, D, h, w)
+    after the transformer block `features_block`, in place of images; finished images are scored as by any other.
+    """
 
     name: str
 
@@ -240,7 +245,8 @@ class Outcome:
     """Rows of one job's move that are done, or how far they got before they were cancelled.
 
     uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
-    `images` are opaque handles on the decoded images, one a row; `errors` say what went wrong in a reward.
+    `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
+    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward.
     """
 
     job: int
@@ -250,6 +256,7 @@ class Outcome:
     scores: FloatArray | None = None
     images: Sequence[Any] | None = None
     errors: Sequence[str | None] = ()
+    kept: Sequence[Mapping[str, Any]] = ()
 
 
 @runtime_checkable
@@ -292,7 +299,8 @@ class Event:
     """One thing that happened, for progress bars, contact sheets and live views.
 
     kind: "start" (a prompt was taken up), "move" (a move was submitted), "tick" (a batch ran; `nfe` evaluations),
-    "score" (a particle was scored; `image` holds the decoded estimate), "drop", "end" (a prompt is done).
+    "score" (a particle was scored; `image` holds the decoded estimate, `kept` its latent and features where the
+    engine keeps them), "drop", "end" (a prompt is done).
     """
 
     kind: str
@@ -302,6 +310,7 @@ class Event:
     step: int = -1
     scores: tuple[float, ...] = ()
     image: Any = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
     nfe: int = 0
     best: float = float("nan")
 

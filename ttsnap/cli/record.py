@@ -40,6 +40,12 @@ def parser() -> ArgumentParser:
         help="score the estimates at these steps only, as '[2, 6, 11]' (all by default; the finished image always)",
     )
     p.add_argument("--images", action="store_true", help="keep the decoded estimates, too, as tar files of PNGs")
+    p.add_argument("--latents", action="store_true", help="with --images: keep each estimate's latent as well")
+    p.add_argument(
+        "--features",
+        type=int | None,
+        help="with --images: keep the denoiser's hidden states after this transformer block as well (large)",
+    )
     common.add_call_arguments(p)
     common.add_device_arguments(p)
     common.add_batch_arguments(p)
@@ -56,13 +62,17 @@ def run(a: Namespace) -> int:
     # What can be refused is refused before the model is loaded.
     prompts, out = common.canonical(prompts, a.model), Path(a.out)
     rewards = make_rewards(reward, device=common.placement(a.device, a.dtype)[0])
+    extras = ["latents"] * a.latents + [f"features:{a.features}"] * (a.features is not None)
+    if extras and not a.images:
+        raise ValueError("--latents and --features are kept beside images: add --images")
     known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images}
     check_folder(out, {**known, "rewards": [r.name for r in rewards]})
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype)
     common.check_call(pipe, call)
     sizes = {"batch_size": a.batch_size, "decode_batch_size": a.decode_batch_size}
-    engine = pipe.engine(rewards, kernel=a.kernel, **sizes, **call)
+    keep = [extra.partition(":")[0] for extra in extras]
+    engine = pipe.engine(rewards, kernel=a.kernel, keep=keep, features_block=a.features, **sizes, **call)
     info = {
         "model": a.model,
         "sampler": type(pipe.scheduler).__name__,
@@ -71,7 +81,7 @@ def run(a: Namespace) -> int:
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
-    options = {"seed": a.seed, "steps": a.score_steps, "images": a.images}
+    options = {"seed": a.seed, "steps": a.score_steps, "images": a.images, "extras": extras}
     try:
         recording = record(engine, prompts, a.seeds, out, **options, info=info, progress_bar=True)
     except KeyboardInterrupt:
