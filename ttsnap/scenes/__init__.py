@@ -3,7 +3,7 @@
 Importing this package needs numpy and scipy only; the model lives in `ttsnap.scenes.model`.
 """
 
-from .checker import Objects, check, detect
+from .checker import Objects, check, detect, judge
 from .grammar import (
     HARD_KINDS,
     KINDS,
@@ -33,6 +33,7 @@ __all__ = [
     "defaults",
     "detect",
     "is_held_out",
+    "judge",
     "parse",
     "render",
     "sample_prompts",

@@ -71,11 +71,15 @@ def check(images: NDArray[np.floating], specs: Sequence[Spec]) -> tuple[Floats, 
     strict = np.zeros(len(images), bool)
     for start in range(0, len(images), _CHUNK):
         found = detect(images[start : start + _CHUNK])
-        bounds = np.searchsorted(found.image, np.arange(len(found.background) + 1))
         for i in range(len(found.background)):
-            rows = slice(int(bounds[i]), int(bounds[i + 1]))
-            soft[start + i], strict[start + i] = _judge(found, rows, float(found.background[i]), specs[start + i])
+            soft[start + i], strict[start + i] = judge(found, i, specs[start + i])
     return soft, strict
+
+
+def judge(found: Objects, image: int, spec: Spec) -> tuple[float, bool]:
+    """The soft and strict verdict (see `check`) on one of the images that `detect` looked at."""
+    low, high = np.searchsorted(found.image, (image, image + 1))
+    return _judge(found, slice(int(low), int(high)), float(found.background[image]), spec)
 
 
 def _hue_and_chroma(images: Floats) -> tuple[Floats, Floats]:

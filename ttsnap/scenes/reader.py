@@ -1,0 +1,124 @@
+"""A small network that reads a picture and a caption and tells how well they go together.
+
+Convolutions make 8 x 8 cells of a 32 x 32 picture; the caption's words look at the cells and sum what they find. The
+attention is a sigmoid, not a softmax, so that two red circles leave twice what one leaves: it can count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .grammar import WORDS
+from .render import NUM_LABELS
+
+VOCABULARY = ("", *WORDS, ",")
+MAX_WORDS = 16
+CELLS = 8
+
+
+def word_ids(captions: Sequence[str]) -> Tensor:
+    """(N, MAX_WORDS) long, 0 for padding. ValueError for a word that is not in the vocabulary, or too many of them."""
+    ids = torch.zeros(len(captions), MAX_WORDS, dtype=torch.long)
+    for i, text in enumerate(captions):
+        words = re.findall(r"[^\s,]+|,", text.lower())
+        if len(words) > MAX_WORDS or any(word not in VOCABULARY for word in words):
+            raise ValueError(f"cannot read {text!r}: at most {MAX_WORDS} words of {', '.join(WORDS)}")
+        ids[i, : len(words)] = torch.tensor([VOCABULARY.index(word) for word in words])
+    return ids
+
+
+class Block(nn.Module):
+    """A residual block of two convolutions (N, C, H, W) -> same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        out: Tensor = x + self.conv2(nn.functional.silu(self.norm2(h)))
+        return out
+
+
+class Look(nn.Module):
+    """Words (N, T, D) take in the cells (N, M, C): a sum over cells, gated by a sigmoid per head."""
+
+    def __init__(self, width: int, cells: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key, self.value = nn.Linear(cells, width), nn.Linear(cells, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, words: Tensor, cells: Tensor) -> Tensor:
+        n, t, d = words.shape
+        split = (n, -1, self.heads, d // self.heads)
+        q = self.query(self.norm(words)).view(split).transpose(1, 2)
+        k, v = self.key(cells).view(split).transpose(1, 2), self.value(cells).view(split).transpose(1, 2)
+        # Few cells hold an object: the gates start mostly shut.
+        gate = torch.sigmoid(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 - 2)
+        out: Tensor = words + self.out((gate @ v).transpose(1, 2).reshape(n, t, d))
+        return out
+
+
+class SceneReader(nn.Module):
+    """(pictures, captions) -> a logit per pair.
+
+    width: of the words and of the cells; blocks: residual blocks at 16 x 16 and at 8 x 8 cells; layers: of text, and
+    of looking, each.
+    """
+
+    def __init__(self, width: int = 128, blocks: tuple[int, int] = (2, 4), layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width // 2, 4, 2, 1)
+        self.fine = nn.Sequential(*[Block(width // 2) for _ in range(blocks[0])])
+        self.down = nn.Conv2d(width // 2, width, 4, 2, 1)
+        self.coarse = nn.Sequential(*[Block(width) for _ in range(blocks[1])])
+        self.norm = nn.GroupNorm(8, width)
+        self.centres = nn.Conv2d(width, NUM_LABELS, 1)
+        self.words = nn.Embedding(len(VOCABULARY), width)
+        self.places = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
+        self.text = nn.ModuleList([_layer(width, heads) for _ in range(layers)])
+        self.looks = nn.ModuleList([Look(width, width + 2, heads) for _ in range(layers)])
+        self.think = nn.ModuleList([_layer(width, heads) for _ in range(layers)])
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        line = torch.linspace(-1, 1, CELLS)
+        self.register_buffer("grid", torch.stack(torch.meshgrid(line, line, indexing="xy")), persistent=False)
+
+    def see(self, pictures: Tensor) -> Tensor:
+        """(N, 3, 32, 32) in [-1, 1] -> cells (N, width, 8, 8)."""
+        x = self.coarse(self.down(self.fine(self.stem(pictures))))
+        return nn.functional.silu(self.norm(x))
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (N, T) -> states (N, T, width), and which are padding (N, T)."""
+        ids = ids[:, : max(1, int((ids > 0).sum(1).max()))]
+        states, empty = self.words(ids) + self.places[: ids.shape[1]], ids == 0
+        for layer in self.text:
+            states = layer(states, src_key_padding_mask=empty)
+        return states, empty
+
+    def match(self, cells: Tensor, states: Tensor, empty: Tensor) -> Tensor:
+        """Cells (N, width, 8, 8) and their captions' states -> logits (N,) float32."""
+        grid = self.grid.to(cells.dtype).expand(len(cells), -1, -1, -1)  # type: ignore[operator]
+        seen = torch.cat([cells, grid], 1).flatten(2).transpose(1, 2)
+        for look, layer in zip(self.looks, self.think, strict=True):
+            states = layer(look(states, seen), src_key_padding_mask=empty)
+        kept = (~empty).unsqueeze(-1).to(states.dtype)
+        logits: Tensor = self.head((states * kept).sum(1) / kept.sum(1))[:, 0]
+        return logits.float()
+
+    def forward(self, pictures: Tensor, ids: Tensor) -> Tensor:
+        """N pictures (N, 3, 32, 32) in [-1, 1] with N captions (N, T) -> logits (N,) float32."""
+        return self.match(self.see(pictures), *self.read(ids))
+
+
+def _layer(width: int, heads: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)

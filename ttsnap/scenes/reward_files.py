@@ -1,0 +1,34 @@
+"""The learned reward's network on disk: config.json and model.safetensors (float16)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .reader import SceneReader
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def reward_path() -> Path:
+    """The packaged learned reward."""
+    return Path(__file__).parent / "reward"
+
+
+def save_reader(model: SceneReader, config: dict[str, Any], folder: Path) -> None:
+    """Write config.json (the whole recipe) and model.safetensors."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def load_reader(folder: Path) -> SceneReader:
+    """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do not fit."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        model = SceneReader(**config["model"])
+        model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no learned reward of the embedded world: {error}") from error
+    return model.eval()
