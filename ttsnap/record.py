@@ -73,6 +73,8 @@ def record(
     )
     if extras and not images:
         raise ValueError(f"{list(extras)} are kept beside images only; record with images, too")
+    if not _kinds(extras) <= set(getattr(engine, "keep", ())):
+        raise ValueError(f"the engine does not keep {list(extras)}; make it with keep={sorted(_kinds(extras))}")
     with OpenRecording(Path(folder), header) as there:
         missing = there.missing()
         total = len(prompts) * seeds * grid.steps
@@ -104,12 +106,14 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | 
     """One unit's scores (prompts, seeds, K+1, R); its images go to `file`, where there is one."""
     first = header.first_seed + unit.seeds.start
     shard = ShardWriter(file) if file is not None else None
+    singular = {"latent" if kind == "latents" else kind for kind in _kinds(header.extras)}
 
     def listen(event: Event) -> None:
         if event.kind == "tick":
             bar.update(event.nfe)
         elif event.kind == "score" and shard is not None:
-            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, event.kept)
+            kept = {name: value for name, value in event.kept.items() if name in singular}
+            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
 
     prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
     results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)
@@ -121,6 +125,11 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | 
             why = next((w for result in results for w in result.warnings), "it returned nan")
             raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
     return scores
+
+
+def _kinds(extras: Sequence[str]) -> set[str]:
+    """latents, features."""
+    return {extra.partition(":")[0] for extra in extras}
 
 
 def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:

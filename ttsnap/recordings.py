@@ -93,7 +93,7 @@ def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
     """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
     prepare_folder(folder, "", overwrite=True)
     if (folder / RECORDING).exists():
-        there = _read_header(folder).to_json()
+        there = {"extras": [], **_read_header(folder).to_json()}
         found = differences({key: there.get(key) for key in asked}, dict(asked))
         if found:
             raise ValueError(
@@ -123,7 +123,7 @@ class OpenRecording:
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
-        check_folder(folder, header.to_json())
+        check_folder(folder, {"extras": [], **header.to_json()})
         self.folder, self.header, self._units = folder, header, header.units()
         folder.mkdir(parents=True, exist_ok=True)
         if header.images:

@@ -65,7 +65,7 @@ def run(a: Namespace) -> int:
     extras = ["latents"] * a.latents + [f"features:{a.features}"] * (a.features is not None)
     if extras and not a.images:
         raise ValueError("--latents and --features are kept beside images: add --images")
-    known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images}
+    known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images, "extras": extras}
     check_folder(out, {**known, "rewards": [r.name for r in rewards]})
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype)
