@@ -1,0 +1,126 @@
+"""Checkpoints of safetensors and JSON, each a folder that appears whole or not at all; the last two are kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ttsnap.header import differences
+from ttsnap.journal import part_of, sha256
+
+KEPT = 2
+TENSORS, ABOUT = "state.safetensors", "state.json"
+logger = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
+    """Write the state after `step` optimiser steps as folder/{step:08d}, and remove all but the last two.
+
+    about: what must be the same to go on with it, JSON-ready. OSError where the disk is full; what was there stays.
+    """
+    target = folder / f"{step:08d}"
+    temporary = part_of(target)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write(temporary / TENSORS, tensors)
+        text = json.dumps({"step": step, "sha256": sha256(temporary / TENSORS), "about": about}, indent=1)
+        (temporary / ABOUT).write_text(text + "\n")
+        for name in (TENSORS, ABOUT):
+            with (temporary / name).open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one that was fallen back from
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _all(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest(folder: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
+    """(step, tensors) of the last checkpoint that is whole; None where there is none.
+
+    A damaged one is passed over with a warning. ValueError, with the keys that differ, for one of another run.
+    """
+    for path in reversed(_all(folder)):
+        try:
+            state = json.loads((path / ABOUT).read_text())
+            step, there, digest = int(state["step"]), state["about"], state["sha256"]
+            if sha256(path / TENSORS) != digest:
+                raise ValueError("its tensors are not those that were written")
+            tensors = load_file(path / TENSORS)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s); going on from the one before", path, error)
+            continue
+        found = differences(there, json.loads(json.dumps(about)))
+        if found:
+            raise ValueError(
+                f"{path} is of a run with other settings: {'; '.join(found[:4])}; use the same ones to go on with it, "
+                "or choose another folder"
+            )
+        return step, tensors
+    return None
+
+
+def steps_done(folder: Path) -> int:
+    """Of the last checkpoint by name, 0 without one; for messages."""
+    there = _all(folder)
+    return int(there[-1].name) if there else 0
+
+
+def pack(
+    parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """All that a run needs to go on, by name: parameters, their average, AdamW's moments and step counts."""
+    tensors = {f"parameter/{name}": p for name, p in parameters.items()}
+    tensors |= {f"average/{name}": value for name, value in average.items()}
+    for name, p in parameters.items():
+        tensors |= {f"{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()}
+    # Clones, since parameters may share memory, which safetensors refuses.
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def unpack(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:  # fmt: skip
+    """The inverse of `pack`, in place. ValueError where the names or shapes are another student's."""
+    wanted = {f"parameter/{n}": p for n, p in parameters.items()} | {f"average/{n}": a for n, a in average.items()}
+    for name, value in wanted.items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            there = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise ValueError(
+                f"the checkpoint's {name} is {there}, the student's {tuple(value.shape)}; another student?"
+            )
+        value.copy_(tensors[name])
+    for name, p in parameters.items():
+        state = {
+            key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors
+        }
+        if state:
+            optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in state.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(str(error)) from error
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())

@@ -1,0 +1,241 @@
+"""Everything that determines a distillation, checked, to and from YAML. No torch here: the command line reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ttsnap.journal import write_whole
+
+KINDS = ("lora", "dora", "per-level", "full", "head")
+SPACES = ("pixels", "latents", "features")
+LOSSES = ("mse", "mse-uncertain", "pairwise", "listwise")
+SCHEDULES = ("linear", "cosine", "rex")
+TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+"""Of accelerate, each with the modules one of which it needs."""
+ORDERS = ("clean-to-noisy", "uniform", "noisy-to-clean")
+
+
+def option(default: Any, text: str, *, determines: bool = True) -> Any:
+    """A field with its help. determines: whether another value would give another result, so that a run refuses it."""
+    return field(default=default, metadata={"help": text, "determines": determines})
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that is trained."""
+
+    kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class")
+    space: str = option("pixels", "what it reads: pixels, latents or features (recorded with --latents, --features)")
+    rank: int = option(16, "of LoRA and DoRA")
+    level_embedding: bool = option(True, "tell the network the noise level")
+    options: Mapping[str, Any] | None = option(None, "more arguments of its class, as a dictionary")
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS and ":" not in self.kind:
+            raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
+        _one_of("student.space", self.space, SPACES)
+        if self.kind in KINDS and (self.kind == "head") != (self.space != "pixels"):
+            raise ValueError(
+                f"student.kind {self.kind!r} does not read {self.space}: heads read latents or features, others pixels"
+            )
+        _at_least("student.rank", self.rank, 1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised. Predictions and targets count in standard deviations of the targets within a prompt."""
+
+    name: str = option("mse", f"one of {', '.join(LOSSES)}")
+    centred: bool = option(True, "mse, mse-uncertain: subtract a group's means, so that only the ranking counts")
+    plain: float = option(0.1, "weight of the plain mean squared error besides, which keeps the scores' scale")
+    temperature: float = option(1.0, "pairwise, listwise: of the targets' and predictions' preferences")
+
+    def __post_init__(self) -> None:
+        _one_of("loss.name", self.name, LOSSES)
+        _at_least("loss.plain", self.plain, 0)
+        if not self.temperature > 0:
+            raise ValueError(f"loss.temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """One run of distillation. Raises ValueError, with the value, for what does not fit."""
+
+    recordings: tuple[str, ...] = option(
+        (), "folders written by `ttsnap record --images`, with the same noise levels", determines=False
+    )
+    record: Mapping[str, Any] | None = option(
+        None, "options of `ttsnap record`, to record first; into OUT/recording unless it has `out`", determines=False
+    )
+    reward: str = option("", "the base reward, whose score of the final image is the target; as for --reward")
+    student: StudentConfig = field(default_factory=StudentConfig)
+    steps: tuple[int, ...] | None = option(None, "recorded steps to train on (default: all that were scored)")
+    levels: tuple[float, ...] | None = option(None, "noise levels to train on instead, to three digits")
+    order: str = option("clean-to-noisy", f"of the levels: {', '.join(ORDERS)}")
+    steps_per_level: int = option(200, "optimiser steps per noise level")
+    earlier: float = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
+    loss: LossConfig = field(default_factory=LossConfig)
+    groups: int = option(8, "prompts per optimiser step, each at one noise level")
+    group_size: int = option(8, "seeds per prompt of a batch, compared with each other")
+    lr: float = option(1e-4, "AdamW's learning rate")
+    schedule: str = option("rex", f"of the learning rate: {', '.join(SCHEDULES)}")
+    final_lr: float = option(0.05, "the share of the learning rate that is left at the end")
+    warmup: int = option(20, "steps over which the learning rate rises")
+    span: str = option("run", "what the schedule runs over: run, or level (it starts anew with each level)")
+    weight_decay: float = option(0.01, "of matrices; vectors are not decayed")
+    clip: float = option(1.0, "most norm of the gradient, 0 for no limit")
+    ema: float = option(0.99, "decay of the average of the weights, which is evaluated and exported; 0 for none")
+    precision: str = option("no", "mixed precision: no or bf16")
+    accumulation: int = option(1, "parts that a batch is computed in, to save memory")
+    seed: int = option(0, "of weights, batches and the held-out prompts")
+    validation: float = option(0.1, "share of the prompts that is held out and evaluated")
+    batch_size: int = option(64, "images per call when scoring and evaluating", determines=False)
+    checkpoint_every: int = option(100, "optimiser steps between checkpoints", determines=False)
+    trackers: tuple[str, ...] = option((), "of accelerate: trackio, tensorboard, wandb", determines=False)
+    workers: int = option(0, "processes that read images", determines=False)
+    cache: int = option(256, "megabytes of compressed images to keep in memory", determines=False)
+    device: str = option("auto", "auto (as accelerate finds) or cpu", determines=False)
+
+    def __post_init__(self) -> None:
+        for name in ("recordings", "trackers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("steps", "levels"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.reward:
+            raise ValueError("reward is missing: name the base reward, as imagereward or my_reward.py:score")
+        if not self.recordings and self.record is None:
+            raise ValueError("no data: give recordings (folders), or a record section, options of ttsnap record")
+        if self.steps is not None and self.levels is not None:
+            raise ValueError("give steps or levels, not both")
+        for name in ("steps", "levels"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} must be different numbers, at least one, got {list(values)}")
+        _one_of("order", self.order, ORDERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("span", self.span, ("run", "level"))
+        _one_of("precision", self.precision, ("no", "bf16"))
+        _one_of("device", self.device, ("auto", "cpu"))
+        for tracker in self.trackers:
+            _one_of("tracker", tracker, tuple(TRACKERS))
+        for name in ("steps_per_level", "groups", "group_size", "accumulation", "batch_size", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("warmup", "weight_decay", "clip", "seed", "workers", "cache"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("earlier", "final_lr"):
+            _between(name, getattr(self, name), 0, 1)
+        for name in ("ema", "validation"):
+            _between(name, getattr(self, name), 0, 1, open_above=True)
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if self.groups % self.accumulation:
+            raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
+        compares = self.loss.name in ("pairwise", "listwise") or self.loss.centred
+        if compares and self.group_size < 2:
+            raise ValueError(f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and JSON."""
+        return _plain(dataclasses.asdict(self))
+
+    def determining(self) -> dict[str, Any]:
+        """The keys on which the result depends; the recordings count by their content instead."""
+        skipped = [f.name for f in dataclasses.fields(self) if not f.metadata.get("determines", True)]
+        return {key: value for key, value in self.to_dict().items() if key not in skipped}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DistillConfig:
+        """ValueError for unknown keys and for values of another type."""
+        return typing.cast(DistillConfig, _build(cls, data, ""))
+
+    def save(self, path: Path) -> None:
+        """As YAML, whole or not at all."""
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        write_whole(path, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: Path) -> DistillConfig:
+        """From YAML. ValueError that names the file for what cannot be read."""
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"cannot read {path}: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r}")
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def options(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
+    """(key, type, default, help) of every option, those of sections as "section.key"."""
+    hints, found = get_type_hints(cls), []
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            found += options(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            found.append((prefix + f.name, hints[f.name], f.default, f.metadata["help"]))
+    return found
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where.rstrip('.')} must hold keys and values, got {data!r}")
+    hints = get_type_hints(cls)
+    unknown = [f"{where}{key}" for key in data if key not in hints]
+    if unknown:
+        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known are {', '.join(where + key for key in hints)}")
+    values = {}
+    for key, value in data.items():
+        section = dataclasses.is_dataclass(hints[key])
+        values[key] = _build(hints[key], value, f"{key}.") if section else _typed(where + key, value, hints[key])
+    return cls(**values)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type says, where that loses nothing. YAML reads 1e-4 as text, so numbers may be texts."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return None if value is None else _typed(name, value, get_args(hint)[0])
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(f"{name}[{i}]", item, get_args(hint)[0]) for i, item in enumerate(value))
+    fits = {bool: bool, int: int, float: int | float | str, str: str}
+    if hint in fits and isinstance(value, fits[hint]) and (hint is bool or not isinstance(value, bool)):
+        try:
+            return hint(value)
+        except ValueError:
+            pass
+    elif hint not in fits and isinstance(value, Mapping):
+        return value
+    wanted = getattr(hint, "__name__", str(hint)) if hint in fits else str(hint).split(".")[-1]
+    raise ValueError(f"{name} must be of type {wanted}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _between(name: str, value: float, low: float, high: float, *, open_above: bool = False) -> None:
+    if not (low <= value < high or (value == high and not open_above)):
+        raise ValueError(f"{name} must be in [{low}, {high}{')' if open_above else ']'}, got {value}")

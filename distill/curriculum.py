@@ -1,0 +1,88 @@
+"""What is trained when: pure functions of the seed and the optimiser step, so that a resumed run needs no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Optimiser steps first..first + count - 1, at recorded step `at`.
+
+    before: the recorded steps of earlier stages. With `at` None, all of `before` are drawn from alike.
+    """
+
+    first: int
+    count: int
+    at: int | None
+    before: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Seeds (their positions within the recording) of one prompt at one recorded step."""
+
+    prompt: int
+    step: int
+    seeds: tuple[int, ...]
+
+
+def stages(steps: Sequence[int], order: str, steps_per_level: int) -> tuple[Stage, ...]:
+    """One stage per recorded step in this order; for "uniform" one for all. A later step is a cleaner estimate."""
+    if not steps:
+        raise ValueError("there are no steps to train on")
+    if order == "uniform":
+        return (Stage(0, steps_per_level * len(steps), None, tuple(sorted(steps))),)
+    if order not in ("clean-to-noisy", "noisy-to-clean"):
+        raise ValueError(f"unknown order {order!r}; choose clean-to-noisy, uniform or noisy-to-clean")
+    ordered = sorted(steps, reverse=order == "clean-to-noisy")
+    return tuple(
+        Stage(n * steps_per_level, steps_per_level, step, tuple(ordered[:n])) for n, step in enumerate(ordered)
+    )
+
+
+def stage_at(plan: Sequence[Stage], step: int) -> Stage:
+    """The stage of an optimiser step."""
+    for stage in plan:
+        if stage.first <= step < stage.first + stage.count:
+            return stage
+    raise ValueError(f"optimiser step {step} is outside the plan of {plan[-1].first + plan[-1].count}")
+
+
+def draw(
+    step: int, stage: Stage, prompts: Sequence[int], seeds: Sequence[int], *, groups: int, group_size: int,
+    earlier: float, seed: int,
+) -> list[Group]:  # fmt: skip
+    """The groups of an optimiser step, a function of (seed, step) for given data.
+
+    prompts: those to train on; seeds: how many each of them has. A batch holds different prompts where there are
+    enough; round(earlier * groups) of them, at random places, are at a random step of the earlier stages.
+    """
+    rng = np.random.default_rng((seed, step))
+    rows = rng.choice(len(prompts), groups, replace=groups > len(prompts))
+    old = groups if stage.at is None else round(earlier * groups) if stage.before else 0
+    at: list[int] = rng.choice(stage.before, old).tolist() if old else []
+    at += [] if stage.at is None else [stage.at] * (groups - old)
+    order = rng.permutation(groups)
+    return [
+        Group(prompts[row], at[k], tuple(rng.choice(seeds[row], group_size, replace=False).tolist()))
+        for row, k in zip(rows, order, strict=True)
+    ]
+
+
+def held_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Prompts to train on and prompts to evaluate, by number. Equal texts go to the same side.
+
+    At least one text is held out where share > 0. ValueError where none would be left to train on.
+    """
+    unique = list(dict.fromkeys(texts))
+    count = max(1, round(share * len(unique))) if share > 0 else 0
+    if count >= len(unique):
+        raise ValueError(f"validation {share} of {len(unique)} different prompts leaves none to train on")
+    # Another stream than the batches', which are keyed by (seed, step).
+    chosen = np.random.default_rng((seed, 0, 1)).permutation(len(unique))[:count]
+    out = {unique[i] for i in chosen}
+    return [i for i, t in enumerate(texts) if t not in out], [i for i, t in enumerate(texts) if t in out]

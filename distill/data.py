@@ -1,0 +1,269 @@
+"""Random access to what recordings hold of every estimate: images, latents, features, in uncompressed tars.
+
+Only places and sizes are kept in memory (about 20 bytes per entry); a batch reads and decodes its own entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from ttsnap.header import Header
+from ttsnap.journal import sha256, write_whole
+from ttsnap.recordings import IMAGES, SCORES, load_recording
+from ttsnap.shards import Shard
+
+EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.npy"}
+"""What each space is stored as."""
+_NAME = re.compile(r"(\d{5,})-(\d+)-(\d{3,})\.([a-z.]+)")
+
+
+class Entry(NamedTuple):
+    """One recorded estimate: prompt and seed by position, and the step."""
+
+    prompt: int
+    seed: int
+    step: int
+
+
+@dataclass
+class _Places:
+    """Where the entries of one extension lie, each (P, S, K+1): which file, from which byte on, how many bytes."""
+
+    file: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> _Places:
+        return cls(np.full(shape, -1, np.int32), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+
+
+@dataclass
+class _Part:
+    """One recording: its header, its files, and where its entries lie by extension."""
+
+    folder: Path
+    header: Header
+    shards: list[Shard]
+    places: dict[str, _Places] = field(default_factory=dict)
+
+
+class Frames:
+    """The estimates of one or more recordings with the same noise levels, their prompts one after another.
+
+    prompts (P,) texts; seeds (P,) how many each has; levels (K+1,); steps: those scored in all, without the last, K;
+    identity: a digest of the recordings' settings and of their files' SHA-256, whatever folder they lie in.
+
+    Raises ValueError for no recording, an unfinished or damaged one, one without images, and different levels.
+    verified: a file that remembers which tars were checked against their SHA-256, so that it is done once;
+    check=False leaves it out (another process does it). cache: bytes of entries to keep in memory.
+    """
+
+    def __init__(
+        self, folders: Sequence[str | Path], *, verified: Path | None = None, check: bool = True, cache: int = 0
+    ) -> None:
+        if not folders:
+            raise ValueError("there are no recordings to read; give at least one folder of ttsnap record --images")
+        self._parts = [_open(Path(folder)) for folder in folders]
+        first = self._parts[0].header
+        for part in self._parts[1:]:
+            if part.header.levels != first.levels:
+                raise ValueError(
+                    f"{part.folder} has other noise levels than {self._parts[0].folder}; join recordings of the same "
+                    f"model, sampler and number of steps ({len(part.header.levels)} levels and {len(first.levels)})"
+                )
+        if check:
+            _verify(self._parts, verified)
+        for part in self._parts:
+            _index(part)
+        self.prompts = tuple(prompt for part in self._parts for prompt in part.header.prompts)
+        self.seeds = np.array([part.header.seeds for part in self._parts for _ in part.header.prompts])
+        self.levels = first.levels
+        self.last = len(first.levels) - 1
+        common = set.intersection(*(set(part.header.steps) for part in self._parts))
+        self.steps = tuple(sorted(common - {self.last}))
+        about = [[p.header.to_json(), [s.sha256 for s in p.shards]] for p in self._parts]
+        self.identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        self.info = [dict(p.header.info) for p in self._parts]
+        self._where = [(p, i) for p in self._parts for i in range(len(p.header.prompts))]
+        self._left, self._cache, self._open = cache, {}, {}  # type: ignore[var-annotated]
+
+    def select(self, steps: Sequence[int] | None = None, levels: Sequence[float] | None = None) -> tuple[int, ...]:
+        """The recorded steps meant by step numbers or by noise levels (all by default), rising.
+
+        ValueError, with what there is, for those that were not recorded.
+        """
+        if levels is not None:
+            steps = [self._step_of(level) for level in levels]
+        for step in self.steps if steps is None else steps:
+            if step not in self.steps:
+                raise ValueError(f"step {step} was not recorded; these were: {list(self.steps)}")
+        chosen = tuple(sorted(self.steps if steps is None else set(steps)))
+        if not chosen:
+            raise ValueError("the recordings hold no estimate before the final image; record with --score-steps")
+        return chosen
+
+    def _step_of(self, level: float) -> int:
+        near = [step for step in self.steps if abs(self.levels[step] - level) <= 5e-4]
+        if not near:
+            there = ", ".join(f"{self.levels[step]:.3f}" for step in self.steps)
+            raise ValueError(f"level {level} was not recorded; these were: {there}")
+        return min(near, key=lambda step: abs(self.levels[step] - level))
+
+    def require(self, space: str, steps: Sequence[int]) -> None:
+        """ValueError unless every estimate at these steps is stored in this space."""
+        extension = EXTENSIONS[space]
+        for part in self._parts:
+            places = part.places.get(extension)
+            if places is None:
+                raise ValueError(f"{part.folder} holds no {space}; record into another folder with --{_flag(space)}")
+            missing = np.argwhere(places.file[:, :, list(steps)] < 0)
+            if len(missing):
+                p, s, k = missing[0]
+                raise ValueError(
+                    f"{part.folder} is damaged: it lacks the {space} of prompt {p} ({part.header.prompts[p]!r}), "
+                    f"seed {part.header.first_seed + s}, step {list(steps)[k]}, and {len(missing) - 1} others"
+                )
+
+    def seed_of(self, prompt: int, position: int) -> int:
+        """The seed itself."""
+        return self._where[prompt][0].header.first_seed + position
+
+    def read(self, entry: Entry, extension: str) -> bytes:
+        """The entry's bytes, from memory or from its tar."""
+        part, row = self._where[entry.prompt]
+        places = part.places[extension]
+        at = row, entry.seed, entry.step
+        file, offset, size = int(places.file[at]), int(places.offset[at]), int(places.size[at])
+        key = (part.folder, file, offset)
+        if key in self._cache:
+            return bytes(self._cache[key])
+        path = part.folder / IMAGES / part.shards[file].name
+        if path not in self._open:
+            self._open[path] = path.open("rb", buffering=0)
+        data = os.pread(self._open[path].fileno(), size, offset)  # no shared position: safe in forked workers
+        if len(data) != size:
+            raise ValueError(f"the images {path} were cut off while they were in use; restore the file")
+        if size <= self._left:
+            self._cache[key] = data
+            self._left -= size
+        return data
+
+    def load(self, entries: Sequence[Entry], space: str) -> Tensor:
+        """(N, ...) float32: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w), features (N, D, h, w)."""
+        rows = [decode(self.read(entry, EXTENSIONS[space]), space) for entry in entries]
+        shapes = {tuple(row.shape) for row in rows}
+        if len(shapes) > 1:
+            raise ValueError(f"the recordings hold {space} of different shapes {sorted(shapes)}; train on one size")
+        return torch.stack(rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files do not travel to spawned workers."""
+        return {**self.__dict__, "_open": {}}
+
+
+def decode(data: bytes, space: str) -> Tensor:
+    """One entry's bytes -> float32."""
+    if space == "pixels":
+        with Image.open(io.BytesIO(data)) as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+        return pixels.permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+
+
+def _flag(space: str) -> str:
+    return {"pixels": "images", "latents": "latents", "features": "features BLOCK"}[space]
+
+
+def _open(folder: Path) -> _Part:
+    if not folder.is_dir():
+        raise ValueError(f"no such recording: {folder}; a recording with images is a folder")
+    load_recording(folder)  # every check of it
+    with safe_open(folder / SCORES, framework="numpy") as file:
+        header, extra = Header.read(file.metadata()["recording"], folder / SCORES)
+    if not header.images:
+        raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
+    return _Part(folder, header, [Shard(**shard) for shard in extra["shards"]])
+
+
+def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
+    """Every tar has its recorded size and SHA-256; those that `verified` knows unchanged are not read again."""
+    known: dict[str, Any] = {}
+    if verified is not None and verified.is_file():
+        try:
+            known = dict(json.loads(verified.read_text()))
+        except ValueError:
+            known = {}
+    before = dict(known)
+    for part in parts:
+        for shard in part.shards:
+            path = part.folder / IMAGES / shard.name
+            if not path.is_file():
+                raise ValueError(f"the images {path} are missing; record again, or restore the file")
+            stat = path.stat()
+            mark = [stat.st_size, stat.st_mtime_ns, shard.sha256]
+            if known.get(str(path.resolve())) == mark:
+                continue
+            if stat.st_size != shard.size or sha256(path) != shard.sha256:
+                raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
+            known[str(path.resolve())] = mark
+    if verified is not None and known != before:
+        write_whole(verified, lambda file: file.write(json.dumps(known).encode()))
+
+
+def _index(part: _Part) -> None:
+    """Fill in where the entries lie."""
+    header = part.header
+    shape = (len(header.prompts), header.seeds, len(header.levels))
+    for number, shard in enumerate(part.shards):
+        path = part.folder / IMAGES / shard.name
+        try:
+            with tarfile.open(path, mode="r:") as tar:
+                for entry in tar:
+                    match = _NAME.fullmatch(entry.name)
+                    at = None if match is None else _position(match, header)
+                    if match is None or at is None:
+                        raise ValueError(f"{path} holds {entry.name!r}, which is no name of a recorded estimate")
+                    places = part.places.setdefault(match[4], _Places.empty(shape))
+                    places.file[at], places.offset[at], places.size[at] = number, entry.offset_data, entry.size
+                    tar.members = []  # type: ignore[assignment]  # else it remembers every entry
+        except tarfile.TarError as error:
+            raise ValueError(f"the images {path} are damaged: {error}") from None
+
+
+def _position(match: re.Match[str], header: Header) -> tuple[int, int, int] | None:
+    prompt, seed, step = int(match[1]), int(match[2]) - header.first_seed, int(match[3])
+    inside = prompt < len(header.prompts) and 0 <= seed < header.seeds and step < len(header.levels)
+    return (prompt, seed, step) if inside else None
+
+
+def batches_of(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
+    """In order, `size` at a time."""
+    return [list(entries[i : i + size]) for i in range(0, len(entries), size)]
+
+
+def describe(frames: Frames) -> Mapping[str, Any]:
+    """What an exported reward should know of its data, JSON-ready."""
+    return {
+        "identity": frames.identity,
+        "prompts": len(frames.prompts),
+        "seeds": sorted(set(frames.seeds.tolist())),
+        "levels": list(frames.levels),
+        "info": frames.info,
+    }

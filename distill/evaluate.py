@@ -1,0 +1,114 @@
+"""How well a reward of estimates tells the final reward, level by level: ranks, cuts, calibration."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.scoring import by_reward, progress, score_entries
+
+from ttsnap.metrics import rank_correlation, top_fraction
+from ttsnap.types import FloatArray
+
+FRACTION = 0.25
+"""Of the seeds that a cut keeps, in `top_accuracy` and `top_regret`."""
+
+
+def measure(prediction: FloatArray, final: FloatArray) -> dict[str, float]:
+    """Of predictions and final rewards (P, S); nan where nothing varies.
+
+    spearman, kendall: within a prompt, mean over prompts. top_accuracy, top_regret: of a cut to the best quarter
+    (metrics.top_fraction). slope, intercept: of the regression of the final reward on the prediction, pooled; 1 and 0
+    when calibrated. r2: 1 - (error within prompts)^2 / (variance within prompts), below 0 where a constant is better.
+    rmse: of the prediction as it is.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scipy and numpy, where a prompt's rewards are all equal: left out, as nan
+        spearman, kendall = (rank_correlation(prediction, final, kind=kind) for kind in ("spearman", "kendall"))
+    accuracy, regret = top_fraction(prediction, final, FRACTION)
+    spread = float(np.var(prediction))
+    slope = float(np.cov(prediction.ravel(), final.ravel(), bias=True)[0, 1] / spread) if spread > 0 else math.nan
+    error, varied = _centred(prediction - final), _centred(final)
+    total = float(np.square(varied).sum())
+    return {
+        "spearman": spearman,
+        "kendall": kendall,
+        "top_accuracy": accuracy,
+        "top_regret": regret,
+        "slope": slope,
+        "intercept": float(final.mean() - slope * prediction.mean()),
+        "r2": 1 - float(np.square(error).sum()) / total if total > 0 else math.nan,
+        "rmse": float(np.sqrt(np.square(prediction - final).mean())),
+    }
+
+
+def _centred(values: FloatArray) -> FloatArray:
+    return np.asarray(values - values.mean(1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures per level, cleanest first: rows of {"step", "level", NAME: measures}. names: the rewards compared,
+    the base first; prompts, seeds: how many were measured; held_out: whether training saw none of the prompts."""
+
+    rows: tuple[dict[str, Any], ...]
+    names: tuple[str, ...]
+    prompts: int
+    seeds: int
+    held_out: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: nan as null."""
+        about = {"names": list(self.names), "prompts": self.prompts, "seeds": self.seeds, "held_out": self.held_out}
+        found = _jsonable({**about, "levels": list(self.rows)})
+        return dict(found)
+
+
+def evaluate(
+    rewards: dict[str, Any], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
+    steps: Sequence[int], *, batch_size: int = 64, accelerator: Any = None, bar: bool = False,
+    held_out: bool | None = None,
+) -> Evaluation:  # fmt: skip
+    """Each of `rewards`, by name, on the estimates at `steps` against the final rewards.
+
+    finals: (S,) per prompt of `prompts`. Prompts with more seeds than the fewest are cut to those. ValueError for a
+    prompt with fewer than 2 seeds, and for a reward whose scores are nan.
+    """
+    if not prompts:
+        raise ValueError("there are no prompts to evaluate")
+    seeds = int(min(frames.seeds[p] for p in prompts))
+    if seeds < 2:
+        raise ValueError(f"ranks within a prompt need at least 2 seeds per prompt, got {seeds}")
+    final = np.stack([scores[:seeds] for scores in finals])
+    ordered = sorted(steps, reverse=True)
+    rows: list[dict[str, Any]] = [{"step": step, "level": frames.levels[step]} for step in ordered]
+    entries = [Entry(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
+    shown = bar and (accelerator is None or accelerator.is_main_process)
+    with progress(len(entries) * len(rewards), "evaluate", "image", shown) as shown_bar:
+        for name, reward in rewards.items():
+            score, space = by_reward(reward)
+            frames.require(space, ordered)
+            options = {"batch_size": batch_size, "accelerator": accelerator, "bar": shown_bar}
+            scores = score_entries(score, frames, entries, space, **options)  # type: ignore[arg-type]
+            if not np.isfinite(scores).all():
+                at = entries[int(np.flatnonzero(~np.isfinite(scores))[0])]
+                raise ValueError(
+                    f"the reward {name!r} gave no number for prompt {frames.prompts[at.prompt]!r}, seed "
+                    f"{frames.seed_of(at.prompt, at.seed)}, step {at.step}"
+                )
+            for row, found in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
+                row[name] = measure(found, final)
+    return Evaluation(tuple(rows), tuple(rewards), len(prompts), seeds, held_out)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

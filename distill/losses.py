@@ -1,0 +1,100 @@
+"""Losses over groups: predictions and targets (P, G) of G seeds of P prompts, at one noise level per group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def centre(values: Tensor) -> Tensor:
+    """(P, G) less each group's mean."""
+    return values - values.mean(1, keepdim=True)
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error, a scalar."""
+    return (prediction - target).square().mean()
+
+
+def mse_uncertain(prediction: Tensor, target: Tensor, log_variance: Tensor) -> Tensor:
+    """exp(-s) (p - t)^2 + s, mean: twice a Gaussian's negative log-likelihood, less a constant (arXiv 1703.04977).
+
+    log_variance: s, broadcastable to (P, G). Its minimum is the log of the mean squared error.
+    """
+    return (torch.exp(-log_variance) * (prediction - target).square() + log_variance).mean()
+
+
+def pairwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """Bradley-Terry over all pairs of a group, with soft labels sigmoid((t_i - t_j) / T); T scales predictions, too.
+
+    Mean cross-entropy over the pairs. Smallest where prediction differences equal target differences.
+    """
+    i, j = torch.triu_indices(target.shape[1], target.shape[1], 1, device=target.device)
+    label = torch.sigmoid((target[:, i] - target[:, j]) / temperature)
+    logit = (prediction[:, i] - prediction[:, j]) / temperature
+    return functional.binary_cross_entropy_with_logits(logit, label)
+
+
+def listwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """ListNet (Cao et al., ICML 2007): cross-entropy of softmax(p / T) under softmax(t / T), mean over groups."""
+    share = torch.softmax(target / temperature, 1)
+    return -(share * torch.log_softmax(prediction / temperature, 1)).sum(1).mean()
+
+
+class Uncertainty(nn.Module):
+    """Log-variance of the error as a function of the noise level: straight lines between evenly spaced knots."""
+
+    def __init__(self, knots: int = 11) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.zeros(knots))
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Levels in [0, 1] -> log-variances of the same shape."""
+        last = len(self.log_variance) - 1
+        at = level.clamp(0, 1).to(self.log_variance.dtype) * last
+        below = at.floor().long().clamp(max=last - 1)
+        return torch.lerp(self.log_variance[below], self.log_variance[below + 1], at - below)
+
+
+def group_loss(
+    prediction: Tensor, target: Tensor, log_variance: Tensor | None = None, *, name: str, centred: bool = True,
+    plain: float = 0.0, temperature: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """The loss `name` of (P, G) plus `plain` times the uncentred mean squared error. log_variance: mse-uncertain's."""
+    p, t = (centre(prediction), centre(target)) if centred else (prediction, target)
+    if name == "mse":
+        loss = mse(p, t)
+    elif name == "mse-uncertain":
+        if log_variance is None:
+            raise ValueError("mse-uncertain needs log-variances")
+        loss = mse_uncertain(p, t, log_variance)
+    elif name == "pairwise":
+        loss = pairwise(prediction, target, temperature)
+    elif name == "listwise":
+        loss = listwise(prediction, target, temperature)
+    else:
+        raise ValueError(f"unknown loss {name!r}; choose mse, mse-uncertain, pairwise or listwise")
+    return loss + plain * mse(prediction, target) if plain else loss
+
+
+class Objective(nn.Module):
+    """Student and loss in one module, so that data-parallel training sees one forward pass.
+
+    scale: of the targets; differences are counted in it. settings: keywords of `group_loss`.
+    """
+
+    def __init__(self, student: Any, scale: float, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network: nn.Module = student.network
+        self.uncertainty = Uncertainty() if settings["name"] == "mse-uncertain" else None
+        self.scale, self._predict, self._settings = scale, student.predict, dict(settings)
+
+    def forward(self, x: Tensor, prompts: list[str], level: Tensor, target: Tensor) -> Tensor:
+        """x (P G, ...), P G prompts and levels, target (P, G) -> the loss."""
+        prediction = self._predict(x, prompts, level).float().view_as(target) / self.scale
+        log_variance = None if self.uncertainty is None else self.uncertainty(level).view_as(target)
+        return group_loss(prediction, target / self.scale, log_variance, **self._settings)

@@ -1,0 +1,221 @@
+"""The pipeline: record or reuse, targets, train, evaluate, export. Each part goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ttsnap.distill import curriculum, report
+from ttsnap.distill.config import TRACKERS, DistillConfig
+from ttsnap.distill.data import Entry, Frames, describe
+from ttsnap.distill.evaluate import Evaluation, evaluate
+from ttsnap.distill.student import Student, make_student
+from ttsnap.distill.targets import final_scores, spread
+from ttsnap.distill.train import Plan, train
+
+from ttsnap.header import differences
+from ttsnap.journal import part_of, write_whole
+from ttsnap.outputs import prepare_folder
+from ttsnap.rewards import make_reward
+from ttsnap.version import __version__
+
+CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
+
+
+def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Evaluation:
+    """Train a noise-aware reward, evaluate it on held-out prompts and export it to out/reward.
+
+    Called again after an interruption it goes on: recordings after their last unit, targets after their last batch,
+    training after its last checkpoint; finished, it returns the evaluation. Files: see docs/distill.md.
+
+    Raises ValueError where `out` holds something else or a run with other settings, before anything is changed there,
+    and for everything that does not fit. OSError where the disk is full: nothing that was there is lost.
+    """
+    out = Path(out)
+    check_out(config, out)
+    out.mkdir(parents=True, exist_ok=True)
+    accelerator = _accelerator(config, out)
+    if accelerator.is_main_process:
+        config.save(out / CONFIG)
+        if config.record is not None:
+            _record(config, out)
+    accelerator.wait_for_everyone()
+    if (out / EVALUATION).exists():  # written last
+        return read_evaluation(out / EVALUATION)
+
+    frames = open_frames(config, out, accelerator)
+    steps = frames.select(config.steps, config.levels)
+    space = config.student.space
+    frames.require(space, steps)
+    kept, tested = curriculum.held_out(frames.prompts, config.validation, config.seed)
+    fewest = int(frames.seeds.min())
+    if config.group_size > fewest:
+        raise ValueError(f"group_size is {config.group_size}, but a prompt has {fewest} seeds; lower it or record more")
+
+    torch.manual_seed(config.seed)
+    base = make_reward(config.reward, device=accelerator.device, dtype=torch.float32)
+    student = make_student(
+        base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps], seed=config.seed,
+        channels=frames.load([Entry(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
+    )  # fmt: skip
+    spreading = {"batch_size": config.batch_size, "accelerator": accelerator, "bar": bar}
+    targets = final_scores(frames, student.base, config.reward, out, **spreading)
+    plan = Plan(
+        curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
+    )
+    objective = train(student, frames, plan, config, out, accelerator, bar=bar)
+
+    measured = tested or kept
+    rewards = {getattr(base, "name", "base"): student.base, _other(student.name, base): student}
+    found = evaluate(
+        rewards, [targets[p] for p in measured], frames, measured, steps, held_out=bool(tested), **spreading
+    )  # fmt: skip
+    if objective.uncertainty is not None:
+        _add_sigma(found, objective.uncertainty, plan.scale)
+    if accelerator.is_main_process:
+        export(student, found, config, frames, plan, out)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return found
+
+
+def check_out(config: DistillConfig, out: Path) -> None:
+    """ValueError unless `out` is free, or holds a run with the same determining settings."""
+    prepare_folder(out, "", overwrite=True)
+    if (out / CONFIG).exists():
+        found = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
+        if found:
+            raise ValueError(
+                f"{out} holds a run with other settings: {'; '.join(found[:4])}; ask for the same ones to go on with "
+                "it, or choose another folder"
+            )
+    elif out.is_dir():
+        others = sorted(p.name for p in out.iterdir() if p != part_of(out / CONFIG))
+        if others:
+            raise ValueError(f"{out} holds other files ({', '.join(others[:3])}); choose another folder")
+
+
+def open_frames(config: DistillConfig, out: Path, accelerator: Any) -> Frames:
+    """The recordings of a configuration, checked by one process."""
+    folders = [*config.recordings]
+    if config.record is not None:
+        folders.append(str(config.record.get("out", out / RECORDING)))
+    options: dict[str, Any] = {"verified": out / "verified.json", "cache": config.cache * 2**20}
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()  # the main process checks first
+        return Frames(folders, check=False, **options)
+    frames = Frames(folders, **options)
+    accelerator.wait_for_everyone()
+    return frames
+
+
+def export(student: Student, found: Evaluation, config: DistillConfig, frames: Frames, plan: Plan, out: Path) -> None:
+    """out/reward, the plot where matplotlib is there, and evaluation.json, which says that the run is finished."""
+    info = {
+        "config": config.to_dict(),
+        "recording": describe(frames),
+        "versions": _versions(),
+        "target_spread": plan.scale,
+        "evaluation": found.to_json(),
+    }
+    student.save_pretrained(out / REWARD, info)
+    with contextlib.suppress(ValueError):
+        report.plot(found, out / PLOT)
+    text = json.dumps(found.to_json(), indent=1)
+    write_whole(out / EVALUATION, lambda file: file.write(text.encode()))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Of a finished run. ValueError where the file is damaged."""
+    try:
+        data = json.loads(path.read_text())
+        return Evaluation(
+            tuple(data["levels"]), tuple(data["names"]), int(data["prompts"]), int(data["seeds"]), data["held_out"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
+
+
+def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
+    """Those of `texts` that a run with this config.yaml held out, given that it was trained on these recordings."""
+    config = DistillConfig.load(path)
+    return curriculum.held_out(texts, config.validation, config.seed)[1]
+
+
+def _record(config: DistillConfig, out: Path) -> None:
+    """`ttsnap record` with the options of the record section, into out/recording unless it says otherwise."""
+    from ttsnap.cli import record
+
+    asked = {"out": str(out / RECORDING), **dict(config.record or {}), "images": True}
+    if config.student.space == "latents":
+        asked["latents"] = True
+    if config.student.space == "features" and asked.get("features") is None:
+        raise ValueError("student.space is features: give record.features, the transformer block to keep")
+    parser = record.parser()
+    parser.exit_on_error = False
+    try:
+        arguments = parser.parse_object(asked)
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
+    if record.run(arguments) == 130:
+        raise KeyboardInterrupt
+
+
+def _accelerator(config: DistillConfig, out: Path) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    for tracker in config.trackers:
+        if not any(importlib.util.find_spec(module) for module in TRACKERS[tracker]):
+            raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=config.device == "cpu",
+            log_with=list(config.trackers) or None,
+            project_dir=str(out),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:  # accelerate's state lives as long as the process
+        raise ValueError(f"cannot set up accelerate: {error}; use a new process for another precision") from None
+    if config.trackers:
+        accelerator.init_trackers("ttsnap-distill", _flat(config.to_dict()))
+    return accelerator
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Trackers take numbers and texts only."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
+def _add_sigma(found: Evaluation, uncertainty: Any, scale: float) -> None:
+    """The learned standard deviation of the error at each level, in units of the reward."""
+    with torch.no_grad():
+        for row in found.rows:
+            level = torch.tensor([row["level"]], device=uncertainty.log_variance.device)
+            row["sigma"] = float(torch.exp(uncertainty(level) / 2)) * scale
+
+
+def _other(name: str, base: Any) -> str:
+    return name if name != getattr(base, "name", "base") else f"{name}-na"
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"ttsnap": __version__}
+    for name in ("torch", "accelerate", "peft", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

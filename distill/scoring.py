@@ -1,0 +1,65 @@
+"""Scores of many recorded estimates: in batches, spread over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from ttsnap.distill.data import Entry, Frames
+
+from ttsnap.types import FloatArray
+
+Score = Callable[[Tensor, list[str], Tensor], Any]
+"""(x (N, ...), N prompts, levels (N,)) -> N scores."""
+
+
+def by_reward(reward: Any) -> tuple[Score, str]:
+    """How a reward or a student is asked for scores of estimates, and in which space."""
+    space = str(getattr(reward, "space", "pixels"))
+    return (reward if space == "pixels" else reward.predict), space
+
+
+@torch.no_grad()
+def score_entries(
+    score: Score, frames: Frames, entries: Sequence[Entry], space: str, *, batch_size: int, accelerator: Any = None,
+    bar: Any = None, keep: Callable[[int, FloatArray], None] | None = None,
+) -> FloatArray:  # fmt: skip
+    """(N,) float64 in the order of `entries`. With several processes, each scores its share and all get everything.
+
+    keep(first, scores) is called in order with what is done, round by round. nan stays nan.
+    """
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    done = np.zeros(len(entries))
+    for first in range(0, len(entries), batch_size * world):
+        mine = entries[first + rank * batch_size : first + (rank + 1) * batch_size]
+        scores = torch.full((batch_size,), float("nan"), dtype=torch.float64)
+        if mine:
+            scores[: len(mine)] = _one_batch(score, frames, mine, space)
+        if world > 1:
+            scores = accelerator.gather(scores.float().to(accelerator.device)).double().cpu()
+        found = scores[: len(entries) - first].numpy()
+        done[first : first + len(found)] = found
+        if keep is not None:
+            keep(first, found)
+        if bar is not None:
+            bar.update(len(found))
+    return done
+
+
+def _one_batch(score: Score, frames: Frames, entries: Sequence[Entry], space: str) -> Tensor:
+    x = frames.load(entries, space)
+    prompts = [frames.prompts[entry.prompt] for entry in entries]
+    level = torch.tensor([frames.levels[entry.step] for entry in entries], dtype=torch.float32)
+    found = torch.as_tensor(score(x, prompts, level)).double().cpu()
+    if found.shape != (len(entries),):
+        raise ValueError(f"the reward gave scores of shape {tuple(found.shape)} for {len(entries)} images")
+    return found
+
+
+def progress(total: int, text: str, unit: str, shown: bool) -> Any:
+    """A bar with the time left."""
+    return tqdm(total=total, desc=text, unit=unit, disable=not shown, dynamic_ncols=True)

@@ -1,0 +1,90 @@
+"""What the distillation knows about a model, and how one is made from a configuration."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from ttsnap.distill.config import StudentConfig
+
+KINDS = {
+    "lora": "ttsnap.reward_models.noise_aware:NoiseAware",
+    "dora": "ttsnap.reward_models.noise_aware:NoiseAware",
+    "per-level": "ttsnap.reward_models.noise_aware:NoiseAware",
+    "full": "ttsnap.reward_models.noise_aware:NoiseAware",
+    "head": "ttsnap.reward_models.heads:Head",
+}
+"""Kinds, and where their classes are."""
+
+
+class Student(Protocol):
+    """A noise-aware reward that can be trained. `ttsnap.reward_models.noise_aware` has the usual ones."""
+
+    name: str
+    base: Any
+    """The frozen teacher: base(images, prompts) -> (N,) on clean images."""
+    space: str
+    """What `predict` reads: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w) or features (N, D, h, w)."""
+    network: nn.Module
+    """Holds all parameters, frozen and trainable."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """By stable name: what is optimised, checkpointed and averaged."""
+
+    def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+        """(N,) float32, differentiable."""
+
+    def begin_stage(self, level: float) -> None:
+        """The curriculum comes to this level."""
+
+    def save_pretrained(self, folder: Path, info: Mapping[str, Any]) -> None:
+        """Write it where its from_pretrained reads it."""
+
+
+def make_student(
+    base: Any, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
+    batch_size: int = 64,
+) -> Student:  # fmt: skip
+    """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input.
+
+    A class of your own is called as Class(base, **student.options), and with those of spec, levels, channels, seed and
+    batch_size that it takes. ValueError for a base or options that do not fit.
+    """
+    made = _load(config.kind)
+    takes = inspect.signature(made).parameters
+    offered = {"spec": spec, "seed": seed, "batch_size": batch_size, "space": config.space, "channels": channels}
+    if config.kind not in KINDS:
+        offered["levels"] = tuple(levels)
+    options = {key: value for key, value in offered.items() if key in takes}
+    if config.kind in KINDS and config.kind != "head":
+        options |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
+        options["levels"] = tuple(levels) if config.kind == "per-level" else ()
+    options |= config.options or {}
+    unknown = [key for key in options if key not in takes]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(f"student {config.kind!r} takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
+    student: Student = made(base, **options)
+    if student.space != config.space:
+        raise ValueError(f"the student reads {student.space}, but student.space is {config.space!r}")
+    return student
+
+
+def _load(kind: str) -> Any:
+    where, _, name = KINDS.get(kind, kind).rpartition(":")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            if spec is None or spec.loader is None or not Path(where).is_file():
+                raise ImportError(f"no such file: {where}")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        return getattr(module, name)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ValueError(f"cannot load student {kind!r}: {error}") from error

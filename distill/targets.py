@@ -1,0 +1,103 @@
+"""Targets: the base reward's score of every trajectory's final image, computed once and kept in a journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.scoring import progress, score_entries
+
+from ttsnap.header import differences
+from ttsnap.journal import Journal, split
+from ttsnap.types import FloatArray
+
+TARGETS = "targets.bin"
+
+
+def final_scores(
+    frames: Frames, base: Any, reward: str, out: Path, *, batch_size: int, accelerator: Any = None, bar: bool = False
+) -> list[FloatArray]:
+    """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
+
+    out/targets.bin keeps what is done, so that an interrupted run goes on, and holds off a second process. `reward`
+    names the base. ValueError for targets of another base or other data, and for a score that is nan or infinite.
+    """
+    entries = [Entry(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
+    frames.require("pixels", [frames.last])
+    scores = np.zeros(len(entries))
+    header = json.dumps({"reward": reward, "data": frames.identity, "entries": len(entries)}).encode()
+    main = accelerator is None or accelerator.is_main_process
+    path = out / TARGETS
+    if main and not path.exists():
+        with Journal(path) as journal:
+            journal.append(header)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    records = split(path.read_bytes())[0]
+    done = _read(records, header, path, scores)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # all have read before one writes
+    if done < len(entries):
+        _score(frames, base, entries, done, scores, path if main else None, batch_size, accelerator, bar and main)
+    _require_finite(frames, entries, scores, reward)
+    return list(np.split(scores, np.cumsum(frames.seeds)[:-1]))
+
+
+def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -> int:
+    """Fill in the scores of the journal's records; how many there are."""
+    if not records:
+        raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
+    found = differences(json.loads(records[0]), json.loads(header))
+    if found:
+        raise ValueError(f"{path} holds targets of other data: {'; '.join(found)}; choose another folder")
+    done = 0
+    for record in records[1:]:
+        part = np.frombuffer(record, "<f8")
+        scores[done : done + len(part)] = part
+        done += len(part)
+    return done
+
+
+def _score(
+    frames: Frames, base: Any, entries: list[Entry], done: int, scores: FloatArray, path: Path | None,
+    batch_size: int, accelerator: Any, shown: bool,
+) -> None:  # fmt: skip
+    journal = Journal(path) if path is not None else None
+
+    def keep(first: int, part: FloatArray) -> None:
+        if journal is not None and np.isfinite(part).all():  # a failed score is asked for again next time
+            journal.append(np.ascontiguousarray(part, "<f8").tobytes())
+        _require_finite(frames, entries[done + first : done + first + len(part)], part, getattr(base, "name", "?"))
+
+    try:
+        with progress(len(entries), "targets", "image", shown) as bar:
+            bar.update(done)
+            scores[done:] = score_entries(
+                lambda x, prompts, level: base(x, prompts, level * 0), frames, entries[done:], "pixels",
+                batch_size=batch_size, accelerator=accelerator, bar=bar, keep=keep,
+            )  # fmt: skip
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _require_finite(frames: Frames, entries: list[Entry], scores: FloatArray, reward: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        entry = entries[int(bad[0])]
+        prompt, seed = frames.prompts[entry.prompt], frames.seed_of(entry.prompt, entry.seed)
+        raise ValueError(
+            f"the reward {reward!r} gave {scores[bad[0]]} for the final image of prompt {prompt!r}, seed {seed}; "
+            "a target must be a number: mend the reward, or record without that prompt"
+        )
+
+
+def spread(targets: list[FloatArray], prompts: list[int]) -> float:
+    """Standard deviation of the targets within these prompts. ValueError where they do not vary."""
+    scale = float(np.sqrt(np.mean([np.var(targets[p]) for p in prompts])))
+    if not scale > 0:
+        raise ValueError("the base reward's scores of the final images do not vary within any prompt: nothing to learn")
+    return scale

@@ -1,0 +1,152 @@
+"""A synthetic recording with a known answer, and a student that is small enough to train in a second.
+
+Every trajectory ends in an image of one brightness b, that is the base reward. Its estimates show b in the red channel
+only, shrunk towards the middle and under noise; green and blue are a louder distraction. So the base reward of an
+estimate ranks badly, and a network that reads red ranks well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ttsnap.header import Header, Unit
+from ttsnap.journal import write_whole
+from ttsnap.recordings import OpenRecording
+from ttsnap.replay import Recording
+from ttsnap.shards import ShardWriter
+from ttsnap.types import Grid
+
+LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
+SIZE = 6
+
+
+class Brightness:
+    """Mean pixel value."""
+
+    name = "brightness"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        return images.mean((1, 2, 3))
+
+
+def estimate(prompt: int, seed: int, step: int, levels: Sequence[float] = LEVELS) -> np.ndarray[Any, Any]:
+    """(3, SIZE, SIZE) in [0, 1]."""
+    bright = np.random.default_rng((prompt, seed)).uniform(0.2, 0.8)
+    rng = np.random.default_rng((prompt, seed, step, 1))
+    level = levels[step]
+    image = np.full((3, SIZE, SIZE), bright)
+    image[1:] += level * rng.uniform(-0.4, 0.4, (2, 1, 1))
+    image[0] = 0.5 + (1 - level / 2) * (image[0] - 0.5)
+    return (image + level * rng.normal(0, 0.05, image.shape)).clip(0, 1)
+
+
+def write_recording(
+    folder: Path, *, prompts: int = 12, seeds: int = 8, steps: Sequence[int] = (0, 1, 2, 3, 4), first_seed: int = 5,
+    levels: Sequence[float] = LEVELS, images: bool = True, latents: bool = False, offset: int = 0,
+    texts: Sequence[str] | None = None,
+) -> Path:  # fmt: skip
+    """A finished recording of this world, in units of 4 prompts."""
+    named = tuple(texts or (f"prompt {p + offset}" for p in range(prompts)))
+    prompts = len(named)
+    scores = np.full((prompts, seeds, len(levels), 1), np.nan)
+    for p in range(prompts):
+        for s in range(seeds):
+            for k in steps:
+                scores[p, s, k] = estimate(p + offset, s, k, levels).mean()
+    scored = tuple(k in steps for k in range(len(levels)))
+    recording = Recording(named, scores, Grid(tuple(levels)), ("brightness",), first_seed, scored)
+    header = Header(**{**Header.of(recording).__dict__, "images": images, "block": (4, seeds)})
+    with OpenRecording(folder, header) as there:
+        for unit in there.missing():
+
+            def save(file: Any, unit: Unit = unit) -> None:
+                shard = ShardWriter(file)
+                for p in unit.prompts:
+                    for s in unit.seeds:
+                        for k in steps:
+                            image = estimate(p + offset, s, k, levels)
+                            kept = {"latent": 2 * image[:2] - 1} if latents else None
+                            shard.add(p, first_seed + s, k, image, kept)
+                shard.close()
+
+            if images:
+                write_whole(there.shard_path(unit), save)
+            there.add(unit, scores)
+        there.finish()
+    return folder
+
+
+class TinyStudent:
+    """A convolution, the means of its channels and the level, two linear layers. Starts at random, not at the base."""
+
+    def __init__(self, base: Any, channels: int = 3, seed: int = 0, space: str = "pixels", width: int = 16) -> None:
+        self.name, self.base, self.space = "tiny", base, space
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network: Any = nn.ModuleDict(
+                {
+                    "first": nn.Conv2d(channels, width, 3),
+                    "second": nn.Linear(width + 1, width),
+                    "drop": nn.Dropout(0.05),
+                    "last": nn.Linear(width, 1),
+                }
+            )
+        self.stages: list[float] = []
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.network.named_parameters())
+
+    def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+        assert len(prompts) == len(x) == len(level)
+        self.network.train(torch.is_grad_enabled())
+        hidden = torch.relu(self.network["first"](x - 0.5)).mean((2, 3))
+        hidden = torch.cat([hidden, level.to(hidden)[:, None]], 1)
+        hidden = self.network["drop"](torch.relu(self.network["second"](hidden)))
+        return self.network["last"](hidden)[:, 0].float()  # type: ignore[no-any-return]
+
+    def begin_stage(self, level: float) -> None:
+        self.stages.append(level)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+        level = torch.as_tensor(level).expand(len(images))
+        return torch.where(level > 0, self.predict(images, prompts, level), self.base(images, prompts))
+
+    def save_pretrained(self, folder: Path, info: Mapping[str, Any]) -> None:
+        folder.mkdir(exist_ok=True)
+        save_file({name: p.detach().clone() for name, p in self.trainable().items()}, folder / "adapter.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> TinyStudent:
+        made = cls(Brightness())
+        made.network.load_state_dict(load_file(folder / "adapter.safetensors"))
+        return made
+
+
+WORLD = str(Path(__file__).resolve())
+
+
+def settings(recording: Path | str, **changes: Any) -> dict[str, Any]:
+    """A configuration of this world, as a dictionary."""
+    return {
+        "recordings": [str(recording)],
+        "reward": f"{WORLD}:Brightness",
+        "student": {"kind": f"{WORLD}:TinyStudent"},
+        "steps_per_level": 40,
+        "groups": 4,
+        "group_size": 4,
+        "lr": 0.01,
+        "warmup": 5,
+        "ema": 0.9,
+        "validation": 0.3,
+        "checkpoint_every": 25,
+        "device": "cpu",
+        **changes,
+    }

@@ -1,0 +1,84 @@
+"""`ttsnap distill`: a noise-aware reward from recordings, trained, evaluated and exported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+
+HELP = "train a noise-aware reward on recordings with images"
+DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
+
+Targets -> curriculum from clean to noisy -> train -> evaluate on held-out prompts -> OUT/reward, which then works as
+--reward noise-aware:OUT/reward. Ctrl-C is safe: the same command goes on after the last checkpoint.
+
+examples:
+  ttsnap record --prompts-file prompts.txt --seeds 16 --images --out recordings/train
+  ttsnap distill --recordings recordings/train --reward imagereward --out aware
+  ttsnap distill --config recipe.yaml --out aware          # the same keys as these options, as YAML
+  ttsnap distill --config aware/config.yaml --out again    # repeats a run
+  accelerate launch -m ttsnap distill --config recipe.yaml --out aware    # several GPUs
+  ttsnap generate "a red circle" --reward noise-aware:aware/reward
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments: every key of distill.config.DistillConfig."""
+    from ttsnap.distill.config import DistillConfig, options
+
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
+    p.add_argument("--out", type=str, required=True, help="folder to write to, or to go on with")
+    for key, kind, default, text in options(DistillConfig):
+        flag = "--" + key.replace("_", "-")
+        if key == "recordings":
+            p.add_argument(flag, type=str, nargs="+", default=[], help=text)
+        elif kind is bool:
+            p.add_argument(flag, type=bool, default=default, help=f"true or false: {text}")
+        else:
+            p.add_argument(flag, type=_argument(kind), default=default, help=text)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Distil, or go on with it, and print the table."""
+    from ttsnap.distill.config import DistillConfig
+
+    values = {key: value for key, value in a.as_dict().items() if key not in ("config", "out")}
+    config, out = DistillConfig.from_dict(values), Path(a.out)
+    from ttsnap.distill import checkpoints
+    from ttsnap.distill.report import table
+    from ttsnap.distill.run import REWARD, distill
+    from ttsnap.distill.train import CHECKPOINTS
+
+    again = "run the same command again to go on"
+    try:
+        found = distill(config, out, bar=True)
+    except KeyboardInterrupt:
+        done = checkpoints.steps_done(out / CHECKPOINTS)
+        print(f"\ninterrupted; {done} optimiser steps are safe in {out}\n{again}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {out}: {error}; what was there is safe. Free some space (a checkpoint takes four times "
+            f"the trained weights) or mend what is wrong, then {again}"
+        ) from error
+    print(table(found))
+    print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward noise-aware:{out / REWARD}")
+    return 0
+
+
+def _argument(kind: Any) -> Any:
+    """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
+    found = {
+        "collections.abc.Mapping[str, typing.Any] | None": dict[str, Any] | None,
+        "collections.abc.Mapping[str, typing.Any]": dict[str, Any],
+        "tuple[int, ...] | None": list[int] | None,
+        "tuple[float, ...] | None": list[float] | None,
+        "tuple[str, ...]": list[str],
+    }
+    return found.get(str(kind), kind)

@@ -1,0 +1,114 @@
+"""`ttsnap evaluate`: how well a reward of noisy estimates tells the final reward, level by level."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+
+HELP = "measure a reward on the noisy estimates of recordings"
+DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
+
+Per noise level: rank correlation within a prompt, how often the best seed survives a cut to the best quarter and what
+the cut costs, and calibration. The base reward's own scores of the same estimates stand beside it.
+
+examples:
+  ttsnap evaluate --reward noise-aware:aware/reward --recordings recordings/test
+  ttsnap evaluate --reward noise-aware:aware/reward --recordings recordings/train --prompts aware/config.yaml
+  ttsnap evaluate --reward brightness --base imagereward --recordings recordings/test --prompts 0:20 --plot b.png
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
+    p.add_argument("--reward", type=str, required=True, help=common.REWARD_HELP)
+    p.add_argument("--recordings", type=str, nargs="+", required=True, help="folders of `ttsnap record --images`")
+    p.add_argument(
+        "--base", type=str | None, help="whose score of the finished image counts (default: the base of --reward)"
+    )
+    p.add_argument(
+        "--prompts", type=str, default=":",
+        help="which prompts, as 0:20, or the config.yaml of a run of `ttsnap distill`: those that it held out",
+    )  # fmt: skip
+    p.add_argument("--steps", type=list[int] | None, help="which recorded steps, as '[2, 6]' (default: all)")
+    p.add_argument("--batch-size", type=int, default=64, help="images per call")
+    p.add_argument("--json", type=str | None, help="file to write the measures to")
+    p.add_argument("--plot", type=str | None, help="PNG file: rank correlation against the noise level")
+    common.add_device_arguments(p)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Measure and print the table; write --json and --plot."""
+    if a.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {a.batch_size}")
+    for name, path in (("--json", a.json), ("--plot", a.plot)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise ValueError(f"{name} {path}: there is no folder {Path(path).parent}")
+    from ttsnap.distill import report
+    from ttsnap.distill.data import Entry, Frames
+    from ttsnap.distill.evaluate import evaluate
+    from ttsnap.distill.scoring import progress, score_entries
+    from ttsnap.outputs import write_json
+    from ttsnap.rewards import make_reward
+
+    frames = Frames(a.recordings)
+    steps = frames.select(a.steps)
+    prompts, held_out = _prompts(a.prompts, frames.prompts)
+    place, kind = common.placement(a.device, a.dtype)
+    reward = make_reward(a.reward, device=place, dtype=kind)
+    base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else getattr(reward, "base", None)
+    if base is None:
+        raise ValueError(f"the reward {a.reward} has no base of its own; name the reward that counts with --base")
+    try:
+        entries = [Entry(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
+        with progress(len(entries), "final images", "image", True) as bar:
+            final = score_entries(
+                lambda x, texts, level: base(x, texts, level * 0), frames, entries, "pixels", batch_size=a.batch_size,
+                bar=bar,
+            )  # fmt: skip
+        finals, at = [], 0
+        for p in prompts:
+            finals.append(final[at : at + frames.seeds[p]])
+            at += frames.seeds[p]
+        name = getattr(reward, "name", "reward")
+        rewards = {f"{base.name}": base, name if name != base.name else f"{name} (--reward)": reward}
+        options: dict[str, Any] = {"batch_size": a.batch_size, "held_out": held_out, "bar": True}
+        found = evaluate(rewards, finals, frames, prompts, steps, **options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(report.table(found))
+    try:
+        if a.json is not None:
+            write_json(Path(a.json), found.to_json())
+        if a.plot is not None:
+            report.plot(found, Path(a.plot))
+    except OSError as error:
+        raise ValueError(f"cannot write the result: {error}; the table above is complete") from error
+    return 0
+
+
+def _prompts(which: str, texts: tuple[str, ...]) -> tuple[list[int], bool | None]:
+    """The prompts' numbers, and whether they are known to be held out."""
+    if which.endswith((".yaml", ".yml")):
+        from ttsnap.distill.run import held_out_prompts
+
+        found = held_out_prompts(Path(which), texts)
+        if not found:
+            raise ValueError(f"{which} held out no prompt of these recordings (validation: 0)")
+        return found, True
+    first, colon, last = which.partition(":")
+    try:
+        chosen = list(range(len(texts))[slice(int(first) if first else None, int(last) if last else None)])
+    except ValueError:
+        raise ValueError(f"--prompts must be a range such as 0:20, or a config.yaml; got {which!r}") from None
+    if not colon or not chosen:
+        raise ValueError(f"--prompts {which!r} names none of the {len(texts)} prompts; write a range such as 0:20")
+    return chosen, None
