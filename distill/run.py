@@ -61,7 +61,8 @@ def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Eva
     torch.manual_seed(config.seed)
     base = make_reward(config.reward, device=accelerator.device, dtype=torch.float32)
     student = make_student(
-        base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps], seed=config.seed,
+        base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
+        features_block=frames.features_block, seed=config.seed,
         channels=frames.load([Entry(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
     )  # fmt: skip
     spreading = {"batch_size": config.batch_size, "accelerator": accelerator, "bar": bar}

@@ -48,16 +48,20 @@ class Student(Protocol):
 
 def make_student(
     base: Any, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
-    batch_size: int = 64,
+    features_block: int | None = None, batch_size: int = 64,
 ) -> Student:  # fmt: skip
-    """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input.
+    """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input;
+    features_block: where features come from.
 
-    A class of your own is called as Class(base, **student.options), and with those of spec, levels, channels, seed and
-    batch_size that it takes. ValueError for a base or options that do not fit.
+    A class of your own is called as Class(base, **student.options), and with those of spec, levels, channels,
+    features_block, seed and batch_size that it takes. ValueError for a base or options that do not fit.
     """
     made = _load(config.kind)
     takes = inspect.signature(made).parameters
-    offered = {"spec": spec, "seed": seed, "batch_size": batch_size, "space": config.space, "channels": channels}
+    offered: dict[str, Any] = {"spec": spec, "seed": seed, "batch_size": batch_size}
+    offered |= {"space": config.space, "channels": channels}
+    if config.space == "features":
+        offered["features_block"] = features_block
     if config.kind not in KINDS:
         offered["levels"] = tuple(levels)
     options = {key: value for key, value in offered.items() if key in takes}

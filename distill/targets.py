@@ -41,7 +41,9 @@ def final_scores(
     if accelerator is not None:
         accelerator.wait_for_everyone()  # all have read before one writes
     if done < len(entries):
-        _score(frames, base, entries, done, scores, path if main else None, batch_size, accelerator, bar and main)
+        _score(
+            frames, base, entries, done, scores, reward, path if main else None, batch_size, accelerator, bar and main
+        )
     _require_finite(frames, entries, scores, reward)
     return list(np.split(scores, np.cumsum(frames.seeds)[:-1]))
 
@@ -62,7 +64,7 @@ def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -
 
 
 def _score(
-    frames: Frames, base: Any, entries: list[Entry], done: int, scores: FloatArray, path: Path | None,
+    frames: Frames, base: Any, entries: list[Entry], done: int, scores: FloatArray, reward: str, path: Path | None,
     batch_size: int, accelerator: Any, shown: bool,
 ) -> None:  # fmt: skip
     journal = Journal(path) if path is not None else None
@@ -70,7 +72,7 @@ def _score(
     def keep(first: int, part: FloatArray) -> None:
         if journal is not None and np.isfinite(part).all():  # a failed score is asked for again next time
             journal.append(np.ascontiguousarray(part, "<f8").tobytes())
-        _require_finite(frames, entries[done + first : done + first + len(part)], part, getattr(base, "name", "?"))
+        _require_finite(frames, entries[done + first : done + first + len(part)], part, reward)
 
     try:
         with progress(len(entries), "targets", "image", shown) as bar:
