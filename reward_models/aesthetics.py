@@ -29,6 +29,12 @@ class Aesthetics(Scorer):
     """How much people would like the image, about 4 to 7 of 10. It does not read the prompt."""
 
     name = "aesthetics"
+    adapted = (
+        r"clip\.vision_model\.embeddings\.patch_embedding|clip\.visual_projection"
+        r"|clip\.vision_model\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])"
+    )
+    trained = r".*"
+    level_sites = r"clip\.vision_model\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
 
     def __init__(self, clip: Any, head: nn.Module, *, batch_size: int = 32) -> None:
         # The stack is small and its outputs are compared in the second decimal: it stays in float32.

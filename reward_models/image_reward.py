@@ -55,6 +55,17 @@ class ImageReward(Scorer):
 
     name = "imagereward"
     max_tokens = MAX_TOKENS
+    # The text encoder attends to the image, so it belongs to the image side, and reads one text per image.
+    adapted = (
+        r"vision\.embeddings\.patch_embedding|vision\.encoder\.layers\.\d+\.(self_attn\.(qkv|projection)|mlp\.fc[12])"
+        r"|text\.encoder\.layer\.\d+\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
+        r"|text\.encoder\.layer\.\d+\.(intermediate|output)\.dense"
+    )
+    trained = r".*"
+    level_sites = (
+        r"vision\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
+        r"|text\.(embeddings|encoder\.layer\.\d+\.attention\.output)\.LayerNorm"
+    )
 
     def __init__(self, vision: Any, text: Any, head: nn.Module, tokenizer: Any, *, batch_size: int = 32) -> None:
         # As published, the stack runs in float32 whatever the towers run in.

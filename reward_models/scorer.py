@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,20 @@ class Scorer:
     network: in evaluation mode, on its device and in its dtype; preprocess: from images to its input; batch_size: most
     images per forward pass; max_tokens: what the text encoder reads of a prompt, None without a limit. Scores are
     float32, on the network's device.
+
+    For noise_aware.py a class names, as regular expressions of whole names in `network`: `adapted`, the modules on the
+    image side that low-rank adapters go into (an nn.MultiheadAttention as its .in_proj and .out_proj); `trained`, the
+    parameters that full finetuning changes; `level_sites`, the modules to whose outputs, (N, C, h, w) or (N, T, C) with
+    a row per image, an embedding of the noise level is added. Text towers that encode each prompt once stay out.
     """
 
     name: str = "scorer"
     max_tokens: int | None = None
+    adapted: str = ""
+    trained: str = ""
+    level_sites: str = ""
+    example: str = "a photo"
+    """A prompt that it can read."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:
         if batch_size < 1:
@@ -56,6 +67,13 @@ class Scorer:
         parts = [self.score(images[i : i + size], list(prompts[i : i + size])) for i in range(0, len(images), size)]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
+    def on(self, network: nn.Module) -> Self:
+        """This scorer on another network of the same structure. Nothing is copied."""
+        other = copy.copy(self)
+        other.network = network
+        vars(other).pop("flops", None)
+        return other
+
     def pixels(self, images: Tensor) -> Tensor:
         """The network's input: preprocessed on the images' device, then moved, since it is smaller by then."""
         return self.preprocess(images).to(self.device, self.dtype)
@@ -76,4 +94,4 @@ class Scorer:
     def flops(self) -> float:
         """FLOPs of one image with a prompt of its own, counted on one call. Repeated prompts of a batch cost less."""
         size = self.preprocess.size
-        return count_flops(lambda: self.score(torch.full((1, 3, size, size), 0.5, device=self.device), ["a photo"]))
+        return count_flops(lambda: self.score(torch.full((1, 3, size, size), 0.5, device=self.device), [self.example]))

@@ -42,6 +42,12 @@ class HFTowers(TwoTowers):
     default = ""
     processor = ""
     """Where the tokenizer is if not beside the weights."""
+    adapted = (
+        r"vision_model\.embeddings\.patch_embedding|visual_projection"
+        r"|vision_model\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])"
+    )
+    trained = r"vision_model\..*|visual_projection\..*"
+    level_sites = r"vision_model\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
 
     def __init__(self, network: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
         super().__init__(network, Preprocess(network.config.vision_config.image_size), batch_size=batch_size)
@@ -89,7 +95,11 @@ def _pooled(features: Any) -> Tensor:
 
 
 class OpenClipTowers(TwoTowers):
-    """An open_clip model with its tokenizer."""
+    """An open_clip model with its tokenizer. Only open_clip's own vision transformers can be made noise-aware."""
+
+    adapted = r"visual\.conv1|visual\.transformer\.resblocks\.\d+\.(attn\.in_proj|attn\.out_proj|mlp\.c_fc|mlp\.c_proj)"
+    trained = r"visual\..*"
+    level_sites = r"visual\.(conv1|transformer\.resblocks\.\d+\.ln_[12])"
 
     def __init__(self, network: nn.Module, tokenizer: Any, preprocess: Preprocess, *, batch_size: int = 32) -> None:
         super().__init__(network, preprocess, batch_size=batch_size)
