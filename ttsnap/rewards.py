@@ -21,6 +21,7 @@ REWARDS: dict[str, str] = {
     "hpsv2.1": "ttsnap.reward_models.hpsv2:HPSv21",
     "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
     "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
+    "noise-aware": "ttsnap.reward_models.noise_aware:NoiseAware",
     "vqascore": "ttsnap.reward_models.vqa:VQAScore",
     "counting": "ttsnap.reward_models.detection:CountReward",
     "compressibility": "ttsnap.reward_models.closed_form:Compressibility",
