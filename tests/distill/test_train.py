@@ -1,0 +1,299 @@
+"""Training: gone on with after any interruption to the same bits, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from ttsnap.distill import checkpoints, train
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.curriculum import held_out, stages
+from ttsnap.distill.data import Frames
+from ttsnap.distill.run import distill
+from ttsnap.distill.train import Batches, Plan
+
+from .world import WORLD, TinyStudent, settings, write_recording
+
+LAST = Path("checkpoints/00000160/state.safetensors")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recording(tmp_path_factory.mktemp("world") / "r")
+
+
+def make(recording: Path, **changes: Any) -> DistillConfig:
+    return DistillConfig.from_dict(settings(recording, **changes))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    distill(make(recording, loss={"name": "mse-uncertain"}), out)
+    return out
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same(out: Path, other: Path, last: Path = LAST) -> None:
+    a, b = load_file(out / last), load_file(other / last)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert metrics(out) == metrics(other)
+    assert (out / "evaluation.json").read_bytes() == (other / "evaluation.json").read_bytes()
+
+
+def test_killed_at_random_moments_and_resumed_is_the_same(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "out", make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=7)
+    context, draw = multiprocessing.get_context("fork"), random.Random(0)
+    for after in (draw.randint(5, 40), draw.randint(50, 90), draw.randint(100, 150)):
+        process = context.Process(target=distill, args=(config, out), daemon=True)
+        process.start()
+        begun = time.monotonic()
+        path = out / "metrics.jsonl"
+        while not (path.exists() and path.read_bytes().count(b"\n") >= after):
+            assert process.is_alive(), "it ended before it was killed"
+            assert time.monotonic() - begun < 100
+            time.sleep(0.002)
+        time.sleep(draw.random() / 20)
+        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.join()
+        done = checkpoints.steps_done(out / "checkpoints")
+        assert done > path.read_bytes().count(b"\n") - 8  # no more is lost than the steps since the last checkpoint
+    distill(config, out)
+    assert_same(out, undisturbed)
+
+
+def test_the_uncertainty_is_learned_and_reported(undisturbed: Path) -> None:
+    rows = json.loads((undisturbed / "evaluation.json").read_text())["levels"]
+    for row in rows:
+        assert 0.2 * row["tiny"]["rmse"] < row["sigma"] < 8 * row["tiny"]["rmse"], row
+    assert not torch.equal(load_file(undisturbed / LAST)["average/uncertainty.log_variance"], torch.zeros(11))
+
+
+def test_readers_in_other_processes_change_nothing(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
+    distill(make(recording, loss={"name": "mse-uncertain"}, workers=1, cache=0), tmp_path / "out")
+    assert_same(tmp_path / "out", undisturbed)
+
+
+def test_finished_runs_are_returned_at_once(
+    recording: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.distill.run.train", None)
+    found = distill(make(recording, loss={"name": "mse-uncertain"}, workers=1), undisturbed)
+    assert found.to_json() == json.loads((undisturbed / "evaluation.json").read_text())
+
+
+def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
+    for changes, message in (
+        ({"seed": 1}, "seed is 0, not 1"),
+        ({"loss": {"name": "mse"}}, r'loss\.name is "mse-uncertain", not "mse"'),
+        ({"loss": {"name": "mse-uncertain"}, "lr": 0.02}, r"lr is 0\.01, not 0\.02"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a run with other settings: .*{message}.*choose another folder"):
+            distill(make(recording, **{"loss": {"name": "mse-uncertain"}, **changes}), undisturbed)
+    assert {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()} == before
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files \(mine\.txt\)"):
+        distill(make(recording), tmp_path)
+    # A checkpoint carried over from another run.
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    make(recording).save(out / "config.yaml")
+    (undisturbed / "checkpoints" / "00000150").rename(out / "checkpoints" / "00000150")
+    try:
+        with pytest.raises(ValueError, match=r"00000150 is of a run with other settings: config\.loss\.name is"):
+            distill(make(recording), out)
+    finally:
+        (out / "checkpoints" / "00000150").rename(undisturbed / "checkpoints" / "00000150")
+
+
+def test_truncated_and_damaged_checkpoints_fall_back(
+    recording: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make(recording, steps=[2, 3])
+    distill(config, tmp_path / "whole")
+    out, average = tmp_path / "out", train._average
+    calls = 0
+
+    def interrupted(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 60:
+            raise KeyboardInterrupt
+        average(*args)
+
+    monkeypatch.setattr(train, "_average", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill(config, out)
+    monkeypatch.undo()
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000025", "00000050"]
+    path = out / "checkpoints" / "00000050" / "state.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    distill(config, out)
+    assert "00000050 is damaged (its tensors are not those that were written)" in caplog.text
+    assert_same(out, tmp_path / "whole", Path("checkpoints/00000080/state.safetensors"))
+
+
+def test_all_checkpoints_damaged_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (10, 20, 30):
+        checkpoints.save(tmp_path, step, {"a": torch.full((2,), float(step))}, {"k": 1})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["00000020", "00000030"]
+    found = checkpoints.latest(tmp_path, {"k": 1})
+    assert found is not None
+    assert (found[0], found[1]["a"].tolist()) == (30, [30, 30])
+    (tmp_path / "00000030" / "state.json").unlink()
+    flipped = bytearray((tmp_path / "00000020" / "state.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    (tmp_path / "00000020" / "state.safetensors").write_bytes(flipped)
+    assert checkpoints.latest(tmp_path, {"k": 1}) is None
+    assert caplog.text.count("is damaged") == 2
+    assert checkpoints.latest(tmp_path / "nowhere", {}) is None
+
+
+def test_a_full_disk_loses_nothing(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out, real = make(recording), tmp_path / "out", checkpoints.save_file
+    distill(config, tmp_path / "whole")
+
+    def full(tensors: Any, path: Path) -> None:
+        if "00000075" in str(path):
+            path.write_bytes(b"torn")
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        distill(config, out)
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000025", "00000050"]
+    monkeypatch.undo()
+    distill(config, out)
+    assert_same(out, tmp_path / "whole")
+
+
+def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = make(recording, reward=f"{WORLD}:Broken", batch_size=4), tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'.*:Broken' gave nan for the final image of prompt 'prompt 2', seed 8"):
+            distill(config, out)
+    kept = (out / "targets.bin").stat().st_size
+    assert kept > 4 * 8 * 4
+    with pytest.raises(ValueError, match="do not vary within any prompt: nothing to learn"):
+        distill(make(recording, reward=f"{WORLD}:Constant"), tmp_path / "constant")
+    # Targets of other data.
+    other = write_recording(tmp_path / "other", prompts=12, seeds=8, offset=40)
+    with pytest.raises(ValueError, match=r"targets\.bin holds targets of other data: data is"):
+        distill(make(other, reward=f"{WORLD}:Broken", batch_size=4), out)
+    assert (out / "targets.bin").stat().st_size == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 9}, "group_size is 9, but a prompt has 8 seeds"),
+        ({"steps": [1, 7]}, r"step 7 was not recorded; these were: \[0, 1, 2, 3\]"),
+        ({"student": {"kind": "nowhere.py:Student"}}, "cannot load student .*no such file: nowhere.py"),
+        ({"student": {"kind": f"{WORLD}:Nothing"}}, "cannot load student .*Nothing"),
+        ({"student": {"kind": f"{WORLD}:TinyStudent", "options": {"depth": 3}}}, "takes no depth; it takes base, "),
+        (
+            {"student": {"kind": f"{WORLD}:Diverging"}, "loss": {"centred": False}},
+            "the loss is inf at step 1: lower lr",
+        ),
+        ({"student": {"kind": f"{WORLD}:TinyStudent", "space": "latents"}}, "holds no latents; record .* --latents"),
+        ({"reward": "magic"}, "unknown reward 'magic'"),
+        ({"validation": 0.99}, "leaves none to train on"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused(recording: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill(make(recording, **changes), tmp_path / "out")
+
+
+def plan_of(config: DistillConfig, frames: Frames) -> Plan:
+    targets = [np.random.default_rng(p).normal(size=n) for p, n in enumerate(frames.seeds)]
+    kept, _ = held_out(frames.prompts, config.validation, config.seed)
+    return Plan(stages(frames.steps, config.order, config.steps_per_level), tuple(kept), targets, 1.0)
+
+
+def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
+    frames = Frames([recording])
+    whole = make(recording)
+    plan = plan_of(whole, frames)
+    parts = make(recording, accumulation=2)
+    for step in (0, 70, 159):
+        everything = Batches(frames, plan, whole).groups(step)
+        assert len(everything) == 4
+        shares = [Batches(frames, plan, parts, rank, 2).groups(2 * step + part) for rank in (0, 1) for part in (0, 1)]
+        assert [len(share) for share in shares] == [1, 1, 1, 1]
+        assert sorted((g for share in shares for g in share), key=str) == sorted(everything, key=str)
+    x, prompts, level, target = Batches(frames, plan, whole)[70]
+    groups = Batches(frames, plan, whole).groups(70)
+    assert x.shape == (16, 3, 6, 6)
+    assert target.shape == (4, 4)
+    assert prompts[4:8] == [frames.prompts[groups[1].prompt]] * 4
+    assert level[4:8].tolist() == [frames.levels[groups[1].step]] * 4
+    np.testing.assert_allclose(target[1], plan.targets[groups[1].prompt][list(groups[1].seeds)], rtol=1e-6)
+
+
+def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path: Path) -> None:
+    """One network per level: each starts from the one before, and only its own level trains it."""
+    config = make(recording, student={"kind": f"{WORLD}:PerLevel"}, earlier=0.0, checkpoint_every=20, span="level")
+    distill(config, tmp_path / "whole")
+    state = load_file(tmp_path / "whole" / LAST)
+    names = [name for name in state if name.startswith("parameter/0.")]
+    first, last = ([state[n.replace("/0.", f"/{i}.")] for n in names] for i in (0, 3))
+    assert not any(torch.equal(a, b) for a, b in zip(first, last, strict=True))
+    assert {int(state[f"step/{i}.last.weight"]) for i in range(4)} == {40}
+    lrs = [line["lr"] for line in metrics(tmp_path / "whole")]
+    assert lrs[:40] == lrs[40:80] == lrs[120:]
+    average, calls = train._average, 0
+
+    def interrupted(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 95:
+            raise KeyboardInterrupt
+        average(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_average", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill(config, tmp_path / "out")
+    distill(config, tmp_path / "out")
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changes", [
+    {"order": "uniform", "schedule": "cosine"},
+    {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},
+    {"loss": {"name": "pairwise"}, "accumulation": 2},
+    {"loss": {"name": "listwise", "temperature": 0.5}},
+    {"loss": {"centred": False, "plain": 0.0}, "student": {"kind": f"{WORLD}:TinyStudent", "space": "latents"}},
+], ids=str)  # fmt: skip
+def test_every_order_and_loss_learns(tmp_path: Path, changes: dict[str, Any]) -> None:
+    recording = write_recording(tmp_path / "r", latents=True)
+    found = distill(make(recording, **changes), tmp_path / "out")
+    for row in found.rows[1:]:
+        assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.1, row
+
+
+def test_tiny_student_keeps_the_contract() -> None:
+    student = TinyStudent(lambda images, prompts: images.mean((1, 2, 3)))
+    images = torch.rand(3, 3, 6, 6)
+    scores = student(images, [""] * 3, torch.tensor([0.0, 0.5, 0.0]))
+    torch.testing.assert_close(scores[[0, 2]], images.mean((1, 2, 3))[[0, 2]])
