@@ -15,6 +15,7 @@ from ttsnap.budget import Budget, Price, Rates, task_of
 from ttsnap.forecast import fit
 from ttsnap.lockstep import lockstep
 from ttsnap.replay import Recording, ReplayEngine
+from ttsnap.simulate import sized_for
 from ttsnap.types import Grid, Task
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
@@ -75,6 +76,29 @@ def test_priced_lockstep_is_the_loop(priced: PriceOfCompute, budget: str, shared
     assert out.nfe.tolist() == [x.spent["nfe"] for x in loop]
     assert out.scored.tolist() == [x.spent["decodes"] for x in loop]
     assert out.nfe.sum() <= 25 * task.allowance
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, shared: bool) -> None:
+    """Replay of a reward that reads latents: the loop's ledger, and lockstep's, in FLOPs."""
+    price = Price(Rates(nfe=10, decode=12, reward_call=2), decode_estimates=False)
+    r = recording(seeds=30, price=price)
+    for algorithm in (
+        SeedPruning(None, (0.4,), levels=(0.35,)),
+        dataclasses.replace(priced, price=0.02 * shared or None),
+    ):
+        if shared and isinstance(algorithm, SeedPruning):
+            continue
+        budget = Budget(flops=600)
+        engine = ReplayEngine(r)
+        loop = search(r.prompts, algorithm, engine, budget, shared=shared)
+        task, sized = sized_for(r, algorithm, budget, shared=shared)
+        assert task.checking == pytest.approx(0.2)
+        assert task.score_cost == pytest.approx(1.4)
+        out = lockstep(sized, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
+        assert out.winner.tolist() == [x.best.seed for x in loop]
+        np.testing.assert_allclose(10 * out.spent(task), [x.spent["flops"] for x in loop])
+        assert out.finals.tolist() == [x.spent["decodes"] for x in loop]
 
 
 def test_scores_have_their_price(priced: PriceOfCompute) -> None:

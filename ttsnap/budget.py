@@ -134,12 +134,13 @@ class Budget:
 def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
     """The task of one search under `budget`, in evaluations: by the cap that affords the fewest images."""
     grid, rewards = engine.grid, len(engine.reward_names)
-    found = [(float(budget.nfe), 0.0)] if budget.nfe is not None else []
+    found = [(float(budget.nfe), 0.0, 0.0)] if budget.nfe is not None else []
     for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
         if cap is not None and rates is not None and rates.nfe > 0:
-            found.append((cap / rates.nfe, (rates.decode + rewards * rates.reward_call) / rates.nfe))
-    allowance, score = min(found, key=lambda f: f[0] / (grid.steps + f[1]), default=(np.inf, 0.0))
-    return Task(grid, keep, allowance, score, shared)
+            score = (rates.decode + rewards * rates.reward_call) / rates.nfe
+            found.append((cap / rates.nfe, score, rates.decode / rates.nfe))
+    allowance, score, decode = min(found, key=lambda f: f[0] / (grid.steps + f[1]), default=(np.inf, 0.0, 0.0))
+    return Task(grid, keep, allowance, score, shared, None if engine.price.decode_estimates else score - decode)
 
 
 def _read_part(number: str, unit: str) -> tuple[str, float]:

@@ -31,6 +31,7 @@ def calibrate(
     *,
     checks: Sequence[int] | None = None,
     score_cost: float = 0.0,
+    check_cost: float | None = None,
     images: Sequence[float] = IMAGES,
     utility: Utility = utilities.mean,
     seeds: int = 200,
@@ -39,7 +40,7 @@ def calibrate(
 ) -> Forecast:
     """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
 
-    score_cost: of a decode with its rewards, in evaluations. on_progress: called with (done, of). Raises ValueError
+    score_cost, check_cost: as in Task. on_progress: called with (done, of). Raises ValueError
     where the recording lacks a check or has too few trajectories.
     """
     if utility is utilities.rank_sum:
@@ -55,7 +56,8 @@ def calibrate(
         if on_progress is not None:
             on_progress(done, len(images))
         allowance = count * (grid.steps + score_cost)
-        prices.append((allowance, _price_that_spends(forecast, wide, Task(grid, 1, allowance, score_cost, True), seed)))
+        task = Task(grid, 1, allowance, score_cost, True, check_cost)
+        prices.append((allowance, _price_that_spends(forecast, wide, task, seed)))
     return dataclasses.replace(forecast, prices=np.array(prices))
 
 
@@ -86,6 +88,6 @@ def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, see
         price = float(np.sqrt(low * high))
         lookup, searches = random_orders(recording, n, repeats, np.random.default_rng(seed))
         out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, searches, task)
-        spent = float((out.nfe + task.score_cost * out.scored).mean())
+        spent = float(out.spent(task).mean())
         low, high = (price, high) if spent > task.allowance else (low, price)
     return float(np.sqrt(low * high))

@@ -128,7 +128,12 @@ class Header:
                 rewards=tuple(str(r) for r in data["rewards"]),
                 block=(int(data["block"][0]), int(data["block"][1])),
                 images=bool(data["images"]),
-                price=Price(Rates(**price["flops"]), seconds, int(price["passes_per_nfe"])),
+                price=Price(
+                    Rates(**price["flops"]),
+                    seconds,
+                    int(price["passes_per_nfe"]),
+                    bool(price.get("decode_estimates", True)),
+                ),
                 info=dict(data["info"]),
                 extras=tuple(str(e) for e in data.get("extras", ())),
             )

@@ -21,12 +21,18 @@ Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of B searches: the winner's row (B,) and utility (B,), evaluations (B,) and scored images (B,) paid for."""
+    """Of B searches: the winner's row (B,) and utility (B,); evaluations (B,), scored images (B,) and those of them
+    that were finished (B,), all paid for."""
 
     winner: IntArray
     reward: FloatArray
     nfe: IntArray
     scored: IntArray
+    finals: IntArray
+
+    def spent(self, task: Task) -> FloatArray:
+        """(B,) what each search paid, in evaluations."""
+        return _paid(task, self.nfe, self.scored, self.finals)
 
 
 def lockstep(
@@ -78,7 +84,7 @@ class _Run:
         scores = np.empty((b, 0, task.grid.steps + 1, rewards))
         self.particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)
         self.state = algorithm.init(task)
-        self.nfe, self.scored = np.zeros(b, int), np.zeros(b, int)
+        self.nfe, self.scored, self.finals = np.zeros(b, int), np.zeros(b, int), np.zeros(b, int)
         self.nearest, self.finished = np.zeros(b, int), np.zeros(b, bool)  # evaluations of the nearest to an image
         self.rng = np.random.default_rng(0)
 
@@ -102,20 +108,21 @@ class _Run:
         value[rows] = move.value
         return Move(**parts), value
 
-    def costs(self, move: Move) -> tuple[IntArray, IntArray]:
-        """Evaluations (B,) and scored images (B,) of a move in each search, as budget.price_move counts them."""
+    def costs(self, move: Move) -> tuple[IntArray, IntArray, IntArray]:
+        """Evaluations, scored images and finished ones of them (B,) of a move, as budget.price_move counts them."""
         ahead = move.score & (move.stop < self.task.grid.steps)
         calls = move.stop - move.start + ahead
         if move.parent.ndim > 1:
             calls = calls - (np.take_along_axis(self.particles.cached, move.parent, 1) & (calls > 0))
         shape = (self.b, calls.shape[-1])
-        return np.broadcast_to(calls, shape).sum(1), np.broadcast_to(move.score, shape).sum(1)
+        done = move.score & ~ahead
+        calls, scored, finals = (np.broadcast_to(a, shape).sum(1) for a in (calls, move.score, done))
+        return calls, scored, finals
 
     def carry_out(self, rows: IntArray, move: Move) -> None:
         """Make the move in these searches: append fresh seeds, advance the others, drop, look scores up."""
-        calls, scored = self.costs(move)
-        self.nfe[rows] += calls[rows]
-        self.scored[rows] += scored[rows]
+        for total, more in zip((self.nfe, self.scored, self.finals), self.costs(move), strict=True):
+            total[rows] += more[rows]
         if move.parent.ndim == 1:
             self._grow(len(move))
         p = self.particles
@@ -172,7 +179,7 @@ class _Run:
         else:
             value[done] = self.particles.utility(final[done][:, None])[:, 0]
         winner = value.argmax(1)
-        return Outcomes(winner, value[np.arange(self.b), winner], self.nfe, self.scored)
+        return Outcomes(winner, value[np.arange(self.b), winner], self.nfe, self.scored, self.finals)
 
 
 class _Pots:
@@ -194,9 +201,9 @@ class _Pots:
             raise ValueError(f"searches that share a pot advance one candidate at a time, got {move.parent.shape[1]}")
         worth = value.reshape(-1, self.size)
         first = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
-        calls, scored = run.costs(move)
-        cost = (calls + self.task.score_cost * scored).reshape(worth.shape)
-        spent = (run.nfe + self.task.score_cost * run.scored).reshape(worth.shape).sum(1)
+        calls, scored, finals = run.costs(move)
+        cost = _paid(self.task, calls, scored, finals).reshape(worth.shape)
+        spent = _paid(self.task, run.nfe, run.scored, run.finals).reshape(worth.shape).sum(1)
         held, after = (a.reshape(worth.shape) for a in self._reserves(run, move, calls))
         fits = spent + (np.where(first, cost + after, held)).sum(1) <= self.total
         go = first & fits[:, None]
@@ -229,6 +236,11 @@ class _Pots:
         at = (np.take_along_axis(p.step, move.parent, 1) + np.take_along_axis(p.cached, move.parent, 1)).sum(1) + calls
         ends = (move.stop >= steps).any(-1)
         return held, np.where(ends, 0.0, np.where(held == 0, 0.0, whole - np.maximum(run.nearest, at)))
+
+
+def _paid(task: Task, calls: IntArray, scored: IntArray, finals: IntArray) -> FloatArray:
+    total: FloatArray = calls + task.checking * (scored - finals) + task.score_cost * finals
+    return total
 
 
 def _pick(stack: Any, rows: IntArray, b: int | None = None) -> Any:

@@ -73,8 +73,13 @@ def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spear
     """Mean over prompts of the correlation within a prompt: early and final (P, S). kind: spearman or kendall."""
     if kind not in ("spearman", "kendall"):
         raise ValueError(f"kind must be spearman or kendall, got {kind!r}")
-    function = stats.spearmanr if kind == "spearman" else stats.kendalltau
-    each = [function(e, f).statistic for e, f in zip(early, final, strict=True)]
+    if kind == "kendall":
+        return float(np.nanmean([stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]))
+    a, b = (stats.rankdata(x, axis=1) for x in (early, final))
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # nan for a prompt whose scores do not vary, or one of whose scores is nan
+        each = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    each[np.isnan(early).any(1) | np.isnan(final).any(1)] = np.nan
     return float(np.nanmean(each))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.budget import Price
 from ttsnap.header import Header, Unit
 from ttsnap.journal import write_whole
 from ttsnap.metrics import rank_correlation
@@ -68,7 +68,7 @@ def record(
         block=block or _block(len(prompts), seeds, engine.capacity),
         images=images,
         extras=tuple(extras),
-        price=Price(engine.price.flops, None, engine.price.passes_per_nfe),
+        price=replace(engine.price, seconds=None),
         info={**_versions(), **_batches(engine), **(info or {})},
     )
     if extras and not images:

@@ -77,7 +77,7 @@ def curve(
         lookup, searches = random_orders(recording, sized.n or 1, repeats, rng)
         pot = len(recording.prompts) if shared else None
         out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
-        total = out.nfe + task.score_cost * out.scored
+        total = out.spent(task)
         found.append(out.reward.reshape(repeats, -1).mean(0))
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
         won = lookup(everyone, out.winner[:, None], end)[:, 0]

@@ -72,7 +72,8 @@ class Task:
 
     `allowance` is the most that this prompt may spend (its share of a pot, where the budget is `shared`), and
     `score_cost` what a decode with its reward calls takes, both in units of one denoiser evaluation: the unit in
-    which the tightest cap is counted in images. inf and 0 where nothing caps evaluations.
+    which the tightest cap is counted in images. inf and 0 where nothing caps evaluations. `check_cost` is what scoring
+    an unfinished estimate takes, less than that where it takes no decode (the same by default).
     """
 
     grid: Grid
@@ -80,6 +81,12 @@ class Task:
     allowance: float = float("inf")
     score_cost: float = 0.0
     shared: bool = False
+    check_cost: float | None = None
+
+    @property
+    def checking(self) -> float:
+        """check_cost, or score_cost where that is not set."""
+        return self.score_cost if self.check_cost is None else self.check_cost
 
 
 @dataclass(frozen=True)

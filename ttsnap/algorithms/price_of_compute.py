@@ -94,7 +94,7 @@ class PriceOfCompute:
         if not np.isfinite(task.allowance):
             raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
         calls = np.minimum(np.array(f.checks) + 1, task.grid.steps)
-        costs = np.diff(calls, prepend=0) + task.score_cost
+        costs = np.diff(calls, prepend=0) + np.where(calls > f.checks, task.checking, task.score_cost)
         finish = np.append(task.grid.steps - np.append(0, calls[:-1]) + task.score_cost, 0.0)
         price = 0.0
         if task.shared:

@@ -50,6 +50,9 @@ def run(a: Namespace) -> int:
     score_cost = a.score_cost if a.score_cost is not None else recorded_score_cost(recording)
     if score_cost < 0:
         raise ValueError(f"--score-cost must not be negative, got {score_cost}")
+    rates = recording.price.flops
+    decode = 0.0 if recording.price.decode_estimates or rates.nfe <= 0 else rates.decode / rates.nfe
+    check_cost = max(0.0, score_cost - decode)
     with tqdm(desc="prices", unit="budget") as bar:
 
         def progress(done: int, of: int) -> None:
@@ -57,8 +60,8 @@ def run(a: Namespace) -> int:
             bar.update(done - bar.n)
 
         forecast = calibrate(
-            recording, checks=a.checks, score_cost=score_cost, utility=utility.make(a.utility), seed=a.seed,
-            on_progress=progress,
+            recording, checks=a.checks, score_cost=score_cost, check_cost=check_cost,
+            utility=utility.make(a.utility), seed=a.seed, on_progress=progress,
         )  # fmt: skip
         bar.update(bar.total - bar.n if bar.total else 0)
     write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
