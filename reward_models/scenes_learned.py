@@ -28,6 +28,9 @@ class ScenesLearned(Scorer):
     )
     trained = r"(stem|fine|down|coarse|norm|looks|think|head)\..*"
     level_sites = r"stem|down|coarse\.\d+"
+    graft = "down"
+    skipped = ("stem", "fine")
+    example = "a red circle"
 
     def __init__(self, network: SceneReader, *, batch_size: int = 256) -> None:
         super().__init__(network, Preprocess(IMAGE_SIZE, HALF, HALF, "squash"), batch_size=batch_size)

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from .checker import check
-from .grammar import KINDS, Spec, caption, parse, sample_prompts
+from .evaluate import prompts_of_kind
+from .grammar import HARD_KINDS, Spec, caption, parse
 from .negatives import CHANGES, changed
 from .render import render
 
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ttsnap.rewards import make_reward
 
     reward = make_reward(args.reward)
-    specs = [parse(text) for text in sample_prompts(args.pictures // 8, args.seed, KINDS[1:])] * 8
+    each = max(1, args.pictures // len(HARD_KINDS))
+    specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, each, args.seed)]
     pictures = render(specs, np.random.default_rng(args.seed))
     rows = {"renders of held-out captions": hard_negatives(reward, pictures, specs, args.seed)}
     if args.recording is not None:

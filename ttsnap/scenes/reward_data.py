@@ -47,7 +47,7 @@ def pairs(images: NDArray[np.uint8], specs: Sequence[Spec], captions: int, rng: 
     found = detect(images.astype(np.float32) / 255)
     soft, texts = np.zeros((len(images), captions), np.float32), []
     for i, spec in enumerate(specs):
-        options = [spec, *(_other(found, i, spec, rng) for _ in range(captions - 1))]
+        options = [spec, *(_other(found, i, spec, rng, first=k == 0) for k in range(captions - 1))]
         soft[i] = [judge(found, i, option)[0] for option in options]
         texts += [caption(option) for option in options]
     ids = word_ids(texts).numpy().astype(np.uint8).reshape(len(images), captions, MAX_WORDS)
@@ -102,8 +102,15 @@ def _draw(rng: np.random.Generator) -> Spec:
             return spec
 
 
-def _other(found: Objects, i: int, spec: Spec, rng: np.random.Generator) -> Spec:
-    """Another caption for picture i: what it shows, or `spec` with one or two things changed."""
+def _other(found: Objects, i: int, spec: Spec, rng: np.random.Generator, first: bool) -> Spec:
+    """Another caption for picture i: what it shows, or `spec` with one or two things changed.
+
+    The first one of a relation turns that around: relations are learned last, and from such pairs.
+    """
+    if first and spec.relation is not None:
+        other = changed(spec, "relation", rng)
+        if other is not None and not is_held_out(caption(other)):
+            return other
     if rng.random() < 0.15:
         spec = _shown(found, i) or spec
     for _ in range(20):
