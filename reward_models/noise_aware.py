@@ -209,11 +209,11 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def warm_start(self, level: float) -> None:
-        """Nothing is remembered, so that this may be called again after a restart."""
+        """Nothing is remembered, so that this may be called again: a trained level is its own nearest."""
         tensors = [{n: p for n, p in c.named_parameters() if p.requires_grad} for c in self.copies]
         trained = [i for i, named in enumerate(tensors) if any(p.any() for n, p in named.items() if "lora_B" in n)]
         to = self.nearest(level)
-        if trained and to not in trained:
+        if trained:
             source = tensors[self.nearest(self.levels[to], trained)]
             for name, parameter in tensors[to].items():
                 parameter.copy_(source[name])
