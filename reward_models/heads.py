@@ -106,7 +106,7 @@ class Head:
         """Unfinished estimates (N, channels, h, w), N prompts, levels (N,) -> (N,) float32."""
         levels = torch.as_tensor(level).float().expand(len(x))
         parts = []
-        for rows in torch.arange(len(x)).split(self.batch_size):
+        for rows in torch.arange(len(x)).split(self.batch_size) if len(x) else ():
             at = rows.to(x.device)
             parts.append(self.predict(x[at], [prompts[i] for i in rows.tolist()], levels[rows.to(levels.device)]))
         return torch.cat(parts) if parts else torch.zeros(0)

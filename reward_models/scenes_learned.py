@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ttsnap.reward_models.noise_aware import NoiseAware
 from ttsnap.reward_models.preprocess import HALF, Preprocess
 from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.scenes import IMAGE_SIZE, parse
 from ttsnap.scenes.reader import SceneReader, word_ids
-from ttsnap.scenes.reward_files import load_reader, reward_path
+from ttsnap.scenes.reward_files import load_reader, noise_aware_path, reward_path
 
 
 class ScenesLearned(Scorer):
@@ -26,7 +27,7 @@ class ScenesLearned(Scorer):
     adapted = (
         r"(fine|coarse)\.\d+\.conv[12]|stem|down|looks\.\d+\.(query|key|value|out)|think\.\d+\.linear[12]|head\.[13]"
     )
-    trained = r"(stem|fine|down|coarse|norm|looks|think|head)\..*"
+    trained = r"(stem|fine|down|coarse|norm|looks|think|compare|head)\..*"
     level_sites = r"stem|down|coarse\.\d+"
     graft = "down"
     skipped = ("stem", "fine")
@@ -60,3 +61,24 @@ class ScenesLearned(Scorer):
         rows = torch.tensor([unique[prompt] for prompt in prompts], device=self.device)
         logits: Tensor = network.match(network.see(self.pixels(images)), states[rows], empty[rows])
         return logits.sigmoid()
+
+
+class ScenesNoiseAware:
+    """The learned reward for x0 estimates of any noise level: what `ttsnap distill` made of ScenesLearned."""
+
+    name = "scenes-noise-aware"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 256,
+    ) -> NoiseAware:
+        """The packaged one, or a folder of your own. ValueError where it does not load."""
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        made: NoiseAware = NoiseAware.from_pretrained(name_or_path or noise_aware_path(), **options)
+        made.name = cls.name
+        return made

@@ -40,8 +40,6 @@ class Scorer:
     graft: str = ""
     skipped: tuple[str, ...] = ()
     example: str = "a photo"
-    example: str = "a photo"
-    """A prompt that it can read."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:
         if batch_size < 1:

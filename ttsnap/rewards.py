@@ -13,6 +13,8 @@ from ttsnap.types import Reward
 
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
+    "scenes-learned": "ttsnap.reward_models.scenes_learned:ScenesLearned",
+    "scenes-noise-aware": "ttsnap.reward_models.scenes_learned:ScenesNoiseAware",
     "scenes-strict": "ttsnap.reward_models.scenes:ScenesStrict",
     "clip": "ttsnap.reward_models.clip:CLIPScore",
     "open_clip": "ttsnap.reward_models.clip:OpenClipScore",

@@ -17,6 +17,11 @@ def reward_path() -> Path:
     return Path(__file__).parent / "reward"
 
 
+def noise_aware_path() -> Path:
+    """The packaged noise-aware reward."""
+    return Path(__file__).parent / "noise_aware"
+
+
 def save_reader(model: SceneReader, config: dict[str, Any], folder: Path) -> None:
     """Write config.json (the whole recipe) and model.safetensors."""
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,319 @@
+"""Noise-aware rewards on the embedded model: ranking by step, ablations, and search against best-of-N and TTSp.
+
+    python benchmarks/noise_aware.py --prompt-seed 0 --json noise_aware.json --plot docs/noise_aware.png
+
+The base is the embedded world's learned reward; the noise-aware one is the packaged one. Three parts:
+
+1. Ablations. Short trainings on one recording, each with one setting changed: the curriculum's order, the loss, how the
+   level is told, LoRA, DoRA or all weights, and heads on latents and hidden features. Measured on prompts held out from
+   training: rank correlation within a prompt with the base's final reward.
+2. Rank correlation by step, on held-out captions that no part of the world was trained on.
+3. Search on these: budgets in FLOPs, decodes and rewards included. TTSp prunes by the base, TTSnap by the noise-aware
+   reward, both with default and with tuned schedules; the winner is chosen by the base's score of finished images, and
+   the exact checker only reports. Schedules are tuned on prompts that are not held out.
+
+Everything that is recorded or trained stays in --work, if given, and is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.run import REWARD, distill
+from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.noise_aware import NoiseAware
+
+from ttsnap import Budget, __version__, make_algorithm
+from ttsnap.algorithms.price_of_compute import PriceOfCompute
+from ttsnap.budget import Price, Rates, task_of
+from ttsnap.calibrate import calibrate
+from ttsnap.metrics import best_of_n, rank_correlation
+from ttsnap.record import record
+from ttsnap.replay import Recording, ReplayEngine
+from ttsnap.rewards import make_reward
+from ttsnap.scenes import sample_prompts
+from ttsnap.simulate import Curve, best_of_n_curve, compare, curve
+from ttsnap.tune import tune
+from ttsnap.utility import weighted
+
+BASE, AWARE = "scenes-learned", "scenes-noise-aware"
+CHOICE = weighted([1.0, 0.0, 0.0])
+"""Of the columns of a searched recording: the reward decides, the checker's two verdicts report."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "reference (full, level embedding, clean to noisy, MSE)": {},
+    "order: uniform": {"order": "uniform"},
+    "order: noisy to clean": {"order": "noisy-to-clean"},
+    "loss: MSE with uncertainty": {"loss": {"name": "mse-uncertain"}},
+    "loss: pairwise": {"loss": {"name": "pairwise"}},
+    "loss: listwise": {"loss": {"name": "listwise"}},
+    "full, level not told": {"student": {"kind": "full", "level_embedding": False}},
+    "LoRA, level embedding": {"student": {"kind": "lora"}, "lr": 2e-3},
+    "LoRA, level not told": {"student": {"kind": "lora", "level_embedding": False}, "lr": 2e-3},
+    "DoRA, level embedding": {"student": {"kind": "dora"}, "lr": 2e-3},
+    "LoRA per level, nearest": {"student": {"kind": "per-level"}, "lr": 2e-3, "earlier": 0.0},
+    "head on latents": {"student": {"kind": "head", "space": "latents"}, "lr": 1e-3},
+    "head on features": {"student": {"kind": "head", "space": "features"}, "lr": 1e-3},
+}
+STEPS = [0, 1, 2, 3, 4, 5, 6, 8, 10]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out captions of the same kinds")
+    p.add_argument("--prompts", type=int, default=60, help="held-out captions to search")
+    p.add_argument("--seeds", type=int, default=64, help="recorded per caption; no search can start more")
+    p.add_argument("--images", type=float, nargs="+", default=[2.5, 5, 10, 20, 40], help="budgets, in images' FLOPs")
+    p.add_argument("--repeats", type=int, default=40, help="searches per caption and budget")
+    p.add_argument("--train-prompts", type=int, default=160, help="of the ablations, a quarter of them held out")
+    p.add_argument("--steps-per-level", type=int, default=40, help="of the ablations: short, to be compared")
+    p.add_argument("--block", type=int, default=2, help="transformer block whose hidden features are read")
+    p.add_argument("--no-ablations", action="store_true", help="skip part 1, and the heads with it")
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--work", type=Path, help="folder to keep recordings and trainings in, and to go on from")
+    p.add_argument("--json", type=Path)
+    p.add_argument("--plot", type=Path)
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = a.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        ablations = {} if a.no_ablations else ablate(a, work)
+        heads = [] if a.no_ablations else [work / folder(n) / REWARD for n in ABLATIONS if n.startswith("head")]
+        test, fit, prices = record_all(a, work, [NoiseAware.from_pretrained(h) for h in heads])
+    print(ablation_table(ablations))
+    by_step = correlations(test)
+    print(correlation_table(by_step))
+    print(price_table(prices))
+    curves, tuned = searches(a, test, fit, prices)
+    print(curve_table(a.images, curves))
+    parted = hacking(test)
+    print(hacking_table(parted))
+    if a.json:
+        setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("json", "plot")}
+        found = {
+            "ttsnap": __version__, "setting": setting, "ablations": ablations, "spearman": by_step,
+            "prices": {n: dataclasses.asdict(price) for n, price in prices.items()}, "curves": curves, "tuned": tuned,
+            "hacking": parted,
+        }  # fmt: skip
+        a.json.write_text(json.dumps(found, indent=1))
+    if a.plot:
+        plot(a.images, by_step, curves, a.plot)
+
+
+# --- part 1 -------------------------------------------------------------------------------------------------------
+
+
+def folder(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.split(" (")[0].lower())
+
+
+def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Train every variant; per variant the levels' Spearman of base and student on the held-out share."""
+    engine = load(dtype=torch.bfloat16).engine(
+        "scenes", batch_size=a.batch_size, keep=["latents", "features"], features_block=a.block, **defaults()
+    )
+    prompts = sample_prompts(a.train_prompts, 77, held_out=False)
+    options: dict[str, Any] = {"steps": [*STEPS, 20], "images": True, "extras": ["latents", f"features:{a.block}"]}
+    record(engine, prompts, 16, work / "train", seed=5000, progress_bar=True, **options)
+    found: dict[str, Any] = {}
+    for name, change in ABLATIONS.items():
+        setting = {
+            "recordings": [str(work / "train")], "reward": BASE, "student": {"kind": "full"}, "lr": 5e-4,
+            "steps_per_level": a.steps_per_level, "precision": "bf16", "ema": 0.98, "validation": 0.25, "device": "cpu",
+            "batch_size": 256, **change,
+        }  # fmt: skip
+        evaluation = distill(DistillConfig.from_dict(setting), work / folder(name), bar=True)
+        base, student = evaluation.names
+        found[name] = {
+            "levels": [row["level"] for row in evaluation.rows],
+            "base": [row[base]["spearman"] for row in evaluation.rows],
+            "student": [row[student]["spearman"] for row in evaluation.rows],
+            "r2": [row[student]["r2"] for row in evaluation.rows],
+            "prompts": evaluation.prompts,
+        }
+    return found
+
+
+def ablation_table(found: dict[str, Any]) -> str:
+    if not found:
+        return ""
+    levels = next(iter(found.values()))["levels"]
+    early = [i for i, level in enumerate(levels) if level > 0.75]
+    lines = ["| trained | " + " | ".join(f"{v:.2f}" for v in levels) + " | mean | above .75 |"]
+    lines.append("|---" * (len(levels) + 3) + "|")
+    rows = {"base reward, untrained": next(iter(found.values()))["base"]} | {n: f["student"] for n, f in found.items()}
+    for name, r in rows.items():
+        cells = [f"{v:.2f}" for v in r] + [f"{np.mean(r):.3f}", f"{np.mean([r[i] for i in early]):.3f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    prompts = next(iter(found.values()))["prompts"]
+    return f"\nSpearman by noise level on {prompts} prompts held out from training\n" + "\n".join(lines)
+
+
+# --- parts 2 and 3 ------------------------------------------------------------------------------------------------
+
+
+def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Recording, Recording, dict[str, Price]]:
+    """Held-out captions, others to tune on, scored by every reward at every step; and what each costs."""
+    rewards = [make_reward(BASE), make_reward(AWARE), *heads, make_reward("scenes"), make_reward("scenes-strict")]
+    engine = load(dtype=torch.bfloat16).engine(rewards, batch_size=a.batch_size, **defaults())
+    test = record(engine, sample_prompts(a.prompts, a.prompt_seed), a.seeds, work / f"test{a.prompt_seed}",
+                  progress_bar=True)  # fmt: skip
+    fit = record(engine, sample_prompts(20, 1, held_out=False), 40, work / "fit", progress_bar=True)
+    flops = engine.price.flops
+    prices = {
+        r.name: Price(
+            Rates(flops.nfe, flops.decode, float(r.flops) / 3),  # the two reporting columns cost nothing
+            passes_per_nfe=2,
+            decode_estimates=getattr(r, "estimates", "pixels") == "pixels",
+        )
+        for r in rewards[:-2]
+    }
+    return test, fit, prices
+
+
+def correlations(test: Recording) -> dict[str, list[float]]:
+    """Per reward and step: Spearman of its estimate's score with the base's final one."""
+    final = test.final[..., 0]
+    return {
+        name: [rank_correlation(test.scores[:, :, k, r], final) for k in range(test.grid.steps)]
+        for r, name in enumerate(test.reward_names[:-1])
+    }
+
+
+def searched(recording: Recording, name: str, price: Price) -> Recording:
+    """Columns: the estimates scored by `name`, finished images by the base; then the checker's verdicts."""
+    column, soft, strict = (recording.reward_names.index(n) for n in (name, "scenes", "scenes-strict"))
+    scores = recording.scores[..., [column, soft, strict]].copy()
+    scores[:, :, -1, 0] = recording.final[..., 0]
+    return dataclasses.replace(recording, scores=scores, reward_names=(name, "soft", "strict"), price=price)
+
+
+def searches(
+    a: argparse.Namespace, test: Recording, fit: Recording, prices: dict[str, Price]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Each method's mean reward, soft and strict verdict at every budget, and omega against best-of-N."""
+    base = searched(test, BASE, prices[BASE])
+    one = prices[BASE].flops
+    image = base.grid.steps * one.nfe + one.decode + 3 * one.reward_call
+    budgets = [Budget(flops=n * image) for n in a.images]
+    reference = best_of_n_curve(base, budgets, utility=CHOICE)
+    curves: dict[str, Any] = {"best-of-N": row(reference, reference, base)}
+    tuned: dict[str, Any] = {}
+    labels = {BASE: "TTSp", AWARE: "TTSnap"} | {
+        n: f"TTSnap, {n.split('-')[-1]}" for n in prices if n not in (BASE, AWARE)
+    }
+    for name, label in labels.items():
+        on, few = searched(test, name, prices[name]), searched(fit, name, prices[name])
+        schedule = tune(few, budgets, trials=200, holdout=0.0, checks=3, utility=CHOICE).schedule
+        tuned[label] = {"steps": schedule.steps, "keep": schedule.keep}
+        methods = {"default schedule": make_algorithm("seed-pruning"), "early checks": make_algorithm("ttsnap")}
+        for what, algorithm in (methods | {"tuned": schedule}).items():
+            found = curve(on, algorithm, budgets, a.repeats, utility=CHOICE)
+            curves[f"{label}, {what}"] = row(found, reference, on)
+    for name, label in ((BASE, "TTSp"), (AWARE, "TTSnap")):
+        on, few = searched(test, name, prices[name]), searched(fit, name, prices[name])
+        task = task_of(budgets[0], ReplayEngine(few))
+        priced = PriceOfCompute(calibrate(few, score_cost=task.score_cost, check_cost=task.check_cost, utility=CHOICE))
+        for shared in (False, True):
+            found = curve(on, priced, budgets, a.repeats, shared=shared, utility=CHOICE)
+            curves[f"{label}, price of compute{', shared' * shared}"] = row(found, reference, on)
+    return curves, tuned
+
+
+def hacking(test: Recording) -> dict[str, list[float]]:
+    """Best of N by the base, and by the checker: what the base and the checker say of the winners, N = 1, 2, 4, ..."""
+    base, soft, strict = (test.final[..., test.reward_names.index(n)] for n in (BASE, "scenes", "scenes-strict"))
+    sizes = [n for n in 2 ** np.arange(12) if n <= test.seeds]
+    out: dict[str, list[float]] = {"n": [int(n) for n in sizes]}
+    for name, chosen in (("base", base), ("checker", soft)):
+        for what, judged in (("base", base), ("soft", soft), ("strict", strict)):
+            out[f"{what} of the {name}'s choice"] = [float(best_of_n(chosen, n, of=judged).mean()) for n in sizes]
+    return out
+
+
+def hacking_table(found: dict[str, list[float]]) -> str:
+    lines = ["| best of | " + " | ".join(str(n) for n in found["n"]) + " |", "|---" * (len(found["n"]) + 1) + "|"]
+    lines += [f"| {k} | " + " | ".join(f"{v:.3f}" for v in r) + " |" for k, r in found.items() if k != "n"]
+    return "\nWhat the searched reward and the exact checker say\n" + "\n".join(lines)
+
+
+def row(found: Curve, reference: Curve, recording: Recording) -> dict[str, Any]:
+    versus = compare(found, reference, recording, CHOICE)
+    paired = found.scores - reference.scores
+    return {
+        "omega": versus.omega,
+        "omega_se": versus.error,
+        "mean": found.scores.mean(0).tolist(),
+        "se": (found.scores.std(0, ddof=1) / len(found.scores) ** 0.5).tolist(),
+        "gain": paired.mean(0).tolist(),
+        "gain_se": (paired.std(0, ddof=1) / len(paired) ** 0.5).tolist(),
+    }
+
+
+def correlation_table(found: dict[str, list[float]]) -> str:
+    steps = range(0, len(next(iter(found.values()))), 1)
+    shown = [k for k in steps if k <= 10 or k % 3 == 0]
+    lines = ["| step | " + " | ".join(str(k) for k in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{r[k]:.2f}" for k in shown) + " |" for name, r in found.items()]
+    return "\nSpearman within a prompt of a score at a step with the base's final one, held-out captions\n" + "\n".join(
+        lines
+    )
+
+
+def price_table(prices: dict[str, Price]) -> str:
+    lines = ["| | MFLOPs per check: decode | reward | together, in evaluations |", "|---|---|---|---|"]
+    for name, price in prices.items():
+        decode = price.flops.decode * price.decode_estimates
+        reward = 3 * price.flops.reward_call
+        lines.append(
+            f"| {name} | {decode / 1e6:.0f} | {reward / 1e6:.0f} | {(decode + reward) / price.flops.nfe:.2f} |"
+        )
+    return "\n" + "\n".join(lines)
+
+
+def curve_table(images: list[float], curves: dict[str, Any]) -> str:
+    lines = ["| | omega | " + " | ".join(f"{n:g} images: reward, soft, strict" for n in images) + " |"]
+    lines.append("|---" * (len(images) + 2) + "|")
+    for name, c in curves.items():
+        cells = [", ".join(f"{v:.3f}" for v in c["mean"][i]) for i in range(len(images))]
+        lines.append(f"| {name} | {c['omega']:.1f} ± {c['omega_se']:.1f} | " + " | ".join(cells) + " |")
+    return "\nBudgets in images' worth of FLOPs\n" + "\n".join(lines)
+
+
+def plot(images: list[float], by_step: dict[str, list[float]], curves: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = {"best-of-N": "#777777", "TTSp, tuned": "#bc4c00", "TTSnap, tuned": "#0969da"}
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), constrained_layout=True)
+    names = {BASE: "base reward", AWARE: "noise-aware", "scenes": "exact checker"}
+    for name, r in by_step.items():
+        color = {BASE: "#bc4c00", AWARE: "#0969da", "scenes": "#999999"}.get(name)
+        axes[0].plot(r, "o-", label=names.get(name, name.removeprefix(f"{BASE}-") + " head"), color=color, markersize=3)
+    axes[0].set(title="rank correlation with the final reward", xlabel="denoising step of 20")
+    for axis, column, title in ((axes[1], 0, "learned reward (searched)"), (axes[2], 2, "strictly right (checker)")):
+        for name, color in colors.items():
+            c = curves[name]
+            y, e = (np.array(c[key])[:, column] for key in ("mean", "se"))
+            axis.plot(images, y, "o-", color=color, label=name, markersize=4)
+            axis.fill_between(images, y - e, y + e, color=color, alpha=0.12, linewidth=0)
+        axis.set(xscale="log", xlabel="budget, images' worth of FLOPs", title=title)
+        axis.set_xticks(images, [f"{n:g}" for n in images])
+        axis.minorticks_off()
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
