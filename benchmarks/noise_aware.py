@@ -63,17 +63,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "head on features": {"student": {"kind": "head", "space": "features"}, "lr": 1e-3},
 }
 STEPS = [0, 1, 2, 3, 4, 5, 6, 8, 10]
+SCORED = [*range(13), 14, 16]
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out captions of the same kinds")
     p.add_argument("--prompts", type=int, default=60, help="held-out captions to search")
-    p.add_argument("--seeds", type=int, default=64, help="recorded per caption; no search can start more")
+    p.add_argument("--seeds", type=int, default=50, help="recorded per caption; no search can start more")
     p.add_argument("--images", type=float, nargs="+", default=[2.5, 5, 10, 20, 40], help="budgets, in images' FLOPs")
     p.add_argument("--repeats", type=int, default=40, help="searches per caption and budget")
     p.add_argument("--train-prompts", type=int, default=160, help="of the ablations, a quarter of them held out")
-    p.add_argument("--steps-per-level", type=int, default=40, help="of the ablations: short, to be compared")
+    p.add_argument("--steps-per-level", type=int, default=30, help="of the ablations: short, to be compared")
     p.add_argument("--block", type=int, default=2, help="transformer block whose hidden features are read")
     p.add_argument("--no-ablations", action="store_true", help="skip part 1, and the heads with it")
     p.add_argument("--batch-size", type=int, default=64)
@@ -163,9 +164,10 @@ def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Rec
     """Held-out captions, others to tune on, scored by every reward at every step; and what each costs."""
     rewards = [make_reward(BASE), make_reward(AWARE), *heads, make_reward("scenes"), make_reward("scenes-strict")]
     engine = load(dtype=torch.bfloat16).engine(rewards, batch_size=a.batch_size, **defaults())
-    test = record(engine, sample_prompts(a.prompts, a.prompt_seed), a.seeds, work / f"test{a.prompt_seed}",
-                  progress_bar=True)  # fmt: skip
-    fit = record(engine, sample_prompts(20, 1, held_out=False), 40, work / "fit", progress_bar=True)
+    options: dict[str, Any] = {"steps": [*SCORED, 20], "progress_bar": True}
+    held_out = sample_prompts(a.prompts, a.prompt_seed)
+    test = record(engine, held_out, a.seeds, work / f"test{a.prompt_seed}", **options)
+    fit = record(engine, sample_prompts(20, 1, held_out=False), 40, work / "fit", **options)
     flops = engine.price.flops
     prices = {
         r.name: Price(
@@ -182,7 +184,7 @@ def correlations(test: Recording) -> dict[str, list[float]]:
     """Per reward and step: Spearman of its estimate's score with the base's final one."""
     final = test.final[..., 0]
     return {
-        name: [rank_correlation(test.scores[:, :, k, r], final) for k in range(test.grid.steps)]
+        name: [rank_correlation(test.scores[:, :, k, r], final) for k in SCORED]
         for r, name in enumerate(test.reward_names[:-1])
     }
 
@@ -258,10 +260,8 @@ def row(found: Curve, reference: Curve, recording: Recording) -> dict[str, Any]:
 
 
 def correlation_table(found: dict[str, list[float]]) -> str:
-    steps = range(0, len(next(iter(found.values()))), 1)
-    shown = [k for k in steps if k <= 10 or k % 3 == 0]
-    lines = ["| step | " + " | ".join(str(k) for k in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{r[k]:.2f}" for k in shown) + " |" for name, r in found.items()]
+    lines = ["| step | " + " | ".join(map(str, SCORED)) + " |", "|---" * (len(SCORED) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{v:.2f}" for v in r) + " |" for name, r in found.items()]
     return "\nSpearman within a prompt of a score at a step with the base's final one, held-out captions\n" + "\n".join(
         lines
     )
@@ -298,7 +298,9 @@ def plot(images: list[float], by_step: dict[str, list[float]], curves: dict[str,
     names = {BASE: "base reward", AWARE: "noise-aware", "scenes": "exact checker"}
     for name, r in by_step.items():
         color = {BASE: "#bc4c00", AWARE: "#0969da", "scenes": "#999999"}.get(name)
-        axes[0].plot(r, "o-", label=names.get(name, name.removeprefix(f"{BASE}-") + " head"), color=color, markersize=3)
+        axes[0].plot(
+            SCORED, r, "o-", label=names.get(name, name.removeprefix(f"{BASE}-") + " head"), color=color, markersize=3
+        )
     axes[0].set(title="rank correlation with the final reward", xlabel="denoising step of 20")
     for axis, column, title in ((axes[1], 0, "learned reward (searched)"), (axes[2], 2, "strictly right (checker)")):
         for name, color in colors.items():

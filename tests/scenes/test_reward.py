@@ -1,0 +1,174 @@
+"""The learned reward of the embedded world: its data, its network, its files, and how good the packaged one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ttsnap.pipelines import defaults, load
+
+from ttsnap.record import record
+from ttsnap.rewards import make_reward
+from ttsnap.scenes import HARD_KINDS, Spec, caption, check, is_held_out, parse, render, sample_prompts, sample_spec
+from ttsnap.scenes.evaluate import prompts_of_kind
+from ttsnap.scenes.evaluate_reward import hard_negatives
+from ttsnap.scenes.negatives import CHANGES, changed
+from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, SceneReader, word_ids
+from ttsnap.scenes.reward_data import pairs, recorded, rendered
+from ttsnap.scenes.reward_files import load_reader, save_reader
+from ttsnap.scenes.train_reward import RECIPE, main, train
+
+RNG = np.random.default_rng
+
+
+def differences(a: Spec, b: Spec) -> list[str]:
+    found = [w for w in ("relation", "background") if getattr(a, w) != getattr(b, w)]
+    for g, h in zip(a.groups, b.groups, strict=True):
+        found += [w for w in ("count", "color", "shape") if getattr(g, w) != getattr(h, w)]
+    return found
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "background"])
+def test_one_thing_changes(what: str) -> None:
+    rng, made = RNG(0), 0
+    for _ in range(200):
+        spec = sample_spec(rng)
+        other = changed(spec, what, rng)
+        if other is not None:
+            assert differences(spec, other) == [what], (spec, other)
+            parse(caption(other))
+            made += 1
+    assert made > 20
+
+
+def test_swaps_and_what_cannot_change() -> None:
+    pair = parse("a red circle and a blue square")
+    other = next(o for o in (changed(pair, "swap", RNG(i)) for i in range(20)) if o is not None)
+    assert caption(other) == "a blue circle and a red square"
+    assert changed(parse("a red circle"), "relation", RNG(0)) is None
+    assert changed(parse("a red circle"), "swap", RNG(0)) is None
+    quad = parse("a red circle, a blue square, a green cross and a red square")
+    assert changed(quad, "count", RNG(0)) is None
+    with pytest.raises(ValueError, match="unknown change 'size'"):
+        changed(pair, "size", RNG(0))
+
+
+def test_pairs_are_what_the_checker_says() -> None:
+    rng = RNG(1)
+    specs = [sample_spec(rng) for _ in range(40)]
+    images = np.rint(render(specs, rng) * 255).astype(np.uint8)
+    data = pairs(images, specs, 4, RNG(2))
+    soft, _ = check(images / 255.0, specs)
+    np.testing.assert_allclose(data.soft[:, 0], soft, atol=1e-6)
+    texts = [" ".join(VOCABULARY[i] for i in row if i).replace(" ,", ",") for row in data.ids.reshape(-1, MAX_WORDS)]
+    others = [t for n, t in enumerate(texts) if n % 4]
+    np.testing.assert_allclose(data.soft.ravel(), check(np.repeat(images / 255.0, 4, 0), [parse(t) for t in texts])[0])
+    assert not any(is_held_out(caption(parse(t))) for t in others)
+    assert data.soft[:, 1:].mean() < data.soft[:, 0].mean() - 0.2
+    assert [(row > 0).sum() for row in data.centres] == [spec.num_objects for spec in specs]
+
+
+def test_rendered_data_is_reproducible() -> None:
+    first, again = rendered(30, 3, RNG(3)), rendered(30, 3, RNG(3))
+    assert all(np.array_equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
+    assert first.ids.shape == (30, 3, MAX_WORDS)
+
+
+def test_words() -> None:
+    ids = word_ids(["a red circle", "two Blue squares, and"])
+    assert ids.shape == (2, MAX_WORDS)
+    assert (ids[0] > 0).sum() == 3
+    for text in ("a photo", "a " * 20):
+        with pytest.raises(ValueError, match="cannot read"):
+            word_ids([text])
+
+
+def test_the_reader_counts_and_pads() -> None:
+    torch.manual_seed(0)
+    model = SceneReader(width=32, blocks=(1, 1), layers=2, heads=2).eval()
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        together = model(x, word_ids(["a red circle", "a red circle above a blue square"]))
+        alone = model(x[:1], word_ids(["a red circle"]))
+    torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_files(tmp_path: Path) -> None:
+    config = {"model": {"width": 32, "blocks": [1, 1], "layers": 1, "heads": 2}}
+    model = SceneReader(**config["model"]).eval()  # type: ignore[arg-type]
+    save_reader(model, config, tmp_path)
+    again = load_reader(tmp_path)
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-3, rtol=1e-3)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(ValueError, match="no learned reward"):
+        load_reader(tmp_path)
+    with pytest.raises(ValueError, match="no learned reward"):
+        make_reward(f"scenes-learned:{tmp_path / 'nowhere'}")
+
+
+def small_recipe() -> dict[str, Any]:
+    config = yaml.safe_load(RECIPE.read_text())
+    config["model"] = {"width": 32, "blocks": [1, 1], "layers": 1, "heads": 2}
+    config["data"] = {"renders": 64, "prompts": 2, "first_step": 2, "captions": 3}
+    return {**config, "batch": 16, "steps": 12, "warmup": 2}
+
+
+def test_training_learns_and_is_reproducible() -> None:
+    config = {**small_recipe(), "steps": 40, "ema": 0.8, "bf16": False}
+    data = rendered(64, 3, RNG(0))
+    first, again = train(config, data, data), train(config, data, data)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    x = torch.from_numpy(data.images).float() / 127.5 - 1
+    cells = first.see(x)
+    named = first.centres(cells).argmax(1)
+    assert (named == torch.from_numpy(data.centres)).float().mean() > 0.9
+
+
+def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
+    engine = load().engine("scenes", batch_size=8, **{**defaults(), "num_inference_steps": 4})
+    seen = sample_prompts(2, 5, held_out=False)
+    record(engine, seen, 2, tmp_path / "rec", images=True)
+    assert len(recorded(tmp_path / "rec", 2, 2, 3, RNG(0))) == 2 * 2 * 3
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_recipe()))
+    paths = ["--recording", str(tmp_path / "rec"), "--out", str(tmp_path / "out")]
+    main(["--config", str(tmp_path / "recipe.yaml"), *paths, "--threads", "1"])
+    reward = make_reward(f"scenes-learned:{tmp_path / 'out'}")
+    scores = reward(torch.rand(2, 3, 32, 32), ["a red circle"] * 2, None)
+    assert scores.shape == (2,)
+    record(engine, sample_prompts(1, 5), 2, tmp_path / "held", images=True)
+    with pytest.raises(ValueError, match="held-out"):
+        recorded(tmp_path / "held", 1, 2, 3, RNG(0))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[Any, list[Spec]]:
+    specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, 60, 1)]
+    return render(specs, RNG(4)), specs
+
+
+def test_the_packaged_reward_tells_hard_negatives_apart(pictures: Any) -> None:
+    found = hard_negatives(make_reward("scenes-learned"), *pictures)
+    assert set(found) == set(CHANGES)
+    for what, (accuracy, n) in found.items():
+        assert n >= 60
+        assert accuracy >= 0.9 - 2 * (0.09 / n) ** 0.5, (what, accuracy, n)
+
+
+def test_a_blind_reward_would_fail_that_test(pictures: Any) -> None:
+    found = hard_negatives(make_reward("brightness"), *pictures)
+    assert all(accuracy < 0.1 for accuracy, _ in found.values())
+
+
+def test_the_packaged_noise_aware_reward(pictures: Any) -> None:
+    aware, base = make_reward("scenes-noise-aware"), make_reward("scenes-learned")
+    images, texts = torch.from_numpy(pictures[0][:8]), [caption(s) for s in pictures[1][:8]]
+    torch.testing.assert_close(aware(images, texts, torch.zeros(8)), base(images, texts, None), atol=0, rtol=0)
+    noisy = aware(images, texts, torch.full((8,), 0.9))
+    assert torch.isfinite(noisy).all()
+    assert (noisy - base(images, texts, None)).abs().max() > 0.01
