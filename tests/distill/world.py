@@ -86,7 +86,9 @@ def write_recording(
 class TinyStudent:
     """A convolution, the means of its channels and the level, two linear layers. Starts at random, not at the base."""
 
-    def __init__(self, base: Any, channels: int = 3, seed: int = 0, space: str = "pixels", width: int = 16) -> None:
+    def __init__(
+        self, base: Any, channels: int = 3, seed: int = 0, space: str = "pixels", width: int = 16, drop: float = 0.05
+    ) -> None:
         self.name, self.base, self.space = "tiny", base, space
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -94,7 +96,7 @@ class TinyStudent:
                 {
                     "first": nn.Conv2d(channels, width, 3),
                     "second": nn.Linear(width + 1, width),
-                    "drop": nn.Dropout(0.05),
+                    "drop": nn.Dropout(drop),
                     "last": nn.Linear(width, 1),
                 }
             )

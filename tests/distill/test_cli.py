@@ -1,0 +1,200 @@
+"""`ttsnap distill` and `ttsnap evaluate` as a new user meets them, on a recording of the embedded model."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ttsnap.distill import train
+
+from ttsnap.cli import main
+from ttsnap.recordings import load_recording
+
+from ..golden import tiny  # noqa: TID252
+from .world import WORLD, settings, write_recording
+
+PROMPTS = ["two red circles", "a green cross above a yellow triangle", "a blue square", "three yellow crosses"]
+RECIPE = f"""
+record:
+  prompts_file: prompts.txt
+  seeds: 4
+  steps: 4
+  score_steps: [0, 2]
+  device: cpu
+reward: scenes
+student:
+  kind: {WORLD}:TinyStudent
+  options: {{width: 4}}
+steps_per_level: 6
+groups: 2
+group_size: 4
+lr: 1e-3
+validation: 0.5
+checkpoint_every: 5
+device: cpu
+"""
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def losses(out: str) -> list[float]:
+    lines = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = KeyboardInterrupt) -> None:
+    average, calls = train._average, 0
+
+    def interrupted(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error("No space left on device")
+        average(*args)
+
+    monkeypatch.setattr(train, "_average", interrupted)
+
+
+def test_recorded_interrupted_resumed_exported_and_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompts.txt").write_text("\n".join(PROMPTS))
+    Path("recipe.yaml").write_text(RECIPE)
+    interrupt_at(8, monkeypatch)
+    assert main(["distill", "--config", "recipe.yaml", "--out", "out"]) == 130
+    assert re.search(r"interrupted; 5 optimiser steps are safe in out\nrun the same command", capsys.readouterr().err)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["distill", "--config", "recipe.yaml", "--out", "out"]) == 0
+    out = capsys.readouterr().out
+    assert "| noise | step | reward" in out.replace("  ", " ")
+    assert "2 held-out prompts x 4 seeds" in out
+    assert "ttsnap generate PROMPT --reward noise-aware:out/reward" in out
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "checkpoints", "config.yaml", "evaluation.json", "metrics.jsonl", "recording", "reward", "spearman.png",
+        "targets.bin", "verified.json",
+    ]  # fmt: skip
+    # The configuration that was written repeats the run, and does not record again.
+    assert main(["distill", "--config", "out/config.yaml", "--record.out", "out/recording", "--out", "again"]) == 0
+    assert Path("again/evaluation.json").read_bytes() == Path("out/evaluation.json").read_bytes()
+    assert losses("again") == losses("out")
+    assert main(["distill", "--config", "recipe.yaml", "--lr", "1", "--out", "out"]) == 2
+    assert "out holds a run with other settings: lr is 0.001, not 1.0" in capsys.readouterr().err
+
+    argv = ["evaluate", "--reward", "brightness", "--base", "scenes", "--recordings", "out/recording"]
+    argv += ["--prompts", "out/config.yaml", "--json", "e.json", "--plot", "e.png", "--device", "cpu"]
+    assert main(argv) == 0
+    found = json.loads(Path("e.json").read_text())
+    assert (found["names"], found["held_out"], found["prompts"]) == (["scenes", "brightness"], True, 2)
+    trained = json.loads(Path("out/evaluation.json").read_text())
+    assert [row["scenes"] for row in found["levels"]] == [row["scenes"] for row in trained["levels"]]
+    assert Path("e.png").read_bytes()[:4] == b"\x89PNG"
+    # The base's scores of the estimates are those that were recorded.
+    assert main([*argv[:7], "--prompts", ":", "--json", "all.json", "--device", "cpu"]) == 0
+    recording = load_recording("out/recording")
+    from ttsnap.distill.evaluate import measure
+
+    for row in json.loads(Path("all.json").read_text())["levels"]:
+        expected = measure(recording.scores[:, :, row["step"], 0], recording.final[..., 0])
+        assert row["scenes"]["rmse"] == pytest.approx(expected["rmse"], abs=0.01)  # of 8-bit images
+
+
+def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    (tmp_path / "clip").mkdir()
+    tiny.write_clip(tmp_path / "clip", json.loads(tiny.VALUES.read_text())["clip"]["shapes"])
+    write_recording(tmp_path / "r", prompts=6, seeds=4)
+    config = settings("r", reward="clip:clip", steps_per_level=3, group_size=2, lr=1e-3)
+    for kind in ("lora", "per-level"):
+        config["student"] = {"kind": kind, "rank": 2}
+        Path("recipe.json").write_text(json.dumps(config))
+        assert main(["distill", "--config", "recipe.json", "--out", kind]) == 0
+        about = json.loads(Path(kind, "reward", "adapter.json").read_text())
+        assert about["kind"] == kind
+        assert about["base"] == "clip:clip"
+        assert about["info"]["config"]["steps_per_level"] == 3
+        capsys.readouterr()
+        argv = ["evaluate", "--reward", f"noise-aware:{kind}/reward", "--recordings", "r", "--json", f"{kind}.json"]
+        assert main([*argv, "--prompts", f"{kind}/config.yaml", "--device", "cpu"]) == 0
+        again, trained = (json.loads(Path(p).read_text()) for p in (f"{kind}.json", f"{kind}/evaluation.json"))
+        assert again["names"] == trained["names"]
+        for a, b in zip(again["levels"], trained["levels"], strict=True):
+            for name in again["names"]:
+                pairs = [(a[name][key], value) for key, value in b[name].items()]
+                assert all(x == y if y is None else x == pytest.approx(y, rel=1e-3, abs=1e-5) for x, y in pairs)
+
+
+def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.json").write_text(json.dumps(settings(write_recording(Path("r"), prompts=4, seeds=4))))
+    interrupt_at(30, monkeypatch, OSError)
+    assert main(["distill", "--config", "c.json", "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot write to out: No space left on device; what was there is safe. Free some space" in error
+    assert [p.name for p in Path("out/checkpoints").iterdir()] == ["00000025"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["distill", "--out", "o"], "reward is missing"),
+        (["distill", "--reward", "brightness", "--out", "o"], "no data"),
+        (["distill", "--reward", "brightness", "--recordings", "nowhere", "--out", "o"], "no such recording: nowhere"),
+        (
+            ["distill", "--reward", "brightness", "--recordings", "r", "--order", "up", "--out", "o"],
+            "unknown order 'up'",
+        ),
+        (["distill", "--reward", "brightness", "--recordings", "r", "--out", "o"], "cannot be made noise-aware"),
+        (
+            ["distill", "--reward", "brightness", "--record.prompts_file", "empty.txt", "--out", "o"],
+            "prompts file empty.txt holds no prompt",
+        ),
+        (["distill", "--reward", "brightness", "--record.seed", "two", "--out", "o"], "record section does not fit"),
+        (["evaluate", "--reward", "brightness", "--recordings", "r"], "has no base of its own; name .* --base"),
+        (["evaluate", "--reward", "magic", "--recordings", "r"], "unknown reward 'magic'"),
+        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "9:"], "names none of the 4 prompts"),
+        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "a:b"], "must be a range"),
+        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "n.yaml"], "cannot read n.yaml"),
+        (["evaluate", "--reward", "brightness", "--recordings", "r", "--json", "no/e.json"], "there is no folder no"),
+    ],
+    ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else "",
+)
+def test_bad_input_gets_a_clear_message(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_recording(tmp_path / "r", prompts=4, seeds=8)
+    Path("empty.txt").write_text("# nothing\n")
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ttsnap: error: ")
+    assert re.search(message, error, re.DOTALL), error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_two_processes_train_as_one(precision: str) -> None:
+    """Half of the groups each: the same losses but for rounding."""
+    recording = write_recording(Path("r"), prompts=8, seeds=4)
+    student = {"kind": f"{WORLD}:TinyStudent", "options": {"drop": 0.0}}
+    changes = {"student": student, "loss": {"name": "mse-uncertain"}, "steps_per_level": 10, "precision": precision}
+    Path("c.json").write_text(json.dumps(settings(recording, **changes)))
+    for count in (1, 2):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command = [*launcher, "-m", "ttsnap", "distill", "--config", "c.json", "--out", f"out{count}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+    assert len(losses("out1")) == 40
+    np.testing.assert_allclose(losses("out2"), losses("out1"), rtol=1e-3 if precision == "no" else 0.05, atol=0.005)
+    one, two = (json.loads(Path(f"out{n}/evaluation.json").read_text())["levels"] for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert a["brightness"]["spearman"] == pytest.approx(b["brightness"]["spearman"], abs=0.02)
+        assert a["tiny"]["rmse"] == pytest.approx(b["tiny"]["rmse"], rel=0.05)
