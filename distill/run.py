@@ -16,7 +16,7 @@ from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.data import Entry, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.student import Student, make_student
-from ttsnap.distill.targets import final_scores, spread
+from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
 from ttsnap.header import differences
@@ -87,11 +87,11 @@ def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Eva
 
 
 def check_out(config: DistillConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run with the same determining settings."""
+    """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
     prepare_folder(out, "", overwrite=True)
     if (out / CONFIG).exists():
         found = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
-        if found:
+        if found and (out / TARGETS).exists():  # before that nothing was computed, and a slip may be mended
             raise ValueError(
                 f"{out} holds a run with other settings: {'; '.join(found[:4])}; ask for the same ones to go on with "
                 "it, or choose another folder"

@@ -110,6 +110,11 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds other files \(mine\.txt\)"):
         distill(make(recording), tmp_path)
+    # A run that failed before it began may be mended.
+    out = tmp_path / "mended"
+    with pytest.raises(ValueError, match="unknown reward 'magic'"):
+        distill(make(recording, reward="magic"), out)
+    assert distill(make(recording, steps_per_level=1), out).names == ("brightness", "tiny")
     # A checkpoint carried over from another run.
     out = tmp_path / "out"
     (out / "checkpoints").mkdir(parents=True)
