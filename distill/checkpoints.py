@@ -83,7 +83,7 @@ def pack(
     parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     """All that a run needs to go on, by name: parameters, their average, AdamW's moments and step counts."""
-    tensors = {f"parameter/{name}": p for name, p in parameters.items()}
+    tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in parameters.items()}
     tensors |= {f"average/{name}": value for name, value in average.items()}
     for name, p in parameters.items():
         tensors |= {f"{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()}

@@ -54,7 +54,7 @@ class LossConfig:
     """What is minimised. Predictions and targets count in standard deviations of the targets within a prompt."""
 
     name: str = option("mse", f"one of {', '.join(LOSSES)}")
-    centred: bool = option(True, "mse, mse-uncertain: subtract a group's means, so that only the ranking counts")
+    centred: bool = option(True, "mse, mse-uncertain: compare within a prompt only, less its means")
     plain: float = option(0.1, "weight of the plain mean squared error besides, which keeps the scores' scale")
     temperature: float = option(1.0, "pairwise, listwise: of the targets' and predictions' preferences")
 
@@ -145,7 +145,7 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and JSON."""
-        return _plain(dataclasses.asdict(self))
+        return dict(_plain(dataclasses.asdict(self)))
 
     def determining(self) -> dict[str, Any]:
         """The keys on which the result depends; the recordings count by their content instead."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from ttsnap.distill import checkpoints, train
-from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
@@ -227,6 +227,12 @@ def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path, mo
 def test_bad_input_is_refused(recording: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distill(make(recording, **changes), tmp_path / "out")
+
+
+def test_trackers_that_are_not_installed(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRACKERS, "trackio", ("no_such_module",))
+    with pytest.raises(ValueError, match="the tracker trackio is not installed: pip install no_such_module"):
+        distill(make(recording, trackers=["trackio"]), tmp_path / "out")
 
 
 def plan_of(config: DistillConfig, frames: Frames) -> Plan:
