@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ttsnap.scenes.negatives import CHANGES, changed
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, SceneReader, word_ids
 from ttsnap.scenes.reward_data import pairs, recorded, rendered
 from ttsnap.scenes.reward_files import load_reader, save_reader
-from ttsnap.scenes.train_reward import RECIPE, main, train
+from ttsnap.scenes.train_reward import RECIPE, _ranking, main, train
 
 RNG = np.random.default_rng
 
@@ -116,18 +117,31 @@ def small_recipe() -> dict[str, Any]:
     config = yaml.safe_load(RECIPE.read_text())
     config["model"] = {"width": 32, "blocks": [1, 1], "layers": 1, "heads": 2}
     config["data"] = {"renders": 64, "prompts": 2, "first_step": 2, "captions": 3}
-    return {**config, "batch": 16, "steps": 12, "warmup": 2}
+    phases = [{**phase, "steps": 4} for phase in config["phases"]]
+    return {**config, "batch": 16, "warmup": 2, "phases": phases}
 
 
-def test_training_learns_and_is_reproducible() -> None:
-    config = {**small_recipe(), "steps": 40, "ema": 0.8, "bf16": False}
+def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
+    config = {**small_recipe(), "ema": 0.8, "bf16": False}
+    config["phases"] = [{**phase, "steps": 20} for phase in config["phases"]]
     data = rendered(64, 3, RNG(0))
-    first, again = train(config, data, data), train(config, data, data)
+    first = train(config, data, data, tmp_path / "first")
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "first" / "phase-0", tmp_path / "again" / "phase-0")  # stopped after the first phase
+    again = train(config, data, data, tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     x = torch.from_numpy(data.images).float() / 127.5 - 1
     cells = first.see(x)
     named = first.centres(cells).argmax(1)
     assert (named == torch.from_numpy(data.centres)).float().mean() > 0.9
+
+
+def test_the_ranking_loss_is_bradley_terry() -> None:
+    logits, soft = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[0.9, 0.5, 0.88]])
+    # 0 beats 1 and 2 beats 1; 0 and 2 are too close to call.
+    expected = (np.log1p(np.exp(-1.0)) + np.log1p(np.exp(-3.0))) / 2
+    torch.testing.assert_close(float(_ranking(logits, soft)), expected, atol=1e-6, rtol=0)
+    assert float(_ranking(logits, torch.ones(1, 3))) == 0
 
 
 def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:

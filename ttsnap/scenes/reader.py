@@ -86,20 +86,22 @@ class Compare(nn.Module):
     def __init__(self, width: int, places: int, pairs: int = 16) -> None:
         super().__init__()
         self.pairs = pairs
+        self.norm = nn.LayerNorm(width)
         self.ends = nn.Linear(width, 2 * pairs)
         with torch.no_grad():  # both ends on all words alike would be a saddle point: no displacement, no gradient
-            self.ends.weight.mul_(8)
+            self.ends.weight.mul_(4)
         self.direction = nn.Linear(width, pairs * places)
         self.out = nn.Linear(pairs, width)
 
     def forward(self, text: Tensor, empty: Tensor, places: Tensor) -> Tensor:
         """text (N, T, D), padding (N, T), places (N, T, P) -> (N, D)."""
+        text = self.norm(text)
         ends = self.ends(text).float().masked_fill(empty.unsqueeze(-1), -1e4).softmax(1)
         at = torch.einsum("nte,ntp->nep", ends, places.float())
         apart = at[:, : self.pairs] - at[:, self.pairs :]
         kept = (~empty).unsqueeze(-1).float()
         along = self.direction((text * kept).sum(1) / kept.sum(1)).float().view(apart.shape)
-        out: Tensor = self.out((apart * along).sum(-1).tanh())
+        out: Tensor = self.out((apart * along).sum(-1))
         return out
 
 
