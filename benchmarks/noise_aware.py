@@ -49,16 +49,16 @@ CHOICE = weighted([1.0, 0.0, 0.0])
 """Of the columns of a searched recording: the reward decides, the checker's two verdicts report."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "reference (full, level embedding, clean to noisy, MSE)": {},
+    "LoRA, level embedding": {"student": {"kind": "lora"}, "lr": 1e-3},
+    "LoRA, level not told": {"student": {"kind": "lora", "level_embedding": False}, "lr": 1e-3},
+    "LoRA per level, nearest": {"student": {"kind": "per-level"}, "lr": 1e-3, "earlier": 0.0},
+    "DoRA, level embedding": {"student": {"kind": "dora"}, "lr": 1e-3},
+    "full, level not told": {"student": {"kind": "full", "level_embedding": False}},
     "order: uniform": {"order": "uniform"},
     "order: noisy to clean": {"order": "noisy-to-clean"},
     "loss: MSE with uncertainty": {"loss": {"name": "mse-uncertain"}},
     "loss: pairwise": {"loss": {"name": "pairwise"}},
     "loss: listwise": {"loss": {"name": "listwise"}},
-    "full, level not told": {"student": {"kind": "full", "level_embedding": False}},
-    "LoRA, level embedding": {"student": {"kind": "lora"}, "lr": 2e-3},
-    "LoRA, level not told": {"student": {"kind": "lora", "level_embedding": False}, "lr": 2e-3},
-    "DoRA, level embedding": {"student": {"kind": "dora"}, "lr": 2e-3},
-    "LoRA per level, nearest": {"student": {"kind": "per-level"}, "lr": 2e-3, "earlier": 0.0},
     "head on latents": {"student": {"kind": "head", "space": "latents"}, "lr": 1e-3},
     "head on features": {"student": {"kind": "head", "space": "features"}, "lr": 1e-3},
 }
@@ -126,7 +126,7 @@ def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, change in ABLATIONS.items():
         setting = {
-            "recordings": [str(work / "train")], "reward": BASE, "student": {"kind": "full"}, "lr": 5e-4,
+            "recordings": [str(work / "train")], "reward": BASE, "student": {"kind": "full"}, "lr": 2e-4,
             "steps_per_level": a.steps_per_level, "precision": "bf16", "ema": 0.98, "validation": 0.25, "device": "cpu",
             "batch_size": 256, **change,
         }  # fmt: skip
