@@ -79,6 +79,8 @@ def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Eva
     )  # fmt: skip
     if objective.uncertainty is not None:
         _add_sigma(found, objective.uncertainty, plan.scale)
+    if hasattr(student, "base_below") and found.held_out:
+        student.base_below = base_below(found)
     if accelerator.is_main_process:
         export(student, found, config, frames, plan, out)
     accelerator.wait_for_everyone()
@@ -130,6 +132,17 @@ def export(student: Student, found: Evaluation, config: DistillConfig, frames: F
         report.plot(found, out / PLOT)
     text = json.dumps(found.to_json(), indent=1)
     write_whole(out / EVALUATION, lambda file: file.write(text.encode()))
+
+
+def base_below(found: Evaluation) -> float:
+    """The highest level up to which the base ranks as well as the student or better at every one measured, or 0."""
+    base, student = found.names
+    level = 0.0
+    for row in sorted(found.rows, key=lambda row: float(row["level"])):
+        if not row[base]["spearman"] >= row[student]["spearman"]:
+            break
+        level = float(row["level"])
+    return level
 
 
 def read_evaluation(path: Path) -> Evaluation:

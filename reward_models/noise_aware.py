@@ -39,6 +39,9 @@ class NoiseAware:
     the nearest, as the paper does. All but the last take the level through a LevelEmbedding, unless that is switched
     off. spec: the base, for make_reward, written into saved folders. The base must be on its device already; it is left
     as it is, and a new NoiseAware scores everything like it. ValueError where a setting does not fit.
+
+    base_below: estimates at or below this level are scored by the base as well, finished images always. distill sets it
+    to where the base ranked as well on held-out prompts: nearly clean estimates need no other judge.
     """
 
     name = "noise-aware"
@@ -72,6 +75,7 @@ class NoiseAware:
         self.name, self.base, self.spec = f"{base.name}-na", base, spec or base.name
         self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
         self.level_embedding = level_embedding and not levels
+        self.base_below = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.network = Network(base, kind, rank, levels, self.level_embedding)
@@ -96,11 +100,12 @@ class NoiseAware:
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
         levels = _rows(level, len(images))
         scores = torch.zeros(len(images), device=self.base.device)
-        clean, estimates = (levels <= 0).nonzero()[:, 0], (levels > 0).nonzero()[:, 0]
+        below = levels <= self.base_below + 1e-6
+        clean, estimates = below.nonzero()[:, 0], (~below).nonzero()[:, 0]
         for rows in (clean, *estimates.split(self.batch_size)):
             if len(rows):
                 x, texts, at = images[rows.to(images.device)], [prompts[i] for i in rows.tolist()], levels[rows]
-                part = self.predict(x, texts, at) if at[0] > 0 else self.base(x, texts)
+                part = self.base(x, texts) if rows is clean else self.predict(x, texts, at)
                 scores[rows.to(scores.device)] = part
         return scores
 
@@ -129,6 +134,7 @@ class NoiseAware:
             "rank": self.rank,
             "levels": self.levels,
             "level_embedding": self.level_embedding,
+            "base_below": self.base_below,
             "info": dict(info or {}),
         }
         write_adapter(Path(folder), header, self.trainable())
@@ -156,11 +162,13 @@ class NoiseAware:
             return _resolve(where).from_pretrained(path, **options)
         settings = {name: header.get(name) for name in ("rank", "levels", "level_embedding")}
         rank, levels, embedding = settings.values()
-        whole = type(rank) is int and isinstance(levels, list) and type(embedding) is bool
+        below = header.get("base_below", 0.0)
+        whole = type(rank) is int and isinstance(levels, list) and type(embedding) is bool and 0 <= below <= 1
         if not whole or not all(isinstance(level, float) for level in levels):  # type: ignore[union-attr]
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {settings}")
         base = base_of(path, header, base, device=device, dtype=dtype)
         student = cls(base, header["kind"], **settings, spec=header["base"], batch_size=batch_size)  # type: ignore[arg-type]
+        student.base_below = float(below)
         fill(student.trainable(), path, header)
         return student
 

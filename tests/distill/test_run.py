@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.run import distill, read_evaluation
+from ttsnap.distill.evaluate import Evaluation
+from ttsnap.distill.run import base_below, distill, read_evaluation
 
 from .world import TinyStudent, settings, write_recording
 
@@ -43,3 +44,16 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_
     for name, p in student.trainable().items():
         assert torch.equal(p, state[f"average/{name}"])
         assert not torch.equal(p, state[f"parameter/{name}"])
+
+
+@pytest.mark.parametrize(
+    ("base", "student", "level"),
+    [([0.9, 0.8, 0.2], [0.8, 0.8, 0.5], 0.4), ([0.9, 0.8, 0.2], [0.95, 0.7, 0.1], 0.0), ([0.9] * 3, [0.1] * 3, 0.8)],
+)
+def test_the_base_keeps_the_levels_that_it_ranks_as_well(base: list[float], student: list[float], level: float) -> None:
+    levels = (0.2, 0.4, 0.8)
+    rows = [
+        {"level": v, "base": {"spearman": b}, "na": {"spearman": s}}
+        for v, b, s in zip(levels, base, student, strict=True)
+    ]
+    assert base_below(Evaluation(tuple(reversed(rows)), ("base", "na"), 4, 4, True)) == level

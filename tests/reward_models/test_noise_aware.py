@@ -396,6 +396,22 @@ def test_without_peft_it_says_what_to_install(base_of: Callable[..., Scorer], mo
     NoiseAware(base_of("clip"), "full")
 
 
+def test_nearly_clean_estimates_may_be_left_to_the_base(base_of: Callable[..., Scorer], tmp_path: Path) -> None:
+    base = base_of("pickscore")
+    made = shake(student(base, "lora"))
+    made.base_below = 0.5
+    levels, prompts = torch.tensor([0.0, 0.2, 0.5, 0.51, 0.8, 1.0]), ["a red circle"] * 6
+    scores, bases = made(pictures(), prompts, levels), base(pictures(), prompts)
+    torch.testing.assert_close(scores[:3], bases[:3], atol=0, rtol=0)
+    assert (scores[3:] - bases[3:]).abs().max() > 1e-4
+    made.save_pretrained(tmp_path)
+    again = NoiseAware.from_pretrained(tmp_path, base=base)
+    torch.testing.assert_close(again(pictures(), prompts, levels), scores, atol=1e-6, rtol=1e-6)
+    rewrite(tmp_path, base_below=3.0)
+    with pytest.raises(ValueError, match="settings that no NoiseAware wrote"):
+        NoiseAware.from_pretrained(tmp_path, base=base)
+
+
 def rewrite(folder: Path, **changes: Any) -> None:
     header = json.loads((folder / "adapter.json").read_text())
     (folder / "adapter.json").write_text(json.dumps({**header, **changes}))
