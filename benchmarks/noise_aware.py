@@ -293,14 +293,21 @@ def plot(images: list[float], by_step: dict[str, list[float]], curves: dict[str,
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = {"best-of-N": "#777777", "TTSp, tuned": "#bc4c00", "TTSnap, tuned": "#0969da"}
+    colors = {
+        "best-of-N": "#777777",
+        "TTSp, default schedule": "#e3a676",
+        "TTSp, tuned": "#bc4c00",
+        "TTSnap, tuned": "#0969da",
+    }
     figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), constrained_layout=True)
     names = {BASE: "base reward", AWARE: "noise-aware", "scenes": "exact checker"}
     for name, r in by_step.items():
-        color = {BASE: "#bc4c00", AWARE: "#0969da", "scenes": "#999999"}.get(name)
+        color: Any = {BASE: "#bc4c00", AWARE: "#0969da", "scenes": "#999999"}
+        color = color.get(name, "#8250df" if name.endswith("latents") else "#1a7f37")
         axes[0].plot(
             SCORED, r, "o-", label=names.get(name, name.removeprefix(f"{BASE}-") + " head"), color=color, markersize=3
         )
+    axes[0].set_xticks(range(0, 21, 4))
     axes[0].set(title="rank correlation with the final reward", xlabel="denoising step of 20")
     for axis, column, title in ((axes[1], 0, "learned reward (searched)"), (axes[2], 2, "strictly right (checker)")):
         for name, color in colors.items():
