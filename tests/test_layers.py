@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ttsnap.distill
 import ttsnap.pipelines
 import ttsnap.reward_models
 
@@ -44,6 +45,7 @@ PACKAGES = {
     "core": ROOT,
     "pipelines": Path(ttsnap.pipelines.__file__).parent,
     "reward_models": Path(ttsnap.reward_models.__file__).parent,
+    "distill": Path(ttsnap.distill.__file__).parent,
 }
 
 
@@ -70,12 +72,19 @@ def test_light_modules_do_not_import_torch(pattern: str) -> None:
 def test_arrows_point_one_way() -> None:
     for path in ROOT.rglob("*.py"):
         found = imports(path, top_level=True)
-        upward = {m for m in found if m.startswith(("ttsnap.pipelines", "ttsnap.reward_models"))}
+        upward = {m for m in found if m.startswith(("ttsnap.pipelines", "ttsnap.reward_models", "ttsnap.distill"))}
         assert not upward or path.is_relative_to(PACKAGES["pipelines"]), (path, upward)
         if path.name != "demo.py" and path.parent.name not in ("cli", "scenes"):
             assert not {m for m in imports(path) if m.startswith("ttsnap.pipelines")}, path
-    for path in PACKAGES["reward_models"].rglob("*.py"):
-        assert not {m for m in imports(path) if m.startswith("ttsnap.pipelines")}, path
+        if path.parent.name != "cli":
+            assert not {m for m in imports(path) if m.startswith("ttsnap.distill")}, path
+    for name, above in {
+        "pipelines": ("ttsnap.distill",),
+        "reward_models": ("ttsnap.pipelines", "ttsnap.distill"),
+        "distill": ("ttsnap.pipelines",),
+    }.items():
+        for path in PACKAGES[name].rglob("*.py"):
+            assert not {m for m in imports(path) if m.startswith(above)}, path
 
 
 def test_importing_and_help_stay_free_of_torch() -> None:
