@@ -94,7 +94,7 @@ def evaluate(
             score, space = by_reward(reward)
             frames.require(space, ordered)
             options = {"batch_size": batch_size, "accelerator": accelerator, "bar": shown_bar}
-            scores = score_entries(score, frames, entries, space, **options)  # type: ignore[arg-type]
+            scores = score_entries(score, frames, entries, space, **options)
             if not np.isfinite(scores).all():
                 at = entries[int(np.flatnonzero(~np.isfinite(scores))[0])]
                 raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from tqdm.auto import tqdm
 
 from ttsnap import utility as utilities
@@ -80,6 +80,7 @@ _SEARCH: dict[str, Any] = {
 class SearchMixin:
     """First base of a search pipeline, before its stock class; `denoiser_class` is the family's Denoiser."""
 
+    device: torch.device
     denoiser_class: ClassVar[Callable[..., Any]]
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""

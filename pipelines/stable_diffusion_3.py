@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -60,18 +60,18 @@ class StableDiffusion3Denoiser:
         max_sequence_length: int = 256,
         mu: float | None = None,
     ) -> None:
-        if type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
+        self.pipe = cast(Any, pipe)  # diffusers sets the parts of a pipeline where no type checker sees them.
+        if type(self.pipe.scheduler) is not FlowMatchEulerDiscreteScheduler:
             raise ValueError(
-                f"search over SD3 supports FlowMatchEulerDiscreteScheduler, got {type(pipe.scheduler).__name__}; "
+                f"search over SD3 supports FlowMatchEulerDiscreteScheduler, got {type(self.pipe.scheduler).__name__}; "
                 "set pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
             )
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        self.pipe: Any = pipe
         self.guidance_scale = guidance_scale
-        self.height = height or pipe.default_sample_size * pipe.vae_scale_factor
-        self.width = width or pipe.default_sample_size * pipe.vae_scale_factor
-        pipe.check_inputs(
+        self.height = height or self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.width = width or self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.pipe.check_inputs(
             "",
             None,
             None,
@@ -85,8 +85,10 @@ class StableDiffusion3Denoiser:
         self._texts = (prompt_2, prompt_3, negative_prompt, negative_prompt_2, negative_prompt_3)
         self._joint_attention_kwargs, self._clip_skip = joint_attention_kwargs, clip_skip
         self._max_sequence_length = max_sequence_length
-        scheduler = copy.deepcopy(pipe.scheduler)
-        extra = {"mu": self._shift(scheduler) if mu is None else mu} if scheduler.config.use_dynamic_shifting else {}
+        scheduler: Any = copy.deepcopy(self.pipe.scheduler)
+        extra: dict[str, Any] = {}
+        if scheduler.config.use_dynamic_shifting:
+            extra["mu"] = self._shift(scheduler) if mu is None else mu
         self._timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, "cpu", sigmas=sigmas, **extra)
         self.path = Linear()
         self.times = scheduler.sigmas.double()
@@ -94,7 +96,7 @@ class StableDiffusion3Denoiser:
         self._block: int | None = None
         self.kernel = FlowEuler(scheduler.sigmas, bool(scheduler.config.stochastic_sampling))
 
-    def _shift(self, scheduler: FlowMatchEulerDiscreteScheduler) -> float:
+    def _shift(self, scheduler: Any) -> float:
         patch, scale, c = self.pipe.transformer.config.patch_size, self.pipe.vae_scale_factor, scheduler.config
         tokens = (self.height // scale // patch) * (self.width // scale // patch)
         limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))

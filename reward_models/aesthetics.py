@@ -59,12 +59,13 @@ class Aesthetics(Scorer):
         path = locate(name_or_path, FILES)
         beside = (path.parent / "config.json").is_file()
         source = str(clip or (path.parent if beside else "openai/clip-vit-large-patch14"))
-        tower = explained(lambda: CLIPVisionModelWithProjection.from_pretrained(source, dtype=dtype), source)
+        tower: Any = explained(lambda: CLIPVisionModelWithProjection.from_pretrained(source, dtype=dtype), source)
         head = linear_stack(tower.config.projection_dim)
         load_into(head, {k.removeprefix("layers."): v for k, v in read_state(path).items()}, str(path))
         return cls(tower.to(device), head.to(device), batch_size=batch_size)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        embeds = self.network["clip"](pixel_values=self.pixels(images)).image_embeds  # type: ignore[index]
-        scores: Tensor = self.network["head"](normalize(embeds.float(), dim=-1))[:, 0]  # type: ignore[index]
+        network: Any = self.network
+        embeds = network["clip"](pixel_values=self.pixels(images)).image_embeds
+        scores: Tensor = network["head"](normalize(embeds.float(), dim=-1))[:, 0]
         return scores

@@ -65,5 +65,6 @@ class Colourfulness:
         check_images(images)
         r, g, b = (images.float() * 255).unbind(1)
         axes = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)
-        spread, centre = axes.std(-1, correction=0).norm(dim=1), axes.mean(-1).norm(dim=1)
+        spread: Tensor = axes.std(-1, correction=0).norm(dim=1)
+        centre: Tensor = axes.mean(-1).norm(dim=1)
         return spread + 0.3 * centre

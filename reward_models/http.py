@@ -50,7 +50,7 @@ class HttpReward:
         scores: list[float] = []
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
-            body = {
+            body: dict[str, Any] = {
                 "prompts": list(prompts[rows]),
                 "levels": levels[rows],
                 "images": [encode_image(image) for image in images[rows]],

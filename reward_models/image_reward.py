@@ -86,12 +86,12 @@ class ImageReward(Scorer):
     ) -> ImageReward:
         """A checkpoint file, or a folder or hub repository that holds one; the tokenizer from `tokenizer`, from beside
         the checkpoint where a vocab.txt is there, or bert-base-uncased. ValueError where they cannot be loaded."""
-        from transformers import BertTokenizerFast
+        from transformers import BertTokenizer
 
         path = locate(name_or_path, FILES)
         beside = (path.parent / "vocab.txt").is_file()
         source = str(tokenizer or (path.parent if beside else "bert-base-uncased"))
-        words = explained(lambda: BertTokenizerFast.from_pretrained(source), source)
+        words: Any = explained(lambda: BertTokenizer.from_pretrained(source), source)
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         state = convert(read_state(path))
         vision, text = _towers(state, str(path))

@@ -61,7 +61,7 @@ class LevelEmbedding(nn.Module):
         if self._features is None:
             return None
         with torch.autocast(output.device.type, enabled=False):
-            added = self.sites[site](self._features).to(output.dtype)
+            added: Tensor = self.sites[site](self._features).to(output.dtype)
         channels = output.shape[1 if output.ndim == 4 else -1]
         if output.ndim not in (3, 4) or added.shape != (len(output), channels):
             raise ValueError(
@@ -74,7 +74,8 @@ class LevelEmbedding(nn.Module):
         """s (N,) -> s exp(a) + b with a and b of the level, (N,) float32. Scores of blurred estimates tell less about
         the final one, so that they have to shrink towards its mean."""
         with torch.autocast(scores.device.type, enabled=False):
-            a, b = self.score(features).unbind(1)
+            both: Tensor = self.score(features)
+            a, b = both.unbind(1)
             return scores.float() * a.exp() + b
 
 

@@ -68,7 +68,7 @@ class HFTowers(TwoTowers):
         from transformers import AutoTokenizer, CLIPModel
 
         source = str(name_or_path or cls.default)
-        network = explained(lambda: CLIPModel.from_pretrained(source, dtype=dtype), source)
+        network: nn.Module = explained(lambda: CLIPModel.from_pretrained(source, dtype=dtype), source)
         beside = Path(source).is_dir() and any((Path(source) / f).is_file() for f in ("tokenizer.json", "vocab.json"))
         texts = source if beside or not cls.processor else cls.processor
         tokenizer = explained(lambda: AutoTokenizer.from_pretrained(texts), texts)

@@ -33,11 +33,11 @@ def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
         raise ValueError(f"no module of {base.name} matches {base.adapted!r}; is it another architecture?")
     peft = import_peft()
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=base.adapted, use_dora=kind == "dora")
-    network = peft.inject_adapter_in_model(config, network)
-    for parameter in network.parameters():
+    adapted: nn.Module = peft.inject_adapter_in_model(config, network)
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return network
+    return adapted
 
 
 def import_peft() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import check_images, to_levels
 from ttsnap.reward_models.weights import explained
 
@@ -53,7 +53,7 @@ class VQAScore:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         source = str(name_or_path)
-        network = explained(lambda: AutoModelForImageTextToText.from_pretrained(source, dtype=dtype), source)
+        network: nn.Module = explained(lambda: AutoModelForImageTextToText.from_pretrained(source, dtype=dtype), source)
         processor = explained(lambda: AutoProcessor.from_pretrained(source), source)
         return cls(network.to(device), processor, batch_size=batch_size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +31,13 @@ def _download(repo: str, files: Sequence[str]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    def fetch(name: str) -> str:
+        return hf_hub_download(repo, name)
+
     absent = None
     for name in files:
         try:
-            return Path(explained(lambda name=name: hf_hub_download(repo, name), repo))
+            return Path(explained(partial(fetch, name), repo))
         except ValueError as error:
             cause = error.__cause__
             if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError):

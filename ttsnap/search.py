@@ -107,4 +107,4 @@ def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, mos
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if affords(middle) else (low, middle)
-    return dataclasses.replace(algorithm, n=low)  # type: ignore[type-var, return-value]
+    return dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]

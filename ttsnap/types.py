@@ -271,13 +271,18 @@ class Engine(Protocol):
     """Carries moves out. Rows of several jobs (one job per prompt) share its batches."""
 
     grid: Grid
-    price: Any
     reward_names: tuple[str, ...]
     stochastic: bool
     capacity: int
     """Pending rows that keep it busy; with fewer, another prompt may be taken up."""
-    nfe: int
-    """Evaluations so far, for progress."""
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far, for progress."""
+
+    @property
+    def price(self) -> Any:
+        """The budget.Price of its work."""
 
     def calibrate(self) -> Cost:
         """Measure price.seconds; returns what that took."""

@@ -27,7 +27,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
     Options override the file's. Raises ValueError that lists the names, or the options that the algorithm has.
     """
     if not isinstance(spec, str | Mapping):
-        return dataclasses.replace(spec, **options) if options else spec  # type: ignore[type-var, return-value]
+        return dataclasses.replace(spec, **options) if options else spec  # type: ignore[type-var]
     if isinstance(spec, str) and spec.endswith(".json"):
         spec = _read(Path(spec))
     if isinstance(spec, Mapping):
