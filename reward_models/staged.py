@@ -18,18 +18,20 @@ class Staged:
     among finished images. Algorithms that weigh estimates against finished images in one comparison do not fit.
     """
 
-    def __init__(self, estimates: Reward, final: Reward) -> None:
-        self.name = f"{estimates.name} then {final.name}"
-        self.estimates, self.final = estimates, final
+    def __init__(self, early: Reward, final: Reward) -> None:
+        self.name = f"{early.name} then {final.name}"
+        self.early, self.final = early, final
+        self.estimates: str = getattr(early, "estimates", "pixels")
+        self.features_block: int | None = getattr(early, "features_block", None)
 
     @property
     def flops(self) -> float:
         """Of the dearer of the two, per image: an upper bound, since one price holds for all calls."""
-        return max(float(getattr(reward, "flops", 0.0)) for reward in (self.estimates, self.final))
+        return max(float(getattr(reward, "flops", 0.0)) for reward in (self.early, self.final))
 
     def check(self, prompts: Sequence[str]) -> None:
         """Both rewards' checks."""
-        for reward in (self.estimates, self.final):
+        for reward in (self.early, self.final):
             if hasattr(reward, "check"):
                 reward.check(prompts)
 
@@ -37,10 +39,14 @@ class Staged:
         """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         scores = torch.zeros(len(images))
-        for reward, rows in ((self.final, levels <= 0), (self.estimates, levels > 0)):
+        for reward, rows in ((self.final, levels <= 0), (self.early, levels > 0)):
             index = rows.nonzero()[:, 0]
             if len(index):
                 chosen = [prompts[i] for i in index.tolist()]
                 part = reward(images[index.to(images.device)], chosen, levels[index].to(images.device))
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
+
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Any:
+        """Where the early reward reads latents or features (see types.Reward): its scores of those."""
+        return self.early.score_estimates(x, prompts, level)  # type: ignore[attr-defined]

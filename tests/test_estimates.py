@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.staged import Staged
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.record import record
+from ttsnap.rewards import make_reward
 from ttsnap.types import Event
 
 CALL = {**defaults(), "num_inference_steps": 6}
@@ -147,6 +149,19 @@ def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_p
         record(engine, PROMPTS, 2, tmp_path / "rec", images=True, steps=[1, 3, 6])
     with pytest.raises(ValueError, match="with images"):
         record(engine, PROMPTS, 2, tmp_path / "other", extras=["latents"])
+
+
+@pytest.mark.parametrize(
+    "early", ["brightness", Peek("latents"), Peek("features", 2)], ids=["pixels", "latents", "features"]
+)
+def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
+    staged = Staged(make_reward(early), make_reward("scenes"))
+    engine = pipe.engine(staged, batch_size=8, **CALL)
+    result = search(PROMPTS[:1], make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3)[0]
+    image = result.best.image[None]
+    assert result.best.reward == pytest.approx(float(make_reward("scenes")(image, PROMPTS[:1], None)[0]), abs=1e-6)
+    assert not result.warnings
+    assert result.spent["decodes"] == result.spent["reward_calls" if early == "brightness" else "finished"]
 
 
 def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:
