@@ -29,6 +29,7 @@ NUMPY_ONLY = [
     "dry",
     "replay",
     "table",
+    "buckets",
     "budget",
     "utility",
     "rewards",
