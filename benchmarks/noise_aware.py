@@ -173,7 +173,7 @@ def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Rec
         r.name: Price(
             Rates(flops.nfe, flops.decode, float(r.flops) / 3),  # the two reporting columns cost nothing
             passes_per_nfe=2,
-            decode_estimates=getattr(r, "estimates", "pixels") == "pixels",
+            estimates="decode" if getattr(r, "estimates", "pixels") == "pixels" else "nothing",
         )
         for r in rewards[:-2]
     }
@@ -270,7 +270,7 @@ def correlation_table(found: dict[str, list[float]]) -> str:
 def price_table(prices: dict[str, Price]) -> str:
     lines = ["| | MFLOPs per check: decode | reward | together, in evaluations |", "|---|---|---|---|"]
     for name, price in prices.items():
-        decode = price.flops.decode * price.decode_estimates
+        decode = price.flops.decode * (price.estimates == "decode")
         reward = 3 * price.flops.reward_call
         lines.append(
             f"| {name} | {decode / 1e6:.0f} | {reward / 1e6:.0f} | {(decode + reward) / price.flops.nfe:.2f} |"

@@ -16,6 +16,7 @@ from ttsnap.reward_models.staged import Staged
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.record import record
 from ttsnap.rewards import make_reward
+from ttsnap.rng import seeded
 from ttsnap.types import Event
 
 CALL = {**defaults(), "num_inference_steps": 6}
@@ -95,7 +96,7 @@ def test_latents_are_the_estimates_that_would_be_decoded(pipe: Any) -> None:
 def test_features_are_the_conditional_half_of_the_block_and_leave_no_hook(pipe: Any) -> None:
     denoiser = pipe.denoiser(**CALL)
     denoiser.encode(PROMPTS)
-    x, step, cond = denoiser.init_latents([0, 1]), torch.tensor([0, 2]), torch.tensor([0, 1])
+    x, step, cond = denoiser.init_latents([seeded(0), seeded(1)]), torch.tensor([0, 2]), torch.tensor([0, 1])
     assert denoiser.predict(x, step, cond).features is None
     denoiser.capture(1)
     both = denoiser.predict(x, step, cond).features
@@ -165,5 +166,5 @@ def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
 
 
 def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:
-    assert pipe.engine("scenes", **CALL).price.decode_estimates
-    assert not pipe.engine(Peek("latents"), **CALL).price.decode_estimates
+    assert pipe.engine("scenes", **CALL).price.estimates == "decode"
+    assert pipe.engine(Peek("latents"), **CALL).price.estimates == "nothing"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.live import LiveEngine
 from ttsnap.rewards import FunctionReward
+from ttsnap.rng import seeded
 from ttsnap.search import fit
 from ttsnap.types import Move, advance, fresh
 
@@ -155,7 +156,7 @@ def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
     live = engine(steps=6)
     (result,) = search(["a"], BestOfN(7), live, seed=100, keep=7)
     assert sorted(c.seed for c in result.images) == list(range(100, 107))
-    x = live.denoiser.init_latents(range(100, 107))
+    x = live.denoiser.init_latents([seeded(s) for s in range(100, 107)])
     live.denoiser.encode(["a"])
     for k in range(6):
         step = torch.full((7,), k)

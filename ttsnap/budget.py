@@ -31,22 +31,29 @@ class Rates:
     decode: float = 0.0
     reward_call: float = 0.0
     call: float = 0.0
+    preview: float = 0.0
 
     def of(self, cost: Cost) -> float:
-        return self.nfe * cost.nfe + self.decode * cost.decodes + self.reward_call * cost.reward_calls
+        decoding = self.decode * cost.decodes + self.preview * cost.previews
+        return self.nfe * cost.nfe + decoding + self.reward_call * cost.reward_calls
+
+    def pixels(self, estimates: str) -> float:
+        """What making pixels of one unfinished estimate takes; `estimates` as in Price."""
+        return {"decode": self.decode, "preview": self.preview, "nothing": 0.0}[estimates]
 
 
 @dataclass(frozen=True)
 class Price:
     """What one unit costs on this engine. `seconds` is None until it has been measured.
 
-    decode_estimates: whether scoring an unfinished estimate takes a decode; a finished image always does.
+    estimates: what scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A
+    finished image always takes a decode.
     """
 
     flops: Rates = Rates()
     seconds: Rates | None = None
     passes_per_nfe: int = 1
-    decode_estimates: bool = True
+    estimates: str = "decode"
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Budget:
         """With `images` counted in this grid's evaluations."""
         if self.images is None:
             return self
-        nfe = int(self.images * grid.steps + 1e-9)
+        nfe = int(self.images * grid.nfe + 1e-9)
         return replace(self, images=None, nfe=nfe if self.nfe is None else min(nfe, self.nfe))
 
     def __str__(self) -> str:
@@ -137,10 +144,10 @@ def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False)
     found = [(float(budget.nfe), 0.0, 0.0)] if budget.nfe is not None else []
     for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
         if cap is not None and rates is not None and rates.nfe > 0:
-            score = (rates.decode + rewards * rates.reward_call) / rates.nfe
-            found.append((cap / rates.nfe, score, rates.decode / rates.nfe))
-    allowance, score, decode = min(found, key=lambda f: f[0] / (grid.steps + f[1]), default=(np.inf, 0.0, 0.0))
-    return Task(grid, keep, allowance, score, shared, None if engine.price.decode_estimates else score - decode)
+            check, scoring = rates.pixels(engine.price.estimates), rewards * rates.reward_call
+            found.append((cap / rates.nfe, (rates.decode + scoring) / rates.nfe, (check + scoring) / rates.nfe))
+    allowance, score, check = min(found, key=lambda f: f[0] / (grid.nfe + f[1]), default=(np.inf, 0.0, 0.0))
+    return Task(grid, keep, allowance, score, shared, None if engine.price.estimates == "decode" else check)
 
 
 def _read_part(number: str, unit: str) -> tuple[str, float]:
@@ -162,27 +169,28 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
 
 
-def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, decode_estimates: bool = True) -> Cost:
-    """Exact cost of a move.
+def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, estimates: str = "decode") -> Cost:
+    """Exact cost of a move; `estimates` as in Price.
 
-    A row from step a to b takes b - a evaluations, one more if it is scored before the end (the x0 estimate at b),
+    A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is scored before the end (the x0 estimate at b),
     and one less if the estimate at a is already paid. Children of one particle share the evaluation at its step.
     """
     ahead = move.score & (move.stop < grid.steps)
-    calls = int((move.stop - move.start).sum() + ahead.sum())
+    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum())
     own = move.parent >= 0
     uids, start = move.parent[own], move.start[own]
     uses = ((move.stop > move.start) | ahead)[own] & (start == particles.step[uids])
     shared = uids[uses]
     paid = np.unique(shared)
     calls -= len(shared) - int((~particles.cached[paid]).sum())
-    scored = int(move.score.sum())
-    return Cost(calls, scored if decode_estimates else scored - int(ahead.sum()), scored * rewards)
+    scored, early = int(move.score.sum()), int(ahead.sum())
+    decodes = scored if estimates == "decode" else scored - early
+    return Cost(calls, decodes, scored * rewards, early if estimates == "preview" else 0)
 
 
 def finish_cost(step: int, cached: bool, grid: Grid, rewards: int) -> Cost:
     """Cost of taking one particle from `step` to a finished, scored image."""
-    return Cost(grid.steps - step - int(cached and step < grid.steps), 1, rewards)
+    return Cost(grid.nfe - int(grid.calls[step]) - int(cached and step < grid.steps), 1, rewards)
 
 
 class Ledger:
@@ -234,10 +242,11 @@ class Ledger:
             "nfe": c.nfe,
             "forward_passes": c.nfe * self.price.passes_per_nfe,
             "decodes": c.decodes,
+            "previews": c.previews,
             "reward_calls": c.reward_calls,
             "flops": flops.of(c),
             "flops_denoise": flops.nfe * c.nfe,
-            "flops_decode": flops.decode * c.decodes,
+            "flops_decode": flops.decode * c.decodes + flops.preview * c.previews,
             "flops_reward": flops.reward_call * c.reward_calls,
             "budget": str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts",
         }

@@ -55,7 +55,7 @@ def calibrate(
     for done, count in enumerate(sorted(images)):
         if on_progress is not None:
             on_progress(done, len(images))
-        allowance = count * (grid.steps + score_cost)
+        allowance = count * (grid.nfe + score_cost)
         task = Task(grid, 1, allowance, score_cost, True, check_cost)
         prices.append((allowance, _price_that_spends(forecast, wide, task, seed)))
     return dataclasses.replace(forecast, prices=np.array(prices))

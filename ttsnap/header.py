@@ -33,8 +33,8 @@ class Header:
 
     Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
     grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
-    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", "features:BLOCK"), `info` what
-    else is known (model, call, versions), JSON-ready.
+    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", "features:BLOCK"), `evals`
+    the grid's where a step takes more than one evaluation, `info` what else is known (model, call, versions), JSON-ready.
 
     Raises ValueError for settings that do not fit together.
     """
@@ -50,9 +50,10 @@ class Header:
     price: Price
     info: Mapping[str, Any]
     extras: tuple[str, ...] = ()
+    evals: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        last = Grid(self.levels).steps
+        last = Grid(self.levels, self.evals).steps
         if not self.prompts or not self.rewards:
             raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
         if self.seeds < 1 or not 0 <= self.first_seed <= 2**63 - self.seeds:
@@ -81,7 +82,7 @@ class Header:
     def recording(self, scores: FloatArray) -> Recording:
         """With these scores (P, S, K+1, R)."""
         scored = tuple(k in set(self.steps) for k in range(len(self.levels)))
-        grid = Grid(self.levels)
+        grid = Grid(self.levels, self.evals)
         return Recording(self.prompts, scores, grid, self.rewards, self.first_seed, scored, self.price, self.info)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +93,8 @@ class Header:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
         if not self.extras:  # as recordings were written before there were any
             del found["extras"]
+        if self.evals is None:
+            del found["evals"]
         return found
 
     @classmethod
@@ -109,7 +112,7 @@ class Header:
         if data["format"] != FORMAT:
             raise ValueError(f"{where} has format {data['format']}, this ttsnap reads {FORMAT}; update ttsnap")
         names = [f.name for f in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in data and name != "extras"]
+        missing = [name for name in names if name not in data and name not in ("extras", "evals")]
         if missing:
             raise ValueError(f"{where} is damaged: it lacks {missing}")
         return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
@@ -132,10 +135,11 @@ class Header:
                     Rates(**price["flops"]),
                     seconds,
                     int(price["passes_per_nfe"]),
-                    bool(price.get("decode_estimates", True)),
+                    str(price.get("estimates", "decode" if price.get("decode_estimates", True) else "nothing")),
                 ),
                 info=dict(data["info"]),
                 extras=tuple(str(e) for e in data.get("extras", ())),
+                evals=None if data.get("evals") is None else tuple(int(n) for n in data["evals"]),
             )
         except (TypeError, KeyError, IndexError, ValueError) as error:
             raise ValueError(f"{where} is damaged: {error}") from None
@@ -149,6 +153,7 @@ class Header:
             seeds=r.seeds,
             first_seed=r.first_seed,
             levels=tuple(float(v) for v in r.grid.levels),
+            evals=r.grid.evals,
             steps=tuple(np.flatnonzero(r.scored).tolist()),
             rewards=r.reward_names,
             block=(len(r.prompts), r.seeds),

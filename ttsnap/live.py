@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttsnap import rng
+from ttsnap.buckets import bucket_of, buckets
 from ttsnap.budget import Price, Rates
 from ttsnap.interpolants import Interpolant
-from ttsnap.samplers import Kernel, Prediction
+from ttsnap.samplers import Kernel, Prediction, RememberingKernel
+from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, IntArray, Move, Outcome, Reward
 
 logger = logging.getLogger(__name__)
@@ -39,11 +42,14 @@ class Denoiser(Protocol):
     def encode(self, prompts: Sequence[str]) -> None:
         """Encode these prompts; `cond` below indexes them."""
 
-    def init_latents(self, seeds: Sequence[int]) -> Tensor:
-        """Initial noise (N, ...), row i as stock diffusers draws it from torch.Generator().manual_seed(seeds[i])."""
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Initial noise (N, ...), row i as stock diffusers draws it from generators[i]."""
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        """One guided evaluation of x (N, ...); every row has its own step (N,) and prompt (N,), long on the CPU."""
+        """One guided evaluation of x (N, ...); every row has its own step (N,) and prompt (N,), long on the CPU.
+
+        Where a grid step takes several evaluations, `step` counts evaluations (Grid.calls).
+        """
 
     def decode(self, x0: Tensor) -> Tensor:
         """(N, ...) -> images (N, 3, H, W) float32 in [0, 1]."""
@@ -52,16 +58,28 @@ class Denoiser(Protocol):
         """FLOPs of one guided evaluation and of one decode, per particle."""
 
 
-class _Node:
-    """A latent at a step, with its prediction once paid. Children of one particle share a node until they move.
+@runtime_checkable
+class Previewer(Protocol):
+    """A Denoiser that can also decode cheaply."""
 
-    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory.
+    def preview(self, x0: Tensor) -> Tensor:
+        """As Denoiser.decode, by a small VAE."""
+
+    def preview_flops(self) -> float:
+        """FLOPs of one preview."""
+
+
+class _Node:
+    """A latent after `at` evaluations, with its prediction once paid. Children of a particle share it until they move.
+
+    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `memory` is
+    what a RememberingKernel keeps of the way so far.
     """
 
-    __slots__ = ("features", "job", "latent", "prediction", "seed", "step")
+    __slots__ = ("at", "features", "job", "latent", "memory", "prediction", "seed")
 
-    def __init__(self, job: int, seed: int, step: int, latent: Tensor | None = None) -> None:
-        self.job, self.seed, self.step, self.latent = job, seed, step, latent
+    def __init__(self, job: int, seed: int, at: int, latent: Tensor | None = None, memory: Any = None) -> None:
+        self.job, self.seed, self.at, self.latent, self.memory = job, seed, at, latent, memory
         self.prediction: Prediction | None = None
         self.features: Tensor | None = None
 
@@ -74,15 +92,20 @@ class _Node:
 
 
 class _Row:
-    """One row of a move under way. `key` (seed, branch) is the particle's source of sampling noise."""
+    """One row of a move under way. `key` (seed, branch) is the particle's source of sampling noise.
 
-    __slots__ = ("job", "key", "node", "score", "stop", "uid")
+    `stop` is the step it goes to, `end` the evaluations that have brought it there.
+    """
 
-    def __init__(self, job: int, uid: int, key: rng.Key, node: _Node, stop: int, score: bool) -> None:
+    __slots__ = ("end", "job", "key", "last", "node", "score", "stop", "uid")
+
+    def __init__(self, job: int, uid: int, key: rng.Key, node: _Node, stop: int, grid: Grid, score: bool) -> None:
         self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
+        self.end, self.last = int(grid.calls[stop]), stop == grid.steps
 
-    def needs_network(self, steps: int) -> bool:
-        ahead = self.node.step < self.stop or (self.score and self.stop < steps)
+    @property
+    def needs_network(self) -> bool:
+        ahead = self.node.at < self.end or (self.score and not self.last)
         return ahead and self.node.prediction is None
 
 
@@ -90,10 +113,12 @@ class LiveEngine:
     """Runs a Denoiser and rewards in full batches.
 
     batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
-    decode_batch_size: most images per decode and reward call. kernel: the pipeline's own by default. keep: "latents"
+    decode_batch_size: most images per decode and reward call; either is halved when the device runs out of memory.
+    padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
+    preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default. keep: "latents"
     and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer block whose
     hidden states those are (rewards that read features name their own).
-    `stats` counts what ran, `timings` the seconds in denoise, decode and reward.
+    `stats` counts what ran.
     """
 
     def __init__(
@@ -104,6 +129,8 @@ class LiveEngine:
         kernel: Kernel | None = None,
         batch_size: int = 16,
         decode_batch_size: int | None = None,
+        padded: bool = False,
+        preview: bool = False,
         keep: Sequence[str] = (),
         features_block: int | None = None,
     ) -> None:
@@ -116,14 +143,18 @@ class LiveEngine:
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.stochastic, self.grid = self.kernel.stochastic, denoiser.grid
         self.batch_size, self.decode_batch_size = batch_size, decode_batch_size or batch_size
-        self.capacity = 2 * batch_size
+        self.buckets = buckets(batch_size) if padded else None
+        if preview and not isinstance(denoiser, Previewer):
+            raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
+        self.preview = preview
         self.keep = tuple(keep)
         self._spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
         self._capture(features_block)
         self._price: Price | None = None
         self._rows: list[_Row] = []
         self._resting: dict[tuple[int, int], tuple[_Node, rng.Key]] = {}
-        self.timings: dict[str, float] = {"denoise": 0.0, "decode": 0.0, "reward": 0.0}
+        self._watch = Stopwatch(("denoise", "decode", "reward"))
+        self._device: torch.device | None = None
         self.stats: dict[str, int] = defaultdict(int)
 
     @property
@@ -132,10 +163,17 @@ class LiveEngine:
         if self._price is None:
             predict, decode = self.denoiser.flops()
             reward = float(np.mean([getattr(r, "flops", 0.0) for r in self.rewards]))
+            preview = self.denoiser.preview_flops() if isinstance(self.denoiser, Previewer) and self.preview else 0.0
             # Whoever wants the images kept pays for their decodes, too.
-            decodes = "pixels" in self._spaces
-            self._price = Price(Rates(predict, decode, reward), None, self.denoiser.passes_per_nfe, decodes)
+            estimates = "nothing" if "pixels" not in self._spaces else "preview" if self.preview else "decode"
+            rates = Rates(predict, decode, reward, preview=preview)
+            self._price = Price(rates, None, self.denoiser.passes_per_nfe, estimates)
         return self._price
+
+    @property
+    def capacity(self) -> int:
+        """Pending rows that keep it busy."""
+        return 2 * self.batch_size
 
     def _capture(self, block: int | None) -> None:
         """Ask the denoiser for hidden features where a reward or a listener reads them."""
@@ -156,14 +194,19 @@ class LiveEngine:
         return self.stats["nfe"]
 
     @property
+    def timings(self) -> dict[str, float]:
+        """Seconds in denoise, decode and reward since `start`."""
+        return self._watch.seconds
+
+    @property
     def occupancy(self) -> float:
         """Mean share of the denoiser batch that was in use, in (0, 1]."""
-        return self.stats["nfe"] / max(1, self.stats["batches"] * self.batch_size)
+        return self.stats["nfe"] / max(1, self.stats["room"])
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
         self._prompts = list(prompts)
         self._rows, self._resting = [], {}
-        self.timings.update(dict.fromkeys(self.timings, 0.0))
+        self._watch.reset()
         for reward in self.rewards:
             if hasattr(reward, "check"):
                 reward.check(self._prompts)
@@ -178,17 +221,25 @@ class LiveEngine:
         for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
             if parent >= 0:
                 node, key = self._resting[job, parent]
-                if move.start[i] != node.step:
+                if move.start[i] != self._step(node)[0]:
                     raise ValueError("this engine cannot renoise; the kernel offers no forward step")
                 # A child draws its own noise from here on; a particle that goes on keeps its source.
                 states[i] = node, key if uid == parent else (int(seeds[i]), uid + 1)
         for i, uid in enumerate(uids.tolist()):
             self._resting.pop((job, uid), None)
             node, key = states[i]
-            if node.prediction is None and node.step == move.stop[i] and not move.score[i]:
+            if node.prediction is None and self._step(node)[0] == move.stop[i] and not move.score[i]:
                 # Siblings may use this node's evaluation in this move; this row pays for its own later (price_move).
-                node = _Node(job, node.seed, node.step, node.latent)
-            self._rows.append(_Row(job, uid, key, node, int(move.stop[i]), bool(move.score[i])))
+                node = _Node(job, node.seed, node.at, node.latent, node.memory)
+            self._rows.append(_Row(job, uid, key, node, int(move.stop[i]), self.grid, bool(move.score[i])))
+
+    def _step(self, node: _Node) -> tuple[int, bool]:
+        """The grid step where a node is, and whether an evaluation from there is already paid.
+
+        Between the two stages of a solver's step, that is the step's start with the first evaluation paid.
+        """
+        step = int(np.searchsorted(self.grid.calls, node.at, side="right")) - 1
+        return step, node.prediction is not None or node.at > self.grid.calls[step]
 
     def pending(self) -> int:
         return len(self._rows)
@@ -209,7 +260,7 @@ class LiveEngine:
         self._advance()
         ready, scored, going = [], [], []
         for row in self._rows:
-            if row.needs_network(self.grid.steps) or row.node.step < row.stop:
+            if row.needs_network or row.node.at < row.end:
                 going.append(row)
             elif row.score:
                 scored.append(row)
@@ -217,12 +268,29 @@ class LiveEngine:
                 ready.append(row)
         done = [self._rest(job, [ready[i] for i in rows]) for job, rows in _by_job(ready).items()]
         # Decode full batches; the rest only when the denoiser has nothing left to do meanwhile.
-        size = self.decode_batch_size
-        full = len(scored) // size * size if going else len(scored)
-        for i in range(0, full, size):
-            done += self._score(scored[i : min(full, i + size)])
-        self._rows = scored[full:] + going
+        full = len(scored) // self.decode_batch_size * self.decode_batch_size if going else len(scored)
+        try:
+            while full:
+                size = min(full, self.decode_batch_size)
+                done += self._halving("decode_batch_size", scored[:size], self._score)
+                scored, full = scored[min(size, self.decode_batch_size) :], full - min(size, self.decode_batch_size)
+        finally:
+            self._rows = scored + going
         return done
+
+    def _halving(self, size: str, batch: list[Any], call: Callable[[list[Any]], Any]) -> Any:
+        """call(batch), on the first half of it and with that batch size from now on as often as memory runs out."""
+        while True:
+            try:
+                return call(batch[: getattr(self, size)])
+            except torch.OutOfMemoryError:
+                if min(len(batch), getattr(self, size)) == 1:
+                    raise
+                setattr(self, size, min(len(batch), getattr(self, size)) // 2)
+                logger.warning("out of memory: %s is %d from now on", size, getattr(self, size))
+            # Outside the handler, whose traceback would hold on to what was allocated.
+            self.stats["out_of_memory"] += 1
+            torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
 
     def _predict(self) -> None:
         """One denoiser call on the first rows that need it."""
@@ -230,58 +298,77 @@ class LiveEngine:
         for row in self._rows:
             if len(nodes) == self.batch_size:
                 break
-            if row.needs_network(self.grid.steps):
+            if row.needs_network:
                 nodes[id(row.node)] = row.node
-        batch = list(nodes.values())
-        if not batch:
-            return
-        begin = time.perf_counter()
-        fresh = [node for node in batch if node.latent is None]
-        if fresh:
-            drawn = self.denoiser.init_latents([node.seed for node in fresh])
-            for node, noise in zip(fresh, drawn, strict=True):
-                node.latent = noise
-        x = torch.stack([node.x for node in batch])
-        step, cond = torch.tensor([node.step for node in batch]), torch.tensor([node.job for node in batch])
-        prediction = self.denoiser.predict(x, step, cond)
-        for node, out, x0 in zip(batch, prediction.out, prediction.x0, strict=True):
+        if nodes:
+            with self._watch("denoise", self._device):
+                self._halving("batch_size", list(nodes.values()), self._evaluate)
+
+    def _evaluate(self, batch: list[_Node]) -> None:
+        self._draw([node for node in batch if node.latent is None])
+        rows = batch
+        if self.buckets is not None:
+            rows = batch + batch[-1:] * (bucket_of(len(batch), self.buckets) - len(batch))
+        x = torch.stack([node.x for node in rows])
+        at, cond = torch.tensor([node.at for node in rows]), torch.tensor([node.job for node in rows])
+        prediction = self.denoiser.predict(x, at, cond)
+        for node, out, x0 in zip(batch, prediction.out, prediction.x0, strict=False):
             node.prediction = Prediction(out, x0)
         if prediction.features is not None:
-            for node, features in zip(batch, prediction.features, strict=True):
+            for node, features in zip(batch, prediction.features, strict=False):
                 node.features = features
-        self.timings["denoise"] += time.perf_counter() - begin
         self.stats["batches"] += 1
+        self.stats["room"] += self.batch_size
         self.stats["nfe"] += len(batch)
+
+    def _draw(self, fresh: list[_Node]) -> None:
+        """Initial noise of seeds that the network is to see now."""
+        if not fresh:
+            return
+        generators = [rng.seeded(node.seed) for node in fresh]
+        drawn = self.denoiser.init_latents(generators)
+        self._device = drawn.device
+        for node, noise, generator in zip(fresh, drawn, generators, strict=True):
+            node.latent = noise
+            if isinstance(self.kernel, RememberingKernel):
+                node.memory = self.kernel.begin((node.seed, 0), generator)
 
     def _advance(self) -> None:
         """Move every row whose prediction is there to its next step: no network call."""
-        moving = [row for row in self._rows if row.node.prediction is not None and row.node.step < row.stop]
+        moving = [row for row in self._rows if row.node.prediction is not None and row.node.at < row.end]
         if not moving:
             return
         predictions = [row.node.prediction for row in moving if row.node.prediction is not None]
         x = torch.stack([row.node.x for row in moving])
         prediction = Prediction(torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions]))
-        k = torch.tensor([row.node.step for row in moving])
-        keys = [(*row.key, row.node.step) for row in moving]
-        moved = self.kernel.step(x, prediction, k, keys)
-        for row, latent in zip(moving, moved, strict=True):
-            row.node = _Node(row.job, row.node.seed, row.node.step + 1, latent)
+        k = torch.tensor([row.node.at for row in moving])
+        keys = [(*row.key, row.node.at) for row in moving]
+        memory: list[Any] = [row.node.memory for row in moving]
+        if isinstance(self.kernel, RememberingKernel):
+            moved, memory = self.kernel.step_from(x, prediction, k, keys, memory)
+        else:
+            moved = self.kernel.step(x, prediction, k, keys)
+        for row, latent, kept in zip(moving, moved, memory, strict=True):
+            row.node = _Node(row.job, row.node.seed, row.node.at + 1, latent, kept)
 
     def _score(self, batch: list[_Row]) -> list[Outcome]:
-        begin = time.perf_counter()
         latents = torch.stack([r.node.x if r.node.prediction is None else r.node.prediction.x0 for r in batch])
         levels = torch.tensor([self.grid.levels[row.stop] for row in batch], device=latents.device)
         prompts = [self._prompts[row.job] for row in batch]
-        last = [i for i, row in enumerate(batch) if row.stop == self.grid.steps]
-        decoded = list(range(len(batch))) if self.price.decode_estimates else last
+        last = [i for i, row in enumerate(batch) if row.last]
+        early = [i for i, row in enumerate(batch) if not row.last]
+        previewed = early if self.price.estimates == "preview" else []
+        decoded = list(range(len(batch))) if self.price.estimates == "decode" else last
         images: list[Any] = [None] * len(batch)
-        for i, image in zip(decoded, self.denoiser.decode(latents[decoded]) if decoded else (), strict=True):
-            images[i] = image
-        middle = time.perf_counter()
-        columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
-        self.timings["decode"] += middle - begin
-        self.timings["reward"] += time.perf_counter() - middle
+        with self._watch("decode", latents.device):
+            for i, image in zip(decoded, self.denoiser.decode(latents[decoded]) if decoded else (), strict=True):
+                images[i] = image
+            for i, image in zip(previewed, self._previews(latents[previewed]) if previewed else (), strict=True):
+                images[i] = image
+        with self._watch("reward", latents.device):
+            columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
         self.stats["decodes"] += len(decoded)
+        self.stats["previews"] += len(previewed)
         self.stats["reward_calls"] += len(batch) * len(self.rewards)
         scores = np.stack([column for column, _ in columns], axis=1)
         causes = {r.name: error for r, (_, error) in zip(self.rewards, columns, strict=True)}
@@ -307,7 +394,7 @@ class LiveEngine:
     ) -> tuple[Any, str | None]:
         """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
         reward, space = self.rewards[r], self._spaces[r]
-        ahead = [i for i, row in enumerate(batch) if space != "pixels" and row.stop < self.grid.steps]
+        ahead = [i for i, row in enumerate(batch) if space != "pixels" and not row.last]
         seen = [i for i in range(len(batch)) if i not in set(ahead)]
         scores, causes = np.full(len(batch), np.nan), []
         for rows in (seen, ahead):
@@ -342,11 +429,12 @@ class LiveEngine:
         """These rows stop here; their particles keep their state, ready for another move."""
         for row in rows:
             self._resting[job, row.uid] = row.node, row.key
+        where = [self._step(row.node) for row in rows]
         return Outcome(
             job,
             np.array([row.uid for row in rows], int),
-            np.array([row.node.step for row in rows], int),
-            np.array([row.node.prediction is not None for row in rows], bool),
+            np.array([step for step, _ in where], int),
+            np.array([paid for _, paid in where], bool),
             scores,
             images,
             errors,
@@ -364,21 +452,26 @@ class LiveEngine:
             return time.perf_counter() - begin
 
         def predict(n: int) -> Any:
-            x, zeros = self.denoiser.init_latents(range(n)), torch.zeros(n, dtype=torch.long)
+            x, zeros = self.denoiser.init_latents([rng.seeded(i) for i in range(n)]), torch.zeros(n, dtype=torch.long)
             return lambda: self.denoiser.predict(x, zeros, zeros).x0.cpu()
 
         timed(predict(1))
-        one, many = timed(predict(1)), timed(predict(self.batch_size))
+        one = timed(predict(1))
+        many = self._halving("batch_size", [0] * self.batch_size, lambda rows: timed(predict(len(rows))))
         nfe = max(many - one, 0.2 * many) / max(1, self.batch_size - 1)
-        latent = self.denoiser.init_latents([0])
+        latent = self.denoiser.init_latents([rng.seeded(0)])
         image = self.denoiser.decode(latent)
         decode = timed(lambda: self.denoiser.decode(latent).cpu())
+        preview = timed(lambda: self._previews(latent).cpu()) if self.preview else 0.0
         level = torch.ones(1, device=image.device)
         reward = sum(timed(lambda r=r: score_images(r, image, [""], level)) for r in self.rewards) / len(self.rewards)
-        seconds = Rates(nfe, decode, reward, call=max(0.0, one - nfe))
-        price = self.price
-        self._price = Price(price.flops, seconds, price.passes_per_nfe)
-        return Cost(self.batch_size + 2, 2, len(self.rewards))
+        self._price = replace(self.price, seconds=Rates(nfe, decode, reward, max(0.0, one - nfe), preview))
+        return Cost(self.batch_size + 2, 2, len(self.rewards), int(self.preview))
+
+    def _previews(self, latents: Tensor) -> Tensor:
+        if not isinstance(self.denoiser, Previewer):
+            raise ValueError(f"{type(self.denoiser).__name__} has no preview VAE")
+        return self.denoiser.preview(latents)
 
 
 def _by_job(rows: list[_Row]) -> dict[int, list[int]]:
@@ -391,7 +484,7 @@ def _by_job(rows: list[_Row]) -> dict[int, list[int]]:
 
 def _features(row: _Row) -> Tensor:
     if row.node.features is None:
-        raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.node.step}")
+        raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
     return row.node.features
 
 

@@ -111,7 +111,7 @@ class _Run:
     def costs(self, move: Move) -> tuple[IntArray, IntArray, IntArray]:
         """Evaluations, scored images and finished ones of them (B,) of a move, as budget.price_move counts them."""
         ahead = move.score & (move.stop < self.task.grid.steps)
-        calls = move.stop - move.start + ahead
+        calls = self.task.grid.calls[move.stop] - self.task.grid.calls[move.start] + ahead
         if move.parent.ndim > 1:
             calls = calls - (np.take_along_axis(self.particles.cached, move.parent, 1) & (calls > 0))
         shape = (self.b, calls.shape[-1])
@@ -134,7 +134,7 @@ class _Run:
         ahead = score & (stop < self.task.grid.steps)
         p.step[lead, uids] = stop
         p.cached[lead, uids] = ahead
-        self.nearest[rows] = np.maximum(self.nearest[rows], (stop + ahead).max(1))
+        self.nearest[rows] = np.maximum(self.nearest[rows], (self.task.grid.calls[stop] + ahead).max(1))
         self.finished[rows] |= (score & (stop == self.task.grid.steps)).any(1)
         if move.drop.ndim > 1:
             p.alive[lead, move.drop[rows]] = False
@@ -222,7 +222,8 @@ class _Pots:
 
     def _affordable(self, particles: Particles, left: float) -> tuple[int, float]:
         """The best particle that `left` can finish, and what that takes."""
-        rest = self.task.grid.steps + self.task.score_cost - (particles.step + particles.cached)
+        grid = self.task.grid
+        rest = grid.nfe + self.task.score_cost - (grid.calls[particles.step] + particles.cached)
         value = particles.value(np.arange(len(particles)))
         order = np.lexsort((-particles.step, -value))
         uid = int(order[np.argmax(rest[order] <= left)])
@@ -230,11 +231,12 @@ class _Pots:
 
     def _reserves(self, run: _Run, move: Move, calls: IntArray) -> tuple[FloatArray, FloatArray]:
         """What finishing the nearest particle takes, before and after the move, (B,); 0 once one is finished."""
-        p, steps = run.particles, self.task.grid.steps
-        whole = steps + self.task.score_cost
+        p, grid = run.particles, self.task.grid
+        whole = grid.nfe + self.task.score_cost
         held = np.where(run.finished, 0.0, whole - run.nearest)
-        at = (np.take_along_axis(p.step, move.parent, 1) + np.take_along_axis(p.cached, move.parent, 1)).sum(1) + calls
-        ends = (move.stop >= steps).any(-1)
+        step, cached = (np.take_along_axis(a, move.parent, 1) for a in (p.step, p.cached))
+        at = (grid.calls[step] + cached).sum(1) + calls
+        ends = (move.stop >= grid.steps).any(-1)
         return held, np.where(ends, 0.0, np.where(held == 0, 0.0, whole - np.maximum(run.nearest, at)))
 
 

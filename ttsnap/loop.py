@@ -186,12 +186,12 @@ class Loop:
         resting[move.parent[move.parent >= 0]] = False
         resting[move.drop] = False
         at, cached = particles.step[resting], particles.cached[resting]
-        left = np.concatenate([[steps], steps - move.stop - (move.score & ~last), steps - at - (cached & (at < steps))])
+        left = self.grid.nfe - self.grid.calls
+        left = np.concatenate([left[:1], left[move.stop] - (move.score & ~last), left[at] - (cached & (at < steps))])
         return cost, Cost(int(left.min()), 1, self.rewards)
 
     def _price_move(self, move: Move, particles: Particles) -> Cost:
-        decodes = self.engine.price.decode_estimates
-        return price_move(move, particles, self.grid, self.rewards, decode_estimates=decodes)
+        return price_move(move, particles, self.grid, self.rewards, estimates=self.engine.price.estimates)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
@@ -278,7 +278,7 @@ class Loop:
         one = finish_cost(0, False, self.grid, self.rewards)
         need = sum(rates.of(job.ledger.reserve) for job in bare) + queued * rates.of(one)
         batches = -(-(len(bare) + queued) // max(1, self.engine.capacity // 2))
-        need += rates.call * self.grid.steps * batches
+        need += rates.call * self.grid.nfe * batches
         return bool(self.clock() + need >= self.deadline)
 
     def _wind_up(self) -> None:
@@ -375,7 +375,8 @@ def _value(job: Job) -> float:
 
 
 def _as_dict(cost: Cost) -> dict[str, int]:
-    return {"nfe": cost.nfe, "decodes": cost.decodes, "reward_calls": cost.reward_calls}
+    found = {"nfe": cost.nfe, "decodes": cost.decodes, "reward_calls": cost.reward_calls}
+    return {**found, "previews": cost.previews} if cost.previews else found
 
 
 def _second_half(particles: Particles) -> float | None:

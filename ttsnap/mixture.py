@@ -44,9 +44,8 @@ class MixtureDenoiser:
         at = [j % len(self._by_prompt) for j in range(len(prompts))]
         self._offset = self._by_prompt[at].double()
 
-    def init_latents(self, seeds: Sequence[int]) -> Tensor:
-        draws = [torch.randn(self.means.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(draws).double()
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return torch.stack([torch.randn(self.means.shape[1], generator=g) for g in generators]).double()
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.times[step]

@@ -63,6 +63,7 @@ def record(
         seeds=seeds,
         first_seed=seed,
         levels=tuple(float(level) for level in grid.levels),
+        evals=grid.evals,
         steps=scored,
         rewards=names,
         block=block or _block(len(prompts), seeds, engine.capacity),
@@ -77,9 +78,9 @@ def record(
         raise ValueError(f"the engine does not keep {list(extras)}; make it with keep={sorted(_kinds(extras))}")
     with OpenRecording(Path(folder), header) as there:
         missing = there.missing()
-        total = len(prompts) * seeds * grid.steps
+        total = len(prompts) * seeds * grid.nfe
         quiet = not (progress_bar and missing)
-        left = sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * grid.steps
+        left = sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * grid.nfe
         with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
             for unit in missing:
                 run = partial(_run, engine, header, unit, bar)

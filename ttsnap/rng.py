@@ -20,6 +20,11 @@ def generator(key: Key) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
+def seeded(seed: int) -> torch.Generator:
+    """The CPU generator of a seed, as one passes it to diffusers."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
 def noise(keys: Sequence[Key], like: torch.Tensor) -> torch.Tensor:
     """Standard normal noise shaped like `like` (N, ...), row i drawn from keys[i]; float32, or like's float64."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,12 +29,32 @@ class Prediction(NamedTuple):
 
 
 class Kernel(Protocol):
+    """Where a grid step takes several evaluations (Grid.evals), k counts evaluations, and one call follows each."""
+
     @property
     def stochastic(self) -> bool:
         """Whether it draws noise; only then do children of one particle come apart."""
 
     def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
         """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype."""
+
+
+@runtime_checkable
+class RememberingKernel(Protocol):
+    """A kernel whose step depends on more than x: earlier predictions, or the state of a particle's generator.
+
+    What a particle remembers is opaque, and never changed in place: several children may start from it.
+    """
+
+    stochastic: bool
+
+    def begin(self, key: rng.Key, generator: torch.Generator) -> Any:
+        """What a particle (seed, branch) remembers at first; its initial noise was just drawn from `generator`."""
+
+    def step_from(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key], memory: Sequence[Any]
+    ) -> tuple[Tensor, list[Any]]:
+        """As Kernel.step, with what each row remembers (N,), before and after."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def best_of_n_curve(
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
     for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
         task = _task(budget, engine)
-        one = task.grid.steps + task.score_cost
+        one = task.grid.nfe + task.score_cost
         n = min(recording.seeds, int(task.allowance / one + 1e-9))
         columns.append(metrics.best_of_n(final, n))
         each = np.moveaxis(recording.final, -1, 0)

@@ -1,14 +1,15 @@
 """The central types: what algorithms see, what they answer, what comes back.
 
 Shapes: N particles, K grid steps, R rewards. Step 0 is pure noise, step K the finished image. A score at step
-k < K is the score of the x0 (Tweedie) estimate at grid point k, which took k + 1 denoiser evaluations; a score at
-step K is that of the finished image, which took K.
+k < K is the score of the x0 (Tweedie) estimate at grid point k, which took one denoiser evaluation more than getting
+there (k + 1, where each step takes one); a score at step K is that of the finished image, which took K.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,18 +28,21 @@ class Cost:
 
     `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
     forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
-    scored, once per reward.
+    scored, once per reward; `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
     """
 
     nfe: int = 0
     decodes: int = 0
     reward_calls: int = 0
+    previews: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.nfe + other.nfe, self.decodes + other.decodes, self.reward_calls + other.reward_calls)
+        nfe, decodes = self.nfe + other.nfe, self.decodes + other.decodes
+        return Cost(nfe, decodes, self.reward_calls + other.reward_calls, self.previews + other.previews)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.nfe - other.nfe, self.decodes - other.decodes, self.reward_calls - other.reward_calls)
+        nfe, decodes = self.nfe - other.nfe, self.decodes - other.decodes
+        return Cost(nfe, decodes, self.reward_calls - other.reward_calls, self.previews - other.previews)
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,35 @@ class Grid:
     """The denoising grid of one search: noise levels at steps 0..K.
 
     `levels` (K+1,), falling to 0, holds sigma / (alpha + sigma): the rectified-flow time of equal signal-to-noise
-    ratio, so that a level means the same for every model, scheduler and step count.
+    ratio, so that a level means the same for every model, scheduler and step count. `evals` (K,) holds how many
+    denoiser evaluations each step takes, by default one; solvers of two stages (Heun) take two.
     """
 
     levels: tuple[float, ...]
+    evals: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         levels = np.asarray(self.levels, float)
         if len(levels) < 2 or np.any(np.diff(levels) >= 0) or levels[0] > 1 + 1e-6 or abs(levels[-1]) > 1e-6:
             raise ValueError(f"grid levels must fall strictly from at most 1 to 0, got {self.levels}")
+        if self.evals is not None and (len(self.evals) != self.steps or min(self.evals) < 1):
+            raise ValueError(f"grid evals must be {self.steps} numbers from 1 on, got {self.evals}")
 
     @property
     def steps(self) -> int:
-        """K, the number of denoiser evaluations of one image."""
+        """K."""
         return len(self.levels) - 1
+
+    @cached_property
+    def calls(self) -> IntArray:
+        """(K+1,) denoiser evaluations that it takes to get from noise to each step."""
+        evals = np.ones(self.steps, int) if self.evals is None else np.asarray(self.evals)
+        return np.concatenate([[0], np.cumsum(evals)])
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations of one image: K where each step takes one."""
+        return int(self.calls[-1])
 
     def step_at(self, level: float) -> int:
         """The first step whose noise level is at most `level` (in (0, 1])."""

@@ -93,9 +93,10 @@ class PriceOfCompute:
             )
         if not np.isfinite(task.allowance):
             raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
-        calls = np.minimum(np.array(f.checks) + 1, task.grid.steps)
-        costs = np.diff(calls, prepend=0) + np.where(calls > f.checks, task.checking, task.score_cost)
-        finish = np.append(task.grid.steps - np.append(0, calls[:-1]) + task.score_cost, 0.0)
+        ahead = np.array(f.checks) < task.grid.steps
+        calls = task.grid.calls[list(f.checks)] + ahead
+        costs = np.diff(calls, prepend=0) + np.where(ahead, task.checking, task.score_cost)
+        finish = np.append(task.grid.nfe - np.append(0, calls[:-1]) + task.score_cost, 0.0)
         price = 0.0
         if task.shared:
             price = self.price if self.price is not None else _FIRST * f.price_for(task.allowance)
@@ -257,7 +258,7 @@ class PriceOfCompute:
 
     def _pacing(self, task: Task) -> tuple[float, float]:
         """How fast the price rises above the allowance and may dip below it: gentler for a few images each."""
-        return (2.0, 0.0) if task.allowance <= 5 * (task.grid.steps + task.score_cost) else (4.0, 1.0)
+        return (2.0, 0.0) if task.allowance <= 5 * (task.grid.nfe + task.score_cost) else (4.0, 1.0)
 
 
 def _put(array: Any, uid: IntArray, value: Any, where: BoolArray) -> None:

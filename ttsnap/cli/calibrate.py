@@ -51,8 +51,8 @@ def run(a: Namespace) -> int:
     if score_cost < 0:
         raise ValueError(f"--score-cost must not be negative, got {score_cost}")
     rates = recording.price.flops
-    decode = 0.0 if recording.price.decode_estimates or rates.nfe <= 0 else rates.decode / rates.nfe
-    check_cost = max(0.0, score_cost - decode)
+    saved = (rates.decode - rates.pixels(recording.price.estimates)) / rates.nfe if rates.nfe > 0 else 0.0
+    check_cost = max(0.0, score_cost - saved)
     with tqdm(desc="prices", unit="budget") as bar:
 
         def progress(done: int, of: int) -> None:

@@ -85,7 +85,7 @@ def run(a: Namespace) -> int:
     if a.ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
     recording, combine = read_recording(a), utility.make(a.utility)
-    budgets = read_budgets(a.budgets, recording.grid.steps)
+    budgets = read_budgets(a.budgets, recording.grid.nfe)
     stems = [Path(name).stem for name in a.algorithms]
     algorithms = [
         (name if stems.count(stem) > 1 else stem, make_algorithm(name))
@@ -146,12 +146,12 @@ def read_span(text: str) -> slice:
     return slice(start, stop)
 
 
-def read_budgets(given: Sequence[str], steps: int) -> list[Any]:
+def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
     """Budgets, with ranges from:to:step spelled out."""
     from ttsnap.budget import Budget
 
     found, number = [], r"(\d+\.?\d*)"
-    for text in given or [f"{n * steps}nfe" for n in (2, 3, 5, 8, 12, 20)]:
+    for text in given or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
         match = re.fullmatch(rf"{number}:{number}:{number}([a-z]*)", text)
         if not match:
             found.append(Budget.parse(text))

@@ -48,7 +48,7 @@ def run(a: Namespace) -> int:
         raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")
     out = new_file(a.out, a.overwrite)
     recording = read_recording(a)
-    budgets = read_budgets(a.budgets, recording.grid.steps)
+    budgets = read_budgets(a.budgets, recording.grid.nfe)
     with tqdm(total=a.trials, unit="schedule") as bar:
 
         def progress(done: int, of: int) -> None:

@@ -1,0 +1,200 @@
+"""What the denoisers of all families share: the schedule, x0 estimates, rows of the encoded prompts, FLOPs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from ttsnap.pipelines.schedule import Schedule
+
+from ttsnap.flops import count_flops, on_meta
+from ttsnap.interpolants import Interpolant
+from ttsnap.rng import seeded
+from ttsnap.samplers import Kernel, Prediction
+from ttsnap.types import Grid
+
+logger = logging.getLogger(__name__)
+_TYPICAL = "a red circle and a blue square"
+
+
+class PipelineDenoiser:
+    """A live.Denoiser of one call of a pipeline. A family defines `encode`, `init_latents`, `output` and `pixels`.
+
+    It calls `_use(schedule, guided)` in its constructor, whose arguments are those of the stock call that it honours;
+    SearchMixin refuses all others.
+    """
+
+    network: ClassVar[str] = "transformer"
+    """The attribute of the pipeline that is the denoiser."""
+    height: int
+    width: int
+    grid: Grid
+    path: Interpolant
+    times: Tensor
+    kernel: Kernel
+    passes_per_nfe: int
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = cast(Any, pipe)  # diffusers sets the parts of a pipeline where no type checker sees them.
+        self._block: int | None = None
+
+    def _use(self, schedule: Schedule, *, guided: bool) -> None:
+        self.schedule, self.guided = schedule, guided
+        self.passes_per_nfe = 2 if guided else 1
+        self.grid, self.kernel = schedule.grid, schedule.kernel
+        if schedule.path is not None and schedule.times is not None:
+            self.path, self.times = schedule.path, schedule.times
+
+    @property
+    def device(self) -> torch.device:
+        return cast(torch.device, self.pipe._execution_device)
+
+    # --- what a family defines ------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts; rows of a batch name them by index."""
+        raise NotImplementedError
+
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Initial noise (N, ...), as the pipeline's prepare_latents draws it from these generators."""
+        raise NotImplementedError
+
+    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
+        """The network's guided output, as the scheduler wants it.
+
+        x (N, ...) scaled for the network; t (N,) the scheduler's timesteps on its device; step (N,) positions in the
+        schedule and at (N,) rows of the encoded prompts (`take`), both on the CPU.
+        """
+        raise NotImplementedError
+
+    def pixels(self, vae: Any, x0: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] of finished latents."""
+        raise NotImplementedError
+
+    # --- live.Denoiser --------------------------------------------------------------------------------------------
+
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        t = self.schedule.timesteps[step].to(x.device)
+        with captured(self._blocks(), self._block) as states:
+            out = self.output(self.schedule.scaled(x, step), t, step, cond)
+        features = self.features(states[0], x) if states else None
+        return Prediction(out, self.schedule.x0(x, out, step), features)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.pixels(self.pipe.vae, x0).float()
+
+    def preview(self, x0: Tensor) -> Tensor:
+        return self.pixels(self.pipe.preview_vae, x0).float()
+
+    # --- hidden features ------------------------------------------------------------------------------------------
+
+    def _blocks(self) -> Any:
+        """The network's transformer blocks, or None where features cannot be captured."""
+        return None
+
+    def features(self, states: Any, x: Tensor) -> Tensor:
+        """(N, D, h, w) of the conditional pass, from what a block put out in a call on x."""
+        raise NotImplementedError
+
+    def capture(self, block: int) -> None:
+        """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
+        blocks = self._blocks()
+        if blocks is None:
+            raise ValueError(f"{type(self).__name__} cannot hand out hidden features; use pixels or latents")
+        if not 0 <= block < len(blocks):
+            raise ValueError(f"this transformer has blocks 0 to {len(blocks) - 1}, got {block}")
+        self._block = block
+
+    # --- FLOPs ----------------------------------------------------------------------------------------------------
+
+    def flops(self) -> tuple[float, float]:
+        return self._counted("decode")
+
+    def preview_flops(self) -> float:
+        return self._counted("preview")[1]
+
+    def _counted(self, decoder: str) -> tuple[float, float]:
+        """FLOPs of a prediction and of a decode, for a prompt of typical length; kept with the pipeline per size."""
+        vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
+        parts = (getattr(self.pipe, self.network), vae)
+        key = (*(id(p) for p in parts), *(_adapters(p) for p in parts), self.height, self.width, self.passes_per_nfe)
+        memo = vars(self.pipe).setdefault("_flops_by_size", {})
+        if key not in memo:
+            memo[key] = self._count(decoder)
+        found: tuple[float, float] = memo[key]
+        return found
+
+    @torch.no_grad()
+    def _count(self, decoder: str) -> tuple[float, float]:
+        self.encode([_TYPICAL])
+        x, zero = self.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
+        try:
+            twin = self._meta_twin()
+            latent, t = x.to("meta"), self.schedule.timesteps[:1].to("meta")
+            decode = count_flops(lambda: getattr(twin, decoder)(latent))
+            return count_flops(lambda: twin.output(latent, t, zero, zero)), decode
+        except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
+            logger.debug("FLOPs are counted by a real call", exc_info=True)
+        fused = x.device.type != "cpu"
+        return (
+            count_flops(lambda: self.predict(x, zero, zero), fused=fused),
+            count_flops(lambda: getattr(self, decoder)(x), fused=fused),
+        )
+
+    def _meta_twin(self) -> Any:
+        """This denoiser with its network, decoders and encoded prompts on the meta device."""
+        twin = copy.copy(self)
+        vars(twin).update({name: _on_meta(value) for name, value in vars(self).items()})
+        twin.pipe = copy.copy(self.pipe)
+        for name in (self.network, "vae", "preview_vae"):
+            part = getattr(self.pipe, name, None)
+            if isinstance(part, torch.nn.Module):
+                vars(twin.pipe)[name] = on_meta(part)
+        return twin
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, list):
+        return [_on_meta(v) for v in value]
+    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _adapters(part: Any) -> tuple[str, ...]:
+    """Names of a module's active LoRA adapters, which add to its FLOPs."""
+    try:
+        return tuple(part.active_adapters()) if getattr(part, "peft_config", None) else ()
+    except (AttributeError, ValueError):
+        return ()
+
+
+def take(encoded: Any, at: Tensor) -> Any:
+    """Rows `at` (N,) of encoded prompts: of a tensor (P, ...), or of a list with one tensor a prompt; None stays."""
+    if encoded is None:
+        return None
+    return [encoded[i] for i in at.tolist()] if isinstance(encoded, list) else encoded[at.to(encoded.device)]
+
+
+def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
+    """One text for each of n prompts: of one for all, or of a list (its first n)."""
+    if value is None:
+        return None
+    return [value] * n if isinstance(value, str) else list(value)[:n]
+
+
+@contextmanager
+def captured(blocks: Any, block: int | None) -> Iterator[list[Any]]:
+    """A list that receives what `block` puts out, in one call; None: nothing."""
+    states: list[Any] = []
+    hook = blocks[block].register_forward_hook(lambda _, __, out: states.append(out)) if block is not None else None
+    try:
+        yield states
+    finally:
+        if hook is not None:
+            hook.remove()

@@ -1,0 +1,185 @@
+"""A diffusers scheduler, laid open: noise levels, x0 estimates and steps for rows that sit at different steps.
+
+Everything counts evaluations of the denoiser, position p = 0, 1, ...: most schedulers make one per step; Heun and
+KDPM2 make two (the second at an intermediate point), PNDM two in its first.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from torch import Tensor
+from ttsnap.pipelines.scheduler_kernel import CandidateKernel, NoisyKernel, RowKernel
+
+from ttsnap.interpolants import Interpolant, Linear, rows
+from ttsnap.samplers import FlowEuler, Kernel
+from ttsnap.types import Grid
+
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+# One evaluation a step, nothing remembered but noise.
+MEMORYLESS = {
+    "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
+    "TCDScheduler", "FlowMatchLCMScheduler",
+}  # fmt: skip
+# These remember earlier predictions, or the start of a step of several evaluations.
+HISTORY = {
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
+    "SASolverScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
+}  # fmt: skip
+SUPPORTED = {FLOW_EULER} | MEMORYLESS | HISTORY
+# The network sees x / sqrt(sigma^2 + 1).
+SCALED = {
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+}  # fmt: skip
+STOCHASTIC = {
+    "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "FlowMatchLCMScheduler", "SASolverScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+}  # fmt: skip
+WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator, so no seed makes a winner again"}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One call's schedule: P evaluations, K grid steps.
+
+    timesteps (P,) as the network is given them; alpha, sigma (P,) float32, with x = alpha x0 + sigma eps in the
+    scheduler's own scaling; prediction: what the network puts out ("epsilon", "v_prediction", "sample", "flow").
+    path and times (K+1,) float64 hold for flows; other schedules have no continuous path (None). scale (P,) is what
+    the input is divided by, or None.
+    """
+
+    scheduler: Any
+    timesteps: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    scale: Tensor | None
+    prediction: str
+    grid: Grid
+    path: Interpolant | None
+    times: Tensor | None
+    kernel: Kernel
+
+    def scaled(self, x: Tensor, step: Tensor) -> Tensor:
+        """The network's input of x (N, ...) at positions step (N,)."""
+        if self.scale is None:
+            return x
+        return (x.float() / rows(self.scale[step], x.float())).to(x.dtype)
+
+    def x0(self, x: Tensor, out: Tensor, step: Tensor) -> Tensor:
+        """The x0 (Tweedie) estimate, float32, that the network's output at x implies."""
+        wide, out = x.float(), out.float()
+        alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
+        if self.prediction == "flow":
+            return wide - sigma * out
+        if self.prediction == "epsilon":
+            return (wide - sigma * out) / alpha
+        if self.prediction == "sample":
+            return out
+        # v is defined for alpha^2 + sigma^2 = 1.
+        norm = torch.hypot(alpha, sigma)
+        return (alpha * wide / norm - sigma * out) / norm
+
+
+def make_schedule(
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    step_arguments: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> Schedule:
+    """The schedule of one call. The scheduler itself stays as it is: a copy is used.
+
+    timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for the scheduler's
+    step (eta). Raises ValueError for a scheduler that is not supported, and as set_timesteps does.
+    """
+    name = type(scheduler).__name__
+    if name not in SUPPORTED:
+        why = WHY_NOT.get(name, f"supported are {', '.join(sorted(SUPPORTED))}")
+        raise ValueError(f"search cannot use {name}: {why}; set pipe.scheduler to another one")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
+        raise ValueError("search cannot use PNDMScheduler with skip_prk_steps=False; set it to True")
+    scheduler = copy.deepcopy(scheduler)
+    count = None if timesteps is not None or sigmas is not None else num_inference_steps
+    given = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+    retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    at = torch.as_tensor(scheduler.timesteps)
+    full = _full(scheduler, len(at))
+    alpha, sigma = _coefficients(scheduler, len(at))
+    prediction = _prediction(scheduler)
+    levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
+    ends = [*full, len(at)]
+    evals = tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+    grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)
+    flow = prediction == "flow"
+    scale = torch.sqrt(sigma**2 + 1) if name in SCALED else None
+    if name.startswith("KDPM2"):  # at its intermediate points the network's input is scaled by their own noise
+        between = torch.as_tensor(scheduler.sigmas_interpol)[: len(at)].float()
+        scale = torch.sqrt(torch.where(torch.arange(len(at)) % 2 == 1, between, sigma) ** 2 + 1)
+    kernel = _kernel(scheduler, dict(step_arguments or {}))
+    times = torch.cat([sigma.double()[full], torch.zeros(1, dtype=torch.float64)]) if flow else None
+    path = Linear() if flow else None
+    return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel)
+
+
+def _full(scheduler: Any, positions: int) -> list[int]:
+    """Positions where a step begins. At the others x is an intermediate point, its estimate fit for nothing else."""
+    if scheduler.order == 2:
+        return list(range(0, positions, 2))
+    if type(scheduler).__name__ == "PNDMScheduler" and positions > 1:
+        return [0, *range(2, positions)]
+    return list(range(positions))
+
+
+def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
+    """alpha and sigma (P,) float32 at every position."""
+    if getattr(scheduler, "sigmas", None) is not None:
+        sigma = torch.as_tensor(scheduler.sigmas)[:positions].float()
+        if type(scheduler).__name__.startswith("FlowMatch"):
+            return 1 - sigma, sigma
+        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # the DPM-Solver kin keep x at unit variance
+            alpha, scaled = scheduler._sigma_to_alpha_sigma_t(sigma)
+            return torch.as_tensor(alpha).float().expand_as(sigma), torch.as_tensor(scaled).float()
+        return torch.ones_like(sigma), sigma
+    kept = scheduler.alphas_cumprod[torch.as_tensor(scheduler.timesteps).long().cpu()].float()
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+def _prediction(scheduler: Any) -> str:
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return "flow"
+    kind = str(scheduler.config.get("prediction_type", "epsilon"))
+    known = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
+    if kind not in known:
+        raise ValueError(f"search cannot use prediction_type {kind!r}; known are {', '.join(known)}")
+    return known[kind]
+
+
+def _kernel(scheduler: Any, arguments: dict[str, Any]) -> Kernel:
+    """Exactly the scheduler's own step."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == FLOW_EULER:
+        return FlowEuler(scheduler.sigmas, bool(config.stochastic_sampling))
+    takes = inspect.signature(scheduler.step).parameters
+    unknown = [k for k, v in arguments.items() if k not in takes and v]
+    if unknown:
+        raise ValueError(f"{name} takes no {', '.join(unknown)}")
+    arguments = {k: v for k, v in arguments.items() if k in takes}
+    eta = arguments.get("eta", takes["eta"].default if "eta" in takes else 0.0)
+    noisy = name in STOCHASTIC or str(config.get("algorithm_type", "")).startswith("sde") or bool(eta)
+    if name in HISTORY:
+        return CandidateKernel(scheduler, noisy, arguments)
+    return NoisyKernel(scheduler, arguments) if noisy else RowKernel(scheduler, arguments)
