@@ -40,11 +40,14 @@ class PipelineDenoiser:
     passes_per_nfe: int
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = cast(Any, pipe)  # diffusers sets the parts of a pipeline where no type checker sees them.
+        vars(pipe).setdefault("_flops_by_size", {})
+        # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
+        self.pipe: Any = copy.copy(pipe)
         self._block: int | None = None
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
         self.schedule, self.guided = schedule, guided
+        vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
         self.passes_per_nfe = 2 if guided else 1
         self.grid, self.kernel = schedule.grid, schedule.kernel
         if schedule.path is not None and schedule.times is not None:
@@ -75,6 +78,10 @@ class PipelineDenoiser:
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
         raise NotImplementedError
+
+    def postprocess(self, decoded: Tensor) -> Tensor:
+        """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
+        return cast(Tensor, self.pipe.image_processor.postprocess(decoded, output_type="pt"))
 
     # --- live.Denoiser --------------------------------------------------------------------------------------------
 
@@ -123,7 +130,7 @@ class PipelineDenoiser:
         vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
         parts = (getattr(self.pipe, self.network), vae)
         key = (*(id(p) for p in parts), *(_adapters(p) for p in parts), self.height, self.width, self.passes_per_nfe)
-        memo = vars(self.pipe).setdefault("_flops_by_size", {})
+        memo = self.pipe._flops_by_size
         if key not in memo:
             memo[key] = self._count(decoder)
         found: tuple[float, float] = memo[key]
@@ -179,6 +186,11 @@ def take(encoded: Any, at: Tensor) -> Any:
     if encoded is None:
         return None
     return [encoded[i] for i in at.tolist()] if isinstance(encoded, list) else encoded[at.to(encoded.device)]
+
+
+def both(negative: Tensor, positive: Tensor, at: Tensor) -> Tensor:
+    """Rows `at` of both encodings in one batch of 2N, the negative ones first, as diffusers does."""
+    return torch.cat([take(negative, at), take(positive, at)])
 
 
 def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:

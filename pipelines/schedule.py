@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def make_schedule(
     prediction = _prediction(scheduler)
     levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
     ends = [*full, len(at)]
-    evals = tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+    evals = tuple(b - a for a, b in pairwise(ends))
     grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)
     flow = prediction == "flow"
     scale = torch.sqrt(sigma**2 + 1) if name in SCALED else None

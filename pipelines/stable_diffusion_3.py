@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, both, take, texts
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule
 
@@ -116,10 +116,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         text, pooled = take(self._text, at), take(self._pooled, at)
         if self.guided:
-            text, pooled = (
-                torch.cat([take(self._negative, at), text]),
-                torch.cat([take(self._negative_pooled, at), pooled]),
-            )
+            text, pooled = both(self._negative, self._text, at), both(self._negative_pooled, self._pooled, at)
             x, t = torch.cat([x, x]), torch.cat([t, t])
         out: Tensor = self.pipe.transformer(
             hidden_states=x,
@@ -136,10 +133,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         latents = (x0.to(self._text.dtype) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
-        images: Tensor = self.pipe.image_processor.postprocess(
-            vae.decode(latents, return_dict=False)[0], output_type="pt"
-        )
-        return images
+        return self.postprocess(vae.decode(latents, return_dict=False)[0])
 
     def _blocks(self) -> Any:
         return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).transformer_blocks

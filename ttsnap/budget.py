@@ -172,8 +172,9 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
 def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, estimates: str = "decode") -> Cost:
     """Exact cost of a move; `estimates` as in Price.
 
-    A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is scored before the end (the x0 estimate at b),
-    and one less if the estimate at a is already paid. Children of one particle share the evaluation at its step.
+    A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is
+    scored before the end (the x0 estimate at b), and one less if the estimate at a is already paid. Children of one
+    particle share the evaluation at its step.
     """
     ahead = move.score & (move.stop < grid.steps)
     calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum())

@@ -115,9 +115,9 @@ class LiveEngine:
     batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
     decode_batch_size: most images per decode and reward call; either is halved when the device runs out of memory.
     padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
-    preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default. keep: "latents"
-    and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer block whose
-    hidden states those are (rewards that read features name their own).
+    preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default. keep:
+    "latents" and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer
+    block whose hidden states those are (rewards that read features name their own).
     `stats` counts what ran.
     """
 
