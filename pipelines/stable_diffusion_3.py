@@ -84,19 +84,17 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
         self._use(schedule, guided=guidance_scale > 1)
 
     def _shift(self) -> float:
-        patch, scale, c = (
-            self.pipe.transformer.config.patch_size,
-            self.pipe.vae_scale_factor,
-            self.pipe.scheduler.config,
-        )
+        c = self.pipe.scheduler.config
+        patch, scale = self.pipe.transformer.config.patch_size, self.pipe.vae_scale_factor
         tokens = (self.height // scale // patch) * (self.width // scale // patch)
         limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
         return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.16)))
 
     def encode(self, prompts: Sequence[str]) -> None:
-        n = len(prompts)
+        given = self._embeds["prompt_embeds"]
+        n = len(prompts) if given is None else len(given)
         self._text, self._negative, self._pooled, self._negative_pooled = self.pipe.encode_prompt(
-            prompt=None if self._embeds["prompt_embeds"] is not None else list(prompts),
+            prompt=list(prompts) if given is None else None,
             **{"prompt_2": None, "prompt_3": None, **{k: texts(v, n) for k, v in self._texts.items()}},
             **self._embeds,
             do_classifier_free_guidance=self.guided,
