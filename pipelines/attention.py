@@ -1,0 +1,170 @@
+"""Which kernels the attention of a pipeline's denoiser runs on. Native SDPA is the default and needs nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from diffusers.models import attention_processor as processors
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.utils.import_utils import is_xformers_available
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+SDPA = "sdpa"
+# Processors that diffusers swaps for xformers' own and that compute the same there. Its method
+# enable_xformers_memory_efficient_attention() swaps all others, too, also where that changes the model: Sana's linear
+# attention would become softmax, Lumina2 would lose its rotary embedding.
+TWINS: dict[type, type] = {
+    processors.AttnProcessor: processors.XFormersAttnProcessor,
+    processors.AttnProcessor2_0: processors.XFormersAttnProcessor,
+    processors.JointAttnProcessor2_0: processors.XFormersJointAttnProcessor,
+}
+BACK: dict[type, type] = {
+    processors.XFormersAttnProcessor: processors.AttnProcessor2_0,
+    processors.XFormersJointAttnProcessor: processors.JointAttnProcessor2_0,
+}
+# Denoisers that mask the padding of shorter prompts inside their attention.
+MASKING = ("PixArtTransformer2DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel")
+MOST_ERROR = 0.1
+"""Relative to SDPA, for kernels that quantise; a mask that is ignored or misread is off by far more."""
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(query, key, value (B, L, heads, D), mask (B, L) of what is seen) -> (B, L, heads, D)."""
+
+
+class _UnfitError(Exception):
+    """Why a backend cannot run this model here."""
+
+
+def network(pipe: Any) -> Any:
+    """The pipeline's denoising network. ValueError where it has none."""
+    found = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    if found is None:
+        raise ValueError(f"{type(pipe).__name__} has neither a transformer nor a unet")
+    return getattr(found, "_orig_mod", found)  # torch.compile(module)
+
+
+def use_attention(pipe: Any, backend: str = SDPA) -> str:
+    """Run the denoiser's attention on `backend` and return what is in force: that, or "sdpa" with a warning why not.
+
+    backend: "sdpa", "xformers", or another name of diffusers' AttentionBackendName ("flash", "sage", ...). It is tried
+    on the pipeline's device, dtype and head sizes before it is used: move the pipeline first. ValueError for an unknown
+    name. Pipelines that share the network share the change. Where diffusers dispatches attention (Flux, Flux.2,
+    Qwen-Image, Z-Image) it sets the backend for the whole process, that is, also for other models of these families
+    that were not given one. Switch before compile_denoiser.
+    """
+    name, model = backend.lower(), network(pipe)
+    known = [SDPA, *(b.value for b in AttentionBackendName)]
+    if name not in known:
+        raise ValueError(f"unknown attention backend {backend!r}; choose one of {', '.join(known)}")
+    _native(model)
+    if name in (SDPA, AttentionBackendName.NATIVE.value):
+        return SDPA
+    try:
+        _switch(pipe, model, name)
+    except _UnfitError as why:
+        _native(model)
+        warnings.warn(f"attention stays with PyTorch's SDPA: {why}", stacklevel=2)
+        return SDPA
+    return name
+
+
+def dispatches(model: Any) -> bool:
+    """Whether set_attention_backend reaches this model's attention; elsewhere it does nothing and says nothing."""
+    return any(hasattr(module.processor, "_attention_backend") for module in _attention(model))
+
+
+def _attention(model: Any) -> Iterator[Any]:
+    return (m for m in model.modules() if hasattr(m, "set_processor") and getattr(m, "processor", None) is not None)
+
+
+def _native(model: Any) -> None:
+    """Back to SDPA. diffusers' own disable_xformers_... would give SD3 a processor that ignores the prompt."""
+    for module in _attention(model):
+        if type(module.processor) in BACK:
+            module.set_processor(BACK[type(module.processor)]())
+    if dispatches(model):
+        model.set_attention_backend(AttentionBackendName.NATIVE.value)
+
+
+def _switch(pipe: Any, model: Any, name: str) -> None:
+    """Let the model use this backend. _UnfitError where it cannot."""
+    if name == "xformers" and not is_xformers_available():
+        raise _UnfitError("xformers is not installed; pip install 'ttsnap[xformers]' (Linux, x86-64)")
+    if dispatches(model):
+        try:
+            model.set_attention_backend(name)
+        except Exception as error:  # a package or a device is missing, or a kernel could not be downloaded
+            raise _UnfitError(f"{name} cannot be used: {_first_line(error)}") from error
+        _try(pipe, model, name, _dispatched(name))
+        return
+    if name != "xformers":
+        raise _UnfitError(f"diffusers cannot switch the attention of {type(model).__name__} to {name}")
+    modules = list(_attention(model))
+    alone = {type(m.processor).__name__ for m in modules if type(m.processor) not in TWINS}
+    alone |= {"query norms" for m in modules if type(m.processor) in _PLAIN and getattr(m, "norm_q", None) is not None}
+    if alone or not modules:
+        raise _UnfitError(f"xformers has no counterpart of {', '.join(sorted(alone))} of {type(model).__name__}")
+    _try(pipe, model, name, _memory_efficient)
+    for module in modules:
+        module.set_processor(TWINS[type(module.processor)]())
+
+
+_PLAIN = (processors.AttnProcessor, processors.AttnProcessor2_0)
+
+
+def _dispatched(name: str) -> Kernel:
+    """As the processors of Flux and others call it: masks are (B, 1, 1, L), boolean."""
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        seen = None if mask is None else mask[:, None, None, :]
+        return dispatch_attention_fn(query, key, value, attn_mask=seen, backend=AttentionBackendName(name))
+
+    return kernel
+
+
+def _memory_efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """As XFormersAttnProcessor calls it: (B * heads, L, D), masks added to the scores."""
+    batch, length, heads, _ = query.shape
+    q, k, v = (t.transpose(1, 2).flatten(0, 1).contiguous() for t in (query, key, value))
+    bias = None
+    if mask is not None:
+        rows = ((~mask).to(query.dtype) * -10000.0).repeat_interleave(heads, 0)
+        bias = rows[:, None, :].expand(-1, length, -1)
+    out = cast(Any, processors).xformers.ops.memory_efficient_attention(q, k, v, attn_bias=bias)
+    return cast(Tensor, out.unflatten(0, (batch, heads)).transpose(1, 2))
+
+
+def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
+    """Run the kernel where the model runs. _UnfitError where it fails or computes something else than SDPA does."""
+    device, dtype = pipe._execution_device, model.dtype
+    where = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+    length, generator = 300, torch.Generator().manual_seed(0)  # 300: some kernels want multiples of 8 of a mask
+    mask = torch.ones(2, length, dtype=torch.bool, device=device)
+    mask[1, length // 3 :] = False
+    for size in sorted({m.inner_dim // m.heads for m in _attention(model)}):
+        q, k, v = (torch.randn(2, length, 2, size, generator=generator).to(device, dtype) for _ in range(3))
+        for seen in (None, mask) if type(model).__name__ in MASKING else (None,):
+            task = f"heads of {size}, {where}"
+            task += "" if seen is None else ", masking the padding of shorter prompts"
+            try:
+                with torch.no_grad():
+                    error = _error(kernel(q, k, v, seen), q, k, v, seen)
+            except Exception as failure:
+                hint = "; move the pipeline to a CUDA device first" if device.type == "cpu" else ""
+                raise _UnfitError(f"{name} failed on {task}: {_first_line(failure)}{hint}") from failure
+            if not error < MOST_ERROR:
+                raise _UnfitError(f"{name} computes something else than SDPA ({task}): relative error {error:.2g}")
+
+
+def _error(found: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> float:
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    seen = None if mask is None else mask[:, None, None, :]
+    expected = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).float()
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
