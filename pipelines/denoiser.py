@@ -38,6 +38,8 @@ class PipelineDenoiser:
     times: Tensor
     kernel: Kernel
     passes_per_nfe: int
+    text_length: int | None = None
+    """Tokens of the encoded prompts, where calls may differ in it: the FLOPs do, too."""
 
     def __init__(self, pipe: Any) -> None:
         vars(pipe).setdefault("_flops_by_size", {})
@@ -129,7 +131,8 @@ class PipelineDenoiser:
         """FLOPs of a prediction and of a decode, for a prompt of typical length; kept with the pipeline per size."""
         vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
         parts = (getattr(self.pipe, self.network), vae)
-        key = (*(id(p) for p in parts), *(_adapters(p) for p in parts), self.height, self.width, self.passes_per_nfe)
+        call = (self.height, self.width, self.passes_per_nfe, self.text_length)
+        key = (*(id(p) for p in parts), *(_adapters(p) for p in parts), *call)
         memo = self.pipe._flops_by_size
         if key not in memo:
             memo[key] = self._count(decoder)
@@ -194,10 +197,18 @@ def both(negative: Tensor, positive: Tensor, at: Tensor) -> Tensor:
 
 
 def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
-    """One text for each of n prompts: of one for all, or of a list (its first n)."""
+    """One text for each of n prompts: of one for all, or of a list (its first n). ValueError for too short a list."""
     if value is None:
         return None
+    if not isinstance(value, str) and len(value) < n:
+        raise ValueError(f"{len(value)} texts for {n} prompts: {value!r}")
     return [value] * n if isinstance(value, str) else list(value)[:n]
+
+
+def unscaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as this VAE decodes them: by its own scale and shift, where it has them."""
+    c = vae.config
+    return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
 
 
 @contextmanager
