@@ -48,6 +48,8 @@ class PipelineDenoiser:
         self._block: int | None = None
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
+        if getattr(getattr(self.pipe, self.network), "is_cache_enabled", False):
+            raise ValueError("search cannot use a denoiser with a cache, whose rows change; call its disable_cache()")
         self.schedule, self.guided = schedule, guided
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
         self.passes_per_nfe = 2 if guided else 1
@@ -80,6 +82,10 @@ class PipelineDenoiser:
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
         raise NotImplementedError
+
+    def finished(self, latents: Tensor) -> Tensor:
+        """Finished latents (N, ...) as the pipeline puts them out for output_type="latent"."""
+        return latents
 
     def postprocess(self, decoded: Tensor) -> Tensor:
         """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
@@ -203,6 +209,13 @@ def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
     if not isinstance(value, str) and len(value) < n:
         raise ValueError(f"{len(value)} texts for {n} prompts: {value!r}")
     return [value] * n if isinstance(value, str) else list(value)[:n]
+
+
+def first(embeds: Tensor | None, n: int) -> Tensor | None:
+    """Given embeddings of the first n prompts (FLOPs are counted with a single one). ValueError for fewer rows."""
+    if embeds is not None and len(embeds) < n:
+        raise ValueError(f"embeddings of {len(embeds)} prompts for {n} prompts")
+    return None if embeds is None else embeds[:n]
 
 
 def unscaled(vae: Any, latents: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from numpy.typing import NDArray
 from torch import Tensor
 from ttsnap.pipelines.scheduler_kernel import CandidateKernel, NoisyKernel, RowKernel
 
@@ -94,14 +97,15 @@ def make_schedule(
     num_inference_steps: int,
     *,
     timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | None = None,
+    sigmas: Sequence[float] | NDArray[np.float64] | None = None,
     step_arguments: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> Schedule:
     """The schedule of one call. The scheduler itself stays as it is: a copy is used.
 
     timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for the scheduler's
-    step (eta). Raises ValueError for a scheduler that is not supported, and as set_timesteps does.
+    step (eta). Raises ValueError for a scheduler that is not supported or that cannot be set up with these arguments,
+    and as set_timesteps does.
     """
     name = type(scheduler).__name__
     if name not in SUPPORTED:
@@ -114,7 +118,11 @@ def make_schedule(
     scheduler = copy.deepcopy(scheduler)
     count = None if timesteps is not None or sigmas is not None else num_inference_steps
     given = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
-    retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
+    try:
+        retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
+    except (TypeError, AssertionError) as error:  # the stock pipeline fails with these, too
+        passed = ", ".join([*given, *extra]) or "a number of steps"
+        raise ValueError(f"{name} cannot be set up with {passed}, which the pipeline passes: {error}") from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     at = torch.as_tensor(scheduler.timesteps)
@@ -134,6 +142,19 @@ def make_schedule(
     times = torch.cat([sigma.double()[full], torch.zeros(1, dtype=torch.float64)]) if flow else None
     path = Linear() if flow else None
     return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel)
+
+
+def falling(num_inference_steps: int) -> NDArray[np.float64]:
+    """The sigmas, evenly spaced from 1, that most flow pipelines pass."""
+    steps = max(1, num_inference_steps)  # make_schedule refuses fewer
+    return np.linspace(1.0, 1 / steps, steps)
+
+
+def token_shift(scheduler: Any, tokens: int) -> float:
+    """mu for a picture of so many tokens, as Flux and its kin calculate it."""
+    c = scheduler.config
+    limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
+    return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.15)))
 
 
 def _full(scheduler: Any, positions: int) -> list[int]:
@@ -172,15 +193,18 @@ def _prediction(scheduler: Any) -> str:
 def _kernel(scheduler: Any, arguments: dict[str, Any]) -> Kernel:
     """Exactly the scheduler's own step."""
     name, config = type(scheduler).__name__, scheduler.config
-    if name == FLOW_EULER:
-        return FlowEuler(scheduler.sigmas, bool(config.stochastic_sampling))
+    if name == FLOW_EULER and not config.stochastic_sampling:
+        return FlowEuler(scheduler.sigmas)
     takes = inspect.signature(scheduler.step).parameters
     unknown = [k for k, v in arguments.items() if k not in takes and v]
     if unknown:
         raise ValueError(f"{name} takes no {', '.join(unknown)}")
     arguments = {k: v for k, v in arguments.items() if k in takes}
     eta = arguments.get("eta", takes["eta"].default if "eta" in takes else 0.0)
-    noisy = name in STOCHASTIC or str(config.get("algorithm_type", "")).startswith("sde") or bool(eta)
+    # Most flow pipelines hand their generator to no step: stock noise then comes from torch's global state, and no seed
+    # makes it again. Here it always comes from the candidate's generator.
+    sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
+    noisy = name in STOCHASTIC or bool(sde or eta)
     if name in HISTORY:
         return CandidateKernel(scheduler, noisy, arguments)
     return NoisyKernel(scheduler, arguments) if noisy else RowKernel(scheduler, arguments)
