@@ -10,6 +10,9 @@ from typing import Any
 
 FAMILIES: dict[str, str] = {
     "StableDiffusion3Pipeline": "ttsnap.pipelines.stable_diffusion_3:SearchStableDiffusion3Pipeline",
+    "FluxPipeline": "ttsnap.pipelines.flux:SearchFluxPipeline",
+    "Flux2KleinPipeline": "ttsnap.pipelines.flux2_klein:SearchFlux2KleinPipeline",
+    "QwenImagePipeline": "ttsnap.pipelines.qwen_image:SearchQwenImagePipeline",
 }
 EMBEDDED = "embedded"
 
