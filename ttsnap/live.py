@@ -21,16 +21,21 @@ from ttsnap import rng
 from ttsnap.buckets import bucket_of, buckets
 from ttsnap.budget import Price, Rates
 from ttsnap.interpolants import Interpolant
+from ttsnap.memory import Gauge, fit_rows, gauge_of
+from ttsnap.meter import Meter
 from ttsnap.samplers import Kernel, Prediction, RememberingKernel
 from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, IntArray, Move, Outcome, Reward
 
 logger = logging.getLogger(__name__)
+DEFAULT_BATCH, MOST = 16, 64
+"""The batch size where memory cannot be measured, and the most that is taken where it can: more gains no speed."""
 
 
 class Denoiser(Protocol):
     """One pipeline family, set up for one call: fixed size, steps and guidance."""
 
+    device: torch.device
     grid: Grid
     path: Interpolant
     times: Tensor
@@ -113,7 +118,8 @@ class LiveEngine:
     """Runs a Denoiser and rewards in full batches.
 
     batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
-    decode_batch_size: most images per decode and reward call; either is halved when the device runs out of memory.
+    decode_batch_size: most images per decode and reward call. None: as many as fit into a GPU's memory, measured by a
+    few throw-away calls (`probed`), 16 elsewhere. Either is halved when the device runs out of memory.
     padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
     preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default. keep:
     "latents" and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer
@@ -127,14 +133,14 @@ class LiveEngine:
         rewards: Sequence[Reward],
         *,
         kernel: Kernel | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         decode_batch_size: int | None = None,
         padded: bool = False,
         preview: bool = False,
         keep: Sequence[str] = (),
         features_block: int | None = None,
     ) -> None:
-        if batch_size < 1 or (decode_batch_size is not None and decode_batch_size < 1):
+        if any(size is not None and size < 1 for size in (batch_size, decode_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
         names = tuple(r.name for r in rewards)
         if not names or len(set(names)) < len(names):
@@ -142,8 +148,7 @@ class LiveEngine:
         self.denoiser, self.rewards, self.reward_names = denoiser, tuple(rewards), names
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.stochastic, self.grid = self.kernel.stochastic, denoiser.grid
-        self.batch_size, self.decode_batch_size = batch_size, decode_batch_size or batch_size
-        self.buckets = buckets(batch_size) if padded else None
+        self._sizes, self.padded, self.probed = (batch_size, decode_batch_size), padded, Cost()
         if preview and not isinstance(denoiser, Previewer):
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.preview = preview
@@ -151,6 +156,7 @@ class LiveEngine:
         self._spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
         self._capture(features_block)
         self._price: Price | None = None
+        self._prompts: list[str] | None = None
         self._rows: list[_Row] = []
         self._resting: dict[tuple[int, int], tuple[_Node, rng.Key]] = {}
         self._watch = Stopwatch(("denoise", "decode", "reward"))
@@ -169,6 +175,54 @@ class LiveEngine:
             rates = Rates(predict, decode, reward, preview=preview)
             self._price = Price(rates, None, self.denoiser.passes_per_nfe, estimates)
         return self._price
+
+    @property
+    def batch_size(self) -> int:
+        return self._planned()[0]
+
+    @property
+    def decode_batch_size(self) -> int:
+        return self._planned()[1]
+
+    def _planned(self) -> tuple[int, int]:
+        """The batch sizes, found when first asked for."""
+        denoise, decode = self._sizes
+        if denoise is not None and decode is not None:
+            return denoise, decode
+        gauge = gauge_of(self.denoiser.device)
+        if gauge is None:
+            denoise = denoise or DEFAULT_BATCH
+            self._sizes = denoise, decode or denoise
+            return denoise, decode or denoise
+        found = self._fit(gauge, denoise, decode)
+        self._sizes = found
+        return found
+
+    @torch.no_grad()
+    def _fit(self, gauge: Gauge, denoise: int | None, decode: int | None) -> tuple[int, int]:
+        """Measure what rows take, with a prompt of no matter what."""
+        self.denoiser.encode([""] if self._prompts is None else self._prompts[:1])
+
+        def noise(n: int) -> Tensor:
+            return self.denoiser.init_latents([rng.seeded(i) for i in range(n)])
+
+        def predict(n: int) -> None:
+            self.denoiser.predict(noise(n), torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long))
+
+        def judge(n: int) -> None:
+            images = self.denoiser.decode(noise(n))
+            for reward in self.rewards:
+                score_images(reward, images, [""] * n, torch.zeros(n, device=images.device))
+
+        if denoise is None:
+            denoise, rows = fit_rows(predict, gauge, MOST)
+            self.probed += Cost(rows)
+        if decode is None:
+            decode, rows = fit_rows(judge, gauge, denoise)
+            self.probed += Cost(0, rows, rows * len(self.rewards))
+        if self._prompts is not None:
+            self.denoiser.encode(self._prompts)
+        return denoise, decode
 
     @property
     def capacity(self) -> int:
@@ -192,6 +246,10 @@ class LiveEngine:
     @property
     def nfe(self) -> int:
         return self.stats["nfe"]
+
+    def meter(self) -> Meter:
+        """Measures memory and energy of a run."""
+        return Meter(self.denoiser.device)
 
     @property
     def timings(self) -> dict[str, float]:
@@ -284,10 +342,12 @@ class LiveEngine:
             try:
                 return call(batch[: getattr(self, size)])
             except torch.OutOfMemoryError:
-                if min(len(batch), getattr(self, size)) == 1:
+                half = min(len(batch), getattr(self, size)) // 2
+                if half < 1:
                     raise
-                setattr(self, size, min(len(batch), getattr(self, size)) // 2)
-                logger.warning("out of memory: %s is %d from now on", size, getattr(self, size))
+                denoise, decode = self._planned()
+                self._sizes = (half, decode) if size == "batch_size" else (denoise, half)
+                logger.warning("out of memory: %s is %d from now on", size, half)
             # Outside the handler, whose traceback would hold on to what was allocated.
             self.stats["out_of_memory"] += 1
             torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
@@ -307,8 +367,8 @@ class LiveEngine:
     def _evaluate(self, batch: list[_Node]) -> None:
         self._draw([node for node in batch if node.latent is None])
         rows = batch
-        if self.buckets is not None:
-            rows = batch + batch[-1:] * (bucket_of(len(batch), self.buckets) - len(batch))
+        if self.padded:
+            rows = batch + batch[-1:] * (bucket_of(len(batch), buckets(self.batch_size)) - len(batch))
         x = torch.stack([node.x for node in rows])
         at, cond = torch.tensor([node.at for node in rows]), torch.tensor([node.job for node in rows])
         prediction = self.denoiser.predict(x, at, cond)
@@ -354,7 +414,7 @@ class LiveEngine:
     def _score(self, batch: list[_Row]) -> list[Outcome]:
         latents = torch.stack([r.node.x if r.node.prediction is None else r.node.prediction.x0 for r in batch])
         levels = torch.tensor([self.grid.levels[row.stop] for row in batch], device=latents.device)
-        prompts = [self._prompts[row.job] for row in batch]
+        prompts = [(self._prompts or [])[row.job] for row in batch]
         last = [i for i, row in enumerate(batch) if row.last]
         early = [i for i, row in enumerate(batch) if not row.last]
         previewed = early if self.price.estimates == "preview" else []
@@ -466,7 +526,9 @@ class LiveEngine:
         level = torch.ones(1, device=image.device)
         reward = sum(timed(lambda r=r: score_images(r, image, [""], level)) for r in self.rewards) / len(self.rewards)
         self._price = replace(self.price, seconds=Rates(nfe, decode, reward, max(0.0, one - nfe), preview))
-        return Cost(self.batch_size + 2, 2, len(self.rewards), int(self.preview))
+        probed = Cost(self.batch_size + 2, 2, len(self.rewards), int(self.preview))
+        self.probed += probed
+        return probed
 
     def _previews(self, latents: Tensor) -> Tensor:
         if not isinstance(self.denoiser, Previewer):

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,6 @@ class Loop:
         self.algorithm, self.engine, self.seed, self.keep, self.shared = algorithm, engine, seed, keep, shared
         self.grid, self.rewards = engine.grid, len(engine.reward_names)
         self.clock, self.begin, self.on_event = clock, begin, on_event
-        self.probe = Cost()  # what calibration took, to be reported
         self.deadline = self.begin + budget.seconds * len(prompts) if budget.seconds else np.inf
         parent = None
         task = task_of(budget, engine, keep, shared)
@@ -100,6 +100,13 @@ class Loop:
     # --- the loop -------------------------------------------------------------------------------------------
 
     def run(self, should_stop: Callable[[], bool]) -> list[Result]:
+        with getattr(self.engine, "meter", nullcontext)() as meter:
+            self._run(should_stop)
+        self.seconds = self.clock() - self.begin
+        self.usage = meter.summary() if meter is not None else {}
+        return [self._result(job) for job in self.jobs]
+
+    def _run(self, should_stop: Callable[[], bool]) -> None:
         queue = deque(self.jobs)
         stopping = False
         while queue or self.active:
@@ -126,8 +133,6 @@ class Loop:
                 self._wind_up()
                 if asked:
                     queue.clear()
-        self.seconds = self.clock() - self.begin
-        return [self._result(job) for job in self.jobs]
 
     def _ask(self, jobs: list[Job]) -> None:
         """Get the next move of each job and carry out what the ledgers afford, the most valuable first."""
@@ -355,10 +360,12 @@ class Loop:
             "seconds": self.seconds * share,
             **{f"seconds_{k}": v * share for k, v in phases.items()},
             "seconds_all_prompts": self.seconds,
+            "verifier_share": _verifier_share(phases),
+            **_shared_usage(self.usage, share, len(images)),
             "seeds": int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
             "finished": int(particles.finished.sum()),
             "gain_of_second_half": _second_half(particles),
-            "calibration": _as_dict(self.probe),
+            "calibration": _as_dict(getattr(self.engine, "probed", Cost())),
         }
         return Result(job.prompt, images, spent, tuple(job.trace), particles, tuple(job.warnings))
 
@@ -377,6 +384,21 @@ def _value(job: Job) -> float:
 def _as_dict(cost: Cost) -> dict[str, int]:
     found = {"nfe": cost.nfe, "decodes": cost.decodes, "reward_calls": cost.reward_calls}
     return {**found, "previews": cost.previews} if cost.previews else found
+
+
+def _verifier_share(seconds: Mapping[str, float]) -> float | None:
+    """The share of decoding and rewards in what denoising, decoding and rewards took, in [0, 1]; None without times."""
+    total = sum(seconds.values())
+    return 1 - seconds["denoise"] / total if total > 0 else None
+
+
+def _shared_usage(usage: Mapping[str, Any], share: float, images: int) -> dict[str, Any]:
+    """What the run used (meter.py), its energy by this prompt's share of it."""
+    found = {k: v for k, v in usage.items() if k not in ("seconds", "energy_joules_per_image")}
+    for name in ("energy_joules", "co2_grams"):
+        found |= {name: None if found.get(name) is None else found[name] * share}
+    joules = found["energy_joules"]
+    return {**found, "energy_joules_per_image": joules / images if joules is not None and images else None}
 
 
 def _second_half(particles: Particles) -> float | None:

@@ -20,6 +20,7 @@ class MixtureDenoiser:
     """
 
     passes_per_nfe = 1
+    device = torch.device("cpu")
 
     def __init__(
         self,

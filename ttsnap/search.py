@@ -16,7 +16,7 @@ from ttsnap import utility as utilities
 from ttsnap.budget import Budget, finish_cost, task_of
 from ttsnap.dry import DryEngine
 from ttsnap.loop import Listener, Loop
-from ttsnap.types import Algorithm, Cost, Engine, Result, Utility
+from ttsnap.types import Algorithm, Engine, Result, Utility
 
 
 def search(
@@ -58,13 +58,11 @@ def search(
     begin = clock()
     algorithm.init(task_of(budget, engine, keep, shared))
     check_budget(budget, engine)
-    probe = Cost()
     if budget.seconds is not None and engine.price.seconds is None:
-        probe = engine.calibrate()
+        engine.calibrate()
         check_budget(budget, engine)
     algorithm = fit(algorithm, engine, budget, keep)
     loop = Loop(list(prompts), algorithm, engine, budget, utility, seed, keep, shared, on_event, clock, begin)
-    loop.probe = probe
     return loop.run(should_stop or (lambda: False))
 
 

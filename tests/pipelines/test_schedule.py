@@ -1,0 +1,191 @@
+"""Schedules against closed forms, and the counting of solvers that evaluate twice a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ttsnap.pipelines.schedule import SUPPORTED, make_schedule
+
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.interpolants import rows
+from ttsnap.live import LiveEngine
+from ttsnap.mixture import MixtureDenoiser
+from ttsnap.rewards import FunctionReward
+from ttsnap.rng import seeded
+from ttsnap.samplers import Prediction
+
+VP: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SOLVERS = ["FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler", "FlowMatchLCMScheduler"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "DDIMScheduler": {"clip_sample": False},
+    "DDPMScheduler": {"clip_sample": False},
+}
+TWO_STAGES = ("Heun", "KDPM2")
+
+
+def bright() -> Any:
+    return FunctionReward(lambda images, prompts: images.double().mean((1, 2, 3)), "bright")
+
+
+def scheduler(name: str, **more: Any) -> Any:
+    base = {} if name.startswith("FlowMatch") else VP
+    return getattr(diffusers, name)(**{**base, **OPTIONS.get(name, {}), **more})
+
+
+@pytest.mark.parametrize("name", sorted(SUPPORTED))
+def test_levels_fall_and_two_stage_steps_count_twice(name: str) -> None:
+    schedule = make_schedule(scheduler(name), 6)
+    grid = schedule.grid
+    assert grid.steps == 6
+    if name == "PNDMScheduler":
+        assert grid.evals == (2, 1, 1, 1, 1, 1)
+    elif any(word in name for word in TWO_STAGES):
+        assert grid.evals == (2, 2, 2, 2, 2, 1)
+    else:
+        assert grid.evals is None
+    assert grid.nfe == len(schedule.timesteps) == len(schedule.alpha) == len(schedule.sigma)
+
+
+@pytest.mark.parametrize("name", sorted(SUPPORTED))
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) -> None:
+    if name.startswith("FlowMatch"):
+        kind = "flow"
+    try:
+        schedule = make_schedule(scheduler(name, **({} if kind == "flow" else {"prediction_type": kind})), 6)
+    except (ValueError, NotImplementedError) as error:
+        pytest.skip(str(error))
+    x0, eps = torch.randn(2, len(schedule.timesteps), 3, generator=seeded(0))
+    step = torch.arange(len(x0))
+    alpha, sigma = rows(schedule.alpha[step], x0), rows(schedule.sigma[step], x0)
+    norm = torch.hypot(alpha, sigma)
+    out = {
+        "epsilon": eps,
+        "sample": x0,
+        "flow": eps - x0,
+        "v_prediction": (alpha * eps - sigma * x0) / norm,
+    }[kind]
+    torch.testing.assert_close(schedule.x0(alpha * x0 + sigma * eps, out, step), x0, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
+def test_input_is_scaled_as_the_scheduler_scales_it(name: str) -> None:
+    stock, x = scheduler(name), torch.randn(1, 4, generator=seeded(0))
+    stock.set_timesteps(4)
+    schedule = make_schedule(scheduler(name), 4)
+    for p, t in enumerate(stock.timesteps):
+        expected = stock.scale_model_input(x, t)
+        assert torch.equal(schedule.scaled(x, torch.tensor([p])), expected)
+        stock.step(expected, t, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("IPNDMScheduler", {}, "cannot use IPNDMScheduler"),
+        ("PNDMScheduler", {"skip_prk_steps": False}, "skip_prk_steps"),
+        ("EulerDiscreteScheduler", {"prediction_type": "original"}, "prediction_type"),
+    ],
+)
+def test_what_search_cannot_use_is_refused(name: str, more: dict[str, Any], message: str) -> None:
+    made = getattr(diffusers, name)() if name == "IPNDMScheduler" else scheduler(name, **more)
+    with pytest.raises(ValueError, match=message):
+        make_schedule(made, 5)
+
+
+def test_the_scheduler_itself_stays_as_it_is() -> None:
+    own = scheduler("DPMSolverMultistepScheduler")
+    own.set_timesteps(3)
+    before = own.timesteps.clone()
+    make_schedule(own, 9)
+    assert torch.equal(own.timesteps, before)
+
+
+class Solved(MixtureDenoiser):
+    """A Gaussian mixture under a diffusers scheduler for flows. Counts calls."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        generator = seeded(0)
+        means, weights = torch.randn(4, 3, generator=generator), torch.tensor([0.1, 0.2, 0.3, 0.4])
+        super().__init__(means, torch.full((4,), 0.3), weights, steps=steps)
+        options = (
+            {} if name.startswith("FlowMatch") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        )
+        self.schedule = make_schedule(getattr(diffusers, name)(**options), steps)
+        self.grid, self.kernel, self.calls = self.schedule.grid, self.schedule.kernel, 0
+
+    def predict(self, x: Any, step: Any, cond: Any) -> Prediction:
+        self.calls += len(x)
+        t = self.schedule.sigma[step].double()
+        x0 = self.posterior_mean(x.double(), t)
+        return Prediction((x.double() - x0) / rows(t, x.double()), x0)
+
+
+@given(
+    name=st.sampled_from(SOLVERS),
+    seeds=st.integers(1, 9),
+    check=st.integers(0, 3),
+    budget=st.integers(8, 70),
+    batch=st.integers(1, 7),
+    stop_after=st.none() | st.integers(0, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
+    name: str, seeds: int, check: int, budget: int, batch: int, stop_after: int | None
+) -> None:
+    denoiser, ticks = Solved(name, 4), []
+    engine = LiveEngine(denoiser, [bright()], batch_size=batch)
+    results = search(
+        ["a", "b"],
+        SeedPruning(seeds, (0.5,), steps=(check,)),
+        engine,
+        f"{budget}nfe",
+        on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
+        should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
+    )
+    assert sum(r.spent["nfe"] for r in results) == denoiser.calls
+    assert all(r.spent["nfe"] <= budget for r in results)
+    assert all(r.images for r in results) or stop_after is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler", "FlowMatchLCMScheduler"]
+)
+def test_batches_and_pruning_change_no_image(name: str) -> None:
+    def images(algorithm: Any, batch: int, keep: int = 8) -> dict[int, float]:
+        engine = LiveEngine(Solved(name, 5), [bright()], batch_size=batch)
+        (result,) = search(["a"], algorithm, engine, keep=keep)
+        return {c.seed: c.reward for c in result.images}
+
+    whole = images(BestOfN(8), 8)
+    assert images(BestOfN(8), 3) == pytest.approx(whole, abs=1e-6)
+    pruned = images(SeedPruning(8, (0.4,), steps=(2,)), 3, keep=2)
+    assert 1 < len(pruned) < 8
+    assert pruned == pytest.approx({seed: whole[seed] for seed in pruned}, abs=1e-6)
+
+
+def test_heun_is_more_exact_than_euler() -> None:
+    """A known answer: with many steps both reach the flow's end point; at equal steps the second order is closer."""
+
+    def end(name: str, steps: int) -> torch.Tensor:
+        denoiser = Solved(name, steps)
+        engine = LiveEngine(denoiser, [bright()], batch_size=8, keep=("latents",))
+        found: dict[int, Any] = {}
+        search(
+            ["a"],
+            BestOfN(8),
+            engine,
+            on_event=lambda e: found.update({e.uids[0]: e.kept["latent"]}) if e.kept else None,
+        )
+        return torch.stack([found[i] for i in range(8)]).double()
+
+    exact = end("FlowMatchHeunDiscreteScheduler", 200)
+    error = {name: (end(name, 12) - exact).abs().mean() for name in
+             ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")}  # fmt: skip
+    assert error["FlowMatchHeunDiscreteScheduler"] < 0.3 * error["FlowMatchEulerDiscreteScheduler"]

@@ -1,0 +1,76 @@
+"""How many rows fit into a device's memory, measured on probe batches rather than guessed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+logger = logging.getLogger(__name__)
+SHARE = 0.85
+"""Of what is free, the share that a batch may plan with: allocators fragment, and other processes grow."""
+
+
+class Gauge(Protocol):
+    """A device's memory, in bytes."""
+
+    def reset(self) -> int:
+        """Start a measurement; what is allocated now."""
+
+    def peak(self) -> int:
+        """The most that was allocated since."""
+
+    def free(self) -> int:
+        """What could be allocated now."""
+
+
+class CudaGauge:
+    """Of a CUDA device, as PyTorch's allocator sees it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> int:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return int(torch.cuda.memory_allocated(self.device))
+
+    def peak(self) -> int:
+        torch.cuda.synchronize(self.device)
+        return int(torch.cuda.max_memory_allocated(self.device))
+
+    def free(self) -> int:
+        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(torch.cuda.mem_get_info(self.device)[0]) + cached
+
+
+def gauge_of(device: torch.device) -> Gauge | None:
+    """None where PyTorch does not tell what is allocated (CPU, MPS)."""
+    return CudaGauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
+
+
+def fit_rows(run: Callable[[int], Any], gauge: Gauge, most: int) -> tuple[int, int]:
+    """The largest batch up to `most` whose peak fits, from a run of one row and one of three; and the rows that ran.
+
+    What a batch takes is taken to rise by as much with every row. Modules that an offload hook brings in by the first
+    run count as taken. At least 1: where one row does not fit, its own error is raised.
+    """
+    taken, free = gauge.reset(), gauge.free()
+    run(1)
+    one = gauge.peak()
+    if most == 1:
+        return 1, 1
+    gauge.reset()
+    try:
+        run(3)
+    except torch.OutOfMemoryError:
+        logger.info("three rows do not fit into memory: batches of 2 at most")
+        return 2, 4
+    row = max(1.0, (gauge.peak() - one) / 2)
+    rows = 1 + int((taken + SHARE * free - one) // row)
+    found = max(1, min(most, rows))
+    mib = [v / 2**20 for v in (row, free)]
+    logger.info("a row takes %.0f MiB and %.0f MiB are free: batches of %d", *mib, found)
+    return found, 4
