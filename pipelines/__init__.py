@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import importlib
 import json
+import types
 from pathlib import Path
 from typing import Any
 
+# Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
 FAMILIES: dict[str, str] = {
+    "StableDiffusionPipeline": "ttsnap.pipelines.stable_diffusion:SearchStableDiffusionPipeline",
+    "StableDiffusionXLPipeline": "ttsnap.pipelines.stable_diffusion_xl:SearchStableDiffusionXLPipeline",
+    "PixArtSigmaPipeline": "ttsnap.pipelines.pixart_sigma:SearchPixArtSigmaPipeline",
     "StableDiffusion3Pipeline": "ttsnap.pipelines.stable_diffusion_3:SearchStableDiffusion3Pipeline",
     "FluxPipeline": "ttsnap.pipelines.flux:SearchFluxPipeline",
     "Flux2KleinPipeline": "ttsnap.pipelines.flux2_klein:SearchFlux2KleinPipeline",
     "QwenImagePipeline": "ttsnap.pipelines.qwen_image:SearchQwenImagePipeline",
+    "SanaPipeline": "ttsnap.pipelines.sana:SearchSanaPipeline",
+    "ZImagePipeline": "ttsnap.pipelines.z_image:SearchZImagePipeline",
+    "Lumina2Pipeline": "ttsnap.pipelines.lumina2:SearchLumina2Pipeline",
 }
 EMBEDDED = "embedded"
 
@@ -20,24 +28,66 @@ EMBEDDED = "embedded"
 def upgrade(pipe: Any) -> Any:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
 
-    Raises ValueError for a family that is not supported, with those that are.
+    A subclass of a supported pipeline gets a twin of its own, unless it has its own `__call__`. Raises ValueError for
+    a family that is not supported, with those that are.
     """
-    name = type(pipe).__name__
-    if name.removeprefix("Search") not in FAMILIES:
-        raise ValueError(f"search does not support {name} yet; supported are {', '.join(FAMILIES)}")
-    if name not in FAMILIES:
+    stock: Any = type(pipe)
+    cls = search_class(stock)
+    if cls is stock:
         return pipe
-    module, _, attr = FAMILIES[name].partition(":")
-    twin = copy.copy(pipe)
-    twin.__class__ = getattr(importlib.import_module(module), attr)
-    twin.scheduler = copy.deepcopy(pipe.scheduler)
-    return twin
+    from ttsnap.pipelines.twins import copied
+
+    return copied(pipe, cls)
+
+
+def downgrade(pipe: Any) -> Any:
+    """The stock twin of a search pipeline, over the same weights; for code that goes by the class's name."""
+    from ttsnap.pipelines.mixin import SearchMixin
+    from ttsnap.pipelines.twins import copied
+
+    return copied(pipe, type(pipe).stock_class()) if isinstance(pipe, SearchMixin) else pipe
+
+
+@functools.cache
+def search_class(cls: Any) -> Any:
+    """The class of the search twin of a pipeline of this class: itself, where it searches already."""
+    from ttsnap.pipelines.mixin import SearchMixin
+
+    if issubclass(cls, SearchMixin):
+        return cls
+    base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
+    if base is None:
+        raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(FAMILIES)}")
+    module, _, name = FAMILIES[base.__name__].partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if base is cls:
+        return found
+    if cls.__call__ is not base.__call__:
+        raise ValueError(
+            f"{cls.__name__} has a __call__ of its own, which a search would not run; "
+            f"{name}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
+        )
+    return types.new_class(f"Search{cls.__name__}", (found, cls))
+
+
+def custom_pipeline(family: str) -> str:
+    """Path of the file that makes diffusers load a family's search pipeline, for `custom_pipeline=`.
+
+    family: a stock class ("FluxPipeline") or its module here ("flux"); ValueError for others.
+    """
+    modules = {name: path.partition(":")[0].rpartition(".")[2] for name, path in FAMILIES.items()}
+    module = modules.get(family, family)
+    if module not in modules.values():
+        raise ValueError(f"no family {family!r}; choose one of {', '.join(modules.values())}")
+    return str(Path(__file__).parent / "custom" / f"search_{module}.py")
 
 
 def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
     """A search pipeline from "embedded", a diffusers folder or a hub id. Options go to from_pretrained.
 
-    Raises ValueError that says what is wrong when there is no such folder or the family is not supported.
+    Weights are read from safetensors only, unless `use_safetensors` says otherwise, and no code that comes with a model
+    runs without `trust_remote_code=True`. Raises ValueError that says what is wrong when there is no such folder or the
+    family is not supported.
     """
     from diffusers import DiffusionPipeline
 

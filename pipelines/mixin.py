@@ -5,117 +5,86 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
 from tqdm.auto import tqdm
+from ttsnap.pipelines import arguments, output, twins
 
 from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
 from ttsnap.budget import Budget
-from ttsnap.live import LiveEngine, score_images
+from ttsnap.live import LiveEngine
 from ttsnap.rewards import make_rewards
 from ttsnap.samplers import KERNELS
 from ttsnap.search import search as run_search
-from ttsnap.types import Event, Result, Reward
-
-SEARCH_ARGUMENTS = """
-Search arguments (without `search` the call is the stock one):
-    search: algorithm: a name of ttsnap.algorithms.ALGORITHMS, a JSON file, or an Algorithm.
-    reward: reward or list of rewards: names, functions (images, prompts) -> scores, "file.py:function", Rewards.
-    budget: per prompt, like "400nfe", "2pflop", "30s", or a ttsnap.budget.Budget.
-    effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
-    utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
-    kernel: "pipeline" (the scheduler's own step), "ode" or "sde".
-    seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
-    batch_size, decode_batch_size: most particles per denoiser call and images per decode.
-    shared: let the prompts draw on one common budget.
-    report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
-    on_event, should_stop: see ttsnap.search.search.
-`num_images_per_prompt` is how many images come back per prompt, best first. The output's `.search` is the list of
-ttsnap.types.Result, one per prompt.
-"""
-
-
-@dataclass
-class SearchOutput(BaseOutput):
-    """`images` as in the stock output, all prompts in order, each prompt's best first; `search` one Result a prompt."""
-
-    images: Any
-    search: list[Result]
-
-
-# Arguments of stock calls that search cannot honour: (name, why).
-REFUSED: dict[str, str] = {
-    "latents": "every candidate draws its own from its seed",
-    "callback_on_step_end": "use on_event",
-    "prompt_embeds": "pass prompts",
-    "negative_prompt_embeds": "pass negative_prompt",
-    "pooled_prompt_embeds": "pass prompts",
-    "negative_pooled_prompt_embeds": "pass negative_prompt",
-    "ip_adapter_image": "image prompts are not supported",
-    "ip_adapter_image_embeds": "image prompts are not supported",
-    "skip_guidance_layers": "skip-layer guidance is not supported",
-}
-_SEARCH: dict[str, Any] = {
-    "search": None,
-    "reward": None,
-    "budget": None,
-    "effort": None,
-    "utility": "mean",
-    "kernel": "pipeline",
-    "seed": None,
-    "batch_size": 16,
-    "decode_batch_size": None,
-    "shared": False,
-    "report": None,
-    "on_event": None,
-    "should_stop": None,
-}
+from ttsnap.types import Event, Result
 
 
 class SearchMixin:
     """First base of a search pipeline, before its stock class; `denoiser_class` is the family's Denoiser."""
 
-    device: torch.device
     denoiser_class: ClassVar[Callable[..., Any]]
+    output_class: ClassVar[type[Any]]
+    """The stock output class; found in the code of the stock call where a family does not set it."""
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        stock = next(base for base in cls.__mro__ if "__call__" in vars(base) and base is not SearchMixin).__call__
-        stock_parameters = inspect.signature(stock).parameters
-        added = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in _SEARCH.items()]
+        stock = cls.stock_class().__call__
+        if "__call__" in vars(cls) or getattr(cls.__call__, "__wrapped__", None) is stock:  # type: ignore[operator]
+            return  # a subclass of a search pipeline
+        if not hasattr(cls, "output_class"):
+            cls.output_class = output.stock_output(stock)
+        parameters = inspect.signature(stock).parameters
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            chosen = {k: kwargs.pop(k) for k in _SEARCH if k in kwargs}
-            prompt = args[0] if args else kwargs.get("prompt")
+            chosen = {name: kwargs.pop(name) for name in arguments.DEFAULTS if name in kwargs}
+            given = arguments.bound(parameters, (self, *args), kwargs)
             if self.check_prompt is not None:
+                prompt = given.get("prompt")
                 for text in [prompt] if isinstance(prompt, str) else prompt or []:
                     self.check_prompt(text)
             if chosen.get("search") is None:
-                if chosen and any(v is not None for v in chosen.values()):
+                if any(value is not None for value in chosen.values()):
                     raise ValueError(f"{sorted(chosen)} given without search=; name one, as search='best-of-n'")
                 return stock(self, *args, **kwargs)
-            bound = inspect.signature(stock).bind(self, *args, **kwargs).arguments
-            bound.pop("self")
-            return self._search({**_SEARCH, **chosen}, stock_parameters, bound)
+            given.pop("self")
+            return self._search({**arguments.DEFAULTS, **chosen}, parameters, given)
 
-        signature = inspect.Signature([*stock_parameters.values(), *added])
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        call.__doc__ = (stock.__doc__ or "") + SEARCH_ARGUMENTS
+        call.__signature__ = arguments.signature(parameters)  # type: ignore[attr-defined]
+        call.__doc__ = (stock.__doc__ or "") + arguments.SEARCH_ARGUMENTS
         cls.__call__ = call  # type: ignore[method-assign, operator]
+
+    @classmethod
+    def stock_class(cls) -> type[Any]:
+        """The pipeline class that this one adds search to."""
+        return next(base for base in cls.__mro__ if not issubclass(base, SearchMixin))
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **changes: Any) -> Any:
+        """A search pipeline of the parts of another one, with other parts or settings in `changes`.
+
+        As in diffusers the weights are shared, but they are cast only when `dtype` is given, and the original keeps its
+        hooks and its scheduler. ValueError for changes that this class does not know.
+        """
+        old, dtype = changes.pop("torch_dtype", None), changes.pop("dtype", None)
+        theirs = pipeline.stock_class() if isinstance(pipeline, SearchMixin) else type(pipeline)
+        if theirs is cls.stock_class() and not changes:
+            pipe = twins.copied(pipeline, cls)
+        else:
+            pipe = twins.rebuilt(pipeline, cls, changes)
+        return pipe if dtype is None and old is None else pipe.to(dtype=old if dtype is None else dtype)
 
     def to_json_string(self) -> str:
         """Saved under the stock class's name, so that plain diffusers can load the folder."""
-        name = type(self).__name__
         text: str = super().to_json_string()  # type: ignore[misc]
-        return text.replace(f'"_class_name": "{name}"', f'"_class_name": "{name.removeprefix("Search")}"')
+        written, stock = (f'"_class_name": "{cls.__name__}"' for cls in (type(self), self.stock_class()))
+        return text.replace(written, stock)
 
     def denoiser(self, **call: Any) -> Any:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
@@ -142,7 +111,7 @@ class SearchMixin:
         denoiser = self.denoiser(**call)
         return LiveEngine(
             denoiser,
-            make_rewards(reward, device=self.device),
+            self._rewards(reward),
             kernel=KERNELS[kernel](denoiser),
             batch_size=batch_size,
             decode_batch_size=decode_batch_size,
@@ -150,59 +119,77 @@ class SearchMixin:
             features_block=features_block,
         )
 
-    def _search(self, opts: dict[str, Any], stock: Any, call: dict[str, Any]) -> Any:
-        for name in [n for n in call if n in REFUSED and call[n] is not None]:
-            raise ValueError(f"{name}= cannot be used with search=: {REFUSED[name]}")
-        prompt = call.pop("prompt", None)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"search needs a prompt or a list of prompts, got {prompt!r}")
+    def _rewards(self, rewards: Any) -> Any:
+        # Not self.device: an offloaded pipeline rests on the CPU or on meta.
+        return make_rewards(rewards, device=self._execution_device)  # type: ignore[attr-defined]
+
+    def _search(self, opts: dict[str, Any], known: Any, call: dict[str, Any]) -> Any:
+        pipe: Any = self
+        generator, keep = call.pop("generator", None), call.pop("num_images_per_prompt", None)
+        output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
+        takes = inspect.signature(type(self).denoiser_class).parameters
+        arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
+        prompts, texts = arguments.texts_of(call, opts["reward_prompts"])
         if opts["reward"] is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
-        keep = call.pop("num_images_per_prompt", None)
-        keep = 1 if keep is None else keep
-        seed = _seed(opts["seed"], call.pop("generator", None))
-        output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
-        if output_type not in ("pil", "pt", "np"):
-            raise ValueError(f'output_type must be "pil", "pt" or "np" under search, got {output_type!r}')
-        algorithm = make_algorithm(opts["search"])
-        utility = opts["utility"] if callable(opts["utility"]) else utilities.make(opts["utility"])
+        if output_type not in output.TYPES:
+            raise ValueError(f"output_type must be one of {output.TYPES} under search, got {output_type!r}")
         if opts["budget"] is not None and opts["effort"] is not None:
             raise ValueError(f"give budget= or effort=, not both: {opts['budget']!r} and {opts['effort']!r}")
-        effort = opts["effort"]
-        rewards, budget = make_rewards(opts["reward"], device=self.device), Budget.parse(opts["budget"])
-        budget = budget if effort is None else Budget.of_effort(effort)
-        report = make_rewards(opts["report"], device=self.device) if opts["report"] else ()
-        takes = inspect.signature(type(self).denoiser_class).parameters
-        unknown = [n for n, v in call.items() if n not in takes and n not in REFUSED and v != stock[n].default]
-        if unknown:
-            raise ValueError(f"{unknown} cannot be used with search= for {type(self).__name__}")
+        budget = Budget.parse(opts["budget"]) if opts["effort"] is None else Budget.of_effort(opts["effort"])
+        algorithm, seed = make_algorithm(opts["search"]), arguments.seed_of(opts["seed"], generator)
+        utility = opts["utility"] if callable(opts["utility"]) else utilities.make(opts["utility"])
+        report = self._rewards(opts["report"]) if opts["report"] else ()
+        arguments.refuse_step_caches(pipe.components)
+        latent = output_type == "latent"
         engine = self.engine(
-            rewards,
-            **{n: opts[n] for n in ("kernel", "batch_size", "decode_batch_size")},
-            **{n: v for n, v in call.items() if n in takes},
+            self._rewards(opts["reward"]),
+            keep=("latents",) if latent else (),
+            **{name: opts[name] for name in ("kernel", "batch_size", "decode_batch_size")},
+            **{name: value for name, value in call.items() if name in takes},
         )
+        _encode(engine.denoiser, prompts, texts)
+        finished: dict[tuple[int, int], Tensor] = {}
+        listeners = [opts["on_event"]] if opts["on_event"] is not None else []
+        if latent:
+            listeners.append(lambda event: _keep_finished(event, engine.grid.steps, finished))
+        settings = {
+            "utility": utility,
+            "seed": seed,
+            "keep": 1 if keep is None else keep,
+            "shared": opts["shared"],
+            "should_stop": self._stopper(opts["should_stop"]),
+        }
         try:
-            results = self._run(prompts, algorithm, engine, budget, utility, seed, keep, opts)
-            results = [_report(result, report) for result in results]
+            results = self._run(texts, algorithm, engine, budget, listeners, settings)
+            results, flags = output.checked(self, results)
+            results = [output.reported(result, report) for result in results]
         finally:
-            self.maybe_free_model_hooks()  # type: ignore[attr-defined]
-        images = _convert([c.image for r in results for c in r.images], output_type)
-        return SearchOutput(images=images, search=results) if return_dict else (images, results)
+            pipe.maybe_free_model_hooks()
+        results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
+        if latent:
+            best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
+            images, flags = _latents(engine.denoiser, best, pipe._execution_device), None
+        else:
+            images = output.converted([c.image for result in results for c in result.images], output_type)
+        return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
+
+    def _stopper(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
+        """Whether to stop: asked for by the caller, or by setting `_interrupt`, which stock calls obey."""
+        self._interrupt = False
+        return lambda: self._interrupt or (should_stop is not None and should_stop())
 
     def _run(
         self,
-        prompts: Sequence[str],
+        texts: Sequence[str],
         algorithm: Any,
         engine: LiveEngine,
         budget: Budget,
-        utility: Any,
-        seed: int,
-        keep: int,
-        opts: dict[str, Any],
+        listeners: Sequence[Callable[[Event], None]],
+        settings: dict[str, Any],
     ) -> list[Result]:
         """The search, with a progress bar styled as the pipeline's, counting evaluations."""
-        total = budget.nfe * len(prompts) if (budget := budget.on(engine.grid)).nfe else None
+        total = budget.nfe * len(texts) if (budget := budget.on(engine.grid)).nfe else None
         style = {"total": total, "unit": "nfe", "desc": "search", **getattr(self, "_progress_bar_config", {})}
         bar: Any = None
 
@@ -214,61 +201,31 @@ class SearchMixin:
                 bar.update(event.nfe)
             elif event.kind == "score" and event.best == event.best:
                 bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
-            if opts["on_event"] is not None:
-                opts["on_event"](event)
+            for listener in listeners:
+                listener(event)
 
         try:
-            return run_search(
-                prompts,
-                algorithm,
-                engine,
-                budget,
-                utility=utility,
-                seed=seed,
-                keep=keep,
-                shared=opts["shared"],
-                on_event=listen,
-                should_stop=opts["should_stop"],
-            )
+            return run_search(texts, algorithm, engine, budget, on_event=listen, **settings)
         finally:
             if bar is not None:
                 bar.close()
 
 
-def _report(result: Result, metrics: Sequence[Reward]) -> Result:
-    """The result with these metrics on its images."""
-    if not metrics or not result.images:
-        return result
-    images = torch.stack([c.image for c in result.images])
-    n = len(images)
-    columns, failed = {}, []
-    for metric in metrics:
-        columns[metric.name], error = score_images(metric, images, [result.prompt] * n, torch.zeros(n))
-        failed += [f"the reported {error}"] if error else []
-    scored = [
-        replace(c, metrics={name: float(column[i]) for name, column in columns.items()})
-        for i, c in enumerate(result.images)
-    ]
-    return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
+def _encode(denoiser: Any, prompts: list[str], texts: list[str]) -> None:
+    """Let the denoiser encode `prompts` where the engine, whose prompts the rewards read, hands it `texts`."""
+    if prompts != texts:
+        encode = denoiser.encode
+        denoiser.encode = lambda asked: encode(prompts if list(asked) == texts else asked)
 
 
-def _seed(seed: int | None, generator: Any) -> int:
-    if isinstance(generator, list):
-        if len(generator) > 1:
-            raise ValueError("search numbers its seeds itself: pass seed= or one generator, not a list")
-        generator = generator[0] if generator else None
-    if seed is None:
-        seed = int(generator.initial_seed()) if generator is not None else 0
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-    return seed
+def _keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
+    if event.kind == "score" and event.step == steps:
+        finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
 
 
-def _convert(images: list[torch.Tensor], output_type: str) -> Any:
-    if not images:
+def _latents(denoiser: Any, latents: list[Tensor], device: Any) -> Any:
+    """Final latents in the form in which the stock call returns them; a denoiser may convert by `finished`."""
+    if not latents:
         return []
-    stack = torch.stack(images)
-    if output_type == "pt":
-        return stack
-    array = VaeImageProcessor.pt_to_numpy(stack)
-    return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+    stack = torch.stack(latents).to(device)
+    return denoiser.finished(stack) if hasattr(denoiser, "finished") else stack

@@ -238,7 +238,7 @@ def test_sde_kernel_is_reproduced_from_the_seed(stock: StableDiffusion3Pipeline)
         ({"reward": "nice"}, "unknown reward 'nice'"),
         ({"kernel": "leap"}, "unknown kernel 'leap'"),
         ({"latents": torch.zeros(1)}, "latents= cannot be used"),
-        ({"output_type": "latent"}, "output_type must be"),
+        ({"output_type": "jpg"}, "output_type must be"),
         ({"generator": generators([1, 2])}, "not a list"),
         ({"seed": -1}, "seed must be"),
         ({"height": 31}, "divisible"),

@@ -1,0 +1,143 @@
+"""Arguments of a search call: what each one means, and what cannot be honoured is refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+SEARCH_ARGUMENTS = """
+Search arguments (without `search` the call is the stock one):
+    search: algorithm: a name of ttsnap.algorithms.ALGORITHMS, a JSON file, or an Algorithm.
+    reward: reward or list of rewards: names, functions (images, prompts) -> scores, "file.py:function", Rewards.
+    reward_prompts: text or list of texts that the rewards read instead of the prompts; needed with prompt_embeds.
+    budget: per prompt, like "400nfe", "2pflop", "30s", or a ttsnap.budget.Budget.
+    effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
+    utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
+    kernel: "pipeline" (the scheduler's own step), "ode" or "sde".
+    seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
+    batch_size, decode_batch_size: most particles per denoiser call and images per decode.
+    shared: let the prompts draw on one common budget.
+    report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
+    on_event, should_stop: see ttsnap.search.search. Setting `pipe._interrupt = True` stops early, too.
+`num_images_per_prompt` is how many images come back per prompt, best first. The output is the stock one with
+`.search`, the list of ttsnap.types.Result, one per prompt; with return_dict=False it is (images, results). With
+output_type="latent" its images are the winners' final latents.
+"""
+DEFAULTS: dict[str, Any] = {
+    "search": None,
+    "reward": None,
+    "reward_prompts": None,
+    "budget": None,
+    "effort": None,
+    "utility": "mean",
+    "kernel": "pipeline",
+    "seed": None,
+    "batch_size": 16,
+    "decode_batch_size": None,
+    "shared": False,
+    "report": None,
+    "on_event": None,
+    "should_stop": None,
+}
+# What to do instead, where a family's search does not take an argument of the stock call.
+INSTEAD: dict[str, str] = {
+    "latents": "every candidate draws its own from its seed",
+    "callback_on_step_end": "use on_event",
+    "prompt_embeds": "pass prompts",
+    "negative_prompt_embeds": "pass negative_prompt",
+    "pooled_prompt_embeds": "pass prompts",
+    "negative_pooled_prompt_embeds": "pass negative_prompt",
+    "ip_adapter_image": "image prompts are not supported",
+    "ip_adapter_image_embeds": "image prompts are not supported",
+    "skip_guidance_layers": "skip-layer guidance is not supported",
+}
+
+
+def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
+    """A stock signature and the search arguments, by keyword only."""
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in DEFAULTS.items()]
+    return inspect.Signature(sorted([*stock.values(), *added], key=lambda parameter: parameter.kind))
+
+
+def bound(
+    parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name, those in **kwargs among them."""
+    found = inspect.Signature(list(parameters.values())).bind(*args, **kwargs).arguments
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
+
+
+def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:
+    """ValueError for arguments, other than at their defaults, that the family's denoiser does not take."""
+    refused = [n for n, v in call.items() if n not in takes and not (n in known and _same(v, known[n].default))]
+    for name in refused:
+        if name in INSTEAD:
+            raise ValueError(f"{name}= cannot be used with search=: {INSTEAD[name]}")
+    if refused:
+        raise ValueError(f"{refused} cannot be used with search= for {who}")
+
+
+def _same(value: Any, default: Any) -> bool:
+    plain = (bool, int, float, str, list, tuple, dict)
+    return value is default or (isinstance(value, plain) and isinstance(default, plain) and value == default)
+
+
+def refuse_step_caches(parts: Mapping[str, Any]) -> None:
+    """ValueError when a module reuses results of earlier steps: they belong to the rows of an earlier batch."""
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            continue
+        registries = (getattr(module, "_diffusers_hook", None) for module in part.modules())
+        hooks = [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
+        stateful = sorted({type(hook).__name__ for hook in hooks if getattr(hook, "_is_stateful", False)})
+        if stateful or getattr(part, "is_cache_enabled", False):
+            raise ValueError(
+                f"{name} has a step cache ({', '.join(stateful) or 'enable_cache'}), whose rows would be mixed up when "
+                f"candidates are pruned; call pipe.{name}.disable_cache() before a search"
+            )
+
+
+def texts_of(call: dict[str, Any], reward_prompts: Any) -> tuple[list[str], list[str]]:
+    """What the model encodes and what the rewards read, one text a prompt. Takes `prompt` out of the call.
+
+    Raises ValueError unless every argument named like a prompt and given as a list or tensor has one entry a prompt.
+    """
+    prompt, embeds = call.pop("prompt", None), call.get("prompt_embeds")
+    if prompt is not None and embeds is not None:
+        raise ValueError("give prompt= or prompt_embeds=, not both; reward_prompts= says what the rewards read")
+    if prompt is None and embeds is not None:
+        if reward_prompts is None:
+            raise ValueError("with prompt_embeds= and no prompt=, reward_prompts= must say what the rewards read")
+        prompts, n = None, len(embeds)
+    else:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        n = len(prompts)
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"search needs a prompt or a list of prompts, got {prompt!r}")
+    for name, value in call.items():
+        if "prompt" in name and isinstance(value, list | tuple | Tensor) and len(value) != n:
+            raise ValueError(f"{name} has {len(value)} entries, but there are {n} prompts; give one entry a prompt")
+    read = prompts if reward_prompts is None else reward_prompts
+    read = [read] * n if isinstance(read, str) else list(read or ())
+    if len(read) != n or not all(isinstance(text, str) for text in read):
+        raise ValueError(f"reward_prompts has {len(read)} entries, but there are {n} prompts; give a text for each")
+    return read if prompts is None else prompts, read
+
+
+def seed_of(seed: int | None, generator: Any) -> int:
+    """The first candidate's torch seed."""
+    if isinstance(generator, list):
+        if len(generator) > 1:
+            raise ValueError("search numbers its seeds itself: pass seed= or one generator, not a list")
+        generator = generator[0] if generator else None
+    if seed is None:
+        seed = int(generator.initial_seed()) if generator is not None else 0
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+    return seed

@@ -1,0 +1,105 @@
+"""What a search pipeline returns: the family's own output class with `search`, safety-checked and in the form asked."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, make_dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
+
+from ttsnap.live import score_images
+from ttsnap.types import Result, Reward
+
+TYPES = ("pil", "pt", "np", "latent")
+
+
+@dataclass
+class ImagesOutput(BaseOutput):
+    """The stock output of a family that has none of its own."""
+
+    images: Any
+
+
+def stock_output(call: Callable[..., Any]) -> type[Any]:
+    """The output class that a stock `__call__` names in its code."""
+    plain: Any = inspect.unwrap(call)
+    named = [plain.__globals__.get(name) for name in plain.__code__.co_names]
+    found = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
+    return found[0] if len(found) == 1 else ImagesOutput
+
+
+@functools.cache
+def search_output(stock: Any) -> Any:
+    """A subclass of a stock output class with one more field: `search`, one Result a prompt."""
+
+    def reduce(self: Any) -> Any:  # found again by its stock class, as it has no name in a module
+        return _restore, (stock, tuple(getattr(self, field.name) for field in fields(self)))
+
+    names = {"__module__": __name__, "__doc__": stock.__doc__, "__reduce__": reduce}
+    return make_dataclass(f"Search{stock.__name__}", [("search", list[Result], None)], bases=(stock,), namespace=names)
+
+
+def _restore(stock: Any, values: Sequence[Any]) -> Any:
+    return search_output(stock)(*values)
+
+
+def make_output(stock: Any, images: Any, results: list[Result], flags: list[bool] | None) -> Any:
+    """`flags` go where the stock class has a field for what the safety checker found."""
+    more = {field.name: None for field in fields(stock) if field.name != "images"}
+    if "nsfw_content_detected" in more:
+        more["nsfw_content_detected"] = flags  # type: ignore[assignment]
+    return search_output(stock)(images=images, **more, search=results)
+
+
+def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
+    """Results after the pipeline's safety checker, if it has one: what it flags is as it made it (stock: black)."""
+    images = [c.image for result in results for c in result.images]
+    if getattr(pipe, "safety_checker", None) is None or not images:
+        return results, None
+    dtype = getattr(pipe.safety_checker, "dtype", torch.float32)
+    device = pipe._execution_device
+    with torch.no_grad():
+        seen, flags = pipe.run_safety_checker(2 * torch.stack(images).to(device) - 1, device, dtype)
+    # As stock does, which leaves out the step to [0, 1] where the checker has put zeros.
+    shown = [
+        torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in zip(seen, images, flags, strict=True)
+    ]
+    rows = iter(shown)
+    seen_results = [
+        replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images)) for result in results
+    ]
+    return seen_results, list(flags)
+
+
+def reported(result: Result, metrics: Sequence[Reward]) -> Result:
+    """The result with these metrics on its images."""
+    if not metrics or not result.images:
+        return result
+    images = torch.stack([c.image for c in result.images])
+    n = len(images)
+    columns, failed = {}, []
+    for metric in metrics:
+        columns[metric.name], error = score_images(metric, images, [result.prompt] * n, torch.zeros(n))
+        failed += [f"the reported {error}"] if error else []
+    scored = [
+        replace(c, metrics={name: float(column[i]) for name, column in columns.items()})
+        for i, c in enumerate(result.images)
+    ]
+    return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
+
+
+def converted(images: list[Tensor], output_type: str) -> Any:
+    """Images as "pil", "pt" or "np", in the forms that stock pipelines return."""
+    if not images:
+        return []
+    stack = torch.stack(images)
+    if output_type == "pt":
+        return stack
+    array = VaeImageProcessor.pt_to_numpy(stack)
+    return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)

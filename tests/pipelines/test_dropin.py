@@ -1,0 +1,593 @@
+"""Search pipelines where stock ones are expected: loading, converting, saving, adapters, offload, outputs, refusals."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    PyramidAttentionBroadcastConfig,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
+)
+from diffusers.hooks import apply_pyramid_attention_broadcast
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.pipelines.stable_diffusion_3 import StableDiffusion3PipelineOutput
+from diffusers.utils import dynamic_modules_utils
+from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
+from ttsnap.pipelines import FAMILIES, custom_pipeline, downgrade, load, search_class, upgrade
+from ttsnap.pipelines.arguments import refuse_step_caches
+from ttsnap.pipelines.output import checked, search_output, stock_output
+from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
+
+from ttsnap import BestOfN, SeedPruning
+from ttsnap.types import Candidate, Result
+
+from .tiny import character_tokenizer, flux, sd3, sd15
+
+CALL: dict[str, Any] = {
+    "num_inference_steps": 4,
+    "height": 32,
+    "width": 32,
+    "guidance_scale": 5.0,
+    "max_sequence_length": 8,
+    "output_type": "pt",
+}
+
+
+def mean_red(images: Any, prompts: Any) -> Any:
+    return images[:, 0].mean((1, 2))
+
+
+SEARCH: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": mean_red}
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def plain(pipe: Any) -> Any:
+    """The stock image of seed 1."""
+    return pipe("a cat", generator=generator(), **CALL).images
+
+
+def found(pipe: Any, **changes: Any) -> Any:
+    return pipe("a cat", **{**SEARCH, **CALL, **changes})
+
+
+def count_calls(module: Any) -> list[int]:
+    calls: list[int] = []
+    module.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.fixture
+def stock() -> Any:
+    return sd3()
+
+
+@pytest.fixture(scope="module")
+def winner() -> Any:
+    """What a search finds without any of what the tests below add."""
+    return found(upgrade(sd3()))
+
+
+@pytest.fixture
+def saved(tmp_path: Path, stock: Any) -> Path:
+    upgrade(stock).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def without_t5() -> dict[str, Any]:
+    return {"text_encoder_3": None, "tokenizer_3": None}
+
+
+# --- twins --------------------------------------------------------------------------------------------------------
+
+
+def test_upgrade_leaves_the_original_untouched(stock: Any) -> None:
+    stock.enable_model_cpu_offload(device="cpu")
+    hooks, config = list(stock._all_hooks), dict(stock.config)
+    bar, scheduler = stock._progress_bar_config, stock.scheduler
+    before = plain(stock)
+    hooks = list(stock._all_hooks)
+    twin = upgrade(stock)
+    assert twin.transformer is stock.transformer
+    assert twin._all_hooks == hooks
+    twin.set_progress_bar_config(disable=True, desc="other")
+    found(twin)
+    str(twin)  # diffusers writes the class's name into the configuration here
+    assert type(stock) is StableDiffusion3Pipeline
+    assert stock._all_hooks == hooks
+    assert {k: v for k, v in stock.config.items() if k[0] != "_"} == {k: v for k, v in config.items() if k[0] != "_"}
+    assert stock.config.get("_class_name") != type(twin).__name__
+    assert stock._progress_bar_config is bar
+    assert stock.scheduler is scheduler is not twin.scheduler
+    assert torch.equal(plain(stock), before)
+    assert torch.equal(plain(twin), before)
+    assert upgrade(twin) is twin
+
+
+def test_half_precision_and_mixed_parts_are_not_cast(stock: Any) -> None:
+    stock.to(torch.bfloat16).vae.float()
+    for twin in (upgrade(stock), SearchStableDiffusion3Pipeline.from_pipe(stock)):
+        assert {p.dtype for p in stock.transformer.parameters()} == {torch.bfloat16}
+        assert twin.vae.dtype == torch.float32
+    SearchStableDiffusion3Pipeline.from_pipe(stock, dtype=torch.float32)
+    assert stock.transformer.dtype == torch.float32  # weights are shared: asked for, it is cast
+
+
+def test_from_pipe_takes_other_parts(stock: Any) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    stock.enable_model_cpu_offload(device="cpu")
+    twin = SearchStableDiffusion3Pipeline.from_pipe(stock, scheduler=scheduler)
+    assert type(twin) is SearchStableDiffusion3Pipeline
+    assert twin.scheduler is scheduler
+    assert stock.scheduler.config.shift == 3.0
+    assert twin.transformer is stock.transformer
+    assert twin._all_hooks == stock._all_hooks
+    assert twin._progress_bar_config == stock._progress_bar_config
+    stock.scheduler = scheduler
+    assert torch.equal(plain(twin), plain(stock))
+    another = SearchStableDiffusion3Pipeline.from_pipe(twin)
+    assert type(another) is type(twin)
+    assert another is not twin
+    bare = SearchStableDiffusion3Pipeline.from_pipe(stock, text_encoder_2=None)
+    assert bare.text_encoder_2 is None
+    assert bare.config["text_encoder_2"] == (None, None)
+    with pytest.raises(ValueError, match=r"has no unet; it is made of .*transformer"):
+        SearchStableDiffusion3Pipeline.from_pipe(stock, unet=None)
+
+
+def test_from_and_to_pipelines_of_other_tasks(stock: Any) -> None:
+    other = StableDiffusion3Img2ImgPipeline(**stock.components)
+    other.set_progress_bar_config(disable=True)
+    twin = SearchStableDiffusion3Pipeline.from_pipe(other)
+    assert torch.equal(plain(twin), plain(stock))
+    again = StableDiffusion3Img2ImgPipeline.from_pipe(twin)
+    assert again.transformer is stock.transformer
+    with pytest.raises(ValueError, match=r"needs .*transformer.*, which StableDiffusionPipeline does not have"):
+        SearchStableDiffusion3Pipeline.from_pipe(sd15())
+
+
+def test_the_scheduler_of_the_original_is_no_ones_else(stock: Any) -> None:
+    twin = SearchStableDiffusion3Pipeline.from_pipe(StableDiffusion3Img2ImgPipeline(**stock.components))
+    twin.scheduler.set_timesteps(3)
+    assert len(stock.scheduler.timesteps) == 1000
+
+
+def test_downgrade(stock: Any) -> None:
+    twin = upgrade(stock)
+    back = downgrade(twin)
+    assert type(back) is StableDiffusion3Pipeline
+    assert back.transformer is stock.transformer
+    assert type(AutoPipelineForText2Image.from_pipe(back)) is StableDiffusion3Pipeline
+    assert downgrade(stock) is stock
+    # AutoPipeline goes by the class's name.
+    with pytest.raises(ValueError, match="can't find a pipeline linked to SearchStableDiffusion3Pipeline"):
+        AutoPipelineForText2Image.from_pipe(twin)
+
+
+class OtherEncoding(StableDiffusion3Pipeline):  # type: ignore[misc]
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        return tuple(e if e is None else -e for e in super().encode_prompt(*args, **kwargs))
+
+
+class OtherCall(StableDiffusion3Pipeline):  # type: ignore[misc]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_subclass_gets_a_twin_of_its_own(stock: Any, winner: Any, tmp_path: Path) -> None:
+    stock.__class__ = OtherEncoding
+    twin = upgrade(stock)
+    assert type(twin).__name__ == "SearchOtherEncoding"
+    assert isinstance(twin, SearchStableDiffusion3Pipeline)
+    assert isinstance(twin, OtherEncoding)
+    assert type(twin) is search_class(OtherEncoding)
+    assert torch.equal(plain(twin), plain(stock))
+    assert not torch.allclose(found(twin).images, winner.images, atol=1e-3)
+    assert type(downgrade(twin)) is OtherEncoding
+    twin.save_config(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "OtherEncoding"
+    stock.__class__ = OtherCall
+    with pytest.raises(ValueError, match="OtherCall has a __call__ of its own"):
+        upgrade(stock)
+    forced = SearchStableDiffusion3Pipeline.from_pipe(stock)
+    assert torch.equal(found(forced).images, winner.images)
+
+
+def test_a_subclass_of_a_search_pipeline_keeps_its_call(stock: Any) -> None:
+    class Loud(SearchStableDiffusion3Pipeline):
+        def __call__(self, prompt: Any, **kwargs: Any) -> Any:
+            return super().__call__(prompt, **{**SEARCH, **kwargs})
+
+    loud = Loud.from_pipe(stock)
+    assert loud("a cat", **CALL).search[0].best
+    assert upgrade(loud) is loud
+    assert json.loads(loud.to_json_string())["_class_name"] == "StableDiffusion3Pipeline"
+
+
+# --- disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded(stock: Any, saved: Path) -> None:
+    expected = plain(stock)
+    ways: list[Callable[[], Any]] = [
+        lambda: DiffusionPipeline.from_pretrained(saved, **without_t5()),
+        lambda: SearchStableDiffusion3Pipeline.from_pretrained(saved, **without_t5()),
+        lambda: load(saved),
+    ]
+    for way, cls in zip(ways, [StableDiffusion3Pipeline, *[SearchStableDiffusion3Pipeline] * 2], strict=True):
+        pipe = way()
+        pipe.set_progress_bar_config(disable=True)
+        assert type(pipe) is cls
+        torch.testing.assert_close(plain(pipe), expected, atol=1e-5, rtol=0)
+    assert load(saved, dtype=torch.bfloat16).transformer.dtype == torch.bfloat16
+
+
+@pytest.fixture
+def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers copies custom code to a cache that it puts on sys.path."""
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.usefixtures("modules_cache")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_custom_pipeline(family: str) -> None:
+    module, _, name = FAMILIES[family].partition(":")
+    path = Path(custom_pipeline(family))
+    assert str(path) == custom_pipeline(module.rpartition(".")[2])
+    assert path.is_file(), f"add pipelines/custom/{path.name}; those of the other families show what it holds"
+    cls = dynamic_modules_utils.get_class_from_dynamic_module(path.parent, path.name, trust_remote_code=True)
+    assert cls.__name__ == name
+    assert cls.__module__ == module
+    assert "images" in cls.output_class.__dataclass_fields__
+
+
+@pytest.mark.usefixtures("modules_cache")
+def test_custom_pipeline(stock: Any, saved: Path, winner: Any) -> None:
+    option = {"custom_pipeline": custom_pipeline("stable_diffusion_3"), **without_t5()}
+    pipe = DiffusionPipeline.from_pretrained(saved, trust_remote_code=True, **option)
+    assert type(pipe) is SearchStableDiffusion3Pipeline
+    pipe.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(found(pipe).images, winner.images, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(saved, **option)
+    with pytest.raises(ValueError, match=r"no family 'flux99'; choose one of stable_diffusion_3"):
+        custom_pipeline("flux99")
+
+
+def test_no_code_of_a_model_runs_unasked(saved: Path) -> None:
+    (saved / "evil.py").write_text("raise SystemExit('ran')")
+    index = json.loads((saved / "model_index.json").read_text())
+    (saved / "model_index.json").write_text(json.dumps({**index, "_class_name": ["evil", "Evil"]}))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load(saved)
+
+
+def test_a_revision_may_be_pinned(stock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda model, **options: seen.update(options) or stock)
+    load("someone/model", revision="abc123")
+    assert seen == {"use_safetensors": True, "revision": "abc123"}
+
+
+def test_pickled_weights_are_refused(saved: Path) -> None:
+    weights = saved / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="cannot load model"):
+        load(saved)
+
+
+# --- adapters, offload, quantisation ------------------------------------------------------------------------------
+
+
+def test_search_respects_lora(stock: Any, winner: Any, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    twin = upgrade(stock)
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    torch.manual_seed(0)
+    stock.transformer.add_adapter(config, "style")
+    layers = peft.get_peft_model_state_dict(stock.transformer, adapter_name="style")
+    StableDiffusion3Pipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers)
+    stock.transformer.delete_adapters("style")
+    torch.testing.assert_close(found(twin).images, winner.images, atol=1e-5, rtol=0)
+    twin.load_lora_weights(tmp_path, adapter_name="style")
+    styled = found(twin)
+    assert not torch.allclose(styled.images, winner.images, atol=1e-3)
+    again = stock("a cat", generator=generator(styled.search[0].best.seed), **CALL).images
+    torch.testing.assert_close(styled.images, again, atol=1e-4, rtol=0)
+    half = found(twin, joint_attention_kwargs={"scale": 0.5}).images
+    assert not torch.allclose(half, styled.images, atol=1e-3)
+    twin.set_adapters(["style"], adapter_weights=[0.5])
+    torch.testing.assert_close(found(twin).images, half, atol=1e-4, rtol=0)
+    twin.unload_lora_weights()
+    torch.testing.assert_close(found(twin).images, winner.images, atol=1e-5, rtol=0)
+
+
+def sequential(pipe: Any) -> None:
+    """As enable_sequential_cpu_offload, which on a CPU fails in accelerate: that cannot onload to "cpu:0"."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            accelerate.cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+
+
+OFFLOADS: dict[str, Callable[[Any], Any]] = {
+    "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+    "group": lambda pipe: pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level"),
+    "sequential": sequential,
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_offload(stock: Any, winner: Any, offload: str, before: bool) -> None:
+    seen: list[torch.device] = []
+
+    def reward(images: Any, prompts: Any) -> Any:
+        seen.append(images.device)
+        return mean_red(images, prompts)
+
+    if before:
+        OFFLOADS[offload](stock)
+    twin = upgrade(stock)
+    if not before:
+        OFFLOADS[offload](twin)
+    for _ in range(2):
+        torch.testing.assert_close(found(twin, reward=reward).images, winner.images, atol=1e-5, rtol=0)
+    assert {device.type for device in seen} == {"cpu"}
+    again = stock("a cat", generator=generator(winner.search[0].best.seed), **CALL).images
+    torch.testing.assert_close(again, winner.images, atol=1e-4, rtol=0)
+
+
+def test_rewards_are_made_where_an_offloaded_pipeline_computes(stock: Any) -> None:
+    sequential(stock)
+    twin = upgrade(stock)
+    assert twin.device.type == "meta"
+    made: list[Any] = []
+    twin._rewards = lambda rewards: made.append(twin._execution_device) or type(twin)._rewards(twin, rewards)
+    found(twin)
+    assert {device.type for device in made} == {"cpu"}
+
+
+def test_quantised(stock: Any) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(stock.transformer, quantization.Int8WeightOnlyConfig())
+    twin = SearchStableDiffusion3Pipeline.from_pipe(stock)
+    output = found(twin)
+    again = stock("a cat", generator=generator(output.search[0].best.seed), **CALL).images
+    torch.testing.assert_close(output.images, again, atol=1e-3, rtol=0)
+
+
+def test_step_caches_are_refused(stock: Any) -> None:
+    twin = upgrade(stock)
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: twin.current_timestep
+    )
+    apply_pyramid_attention_broadcast(stock.transformer, config)
+    calls = count_calls(stock.transformer)
+    with pytest.raises(ValueError, match=r"transformer has a step cache \(PyramidAttentionBroadcastHook\).*disable"):
+        found(twin)
+    assert not calls
+    other = flux()
+    other.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match=r"pipe\.transformer\.disable_cache"):
+        refuse_step_caches(other.components)
+    other.transformer.disable_cache()
+    refuse_step_caches(other.components)
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def embeddings(pipe: Any, prompts: list[str]) -> dict[str, Any]:
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    with torch.no_grad():
+        return dict(zip(names, pipe.encode_prompt(prompts, None, None, max_sequence_length=8), strict=True))
+
+
+def test_embeddings_with_texts_for_the_rewards(stock: Any) -> None:
+    read: list[str] = []
+
+    def reward(images: Any, prompts: Any) -> Any:
+        read.extend(prompts)
+        return mean_red(images, prompts)
+
+    twin, prompts = upgrade(stock), ["a cat", "two dogs"]
+    expected = twin(prompts, **SEARCH, **CALL)
+    embeds = embeddings(stock, prompts)
+    search = {**SEARCH, "reward": reward, "report": reward}
+    output = twin(**embeds, reward_prompts=["cat", "dogs"], **search, **CALL)
+    assert torch.equal(output.images, expected.images)
+    assert set(read) == {"cat", "dogs"}
+    assert [result.prompt for result in output.search] == ["cat", "dogs"]
+    calls = count_calls(stock.transformer)
+    for change, message in [
+        ({**embeds}, "with prompt_embeds= and no prompt=, reward_prompts= must say"),
+        ({**embeds, "reward_prompts": ["one"]}, "reward_prompts has 1 entries, but there are 2 prompts"),
+        ({**embeds, "prompt": prompts}, "prompt= or prompt_embeds=, not both"),
+        (
+            {**embeds, "pooled_prompt_embeds": embeds["pooled_prompt_embeds"][:1], "reward_prompts": "a"},
+            "pooled_prompt_embeds has 1 entries, but there are 2 prompts",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            twin(**change, **SEARCH, **CALL)
+    assert not calls
+
+
+def test_rewards_may_read_other_texts_than_the_model(stock: Any) -> None:
+    read: list[str] = []
+
+    def reward(images: Any, prompts: Any) -> Any:
+        read.extend(prompts)
+        return mean_red(images, prompts)
+
+    twin, prompts = upgrade(stock), ["a cat", "two dogs"]
+    expected = twin(prompts, **SEARCH, **CALL)
+    output = twin(prompts, reward_prompts="an animal", **{**SEARCH, "reward": reward}, **CALL)
+    assert torch.equal(output.images, expected.images)
+    assert set(read) == {"an animal"}
+    assert [result.prompt for result in output.search] == prompts
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "prompt_2", "negative_prompt_3"])
+def test_lists_need_an_entry_for_each_prompt(stock: Any, name: str) -> None:
+    calls = count_calls(stock.transformer)
+    with pytest.raises(ValueError, match=f"{name} has 3 entries, but there are 2 prompts"):
+        upgrade(stock)(["a", "b"], **{name: ["x", "y", "z"]}, **SEARCH, **CALL)
+    assert not calls
+
+
+def test_each_prompt_has_its_own_companions(stock: Any) -> None:
+    prompts, more = ["a cat", "two dogs"], {"negative_prompt": ["snow", "a"], "prompt_2": ["b", "c"]}
+    output = upgrade(stock)(prompts, **more, **SEARCH, **CALL)
+    for i, (result, image) in enumerate(zip(output.search, output.images, strict=True)):
+        mine = {name: value[i] for name, value in more.items()}
+        again = stock(prompts[i], generator=generator(result.best.seed), **mine, **CALL).images[0]
+        torch.testing.assert_close(image, again, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"callback_on_step_end": print}, "use on_event"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
+        ({"ip_adapter_image": torch.zeros(1)}, "image prompts are not supported"),
+        ({"skip_layer_guidance_scale": 1.0}, "skip_layer_guidance_scale"),
+        ({"output_type": "jpg"}, "output_type must be one of"),
+        ({"prompt": ["a", 3]}, "prompt or a list of prompts"),
+        ({"effort": "low", "budget": "9nfe"}, "not both"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_what_cannot_be_honoured_is_refused(stock: Any, change: dict[str, Any], message: str) -> None:
+    calls = count_calls(stock.transformer)
+    with pytest.raises(ValueError, match=message):
+        upgrade(stock)(**{"prompt": "a cat", **SEARCH, **CALL, **change})
+    assert not calls
+
+
+def test_defaults_may_be_written_out(stock: Any, winner: Any) -> None:
+    named = {"skip_layer_guidance_scale": 2.8, "callback_on_step_end_tensor_inputs": ["latents"], "latents": None}
+    assert torch.equal(found(upgrade(stock), **named).images, winner.images)
+
+
+# --- output -------------------------------------------------------------------------------------------------------
+
+
+def test_output_is_the_familys_own(winner: Any) -> None:
+    assert isinstance(winner, StableDiffusion3PipelineOutput)
+    assert winner[0] is winner.images
+    assert winner["search"] is winner.search
+    for again in (copy.copy(winner), search_output(StableDiffusion3PipelineOutput)(images=[1], search=[])):
+        assert type(again) is type(winner)
+    empty = pickle.loads(pickle.dumps(type(winner)(images=[1], search=[])))
+    assert (empty.images, empty.search) == ([1], [])
+    assert stock_output(type(sd15()).__call__).__name__ == "StableDiffusionPipelineOutput"
+    assert stock_output(type(flux()).__call__).__name__ == "FluxPipelineOutput"
+
+
+def test_latents_come_back_as_from_stock(stock: Any) -> None:
+    call = {**CALL, "output_type": "latent"}
+    output = upgrade(stock)(["a cat", "two dogs"], **SEARCH, num_images_per_prompt=2, **call)
+    assert output.images.shape == (4, 4, 16, 16)
+    rows = iter(output.images)
+    for result in output.search:
+        for candidate in result.images:
+            expected = stock(result.prompt, generator=generator(candidate.seed), **call).images[0]
+            torch.testing.assert_close(next(rows), expected, atol=1e-4, rtol=0)
+            assert candidate.image.shape == (3, 32, 32)
+
+
+def test_a_denoiser_may_convert_latents(stock: Any) -> None:
+    class Denoiser(StableDiffusion3Denoiser):
+        def finished(self, latents: Any) -> Any:
+            return latents.flatten(1)
+
+    class Flat(SearchStableDiffusion3Pipeline):
+        denoiser_class = Denoiser
+
+    assert found(Flat.from_pipe(stock), output_type="latent").images.shape == (1, 4 * 16 * 16)
+
+
+def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
+    twin = upgrade(stock)
+
+    def stop(event: Any) -> None:
+        if event.kind == "score" and event.step == CALL["num_inference_steps"]:
+            twin._interrupt = True
+
+    output = found(twin, search=BestOfN(8), batch_size=2, decode_batch_size=2, on_event=stop)
+    (result,) = output.search
+    assert result.spent["finished"] == 2
+    assert len(output.images) == 1
+    assert "stopped early" in result.warnings[0]
+    assert found(twin).search[0].spent["finished"] == 2  # the flag is the last call's
+
+
+def safety_checker(unsafe: bool) -> Any:
+    """A tiny one, whose concepts are so wide that every image is unsafe, or so narrow that none is."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
+    checker.concept_embeds_weights.fill_(-2.0 if unsafe else 2.0)
+    return checker
+
+
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_safety_checker_sees_what_is_returned(unsafe: bool) -> None:
+    pipe = sd15()
+    size = {"shortest_edge": 32}
+    pipe.feature_extractor = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
+    pipe.safety_checker = safety_checker(unsafe)
+    images = torch.rand(3, 3, 16, 16)
+    none: Any = None
+    rows = [Candidate(i, i, 0.0, {}, image) for i, image in enumerate(images)]
+    results = [Result("a", tuple(rows[:2]), {}, (), none), Result("b", tuple(rows[2:]), {}, (), none)]
+    shown, flags = checked(pipe, results)
+    assert flags == [unsafe] * 3
+    for result, row in zip(shown, (rows[:2], rows[2:]), strict=True):
+        for new, old in zip(result.images, row, strict=True):
+            assert torch.equal(new.image, torch.zeros_like(old.image) if unsafe else old.image)
+    pipe.safety_checker = None
+    assert checked(pipe, results) == (results, None)
+
+
+# --- documentation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("modules_cache")
+def test_the_documentation_runs(stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of docs/pipelines.md, in order, where the model it names is a folder with a tiny one."""
+    peft = pytest.importorskip("peft")
+    page = Path(__file__).parents[2] / "docs" / "pipelines.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    t5 = T5EncoderModel(T5Config(vocab_size=200, d_model=96, d_kv=8, d_ff=8, num_layers=1, num_heads=2))
+    full = type(stock)(**{**stock.components, "text_encoder_3": t5.eval(), "tokenizer_3": character_tokenizer()})
+    monkeypatch.chdir(tmp_path)
+    full.save_pretrained("stabilityai/stable-diffusion-3.5-medium")
+    stock.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "a")
+    layers = peft.get_peft_model_state_dict(stock.transformer, adapter_name="a")
+    StableDiffusion3Pipeline.save_lora_weights("someone/a-style", transformer_lora_layers=layers)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if "torchao" not in block or importlib.util.find_spec("torchao"):
+            exec(block.replace("cpu_offload()", 'cpu_offload(device="cpu")'), names)
+    assert len(blocks) > 10
