@@ -211,8 +211,11 @@ def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
     return [value] * n if isinstance(value, str) else list(value)[:n]
 
 
-def first(embeds: Tensor | None, n: int) -> Tensor | None:
-    """Given embeddings of the first n prompts (FLOPs are counted with a single one). ValueError for fewer rows."""
+def first(embeds: Any, n: int) -> Any:
+    """Given embeddings, a tensor or one tensor a prompt, of the first n prompts: FLOPs are counted with a single one.
+
+    ValueError for fewer.
+    """
     if embeds is not None and len(embeds) < n:
         raise ValueError(f"embeddings of {len(embeds)} prompts for {n} prompts")
     return None if embeds is None else embeds[:n]
