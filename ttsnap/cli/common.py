@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -62,9 +62,31 @@ def add_device_arguments(p: ArgumentParser) -> None:
     )
 
 
-def add_batch_arguments(p: ArgumentParser) -> None:
+def add_memory_arguments(p: ArgumentParser) -> None:
+    """--offload, --preview-vae, --attention, --compile, --grid-intensity."""
+    p.add_argument(
+        "--offload",
+        type=Literal["none", "model", "group"],
+        default="none",
+        help="keep in RAM what the GPU does not need just now: whole networks (model) or single layers (group)",
+    )
+    p.add_argument(
+        "--preview-vae",
+        type=str | None,
+        help="AutoencoderTiny (hub id or folder) that decodes unfinished estimates, as madebyollin/taesdxl for SDXL",
+    )
+    p.add_argument("--attention", type=str, default="sdpa", help="attention kernels: sdpa, xformers, flash, ...")
+    p.add_argument("--compile", action="store_true", help="compile the denoiser: slow at first, then faster")
+    p.add_argument(
+        "--grid-intensity", type=float, default=458.0, help="g CO2e per kWh where the GPU is (the world's, Ember 2025)"
+    )
+
+
+def add_batch_arguments(p: ArgumentParser, default: int | None = 32) -> None:
     """--batch-size, --decode-batch-size."""
-    p.add_argument("--batch-size", type=int, default=32, help="most candidates per denoiser call")
+    fallback = "" if default else " (default: as many as fit into the GPU's memory, 16 without one)"
+    kind = int if default else int | None
+    p.add_argument("--batch-size", type=kind, default=default, help=f"most candidates per denoiser call{fallback}")
     p.add_argument("--decode-batch-size", type=int | None, help="most images per decode (default: the batch size)")
 
 
@@ -133,13 +155,45 @@ def check_call(pipe: Any, call: dict[str, Any]) -> None:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def load_model(model: str, device: str, dtype: str) -> Any:
+def load_model(model: str, device: str, dtype: str, offload: str = "none") -> Any:
     """The search pipeline on its device. ValueError for an unknown model, device or dtype."""
     from ttsnap.pipelines import load
 
     place, kind = placement(device, dtype)
+    if offload != "none" and place.type == "cpu":
+        raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
     with _quiet() if model == EMBEDDED else nullcontext():
-        return load(model, dtype=kind).to(place)
+        pipe = load(model, dtype=kind)
+    if offload == "none":
+        return pipe.to(place)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=place)
+    else:
+        pipe.enable_group_offload(onload_device=place, offload_type="leaf_level", use_stream=place.type == "cuda")
+    return pipe
+
+
+def prepare_model(pipe: Any, a: Namespace) -> None:
+    """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
+    from ttsnap.pipelines.attention import use_attention
+    from ttsnap.pipelines.compilation import compile_denoiser
+
+    if a.preview_vae is not None:
+        pipe.preview_vae = _preview_vae(a.preview_vae).to(*placement(a.device, a.dtype))
+    if a.attention != "sdpa":
+        use_attention(pipe, a.attention)
+    if a.compile:
+        compile_denoiser(pipe)
+
+
+def _preview_vae(name: str) -> Any:
+    from diffusers import AutoencoderTiny
+
+    where = Path(name).expanduser()
+    try:
+        return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load --preview-vae {name}: {str(error).splitlines()[0]}") from error
 
 
 def placement(device: str, dtype: str) -> tuple[Any, Any]:

@@ -63,7 +63,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
     common.add_device_arguments(p)
-    common.add_batch_arguments(p)
+    common.add_batch_arguments(p, default=None)
+    common.add_memory_arguments(p)
     return p
 
 
@@ -86,8 +87,9 @@ def run(a: Namespace) -> int:
     rewards = make_rewards(reward, device=place)
     metrics = make_rewards(report, device=place) if report else None
     call = common.call_arguments(a)
-    pipe = common.load_model(a.model, a.device, a.dtype)
+    pipe = common.load_model(a.model, a.device, a.dtype, a.offload)
     common.check_call(pipe, call)
+    common.prepare_model(pipe, a)
     recorder, stop = outputs.Recorder(), common.StopOnInterrupt()
     with stop:
         output = pipe(
@@ -148,6 +150,7 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         print(f"  {rank}. seed {candidate.seed}: {scores}   {path}")
     counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
+    counts += f", {s['previews']} previews" if s["previews"] else ""
     print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
     print(f"  {s['seeds']} seeds started, {s['finished']} finished")
     if result.saturated:
@@ -159,11 +162,17 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         f"decoder, {s['flops_reward'] / flops:.0%} reward; {s['seconds']:.1f} s: {_share(s, 'denoise')} denoiser, "
         f"{_share(s, 'decode')} decoder, {_share(s, 'reward')} reward"
     )
+    if s["energy_joules"] is not None:
+        from ttsnap.meter import carbon
+
+        per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
+        print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
+              f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
     if result.images and a.kernel == "pipeline":
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
         print("  the winner in plain diffusers:")
-        print(f"    pipe({result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
+        print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
 
 
 def _share(spent: dict[str, Any], phase: str) -> str:
