@@ -137,6 +137,8 @@ def make_schedule(
     scale = torch.sqrt(sigma**2 + 1) if name in SCALED else None
     if name.startswith("KDPM2"):  # at its intermediate points the network's input is scaled by their own noise
         between = torch.as_tensor(scheduler.sigmas_interpol)[: len(at)].float()
+        if "Ancestral" in name:  # it keeps that noise with the point where the step began
+            between = between.roll(1)
         scale = torch.sqrt(torch.where(torch.arange(len(at)) % 2 == 1, between, sigma) ** 2 + 1)
     kernel = _kernel(scheduler, dict(step_arguments or {}))
     times = torch.cat([sigma.double()[full], torch.zeros(1, dtype=torch.float64)]) if flow else None
