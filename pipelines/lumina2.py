@@ -80,9 +80,11 @@ class Lumina2Denoiser(PipelineDenoiser):
         )
 
     def _meta_twin(self) -> Any:
-        # The network reads the lengths of the texts off their masks.
+        # The network reads the lengths of texts off their masks, which need values until then.
         twin = super()._meta_twin()
         twin._mask, twin._negative_mask = self._mask, self._negative_mask
+        for block in twin.pipe.transformer.context_refiner:
+            block.register_forward_pre_hook(lambda _, arguments: tuple(a.to("meta") for a in arguments))
         return twin
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
