@@ -58,6 +58,11 @@ class PipelineDenoiser:
             self.path, self.times = schedule.path, schedule.times
 
     @property
+    def offloaded(self) -> bool:
+        """Whether only one of the pipeline's networks is on the device at a time (enable_model_cpu_offload)."""
+        return bool(getattr(self.pipe, "_all_hooks", ()))
+
+    @property
     def device(self) -> torch.device:
         return cast(torch.device, self.pipe._execution_device)
 

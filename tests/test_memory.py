@@ -118,3 +118,36 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
     assert asked == [64, 5]
     assert result.spent["calibration"] == {"nfe": 2, "decodes": 2, "reward_calls": 4}
     assert live.denoiser.calls == result.spent["nfe"] + 2
+
+
+def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model offload: decodes wait until the denoiser has nothing left to do: here, for both prompts."""
+    phases: dict[bool, list[str]] = {}
+    for offloaded in (False, True):
+        live = engine(batch_size=8, decode_batch_size=3)
+        live.denoiser.offloaded = offloaded
+        order: list[str] = []
+        predict, decode = live.denoiser.predict, live.denoiser.decode
+        monkeypatch.setattr(live.denoiser, "predict", lambda *a, f=predict, o=order: (o.append("net"), f(*a))[1])
+        monkeypatch.setattr(live.denoiser, "decode", lambda *a, f=decode, o=order: (o.append("vae"), f(*a))[1])
+        outcome(live)
+        phases[offloaded] = [b for a, b in zip(["", *order], order, strict=False) if a != b]
+    assert phases[True] == ["net", "vae"] * 2
+    assert len(phases[False]) > 4
+
+
+def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = engine(batch_size=4)
+    decode = live.denoiser.decode
+
+    def broken(x0: Any) -> Any:
+        images = decode(x0)
+        images[0, 0] = float("nan")
+        return images
+
+    monkeypatch.setattr(live.denoiser, "decode", broken)
+    live.rewards[0].nan = 0.0
+    (result,) = search(["a"], BestOfN(6), live, keep=6)
+    good = [c for c in result.images if c.reward == c.reward]
+    assert len(good) == 4
+    assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)

@@ -28,6 +28,7 @@ from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, IntArray, Move, Outcome, Reward
 
 logger = logging.getLogger(__name__)
+_NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 DEFAULT_BATCH, MOST = 16, 64
 """The batch size where memory cannot be measured, and the most that is taken where it can: more gains no speed."""
 
@@ -327,6 +328,8 @@ class LiveEngine:
         done = [self._rest(job, [ready[i] for i in rows]) for job, rows in _by_job(ready).items()]
         # Decode full batches; the rest only when the denoiser has nothing left to do meanwhile.
         full = len(scored) // self.decode_batch_size * self.decode_batch_size if going else len(scored)
+        if going and getattr(self.denoiser, "offloaded", False):
+            full = 0  # every change between denoiser and decoder moves one of them
         try:
             while full:
                 size = min(full, self.decode_batch_size)
@@ -427,10 +430,12 @@ class LiveEngine:
                 images[i] = image
         with self._watch("reward", latents.device):
             columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
+        broken = _broken(latents, images)
         self.stats["decodes"] += len(decoded)
         self.stats["previews"] += len(previewed)
         self.stats["reward_calls"] += len(batch) * len(self.rewards)
         scores = np.stack([column for column, _ in columns], axis=1)
+        scores[broken] = np.nan
         causes = {r.name: error for r, (_, error) in zip(self.rewards, columns, strict=True)}
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
@@ -443,7 +448,7 @@ class LiveEngine:
                 [batch[i] for i in rows],
                 scores[rows],
                 [images[i] for i in rows],
-                [_explain(scores[i], causes) for i in rows],
+                [_NOT_FINITE if broken[i] else _explain(scores[i], causes) for i in rows],
                 [kept[i] for i in rows] if kept else (),
             )
             for job, rows in _by_job(batch).items()
@@ -569,6 +574,15 @@ def score_images(
         return np.full(len(prompts), np.nan), f"{name}: {type(error).__name__}: {error}"
     scores[np.isinf(scores)] = np.nan
     return scores, None
+
+
+def _broken(latents: Tensor, images: list[Any]) -> Any:
+    """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
+    found = ~torch.isfinite(latents).flatten(1).all(1)
+    seen = [i for i, image in enumerate(images) if image is not None]
+    if seen:
+        found[seen] |= ~torch.isfinite(torch.stack([images[i] for i in seen])).flatten(1).all(1)
+    return found.cpu().numpy()
 
 
 def _explain(scores: Any, causes: dict[str, str | None]) -> str | None:

@@ -266,7 +266,7 @@ class Loop:
         if failed and not job.failures:
             uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
             where = f"particle {uid} (seed {job.table.view().seed[uid]}) at step {step}"
-            job.warnings.append(f"reward failed on {where}, which is ranked last: {outcome.errors[failed[0]]}")
+            job.warnings.append(f"no score for {where}, which is ranked last: {outcome.errors[failed[0]]}")
             logger.warning("prompt %r: %s", job.prompt, job.warnings[-1])
         job.failures += len(failed)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from ttsnap.mixture import MixtureDenoiser
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import seeded
 from ttsnap.samplers import Prediction
+from ttsnap.types import Move, fresh
 
 VP: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SOLVERS = ["FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler", "FlowMatchLCMScheduler"]
@@ -168,6 +171,51 @@ def test_batches_and_pruning_change_no_image(name: str) -> None:
     pruned = images(SeedPruning(8, (0.4,), steps=(2,)), 3, keep=2)
     assert 1 < len(pruned) < 8
     assert pruned == pytest.approx({seed: whole[seed] for seed in pruned}, abs=1e-6)
+
+
+@dataclass(frozen=True)
+class Twins:
+    """One candidate to step 2, four children of it to the end."""
+
+    n: int = 1
+    branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def init(self, task: Any) -> int:
+        return 0
+
+    def step(self, state: int, particles: Any, rng: Any) -> Any:
+        if state == 0:
+            return fresh(1, 2, score=False), 1
+        zeros = np.zeros(4, int)
+        return (Move(zeros, zeros + 2, zeros + 5, zeros == 0, np.ones(4)), 2) if state == 1 else (None, state)
+
+
+class NoisySolved(Solved):
+    def __init__(self, name: str, steps: int) -> None:
+        super().__init__(name, steps)
+        options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
+        flow = {} if name.startswith("FlowMatch") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        self.schedule = make_schedule(getattr(diffusers, name)(**flow, **options), steps)
+        self.grid, self.kernel = self.schedule.grid, self.schedule.kernel
+
+
+@pytest.mark.parametrize("name", ["FlowMatchLCMScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"])
+def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> None:
+    alone = LiveEngine(NoisySolved(name, 5), [bright()], batch_size=1)
+    (expected,) = search(["a"], BestOfN(1), alone, seed=3)
+    found = []
+    for batch in (1, 3, 8):
+        denoiser = NoisySolved(name, 5)
+        engine = LiveEngine(denoiser, [bright()], batch_size=batch)
+        assert engine.stochastic
+        (result,) = search(["a"], Twins(), engine, seed=3, keep=4)
+        found.append({c.uid: c.reward for c in result.images})
+        assert denoiser.calls == result.spent["nfe"] == 2 + 1 + 4 * 2
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    assert found[2] == pytest.approx(found[0], abs=1e-6)
+    assert len(set(found[0].values())) == 4
+    assert found[0][0] == pytest.approx(expected.best.reward, abs=1e-6)
 
 
 def test_heun_is_more_exact_than_euler() -> None:
