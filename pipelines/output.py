@@ -58,7 +58,10 @@ def make_output(stock: Any, images: Any, results: list[Result], flags: list[bool
 
 
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
-    """Results after the pipeline's safety checker, if it has one: what it flags is as it made it (stock: black)."""
+    """Results after the pipeline's safety checker, if it has one: what it flags is as it made it (stock: black).
+
+    Images that are black already count as flagged: a family may check whatever it decodes, as Stable Diffusion's does.
+    """
     images = [c.image for result in results for c in result.images]
     if getattr(pipe, "safety_checker", None) is None or not images:
         return results, None
@@ -71,10 +74,10 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
         torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in zip(seen, images, flags, strict=True)
     ]
     rows = iter(shown)
-    seen_results = [
+    censored = [
         replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images)) for result in results
     ]
-    return seen_results, list(flags)
+    return censored, [bool(flag) or not bool(image.any()) for flag, image in zip(flags, images, strict=True)]
 
 
 def reported(result: Result, metrics: Sequence[Reward]) -> Result:

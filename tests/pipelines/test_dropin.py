@@ -37,6 +37,7 @@ from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline, 
 from ttsnap import BestOfN, SeedPruning
 from ttsnap.types import Candidate, Result
 
+from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, flux, sd3, sd15
 
 CALL: dict[str, Any] = {
@@ -542,32 +543,94 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
     assert found(twin).search[0].spent["finished"] == 2  # the flag is the last call's
 
 
-def safety_checker(unsafe: bool) -> Any:
-    """A tiny one, whose concepts are so wide that every image is unsafe, or so narrow that none is."""
+def safety_checker(threshold: float) -> Any:
+    """A tiny one; a concept is found where the cosine with it, the same for all, exceeds the threshold."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 32, "patch_size": 16}
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
-    checker.concept_embeds_weights.fill_(-2.0 if unsafe else 2.0)
+    checker.concept_embeds_weights.fill_(threshold)
     return checker
 
 
-@pytest.mark.parametrize("unsafe", [True, False])
-def test_safety_checker_sees_what_is_returned(unsafe: bool) -> None:
+def all_but_black(images: Any, clip_input: Any) -> Any:
+    """Like a real one it does not flag what it has made black."""
+    flags = [bool((image > -1).any()) for image in images]
+    return torch.stack([image * (not flag) for image, flag in zip(images, flags, strict=True)]), flags
+
+
+@pytest.mark.parametrize(
+    ("make", "unsafe"),
+    [(lambda: safety_checker(-2.0), True), (lambda: safety_checker(2.0), False), (lambda: all_but_black, True)],
+    ids=["all", "none", "all-but-black"],
+)
+def test_the_safety_checker_sees_what_is_returned(make: Callable[[], Any], unsafe: bool) -> None:
     pipe = sd15()
     size = {"shortest_edge": 32}
     pipe.feature_extractor = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
-    pipe.safety_checker = safety_checker(unsafe)
-    images = torch.rand(3, 3, 16, 16)
+    pipe.safety_checker = make()
+    call = {"num_inference_steps": 4, "height": 16, "width": 24, "output_type": "pt"}
+    twin = upgrade(pipe)
+    output = twin(["a", "b"], num_images_per_prompt=2, report=mean_red, **SEARCH, **call)
+    assert output.nsfw_content_detected == [unsafe] * 4
+    candidates = [candidate for result in output.search for candidate in result.images]
+    assert len(candidates) == 4
+    for image, candidate in zip(output.images, candidates, strict=True):
+        assert torch.equal(image, candidate.image)
+        assert bool(image.any()) is not unsafe
+        assert (candidate.metrics["mean_red"] > 0) is not unsafe
+    again = pipe("a", generator=generator(candidates[0].seed), **call)
+    assert again.nsfw_content_detected == [unsafe]
+    torch.testing.assert_close(output.images[:1], again.images, atol=1e-4, rtol=0)
+    latent = twin("a", **SEARCH, **{**call, "output_type": "latent"})
+    assert latent.nsfw_content_detected is None  # as in stock
+    assert bool(latent.search[0].best.image.any()) is not unsafe
+
+
+def test_a_family_whose_decode_does_not_check_is_checked_all_the_same() -> None:
+    pipe = sd15()
+    pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32})
+    pipe.safety_checker = all_but_black
     none: Any = None
-    rows = [Candidate(i, i, 0.0, {}, image) for i, image in enumerate(images)]
-    results = [Result("a", tuple(rows[:2]), {}, (), none), Result("b", tuple(rows[2:]), {}, (), none)]
-    shown, flags = checked(pipe, results)
-    assert flags == [unsafe] * 3
-    for result, row in zip(shown, (rows[:2], rows[2:]), strict=True):
-        for new, old in zip(result.images, row, strict=True):
-            assert torch.equal(new.image, torch.zeros_like(old.image) if unsafe else old.image)
+    rows = [Candidate(i, i, 0.0, {}, image) for i, image in enumerate([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])]
+    results, flags = checked(pipe, [Result("a", (row,), {}, (), none) for row in rows])
+    assert flags == [True, True]
+    assert not any(bool(result.best.image.any()) for result in results)
     pipe.safety_checker = None
     assert checked(pipe, results) == (results, None)
+
+
+# --- every family -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_returns_what_its_stock_call_returns(name: str) -> None:
+    family = TINY[name]
+    stock = family.build()
+    twin, call = upgrade(stock), {**family.call, "prompt": "a cat", "num_inference_steps": 3}
+    expected = stock(**call, generator=generator(), output_type="pt")
+    assert torch.equal(twin(**call, generator=generator(), output_type="pt").images, expected.images)
+    latent = twin(**call, **SEARCH, output_type="latent")
+    assert isinstance(latent, type(expected))
+    seed = latent.search[0].best.seed
+    again = stock(**call, generator=generator(seed), output_type="latent").images
+    torch.testing.assert_close(latent.images, again, atol=1e-4, rtol=1e-4)
+    pictures = twin(**call, **SEARCH).images
+    (picture,) = stock(**call, generator=generator(seed)).images
+    assert [p.size for p in pictures] == [picture.size]
+    twin.enable_model_cpu_offload(device="cpu")
+    moved = twin(**call, **SEARCH, output_type="pt")
+    assert torch.equal(moved.images[0], latent.search[0].best.image)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in {"flux", "flux_schnell", "flux2_klein"}])
+def test_every_family_takes_a_negative_prompt_for_each(name: str) -> None:
+    family = TINY[name]
+    stock, call = family.build(), {**family.call, "num_inference_steps": 3, "output_type": "pt"}
+    prompts, negative = ["a cat", "two dogs"], ["a long one", "snow"]
+    output = upgrade(stock)(prompts, **SEARCH, **{**call, "negative_prompt": negative})
+    for i, result in enumerate(output.search):
+        alone = {**call, "negative_prompt": negative[i], "generator": generator(result.best.seed)}
+        torch.testing.assert_close(output.images[i], stock(prompts[i], **alone).images[0], atol=1e-4, rtol=0)
 
 
 # --- documentation ------------------------------------------------------------------------------------------------
