@@ -18,7 +18,8 @@ Search arguments (without `search` the call is the stock one):
     utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
     kernel: "pipeline" (the scheduler's own step), "ode" or "sde".
     seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
-    batch_size, decode_batch_size: most particles per denoiser call and images per decode.
+    batch_size, decode_batch_size: most particles per denoiser call and images per decode; by default as many as fit
+        into a GPU's memory, measured, and 16 elsewhere.
     shared: let the prompts draw on one common budget.
     report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
     on_event, should_stop: see ttsnap.search.search. Setting `pipe._interrupt = True` stops early, too.
@@ -35,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "utility": "mean",
     "kernel": "pipeline",
     "seed": None,
-    "batch_size": 16,
+    "batch_size": None,
     "decode_batch_size": None,
     "shared": False,
     "report": None,

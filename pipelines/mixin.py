@@ -95,7 +95,7 @@ class SearchMixin:
         reward: Any,
         *,
         kernel: str = "pipeline",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         decode_batch_size: int | None = None,
         keep: Sequence[str] = (),
         features_block: int | None = None,
@@ -104,7 +104,8 @@ class SearchMixin:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
 
         reward, kernel and batch sizes as in the call; keep and features_block as in LiveEngine; `call` as in
-        `denoiser`. ValueError for an unknown kernel.
+        `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that
+        `compile_denoiser` compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
         if kernel not in KERNELS:
             raise ValueError(f"unknown kernel {kernel!r}; choose one of {list(KERNELS)}")
@@ -115,6 +116,8 @@ class SearchMixin:
             kernel=KERNELS[kernel](denoiser),
             batch_size=batch_size,
             decode_batch_size=decode_batch_size,
+            padded=getattr(self, "_search_buckets", False),
+            preview=getattr(self, "preview_vae", None) is not None,
             keep=keep,
             features_block=features_block,
         )

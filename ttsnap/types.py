@@ -292,8 +292,10 @@ class Engine(Protocol):
     grid: Grid
     reward_names: tuple[str, ...]
     stochastic: bool
-    capacity: int
-    """Pending rows that keep it busy; with fewer, another prompt may be taken up."""
+
+    @property
+    def capacity(self) -> int:
+        """Pending rows that keep it busy; with fewer, another prompt may be taken up."""
 
     @property
     def nfe(self) -> int:
