@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
@@ -147,8 +147,7 @@ class FluxDenoiser(PipelineDenoiser):
         return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).transformer_blocks
 
     def features(self, states: Any, x: Tensor) -> Tensor:
-        picture: Tensor = states[1]
-        return picture.transpose(1, 2).unflatten(2, self._tokens).contiguous()
+        return spread(states[1], self._tokens)
 
 
 class SearchFluxPipeline(SearchMixin, FluxPipeline):

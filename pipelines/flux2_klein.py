@@ -10,7 +10,7 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, take
+from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule
 
@@ -136,8 +136,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).transformer_blocks
 
     def features(self, states: Any, x: Tensor) -> Tensor:
-        picture: Tensor = states[1]
-        return picture.transpose(1, 2).unflatten(2, self._tokens).contiguous()
+        return spread(states[1], self._tokens)
 
 
 class SearchFlux2KleinPipeline(SearchMixin, Flux2KleinPipeline):

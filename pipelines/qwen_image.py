@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
@@ -39,7 +39,7 @@ class QwenImageDenoiser(PipelineDenoiser):
         max_sequence_length: int = 512,
     ) -> None:
         super().__init__(pipe)
-        self.guidance_scale, self.true_cfg_scale = guidance_scale, true_cfg_scale
+        self.true_cfg_scale = true_cfg_scale
         height = height or self.pipe.default_sample_size * self.pipe.vae_scale_factor
         width = width or self.pipe.default_sample_size * self.pipe.vae_scale_factor
         self.pipe.check_inputs(
@@ -53,8 +53,10 @@ class QwenImageDenoiser(PipelineDenoiser):
             negative_prompt_embeds_mask=negative_prompt_embeds_mask,
             max_sequence_length=max_sequence_length,
         )
-        if self.pipe.transformer.config.guidance_embeds and guidance_scale is None:
+        distilled = self.pipe.transformer.config.guidance_embeds
+        if distilled and guidance_scale is None:
             raise ValueError("guidance_scale is required for guidance-distilled model.")
+        self.guidance_scale = guidance_scale if distilled else None
         self._negative_prompt = negative_prompt
         self._embeds = (prompt_embeds, prompt_embeds_mask)
         self._negative_embeds = (negative_prompt_embeds, negative_prompt_embeds_mask)
@@ -105,11 +107,12 @@ class QwenImageDenoiser(PipelineDenoiser):
         unconditional = self._pass("uncond", x, t, take(self._negative, at), take(self._negative_mask, at))
         combined = unconditional + self.true_cfg_scale * (conditional - unconditional)
         norm, too_large = (torch.norm(v, dim=-1, keepdim=True) for v in (conditional, combined))
-        return combined * (norm / too_large)
+        rescaled: Tensor = combined * (norm / too_large)
+        return rescaled
 
     def _pass(self, context: str, x: Tensor, t: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         network, guidance = self.pipe.transformer, None
-        if network.config.guidance_embeds:
+        if self.guidance_scale is not None:
             guidance = torch.full([1], self.guidance_scale, device=x.device, dtype=torch.float32).expand(len(x))
         with network.cache_context(context):
             out: Tensor = network(
@@ -141,8 +144,7 @@ class QwenImageDenoiser(PipelineDenoiser):
         return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).transformer_blocks
 
     def features(self, states: Any, x: Tensor) -> Tensor:
-        picture: Tensor = states[1]
-        return picture.transpose(1, 2).unflatten(2, self._tokens).contiguous()
+        return spread(states[1], self._tokens)
 
 
 class SearchQwenImagePipeline(SearchMixin, QwenImagePipeline):

@@ -117,7 +117,7 @@ def make_schedule(
         raise ValueError("search cannot use PNDMScheduler with skip_prk_steps=False; set it to True")
     scheduler = copy.deepcopy(scheduler)
     count = None if timesteps is not None or sigmas is not None else num_inference_steps
-    given = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+    given: dict[str, Any] = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
     try:
         retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
     except (TypeError, AssertionError) as error:  # the stock pipeline fails with these, too
