@@ -96,8 +96,9 @@ class Lumina2Denoiser(PipelineDenoiser):
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         time = 1 - t / self.pipe.scheduler.config.num_train_timesteps
-        self._words = take(self._mask, at).sum(1).tolist()
-        out = self._pass(x, time, take(self._text, at), take(self._mask, at))
+        mask = take(self._mask, at)
+        self._words = mask.sum(1).tolist()  # for `features`
+        out = self._pass(x, time, take(self._text, at), mask)
         guided = [i for i, k in enumerate(step.tolist()) if self._guided_at[k]]
         if guided:
             own = at[guided]
@@ -120,7 +121,8 @@ class Lumina2Denoiser(PipelineDenoiser):
         guided = unconditional + self.guidance_scale * (conditional - unconditional)
         if not self._normalise:
             return guided
-        return guided * (torch.norm(conditional, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+        norms: list[Tensor] = [torch.norm(out, dim=-1, keepdim=True) for out in (conditional, guided)]
+        return guided * (norms[0] / norms[1])
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         return self.postprocess(vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0])
@@ -133,7 +135,8 @@ class Lumina2Denoiser(PipelineDenoiser):
         size = (x.shape[-2] // patch, x.shape[-1] // patch)
         # The picture follows right after the text, whose length differs; states are those of the first pass.
         picture = torch.stack([row[n : n + size[0] * size[1]] for row, n in zip(states, self._words, strict=True)])
-        return picture.transpose(1, 2).unflatten(2, size).contiguous()
+        found: Tensor = picture.transpose(1, 2).unflatten(2, size)
+        return found.contiguous()
 
 
 class SearchLumina2Pipeline(SearchMixin, Lumina2Pipeline):

@@ -143,8 +143,9 @@ class SanaDenoiser(PipelineDenoiser):
 
     def features(self, states: Any, x: Tensor) -> Tensor:
         patch = self.pipe.transformer.config.patch_size
-        picture: Tensor = states[-len(x) :]  # the conditional half
-        return picture.transpose(1, 2).unflatten(2, (x.shape[-2] // patch, x.shape[-1] // patch)).contiguous()
+        picture = states[-len(x) :]  # the conditional half
+        found: Tensor = picture.transpose(1, 2).unflatten(2, (x.shape[-2] // patch, x.shape[-1] // patch))
+        return found.contiguous()
 
 
 class SearchSanaPipeline(SearchMixin, SanaPipeline):

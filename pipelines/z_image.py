@@ -109,8 +109,9 @@ class ZImageDenoiser(PipelineDenoiser):
 
     def features(self, states: Any, x: Tensor) -> Tensor:
         size = (x.shape[-2] // 2, x.shape[-1] // 2)
-        picture: Tensor = states[: len(x), : size[0] * size[1]]  # first in a row; then its padding and the text
-        return picture.transpose(1, 2).unflatten(2, size).contiguous()
+        picture = states[: len(x), : size[0] * size[1]]  # first in a row; then its padding and the text
+        found: Tensor = picture.transpose(1, 2).unflatten(2, size)
+        return found.contiguous()
 
 
 class SearchZImagePipeline(SearchMixin, ZImagePipeline):
