@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, first, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser, first, spread, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
@@ -135,8 +135,7 @@ class Lumina2Denoiser(PipelineDenoiser):
         size = (x.shape[-2] // patch, x.shape[-1] // patch)
         # The picture follows right after the text, whose length differs; states are those of the first pass.
         picture = torch.stack([row[n : n + size[0] * size[1]] for row, n in zip(states, self._words, strict=True)])
-        found: Tensor = picture.transpose(1, 2).unflatten(2, size)
-        return found.contiguous()
+        return spread(picture, size)
 
 
 class SearchLumina2Pipeline(SearchMixin, Lumina2Pipeline):

@@ -13,7 +13,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule
 
@@ -143,9 +143,8 @@ class SanaDenoiser(PipelineDenoiser):
 
     def features(self, states: Any, x: Tensor) -> Tensor:
         patch = self.pipe.transformer.config.patch_size
-        picture = states[-len(x) :]  # the conditional half
-        found: Tensor = picture.transpose(1, 2).unflatten(2, (x.shape[-2] // patch, x.shape[-1] // patch))
-        return found.contiguous()
+        # The conditional half.
+        return spread(states[-len(x) :], (x.shape[-2] // patch, x.shape[-1] // patch))
 
 
 class SearchSanaPipeline(SearchMixin, SanaPipeline):

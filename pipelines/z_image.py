@@ -9,7 +9,7 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, first, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser, first, spread, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule, token_shift
 
@@ -109,9 +109,8 @@ class ZImageDenoiser(PipelineDenoiser):
 
     def features(self, states: Any, x: Tensor) -> Tensor:
         size = (x.shape[-2] // 2, x.shape[-1] // 2)
-        picture = states[: len(x), : size[0] * size[1]]  # first in a row; then its padding and the text
-        found: Tensor = picture.transpose(1, 2).unflatten(2, size)
-        return found.contiguous()
+        # The picture is first in a row; then come its padding and the text.
+        return spread(states[: len(x), : size[0] * size[1]], size)
 
 
 class SearchZImagePipeline(SearchMixin, ZImagePipeline):
