@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from ttsnap.interpolants import VP, Cosine, Interpolant, Linear
+from ttsnap.interpolants import VP, Cosine, Discrete, Interpolant, Linear, x0_from_eps
 from ttsnap.mixture import MixtureDenoiser
-from ttsnap.rng import noise
-from ttsnap.samplers import FlowEuler, Kernel, Ode, Prediction, Sde, power
+from ttsnap.rng import noise, seeded
+from ttsnap.samplers import Ddim, FlowEuler, Kernel, Ode, Prediction, Renoise, Sde, forward, make_kernel, power
 
 PATHS: list[Interpolant] = [Linear(), VP(), Cosine()]
 
@@ -89,6 +91,84 @@ def test_ode_reproduces_the_mixture(path: Interpolant) -> None:
 def test_sde_marginals_do_not_depend_on_g(path: Interpolant, g: object) -> None:
     denoiser = mixture(path, 120)
     check_moments(run(Sde(path, denoiser.times, g), denoiser, 1_000), denoiser)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=["linear", "vp", "cosine"])
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_ddim_reproduces_the_mixture(path: Interpolant, eta: float) -> None:
+    denoiser = mixture(path, 120)
+    check_moments(run(Ddim(path, denoiser.times, eta), denoiser, 1_000), denoiser)
+
+
+def test_ddim_is_diffusers_step() -> None:
+    """eps-models in discrete time, and Euler ancestral in its own scaling."""
+    stock = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
+                          set_alpha_to_one=False)  # fmt: skip
+    stock.set_timesteps(5)
+    path = Discrete(stock.alphas_cumprod)
+    times = torch.cat([stock.timesteps.double() / 999, torch.zeros(1, dtype=torch.float64)])
+    x, eps, noise_ = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for k in range(4):
+        at = torch.full((6,), k)
+        x0 = x0_from_eps(path, x, eps, times[at])
+        for eta in (0.0, 0.7, 1.0):
+            expected = stock.step(eps, stock.timesteps[k], x, eta=eta, variance_noise=noise_).prev_sample
+            with mock.patch("ttsnap.rng.noise", return_value=noise_):
+                ours = Ddim(path, times, eta).step(x, Prediction(eps, x0), at, [])
+            torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(Ddim(path, times).step(x, Prediction(eps, x0), torch.full((6,), 4), []), x0)
+
+
+def test_euler_ancestral_is_ddim_with_eta_1() -> None:
+    stock = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    stock.set_timesteps(5)
+    path, sigmas = Discrete(stock.alphas_cumprod), stock.sigmas.double()
+    times = torch.cat([path.inverse_ratio(1 / sigmas[:-1]), torch.zeros(1, dtype=torch.float64)])
+    y, eps = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for k in range(4):
+        at, alpha = torch.full((6,), k), path.alpha(times)
+        stock.is_scale_input_called, stock._step_index = True, k
+        expected = stock.step(eps, stock.timesteps[k], y, generator=seeded(1)).prev_sample.double()
+        drawn = torch.randn(y.shape, generator=seeded(1), dtype=y.dtype)
+        x = alpha[k] * y
+        with mock.patch("ttsnap.rng.noise", return_value=drawn):
+            ours = Ddim(path, times).step(x, Prediction(eps, x0_from_eps(path, x, eps, times[at])), at, [])
+        torch.testing.assert_close(ours / alpha[k + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=["linear", "vp", "cosine"])
+def test_forward_noising_is_exact(path: Interpolant) -> None:
+    t, s = torch.full((40_000,), 0.3, dtype=torch.float64), torch.full((40_000,), 0.8, dtype=torch.float64)
+    x = torch.full((40_000, 1), 2.0, dtype=torch.float64)
+    moved = forward(path, x, t, s, [(5, i) for i in range(40_000)])
+    ratio = path.alpha(s[:1]) / path.alpha(t[:1])
+    spread = (path.sigma(s[:1]) ** 2 - (ratio * path.sigma(t[:1])) ** 2).sqrt()
+    assert float(moved.mean()) == pytest.approx(float(2 * ratio), abs=5 * float(spread) / 200)
+    assert float(moved.std()) == pytest.approx(float(spread), rel=0.02)
+    assert torch.equal(forward(path, x[:2], t[:2], t[:2], [(0,), (1,)]), x[:2])
+
+
+def test_renoise_draws_all_noise_anew() -> None:
+    times = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    x, x0 = torch.randn(2, 4000, 1, generator=seeded(0), dtype=torch.float64)
+    keys = [(7, i) for i in range(4000)]
+    moved = Renoise(Linear(), times).step(x, Prediction(x, x0), torch.zeros(4000, dtype=torch.long), keys)
+    torch.testing.assert_close(moved, 0.5 * x0 + 0.5 * noise(keys, x0))
+
+
+@pytest.mark.parametrize(
+    "spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", "sde:constant:1", "sde:sin"]
+)
+def test_kernels_by_name(spec: str) -> None:
+    kernel = make_kernel(spec, mixture(Linear(), 4))
+    assert kernel.stochastic == (spec != "ode")
+    assert make_kernel(kernel, None) is kernel
+
+
+@pytest.mark.parametrize("spec", ["euler", "sde:cubic", "ddim:2", "ddim:x", "ode:1", "sde:square:a"])
+def test_unknown_kernels_are_named(spec: str) -> None:
+    with pytest.raises(ValueError, match="unknown kernel"):
+        make_kernel(spec, mixture(Linear(), 4))
 
 
 def test_wrong_drift_would_be_seen() -> None:

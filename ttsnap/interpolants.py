@@ -103,7 +103,101 @@ class Cosine:
         return torch.atan(1 / rho) * (2 / math.pi)
 
 
-INTERPOLANTS: dict[str, Interpolant] = {"linear": Linear(), "vp": VP(), "cosine": Cosine()}
+@dataclass(frozen=True)
+class LinearVP:
+    """Linear in the noise, variance preserving: sigma = t, alpha = sqrt(1 - t^2)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt((1 - t) * (1 + t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Infinite at t = 1."""
+        return -t / self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        return 1 / torch.hypot(torch.ones_like(rho), rho)
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """alpha = (1 - t)^n, sigma = 1 - (1 - t)^n; n = 1 is Linear."""
+
+    n: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.n > 0:
+            raise ValueError(f"need n > 0, got {self.n}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 - t) ** self.n
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self.n * torch.log1p(-t))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -self.n * (1 - t) ** (self.n - 1)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return self.n * (1 - t) ** (self.n - 1)
+
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        return -torch.expm1(-torch.log1p(1 / rho) / self.n)
+
+
+class Discrete:
+    """The noise schedule of a discrete-time model (DDPM), variance preserving, made continuous.
+
+    `kept` (T,) holds alpha^2 at the timesteps 0..T-1 (diffusers' alphas_cumprod), falling; t = i / (T - 1) is timestep
+    i, and log alpha / sigma is linear between. At t = 0 a little noise is left; ratios beyond the ends are cut to them.
+    """
+
+    def __init__(self, kept: Tensor) -> None:
+        kept = kept.double().clamp(1e-12, 1 - 1e-12)  # zero terminal SNR: a finite log ratio
+        if kept.ndim != 1 or len(kept) < 2 or bool((kept.diff() >= 0).any()):
+            raise ValueError("alphas_cumprod must be one falling row")
+        self.log_ratio = 0.5 * (kept.log() - (-kept).log1p())
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """log alpha / sigma at t, and its derivative."""
+        table = self.log_ratio.to(t.device)
+        where = t.double().clamp(0, 1) * (len(table) - 1)
+        low = where.long().clamp(max=len(table) - 2)
+        slope = table[low + 1] - table[low]
+        return (table[low] + (where - low) * slope).to(t.dtype), (slope * (len(table) - 1)).to(t.dtype)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self._at(t)[0]).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self._at(t)[0]).sqrt()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return self.alpha(t) * self.sigma(t) ** 2 * self._at(t)[1]
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return -self.sigma(t) * self.alpha(t) ** 2 * self._at(t)[1]
+
+    def inverse_ratio(self, rho: Tensor) -> Tensor:
+        rising = self.log_ratio.flip(0).to(rho.device)
+        wanted = rho.double().log().clamp(rising[0], rising[-1])
+        high = torch.searchsorted(rising, wanted.contiguous()).clamp(1, len(rising) - 1)
+        part = (wanted - rising[high - 1]) / (rising[high] - rising[high - 1])
+        return (1 - (high - 1 + part) / (len(rising) - 1)).to(rho.dtype)
+
+
+INTERPOLANTS: dict[str, Interpolant] = {
+    "linear": Linear(),
+    "vp": VP(),
+    "cosine": Cosine(),
+    "linear-vp": LinearVP(),
+    "polynomial": Polynomial(),
+}
 
 
 def rows(value: Tensor, like: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ class Ode:
         wide, x0 = _wide(x), _wide(prediction.x0)
         t, s = self.times[k], self.times[k + 1]
         eps = eps_from_x0(self.path, wide, x0, t)
-        return (rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps).to(x.dtype)
+        moved = rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps
+        return torch.where(_last(self.times, k, wide), x0, moved).to(x.dtype)
 
 
 def power(scale: float = 3.0, exponent: float = 2.0) -> Callable[[Tensor], Tensor]:
@@ -102,6 +103,16 @@ def power(scale: float = 3.0, exponent: float = 2.0) -> Callable[[Tensor], Tenso
 
 
 RBF_DIFFUSION = power(3.0, 2.0)
+DIFFUSIONS: dict[str, Callable[[float], Callable[[Tensor], Tensor]]] = {
+    "square": lambda scale: power(scale, 2.0),
+    "linear": lambda scale: power(scale, 1.0),
+    "constant": lambda scale: power(scale, 0.0),
+    "sin": lambda scale: lambda t: scale * torch.sin(0.5 * torch.pi * t),
+    "sin2": lambda scale: lambda t: scale * torch.sin(0.5 * torch.pi * t) ** 2,
+    "exp": lambda scale: lambda t: scale * torch.expm1(t) / torch.expm1(torch.ones_like(t)),
+}
+"""Diffusion coefficients by name, given g(1). Others of RBF's code ("sigma", "clipping") depend on the path: any
+function of t may be passed to Sde."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +135,83 @@ class Sde:
         drift = velocity_from_x0(self.path, wide, x0, t)
         drift = drift - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
         moved = wide - drift * rows(h, wide) + rows(g * h.sqrt(), wide) * rng.noise(keys, wide)
-        last = rows(k + 1 == len(self.times) - 1, wide)
-        return torch.where(last, x0, moved).to(x.dtype)
+        return torch.where(_last(self.times, k, wide), x0, moved).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c xi with the estimate held, for any path (DDIM, 2010.02502).
+
+    c = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2), eq. 16 in terms of the path: eta 0 is the ODE's
+    step, 1 the DDPM posterior, which is also k-diffusion's Euler ancestral step in these terms.
+    """
+
+    path: Interpolant
+    times: Tensor
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+        t, s = self.times[k], self.times[k + 1]
+        a, b = self.path.alpha(s), self.path.sigma(s)
+        shrink = self.path.alpha(t) * b / (a * self.path.sigma(t))
+        c = self.eta * b * torch.sqrt((1 - shrink**2).clamp(min=0.0))
+        moved = _toward(self.path, x, prediction.x0, t, s, c, keys)
+        return torch.where(_last(self.times, k, x), prediction.x0.to(x.dtype), moved)
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """x_s = alpha_s x0 + sigma_s xi: all noise is fresh, as consistency models sample (diffusers' stochastic Euler).
+
+    Marginals are kept only where x0 is a sample, not a mean: with many steps of an ordinary model images lose variety.
+    """
+
+    path: Interpolant
+    times: Tensor
+    stochastic: bool = True
+
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+        t, s = self.times[k], self.times[k + 1]
+        moved = _toward(self.path, x, prediction.x0, t, s, self.path.sigma(s), keys)
+        return torch.where(_last(self.times, k, x), prediction.x0.to(x.dtype), moved)
+
+
+def _toward(
+    path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, c: Tensor, keys: Sequence[rng.Key]
+) -> Tensor:
+    """alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c xi; no noise is drawn where c is 0 in every row."""
+    wide, x0 = _wide(x), _wide(x0)
+    eps = eps_from_x0(path, wide, x0, t)
+    moved = rows(path.alpha(s), wide) * x0 + rows(torch.sqrt((path.sigma(s) ** 2 - c**2).clamp(min=0.0)), wide) * eps
+    if bool((c > 0).any()):
+        moved = moved + rows(c, wide) * rng.noise(keys, wide)
+    return moved.to(x.dtype)
+
+
+def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s | x_t).
+
+    x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over paths uses it
+    (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
+    """
+    wide = _wide(x)
+    a, b = path.alpha(s), path.sigma(s)
+    ratio = torch.where(path.alpha(t) > 0, a / path.alpha(t).clamp(min=1e-300), torch.ones_like(a))
+    spread = torch.sqrt((b**2 - (ratio * path.sigma(t)) ** 2).clamp(min=0.0))
+    return (rows(ratio, wide) * wide + rows(spread, wide) * rng.noise(keys, wide)).to(x.dtype)
+
+
+def _last(times: Tensor, k: Tensor, like: Tensor) -> Tensor:
+    """Rows whose next point is the image: they take the x0 estimate, also where a path ends with a little noise."""
+    return rows(k + 1 == len(times) - 1, like)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -136,5 +222,32 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
     "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),
+    "ddim": lambda denoiser: Ddim(denoiser.path, denoiser.times),
+    "ancestral": lambda denoiser: Ddim(denoiser.path, denoiser.times),
+    "renoise": lambda denoiser: Renoise(denoiser.path, denoiser.times),
 }
 """Kernel by name, for a Denoiser (live.py)."""
+
+
+def make_kernel(spec: str | Kernel, denoiser: Any) -> Kernel:
+    """A name of KERNELS, one with a number or a diffusion ("ddim:0.5", "sde:constant:1", "sde:square:3"), or a Kernel.
+
+    ValueError for an unknown one.
+    """
+    if not isinstance(spec, str):
+        return spec
+    name, *options = spec.split(":")
+    try:
+        if name == "ddim" and len(options) == 1:
+            return Ddim(denoiser.path, denoiser.times, float(options[0]))
+        if name == "sde" and options and options[0] in DIFFUSIONS and len(options) <= 2:
+            scale = float(options[1]) if len(options) == 2 else 3.0
+            return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale))
+        if not options:
+            return KERNELS[name](denoiser)
+    except (KeyError, ValueError) as error:
+        cause: Exception | None = error
+    else:
+        cause = None
+    known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE with {', '.join(DIFFUSIONS)}"
+    raise ValueError(f"unknown kernel {spec!r}; choose one of {known}") from cause
