@@ -16,7 +16,9 @@ Search arguments (without `search` the call is the stock one):
     budget: per prompt, like "400nfe", "2pflop", "30s", or a ttsnap.budget.Budget.
     effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
     utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
-    kernel: "pipeline" (the scheduler's own step), "ode" or "sde".
+    kernel: "pipeline" (the scheduler's own step), "ode", "sde", "ddim", "ancestral", "renoise" (ttsnap.samplers).
+    path, times: for the other kernels, the path between data and noise ("linear", "vp", "cosine", ...; by default the
+        model's own) and its points ("pipeline", "uniform", "sqrt"): ttsnap.pipelines.convert.
     seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
     batch_size, decode_batch_size: most particles per denoiser call and images per decode; by default as many as fit
         into a GPU's memory, measured, and 16 elsewhere.
@@ -35,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     "effort": None,
     "utility": "mean",
     "kernel": "pipeline",
+    "path": None,
+    "times": "pipeline",
     "seed": None,
     "batch_size": None,
     "decode_batch_size": None,

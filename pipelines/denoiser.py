@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from ttsnap.pipelines.convert import convert
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.flops import count_flops, on_meta
@@ -56,6 +57,10 @@ class PipelineDenoiser:
         self.grid, self.kernel = schedule.grid, schedule.kernel
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times
+
+    def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
+        """Go over to another path and other times (pipelines/convert.py), with one evaluation a step."""
+        self._use(convert(self.schedule, path, times), guided=self.guided)
 
     @property
     def offloaded(self) -> bool:

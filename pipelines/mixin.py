@@ -18,7 +18,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.budget import Budget
 from ttsnap.live import LiveEngine
 from ttsnap.rewards import make_rewards
-from ttsnap.samplers import KERNELS
+from ttsnap.samplers import make_kernel
 from ttsnap.search import search as run_search
 from ttsnap.types import Event, Result
 
@@ -94,7 +94,9 @@ class SearchMixin:
         self,
         reward: Any,
         *,
-        kernel: str = "pipeline",
+        kernel: Any = "pipeline",
+        path: Any = None,
+        times: Any = "pipeline",
         batch_size: int | None = None,
         decode_batch_size: int | None = None,
         keep: Sequence[str] = (),
@@ -103,17 +105,20 @@ class SearchMixin:
     ) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
 
-        reward, kernel and batch sizes as in the call; keep and features_block as in LiveEngine; `call` as in
-        `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that
+        reward, kernel, path, times and batch sizes as in the call; keep and features_block as in LiveEngine; `call` as
+        in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that
         `compile_denoiser` compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
-        if kernel not in KERNELS:
-            raise ValueError(f"unknown kernel {kernel!r}; choose one of {list(KERNELS)}")
         denoiser = self.denoiser(**call)
+        if kernel != "pipeline":
+            denoiser.convert(path, times)
+        elif path is not None or times != "pipeline":
+            raise ValueError(f"the pipeline's own kernel keeps to its path and times, got {path!r} and {times!r}; "
+                             'choose kernel="ode", "sde" or another')  # fmt: skip
         return LiveEngine(
             denoiser,
             self._rewards(reward),
-            kernel=KERNELS[kernel](denoiser),
+            kernel=make_kernel(kernel, denoiser),
             batch_size=batch_size,
             decode_batch_size=decode_batch_size,
             padded=getattr(self, "_search_buckets", False),
@@ -148,7 +153,7 @@ class SearchMixin:
         engine = self.engine(
             self._rewards(opts["reward"]),
             keep=("latents",) if latent else (),
-            **{name: opts[name] for name in ("kernel", "batch_size", "decode_batch_size")},
+            **{name: opts[name] for name in ("kernel", "path", "times", "batch_size", "decode_batch_size")},
             **{name: value for name, value in call.items() if name in takes},
         )
         _encode(engine.denoiser, prompts, texts)

@@ -81,8 +81,8 @@ class Schedule:
         """The x0 (Tweedie) estimate, float32, that the network's output at x implies."""
         wide, out = x.float(), out.float()
         alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
-        if self.prediction == "flow":
-            return wide - sigma * out
+        if self.prediction == "flow":  # out = eps - x0; alpha + sigma is 1 on the model's own path
+            return wide - sigma * out if self.scale is None else (wide - sigma * out) / (alpha + sigma)
         if self.prediction == "epsilon":
             return (wide - sigma * out) / alpha
         if self.prediction == "sample":

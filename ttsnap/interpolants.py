@@ -48,7 +48,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class VP:
-    """Variance preserving: alpha = exp(-T/2), sigma^2 = 1 - alpha^2, T = (b1 - b0) t^2 / 2 + b0 t (2503.19385)."""
+    """Variance preserving: alpha = exp(-T/2), sigma^2 = 1 - alpha^2, T = (b1 - b0) t^2 / 2 + b0 t (2503.19385).
+
+    At t = 1 a little signal is left; noisier points have t > 1.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -80,7 +83,8 @@ class VP:
         total = torch.log1p(rho**-2.0)
         spread = self.beta_max - self.beta_min
         # The root of the quadratic, written without cancellation for small totals.
-        return 2 * total / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * spread * total))
+        t = 2 * total / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * spread * total))
+        return torch.where(rho > 0, t, torch.full_like(t, torch.inf))
 
 
 @dataclass(frozen=True)

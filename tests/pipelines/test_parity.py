@@ -299,7 +299,7 @@ def test_the_stock_pipeline_makes_the_winner_again_from_its_seed(case: Case) -> 
 
 def test_pruning_and_mixed_steps_change_no_image(case: Case) -> None:
     everything = case.by_search(BestOfN(6), keep=6, batch_size=12)
-    mixed = case.by_search(PRUNING, keep=2, batch_size=3)
+    mixed = case.by_search(PRUNING, keep=2, batch_size=5)
     for pruned in (case.pruned, mixed):
         assert len(pruned.images) == 2 * len(PROMPTS)
         for row, image in pruned.images.items():

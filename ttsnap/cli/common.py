@@ -44,14 +44,28 @@ def add_prompt_arguments(p: ArgumentParser) -> None:
 
 
 def add_call_arguments(p: ArgumentParser) -> None:
-    """The pipeline's own arguments, and --kernel."""
+    """The pipeline's own arguments, --kernel, --path and --times."""
     p.add_argument("--steps", type=int | None, help="denoising steps (the model's default where not given)")
     p.add_argument("--guidance", type=float | None, help="classifier-free guidance scale")
     p.add_argument("--negative-prompt", type=str | None, help="what not to show, for all prompts")
     p.add_argument("--height", type=int | None, help="pixels")
     p.add_argument("--width", type=int | None, help="pixels")
     p.add_argument("--call", type=dict[str, Any], default={}, help="more pipeline arguments, as --call.clip_skip 1")
-    p.add_argument("--kernel", type=str, default="pipeline", help="pipeline (its own scheduler), ode, or sde")
+    p.add_argument(
+        "--kernel",
+        type=str,
+        default="pipeline",
+        help="pipeline (its own scheduler), ode, sde, sde:DIFFUSION:SCALE, ddim:ETA, ancestral, or renoise",
+    )
+    p.add_argument(
+        "--path",
+        type=str | None,
+        help="for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial "
+        "(default: the model's own)",
+    )
+    p.add_argument(
+        "--times", type=str, default="pipeline", help="for other kernels, the path's points: pipeline, uniform, sqrt"
+    )
 
 
 def add_device_arguments(p: ArgumentParser) -> None:

@@ -100,6 +100,8 @@ def run(a: Namespace) -> int:
             budget=budget,
             utility=a.utility,
             kernel=a.kernel,
+            path=a.path,
+            times=a.times,
             seed=a.seed,
             num_images_per_prompt=a.keep,
             batch_size=a.batch_size,
@@ -115,6 +117,8 @@ def run(a: Namespace) -> int:
         "model": a.model,
         "sampler": type(pipe.scheduler).__name__,
         "kernel": a.kernel,
+        "path": a.path,
+        "times": a.times,
         "call": call,
         "algorithm": a.algorithm,
         "options": dict(a.options),
@@ -123,7 +127,10 @@ def run(a: Namespace) -> int:
         "utility": a.utility,
         "seed": a.seed,
     }
-    grid: Grid = pipe.denoiser(**call).grid
+    denoiser = pipe.denoiser(**call)
+    if a.kernel != "pipeline":
+        denoiser.convert(a.path, a.times)
+    grid: Grid = denoiser.grid
     written = outputs.write_results(out, output.search, grid, recorder, settings)
     for result, paths in zip(output.search, written, strict=True):
         _describe(result, paths, call, a)

@@ -72,11 +72,13 @@ def run(a: Namespace) -> int:
     common.check_call(pipe, call)
     sizes = {"batch_size": a.batch_size, "decode_batch_size": a.decode_batch_size}
     keep = [extra.partition(":")[0] for extra in extras]
-    engine = pipe.engine(rewards, kernel=a.kernel, keep=keep, features_block=a.features, **sizes, **call)
+    how = {"kernel": a.kernel, "path": a.path, "times": a.times}
+    engine = pipe.engine(rewards, keep=keep, features_block=a.features, **how, **sizes, **call)
     info = {
         "model": a.model,
         "sampler": type(pipe.scheduler).__name__,
         "kernel": a.kernel,
+        **({"path": a.path, "times": a.times} if a.kernel != "pipeline" else {}),
         "call": call,
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),

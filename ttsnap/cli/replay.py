@@ -46,6 +46,8 @@ def run(a: Namespace) -> int:
         search=BestOfN(1),
         reward=_no_reward,
         kernel=payload["kernel"],
+        path=payload.get("path"),
+        times=payload.get("times", "pipeline"),
         seed=int(payload["seed"]),
         output_type="pt",
         **payload["call"],

@@ -1,0 +1,90 @@
+"""Another path between data and noise under a pretrained model, at equal signal-to-noise ratio (arXiv 2503.19385, 4.2).
+
+A network trained on one path serves any other: x on the new path, divided by a scale, is x on its own at another time,
+and x0 and eps are the same. Stochastic kernels and particle methods gain by it, since another path spends its steps and
+its noise at other levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+from ttsnap.pipelines.schedule import Schedule
+
+from ttsnap.interpolants import INTERPOLANTS, Discrete, Interpolant, Linear, level, transfer
+from ttsnap.samplers import Ode
+from ttsnap.types import Grid
+
+TIMES = ("pipeline", "uniform", "sqrt")
+
+
+def convert(schedule: Schedule, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> Schedule:
+    """The schedule of as many steps on `path` (a name of INTERPOLANTS; None: the model's own), one evaluation a step.
+
+    times: "pipeline", the points of the scheduler's own noise levels; "uniform", 1 - i/N; "sqrt", sqrt(1 - (i/N)^2),
+    which RBF takes with "vp" and which stays near the noise; or (K+1,) float64, falling from at most 1 to 0. x starts
+    from standard normal noise. ValueError for unknown names and times that do not fall.
+    """
+    source = own_path(schedule)
+    target = source if path is None else INTERPOLANTS.get(path) if isinstance(path, str) else path
+    if target is None:
+        raise ValueError(f"unknown path {path!r}; choose one of {', '.join(INTERPOLANTS)}")
+    at = _times(times, target, schedule.grid)
+    t, scale = transfer(source, target, at[:-1])
+    grid = Grid((*level(target, at[:-1]).tolist(), 0.0))
+    return replace(
+        schedule,
+        scheduler=_unscaled(schedule),
+        timesteps=(t * _unit(schedule, source)).float(),
+        alpha=target.alpha(at[:-1]).float(),
+        sigma=target.sigma(at[:-1]).float(),
+        scale=scale.float(),
+        grid=grid,
+        path=target,
+        times=at,
+        kernel=Ode(target, at),
+    )
+
+
+def own_path(schedule: Schedule) -> Interpolant:
+    """What the model was trained on: Linear for flows, else the scheduler's noise schedule, variance preserving."""
+    return Linear() if schedule.prediction == "flow" else Discrete(schedule.scheduler.alphas_cumprod)
+
+
+def _unit(schedule: Schedule, source: Interpolant) -> float:
+    """The network's timestep at time 1."""
+    if isinstance(source, Discrete):
+        return float(len(source.log_ratio) - 1)
+    return float(schedule.scheduler.config.num_train_timesteps)
+
+
+def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
+    steps = torch.arange(grid.steps, dtype=torch.float64) / grid.steps
+    if isinstance(times, Tensor):
+        found = times.double()[:-1]
+        if float(times[-1]) != 0:
+            raise ValueError(f"times must end with 0, got {times.tolist()}")
+    elif times == "pipeline":
+        levels = torch.tensor(grid.levels[:-1], dtype=torch.float64)
+        found = path.inverse_ratio(1 / levels - 1)
+        # A path may begin with less noise than the scheduler does: these points are spread over its first stretch.
+        early = int((found >= 1).sum())
+        following = found[early] if early < len(found) else found.new_zeros(())
+        found[:early] = 1 - (1 - following) * torch.arange(early) / max(1, early)
+    elif times in TIMES:
+        found = 1 - steps if times == "uniform" else torch.sqrt(1 - steps**2)
+    else:
+        raise ValueError(f"unknown times {times!r}; choose one of {', '.join(TIMES)}")
+    return torch.cat([found, torch.zeros(1, dtype=torch.float64)])
+
+
+def _unscaled(schedule: Schedule) -> Any:
+    """A scheduler that scales no initial noise."""
+    scheduler = schedule.scheduler
+    if schedule.prediction == "flow" or float(scheduler.init_noise_sigma) == 1.0:
+        return scheduler
+    return DDIMScheduler.from_config(scheduler.config)
