@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import PixArtSigmaPipeline
@@ -105,7 +105,7 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
         )
         self._text, self._mask = text, mask.to(self.device)
         self._negative = negative
-        self._negative_mask = None if negative_mask is None else negative_mask.to(self.device)
+        self._negative_mask = negative_mask.to(self.device) if self.guided else negative_mask
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         channels, size = self.pipe.transformer.config.in_channels, (self.height, self.width)
@@ -133,7 +133,8 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
             unconditional, conditional = out.chunk(2)
             out = unconditional + self.guidance_scale * (conditional - unconditional)
         # The other half of the channels is a learned variance, which no sampler reads.
-        return out.chunk(2, dim=1)[0] if self.pipe.transformer.config.out_channels // 2 == channels else out
+        learned = self.pipe.transformer.config.out_channels // 2 == channels
+        return out[:, :channels] if learned else out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         decoded = vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0]
@@ -149,7 +150,7 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
         patch = self.pipe.transformer.config.patch_size
         size = (x.shape[-2] // patch, x.shape[-1] // patch)
         picture: Tensor = states[-len(x) :]  # the conditional half
-        return picture.transpose(1, 2).unflatten(2, size).contiguous()
+        return cast(Tensor, picture.transpose(1, 2).unflatten(2, size).contiguous())
 
 
 class SearchPixArtSigmaPipeline(SearchMixin, PixArtSigmaPipeline):

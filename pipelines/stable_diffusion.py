@@ -19,7 +19,7 @@ class UNetDenoiser(PipelineDenoiser):
 
     network = "unet"
     _text: Tensor
-    _negative: Tensor | None
+    _negative: Tensor
 
     def _settle(
         self,
@@ -53,7 +53,7 @@ class UNetDenoiser(PipelineDenoiser):
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         text, seen = take(self._text, at), x
-        if self.guided and self._negative is not None:
+        if self.guided:
             text = both(self._negative, self._text, at)
             seen, t = torch.cat([x, x]), torch.cat([t, t])
         out: Tensor = self.pipe.unet(

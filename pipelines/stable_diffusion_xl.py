@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -147,7 +147,7 @@ def unnormalised(vae: Any, x0: Tensor) -> Tensor:
     if None in known:
         return unscaled(vae, latents)
     mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in known)
-    return latents * deviation / c.scaling_factor + mean
+    return cast(Tensor, latents * deviation / c.scaling_factor + mean)
 
 
 @contextmanager
