@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
-from ttsnap.live import LiveEngine
+from ttsnap.live import LiveEngine, _Node
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import seeded
 from ttsnap.search import fit
-from ttsnap.types import Move, advance, fresh
+from ttsnap.types import Move, advance, branch, fresh, perturb
 
 from .conftest import Brightness
 
@@ -405,3 +405,95 @@ def test_illegal_moves_are_caught(engine: Any) -> None:
 
     with pytest.raises(ValueError, match="Back: rows must go"):
         search(["a"], Back(), engine())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """Plays a list of moves, given as functions of the particles."""
+
+    moves: tuple[Any, ...]
+    n: int = 1
+    branches: ClassVar[bool] = False
+    renoises: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def init(self, task: Any) -> int:
+        return 0
+
+    def step(self, state: int, particles: Any, rng: Any) -> Any:
+        return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
+
+
+def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
+    whole = Scripted((lambda p: fresh(2, 8), lambda p: perturb([0, 0, 1], 0.8, 8), lambda p: perturb([2], 0.6, 8)))
+    found = []
+    for batch in (1, 3, 16):
+        live = engine(batch_size=batch)
+        latents: list[torch.Tensor] = []
+        predict = live.denoiser.predict
+
+        def watched(x: Any, step: Any, cond: Any, predict: Any = predict, latents: Any = latents) -> Any:
+            latents.extend(x[step == 0])
+            return predict(x, step, cond)
+
+        live.denoiser.predict = watched
+        (result,) = search(["a"], whole, live, seed=5, keep=6)
+        assert counts(result) == (6 * 8, 6, 6)
+        assert live.denoiser.calls == 48
+        found.append(torch.stack(latents))
+        assert [int(s) for s in result.particles.seed] == [5, 6, 5, 5, 6, 5]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    first, second, a, b, c, d = found[0]
+    fresh_part = [(a - 0.8 * first) / 0.6, (b - 0.8 * first) / 0.6, (c - 0.8 * second) / 0.6, (d - 0.6 * a) / 0.8]
+    assert len({tuple(f.tolist()) for f in fresh_part}) == 4
+    big = engine()
+    noise = torch.stack([big._restarted(_Node(0, s, 0), 0, 0.5, (s, 1)).x for s in range(4000)])
+    assert noise.std() == pytest.approx(1.0, abs=0.03)
+    assert noise.mean() == pytest.approx(0.0, abs=0.03)
+
+
+def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> None:
+    """From step 6 back to step 2: the latents there are spread as those that came there from noise."""
+    there: dict[str, list[torch.Tensor]] = {}
+    for name, moves in {
+        "forward": (lambda p: fresh(600, 2),),
+        "back": (lambda p: fresh(600, 6, score=False), lambda p: branch(np.arange(600), 2, 2)),
+    }.items():
+        live = engine(steps=8, batch_size=600, keep=("latents",))
+        seen: list[torch.Tensor] = []
+        predict = live.denoiser.predict
+
+        def watched(x: Any, step: Any, cond: Any, predict: Any = predict, seen: Any = seen) -> Any:
+            seen.append(x[step == 2])
+            return predict(x, step, cond)
+
+        live.denoiser.predict = watched
+        search(["a"], Scripted(moves), live)
+        there[name] = [x for x in seen if len(x) == 600]
+    forward, back = there["forward"][-1], there["back"][-1]
+    assert (len(there["forward"]), len(there["back"])) == (1, 2)
+    assert torch.allclose(forward.mean(0), back.mean(0), atol=0.2)
+    assert torch.allclose(forward.std(0), back.std(0), rtol=0.15)
+
+
+def test_renoising_needs_a_path(engine: Any) -> None:
+    live = engine()
+    live.denoiser.path = None
+    with pytest.raises(ValueError, match="noisier steps"):
+        search(["a"], Scripted((lambda p: fresh(1, 8),)), live)
+
+
+@pytest.mark.parametrize(("name", "move"), [
+    ("branches", lambda p: branch([0, 0], 3, 8)),
+    ("renoises", lambda p: branch([0], 1, 8)),
+    ("mixes", lambda p: perturb([0], 0.5, 8)),
+])  # fmt: skip
+def test_moves_that_an_algorithm_did_not_declare_are_refused(engine: Any, name: str, move: Any) -> None:
+    class Plain(Scripted):
+        renoises: ClassVar[bool] = False
+        mixes: ClassVar[bool] = False
+
+    with pytest.raises(ValueError, match=f"{name} = False"):
+        search(["a"], Plain((lambda p: fresh(1, 3), move)), engine())

@@ -15,6 +15,7 @@ class DryEngine:
 
     capacity = 1
     nfe = 0
+    renoises = True
 
     def __init__(self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False) -> None:
         self.grid, self.reward_names, self.stochastic, self.price = grid, reward_names, stochastic, Price()

@@ -7,6 +7,7 @@ takes it, so the batch stays full.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from ttsnap.budget import Price, Rates
 from ttsnap.interpolants import Interpolant
 from ttsnap.memory import Gauge, fit_rows, gauge_of
 from ttsnap.meter import Meter
-from ttsnap.samplers import Kernel, Prediction, RememberingKernel
+from ttsnap.moves import mixes
+from ttsnap.samplers import Kernel, Prediction, RememberingKernel, forward
 from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, IntArray, Move, Outcome, Reward
 
@@ -78,14 +80,22 @@ class Previewer(Protocol):
 class _Node:
     """A latent after `at` evaluations, with its prediction once paid. Children of a particle share it until they move.
 
-    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `memory` is
-    what a RememberingKernel keeps of the way so far.
+    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `origin`
+    tells how it was mixed since, (mix, key of the fresh noise) each time. `memory` is what a RememberingKernel keeps.
     """
 
-    __slots__ = ("at", "features", "job", "latent", "memory", "prediction", "seed")
+    __slots__ = ("at", "features", "job", "latent", "memory", "origin", "prediction", "seed")
 
-    def __init__(self, job: int, seed: int, at: int, latent: Tensor | None = None, memory: Any = None) -> None:
-        self.job, self.seed, self.at, self.latent, self.memory = job, seed, at, latent, memory
+    def __init__(
+        self,
+        job: int,
+        seed: int,
+        at: int,
+        latent: Tensor | None = None,
+        memory: Any = None,
+        origin: tuple[tuple[float, rng.Key], ...] = (),
+    ) -> None:
+        self.job, self.seed, self.at, self.latent, self.memory, self.origin = job, seed, at, latent, memory, origin
         self.prediction: Prediction | None = None
         self.features: Tensor | None = None
 
@@ -277,20 +287,47 @@ class LiveEngine:
         states: dict[int, tuple[_Node, rng.Key]] = {}
         for i in new:
             states[i] = _Node(job, int(seeds[i]), 0), (int(seeds[i]), 0)
+        mixed = mixes(move)
         for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
             if parent >= 0:
                 node, key = self._resting[job, parent]
-                if move.start[i] != self._step(node)[0]:
-                    raise ValueError("this engine cannot renoise; the kernel offers no forward step")
                 # A child draws its own noise from here on; a particle that goes on keeps its source.
-                states[i] = node, key if uid == parent else (int(seeds[i]), uid + 1)
+                key = key if uid == parent else (int(seeds[i]), uid + 1)
+                if mixed[i] or move.start[i] != self._step(node)[0]:
+                    node = self._restarted(node, int(move.start[i]), float(move.mix[i]), key)
+                states[i] = node, key
         for i, uid in enumerate(uids.tolist()):
             self._resting.pop((job, uid), None)
             node, key = states[i]
             if node.prediction is None and self._step(node)[0] == move.stop[i] and not move.score[i]:
                 # Siblings may use this node's evaluation in this move; this row pays for its own later (price_move).
-                node = _Node(job, node.seed, node.at, node.latent, node.memory)
+                node = _Node(job, node.seed, node.at, node.latent, node.memory, node.origin)
             self._rows.append(_Row(job, uid, key, node, int(move.stop[i]), self.grid, bool(move.score[i])))
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the sampler has a path along which a latent can be noised, and keeps no history."""
+        path = getattr(self.denoiser, "path", None)
+        return path is not None and self.grid.evals is None and not isinstance(self.kernel, RememberingKernel)
+
+    @torch.no_grad()
+    def _restarted(self, node: _Node, start: int, mix: float, key: rng.Key) -> _Node:
+        """A new particle from another one's state, at an earlier step: from mixed initial noise at 0, else by noising.
+
+        Noise belongs to the key and to a step beyond the last, at which no sampler draws.
+        """
+        if start > 0:
+            t, s = self.denoiser.times[[int(node.at)]], self.denoiser.times[[start]]
+            x = forward(self.denoiser.path, node.x[None], t, s, [(*key, self.grid.nfe)])[0]
+            return _Node(node.job, node.seed, start, x, origin=node.origin)
+        key = (*key, self.grid.nfe)
+        latest = rng.generator(key)
+        x = self.denoiser.init_latents([rng.seeded(node.seed)])[0]
+        for share, source in (*node.origin, (mix, key)):
+            generator = latest if source is key else rng.generator(source)
+            x = share * x + math.sqrt(1 - share * share) * self.denoiser.init_latents([generator])[0]
+        memory = self.kernel.begin(key[:-1], latest) if isinstance(self.kernel, RememberingKernel) else None
+        return _Node(node.job, node.seed, 0, x, memory, (*node.origin, (mix, key)))
 
     def _step(self, node: _Node) -> tuple[int, bool]:
         """The grid step where a node is, and whether an evaluation from there is already paid.
@@ -412,7 +449,7 @@ class LiveEngine:
         else:
             moved = self.kernel.step(x, prediction, k, keys)
         for row, latent, kept in zip(moving, moved, memory, strict=True):
-            row.node = _Node(row.job, row.node.seed, row.node.at + 1, latent, kept)
+            row.node = _Node(row.job, row.node.seed, row.node.at + 1, latent, kept, row.node.origin)
 
     def _score(self, batch: list[_Row]) -> list[Outcome]:
         latents = torch.stack([r.node.x if r.node.prediction is None else r.node.prediction.x0 for r in batch])

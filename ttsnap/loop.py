@@ -315,7 +315,8 @@ class Loop:
         job.table.record(cancelled)
         # Rows that never ran are priced as they were, so that children of one particle share their first call.
         cost = self._price_move(pick(move, rows[~moved]), before)
-        rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved])
+        rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved],
+                                   mix=np.ones(int(moved.sum())))  # fmt: skip
         return cost + self._price_move(rest, job.table.view())
 
     # --- the end ------------------------------------------------------------------------------------------------

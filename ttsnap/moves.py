@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.types import Algorithm, Grid, IntArray, Move, Particles
+from ttsnap.types import Algorithm, BoolArray, Grid, IntArray, Move, Particles
 
 
 def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:
@@ -21,9 +21,19 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
             f"{who}: rows must go 0 <= start <= the parent's step and start <= stop <= {grid.steps}, got "
             f"start {move.start.tolist()} stop {move.stop.tolist()} parents at {at.tolist()}"
         )
-    twice = len(np.unique(move.parent[own])) < int(own.sum())
-    if not algorithm.branches and (twice or bool((move.start < at).any())):
-        raise ValueError(f"{who}: a move branches or renoises, but the algorithm declares branches = False")
+    if bool(((move.mix < 0) | (move.mix > 1)).any()):
+        raise ValueError(f"{who}: mix must be in [0, 1], got {move.mix.tolist()}")
+    mixed, back = mixes(move), own & (move.start < at) & (move.start > 0)
+    stays = move.parent[own & ~mixed & ~back & (move.start == at)]
+    does = {"branches": len(np.unique(stays)) < len(stays), "renoises": bool(back.any()), "mixes": bool(mixed.any())}
+    for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
+        raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
+
+
+def mixes(move: Move) -> BoolArray:
+    """(n,) rows that start from their parent's initial noise, mixed with fresh noise."""
+    found: BoolArray = (move.parent >= 0) & (move.start == 0) & (move.mix < 1)
+    return found
 
 
 def pick(move: Move, rows: IntArray) -> Move:

@@ -55,6 +55,9 @@ def search(
             f"{type(algorithm).__name__} makes several children of one particle, but this sampler is deterministic "
             "and they would stay copies; choose a stochastic kernel (sde)"
         )
+    if getattr(algorithm, "renoises", False) and not engine.renoises:
+        raise ValueError(f"{type(algorithm).__name__} takes particles back to noisier steps, which this sampler cannot "
+                         "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip
     begin = clock()
     algorithm.init(task_of(budget, engine, keep, shared))
     check_budget(budget, engine)

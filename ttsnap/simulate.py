@@ -68,8 +68,10 @@ def curve(
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    if algorithm.branches:
-        raise ValueError(f"{type(algorithm).__name__} branches: a recording holds only what was denoised once")
+    if any(getattr(algorithm, does, False) for does in ("branches", "renoises", "mixes")):
+        raise ValueError(
+            f"{type(algorithm).__name__} makes particles of particles: a recording holds only what was denoised once"
+        )
     found, scores, spent, most = [], [], [], []
     rng = np.random.default_rng(seed)
     for budget in (Budget.parse(b).on(recording.grid) for b in budgets):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ttsnap.moves import mixes
 from ttsnap.types import IntArray, Move, Outcome, Particles, Utility
 
 
@@ -29,7 +30,7 @@ class ParticleTable:
         uids = np.full(len(move), -1)
         own = np.flatnonzero(move.parent >= 0)
         if len(own):
-            own = own[move.start[own] == self._ints[2, move.parent[own]]]
+            own = own[(move.start[own] == self._ints[2, move.parent[own]]) & ~mixes(move)[own]]
             _, first = np.unique(move.parent[own], return_index=True)
             uids[own[first]] = move.parent[own[first]]
         new = np.flatnonzero(uids < 0)

@@ -182,11 +182,12 @@ def take(array: IntArray, rows: IntArray) -> IntArray:
 class Move:
     """What to do next: one row per child, the most wanted first (a search short of budget keeps a prefix).
 
-    parent (n,) uid to go on from, -1 for a fresh seed; start (n,) step to go on from (below the parent's step means
-    renoising to it); stop (n,) step to go to; score (n,) whether to score there; mix (n,) share of the parent's
-    initial noise in a fresh one, in [0, 1]. `drop` lists uids that are given up. `value` is the price per evaluation
-    up to which the move is worth making, for ordering moves of several prompts under a shared budget. The first row
-    of a parent that starts at the parent's own step continues that particle; every other row makes a new one.
+    parent (n,) uid to go on from, -1 for a fresh seed; start (n,) step to go on from: below the parent's step, its
+    latent is noised forward to it, and at 0 a new particle starts from mix times the parent's initial noise and
+    sqrt(1 - mix^2) fresh noise, mix (n,) in [0, 1]; stop (n,) step to go to; score (n,) whether to score there. `drop`
+    lists uids that are given up. `value` is the price per evaluation up to which the move is worth making, for ordering
+    moves of several prompts under a shared budget. The first row of a parent that starts at the parent's own step (with
+    mix 1) continues that particle; every other row makes a new one.
     """
 
     parent: IntArray
@@ -211,6 +212,22 @@ def fresh(n: int, stop: int, *, score: bool = True) -> Move:
     return Move(np.full(n, -1), np.zeros(n, int), np.full(n, stop), np.full(n, score), np.zeros(n))
 
 
+def branch(parents: IntArray | Sequence[int], start: IntArray | int, stop: int, *, score: bool = True,
+           drop: IntArray | Sequence[int] = ()) -> Move:  # fmt: skip
+    """One row for each of these parents, which may repeat, from their step `start` to `stop`."""
+    rows = np.asarray(parents, int)
+    n = rows.shape
+    at = np.broadcast_to(np.asarray(start, int), n)
+    return Move(rows, at, np.full(n, stop), np.full(n, score), np.ones(n), drop=np.asarray(drop, int))
+
+
+def perturb(parents: IntArray | Sequence[int], mix: float, stop: int, *, score: bool = True) -> Move:
+    """One new particle for each of these parents, from initial noise that is near theirs, to `stop`."""
+    rows = np.asarray(parents, int)
+    n = rows.shape
+    return Move(rows, np.zeros(n, int), np.full(n, stop), np.full(n, score), np.full(n, mix))
+
+
 def advance(
     particles: Particles,
     uids: IntArray | Sequence[int],
@@ -230,8 +247,9 @@ def advance(
 class Algorithm(Protocol):
     """A search policy: a frozen dataclass of hyperparameters with two pure methods.
 
-    `n` is the number of seeds; None asks for as many as the budget affords (see planning.fit). `branches` says
-    whether it makes several children of one particle, which needs a stochastic kernel.
+    `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `branches` says
+    whether it makes several children of one particle, which needs a stochastic kernel. Optional class variables:
+    `renoises`, whether it takes particles back to noisier steps, and `mixes`, whether it starts from mixed noise.
     """
 
     branches: ClassVar[bool]
@@ -292,6 +310,9 @@ class Engine(Protocol):
     grid: Grid
     reward_names: tuple[str, ...]
     stochastic: bool
+
+    renoises: bool
+    """Whether it can take particles back to noisier steps."""
 
     @property
     def capacity(self) -> int:
