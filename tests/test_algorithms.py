@@ -19,8 +19,8 @@ GRID = Grid(tuple(np.linspace(1, 0, 21)))
 class Scripted(DryEngine):
     """Scores by table: scores[seed, step]."""
 
-    def __init__(self, scores: Any) -> None:
-        super().__init__(GRID, ("r",))
+    def __init__(self, scores: Any, *, stochastic: bool = False) -> None:
+        super().__init__(GRID, ("r",), stochastic=stochastic)
         self.table = scores
 
     def scores(self, job: int, seeds: Any, steps: Any) -> Any:
@@ -76,7 +76,8 @@ def test_contract(name: str, budget: str) -> None:
     scores = np.random.default_rng(0).normal(size=(4096, 21))
     settings = {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, (2, 6, 11, 20))} if "price" in name else {}
     algorithm = make_algorithm(name, **settings)
-    results = [search(["", "b"], algorithm, Scripted(scores), budget, seed=0) for _ in range(2)]
+    engines = [Scripted(scores, stochastic=algorithm.branches) for _ in range(2)]
+    results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]
     for result in results[0]:
         assert 20 <= result.spent["nfe"] <= int(budget[:-3])
         assert result.images
