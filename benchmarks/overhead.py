@@ -104,13 +104,14 @@ class NetworkClock:
     def _mark(self) -> Any:
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             return event
         settle(self._device)
         return time.perf_counter()
 
     def take(self) -> float:
-        """Seconds since the last time it was asked, when all is settled."""
+        """Seconds since the last time it was asked."""
+        settle(self._device)
         spans, self._spans = self._spans, []
         if self._device.type == "cuda":
             return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
@@ -431,7 +432,7 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    out: dict[str, Any] = {"machine": machine(device, dtype), "options": {k: str(v) for k, v in vars(a).items()}}
+    out: dict[str, Any] = {"machine": machine(device, dtype), "options": vars(a)}
     print(", ".join(f"{name} {value}" for name, value in out["machine"].items()))
     if device.type == "cpu":
         print("no memory ratios: on a CPU only the growth of the whole process could be read")
@@ -442,7 +443,7 @@ def main() -> None:
         for row in parts[part](a, device, dtype):
             out[part].append(row)
             if a.json:  # after every row, since later ones may run out of memory or patience
-                a.json.write_text(json.dumps(out, indent=1))
+                a.json.write_text(json.dumps(out, indent=1, default=str))
     if any("failed" in row for row in out.get("loop", ())):
         raise SystemExit(1)
 
