@@ -13,7 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from ttsnap.live import score_images
+from ttsnap.scoring import score_images
 from ttsnap.types import Result, Reward
 
 TYPES = ("pil", "pt", "np", "latent")
@@ -60,7 +60,7 @@ def make_output(stock: Any, images: Any, results: list[Result], flags: list[bool
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
     """Results after the pipeline's safety checker, if it has one: what it flags is as it made it (stock: black).
 
-    Images that are black already count as flagged: a family may check whatever it decodes, as Stable Diffusion's does.
+    Only these images are checked: on every estimate it would cost much, and black ones would mislead the search.
     """
     images = [c.image for result in results for c in result.images]
     if getattr(pipe, "safety_checker", None) is None or not images:
@@ -77,7 +77,7 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
     censored = [
         replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images)) for result in results
     ]
-    return censored, [bool(flag) or not bool(image.any()) for flag, image in zip(flags, images, strict=True)]
+    return censored, [bool(flag) for flag in flags]
 
 
 def reported(result: Result, metrics: Sequence[Reward]) -> Result:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ttsnap.live import score_images
+from ttsnap.scoring import score_images
 from ttsnap.types import Reward
 
 logger = logging.getLogger(__name__)

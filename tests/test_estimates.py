@@ -112,7 +112,7 @@ def test_features_are_the_conditional_half_of_the_block_and_leave_no_hook(pipe: 
 
 
 def test_unknown_spaces_and_two_blocks_are_refused(pipe: Any) -> None:
-    with pytest.raises(ValueError, match="pixels, latents and features"):
+    with pytest.raises(ValueError, match="latents and features"):
         pipe.engine(Peek("sound"), **CALL)
     first, second = Peek("features", 0), Peek("features", 1)
     second.name = "other"

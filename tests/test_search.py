@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
-from ttsnap.live import LiveEngine, _Node
+from ttsnap.live import LiveEngine
+from ttsnap.nodes import Node
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import seeded
 from ttsnap.search import fit
@@ -449,7 +450,7 @@ def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
     fresh_part = [(a - 0.8 * first) / 0.6, (b - 0.8 * first) / 0.6, (c - 0.8 * second) / 0.6, (d - 0.6 * a) / 0.8]
     assert len({tuple(f.tolist()) for f in fresh_part}) == 4
     big = engine()
-    noise = torch.stack([big._restarted(_Node(0, s, 0), 0, 0.5, (s, 1)).x for s in range(4000)])
+    noise = torch.stack([big._restarted(Node(0, s, 0), 0, 0.5, (s, 1)).x for s in range(4000)])
     assert noise.std() == pytest.approx(1.0, abs=0.03)
     assert noise.mean() == pytest.approx(0.0, abs=0.03)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.moves import mixes
+from ttsnap.moves import drafted, mixes
 from ttsnap.types import Cost, Engine, Grid, Move, Particles, Task
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -178,7 +178,7 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, es
     particle share the evaluation at its step.
     """
     ahead = move.score & (move.stop < grid.steps)
-    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum())
+    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum()) + drafted(move, grid)
     own = move.parent >= 0
     uids, start = move.parent[own], move.start[own]
     uses = ((move.stop > move.start) | ahead)[own] & (start == particles.step[uids]) & ~mixes(move)[own]

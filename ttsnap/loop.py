@@ -317,7 +317,8 @@ class Loop:
         cost = self._price_move(pick(move, rows[~moved]), before)
         rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved],
                                    mix=np.ones(int(moved.sum())))  # fmt: skip
-        return cost + self._price_move(rest, job.table.view())
+        made = Cost() if cancelled.drafted is None else Cost(int(cancelled.drafted.sum()))
+        return cost + self._price_move(rest, job.table.view()) - made
 
     # --- the end ------------------------------------------------------------------------------------------------
 

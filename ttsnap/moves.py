@@ -36,7 +36,21 @@ def mixes(move: Move) -> BoolArray:
     return found
 
 
+def draft_points(stop: int, steps: int, draft: int) -> list[int]:
+    """Grid steps at which a coarse rollout of `draft` evaluations from `stop` evaluates, but for the first, `stop`."""
+    points = [stop + round(j * (steps - stop) / draft) for j in range(1, draft)]
+    return sorted({k for k in points if stop < k < steps})
+
+
+def drafted(move: Move, grid: Grid) -> int:
+    """Evaluations that drafts add to a move."""
+    if move.draft is None:
+        return 0
+    rows = np.flatnonzero(move.score & (move.draft > 1))
+    return sum(len(draft_points(int(move.stop[i]), grid.steps, int(move.draft[i]))) for i in rows)
+
+
 def pick(move: Move, rows: IntArray) -> Move:
     """Some rows of a move; it drops nothing."""
     cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
-    return Move(*cut)
+    return Move(*cut, draft=None if move.draft is None else move.draft[rows])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ttsnap.live import score_images
+from ttsnap.scoring import score_images
 from ttsnap.types import Reward, Utility
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

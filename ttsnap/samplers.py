@@ -90,11 +90,15 @@ class Ode:
     stochastic: bool = False
 
     def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+        return self.jump(x, prediction, k, k + 1)
+
+    def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
+        """From grid points k (N,) to later ones `to` (N,) in one step."""
         wide, x0 = _wide(x), _wide(prediction.x0)
-        t, s = self.times[k], self.times[k + 1]
+        t, s = self.times[k], self.times[to]
         eps = eps_from_x0(self.path, wide, x0, t)
         moved = rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps
-        return torch.where(_last(self.times, k, wide), x0, moved).to(x.dtype)
+        return torch.where(_last(self.times, to - 1, wide), x0, moved).to(x.dtype)
 
 
 def power(scale: float = 3.0, exponent: float = 2.0) -> Callable[[Tensor], Tensor]:

@@ -55,6 +55,9 @@ def search(
             f"{type(algorithm).__name__} makes several children of one particle, but this sampler is deterministic "
             "and they would stay copies; choose a stochastic kernel (sde)"
         )
+    if getattr(algorithm, "draft", 1) > 1 and not engine.renoises:
+        raise ValueError(f"this sampler has no path to make drafts on, and draft is {getattr(algorithm, 'draft')}; "  # noqa: B009
+                         "choose a kernel that has one (ode, sde)")  # fmt: skip
     if getattr(algorithm, "renoises", False) and not engine.renoises:
         raise ValueError(f"{type(algorithm).__name__} takes particles back to noisier steps, which this sampler cannot "
                          "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip

@@ -186,8 +186,10 @@ class Move:
     latent is noised forward to it, and at 0 a new particle starts from mix times the parent's initial noise and
     sqrt(1 - mix^2) fresh noise, mix (n,) in [0, 1]; stop (n,) step to go to; score (n,) whether to score there. `drop`
     lists uids that are given up. `value` is the price per evaluation up to which the move is worth making, for ordering
-    moves of several prompts under a shared budget. The first row of a parent that starts at the parent's own step (with
-    mix 1) continues that particle; every other row makes a new one.
+    moves of several prompts under a shared budget. `draft` (n,), where given, is how many evaluations a score at an
+    unfinished step is made with: above 1 the particle is looked at after a short coarse rollout from where it is, over
+    later grid points, which it then does not follow. The first row of a parent that starts at the parent's own step
+    (with mix 1) continues that particle; every other row makes a new one.
     """
 
     parent: IntArray
@@ -197,6 +199,7 @@ class Move:
     mix: FloatArray
     drop: IntArray = field(default_factory=lambda: np.empty(0, int))
     value: float = 0.0
+    draft: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -204,7 +207,7 @@ class Move:
     def head(self, n: int) -> Move:
         """The first n rows."""
         cut = (self.parent[:n], self.start[:n], self.stop[:n], self.score[:n], self.mix[:n])
-        return Move(*cut, drop=self.drop, value=self.value)
+        return Move(*cut, drop=self.drop, value=self.value, draft=None if self.draft is None else self.draft[:n])
 
 
 def fresh(n: int, stop: int, *, score: bool = True) -> Move:
@@ -253,8 +256,10 @@ class Algorithm(Protocol):
     """
 
     branches: ClassVar[bool]
-    lockstep: ClassVar[bool]
-    """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
 
     @property
     def n(self) -> int | None: ...
@@ -290,7 +295,8 @@ class Outcome:
 
     uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
     `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
-    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward.
+    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward; `drafted`
+    (n,) counts the evaluations that drafts took.
     """
 
     job: int
@@ -301,6 +307,7 @@ class Outcome:
     images: Sequence[Any] | None = None
     errors: Sequence[str | None] = ()
     kept: Sequence[Mapping[str, Any]] = ()
+    drafted: IntArray | None = None
 
 
 @runtime_checkable

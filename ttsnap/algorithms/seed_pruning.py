@@ -8,7 +8,7 @@ TTSnap.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -31,14 +31,19 @@ class SeedPruning:
     or at grid `steps`, rising, where those are given. Scoring at step s costs s + 1 evaluations. As many particles
     survive as images are to be returned; halves are rounded up. The default is one late cut, since ordinary rewards
     rank early estimates badly: not the best for any one model, but never far below best-of-N. `ttsnap tune` fits one.
+    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (types.Move.draft).
     """
 
     n: int | None = None
     keep: tuple[float, ...] = (0.3,)
     levels: tuple[float, ...] = (0.6,)
     steps: tuple[int, ...] | None = None
+    draft: int = 1
     branches: ClassVar[bool] = False
-    lockstep: ClassVar[bool] = True
+
+    @property
+    def lockstep(self) -> bool:
+        return self.draft == 1
 
     def __post_init__(self) -> None:
         for name in ("keep", "levels", "steps"):
@@ -48,6 +53,8 @@ class SeedPruning:
         checks = self.steps if self.steps is not None else self.levels
         if self.n is not None and self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.draft < 1:
+            raise ValueError(f"draft must be at least 1, got {self.draft}")
         if len(self.keep) != len(checks):
             raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
         if not all(0 < k <= 1 for k in self.keep):
@@ -72,7 +79,8 @@ class SeedPruning:
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
-            return fresh(self.n or 1, state.checks[0][0]), state
+            move = fresh(self.n or 1, state.checks[0][0])
+            return (move if self.draft == 1 else replace(move, draft=np.full(len(move), self.draft))), state
         (_, share), *ahead = state.checks
         if not ahead:
             return None, state

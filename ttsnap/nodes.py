@@ -1,0 +1,107 @@
+"""Where the particles of a LiveEngine are: latents with their predictions, and the rows of moves under way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ttsnap import rng
+from ttsnap.moves import draft_points
+from ttsnap.samplers import Prediction
+from ttsnap.types import Grid
+
+
+class Node:
+    """A latent after `at` evaluations, with its prediction once paid. Children of a particle share it until they move.
+
+    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `origin`
+    tells how it was mixed since, (mix, key of the fresh noise) each time. `memory` is what a RememberingKernel keeps.
+    """
+
+    __slots__ = ("at", "features", "job", "latent", "memory", "origin", "prediction", "seed")
+
+    def __init__(
+        self,
+        job: int,
+        seed: int,
+        at: int,
+        latent: Tensor | None = None,
+        memory: Any = None,
+        origin: tuple[tuple[float, rng.Key], ...] = (),
+    ) -> None:
+        self.job, self.seed, self.at, self.latent, self.memory, self.origin = job, seed, at, latent, memory, origin
+        self.prediction: Prediction | None = None
+        self.features: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The latent; set once the network has seen it."""
+        if self.latent is None:
+            raise RuntimeError(f"the noise of seed {self.seed} was not drawn yet")
+        return self.latent
+
+    @property
+    def x0(self) -> Tensor:
+        """What can be decoded: the x0 estimate, where there is one, else the latent."""
+        return self.x if self.prediction is None else self.prediction.x0
+
+    def step(self, grid: Grid) -> tuple[int, bool]:
+        """The grid step where it is, and whether an evaluation from there is already paid.
+
+        Between the two stages of a solver's step, that is the step's start with the first evaluation paid.
+        """
+        step = int(np.searchsorted(grid.calls, self.at, side="right")) - 1
+        return step, self.prediction is not None or self.at > grid.calls[step]
+
+    def unpaid(self) -> Node:
+        """The same latent, with an evaluation of its own."""
+        return Node(self.job, self.seed, self.at, self.latent, self.memory, self.origin)
+
+
+class Row:
+    """One row of a move under way. `key` (seed, branch) is the particle's source of sampling noise.
+
+    `stop` is the step it goes to, `end` the evaluations that have brought it there. A row that is scored by a draft
+    goes on from there on a node of its own, `probe`, over the points in `ahead`; the particle itself stays at `stop`.
+    """
+
+    __slots__ = ("_points", "ahead", "end", "job", "key", "last", "node", "probe", "score", "stop", "uid")
+
+    def __init__(
+        self, job: int, uid: int, key: rng.Key, node: Node, stop: int, grid: Grid, score: bool, draft: int = 1
+    ) -> None:
+        self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
+        self.end, self.last = int(grid.calls[stop]), stop == grid.steps
+        self.ahead = draft_points(stop, grid.steps, draft) if score else []
+        self._points = len(self.ahead)
+        self.probe: Node | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether it has come to where it goes, and what it is scored by is known but for a draft."""
+        return self.node.at == self.end and (self.node.prediction is not None or not self.score or self.last)
+
+    @property
+    def waiting(self) -> Node | None:
+        """The node that needs an evaluation for this row to go on; None where none does."""
+        node = self.node if self.probe is None else self.probe
+        if node.prediction is not None or (self.there and self.probe is None):
+            return None
+        return node
+
+    @property
+    def done(self) -> bool:
+        return self.there and not self.ahead and self.waiting is None
+
+    @property
+    def drafted(self) -> int:
+        """Evaluations made for a draft so far."""
+        begun = self._points - len(self.ahead)
+        return begun - int(self.probe is not None and self.probe.prediction is None)
+
+    @property
+    def judged(self) -> Node:
+        """Whose estimate is scored."""
+        return self.node if self.probe is None else self.probe
