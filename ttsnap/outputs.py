@@ -160,6 +160,7 @@ def write_results(
                 **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
                 "prompt": result.prompt,
                 "seed": candidate.seed,
+                "branched": bool(result.particles.parent[candidate.uid] >= 0),
                 "search": {
                     **{k: settings[k] for k in ("algorithm", "options", "budget")},
                     "rank": rank + 1,

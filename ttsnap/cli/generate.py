@@ -175,7 +175,7 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
         print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
               f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
-    if result.images and a.kernel == "pipeline":
+    if result.images and a.kernel == "pipeline" and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
         print("  the winner in plain diffusers:")
