@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import inspect
 import json
@@ -114,7 +115,7 @@ class NetworkClock:
         settle(self._device)
         spans, self._spans = self._spans, []
         if self._device.type == "cuda":
-            return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
+            return float(sum(begin.elapsed_time(end) for begin, end in spans)) / 1000
         return float(sum(end - begin for begin, end in spans))
 
 
@@ -189,7 +190,7 @@ def rows_of(call: dict[str, Any], n: int) -> dict[str, Any]:
     """The stock call for n pictures. Embeddings are given n times: SD3 and Lumina2 do not repeat all of them."""
     if "prompt" in call:
         return {**call, "num_images_per_prompt": n}
-    repeated = {k: v * n for k, v in call.items() if isinstance(v, list)}
+    repeated: dict[str, Any] = {k: v * n for k, v in call.items() if isinstance(v, list)}
     repeated |= {k: v.repeat_interleave(n, 0) for k, v in call.items() if isinstance(v, Tensor)}
     return {**call, **repeated}
 
@@ -374,7 +375,7 @@ def batching(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     )
     for how, run in ways:
         own = engine()
-        seconds.append(timed(lambda run=run, own=own: run(own), device))
+        seconds.append(timed(functools.partial(run, own), device))
         print(f"{how}: {seconds[-1]:.1f} s, {own.stats['batches']} batches, occupancy {own.occupancy:.0%}", flush=True)
         yield {"how": how, "seconds": seconds[-1], "occupancy": own.occupancy, **dict(own.stats)}
     print(f"one at a time / all at once: {seconds[1] / seconds[0]:.2f}")
