@@ -28,6 +28,7 @@ NUMPY_ONLY = [
     "metrics",
     "dry",
     "replay",
+    "resampling",
     "table",
     "buckets",
     "budget",

@@ -18,6 +18,9 @@ ALGORITHMS: dict[str, str] = {
     "ttsnap": "ttsnap.algorithms.seed_pruning:ttsnap",
     "price-of-compute": "ttsnap.algorithms.price_of_compute:PriceOfCompute",
     "keep-all": "ttsnap.algorithms.keep_all:KeepAll",
+    "smc": "ttsnap.algorithms.smc:SMC",
+    "fk-steering": "ttsnap.algorithms.smc:fk_steering",
+    "funnel": "ttsnap.algorithms.smc:funnel",
 }
 
 
