@@ -155,11 +155,8 @@ class StableDiffusionDenoiser(UNetDenoiser):
         )
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        decoded = vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0]
-        # No picture leaves unchecked, unfinished ones neither; without a checker nothing is flagged.
-        decoded, flagged = self.pipe.run_safety_checker(decoded, decoded.device, self._text.dtype)
-        bright = None if flagged is None else [not f for f in flagged]
-        return cast(Tensor, self.pipe.image_processor.postprocess(decoded, output_type="pt", do_denormalize=bright))
+        # The safety checker sees the pictures that are returned (output.py).
+        return self.postprocess(vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0])
 
 
 class SearchStableDiffusionPipeline(SearchMixin, StableDiffusionPipeline):

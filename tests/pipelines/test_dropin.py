@@ -31,11 +31,10 @@ from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
 from ttsnap.pipelines import FAMILIES, custom_pipeline, downgrade, load, search_class, upgrade
 from ttsnap.pipelines.arguments import refuse_step_caches
-from ttsnap.pipelines.output import checked, search_output, stock_output
+from ttsnap.pipelines.output import search_output, stock_output
 from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 
 from ttsnap import BestOfN, SeedPruning
-from ttsnap.types import Candidate, Result
 
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, flux, sd3, sd15
@@ -586,17 +585,26 @@ def test_the_safety_checker_sees_what_is_returned(make: Callable[[], Any], unsaf
     assert bool(latent.search[0].best.image.any()) is not unsafe
 
 
-def test_a_family_whose_decode_does_not_check_is_checked_all_the_same() -> None:
-    pipe = sd15()
+def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> None:
+    """Rewards, events and prices know nothing of it."""
+    pipe, checked = sd15(), []
+    call = {"num_inference_steps": 4, "height": 16, "width": 24, "output_type": "pt"}
+    before = upgrade(pipe)("a", **SEARCH, **call)
+
+    def checker(images: Any, clip_input: Any) -> Any:
+        checked.append(len(images))
+        return all_but_black(images, clip_input)
+
     pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32})
-    pipe.safety_checker = all_but_black
-    none: Any = None
-    rows = [Candidate(i, i, 0.0, {}, image) for i, image in enumerate([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])]
-    results, flags = checked(pipe, [Result("a", (row,), {}, (), none) for row in rows])
-    assert flags == [True, True]
-    assert not any(bool(result.best.image.any()) for result in results)
-    pipe.safety_checker = None
-    assert checked(pipe, results) == (results, None)
+    pipe.safety_checker = checker
+    seen: list[Any] = []
+    after = upgrade(pipe)("a", on_event=seen.append, **SEARCH, **call)
+    assert checked == [1]
+    assert not bool(after.images.any())
+    assert all(bool(event.image.any()) for event in seen if event.image is not None)
+    found, expected = after.search[0], before.search[0]
+    assert (found.best.seed, found.best.scores) == (expected.best.seed, expected.best.scores)
+    assert found.spent["flops"] == expected.spent["flops"]
 
 
 # --- every family -------------------------------------------------------------------------------------------------

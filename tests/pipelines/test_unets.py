@@ -308,7 +308,7 @@ def test_the_watermark_is_on_the_picture() -> None:
 
 
 def test_flagged_pictures_are_black() -> None:
-    """As by the stock pipeline; estimates, too."""
+    """As by the stock pipeline."""
 
     def extractor(pictures: Any, return_tensors: str) -> Any:
         values = SimpleNamespace(pixel_values=torch.zeros(len(pictures)))
