@@ -156,9 +156,7 @@ def test_renoise_draws_all_noise_anew() -> None:
     torch.testing.assert_close(moved, 0.5 * x0 + 0.5 * noise(keys, x0))
 
 
-@pytest.mark.parametrize(
-    "spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", "sde:constant:1", "sde:sin"]
-)
+@pytest.mark.parametrize("spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", "sde:constant:1", "sde:sin"])
 def test_kernels_by_name(spec: str) -> None:
     kernel = make_kernel(spec, mixture(Linear(), 4))
     assert kernel.stochastic == (spec != "ode")
