@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,9 +80,9 @@ class SanaDenoiser(PipelineDenoiser):
             timesteps=timesteps,
             sigmas=sigmas,
             step_arguments={"eta": eta},
+            scaled=False,
         )
-        # This pipeline never calls scale_model_input.
-        self._use(replace(schedule, scale=None), guided=guidance_scale > 1)
+        self._use(schedule, guided=guidance_scale > 1)
 
     def _binned(self, height: int, width: int) -> tuple[int, int]:
         """The size of this shape that the network knows; pictures are resized afterwards."""

@@ -99,13 +99,15 @@ def make_schedule(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | NDArray[np.float64] | None = None,
     step_arguments: Mapping[str, Any] | None = None,
+    scaled: bool = True,
     **extra: Any,
 ) -> Schedule:
     """The schedule of one call. The scheduler itself stays as it is: a copy is used.
 
     timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for the scheduler's
-    step (eta). Raises ValueError for a scheduler that is not supported or that cannot be set up with these arguments,
-    and as set_timesteps does.
+    step (eta). scaled: whether the pipeline calls the scheduler's scale_model_input; most for flows do not. Raises
+    ValueError for a scheduler that is not supported or that cannot be set up with these arguments, and as set_timesteps
+    does.
     """
     name = type(scheduler).__name__
     if name not in SUPPORTED:
@@ -134,8 +136,8 @@ def make_schedule(
     evals = tuple(b - a for a, b in pairwise(ends))
     grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)
     flow = prediction == "flow"
-    scale = torch.sqrt(sigma**2 + 1) if name in SCALED else None
-    if name.startswith("KDPM2"):  # at its intermediate points the network's input is scaled by their own noise
+    scale = torch.sqrt(sigma**2 + 1) if scaled and name in SCALED else None
+    if scale is not None and name.startswith("KDPM2"):  # its intermediate points are scaled by their own noise
         between = torch.as_tensor(scheduler.sigmas_interpol)[: len(at)].float()
         if "Ancestral" in name:  # it keeps that noise with the point where the step began
             between = between.roll(1)

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, both, spread, take, texts
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule
 
@@ -80,7 +80,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
             extra["mu"] = self._shift() if mu is None else mu
         elif mu is not None:
             extra["mu"] = mu
-        schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=sigmas, **extra)
+        schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=sigmas, scaled=False, **extra)
         self._use(schedule, guided=guidance_scale > 1)
 
     def _shift(self) -> float:
@@ -139,8 +139,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
     def features(self, states: Any, x: Tensor) -> Tensor:
         patch = self.pipe.transformer.config.patch_size
         size = (x.shape[-2] // patch, x.shape[-1] // patch)
-        picture: Tensor = states[1][-len(x) :]  # the conditional half
-        return picture.transpose(1, 2).unflatten(2, size).contiguous()
+        return spread(states[1][-len(x) :], size)  # the conditional half
 
 
 class SearchStableDiffusion3Pipeline(SearchMixin, StableDiffusion3Pipeline):

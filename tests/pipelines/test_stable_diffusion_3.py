@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, IPNDMScheduler, StableDiffusion3Pipeline
+from diffusers import (
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    IPNDMScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    StableDiffusion3Pipeline,
+)
 from ttsnap.pipelines import load, upgrade
 
 from ttsnap import BestOfN, SeedPruning, search
@@ -87,6 +95,21 @@ def test_unpruned_seeds_equal_the_stock_batch(change: dict[str, Any], scheduler:
             step = torch.full((3,), k)
             x = denoiser.kernel.step(x, denoiser.predict(x, step, torch.zeros(3, dtype=torch.long)), step, [])
     assert torch.equal(x, latents)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [EulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler, LMSDiscreteScheduler],
+    ids=lambda scheduler: scheduler.__name__,
+)
+def test_schedulers_that_scale_their_input_are_not_asked_to(scheduler: Any) -> None:
+    """As in the stock pipeline, which never calls scale_model_input."""
+    stock = sd3(scheduler())
+    (generator,) = generators([4])
+    expected = stock("a cat", generator=generator, output_type="pt", **CALL).images
+    found = upgrade(stock)("a cat", search=BestOfN(1), reward=mean_red, seed=4, output_type="pt", **CALL).images
+    assert torch.equal(found, expected)
+    assert bool(found.isfinite().all())
 
 
 def test_pruned_winner_is_reproduced_by_stock_diffusers(stock: StableDiffusion3Pipeline) -> None:
