@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
@@ -39,8 +39,8 @@ class PipelineDenoiser:
     times: Tensor
     kernel: Kernel
     passes_per_nfe: int
-    text_length: int | None = None
-    """Tokens of the encoded prompts, where calls may differ in it: the FLOPs do, too."""
+    text_length: Hashable = None
+    """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
 
     def __init__(self, pipe: Any) -> None:
         vars(pipe).setdefault("_flops_by_size", {})
@@ -234,6 +234,13 @@ def first(embeds: Any, n: int) -> Any:
     if embeds is not None and len(embeds) < n:
         raise ValueError(f"embeddings of {len(embeds)} prompts for {n} prompts")
     return None if embeds is None else embeds[:n]
+
+
+def tokens(embeds: Any) -> int | None:
+    """Tokens of given embeddings: a tensor (P, L, D), or one (L, D) a prompt, of which the first counts."""
+    if embeds is None or not len(embeds):
+        return None
+    return int(embeds.shape[1]) if isinstance(embeds, Tensor) else len(embeds[0])
 
 
 def unscaled(vae: Any, latents: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts, tokens
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
@@ -69,6 +69,7 @@ class FluxDenoiser(PipelineDenoiser):
         self._negative_embeds = (negative_prompt_embeds, negative_pooled_prompt_embeds)
         self._joint_attention_kwargs = joint_attention_kwargs or {}
         self._max_sequence_length = max_sequence_length
+        self.text_length = (max_sequence_length, tokens(prompt_embeds), tokens(negative_prompt_embeds))
         patch = 2 * self.pipe.vae_scale_factor  # pixels of a token's side; the pipeline rounds down to it
         self._tokens = (height // patch, width // patch)
         self.height, self.width = self._tokens[0] * patch, self._tokens[1] * patch

@@ -10,7 +10,7 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take
+from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, tokens
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule
 
@@ -51,6 +51,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         self._embeds, self._negative_embeds = prompt_embeds, negative_prompt_embeds
         self._attention_kwargs = attention_kwargs
         self._max_sequence_length, self._layers = max_sequence_length, text_encoder_out_layers
+        self.text_length = (max_sequence_length, tokens(prompt_embeds), tokens(negative_prompt_embeds))
         patch = 2 * self.pipe.vae_scale_factor  # pixels of a token's side; the pipeline rounds down to it
         self._tokens = (height // patch, width // patch)
         self.height, self.width = self._tokens[0] * patch, self._tokens[1] * patch

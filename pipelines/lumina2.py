@@ -60,6 +60,8 @@ class Lumina2Denoiser(PipelineDenoiser):
         )
         self._negative_prompt, self._attention_kwargs = negative_prompt, attention_kwargs
         self._encoding = {"system_prompt": system_prompt, "max_sequence_length": max_sequence_length}
+        seen = [None if m is None else int(m[0].sum()) for m in (prompt_attention_mask, negative_prompt_attention_mask)]
+        self.text_length = (max_sequence_length, system_prompt, *(texts(negative_prompt, 1) or ()), *seen)
         # The pipeline takes its channels for its tokens.
         mu = token_shift(self.pipe.scheduler, self.pipe.transformer.config.in_channels)
         given = falling(num_inference_steps) if sigmas is None else sigmas

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts, tokens
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
@@ -62,6 +62,8 @@ class QwenImageDenoiser(PipelineDenoiser):
         self._negative_embeds = (negative_prompt_embeds, negative_prompt_embeds_mask)
         self._attention_kwargs = attention_kwargs or {}
         self._max_sequence_length = max_sequence_length
+        given = (tokens(prompt_embeds), tokens(negative_prompt_embeds))
+        self.text_length = (max_sequence_length, *(texts(negative_prompt, 1) or ()), *given)
         patch = 2 * self.pipe.vae_scale_factor  # pixels of a token's side; the pipeline rounds down to it
         self._tokens = (height // patch, width // patch)
         self.height, self.width = self._tokens[0] * patch, self._tokens[1] * patch

@@ -12,7 +12,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, tokens, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule
 
@@ -67,6 +67,7 @@ class SanaDenoiser(PipelineDenoiser):
             negative_prompt=negative,
             **self._embeds,
         )
+        self.text_length = (max_sequence_length, tokens(prompt_embeds))
         self._negative_prompt, self._attention_kwargs = negative_prompt or "", attention_kwargs
         self._encoding = {
             "clean_caption": clean_caption,

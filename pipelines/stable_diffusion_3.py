@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, spread, take, texts
+from ttsnap.pipelines.denoiser import PipelineDenoiser, both, spread, take, texts, tokens
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule
 
@@ -75,6 +75,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
         }
         self._joint_attention_kwargs, self._clip_skip = joint_attention_kwargs, clip_skip
         self._max_sequence_length = max_sequence_length
+        self.text_length = (max_sequence_length, tokens(prompt_embeds))
         extra: dict[str, Any] = {}
         if self.pipe.scheduler.config.get("use_dynamic_shifting"):
             extra["mu"] = self._shift() if mu is None else mu

@@ -9,7 +9,7 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, first, spread, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser, first, spread, take, texts, tokens, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule, token_shift
 
@@ -47,6 +47,8 @@ class ZImageDenoiser(PipelineDenoiser):
         self._negative_prompt, self._joint_attention_kwargs = negative_prompt, joint_attention_kwargs
         self._embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         self._max_sequence_length = max_sequence_length
+        given = (tokens(prompt_embeds), tokens(negative_prompt_embeds))
+        self.text_length = (max_sequence_length, *(texts(negative_prompt, 1) or ()), *given)
         if prompt_embeds is not None and negative_prompt_embeds is None and guidance_scale > 0:
             raise ValueError("prompt_embeds need negative_prompt_embeds for classifier-free guidance")
         mu = token_shift(self.pipe.scheduler, (self.height // multiple) * (self.width // multiple))

@@ -1,0 +1,81 @@
+"""FLOPs are kept with the pipeline: what changes the length of the encoded texts must not find another call's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ttsnap.pipelines import upgrade
+
+from .tiny import FAMILIES
+
+LENGTHS = (8, 40)
+# Stable Diffusion and SDXL always read 77 tokens, and Z-Image pads to multiples of 32, which the prompt just fills.
+TAKES_LENGTH = [name for name in FAMILIES if name not in {"sd15", "sdxl", "z_image"}]
+# Their texts are as long as their words; those of the others are padded to max_sequence_length.
+BY_WORDS = ["qwen_image", "z_image", "lumina2"]
+GUIDED: dict[str, dict[str, Any]] = {"qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
+
+
+def predictions(name: str, *changes: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """FLOPs of a prediction with each of these changes: one after another, and as if each were the first."""
+    pipe, call = upgrade(FAMILIES[name].build()), FAMILIES[name].call
+    denoisers = [pipe.denoiser(**{**call, "num_inference_steps": 2, **change}) for change in changes]
+    together, alone = [], []
+    for found, forget in ((together, False), (alone, True)):
+        for denoiser in denoisers:
+            if forget:
+                pipe._flops_by_size.clear()
+            found.append(denoiser.flops()[0])
+    return together, alone
+
+
+@pytest.mark.parametrize("name", TAKES_LENGTH)
+def test_the_longest_text_that_is_read(name: str) -> None:
+    if name == "lumina2":  # its template alone is longer than the shorter one
+        one, alone = predictions(name, {"max_sequence_length": 8}, {"max_sequence_length": 24})
+    else:
+        one, alone = predictions(name, *({"max_sequence_length": n} for n in LENGTHS))
+    assert one == alone
+    assert one[0] < one[1]
+
+
+@pytest.mark.parametrize("name", BY_WORDS)
+def test_the_negative_prompt(name: str) -> None:
+    words = ["snow", "snow, rain, hail, wind, storm, thunder and lightning"]
+    one, alone = predictions(name, *({**GUIDED.get(name, {}), "negative_prompt": text} for text in words))
+    assert one == alone
+    assert one[0] < one[1]
+
+
+def test_what_lumina2_is_told_beside_the_prompt() -> None:
+    one, alone = predictions("lumina2", {"system_prompt": "d"}, {"system_prompt": "draw very well"})
+    assert one == alone
+    assert one[0] < one[1]
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "flux2_klein", "sana", "qwen_image", "z_image", "lumina2"])
+def test_embeddings_of_any_length(name: str) -> None:
+    width = {"sd3": 96, "flux": 32, "flux2_klein": 16, "sana": 8, "qwen_image": 16, "z_image": 16, "lumina2": 8}[name]
+
+    def given(tokens: int) -> dict[str, Any]:
+        embeds: Any = torch.zeros(1, tokens, width)
+        if name == "z_image":
+            embeds = [embeds[0]]
+        found: dict[str, Any] = {"prompt_embeds": embeds, "negative_prompt_embeds": embeds}
+        if name == "sd3":
+            found |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(1, 64))
+        elif name == "flux":
+            found = {"prompt_embeds": embeds, "pooled_prompt_embeds": torch.zeros(1, 32)}
+        elif name in ("sana", "lumina2"):
+            mask = torch.ones(1, tokens, dtype=torch.long)
+            found |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+        elif name == "qwen_image":
+            found |= {"negative_prompt": None, "max_sequence_length": 128}  # it cuts embeddings, too
+        return found
+
+    # As many tokens as max_sequence_length, to which SD3 adds those of CLIP.
+    one, alone = predictions(name, {}, given(FAMILIES[name].call["max_sequence_length"]), given(100))
+    assert one == alone
+    assert one[1] < one[2]
