@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import PixArtSigmaPipeline
@@ -14,7 +14,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
 )
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.schedule import make_schedule
 
@@ -149,8 +149,7 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
     def features(self, states: Any, x: Tensor) -> Tensor:
         patch = self.pipe.transformer.config.patch_size
         size = (x.shape[-2] // patch, x.shape[-1] // patch)
-        picture: Tensor = states[-len(x) :]  # the conditional half
-        return cast(Tensor, picture.transpose(1, 2).unflatten(2, size).contiguous())
+        return spread(states[-len(x) :], size)  # the conditional half
 
 
 class SearchPixArtSigmaPipeline(SearchMixin, PixArtSigmaPipeline):

@@ -25,7 +25,7 @@ def on_meta(module: Any) -> Any:
     twin = remove_hook_from_module(copy.deepcopy(module, memo), recurse=True)
     for part in twin.modules():
         part._forward_hooks.clear(), part._forward_pre_hooks.clear()
-        registry = getattr(part, "_diffusers_hook", None)
+        registry: Any = getattr(part, "_diffusers_hook", None)
         for name in list(getattr(registry, "hooks", ())):
             registry.remove_hook(name, recurse=False)
     return twin.eval()
