@@ -21,6 +21,10 @@ ALGORITHMS: dict[str, str] = {
     "smc": "ttsnap.algorithms.smc:SMC",
     "fk-steering": "ttsnap.algorithms.smc:fk_steering",
     "funnel": "ttsnap.algorithms.smc:funnel",
+    "search-over-paths": "ttsnap.algorithms.search_over_paths:SearchOverPaths",
+    "zero-order": "ttsnap.algorithms.zero_order:ZeroOrder",
+    "best-first": "ttsnap.algorithms.tree:BestFirst",
+    "depth-first": "ttsnap.algorithms.depth_first:DepthFirst",
 }
 
 

@@ -1,0 +1,120 @@
+"""Depth-first search (classical search, arXiv 2505.23614): denoise one particle, and back up where it looks bad.
+
+At each check, an x0 estimate that scores below the threshold sends the particle back by forward noising, while tries
+last; then the best that was seen at this check goes on. Thresholds from scores seen so far are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.algorithms.planning import evaluations
+from ttsnap.types import Move, Particles, Task, advance, branch, fresh
+
+
+class State(NamedTuple):
+    """`checks`: steps, the last the end. `uid` was last sent to check `j` (-1: none yet). spent in evaluations."""
+
+    task: Task
+    checks: tuple[int, ...]
+    tries: float
+    uid: int = -1
+    j: int = -1
+    spent: float = 0.0
+
+
+@dataclass(frozen=True)
+class DepthFirst:
+    """levels: noise levels of the checks, falling. back: by how much noise level a particle is sent back.
+
+    thresholds: least utility to pass each check, and last the finished image; the search ends with an image that does.
+    None for the `quantile` of the scores seen at the same check so far; the search then goes on with fresh seeds
+    until the budget is used up. tries: how often it may back up; None for as often as the budget affords.
+    """
+
+    levels: tuple[float, ...] = (0.6, 0.4)
+    back: float = 0.3
+    thresholds: tuple[float, ...] | None = None
+    quantile: float = 0.5
+    tries: int | None = None
+    branches: ClassVar[bool] = False
+    renoises: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "thresholds"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.levels or not all(0 < level < 1 for level in self.levels) or np.any(np.diff(self.levels) >= 0):
+            raise ValueError(f"levels must fall within (0, 1), got {self.levels}")
+        if self.thresholds is not None and len(self.thresholds) != len(self.levels) + 1:
+            raise ValueError(f"need a threshold for each of the levels {self.levels} and one for the finished image, "
+                             f"got {self.thresholds}")  # fmt: skip
+        if not (0 < self.back <= 1 and 0 <= self.quantile <= 1 and (self.tries is None or self.tries >= 0)):
+            raise ValueError(f"back must be in (0, 1], quantile in [0, 1] and tries at least 0, got {self.back}, "
+                             f"{self.quantile}, {self.tries}")  # fmt: skip
+
+    @property
+    def n(self) -> int:
+        return 1
+
+    def init(self, task: Task) -> State:
+        if self.tries is None and not np.isfinite(task.allowance):
+            raise ValueError("depth-first goes on until the budget is used up: give tries, or a budget in evaluations, "
+                             "FLOPs or seconds")  # fmt: skip
+        steps = [task.grid.step_at(level) for level in self.levels]
+        if len(set(steps)) < len(steps):
+            raise ValueError(f"levels {self.levels} fall on one step of a grid of {task.grid.steps}: give fewer")
+        return State(task, (*steps, task.grid.steps), math.inf if self.tries is None else self.tries)
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        task, j, end = state.task, state.j, state.task.grid.steps
+        if j < 0:
+            return self._start(state, particles, 0)
+        at, passes = state.checks[j], self._passes(state, particles)
+        if passes and at < end:
+            return self._go(state, particles, state.uid, j + 1)
+        back = max(0, min(task.grid.step_at(min(1.0, task.grid.levels[at] + self.back)), at - 1))
+        if not passes and state.tries > 0 and self._affords(state, back):
+            move, state = self._start(state, particles, back)
+            return move, state._replace(tries=state.tries - 1)
+        if at == end:
+            more = self.thresholds is None and np.isfinite(task.allowance) and self._affords(state, 0)
+            return self._start(state, particles, 0) if more else (None, state)
+        resting = np.flatnonzero(particles.alive & (particles.step == at) & (particles.scored == at))
+        best = int(resting[np.argmax(particles.value(resting))])
+        return self._go(state, particles, best, len(self.levels))
+
+    def _passes(self, state: State, particles: Particles) -> bool:
+        """Whether the particle's score is up to the threshold of its check."""
+        seen = particles.scores[:, state.checks[state.j]]
+        known = np.flatnonzero(~np.isnan(seen).any(axis=-1))
+        if state.uid not in known:
+            return False
+        values = np.asarray(particles.utility(seen[known]), float)
+        least = np.quantile(values, self.quantile) if self.thresholds is None else self.thresholds[state.j]
+        return bool(values[known == state.uid][0] >= least)
+
+    def _affords(self, state: State, step: int) -> bool:
+        """Whether a particle can be started at `step`, looked at at its first check, and finished."""
+        task, end = state.task, state.task.grid.steps
+        there = next(s for s in state.checks if s > step)
+        cost = evaluations(task, step, there, paid=False)
+        cost += evaluations(task, there, end, paid=True) if there < end else 0.0
+        return state.spent + cost <= task.allowance + 1e-9
+
+    def _start(self, state: State, particles: Particles, step: int) -> tuple[Move, State]:
+        """A new particle to the first check after `step`: the last one noised forward to it, or a fresh seed at 0."""
+        j, to = next((j, s) for j, s in enumerate(state.checks) if s > step)
+        move = branch([state.uid], step, to) if step > 0 else fresh(1, to)
+        cost = evaluations(state.task, step, to, paid=False)
+        return move, state._replace(uid=len(particles), j=j, spent=state.spent + cost)
+
+    def _go(self, state: State, particles: Particles, uid: int, j: int) -> tuple[Move, State]:
+        to = state.checks[j]
+        cost = evaluations(state.task, state.checks[state.j], to, paid=True)
+        return advance(particles, [uid], to), state._replace(uid=uid, j=j, spent=state.spent + cost)

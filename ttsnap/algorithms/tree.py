@@ -1,0 +1,150 @@
+"""Best-first tree search over denoising: expand the most promising of all particles ever scored, a block at a time.
+
+Nodes are particles at block boundaries. From Diffusion Tree Sampling (arXiv 2506.20701) come the tree that is kept, and
+expanded where softmax(value / temperature) says; from classical search (arXiv 2505.23614) a best-first order by scores
+of x0 estimates. Ours are the value that compares depths, the temperature that falls with the budget, the terms for
+diversity, and the care that what is bought can still be finished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.algorithms.planning import evaluations
+from ttsnap.types import FloatArray, IntArray, Move, Particles, Task
+
+
+class State(NamedTuple):
+    """Ours are uids from `born` on and `given`, roots in waiting, before which `before` was spent; nodes: at last."""
+
+    task: Task
+    block: int
+    nodes: int = -1
+    born: int = 0
+    given: tuple[int, ...] = ()
+    before: float = 0.0
+
+
+class Tree(NamedTuple):
+    """uids (n,) of nodes, and by uid (N,): value, children, root, expansions of the root's tree. spent: in all."""
+
+    uids: IntArray
+    value: FloatArray
+    children: IntArray
+    root: IntArray
+    tree: IntArray
+    spent: float
+
+
+@dataclass(frozen=True)
+class BestFirst:
+    """n: roots to begin with. width: nodes expanded at once. block: grid steps of an edge; None: a fifth of the grid.
+
+    temperature: of the choice at first, in standard deviations of the scores of one depth; it falls in proportion to
+    what is left of the budget. bonus: how much log(1 + expansions), of a node and of its root's tree, lowers a node.
+    reseed: whether a fresh seed, worth as much as the average root, may be chosen, too.
+    """
+
+    n: int = 4
+    width: int = 2
+    block: int | None = None
+    temperature: float = 0.5
+    bonus: float = 0.25
+    reseed: bool = True
+    branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if min(self.n, self.width, 1 if self.block is None else self.block) < 1:
+            raise ValueError(f"n, width and block must be at least 1, got {self.n}, {self.width}, {self.block}")
+        if self.temperature < 0 or self.bonus < 0:
+            raise ValueError(f"temperature and bonus must be at least 0, got {self.temperature} and {self.bonus}")
+
+    def init(self, task: Task) -> State:
+        if not np.isfinite(task.allowance):
+            raise ValueError("best-first plans by its budget: give one in evaluations, FLOPs or seconds")
+        return State(task, min(self.block or max(1, round(task.grid.steps / 5)), task.grid.steps))
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Take these living particles at step 0, best first, for roots in place of fresh seeds."""
+        checks = state.task.checking * int((particles.scored >= 0).sum())
+        before = checks + int(state.task.grid.calls[particles.step].sum() + particles.cached.sum())
+        return state._replace(given=tuple(np.asarray(uids, int).tolist()), born=len(particles), before=before)
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        tree = self._grow(state, particles)
+        if len(tree.uids) == state.nodes:
+            return None, state  # nothing could be paid for: another cap than the one that the allowance is of
+        end, allowance = state.task.grid.steps, state.task.allowance
+        waiting = [uid for uid in state.given if uid not in tree.uids]
+        left, seen, rows = allowance - tree.spent, set[int](), list[tuple[int, int, int, bool]]()
+        found = tree.uids[np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)].tolist()
+        for _ in range(self.width if len(tree.uids) else self.n):
+            # Steps before the last draw noise; a second child over the last one alone would be a copy.
+            open_ = [(u, int(particles.step[u])) for u in found if particles.step[u] < end - 1 or not tree.children[u]]
+            options = [(u, at, stop) for u, at in open_ if (stop := self._stop(state, at, left))]
+            if (self.reseed or not len(tree.uids)) and (stop := self._stop(state, 0, left)):
+                options.append((-1, 0, stop))
+            if not options:
+                break
+            worth = np.array([self._worth(tree, uid) for uid, _, _ in options])
+            # The largest sum with Gumbel noise is a draw from softmax(worth / temperature).
+            heat = self.temperature * max(0.0, left / allowance)
+            uid, at, stop = options[np.argmax(worth + heat * rng.gumbel(size=len(worth)))]
+            left -= evaluations(state.task, at, stop)
+            if uid < 0:
+                rows.append((waiting.pop(0) if waiting else -1, 0, stop, True))
+                continue
+            # A parent's first row continues it: one that stays where it is keeps the node.
+            rows += [(uid, at, at, False)] if uid not in seen else []
+            rows.append((uid, at, stop, True))
+            seen.add(uid)
+            tree.children[uid] += 1
+            tree.tree[tree.root[uid]] += 1
+        if not rows:
+            return None, state
+        parent, start, to, score = (np.array(column) for column in zip(*rows, strict=True))
+        return Move(parent, start, to, score, np.ones(len(rows))), state._replace(nodes=len(tree.uids))
+
+    def _worth(self, tree: Tree, uid: int) -> float:
+        if uid < 0:
+            return 0.0  # the average of roots, whose scores are in standard deviations from it
+        tries = np.log1p(tree.children[uid]) + np.log1p(tree.tree[tree.root[uid]])
+        return float(tree.value[uid] - self.bonus * tries)
+
+    def _stop(self, state: State, at: int, left: float) -> int:
+        """Where a child from step `at` goes: a block ahead if it can be finished from there, to the end, or 0."""
+        end = state.task.grid.steps
+        ahead = min(at + state.block, end)
+        straight = evaluations(state.task, at, end)
+        whole = evaluations(state.task, at, ahead) + evaluations(state.task, ahead, end) if ahead < end else straight
+        return ahead if whole <= left + 1e-9 else end if straight <= left + 1e-9 else 0
+
+    def _grow(self, state: State, particles: Particles) -> Tree:
+        """The tree as it is, from the particles. A score counts in standard deviations from the mean at its depth, as
+        estimates at noisy steps spread less. Those at one depth are children of chosen nodes: the mean value of their
+        parents is added, so that an average child is worth its parent.
+        """
+        n, step = len(particles), particles.step
+        ours = np.arange(n) >= state.born
+        ours[list(state.given)] = True
+        node = ours & (particles.scored >= state.block)
+        uids, parent = np.flatnonzero(node), particles.parent
+        up = np.where((parent >= 0) & node[parent], parent, -1)
+        root, value, grown = np.arange(n), np.full(n, -np.inf), uids[up[uids] >= 0]
+        for uid in grown:
+            root[uid] = root[up[uid]]
+        children, tree = np.bincount(up[grown], minlength=n), np.bincount(root[grown], minlength=n)
+        for depth in np.unique(step[uids]):
+            at = uids[step[uids] == depth]
+            score = particles.value(at)
+            at, score = at[np.isfinite(score)], score[np.isfinite(score)]
+            if len(at):
+                spread = score.std() or 1.0
+                value[at] = (score - score.mean()) / spread + np.where(up[at] < 0, 0.0, value[up[at]]).mean()
+        edges = [(int(step[up[u]]) if up[u] >= 0 else 0, int(step[u])) for u in uids]
+        spent = state.before + sum(evaluations(state.task, start, stop) for start, stop in edges)
+        return Tree(uids, value, children, root, tree, spent)

@@ -1,0 +1,105 @@
+"""Zero-order search (Ma et al., arXiv 2501.09732): climb in the space of initial noise, by its neighbours' images.
+
+The pivot's n neighbours start from mix times its initial noise and sqrt(1 - mix^2) fresh noise; the best of them is
+the next pivot if it beats it. Where none does, a fresh seed is, as in the public implementation (tt-scale-flux).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.types import IntArray, Move, Particles, Task, advance, fresh, perturb
+
+
+class State(NamedTuple):
+    """`asked`: what the last move was: nothing, a "pivot", neighbours up to the "check", or to the "end".
+
+    `check`, `end`: steps. left: rounds. The last neighbours are uids from `born` on; `given`: seeds to restart from.
+    """
+
+    check: int
+    end: int
+    left: float
+    asked: str = ""
+    pivot: int = -1
+    born: int = 0
+    given: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ZeroOrder:
+    """n: neighbours a round; mix: their share of the pivot's noise, in [0, 1): 4 and .95 in the public implementation.
+
+    rounds: None to go on until the budget is used up. restart: probability of a fresh seed where none is better. check:
+    noise level in (0, 1] at which neighbours are scored early; the best share `keep` of them is finished.
+    """
+
+    n: int = 4
+    mix: float = 0.95
+    rounds: int | None = None
+    restart: float = 1.0
+    check: float | None = None
+    keep: float = 0.5
+    branches: ClassVar[bool] = False
+    mixes: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or (self.rounds is not None and self.rounds < 0):
+            raise ValueError(f"n must be at least 1 and rounds at least 0, got {self.n} and {self.rounds}")
+        if not 0 <= self.mix < 1:
+            raise ValueError(f"mix must be in [0, 1), got {self.mix}: at 1 neighbours would be copies")
+        if not (0 <= self.restart <= 1 and 0 < self.keep <= 1 and (self.check is None or 0 < self.check <= 1)):
+            raise ValueError(f"restart must be in [0, 1], keep and check in (0, 1], got {self.restart}, {self.keep}, "
+                             f"{self.check}")  # fmt: skip
+
+    def init(self, task: Task) -> State:
+        if self.rounds is None and not np.isfinite(task.allowance):
+            raise ValueError("zero-order goes on until the budget is used up: give rounds, or a budget in evaluations, "
+                             "FLOPs or seconds")  # fmt: skip
+        end = task.grid.steps
+        check = end if self.check is None else task.grid.step_at(self.check)
+        return State(check, end, math.inf if self.rounds is None else self.rounds)
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Go on from these living particles at step 0, best first, in place of fresh seeds."""
+        return state._replace(given=tuple(np.asarray(uids, int).tolist()))
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if not state.asked:
+            return self._begin(state, particles)
+        new, pivot = np.arange(state.born, len(particles)), state.pivot
+        if state.asked == "check":
+            ranked = new[np.argsort(-particles.value(new), kind="stable")]
+            kept = max(1, math.floor(self.keep * len(new) + 0.5))
+            move = advance(particles, ranked[:kept], state.end, drop=ranked[kept:])
+            return move, state._replace(asked="end")
+        lost = np.empty(0, int)
+        if state.asked == "end":
+            state = state._replace(left=state.left - 1)
+            rivals = np.append(pivot, new[particles.alive[new] & (particles.step[new] == state.end)])
+            best = int(rivals[np.argmax(particles.value(rivals))])
+            lost = rivals[rivals != best]
+            if best == pivot and state.left > 0 and rng.random() < self.restart:
+                return self._begin(state, particles, rivals)
+            pivot = best
+        if state.left <= 0:
+            return None, state
+        move = dataclasses.replace(perturb(np.full(self.n, pivot), self.mix, state.check), drop=lost)
+        asked = "end" if state.check == state.end else "check"
+        return move, state._replace(asked=asked, pivot=pivot, born=len(particles))
+
+    def _begin(self, state: State, particles: Particles, drop: IntArray | None = None) -> tuple[Move, State]:
+        """A pivot that is no one's neighbour. Finished images stay when their particles are given up."""
+        gone = np.empty(0, int) if drop is None else drop
+        if state.given:
+            pivot, given = state.given[0], state.given[1:]
+            move = advance(particles, [pivot], state.end, drop=gone)
+            return move, state._replace(asked="pivot", pivot=pivot, given=given)
+        move = dataclasses.replace(fresh(1, state.end), drop=gone)
+        return move, state._replace(asked="pivot", pivot=len(particles))
