@@ -29,8 +29,9 @@ def log_mean_exp(logw: FloatArray) -> float:
 
 def normalised(logw: FloatArray) -> FloatArray:
     """(n,) weights of sum 1, whatever the size of logw; all equal where every one is -inf."""
-    total = log_sum_exp(logw)
-    return np.exp(logw - total) if np.isfinite(total) else np.full(len(logw), 1 / len(logw))
+    top = float(np.max(logw, initial=-np.inf))
+    weights = np.exp(logw - top) if np.isfinite(top) else np.ones(len(logw))
+    return np.asarray(weights / weights.sum())
 
 
 def ess(logw: FloatArray) -> float:

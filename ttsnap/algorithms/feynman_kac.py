@@ -79,7 +79,7 @@ def log_potential(potential: str, lam: float, stat: FloatArray, total: FloatArra
 def scheduled(temper: str, step: int, steps: int, check: int, checks: int, gamma: float | None) -> float:
     """Inverse temperature as a share of the last one's, at check 1, 2, ... of `checks`, the last at the end, `steps`.
 
-    "increase" is DAS's min((1 + gamma)^step - 1, 1) (arXiv 2501.05803, section 4); it reaches 1 after 0.87 of the steps
+    "increase" is DAS's min((1 + gamma)^step - 1, 1) (arXiv 2501.05803); it reaches 1 after 0.87 of the steps
     where gamma is None, as with their .008 and 100 steps.
     """
     if temper == "increase":
