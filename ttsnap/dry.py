@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttsnap.budget import Price
+from ttsnap.moves import mixes
 from ttsnap.types import Cost, Grid, IntArray, Move, Outcome
 
 
@@ -20,22 +21,28 @@ class DryEngine:
     def __init__(self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False) -> None:
         self.grid, self.reward_names, self.stochastic, self.price = grid, reward_names, stochastic, Price()
         self._done: list[Outcome] = []
+        self._paid: dict[tuple[int, int], int] = {}
         self._rng = np.random.default_rng(0)
 
     def calibrate(self) -> Cost:
         return Cost()
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
-        self._done = []
+        self._done, self._paid = [], {}
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        # An evaluation that is paid stays so where a particle, or a child of it, waits.
+        at = np.array([self._paid.get((job, parent), -1) for parent in move.parent.tolist()], int)
+        waits = (at == move.start) & (at == move.stop) & ~mixes(move)
+        paid = (waits | move.score) & (move.stop < self.grid.steps)
+        self._paid.update(zip([(job, u) for u in uids.tolist()], np.where(paid, move.stop, -1).tolist(), strict=True))
         for scored in (True, False):
             rows = np.flatnonzero(move.score == scored)
             if len(rows):
                 stop = move.stop[rows]
                 scores = self.scores(job, seeds[rows], stop) if scored else None
                 images = [None] * len(rows) if scored else None
-                self._done.append(Outcome(job, uids[rows], stop, scored & (stop < self.grid.steps), scores, images))
+                self._done.append(Outcome(job, uids[rows], stop, paid[rows], scores, images))
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray) -> np.ndarray:
         """(n, R) scores of these seeds at these steps."""

@@ -1,0 +1,95 @@
+"""CoDe, blockwise best-of-n on the path (arXiv 2502.00968, Algorithm 1), and SVDD, its block of one step (2408.08252).
+
+Every `block` steps each stream's particle makes n children, and one of them goes on, by the score of its x0 estimate at
+the block's end. No weights are carried along: a choice is made within a stream and never taken back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.types import IntArray, Move, Particles, Task, branch, fresh
+
+
+class State(NamedTuple):
+    """`parents` made the children that are uids from `seen` on, or themselves; `at` is the step where those now are.
+
+    `stops` are the ends of the blocks to come.
+    """
+
+    streams: int
+    stops: tuple[int, ...]
+    at: int = 0
+    parents: tuple[int, ...] = ()
+    seen: int = 0
+
+
+@dataclass(frozen=True)
+class CoDe:
+    """n: children of each particle in a block; None for as many as the budget affords. streams: particles, at least as
+    many as images are asked for. block: grid steps (5, as in the paper's code). temperature: 0 for the best child, else
+    one is drawn with probability proportional to exp(score / temperature).
+
+    A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
+    evaluation and need one of their own to be scored. The children of the last block end in images. Where that is a
+    single step, a stream makes only one, as samplers draw no noise there.
+    """
+
+    n: int | None = None
+    streams: int = 2
+    block: int = 5
+    temperature: float = 0.0
+    branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("n", "streams", "block"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+
+    def init(self, task: Task) -> State:
+        steps = task.grid.steps
+        return State(max(self.streams, task.keep), (*range(self.block, steps, self.block), steps))
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
+        return state._replace(parents=tuple(uids[: state.streams].tolist()), seen=len(particles))
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if not len(particles):
+            return fresh(state.streams, 0, score=False), state
+        if not state.stops:
+            return None, state
+        parents = state.parents or tuple(range(len(particles)))
+        if state.at:
+            parents = tuple(u for u in (self._choose(p, state, particles, rng) for p in parents) if u >= 0)
+        stop, *later = state.stops
+        n = 1 if state.at + 1 == stop == particles.scores.shape[1] - 1 else self.n or 1
+        # By turns, so that a budget that runs out costs no stream all its children.
+        move = branch(np.tile(parents, n), state.at, stop, drop=np.setdiff1d(np.flatnonzero(particles.alive), parents))
+        return move, State(state.streams, tuple(later), stop, parents, len(particles))
+
+    def _choose(self, parent: int, state: State, particles: Particles, rng: np.random.Generator) -> int:
+        """Which child goes on; -1 where the budget afforded none."""
+        born = np.flatnonzero(particles.parent[state.seen :] == parent) + state.seen
+        children = np.array([parent, *born])
+        children = children[particles.step[children] == state.at]
+        if not len(children):
+            return -1
+        scores = particles.value(children)
+        best = int(scores.argmax())
+        if self.temperature == 0 or scores[best] == -np.inf:
+            return int(children[best])
+        weights = np.exp((scores - scores[best]) / self.temperature)
+        return int(rng.choice(children, p=weights / weights.sum()))
+
+
+def svdd(n: int | None = None, streams: int = 2, alpha: float = 0.0) -> CoDe:
+    """SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step, by weights exp(score / alpha), or the best at 0."""
+    return CoDe(n, streams, 1, alpha)

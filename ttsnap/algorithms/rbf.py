@@ -1,0 +1,149 @@
+"""Rollover budget forcing (RBF, arXiv 2503.19385, Algorithm 1).
+
+Each stream draws candidates for its next step one by one. The first whose x0 estimate scores above the stream's best so
+far is taken at once, and what is left of the step's quota rolls over to the next; when none does, the step's best is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.algorithms.planning import evaluations
+from ttsnap.types import IntArray, Move, Particles, Task, advance, fresh
+
+
+class Stream(NamedTuple):
+    """One path: uid `at` of its state, the `best` score so far, candidates left for this step, its best one or -1."""
+
+    at: int
+    best: float
+    quota: int
+    top: int = -1
+
+
+class State(NamedTuple):
+    """base: a step's quota. spent: in evaluations. seen: particles before the last move. asked: whether it was to bring
+    candidates. bars: scores to pass at each step, for algorithms that fix them."""
+
+    task: Task
+    streams: tuple[Stream, ...] = ()
+    base: int = 0
+    spent: float = 0.0
+    seen: int = 0
+    bars: tuple[float, ...] = ()
+    asked: bool = False
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class RBF:
+    """streams: paths in lockstep. initial: noises of each, of which the best is its start (2 and 25, as published).
+    finish: "best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present
+    step. The quota of a stream and step is int((allowance - noises) / (steps * streams)), in candidates. What finishing
+    may take is kept back; the last step before the image takes all else that is left.
+    """
+
+    streams: int = 2
+    initial: int = 25
+    finish: str = "best"
+    branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+    exhaustive: ClassVar[bool] = True  # the last step before the image takes all that is left
+
+    def __post_init__(self) -> None:
+        if self.streams < 1 or self.initial < 1:
+            raise ValueError(f"streams and initial must be at least 1, got {self.streams} and {self.initial}")
+        if self.finish not in ("best", "published"):
+            raise ValueError(f"finish is best or published, got {self.finish!r}")
+
+    @property
+    def n(self) -> int:
+        return self.streams * self.initial
+
+    def init(self, task: Task) -> State:
+        if task.allowance == float("inf"):
+            raise ValueError(f"{type(self).__name__} plans by its budget; give one in NFE, FLOPs or seconds")
+        return State(task)
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
+        task, grid, at = state.task, state.task.grid, uids[: self.streams]
+        looks = ~np.isnan(particles.scores).all(-1) | (np.arange(grid.steps + 1) == particles.scored[:, None])
+        prices = np.array([task.checking] * grid.steps + [task.score_cost])
+        spent = float((grid.calls[particles.step] + particles.cached).sum() + (looks * prices).sum())
+        base = max(0, int((task.allowance - spent) / (len(at) * (grid.nfe + grid.steps * task.checking)) + 1e-9))
+        streams = tuple(Stream(u, v, base) for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True))
+        return state._replace(streams=streams, base=base, spent=spent, seen=len(particles))
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        task, now = state.task, len(particles)
+        if state.done:
+            return None, state
+        if not now:
+            room = task.allowance - task.keep * evaluations(task, 0, task.grid.steps, paid=True)
+            return fresh(max(1, min(self.n, int(room / evaluations(task, 0, 0) + 1e-9))), 0), state
+        if not state.streams:  # noises by turns, so that a cut leaves no stream without
+            noises = [np.arange(i, now, self.streams) for i in range(min(self.streams, now))]
+            state = self.adopt(state, np.array([u[particles.value(u).argmax()] for u in noises]), particles)
+        stuck = state.asked and now == state.seen  # some other cap than the allowance is reached
+        state = self._learn(state, particles)
+        finalists = self._finalists(state, particles)
+        parents = [] if stuck else self._affordable(state, finalists, particles)
+        if not parents:
+            final = [*finalists, *(u for u in particles.ranked().tolist() if u not in finalists)][: task.keep]
+            drop = np.setdiff1d(np.flatnonzero(particles.alive), final)
+            return advance(particles, final, task.grid.steps, drop=drop), state._replace(done=True)
+        # A particle that waits beside its child keeps its state, and its evaluation, for the next candidate.
+        rows, child = np.repeat(parents, 2), np.tile([False, True], len(parents))
+        needed = [*finalists, *(u for s in state.streams for u in (s.at, s.top))]
+        start, drop = particles.step[rows], np.setdiff1d(np.flatnonzero(particles.alive), needed)
+        move = Move(rows, start, start + child, child, np.ones(len(rows)), drop=drop)
+        return move, state._replace(seen=now, asked=True)
+
+    def _learn(self, state: State, particles: Particles) -> State:
+        """Take in the last move's candidates, as far as they were carried out."""
+        new = {int(particles.parent[u]): u for u in range(state.seen, len(particles))}
+        streams = tuple(self._judge(s, new[s.at], state, particles) if s.at in new else s for s in state.streams)
+        spent = sum(evaluations(state.task, k - 1, k, paid=True) for k in particles.step[list(new.values())].tolist())
+        return state._replace(streams=streams, spent=state.spent + spent)
+
+    def _judge(self, s: Stream, uid: int, state: State, particles: Particles) -> Stream:
+        score, step = float(particles.value([uid])[0]), int(particles.step[uid])
+        top = uid if s.top < 0 or score > particles.value([s.top])[0] else s.top
+        s = s._replace(top=top, quota=s.quota - 1)
+        if self.exhaustive and step == state.task.grid.steps - 1:
+            return s
+        if self._accepts(score, step, s, state):
+            return Stream(uid, score, max(s.quota, 0) + state.base)
+        return s if s.quota > 0 else Stream(top, s.best, state.base)
+
+    def _accepts(self, score: float, step: int, stream: Stream, state: State) -> bool:
+        return score > stream.best
+
+    def _finalists(self, state: State, particles: Particles) -> list[int]:
+        """What would be finished now, best first; "published" by the score at each stream's present step."""
+        if self.finish == "best":
+            return [int(u) for u in particles.ranked()[: state.task.keep]]
+        present = np.array([s.top if s.top >= 0 else s.at for s in state.streams])
+        return [int(u) for u in present[np.argsort(-particles.value(present), kind="stable")]]
+
+    def _affordable(self, state: State, finalists: list[int], particles: Particles) -> list[int]:
+        """States that can have one more candidate, with enough left to finish whatever may then have to be."""
+        task, end = state.task, state.task.grid.steps
+        open_ = [s.at for s in state.streams if particles.step[s.at] + 1 < end]
+        while open_:
+            ends = particles.step[open_] + 1
+            cost = sum(evaluations(task, k - 1, k, paid=True) for k in ends)
+            held = sorted(evaluations(task, k, end, paid=True) for k in (*particles.step[finalists], *ends))
+            if cost + sum(held[-task.keep :]) <= task.allowance - state.spent + 1e-9:
+                break
+            open_.pop()
+        return open_
+
+
+def rbf_published(streams: int = 2, initial: int = 25) -> RBF:
+    """As the paper's code: an image of the last step's best candidate, also where an earlier one was better."""
+    return RBF(streams, initial, "published")

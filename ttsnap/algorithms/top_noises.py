@@ -1,0 +1,45 @@
+"""Top-K of initial noises: score many seeds where they start, keep the best few.
+
+Before a particle method, this alone is strong (the Top-K baseline of Psi-Sampler, arXiv 2506.01320): see nested.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.types import Move, Particles, Task, advance, fresh
+
+
+class State(NamedTuple):
+    steps: int
+    keep: int
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class TopNoises:
+    """n: seeds, scored at step 0 for one evaluation each. keep: how many go on, at least as many as images are kept."""
+
+    n: int = 32
+    keep: int = 2
+    branches: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.n:
+            raise ValueError(f"keep must be from 1 to n = {self.n}, got {self.keep}")
+
+    def init(self, task: Task) -> State:
+        return State(task.grid.steps, max(self.keep, task.keep))
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if not len(particles):
+            return fresh(self.n, 0), state
+        if state.done:
+            return None, state
+        ranked = particles.ranked()
+        kept, rest = ranked[..., : state.keep], ranked[..., state.keep :]
+        return advance(particles, kept, state.steps, drop=rest), state._replace(done=True)

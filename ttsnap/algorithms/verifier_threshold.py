@@ -1,0 +1,50 @@
+"""Verifier-threshold (arXiv 2512.08985): go on to the next step as soon as a candidate's score passes a threshold.
+
+The successor of RBF: thresholds are fixed per step, so that a lucky early score does not make all later ones fail, and
+a stream that passes the last one ends, which is where time is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ttsnap.algorithms.rbf import RBF, State, Stream
+from ttsnap.types import IntArray, Particles, Task
+
+
+@dataclass(frozen=True)
+class VerifierThreshold(RBF):
+    """streams, initial, finish, quota and rollover as in RBF. thresholds: scores to reach at steps 1 to K - 1, where
+    the scale of the reward is known; otherwise quantiles of the initial noises' scores, rising linearly from
+    `quantiles[0]` at step 1 to `quantiles[1]` at K - 1. A step whose quota is used up takes its best candidate.
+    """
+
+    thresholds: tuple[float, ...] | None = None
+    quantiles: tuple[float, float] = (0.5, 1.0)
+    exhaustive: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))
+        if len(self.quantiles) != 2 or not all(0 <= q <= 1 for q in self.quantiles):
+            raise ValueError(f"quantiles must be two numbers in [0, 1], got {self.quantiles}")
+
+    def init(self, task: Task) -> State:
+        if self.thresholds is not None and len(self.thresholds) != task.grid.steps - 1:
+            raise ValueError(f"{len(self.thresholds)} thresholds for {task.grid.steps - 1} steps before the image")
+        return super().init(task)
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        noises = particles.value(np.flatnonzero(particles.scored == 0))
+        noises = noises[np.isfinite(noises)]
+        at = np.linspace(*self.quantiles, state.task.grid.steps - 1)
+        relative = np.quantile(noises, at).tolist() if len(noises) else [-np.inf] * len(at)
+        return super().adopt(state, uids, particles)._replace(bars=self.thresholds or tuple(relative))
+
+    def _accepts(self, score: float, step: int, stream: Stream, state: State) -> bool:
+        return bool(np.isfinite(score)) and score >= state.bars[step - 1]
