@@ -30,7 +30,7 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class CoDe:
     """n: children of each particle in a block; None for as many as the budget affords. streams: particles, at least as
-    many as images are asked for. block: grid steps (5, as in the paper's code). temperature: 0 for the best child, else
+    many as images are asked for. block: grid steps (5 in the authors' configs). temperature: 0 for the best child, else
     one is drawn with probability proportional to exp(score / temperature).
 
     A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
