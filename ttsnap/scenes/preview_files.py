@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,35 +11,29 @@ if TYPE_CHECKING:  # ttsnap.scenes imports with numpy and scipy only
     from diffusers import AutoencoderTiny
 
 
-def preview_path() -> Path:
-    """The packaged preview VAE."""
-    return Path(__file__).parent / "preview"
+def preview_vae(folder: str | Path) -> AutoencoderTiny:
+    """A trained preview VAE in float32: `pipe.preview_vae = preview_vae(DIR)`, and searches decode estimates with it.
 
-
-def preview_vae(folder: str | Path | None = None) -> AutoencoderTiny:
-    """The preview VAE in float32: `pipe.preview_vae = preview_vae()`, and searches decode estimates with it.
-
-    folder: another one than the packaged. It only decodes; its encoder is a stub of zeros. ValueError where there is
-    none.
+    It only decodes; its encoder is a stub of zeros. None is packaged, for none was found that pays
+    (docs/embedded_model.md). ValueError where the folder holds none.
     """
     from diffusers import AutoencoderTiny
 
-    where = Path(folder) if folder is not None else preview_path()
+    where = Path(folder)
     if not (where / "config.json").is_file():
-        raise ValueError(f"no preview VAE at {where}: expected a folder with config.json")
+        raise ValueError(f"no preview VAE at {where}: make one by python -m ttsnap.scenes.preview_train --out DIR")
     vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True).eval()
     return vae
 
 
-def save_preview(vae: AutoencoderTiny, folder: Path) -> None:
+def save_preview(vae: Any, folder: Path) -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, the weights rounded to half precision."""
-    import copy
-
-    half: Any = copy.deepcopy(vae).half()
+    half = copy.deepcopy(vae).half()
     half.save_pretrained(folder, safe_serialization=True)
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config.pop("_name_or_path", None)
+    for name in ("_name_or_path", "block_out_channels"):  # the second makes diffusers warn when it loads
+        config.pop(name, None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for written in folder.iterdir():
         written.chmod(0o644)

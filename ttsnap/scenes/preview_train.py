@@ -8,7 +8,6 @@ and x0 estimates of the model at every step, so that it has seen blurred ones. O
 
 import argparse
 import copy
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import training_specs
-from .export import swap_in
 from .grammar import sample_prompts
-from .preview_files import preview_path, save_preview
+from .preview_files import save_preview
 from .render import render
 from .vae import encode
 from .weights_folder import defaults, weights_path
@@ -35,9 +33,9 @@ _ENCODER = 4
 
 
 def build_preview(width: int, blocks: Sequence[int], upsample: str = "nearest", latent_channels: int = 8) -> Any:
-    """An AutoencoderTiny that decodes the denoiser's latents as they are: scale 1, shift 0. Its encoder is all zeros."""
+    """An AutoencoderTiny for the denoiser's latents as they are (scale 1, shift 0). Its encoder is all zeros."""
     stages = len(blocks)
-    vae = AutoencoderTiny(
+    vae: Any = AutoencoderTiny(
         latent_channels=latent_channels,
         encoder_block_out_channels=(_ENCODER,) * stages,
         num_encoder_blocks=(0,) * stages,
@@ -172,7 +170,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=RECIPE)
     parser.add_argument("--out", type=Path, required=True, help="folder for the data and, in preview/, the trained VAE")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--install", action="store_true", help="copy the result over the packaged one")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     config = yaml.safe_load(args.config.read_text())
@@ -183,10 +180,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_preview(train(config, *data), args.out / "preview")
     seconds = made - began, time.perf_counter() - made
     print(f"data in {seconds[0]:.0f} s, trained in {seconds[1]:.0f} s on {len(data[0])} latents; wrote {args.out}")
-    if args.install:
-        new = preview_path().with_name("preview.new")
-        shutil.copytree(args.out / "preview", new, dirs_exist_ok=True)
-        swap_in(new, preview_path())
 
 
 if __name__ == "__main__":
