@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -43,7 +44,7 @@ class PipelineDenoiser:
     """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
 
     def __init__(self, pipe: Any) -> None:
-        vars(pipe).setdefault("_flops_by_size", {})
+        vars(pipe).setdefault("_search_memo", {})
         # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
         self.pipe: Any = copy.copy(pipe)
         self._block: int | None = None
@@ -67,9 +68,9 @@ class PipelineDenoiser:
         """Whether only one of the pipeline's networks is on the device at a time (enable_model_cpu_offload)."""
         return bool(getattr(self.pipe, "_all_hooks", ()))
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        return cast(torch.device, self.pipe._execution_device)
+        return cast(torch.device, self.pipe._execution_device)  # walks through all modules
 
     # --- what a family defines ------------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class PipelineDenoiser:
     # --- live.Denoiser --------------------------------------------------------------------------------------------
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        t = self.schedule.timesteps[step].to(x.device)
+        t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
         with captured(self._blocks(), self._block) as states:
             out = self.output(self.schedule.scaled(x, step), t, step, cond)
         features = self.features(states[0], x) if states else None
@@ -145,15 +146,23 @@ class PipelineDenoiser:
 
     def _counted(self, decoder: str) -> tuple[float, float]:
         """FLOPs of a prediction and of a decode, for a prompt of typical length; kept with the pipeline per size."""
+        key = ("flops", *self.setting(decoder))
+        if key not in self.memo:
+            self.memo[key] = self._count(decoder)
+        found: tuple[float, float] = self.memo[key]
+        return found
+
+    @property
+    def memo(self) -> dict[Any, Any]:
+        """What was measured of this pipeline before, by what it was measured with; lives as long as the pipeline."""
+        return cast(dict[Any, Any], self.pipe._search_memo)
+
+    def setting(self, decoder: str = "decode") -> tuple[Any, ...]:
+        """What the cost and the memory of a row depend on."""
         vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
         parts = (getattr(self.pipe, self.network), vae)
         call = (self.height, self.width, self.passes_per_nfe, self.text_length)
-        key = (*(id(p) for p in parts), *(_adapters(p) for p in parts), *call)
-        memo = self.pipe._flops_by_size
-        if key not in memo:
-            memo[key] = self._count(decoder)
-        found: tuple[float, float] = memo[key]
-        return found
+        return (*(id(p) for p in parts), *(_adapters(p) for p in parts), *call)
 
     @torch.no_grad()
     def _count(self, decoder: str) -> tuple[float, float]:
@@ -176,6 +185,7 @@ class PipelineDenoiser:
         """This denoiser with its network, decoders and encoded prompts on the meta device."""
         twin = copy.copy(self)
         vars(twin).update({name: _on_meta(value) for name, value in vars(self).items()})
+        vars(twin).pop("device", None)
         twin.pipe = copy.copy(self.pipe)
         for name in (self.network, "vae", "preview_vae"):
             part = getattr(self.pipe, name, None)
@@ -204,7 +214,9 @@ def take(encoded: Any, at: Tensor) -> Any:
     """Rows `at` (N,) of encoded prompts: of a tensor (P, ...), or of a list with one tensor a prompt; None stays."""
     if encoded is None:
         return None
-    return [encoded[i] for i in at.tolist()] if isinstance(encoded, list) else encoded[at.to(encoded.device)]
+    if isinstance(encoded, list):
+        return [encoded[i] for i in at.tolist()]
+    return encoded[at.to(encoded.device, non_blocking=True)]
 
 
 def both(negative: Tensor, positive: Tensor, at: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ INTERPOLANTS: dict[str, Interpolant] = {
 def rows(value: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, ...) on like's device, in like's dtype where a float, to multiply rows of `like` (N, ...)."""
     dtype = like.dtype if value.is_floating_point() else value.dtype
-    return value.to(like.device, dtype).view(-1, *[1] * (like.ndim - 1))
+    return value.to(like.device, dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
 
 
 # Conversions. x, x0, eps, velocity and score are (N, ...); t is (N,). Limits at t = 0 and t = 1 are those of the

@@ -22,7 +22,7 @@ from ttsnap.buckets import bucket_of, buckets
 from ttsnap.budget import Price, Rates
 from ttsnap.denoiser import Denoiser, Previewer
 from ttsnap.interpolants import Interpolant
-from ttsnap.memory import gauge_of
+from ttsnap.memory import Gauge, gauge_of
 from ttsnap.meter import Meter
 from ttsnap.moves import mixes
 from ttsnap.nodes import Node, Row
@@ -146,13 +146,23 @@ class LiveEngine:
                 denoise = denoise or DEFAULT_BATCH
                 decode = decode or denoise
             else:
-                self.denoiser.encode([""] if self._prompts is None else self._prompts[:1])
-                denoise, decode, spent = fit_batches(self.denoiser, self.scorer, gauge, denoise, decode)
-                self.probed += spent
-                if self._prompts is not None:
-                    self.denoiser.encode(self._prompts)
+                denoise, decode = self._measured(gauge, denoise, decode)
             self._sizes = denoise, decode
         return denoise, decode
+
+    def _measured(self, gauge: Gauge, denoise: int | None, decode: int | None) -> tuple[int, int]:
+        """Batch sizes that fit into memory; kept with the pipeline, where the denoiser offers to."""
+        memo = getattr(self.denoiser, "memo", {})
+        setting = self.denoiser.setting() if hasattr(self.denoiser, "setting") else ()
+        key = ("batches", *setting, self.reward_names, denoise, decode)
+        if key not in memo:
+            self.denoiser.encode([""] if self._prompts is None else self._prompts[:1])
+            *memo[key], spent = fit_batches(self.denoiser, self.scorer, gauge, denoise, decode)
+            self.probed += spent
+            if self._prompts is not None:
+                self.denoiser.encode(self._prompts)
+        found: list[int] = memo[key]
+        return found[0], found[1]
 
     @property
     def capacity(self) -> int:

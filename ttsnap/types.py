@@ -318,8 +318,9 @@ class Engine(Protocol):
     reward_names: tuple[str, ...]
     stochastic: bool
 
-    renoises: bool
-    """Whether it can take particles back to noisier steps."""
+    @property
+    def renoises(self) -> bool:
+        """Whether it can take particles back to noisier steps, and make drafts: it has a path and no history."""
 
     @property
     def capacity(self) -> int:

@@ -19,16 +19,11 @@ GUIDED: dict[str, dict[str, Any]] = {"qwen_image": {"max_sequence_length": 64}, 
 
 
 def predictions(name: str, *changes: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """FLOPs of a prediction with each of these changes: one after another, and as if each were the first."""
-    pipe, call = upgrade(FAMILIES[name].build()), FAMILIES[name].call
-    denoisers = [pipe.denoiser(**{**call, "num_inference_steps": 2, **change}) for change in changes]
-    together, alone = [], []
-    for found, forget in ((together, False), (alone, True)):
-        for denoiser in denoisers:
-            if forget:
-                pipe._flops_by_size.clear()
-            found.append(denoiser.flops()[0])
-    return together, alone
+    """FLOPs of a prediction with each of these changes: by one pipeline, and by one for each."""
+    stock = FAMILIES[name].build()
+    pipe, calls = upgrade(stock), [{**FAMILIES[name].call, "num_inference_steps": 2, **change} for change in changes]
+    one = [pipe.denoiser(**call).flops()[0] for call in calls]
+    return one, [upgrade(stock).denoiser(**call).flops()[0] for call in calls]
 
 
 @pytest.mark.parametrize("name", TAKES_LENGTH)
