@@ -1,0 +1,176 @@
+"""Particle methods against best-of-N on the embedded model, at equal denoiser calls or equal total FLOPs.
+
+    python benchmarks/particles.py --json particles.json
+    python benchmarks/particles.py --algorithms rbf svdd --kernels vp-sde --budgets 100 --prompts 10 --seeds 1
+
+Hard held-out prompts are searched with the learned reward (`scenes-learned`); the exact checker, which no search sees,
+judges what comes back. A budget of n is n denoiser calls (`--unit nfe`), or the FLOPs that best-of-N takes with n
+calls, its decodes and rewards included (`--unit flops`): methods that look more often pay for it then. Figures are
+means over prompts of the mean over seeds, with the standard error over prompts. Diversity is the mean distance (root
+mean square over pixels) between the winners of a prompt's seeds. OUT is written after every run, and runs that it holds
+are not made again, so that an interrupted benchmark goes on.
+
+kernels: "pipeline", the model's own scheduler (Euler); "linear-sde", the model's own path with g = 3 t^2; "vp-sde", the
+VP path at the pipeline's noise levels; "vp-sde-sqrt", VP at the times of RBF's code, which stay near the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ttsnap.pipelines import defaults, load
+
+from ttsnap import Budget, __version__, make_algorithm, search
+from ttsnap.rewards import make_rewards
+from ttsnap.scenes import sample_prompts
+from ttsnap.types import Result
+
+KERNELS: dict[str, dict[str, Any]] = {
+    "pipeline": {"kernel": "pipeline"},
+    "linear-sde": {"kernel": "sde"},
+    "vp-sde": {"kernel": "sde", "path": "vp"},
+    "vp-sde-sqrt": {"kernel": "sde", "path": "vp", "times": "sqrt"},
+}
+SDE = ("linear-sde", "vp-sde", "vp-sde-sqrt")
+# Algorithm of a budget in NFE, and the kernels where it makes sense: branches of a deterministic path stay copies.
+METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
+    "best-of-n": (lambda nfe: "best-of-n", ("pipeline", *SDE)),
+    "seed-pruning": (lambda nfe: "seed-pruning", ("pipeline",)),
+    "zero-order": (lambda nfe: "zero-order", ("pipeline",)),
+    "search-over-paths": (lambda nfe: "search-over-paths", ("pipeline", "linear-sde", "vp-sde")),
+    "smc": (lambda nfe: "smc", SDE),
+    "code": (lambda nfe: {"name": "code", "block": 2}, SDE),
+    "svdd": (lambda nfe: "svdd", SDE),
+    "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, SDE),
+    "rbf-published": (lambda nfe: {"name": "rbf-published", "initial": max(1, nfe // 20)}, SDE),
+    "verifier-threshold": (lambda nfe: {"name": "verifier-threshold", "initial": max(1, nfe // 20)}, SDE),
+    "best-first": (lambda nfe: "best-first", SDE),
+    "top-noises, smc": (lambda nfe: nested(max(2, nfe // 5), max(1, nfe // 20)), SDE),
+}  # fmt: skip
+
+
+def nested(n: int, keep: int) -> dict[str, Any]:
+    return {"name": "nested", "first": {"name": "top-noises", "n": n, "keep": keep}, "second": "smc"}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
+    p.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
+    p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 500], help="NFE per prompt")
+    p.add_argument("--unit", nargs="+", default=["nfe"], choices=["nfe", "flops"])
+    p.add_argument("--prompts", type=int, default=30)
+    p.add_argument("--seeds", type=int, default=3, help="searches of every prompt, from different seeds")
+    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
+    p.add_argument("--steps", type=int, default=10)
+    p.add_argument("--reward", default="scenes-learned")
+    p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    settings = {k: getattr(a, k) for k in ("prompts", "prompt_seed", "steps", "reward", "held_out", "dtype")}
+    done = read(a.json, settings)
+    pipe = load(dtype=getattr(torch, a.dtype))
+    call = {**defaults(), "num_inference_steps": a.steps}
+    prompts = sample_prompts(a.prompts, a.prompt_seed)
+    reward, metrics = make_rewards(a.reward), make_rewards(a.held_out)
+    for unit, nfe, name, seed in itertools.product(a.unit, a.budgets, a.algorithms, range(a.seeds)):
+        build, kernels = METHODS[name]
+        for kernel in [k for k in kernels if k in a.kernels]:
+            key = f"{name}|{kernel}|{nfe}{unit}|{seed}"
+            if key in done:
+                continue
+            engine = pipe.engine(reward, batch_size=a.batch_size, **KERNELS[kernel], **call)
+            budget = budget_of(nfe, unit, engine)
+            begin = time.perf_counter()
+            results = search(prompts, make_algorithm(build(nfe)), engine, budget, seed=seed * 100_000)
+            done[key] = {**summary(results, metrics), "seconds": time.perf_counter() - begin,
+                         "occupancy": engine.occupancy, "engine_seconds": engine.timings}  # fmt: skip
+            print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
+            write(a.json, settings, done)
+    print(table(done, a))
+
+
+def budget_of(nfe: int, unit: str, engine: Any) -> Budget:
+    """n calls, or the FLOPs of best-of-N with n calls."""
+    if unit == "nfe":
+        return Budget(nfe=nfe)
+    rates, images = engine.price.flops, nfe // engine.grid.nfe
+    return Budget(flops=nfe * rates.nfe + images * (rates.decode + rates.reward_call))
+
+
+def summary(results: list[Result], metrics: Any) -> dict[str, Any]:
+    """Per prompt: the winner's reward and metrics, what was spent, and a small copy of the winner for diversity."""
+    images = torch.stack([r.best.image for r in results]).float()
+    prompts, level = [r.prompt for r in results], torch.zeros(len(results))
+    small = torch.nn.functional.interpolate(images, 16, mode="area")
+    return {
+        "reward": [r.best.reward for r in results],
+        **{m.name: [float(v) for v in m(images, prompts, level)] for m in metrics},
+        "nfe": [r.spent["nfe"] for r in results],
+        "flops": [r.spent["flops"] for r in results],
+        "decodes": [r.spent["decodes"] for r in results],
+        "finished": [r.spent["finished"] for r in results],
+        "verifier_share": results[0].spent["verifier_share"],
+        "winner": (small * 255).round().int().flatten(1).tolist(),
+    }
+
+
+def read(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Runs that were made before, with the same settings; ValueError for a file of other settings."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found.get("settings") != settings:
+        raise ValueError(f"{path} holds runs with {found.get('settings')}, not {settings}; choose another --json")
+    return dict(found["runs"])
+
+
+def write(path: Path | None, settings: dict[str, Any], runs: dict[str, Any]) -> None:
+    if path is not None:
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps({"ttsnap": __version__, "settings": settings, "runs": runs}))
+        beside.replace(path)
+
+
+def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
+    """Markdown: a line for each algorithm, kernel and budget, over the seeds that were run."""
+    names = ["reward", *a.held_out]
+    lines = ["| algorithm | kernel | budget | " + " | ".join(names) + " | diversity | NFE | TFLOPs | verifier's time |",
+             "|---" * (7 + len(names)) + "|"]  # fmt: skip
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for key, run in runs.items():
+        name, kernel, budget, _ = key.split("|")
+        groups.setdefault((name, kernel, budget), []).append(run)
+    for (name, kernel, budget), found in groups.items():
+        cells = []
+        for metric in names:
+            by_prompt = np.mean([run[metric] for run in found], axis=0)
+            error = by_prompt.std(ddof=1) / len(by_prompt) ** 0.5 if len(by_prompt) > 1 else float("nan")
+            cells.append(f"{by_prompt.mean():.3f} ± {error:.3f}")
+        nfe, flops = (np.mean([run[k] for run in found]) for k in ("nfe", "flops"))
+        share = np.mean([run["verifier_share"] for run in found])
+        spread = f"{diversity(found):.3f}" if len(found) > 1 else ""
+        lines.append(f"| {name} | {kernel} | {budget} | {' | '.join(cells)} | {spread} | {nfe:.0f} | "
+                     f"{flops / 1e12:.3f} | {share:.0%} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def diversity(runs: list[dict[str, Any]]) -> float:
+    """Mean distance between the winners of a prompt's seeds."""
+    winners = np.array([run["winner"] for run in runs], float) / 255  # (S, P, D)
+    pairs = itertools.combinations(range(len(winners)), 2)
+    return float(np.mean([np.sqrt(((winners[i] - winners[j]) ** 2).mean(-1)).mean() for i, j in pairs]))
+
+
+if __name__ == "__main__":
+    main()
