@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.staged import Staged
 
-from ttsnap import Budget, make_algorithm, search
+from ttsnap import Budget, SeedPruning, make_algorithm, search
+from ttsnap.budget import Rates
 from ttsnap.record import record
 from ttsnap.rewards import make_reward
 from ttsnap.rng import seeded
+from ttsnap.search import fit
 from ttsnap.types import Event
 
 CALL = {**defaults(), "num_inference_steps": 6}
@@ -168,3 +171,12 @@ def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
 def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:
     assert pipe.engine("scenes", **CALL).price.estimates == "decode"
     assert pipe.engine(Peek("latents"), **CALL).price.estimates == "nothing"
+
+
+def test_checks_without_a_decode_leave_more_to_seeds(pipe: Any) -> None:
+    sizes = []
+    for reward in ("scenes", Peek("latents")):
+        engine = pipe.engine(reward, **CALL)
+        engine._price = replace(engine.price, flops=Rates(nfe=1.0, decode=10.0))
+        sizes.append(fit(SeedPruning(keep=(0.2,), steps=(2,)), engine, Budget(flops=400.0)).n)
+    assert sizes[1] > 1.5 * sizes[0]

@@ -18,8 +18,10 @@ class DryEngine:
     nfe = 0
     renoises = True
 
-    def __init__(self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False) -> None:
-        self.grid, self.reward_names, self.stochastic, self.price = grid, reward_names, stochastic, Price()
+    def __init__(
+        self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False, price: Price | None = None
+    ) -> None:
+        self.grid, self.reward_names, self.stochastic, self.price = grid, reward_names, stochastic, price or Price()
         self._done: list[Outcome] = []
         self._paid: dict[tuple[int, int], int] = {}
         self._rng = np.random.default_rng(0)

@@ -98,7 +98,7 @@ def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, mos
 
     def affords(n: int) -> bool:
         if n not in short:
-            dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic)
+            dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic, price=engine.price)
             sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
             cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
             short[n] = budget.shortfall(cost, engine.price, seconds=True) is None

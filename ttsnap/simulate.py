@@ -136,7 +136,7 @@ def sized_for(
         return task, dataclasses.replace(algorithm, n=most)
     sized = fit(dataclasses.replace(algorithm, n=None), engine, budget, most=most)  # type: ignore[type-var]
     if sized.n == 1:
-        dry = DryEngine(recording.grid, recording.reward_names)
+        dry = DryEngine(recording.grid, recording.reward_names, price=engine.price)
         cost = search([""], sized, dry)[0].spent["cost"]
         if budget.shortfall(cost, engine.price) is not None:
             return task, BestOfN(1)
