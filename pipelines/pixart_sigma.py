@@ -16,7 +16,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.schedule import make_schedule
+from ttsnap.pipelines.schedule import make_schedule, refuse_flow_match
 
 BINS: dict[int, Any] = {
     256: ASPECT_RATIO_2048_BIN,
@@ -86,6 +86,7 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
         }
         self._clean_caption = clean_caption
         self.text_length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
+        refuse_flow_match(self.pipe.scheduler)
         schedule = make_schedule(
             self.pipe.scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, step_arguments={"eta": eta}
         )

@@ -148,6 +148,13 @@ def make_schedule(
     return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel)
 
 
+def refuse_flow_match(scheduler: Any) -> None:
+    """ValueError for a scheduler that does not say how large the initial noise is, which some pipelines ask it."""
+    if not hasattr(scheduler, "init_noise_sigma"):
+        name = type(scheduler).__name__
+        raise ValueError(f"{name} cannot be used with this pipeline, nor in its stock call: it has no init_noise_sigma")
+
+
 def falling(num_inference_steps: int) -> NDArray[np.float64]:
     """The sigmas, evenly spaced from 1, that most flow pipelines pass."""
     steps = max(1, num_inference_steps)  # make_schedule refuses fewer

@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.schedule import make_schedule
+from ttsnap.pipelines.schedule import make_schedule, refuse_flow_match
 
 
 class UNetDenoiser(PipelineDenoiser):
@@ -35,6 +35,7 @@ class UNetDenoiser(PipelineDenoiser):
         """Give the pipeline these settings, which its properties read, and lay out the schedule."""
         self.pipe._guidance_scale, self.pipe._guidance_rescale = guidance_scale, guidance_rescale
         self.pipe._clip_skip, self.pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        refuse_flow_match(self.pipe.scheduler)
         schedule = make_schedule(
             self.pipe.scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, step_arguments={"eta": eta}
         )

@@ -15,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
 )
 from torch import Tensor
@@ -24,7 +25,7 @@ from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN
 
-from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, autoencoder, jitter
+from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, autoencoder, jitter, shared
 
 # NumPy's, of what schedulers do with torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
@@ -72,12 +73,6 @@ def assert_equal(pipe: Any, call: dict[str, Any], output_type: str = "latent") -
     assert not expected.isnan().any()
     assert torch.equal(by_search(pipe, PROMPTS, output_type, call), expected)
     return expected
-
-
-@functools.cache
-def shared(name: str) -> Any:
-    """A stock pipeline that no test changes."""
-    return FAMILIES[name].build()
 
 
 @functools.cache
@@ -378,7 +373,7 @@ def test_unets_have_no_features(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_flops_are_those_of_a_call(name: str, guidance_scale: float, caplog: pytest.LogCaptureFixture) -> None:
-    pipe = shared(name)
+    pipe = FAMILIES[name].build()
     denoiser = upgrade(pipe).denoiser(**arguments(name, {"guidance_scale": guidance_scale}))
     calls: list[int] = []
     hook = getattr(pipe, denoiser.network).register_forward_pre_hook(lambda *_: calls.append(1))
@@ -439,6 +434,14 @@ def test_bad_input_is_refused(name: str, change: dict[str, Any], message: str) -
         by_search(pipe, PROMPTS, "pt", arguments(name, change))
     hook.remove()
     assert not calls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedulers_for_flows_are_refused(name: str) -> None:
+    """The stock call fails with them, too."""
+    pipe = FAMILIES[name].build(FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler cannot be used with this pipeline"):
+        upgrade(pipe).denoiser(**arguments(name, {}))
 
 
 def test_embeddings_need_their_masks() -> None:

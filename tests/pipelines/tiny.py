@@ -57,6 +57,7 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+from ttsnap.pipelines import search_class
 
 Parts = dict[str, Any]
 
@@ -630,3 +631,12 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
+
+
+@functools.cache
+def shared(name: str) -> Any:
+    """One of FAMILIES that no test changes. FLOPs, which take longer than a search, are counted once for all twins."""
+    pipe = FAMILIES[name].build()
+    # Every pipeline with a denoiser keeps what was counted; twins that are made later keep it in the same place.
+    search_class(type(pipe)).denoiser_class(pipe, **FAMILIES[name].call)
+    return pipe
