@@ -19,8 +19,8 @@ from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward, encode_image
 from ttsnap.reward_models.serve import RewardServer
 
-from ttsnap.scoring import score_images
 from ttsnap.rewards import FunctionReward, make_reward
+from ttsnap.scoring import score_images
 
 IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255
 PROMPTS = ["a", "b", "c", "d", "e"]
