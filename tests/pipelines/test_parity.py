@@ -184,7 +184,34 @@ SCHEDULERS: dict[str, dict[str, Variant]] = {
         "euler-dynamic", "euler-linear", "euler-terminal", "euler-karras", "euler-exponential", "euler-beta",
     ),
 }  # fmt: skip
-CASES = [(family, name) for family, variants in SCHEDULERS.items() for name in variants]
+# What the fast tests run besides the default. Families differ in it, so that every scheduler is among them. The first
+# one is pruned, too, and has a history wherever the family's pipeline takes any such scheduler.
+FAST: dict[str, tuple[str, ...]] = {
+    "sd15": ("dpm++2m-karras", "ddim", "ddim-eta", "euler-ancestral", "lms", "kdpm2"),
+    "sdxl": ("heun", "ddim-zero-snr", "unipc", "sde-dpm++2m", "lcm", "tcd"),
+    "pixart_sigma": ("pndm", "ddpm", "dpm-single", "deis", "sa", "kdpm2-ancestral"),
+    "sd3": ("heun", "euler-dynamic", "unipc", "dpm++2m", "dpm-single", "deis"),
+    "flux": ("dpm++2m-dynamic", "euler-dynamic", "euler-linear", "unipc", "dpm-single-dynamic", "deis-dynamic"),
+    "flux_schnell": ("unipc", "euler-dynamic", "dpm++2m-dynamic"),
+    "flux2_klein": ("unipc-dynamic", "euler", "euler-karras", "dpm++2m-dynamic", "dpm-single-dynamic", "deis-dynamic"),
+    "sana": ("sa", "euler-stochastic", "heun", "lcm", "dpm++3m", "sde-dpm++2m"),
+    "qwen_image": ("unipc", "euler-dynamic", "euler-terminal", "euler-karras", "euler-exponential", "unipc-dynamic"),
+    "lumina2": ("unipc-dynamic", "euler", "euler-linear", "euler-terminal", "euler-exponential", "unipc"),
+    "z_image": (
+        "euler-dynamic", "euler-linear", "euler-terminal", "euler-karras", "euler-exponential", "euler-beta",
+    ),
+}  # fmt: skip
+
+
+def cases(most: int) -> pytest.MarkDecorator:
+    """All families under all schedulers; slow but for the default and the first `most` of FAST."""
+    found = []
+    for family, variants in SCHEDULERS.items():
+        for name in variants:
+            fast = name == "default" or name in FAST[family][:most]
+            marks = [] if fast else [pytest.mark.slow]
+            found.append(pytest.param((family, name), marks=marks, id=f"{family}-{name}"))
+    return pytest.mark.parametrize("case", found, indirect=True, scope="module")
 
 
 def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -265,7 +292,7 @@ class Case:
         return self.by_search(PRUNING, keep=2, batch_size=16)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[f"{family}-{name}" for family, name in CASES])
+@pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
     family, name = request.param
     return Case(family, SCHEDULERS[family][name])
@@ -277,6 +304,7 @@ def relative(ours: Tensor, expected: Tensor) -> float:
     return float((ours.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
+@cases(6)
 def test_a_batch_of_seeds_is_the_stock_batch(case: Case) -> None:
     seeds = [SEED, SEED + 1]
     rows = [(prompt, seed) for prompt in range(len(PROMPTS)) for seed in seeds]
@@ -291,12 +319,14 @@ def test_a_batch_of_seeds_is_the_stock_batch(case: Case) -> None:
         assert relative(latents, case.by_stock(seeds, "latent")) <= tolerance
 
 
+@cases(1)
 def test_the_stock_pipeline_makes_the_winner_again_from_its_seed(case: Case) -> None:
     for prompt, result in zip(PROMPTS, case.pruned.results, strict=True):
         again = case.by_stock([result.best.seed], "pt", prompts=[prompt])[0]
         assert relative(result.best.image, again) < case.tolerance
 
 
+@cases(1)
 def test_pruning_and_mixed_steps_change_no_image(case: Case) -> None:
     everything = case.by_search(BestOfN(6), keep=6, batch_size=12)
     mixed = case.by_search(PRUNING, keep=2, batch_size=5)
@@ -307,3 +337,9 @@ def test_pruning_and_mixed_steps_change_no_image(case: Case) -> None:
             assert relative(pruned.latents[row], everything.latents[row]) < case.tolerance
     # The same seeds survive however the rows were batched.
     assert sorted(mixed.images) == sorted(case.pruned.images)
+
+
+def test_every_scheduler_is_among_the_fast_cases() -> None:
+    slow = {(family, name) for family, variants in SCHEDULERS.items() for name in variants if name not in FAST[family]}
+    assert {name for _, name in slow} <= {"default"} | {name for fast in FAST.values() for name in fast}
+    assert all(name in SCHEDULERS[family] for family, fast in FAST.items() for name in fast)

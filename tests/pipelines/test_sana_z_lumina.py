@@ -28,7 +28,7 @@ from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.flops import count_flops
 from ttsnap.rng import seeded
 
-from .tiny import FAMILIES, jitter
+from .tiny import FAMILIES, jitter, shared
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")  # NumPy's, from DPM-Solver
 
@@ -42,9 +42,10 @@ def mean_red(images: Any, prompts: Any) -> Any:
 
 
 def build(family: str, change: Callable[[Any], Any] | None = None) -> Any:
+    if change is None:
+        return shared(family)
     pipe = FAMILIES[family].build()
-    if change is not None:
-        change(pipe)
+    change(pipe)
     return pipe
 
 
@@ -166,7 +167,10 @@ def test_arguments_do_what_they_do_in_the_stock_call(family: str, change: dict[s
     stock = build(family, prepare)
     twin, call = upgrade(stock), merged(family, change)
     seeds = [4, 5, 6]
-    for output_type in ("latent", "pt"):
+    options: dict[str, Any] = {"search": BestOfN(3), "reward": mean_red, "num_images_per_prompt": 3}
+    found = twin("a cat", seed=4, output_type="latent", **options, **call)
+    rows = {c.seed: (latent, c.image) for c, latent in zip(found.search[0].images, found.images, strict=True)}
+    for kind, output_type in enumerate(("latent", "pt")):
         expected = stock(
             "a cat",
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -174,10 +178,7 @@ def test_arguments_do_what_they_do_in_the_stock_call(family: str, change: dict[s
             output_type=output_type,
             **call,
         ).images
-        options: dict[str, Any] = {"search": BestOfN(3), "reward": mean_red, "num_images_per_prompt": 3}
-        found = twin("a cat", seed=4, output_type=output_type, **options, **call)
-        by_seed = {c.seed: image for c, image in zip(found.search[0].images, found.images, strict=True)}
-        assert torch.equal(torch.stack([by_seed[seed] for seed in seeds]), expected)
+        assert torch.equal(torch.stack([rows[seed][kind] for seed in seeds]), expected)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_given_embeddings_are_the_prompts(family: str) -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_honoured_is_refused(family: str, change: dict[str, Any], message: str) -> None:
-    twin = upgrade(build(family))
+    twin = upgrade(FAMILIES[family].build())
     if "bins" in message:
         twin.transformer.register_to_config(sample_size=8)
     call = {"prompt": PROMPTS, "search": BestOfN(2), "reward": mean_red, "reward_prompts": PROMPTS, **CALLS[family]}
@@ -314,7 +315,7 @@ def test_what_cannot_be_honoured_is_refused(family: str, change: dict[str, Any],
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
 @pytest.mark.parametrize("family", CALLS)
 def test_flops_are_counted_without_a_call_and_are_those_of_one(family: str, guided: bool) -> None:
-    twin = upgrade(build(family))
+    twin = upgrade(FAMILIES[family].build())
     denoiser = twin.denoiser(**{**CALLS[family], **({} if guided else {"guidance_scale": 0.0})})
     calls: list[int] = []
     hook = twin.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
