@@ -71,6 +71,7 @@ def test_pruning_compiles_once_per_bucket_and_changes_nothing() -> None:
     assert list(network(pipe).state_dict()) == state
 
 
+@pytest.mark.slow
 def test_without_buckets_every_size_is_compiled() -> None:
     pipe = tiny.sd3()
     compile_denoiser(pipe, backend="eager", fullgraph=True)
@@ -79,6 +80,7 @@ def test_without_buckets_every_size_is_compiled() -> None:
     assert graphs() == len(set(SCHEDULE)) == 9 > len(buckets(max(SCHEDULE)))  # also more than PyTorch's limit of 8
 
 
+@pytest.mark.slow
 def test_dynamic_graphs_take_any_size() -> None:
     pipe = tiny.sd3()
     x = latents(pipe, max(SCHEDULE))
@@ -100,7 +102,7 @@ def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
         out: Tensor = pipe(prompt="a cat", num_images_per_prompt=n, generator=generators, **call).images
         return out
 
-    sizes = buckets(8)
+    sizes = buckets(4)
     expected = {n: run(n) for n in sizes}
     compile_denoiser(pipe, backend="eager")
     assert network(pipe)._compiled_call_impl is None
