@@ -36,10 +36,10 @@ class DepthFirst:
     until the budget is used up. tries: how often it may back up; None for as often as the budget affords.
     """
 
-    levels: tuple[float, ...] = (0.6, 0.4)
+    levels: tuple[float, ...] = (0.8, 0.6, 0.4)
     back: float = 0.3
     thresholds: tuple[float, ...] | None = None
-    quantile: float = 0.5
+    quantile: float = 0.75
     tries: int | None = None
     branches: ClassVar[bool] = False
     renoises: ClassVar[bool] = True
@@ -66,7 +66,7 @@ class DepthFirst:
         if self.tries is None and not np.isfinite(task.allowance):
             raise ValueError("depth-first goes on until the budget is used up: give tries, or a budget in evaluations, "
                              "FLOPs or seconds")  # fmt: skip
-        steps = [task.grid.step_at(level) for level in self.levels]
+        steps = [task.grid.step_at(level + 1e-6) for level in self.levels]
         if len(set(steps)) < len(steps):
             raise ValueError(f"levels {self.levels} fall on one step of a grid of {task.grid.steps}: give fewer")
         return State(task, (*steps, task.grid.steps), math.inf if self.tries is None else self.tries)
@@ -78,7 +78,7 @@ class DepthFirst:
         at, passes = state.checks[j], self._passes(state, particles)
         if passes and at < end:
             return self._go(state, particles, state.uid, j + 1)
-        back = max(0, min(task.grid.step_at(min(1.0, task.grid.levels[at] + self.back)), at - 1))
+        back = max(0, min(task.grid.step_at(min(1.0, task.grid.levels[at] + self.back + 1e-6)), at - 1))
         if not passes and state.tries > 0 and self._affords(state, back):
             move, state = self._start(state, particles, back)
             return move, state._replace(tries=state.tries - 1)

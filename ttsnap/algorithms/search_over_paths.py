@@ -13,6 +13,9 @@ import numpy as np
 
 from ttsnap.types import Grid, IntArray, Move, Particles, Task, advance, branch, fresh
 
+_EPS = 1e-6
+"""Levels of a grid come from float32 times, and sums of them are to meet them again."""
+
 
 class State(NamedTuple):
     """The last move's rows went to step `at` (0: none yet); those carried out are uids from `born` on, or of `given`.
@@ -64,7 +67,7 @@ class SearchOverPaths:
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         grid, at, end = state.grid, state.at, state.grid.steps
         if not at:
-            first = int(np.clip(grid.step_at(self.start), 2, end - 1))
+            first = int(np.clip(grid.step_at(self.start + _EPS), 2, end - 1))
             # All streams go on, so there is nothing to score for.
             move = advance(particles, state.given, first, score=False) if state.given else (
                 fresh(state.streams, first, score=False))  # fmt: skip
@@ -76,8 +79,8 @@ class SearchOverPaths:
         ranked = uids[np.argsort(-particles.value(uids), kind="stable")]
         kept = ranked[: state.streams]
         level = grid.levels[at]
-        start = int(np.clip(grid.step_at(level + self.back), 1, at - 1))
-        stop = max(at + 1, grid.step_at(max(0.0, level - self.ahead)))
+        start = int(np.clip(grid.step_at(min(1.0, level + self.back + _EPS)), 1, at - 1))
+        stop = max(at + 1, grid.step_at(max(0.0, level - self.ahead) + _EPS))
         # In turn, so that a budget that does not last for all leaves each stream some.
         parents = np.tile(kept, self.n or 1)
         gone = np.concatenate([ranked[state.streams :], np.array(state.kept, int)])

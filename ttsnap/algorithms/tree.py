@@ -48,11 +48,11 @@ class BestFirst:
     reseed: whether a fresh seed, worth as much as the average root, may be chosen, too.
     """
 
-    n: int = 4
+    n: int = 8
     width: int = 2
     block: int | None = None
-    temperature: float = 0.5
-    bonus: float = 0.25
+    temperature: float = 1.0
+    bonus: float = 1.0
     reseed: bool = True
     branches: ClassVar[bool] = True
     lockstep: ClassVar[bool] = False
