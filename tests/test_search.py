@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ttsnap import BestOfN, Budget, SeedPruning, search
+from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search
 from ttsnap.live import LiveEngine
 from ttsnap.nodes import Node
 from ttsnap.rewards import FunctionReward
@@ -498,3 +498,13 @@ def test_moves_that_an_algorithm_did_not_declare_are_refused(engine: Any, name: 
 
     with pytest.raises(ValueError, match=f"{name} = False"):
         search(["a"], Plain((lambda p: fresh(1, 3), move)), engine())
+
+
+@pytest.mark.parametrize("name", ["zero-order", "best-first", "rbf"])
+def test_algorithms_that_plan_by_their_budget_take_seconds(engine: Any, name: str) -> None:
+    live = with_kernel(engine(), "sde")
+    (result,) = search(["a"], make_algorithm(name), live, "1s")
+    assert result.images
+    assert result.spent["seconds_all_prompts"] < 10
+    with pytest.raises(ValueError, match="budget"):
+        search(["a"], make_algorithm(name), live, None)

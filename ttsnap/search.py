@@ -62,7 +62,11 @@ def search(
         raise ValueError(f"{type(algorithm).__name__} takes particles back to noisier steps, which this sampler cannot "
                          "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip
     begin = clock()
-    algorithm.init(task_of(budget, engine, keep, shared))
+    task = task_of(budget, engine, keep, shared)
+    if budget.seconds is not None and engine.price.seconds is None:
+        # What that affords is measured below; until then, any amount will do to see whether the algorithm fits.
+        task = dataclasses.replace(task, allowance=min(task.allowance, 100.0 * engine.grid.nfe))
+    algorithm.init(task)
     check_budget(budget, engine)
     if budget.seconds is not None and engine.price.seconds is None:
         engine.calibrate()
