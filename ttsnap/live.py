@@ -259,9 +259,9 @@ class LiveEngine:
         self._advance()
         self._predict()
         self._advance()
-        ready, scored, going = [], [], []
-        for row in self._rows:
-            (going if not row.done else scored if row.score else ready).append(row)
+        going = [row for row in self._rows if not row.done]
+        ready = [row for row in self._rows if row.done and not row.score]
+        scored = [row for row in self._rows if row.done and row.score]
         done = [self._rest(job, [ready[i] for i in rows]) for job, rows in _by_job(ready).items()]
         # Decode full batches; the rest only when the denoiser has nothing left to do meanwhile.
         full = len(scored) // self.decode_batch_size * self.decode_batch_size if going else len(scored)

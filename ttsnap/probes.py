@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def seconds_of(
     previews = scorer.estimates == "preview"
     preview = _timed(lambda: scorer.previews(latent).cpu()) if previews else 0.0
     level = torch.ones(1, device=image.device)
-    rewards = [_timed(lambda r=r: score_images(r, image, [""], level)) for r in scorer.rewards]
+    rewards = [_timed(partial(score_images, r, image, [""], level)) for r in scorer.rewards]
     rates = Rates(nfe, decode, sum(rewards) / len(rewards), max(0.0, one - nfe), preview)
     return rates, Cost(n + 2, 2, len(rewards), int(previews))
 
