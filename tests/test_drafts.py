@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.live import LiveEngine
+from ttsnap.lockstep import lockstep
 from ttsnap.mixture import MixtureDenoiser
 from ttsnap.moves import draft_points
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import seeded
 from ttsnap.samplers import Ode
+from ttsnap.types import Task
 
 
 def bright() -> Any:
@@ -85,6 +87,14 @@ def test_ledger_equals_counter(
     assert sum(r.spent["nfe"] for r in results) == live.denoiser.calls  # type: ignore[attr-defined]
     assert all(r.spent["nfe"] <= budget for r in results)
     assert all(r.images for r in results) or stop_after is not None
+
+
+def test_simulation_counts_a_draft_as_the_ledger_does() -> None:
+    def lookup(searches: Any, rows: Any, steps: Any) -> Any:
+        return np.random.default_rng(0).normal(size=(*rows.shape, 1))
+
+    algorithm, task = SeedPruning(5, (0.4,), steps=(2,), draft=3), Task(make().grid)
+    assert lockstep(algorithm, lookup, 4, task).nfe.tolist() == [5 * (3 + 2) + 2 * (12 - 3)] * 4
 
 
 def test_drafts_need_a_path_and_a_replay_refuses_them() -> None:

@@ -178,7 +178,7 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, es
     particle share the evaluation at its step.
     """
     ahead = move.score & (move.stop < grid.steps)
-    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum()) + drafted(move, grid)
+    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum() + drafted(move, grid).sum())
     own = move.parent >= 0
     uids, start = move.parent[own], move.start[own]
     uses = ((move.stop > move.start) | ahead)[own] & (start == particles.step[uids]) & ~mixes(move)[own]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap import utility as utilities
+from ttsnap.moves import drafted
 from ttsnap.types import Algorithm, BoolArray, FloatArray, IntArray, Move, Particles, Task, Utility
 
 Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
@@ -112,6 +113,8 @@ class _Run:
         """Evaluations, scored images and finished ones of them (B,) of a move, as budget.price_move counts them."""
         ahead = move.score & (move.stop < self.task.grid.steps)
         calls = self.task.grid.calls[move.stop] - self.task.grid.calls[move.start] + ahead
+        if move.draft is not None:
+            calls = calls + drafted(move, self.task.grid)
         if move.parent.ndim > 1:
             calls = calls - (np.take_along_axis(self.particles.cached, move.parent, 1) & (calls > 0))
         shape = (self.b, calls.shape[-1])

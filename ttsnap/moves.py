@@ -42,12 +42,13 @@ def draft_points(stop: int, steps: int, draft: int) -> list[int]:
     return sorted({k for k in points if stop < k < steps})
 
 
-def drafted(move: Move, grid: Grid) -> int:
-    """Evaluations that drafts add to a move."""
-    if move.draft is None:
-        return 0
-    rows = np.flatnonzero(move.score & (move.draft > 1))
-    return sum(len(draft_points(int(move.stop[i]), grid.steps, int(move.draft[i]))) for i in rows)
+def drafted(move: Move, grid: Grid) -> IntArray:
+    """(n,) evaluations that drafts add to the rows of a move."""
+    found = np.zeros(move.stop.shape, int)
+    if move.draft is not None:
+        for i in np.flatnonzero(move.score & (move.draft > 1)):
+            found[i] = len(draft_points(int(move.stop[i]), grid.steps, int(move.draft[i])))
+    return found
 
 
 def pick(move: Move, rows: IntArray) -> Move:

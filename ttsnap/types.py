@@ -256,10 +256,8 @@ class Algorithm(Protocol):
     """
 
     branches: ClassVar[bool]
-
-    @property
-    def lockstep(self) -> bool:
-        """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
+    lockstep: ClassVar[bool]
+    """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
 
     @property
     def n(self) -> int | None: ...

@@ -40,10 +40,7 @@ class SeedPruning:
     steps: tuple[int, ...] | None = None
     draft: int = 1
     branches: ClassVar[bool] = False
-
-    @property
-    def lockstep(self) -> bool:
-        return self.draft == 1
+    lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("keep", "levels", "steps"):

@@ -1,0 +1,159 @@
+"""Do drafts predict better than one-step estimates, and does pruning by them pay? On the embedded model.
+
+    python benchmarks/drafts.py --json drafts.json
+
+A draft of m from step k is k evaluations along the path and m of a coarse rollout from there to the image, whose decode
+is scored; a one-step estimate at step k is k evaluations and one more.
+
+1. Spearman within prompts of the score with the finished image's, at equal cost in denoiser calls.
+2. Seed pruning at equal denoiser calls: one cut by estimates, one cut by drafts, and a cut by drafts followed by one by
+   estimates, for several places and shares. For each kind and budget the schedule that is best on other prompts is
+   shown, beside best-of-N. Survivors go on from the state that they had, so a draft's coarse calls are lost. Searches
+   are simulated on the recorded scores (tests hold that to the live search).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ttsnap.pipelines import defaults, load
+
+from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.metrics import rank_correlation
+from ttsnap.replay import Recording
+from ttsnap.scenes import sample_prompts
+from ttsnap.simulate import curve
+from ttsnap.types import Move, Particles, Task, fresh
+
+
+@dataclass(frozen=True)
+class Look:
+    """Score n seeds once, at `stop` with a draft, and leave it at that."""
+
+    n: int
+    stop: int
+    draft: int
+    branches: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = False
+
+    def init(self, task: Task) -> bool:
+        return False
+
+    def step(self, state: bool, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, bool]:
+        move = replace(fresh(self.n, self.stop), draft=np.full(self.n, self.draft))
+        return (None if state else move), True
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--prompts", type=int, default=30)
+    p.add_argument("--fit-prompts", type=int, default=20)
+    p.add_argument("--seeds", type=int, default=32, help="recorded per prompt")
+    p.add_argument("--costs", type=int, nargs="+", default=[3, 4, 5, 6, 8])
+    p.add_argument("--budgets", type=int, nargs="+", default=[60, 100, 160, 240], help="NFE, of part 2")
+    p.add_argument("--repeats", type=int, default=100, help="simulated searches of a prompt, of part 2")
+    p.add_argument("--reward", default="scenes")
+    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
+    p.add_argument("--steps", type=int, default=20)
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--dtype", default="bfloat16")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    call = {**defaults(), "num_inference_steps": a.steps}
+    engine = load(dtype=getattr(torch, a.dtype)).engine(a.reward, batch_size=a.batch_size, **call)
+    test, fit = sample_prompts(a.prompts, a.prompt_seed), sample_prompts(a.fit_prompts, 1, held_out=False)
+    out: dict[str, Any] = {"ttsnap": __version__, "setting": {k: str(v) for k, v in vars(a).items()}}
+
+    final = scores(engine, test, BestOfN(a.seeds), a.steps)
+    out["spearman"] = []
+    for cost in a.costs:
+        for k in range(cost):
+            found = scores(engine, test, Look(a.seeds, k, cost - k), k)
+            row = {"cost": cost, "path": k, "draft": cost - k, "spearman": float(rank_correlation(found, final))}
+            out["spearman"].append(row)
+        mine = [r for r in out["spearman"] if r["cost"] == cost]
+        print(f"{cost} calls: " + ", ".join(f"{r['path']}+{r['draft']} {r['spearman']:.2f}" for r in mine), flush=True)
+
+    out["pruning"] = []
+    looks = [(k, m) for k in places(a.steps) for m in DRAFTS]
+    whole = {name: record_all(engine, prompts, a.seeds, looks) for name, prompts in (("test", test), ("fit", fit))}
+    for budget, (kind, schedules) in itertools.product(a.budgets, kinds(a.steps).items()):
+        tried = [found(whole["fit"], s, budget, a.repeats).mean() for s in schedules]
+        best = schedules[int(np.argmax(tried))]
+        values = found(whole["test"], best, budget, a.repeats)
+        row = {"budget": budget, "kind": kind, "schedule": str(best), "reward": float(values.mean()),
+               "error": float(values.std(ddof=1) / len(values) ** 0.5)}  # fmt: skip
+        out["pruning"].append(row)
+        print(f"{budget} NFE, {kind}: {row['reward']:.3f} ± {row['error']:.3f} ({best})", flush=True)
+    if a.json:
+        a.json.write_text(json.dumps(out, indent=1))
+
+
+DRAFTS = (2, 3, 4, 5)
+
+
+def places(steps: int) -> list[int]:
+    """Steps where a draft may begin."""
+    return sorted({0, steps // 20, steps // 10, 3 * steps // 20, steps // 5})
+
+
+def kinds(steps: int) -> dict[str, list[Any]]:
+    """Schedules to choose from, of each kind."""
+    late, keep = [steps // 5, steps // 4, 3 * steps // 10, 2 * steps // 5], (0.1, 0.2, 0.35, 0.5)
+    drafts = [SeedPruning(keep=(s,), steps=(k,), draft=m) for s in keep for k in places(steps) for m in DRAFTS]
+    both = [
+        SeedPruning(keep=(s, t), steps=(k, at), draft=m)
+        for s, t in itertools.product(keep, (0.3, 0.5))
+        for k, at in itertools.product(places(steps)[:3], late)
+        for m in DRAFTS
+        if at > k
+    ]
+    return {
+        "best-of-n": [BestOfN()],
+        "estimates": [SeedPruning(keep=(s,), steps=(k,)) for s in keep for k in range(1, 2 * steps // 5 + 1)],
+        "estimates twice": [
+            SeedPruning(keep=(s, t), steps=(k, at))
+            for s, t in itertools.product(keep, (0.3, 0.5))
+            for k, at in itertools.product(range(1, steps // 5), late)
+            if at > k
+        ],
+        "drafts": drafts,
+        "drafts, then estimates": both,
+    }
+
+
+def record_all(engine: Any, prompts: list[str], seeds: int, looks: list[tuple[int, int]]) -> dict[Any, Recording]:
+    """Recordings of the same seeds: of estimates (None), and with the scores at step k replaced by drafts (k, m)."""
+    results = search(prompts, KeepAll(seeds), engine)
+    plain = Recording.from_results(results, engine.grid, engine.reward_names, price=engine.price)
+    made: dict[Any, Recording] = {None: plain}
+    for k, m in looks:
+        replaced = plain.scores.copy()
+        replaced[:, :, k, 0] = scores(engine, prompts, Look(seeds, k, m), k)
+        made[k, m] = replace(plain, scores=replaced)
+    return made
+
+
+def found(recordings: dict[Any, Recording], schedule: Any, budget: int, repeats: int) -> np.ndarray:
+    """(P,) the winners' mean rewards in simulated searches."""
+    draft = getattr(schedule, "draft", 1)
+    recording = recordings[None if draft == 1 else (schedule.steps[0], draft)]
+    return curve(recording, schedule, [Budget(nfe=budget)], repeats).rewards[:, 0]
+
+
+def scores(engine: Any, prompts: list[str], algorithm: Any, step: int) -> np.ndarray:
+    """(P, S) at a step."""
+    results = search(prompts, algorithm, engine)
+    return np.stack([r.particles.scores[: algorithm.n, step, 0] for r in results])
+
+
+if __name__ == "__main__":
+    main()
