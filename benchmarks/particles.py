@@ -83,7 +83,8 @@ def main() -> None:
     call = {**defaults(), "num_inference_steps": a.steps}
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     reward, metrics = make_rewards(a.reward), make_rewards(a.held_out)
-    for unit, nfe, name, seed in itertools.product(a.unit, a.budgets, a.algorithms, range(a.seeds)):
+    # Seed by seed, so that what is there when it is interrupted compares all methods.
+    for seed, unit, nfe, name in itertools.product(range(a.seeds), a.unit, a.budgets, a.algorithms):
         build, kernels = METHODS[name]
         for kernel in [k for k in kernels if k in a.kernels]:
             key = f"{name}|{kernel}|{nfe}{unit}|{seed}"
