@@ -108,3 +108,9 @@ def test_folders_are_numbered_and_never_reused_unasked(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match="not a folder"):
         outputs.prepare_folder(one / "x" / "y", "a", True)
     assert (one / "x").read_text() == "mine"
+
+
+def test_a_branch_shows_its_ancestors_pictures_up_to_where_it_left() -> None:
+    parents, born = [-1, 0, 1], {0: 0, 1: 3, 2: 6}
+    assert [outputs._owner(2, step, parents, born) for step in (0, 3, 4, 6, 7)] == [0, 0, 1, 1, 2]
+    assert outputs._owner(0, 5, parents, born) == 0

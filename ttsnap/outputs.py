@@ -213,7 +213,10 @@ def _plain(value: Any) -> Any:
 
 
 def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
-    """Candidates (columns, best first) over the scored steps (rows): scores under each, pruned ones dimmed."""
+    """Candidates (columns, best first) over the scored steps (rows): scores under each, pruned ones dimmed.
+
+    Above the step where a candidate branched off stand its parent's pictures.
+    """
     p = result.particles
     steps = sorted({step for _, step in thumbnails})
     uids = sorted({uid for uid, _ in thumbnails}, key=lambda u: (-p.scored[u], -p.value([u])[0]))
@@ -230,26 +233,43 @@ def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int
         y = HEAD + line * row + CELL // 2 - 16
         label = "finished" if step == grid.steps else f"step {step}\nnoise {grid.levels[step]:.2f}"
         draw.multiline_text((MARGIN, y), label, "#333333", small)
-    winner = result.images[0].uid
+    winner, born = result.images[0].uid, _born(result)
     for place, uid in enumerate(shown):
         x = LEFT + place * column
-        label = f"seed {p.seed[uid]}" if p.parent[uid] < 0 else f"{p.parent[uid]} → {uid}"
+        label = f"seed {p.seed[uid]}" if p.parent[uid] < 0 else f"seed {p.seed[uid]}, {uid}"
         draw.text((x, HEAD - 17), label, "black" if p.finished[uid] else "#999999", small)
         for line, step in enumerate(steps):
-            if (uid, step) not in thumbnails:
+            owner = _owner(uid, step, p.parent, born)
+            if (owner, step) not in thumbnails:
                 continue
             y = HEAD + line * row
-            picture = thumbnails[uid, step]
-            pruned = not p.finished[uid] and step == p.scored[uid]
+            picture = thumbnails[owner, step]
+            pruned = owner == uid and not p.finished[uid] and step == p.scored[uid]
             if pruned:
                 picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
             sheet.paste(picture, (x, y))
             if uid == winner and step == grid.steps:
                 frame = (x - 3, y - 3, x + picture.width + 2, y + picture.height + 2)
                 draw.rectangle(frame, outline="#1a7f37", width=3)
-            score = p.utility(p.scores[uid : uid + 1, step])[0]
+            score = p.utility(p.scores[owner : owner + 1, step])[0]
             draw.text((x, y + CELL + 3), f"{score:.3f}", "#999999" if pruned else "black", small)
     return sheet
+
+
+def _born(result: Result) -> dict[int, int]:
+    """The step where each particle that has a parent went its own way."""
+    found: dict[int, int] = {}
+    for move in result.trace:
+        for uid, start in zip(move["uids"], move["start"], strict=True):
+            found.setdefault(uid, start)
+    return found
+
+
+def _owner(uid: int, step: int, parents: Any, born: Mapping[int, int]) -> int:
+    """The particle that a particle still was at a step: itself, or an ancestor that it had not left yet."""
+    while parents[uid] >= 0 and step <= born.get(uid, 0):
+        uid = int(parents[uid])
+    return uid
 
 
 def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
