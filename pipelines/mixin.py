@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -45,6 +45,8 @@ class SearchMixin:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             chosen = {name: kwargs.pop(name) for name in arguments.DEFAULTS if name in kwargs}
             given = arguments.bound(parameters, (self, *args), kwargs)
+            if isinstance(given.get("prompt"), Iterator):  # it can be read once only
+                given["prompt"] = list(given["prompt"])
             if self.check_prompt is not None:
                 prompt = given.get("prompt")
                 for text in [prompt] if isinstance(prompt, str) else prompt or []:

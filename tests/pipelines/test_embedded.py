@@ -91,3 +91,14 @@ def test_bfloat16_runs() -> None:
     out = pipe("a red circle", search=BestOfN(2), reward="scenes", output_type="pt", **CALL)
     assert out.images.dtype == torch.float32
     assert torch.isfinite(out.images).all()
+
+
+def test_prompts_may_come_from_a_generator_but_not_from_a_closed_one(stock: Any) -> None:
+    twin = upgrade(stock)
+    prompts = (text for text in ["a red circle", "a blue cross"])
+    found = twin(
+        prompts, search="best-of-n", reward="scenes", budget="10nfe", **{**CALL, "num_inference_steps": 5}
+    ).search
+    assert [result.prompt for result in found] == ["a red circle", "a blue cross"]
+    with pytest.raises(ValueError, match="needs a prompt"):
+        twin(prompts, **how)
