@@ -96,9 +96,8 @@ def test_bfloat16_runs() -> None:
 def test_prompts_may_come_from_a_generator_but_not_from_a_closed_one(stock: Any) -> None:
     twin = upgrade(stock)
     prompts = (text for text in ["a red circle", "a blue cross"])
-    found = twin(
-        prompts, search="best-of-n", reward="scenes", budget="10nfe", **{**CALL, "num_inference_steps": 5}
-    ).search
+    how = {"search": "best-of-n", "reward": "scenes", "budget": "20nfe", **CALL}
+    found = twin(prompts, **how).search
     assert [result.prompt for result in found] == ["a red circle", "a blue cross"]
     with pytest.raises(ValueError, match="needs a prompt"):
         twin(prompts, **how)
