@@ -86,9 +86,9 @@ def main() -> None:
     looks = [(k, m) for k in places(a.steps) for m in DRAFTS]
     whole = {name: record_all(engine, prompts, a.seeds, looks) for name, prompts in (("test", test), ("fit", fit))}
     for budget, (kind, schedules) in itertools.product(a.budgets, kinds(a.steps).items()):
-        tried = [found(whole["fit"], s, budget, a.repeats).mean() for s in schedules]
+        tried = [simulated(whole["fit"], s, budget, a.repeats).mean() for s in schedules]
         best = schedules[int(np.argmax(tried))]
-        values = found(whole["test"], best, budget, a.repeats)
+        values = simulated(whole["test"], best, budget, a.repeats)
         row = {"budget": budget, "kind": kind, "schedule": str(best), "reward": float(values.mean()),
                "error": float(values.std(ddof=1) / len(values) ** 0.5)}  # fmt: skip
         out["pruning"].append(row)
@@ -142,7 +142,7 @@ def record_all(engine: Any, prompts: list[str], seeds: int, looks: list[tuple[in
     return made
 
 
-def found(recordings: dict[Any, Recording], schedule: Any, budget: int, repeats: int) -> np.ndarray:
+def simulated(recordings: dict[Any, Recording], schedule: Any, budget: int, repeats: int) -> np.ndarray:
     """(P,) the winners' mean rewards in simulated searches."""
     draft = getattr(schedule, "draft", 1)
     recording = recordings[None if draft == 1 else (schedule.steps[0], draft)]
