@@ -33,12 +33,13 @@ def test_flow_euler_is_diffusers_step_at_every_row(dtype: torch.dtype, shift: fl
         assert torch.equal(ours[i : i + 1], stock)
 
 
-def test_stochastic_flow_euler_has_diffusers_moments() -> None:
+def test_renoising_has_the_moments_of_diffusers_stochastic_euler() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     scheduler.set_timesteps(5)
     x, out = torch.full((4000, 1), 0.7), torch.full((4000, 1), -0.2)
     k = torch.full((4000,), 2)
-    ours = FlowEuler(scheduler.sigmas, stochastic=True).step(x, Prediction(out, out), k, [(0, i) for i in range(4000)])
+    sigmas, keys = scheduler.sigmas.double(), [(0, i) for i in range(4000)]
+    ours = Renoise(Linear(), sigmas).step(x, Prediction(out, x - sigmas[2].float() * out), k, keys)
     torch.manual_seed(0)
     stock = scheduler.step(out, scheduler.timesteps[2], x, return_dict=False)[0]
     assert ours.mean() == pytest.approx(float(stock.mean()), abs=0.03)

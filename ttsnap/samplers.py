@@ -61,7 +61,7 @@ class RememberingKernel(Protocol):
 class FlowEuler:
     """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
 
-    sigmas (K+1,) float32 from the scheduler; `stochastic` is its `stochastic_sampling` (full renoise each step).
+    sigmas (K+1,) float32 from the scheduler. Its `stochastic_sampling` is another kernel: see pipelines/schedule.py.
     """
 
     sigmas: Tensor
@@ -70,11 +70,8 @@ class FlowEuler:
     def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
         out, wide = prediction.out, x.float()
         now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
-        if self.stochastic:
-            moved = (1 - after) * (wide - now.to(out.dtype) * out) + after * rng.noise(keys, wide)
-        else:
-            # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
-            moved = wide + (after - now).to(out.dtype) * out
+        # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
+        moved = wide + (after - now).to(out.dtype) * out
         return moved.to(out.dtype)
 
 
@@ -242,16 +239,14 @@ def make_kernel(spec: str | Kernel, denoiser: Any) -> Kernel:
         return spec
     name, *options = spec.split(":")
     try:
-        if name == "ddim" and len(options) == 1:
-            return Ddim(denoiser.path, denoiser.times, float(options[0]))
-        if name == "sde" and options and options[0] in DIFFUSIONS and len(options) <= 2:
-            scale = float(options[1]) if len(options) == 2 else 3.0
-            return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale))
         if not options:
             return KERNELS[name](denoiser)
+        if name == "ddim" and len(options) == 1:
+            return Ddim(denoiser.path, denoiser.times, float(options[0]))
+        if name == "sde" and len(options) <= 2:
+            scale = float(options[1]) if len(options) == 2 else 3.0
+            return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale))
+        raise ValueError("too many parts")
     except (KeyError, ValueError) as error:
-        cause: Exception | None = error
-    else:
-        cause = None
-    known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE with {', '.join(DIFFUSIONS)}"
-    raise ValueError(f"unknown kernel {spec!r}; choose one of {known}") from cause
+        known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE with {', '.join(DIFFUSIONS)}"
+        raise ValueError(f"unknown kernel {spec!r}; choose one of {known}") from error
