@@ -17,7 +17,7 @@ from ttsnap.pipelines.schedule import Schedule
 from ttsnap.flops import count_flops, on_meta
 from ttsnap.interpolants import Interpolant
 from ttsnap.rng import seeded
-from ttsnap.samplers import Kernel, Prediction
+from ttsnap.samplers import AnyKernel, Prediction
 from ttsnap.types import Grid
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class PipelineDenoiser:
     grid: Grid
     path: Interpolant
     times: Tensor
-    kernel: Kernel
+    kernel: AnyKernel
     passes_per_nfe: int
     text_length: Hashable = None
     """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""

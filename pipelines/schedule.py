@@ -22,7 +22,7 @@ from torch import Tensor
 from ttsnap.pipelines.scheduler_kernel import CandidateKernel, NoisyKernel, RowKernel
 
 from ttsnap.interpolants import Interpolant, Linear, rows
-from ttsnap.samplers import FlowEuler, Kernel
+from ttsnap.samplers import AnyKernel, FlowEuler
 from ttsnap.types import Grid
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
@@ -69,7 +69,7 @@ class Schedule:
     grid: Grid
     path: Interpolant | None
     times: Tensor | None
-    kernel: Kernel
+    kernel: AnyKernel
 
     def scaled(self, x: Tensor, step: Tensor) -> Tensor:
         """The network's input of x (N, ...) at positions step (N,)."""
@@ -201,7 +201,7 @@ def _prediction(scheduler: Any) -> str:
     return known[kind]
 
 
-def _kernel(scheduler: Any, arguments: dict[str, Any]) -> Kernel:
+def _kernel(scheduler: Any, arguments: dict[str, Any]) -> AnyKernel:
     """Exactly the scheduler's own step."""
     name, config = type(scheduler).__name__, scheduler.config
     if name == FLOW_EULER and not config.stochastic_sampling:

@@ -63,11 +63,6 @@ class NoisyKernel:
         moved = _by_position(self.scheduler, x, prediction.out, k, self.arguments, generators)
         return moved, [Memory(key[:-1], g) for key, g in zip(keys, generators, strict=True)]
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
-        """One step that remembers nothing: noise by key."""
-        generators = [rng.generator(key) for key in keys]
-        return _by_position(self.scheduler, x, prediction.out, k, self.arguments, generators)
-
 
 @dataclass(frozen=True)
 class CandidateKernel:
@@ -90,9 +85,6 @@ class CandidateKernel:
             moved.append(_step(own, x[here], prediction.out[here], int(k[i]), self.arguments, [generator]))
             after.append(Memory(key[:-1], generator, own))
         return torch.cat(moved), after
-
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
-        raise TypeError(f"{type(self.scheduler).__name__} steps from a history; use step_from")
 
 
 def _by_position(

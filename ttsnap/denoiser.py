@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.interpolants import Interpolant
-from ttsnap.samplers import Kernel, Prediction
+from ttsnap.samplers import AnyKernel, Prediction
 from ttsnap.types import Grid
 
 
@@ -21,7 +21,7 @@ class Denoiser(Protocol):
     path: Interpolant
     times: Tensor
     """(K+1,) float64, the path's times at the grid points. Denoisers that follow a scheduler may have neither."""
-    kernel: Kernel
+    kernel: AnyKernel
     """The pipeline's own scheduler."""
     passes_per_nfe: int
 

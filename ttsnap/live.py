@@ -27,7 +27,7 @@ from ttsnap.meter import Meter
 from ttsnap.moves import mixes
 from ttsnap.nodes import Node, Row
 from ttsnap.probes import fit_batches, seconds_of
-from ttsnap.samplers import Kernel, Ode, Prediction, RememberingKernel, forward
+from ttsnap.samplers import AnyKernel, Ode, Prediction, RememberingKernel, forward
 from ttsnap.scoring import Scorer
 from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, IntArray, Move, Outcome, Reward
@@ -55,7 +55,7 @@ class LiveEngine:
         denoiser: Denoiser,
         rewards: Sequence[Reward],
         *,
-        kernel: Kernel | None = None,
+        kernel: AnyKernel | None = None,
         batch_size: int | None = None,
         decode_batch_size: int | None = None,
         padded: bool = False,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.interpolants import Interpolant, Linear, level, rows, velocity_from_x0
-from ttsnap.samplers import Kernel, Ode, Prediction
+from ttsnap.samplers import AnyKernel, Ode, Prediction
 from ttsnap.types import Grid
 
 
@@ -37,7 +37,7 @@ class MixtureDenoiser:
         self.path: Interpolant = path if path is not None else Linear()
         self.times = times.double() if times is not None else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         self.grid = Grid(tuple(level(self.path, self.times).tolist()))
-        self.kernel: Kernel = Ode(self.path, self.times)
+        self.kernel: AnyKernel = Ode(self.path, self.times)
         self._by_prompt = torch.zeros(1, means.shape[1]) if by_prompt is None else by_prompt
         self._offset = self._by_prompt[:1].double()
 

@@ -46,7 +46,9 @@ class RememberingKernel(Protocol):
     What a particle remembers is opaque, and never changed in place: several children may start from it.
     """
 
-    stochastic: bool
+    @property
+    def stochastic(self) -> bool:
+        """As Kernel.stochastic."""
 
     def begin(self, key: rng.Key, generator: torch.Generator) -> Any:
         """What a particle (seed, branch) remembers at first; its initial noise was just drawn from `generator`."""
@@ -55,6 +57,9 @@ class RememberingKernel(Protocol):
         self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key], memory: Sequence[Any]
     ) -> tuple[Tensor, list[Any]]:
         """As Kernel.step, with what each row remembers (N,), before and after."""
+
+
+AnyKernel = Kernel | RememberingKernel
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-KERNELS: dict[str, Callable[..., Kernel]] = {
+KERNELS: dict[str, Callable[..., AnyKernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
     "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),
@@ -230,7 +235,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
 """Kernel by name, for a Denoiser (live.py)."""
 
 
-def make_kernel(spec: str | Kernel, denoiser: Any) -> Kernel:
+def make_kernel(spec: str | AnyKernel, denoiser: Any) -> AnyKernel:
     """A name of KERNELS, one with a number or a diffusion ("ddim:0.5", "sde:constant:1", "sde:square:3"), or a Kernel.
 
     ValueError for an unknown one.
