@@ -59,7 +59,26 @@ class RememberingKernel(Protocol):
         """As Kernel.step, with what each row remembers (N,), before and after."""
 
 
+@runtime_checkable
+class GaussianKernel(Kernel, Protocol):
+    """A kernel whose step is a draw of N(mean, std^2 I): what guidance (guidance.py) can shift and weigh."""
+
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, ...) at steps k (N,) -> mean (N, ...) and std (N,) of x at steps k + 1, both float32 or float64.
+
+        std is 0 in the last step, whose mean is the x0 estimate.
+        """
+
+
 AnyKernel = Kernel | RememberingKernel
+
+
+def draw(kernel: GaussianKernel, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    """A step of a GaussianKernel, in x's dtype. No noise is drawn where std is 0 in every row."""
+    mean, std = kernel.moments(x, prediction, k)
+    if bool((std > 0).any()):
+        mean = mean + rows(std, mean) * rng.noise(keys, mean)
+    return mean.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -134,14 +153,15 @@ class Sde:
     g: Callable[[Tensor], Tensor] = RBF_DIFFUSION
     stochastic: bool = True
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
         wide, x0 = _wide(x), _wide(prediction.x0)
         t, h = self.times[k], self.times[k] - self.times[k + 1]
         g = self.g(t)
         drift = velocity_from_x0(self.path, wide, x0, t)
         drift = drift - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
-        moved = wide - drift * rows(h, wide) + rows(g * h.sqrt(), wide) * rng.noise(keys, wide)
-        return torch.where(_last(self.times, k, wide), x0, moved).to(x.dtype)
+        return _ending(self.times, k, wide - drift * rows(h, wide), x0, g * h.sqrt())
+
+    step = draw
 
 
 @dataclass(frozen=True)
@@ -164,13 +184,14 @@ class Ddim:
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
         t, s = self.times[k], self.times[k + 1]
         a, b = self.path.alpha(s), self.path.sigma(s)
         shrink = self.path.alpha(t) * b / (a * self.path.sigma(t))
         c = self.eta * b * torch.sqrt((1 - shrink**2).clamp(min=0.0))
-        moved = _toward(self.path, x, prediction.x0, t, s, c, keys)
-        return torch.where(_last(self.times, k, x), prediction.x0.to(x.dtype), moved)
+        return _ending(self.times, k, *_toward(self.path, x, prediction.x0, t, s, c), c)
+
+    step = draw
 
 
 @dataclass(frozen=True)
@@ -184,22 +205,25 @@ class Renoise:
     times: Tensor
     stochastic: bool = True
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
         t, s = self.times[k], self.times[k + 1]
-        moved = _toward(self.path, x, prediction.x0, t, s, self.path.sigma(s), keys)
-        return torch.where(_last(self.times, k, x), prediction.x0.to(x.dtype), moved)
+        c = self.path.sigma(s)
+        return _ending(self.times, k, *_toward(self.path, x, prediction.x0, t, s, c), c)
+
+    step = draw
 
 
-def _toward(
-    path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, c: Tensor, keys: Sequence[rng.Key]
-) -> Tensor:
-    """alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c xi; no noise is drawn where c is 0 in every row."""
+def _toward(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_s x0 + sqrt(sigma_s^2 - c^2) eps, to which c xi may be added, and x0; both float32 or float64."""
     wide, x0 = _wide(x), _wide(x0)
     eps = eps_from_x0(path, wide, x0, t)
-    moved = rows(path.alpha(s), wide) * x0 + rows(torch.sqrt((path.sigma(s) ** 2 - c**2).clamp(min=0.0)), wide) * eps
-    if bool((c > 0).any()):
-        moved = moved + rows(c, wide) * rng.noise(keys, wide)
-    return moved.to(x.dtype)
+    kept = torch.sqrt((path.sigma(s) ** 2 - c**2).clamp(min=0.0))
+    return rows(path.alpha(s), wide) * x0 + rows(kept, wide) * eps, x0
+
+
+def _ending(times: Tensor, k: Tensor, mean: Tensor, x0: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of a step, but for rows whose next point is the image: they take the x0 estimate, without noise."""
+    return torch.where(_last(times, k, mean), x0, mean), torch.where(k + 1 == len(times) - 1, 0.0, std)
 
 
 def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Key]) -> Tensor:
