@@ -236,7 +236,7 @@ class Loop:
                 "closing": job.closing,
             }
         )
-        self._emit("move", job, uids=tuple(uids.tolist()), nfe=cost.nfe)
+        self._emit("move", job, uids=tuple(uids.tolist()), nfe=cost.nfe, move=job.trace[-1])
         self.engine.submit(job.index, uids, seeds, move)
         return True
 

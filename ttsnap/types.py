@@ -358,9 +358,9 @@ class Engine(Protocol):
 class Event:
     """One thing that happened, for progress bars, contact sheets and live views.
 
-    kind: "start" (a prompt was taken up), "move" (a move was submitted), "tick" (a batch ran; `nfe` evaluations),
-    "score" (a particle was scored; `image` holds the decoded estimate, `kept` its latent and features where the
-    engine keeps them), "drop", "end" (a prompt is done).
+    kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
+    batch ran; `nfe` evaluations), "score" (a particle was scored; `image` holds the decoded estimate, `kept` its latent
+    and features where the engine keeps them), "drop", "end" (a prompt is done).
     """
 
     kind: str
@@ -371,6 +371,7 @@ class Event:
     scores: tuple[float, ...] = ()
     image: Any = None
     kept: Mapping[str, Any] = field(default_factory=dict)
+    move: Mapping[str, Any] = field(default_factory=dict)
     nfe: int = 0
     best: float = float("nan")
 
