@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROMPT ?= two red circles and a blue square
 BUDGET ?= 400nfe
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow notebooks lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"
+
+# Executes them in place and strips what differs from run to run.
+notebooks: $(VENV)/.installed
+	$(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
