@@ -41,7 +41,7 @@ class RowKernel:
     arguments: Mapping[str, Any]
     stochastic: bool = False
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
         return _by_position(self.scheduler, x, prediction.out, k, self.arguments, None)
 
 

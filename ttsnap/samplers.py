@@ -35,7 +35,7 @@ class Kernel(Protocol):
     def stochastic(self) -> bool:
         """Whether it draws noise; only then do children of one particle come apart."""
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
         """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype."""
 
 
@@ -73,7 +73,7 @@ class GaussianKernel(Kernel, Protocol):
 AnyKernel = Kernel | RememberingKernel
 
 
-def draw(kernel: GaussianKernel, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+def draw(kernel: GaussianKernel, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
     """A step of a GaussianKernel, in x's dtype. No noise is drawn where std is 0 in every row."""
     mean, std = kernel.moments(x, prediction, k)
     if bool((std > 0).any()):
@@ -91,7 +91,7 @@ class FlowEuler:
     sigmas: Tensor
     stochastic: bool = False
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
         out, wide = prediction.out, x.float()
         now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
         # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
@@ -110,7 +110,7 @@ class Ode:
     times: Tensor
     stochastic: bool = False
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
         return self.jump(x, prediction, k, k + 1)
 
     def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _ending(times: Tensor, k: Tensor, mean: Tensor, x0: Tensor, std: Tensor) -> 
     return torch.where(_last(times, k, mean), x0, mean), torch.where(k + 1 == len(times) - 1, 0.0, std)
 
 
-def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Key]) -> Tensor:
+def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Source]) -> Tensor:
     """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s | x_t).
 
     x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over paths uses it
