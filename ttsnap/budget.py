@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ttsnap.moves import drafted, mixes
-from ttsnap.types import Cost, Engine, Grid, Move, Particles, Task
+from ttsnap.types import BoolArray, Cost, Engine, Grid, IntArray, Move, Particles, Task
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
@@ -33,14 +34,42 @@ class Rates:
     reward_call: float = 0.0
     call: float = 0.0
     preview: float = 0.0
+    gradient: float = 0.0
+    backward: float = 0.0
 
     def of(self, cost: Cost) -> float:
         decoding = self.decode * cost.decodes + self.preview * cost.previews
-        return self.nfe * cost.nfe + decoding + self.reward_call * cost.reward_calls
+        return self.nfe * cost.nfe + decoding + self.reward_call * cost.reward_calls + self.pulling(cost)
+
+    def pulling(self, cost: Cost) -> float:
+        """What the gradients of a cost take, without the denoiser's forward half."""
+        return self.gradient * cost.gradients + self.backward * cost.backwards
 
     def pixels(self, estimates: str) -> float:
         """What making pixels of one unfinished estimate takes; `estimates` as in Price."""
         return {"decode": self.decode, "preview": self.preview, "nothing": 0.0}[estimates]
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Which steps (K,) a reward's gradient guides, and whether it goes back `through` the denoiser (guidance.py).
+
+    A particle that moves on from such a step takes one gradient there, which its siblings share. Where it goes back
+    through the denoiser it is had with the evaluation, or by another one where that was made without.
+    """
+
+    steps: tuple[bool, ...]
+    through: bool
+
+    @cached_property
+    def at(self) -> BoolArray:
+        """(K+1,) steps."""
+        return np.array([*self.steps, False])
+
+    @cached_property
+    def before(self) -> IntArray:
+        """(K+1,) gradients that it takes to get from noise to each step."""
+        return np.concatenate([[0], np.cumsum(self.steps)])
 
 
 @dataclass(frozen=True)
@@ -55,6 +84,7 @@ class Price:
     seconds: Rates | None = None
     passes_per_nfe: int = 1
     estimates: str = "decode"
+    guided: Guided | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +176,9 @@ def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False)
     for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
         if cap is not None and rates is not None and rates.nfe > 0:
             check, scoring = rates.pixels(engine.price.estimates), rewards * rates.reward_call
-            found.append((cap / rates.nfe, (rates.decode + scoring) / rates.nfe, (check + scoring) / rates.nfe))
+            whole = finish_cost(0, False, grid, rewards, engine.price.guided)
+            unit = rates.nfe + rates.pulling(whole) / grid.nfe
+            found.append((cap / unit, (rates.decode + scoring) / unit, (check + scoring) / unit))
     allowance, score, check = min(found, key=lambda f: f[0] / (grid.nfe + f[1]), default=(np.inf, 0.0, 0.0))
     return Task(grid, keep, allowance, score, shared, None if engine.price.estimates == "decode" else check)
 
@@ -170,8 +202,9 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
 
 
-def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, estimates: str = "decode") -> Cost:
-    """Exact cost of a move; `estimates` as in Price.
+def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, estimates: str = "decode",
+               guided: Guided | None = None) -> Cost:  # fmt: skip
+    """Exact cost of a move; `estimates` and `guided` as in Price.
 
     A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is
     scored before the end (the x0 estimate at b), and one less if the estimate at a is already paid. Children of one
@@ -187,12 +220,32 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, es
     calls -= len(shared) - int((~particles.cached[paid]).sum())
     scored, early = int(move.score.sum()), int(ahead.sum())
     decodes = scored if estimates == "decode" else scored - early
-    return Cost(calls, decodes, scored * rewards, early if estimates == "preview" else 0)
+    cost = Cost(calls, decodes, scored * rewards, early if estimates == "preview" else 0)
+    return cost if guided is None else cost + _gradients(move, particles, guided)
 
 
-def finish_cost(step: int, cached: bool, grid: Grid, rewards: int) -> Cost:
+def _gradients(move: Move, particles: Particles, guided: Guided) -> Cost:
+    """What guidance adds to a move."""
+    pulls = int((guided.before[move.stop] - guided.before[move.start]).sum())
+    own = np.flatnonzero((move.parent >= 0) & (move.stop > move.start) & ~mixes(move))
+    shared = move.parent[own][(move.start[own] == particles.step[move.parent[own]]) & guided.at[move.start[own]]]
+    parents = np.unique(shared)
+    paid = np.zeros(len(parents), bool) if particles.pulled is None else particles.pulled[parents]
+    pulls -= len(shared) - int((~paid).sum())
+    again = int((particles.cached[parents] & ~paid).sum()) if guided.through else 0
+    return Cost(again, gradients=pulls, backwards=pulls if guided.through else 0)
+
+
+def finish_cost(
+    step: int, cached: bool, grid: Grid, rewards: int, guided: Guided | None = None, pulled: bool = False
+) -> Cost:
     """Cost of taking one particle from `step` to a finished, scored image."""
-    return Cost(grid.nfe - int(grid.calls[step]) - int(cached and step < grid.steps), 1, rewards)
+    cost = Cost(grid.nfe - int(grid.calls[step]) - int(cached and step < grid.steps), 1, rewards)
+    if guided is None:
+        return cost
+    pulls = int(guided.before[-1] - guided.before[step]) - int(pulled)
+    again = int(guided.through and guided.at[step] and cached and not pulled)
+    return cost + Cost(again, gradients=pulls, backwards=pulls if guided.through else 0)
 
 
 class Ledger:
@@ -250,5 +303,7 @@ class Ledger:
             "flops_denoise": flops.nfe * c.nfe,
             "flops_decode": flops.decode * c.decodes + flops.preview * c.previews,
             "flops_reward": flops.reward_call * c.reward_calls,
+            "gradients": c.gradients,
+            "flops_gradient": flops.pulling(c),
             "budget": str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts",
         }

@@ -16,7 +16,7 @@ class DryEngine:
 
     capacity = 1
     nfe = 0
-    renoises = True
+    renoises = nears = True
 
     def __init__(
         self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False, price: Price | None = None

@@ -21,10 +21,12 @@ from ttsnap import rng
 from ttsnap.buckets import bucket_of, buckets
 from ttsnap.budget import Price, Rates
 from ttsnap.denoiser import Denoiser, Previewer
+from ttsnap.guidance import Guidance
+from ttsnap.guide import Guide
 from ttsnap.interpolants import Interpolant
 from ttsnap.memory import Gauge, gauge_of
 from ttsnap.meter import Meter
-from ttsnap.moves import mixes
+from ttsnap.moves import mixes, nears
 from ttsnap.nodes import Node, Row
 from ttsnap.probes import fit_batches, seconds_of
 from ttsnap.samplers import AnyKernel, Ode, Prediction, RememberingKernel, forward
@@ -44,7 +46,8 @@ class LiveEngine:
     decode_batch_size: most images per decode and reward call. None: as many as fit into a GPU's memory, measured by a
     few throw-away calls (`probed`), 16 elsewhere. Either is halved when the device runs out of memory.
     padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
-    preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default. keep:
+    preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default.
+    guidance: steps follow the rewards' gradient (guidance.py); gradient_batch_size: most rows of those calls. keep:
     "latents" and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer
     block whose hidden states those are (rewards that read features name their own).
     `stats` counts what ran.
@@ -62,6 +65,8 @@ class LiveEngine:
         preview: bool = False,
         keep: Sequence[str] = (),
         features_block: int | None = None,
+        guidance: Guidance | None = None,
+        gradient_batch_size: int | None = None,
     ) -> None:
         if any(size is not None and size < 1 for size in (batch_size, decode_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
@@ -72,11 +77,15 @@ class LiveEngine:
         self.scorer = Scorer(denoiser, rewards, self.grid, preview=preview)
         self.reward_names, self.keep = self.scorer.names, tuple(keep)
         self._capture(features_block)
+        self.guide = None
+        if guidance is not None:
+            self.guide = Guide(guidance, self.kernel, denoiser, self.rewards, gradient_batch_size)
         self._price: Price | None = None
         self._prompts: list[str] | None = None
         self._rows: list[Row] = []
         self._resting: dict[tuple[int, int], tuple[Node, rng.Key]] = {}
-        self._watch = Stopwatch(("denoise", "decode", "reward"))
+        phases = ("denoise", "decode", "reward") + (("gradient",) if guidance is not None else ())
+        self._watch = Stopwatch(phases)
         self._device: torch.device | None = None
         self.stats: dict[str, int] = defaultdict(int)
 
@@ -105,8 +114,10 @@ class LiveEngine:
             reward = float(np.mean([getattr(r, "flops", 0.0) for r in self.rewards]))
             previews = self.scorer.estimates == "preview" and isinstance(self.denoiser, Previewer)
             preview = self.denoiser.preview_flops() if previews else 0.0  # type: ignore[attr-defined]
-            rates = Rates(predict, decode, reward, preview=preview)
-            self._price = Price(rates, None, self.denoiser.passes_per_nfe, self.scorer.estimates)
+            rates, guide = Rates(predict, decode, reward, preview=preview), self.guide
+            rates = rates if guide is None else guide.rates(rates)
+            guided = None if guide is None else guide.guided
+            self._price = Price(rates, None, self.denoiser.passes_per_nfe, self.scorer.estimates, guided)
         return self._price
 
     def calibrate(self) -> Cost:
@@ -116,6 +127,9 @@ class LiveEngine:
             return self._halving("batch_size", list(rows), call)
 
         seconds, spent = seconds_of(self.denoiser, self.scorer, self.batch_size, halving)
+        if self.guide is not None:
+            seconds, more = self.guide.seconds(seconds)
+            spent += more
         self._price = replace(self.price, seconds=seconds)
         self.probed += spent
         return spent
@@ -124,6 +138,11 @@ class LiveEngine:
     def renoises(self) -> bool:
         """Whether the sampler has a path along which a latent can be noised, and keeps no history."""
         return self._path is not None and self.grid.evals is None and not isinstance(self.kernel, RememberingKernel)
+
+    @property
+    def nears(self) -> bool:
+        """Whether the sampler draws the noise that it is given a key for."""
+        return self.stochastic and self.grid.evals is None and not isinstance(self.kernel, RememberingKernel)
 
     @property
     def _path(self) -> Interpolant | None:
@@ -198,11 +217,16 @@ class LiveEngine:
                 reward.check(self._prompts)
         with torch.no_grad():
             self.denoiser.encode(self._prompts)
+        if self.guide is not None:
+            self.probed += self.guide.prepare(self._prompts)
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         if move.draft is not None and not self.renoises and bool((move.draft > 1).any()):
             raise ValueError("drafts need a sampler with a path; choose a kernel that has one (ode, sde)")
+        if not self.nears and bool(nears(move).any()):
+            raise ValueError("noise near other noise needs a stochastic kernel without a history (sde, ddim)")
         states: list[tuple[Node, rng.Key]] = []
+        born = np.full(len(move), -1)
         mixed = mixes(move)
         for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
             if parent < 0:
@@ -213,6 +237,8 @@ class LiveEngine:
             key = key if uid == parent else (int(seeds[i]), uid + 1)
             if mixed[i] or move.start[i] != node.step(self.grid)[0]:
                 node = self._restarted(node, int(move.start[i]), float(move.mix[i]), key)
+            elif uid != parent:
+                born[i] = node.at
             states.append((node, key))
         drafts = np.ones(len(move), int) if move.draft is None else move.draft
         for i, (uid, (node, key)) in enumerate(zip(uids.tolist(), states, strict=True)):
@@ -220,8 +246,20 @@ class LiveEngine:
             if node.prediction is None and node.step(self.grid)[0] == move.stop[i] and not move.score[i]:
                 # Siblings may use this node's evaluation in this move; this row pays for its own later (price_move).
                 node = node.unpaid()
-            stop, score = int(move.stop[i]), bool(move.score[i])
-            self._rows.append(Row(job, uid, key, node, stop, self.grid, score, int(drafts[i])))
+            stop, score, near = int(move.stop[i]), bool(move.score[i]), self._near(job, move, i)
+            row = Row(job, uid, key, node, stop, self.grid, score, int(drafts[i]), int(born[i]), near)
+            self._rows.append(row)
+        if self.guide is not None:
+            self.guide.mark(self._rows[len(self._rows) - len(move) :])
+
+    def _near(self, job: int, move: Move, i: int) -> tuple[rng.Source, float] | None:
+        """The step noise that row i of a move is near, and its share; None for a plain row."""
+        if move.near is None or move.near[i] < 0:
+            return None
+        source = self._resting[job, int(move.near[i])][0].noise
+        if source is None:
+            raise ValueError(f"particle {move.near[i]} was not made by one step from where {move.parent[i]} is")
+        return source, float(move.mix[i])
 
     @torch.no_grad()
     def _restarted(self, node: Node, start: int, mix: float, key: rng.Key) -> Node:
@@ -301,9 +339,34 @@ class LiveEngine:
             node = row.waiting
             if node is not None:
                 nodes[id(node)] = node
+        if self.guide is not None:
+            self._pull(nodes)
         if nodes:
             with self._watch("denoise", self._device):
                 self._halving("batch_size", list(nodes.values()), self._evaluate)
+
+    def _pull(self, nodes: dict[int, Node]) -> None:
+        """Take those of these nodes out that need a gradient, and get it, with the evaluation where that is new."""
+        guide: Any = self.guide
+        wanting = {id(row.node): row.node for row in self._rows if row.pulls and id(row.node) in nodes}
+        for key in wanting:
+            nodes.pop(key)
+
+        def call(batch: list[Node]) -> None:
+            self._draw([node for node in batch if node.latent is None])
+            cost = guide.pull(batch, self._prompts or [])
+            self.stats["nfe"] += cost.nfe
+            self.stats["room"] += cost.nfe and self.batch_size
+            self.stats["batches"] += bool(cost.nfe)
+            self.stats["gradients"] += cost.gradients
+            self.stats["backwards"] += cost.backwards
+
+        left = list(wanting.values())
+        while left:
+            size = min(len(left), guide.batch_size or self.batch_size, self.batch_size)
+            with self._watch("gradient", self._device):
+                self._halving("batch_size", left[:size], call)
+            left = [node for node in left if node.gradient is None]
 
     def _evaluate(self, batch: list[Node]) -> None:
         self._draw([node for node in batch if node.latent is None])
@@ -336,17 +399,25 @@ class LiveEngine:
 
     def _advance(self) -> None:
         """Move every row whose prediction is there to its next point: no network call."""
-        moving = [row for row in self._rows if row.node.prediction is not None and row.node.at < row.end]
+        ready = [row for row in self._rows if row.node.prediction is not None and row.node.at < row.end]
+        moving = [row for row in ready if not row.pulls]
         if moving:
             x, prediction, k = _stacked([row.node for row in moving])
-            keys = [(*row.key, row.node.at) for row in moving]
+            keys = [row.noise for row in moving]
             memory: list[Any] = [row.node.memory for row in moving]
             if isinstance(self.kernel, RememberingKernel):
-                moved, memory = self.kernel.step_from(x, prediction, k, keys, memory)
-            else:
+                owners = [(*row.key, row.node.at) for row in moving]
+                moved, memory = self.kernel.step_from(x, prediction, k, owners, memory)
+            elif self.guide is None:
                 moved = self.kernel.step(x, prediction, k, keys)
-            for row, latent, kept in zip(moving, moved, memory, strict=True):
-                row.node = Node(row.job, row.node.seed, row.node.at + 1, latent, kept, row.node.origin)
+            else:
+                moved = self.guide.step([row.node for row in moving], x, prediction, k, keys)
+            for row, latent, kept, source in zip(moving, moved, memory, keys, strict=True):
+                at, ratio = row.node.at, row.node.log_ratio
+                if self.guide is not None:
+                    latent, ratio = latent
+                row.node = Node(row.job, row.node.seed, at + 1, latent, kept, row.node.origin)
+                row.node.noise, row.node.log_ratio = source if at == row.born else None, ratio
         drafting = [row for row in self._rows if row.there and row.ahead and row.judged.prediction is not None]
         if drafting:
             x, prediction, k = _stacked([row.judged for row in drafting])
@@ -404,6 +475,7 @@ class LiveEngine:
             errors,
             kept,
             np.array([row.drafted for row in rows], int),
+            *(() if self.guide is None else self.guide.told([row.node for row in rows])),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.budget import Budget, Ledger, finish_cost, price_move, task_of
-from ttsnap.moves import pick, validate
+from ttsnap.moves import mixes, pick, pulls, validate
 from ttsnap.table import ParticleTable
 from ttsnap.types import (
     Algorithm,
@@ -75,6 +75,7 @@ class Loop:
         self.algorithm, self.engine, self.seed, self.keep, self.shared = algorithm, engine, seed, keep, shared
         self.grid, self.rewards = engine.grid, len(engine.reward_names)
         self.clock, self.begin, self.on_event = clock, begin, on_event
+        self._whole = finish_cost(0, False, self.grid, self.rewards, engine.price.guided)
         self.deadline = self.begin + budget.seconds * len(prompts) if budget.seconds else np.inf
         parent = None
         task = task_of(budget, engine, keep, shared)
@@ -93,7 +94,7 @@ class Loop:
             for i, prompt in enumerate(prompts)
         ]
         for job in self.jobs:
-            job.ledger.hold(finish_cost(0, False, self.grid, self.rewards))
+            job.ledger.hold(self._whole)
         self.active: list[Job] = []
         engine.start(prompts, seed)
 
@@ -184,19 +185,23 @@ class Loop:
         The nearest may be one that the move advances, one that rests, or a fresh seed.
         """
         cost, steps = self._price_move(move, particles), self.grid.steps
-        last = move.stop == steps
+        last, guided = move.stop == steps, self.engine.price.guided
         if bool((move.score & last).any()) or bool(particles.finished.any()):
             return cost, Cost()
         resting = particles.alive.copy()
         resting[move.parent[move.parent >= 0]] = False
         resting[move.drop] = False
         at, cached = particles.step[resting], particles.cached[resting]
-        left = self.grid.nfe - self.grid.calls
-        left = np.concatenate([left[:1], left[move.stop] - (move.score & ~last), left[at] - (cached & (at < steps))])
-        return cost, Cost(int(left.min()), 1, self.rewards)
+        pulled = np.zeros(len(at), bool) if particles.pulled is None else particles.pulled[resting]
+        ends = np.stack([move.stop, move.score & ~last, np.zeros(len(move), int)], 1)
+        rests = np.stack([at, cached & (at < steps), pulled], 1)
+        options = np.unique(np.concatenate([np.zeros((1, 3), int), ends, rests]), axis=0).tolist()
+        costs = [finish_cost(k, bool(c), self.grid, self.rewards, guided, bool(p)) for k, c, p in options]
+        return cost, min(costs, key=lambda c: (c.nfe, c.gradients))
 
     def _price_move(self, move: Move, particles: Particles) -> Cost:
-        return price_move(move, particles, self.grid, self.rewards, estimates=self.engine.price.estimates)
+        price = self.engine.price
+        return price_move(move, particles, self.grid, self.rewards, estimates=price.estimates, guided=price.guided)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
@@ -215,8 +220,12 @@ class Loop:
         if not job.ledger.affords(cost, reserve):
             return False
         job.ledger.charge(cost, reserve)
-        before = dataclasses.replace(particles, step=particles.step.copy(), cached=particles.cached.copy())
+        known = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
+        before = dataclasses.replace(particles, **{k: None if v is None else v.copy() for k, v in known.items()})
+        guided = self.engine.price.guided
+        pulled = np.zeros(len(move), bool) if guided is None else pulls(move, particles, guided.at)
         uids, seeds = job.table.place(move, self.seed)
+        job.table.pull(uids, pulled)
         if len(move.drop):
             job.table.drop(move.drop)
             self.engine.drop(job.index, move.drop.tolist())
@@ -225,7 +234,7 @@ class Loop:
         job.trace.append(
             {
                 "move": len(job.trace),
-                "cost": _as_dict(cost),
+                "cost": cost.counts(),
                 "uids": uids.tolist(),
                 "parents": move.parent.tolist(),
                 "start": move.start.tolist(),
@@ -280,7 +289,7 @@ class Loop:
         if rates is None:
             return self.clock() >= self.deadline
         bare = [job for job in self.active if not job.table.view().finished.any()]
-        one = finish_cost(0, False, self.grid, self.rewards)
+        one = self._whole
         need = sum(rates.of(job.ledger.reserve) for job in bare) + queued * rates.of(one)
         batches = -(-(len(bare) + queued) // max(1, self.engine.capacity // 2))
         need += rates.call * self.grid.nfe * batches
@@ -295,7 +304,7 @@ class Loop:
             refund = self._unspent(job, cancelled)
             job.ledger.refund(refund)
             if job.trace:
-                job.trace[-1]["refund"] = _as_dict(refund)
+                job.trace[-1]["refund"] = refund.counts()
             job.waiting = 0
             job.warnings.append("stopped early; the budget was not used up")
             particles = job.table.view()
@@ -311,12 +320,15 @@ class Loop:
         move, uids, before = job.pending
         row_of = {uid: i for i, uid in enumerate(uids.tolist())}
         rows = np.array([row_of[uid] for uid in cancelled.uids.tolist()], int)
-        moved = cancelled.cached | (cancelled.step > move.start[rows])
+        parent = move.parent[rows]
+        known = (parent >= 0) & ~mixes(move)[rows]
+        known[known] &= before.cached[parent[known]] & (before.step[parent[known]] == move.start[rows][known])
+        moved = (cancelled.cached & ~known) | (cancelled.step > move.start[rows])
         job.table.record(cancelled)
         # Rows that never ran are priced as they were, so that children of one particle share their first call.
         cost = self._price_move(pick(move, rows[~moved]), before)
         rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved],
-                                   mix=np.ones(int(moved.sum())))  # fmt: skip
+                                   mix=np.ones(int(moved.sum())), near=None)  # fmt: skip
         made = Cost() if cancelled.drafted is None else Cost(int(cancelled.drafted.sum()))
         return cost + self._price_move(rest, job.table.view()) - made
 
@@ -367,7 +379,7 @@ class Loop:
             "seeds": int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
             "finished": int(particles.finished.sum()),
             "gain_of_second_half": _second_half(particles),
-            "calibration": _as_dict(getattr(self.engine, "probed", Cost())),
+            "calibration": getattr(self.engine, "probed", Cost()).counts(),
         }
         return Result(job.prompt, images, spent, tuple(job.trace), particles, tuple(job.warnings))
 
@@ -381,11 +393,6 @@ def _value(job: Job) -> float:
     """What a job's proposed move is worth; inf where it proposes none, as ending costs nothing."""
     move = job.proposal[0] if job.proposal is not None else None
     return move.value if move is not None else np.inf
-
-
-def _as_dict(cost: Cost) -> dict[str, int]:
-    found = {"nfe": cost.nfe, "decodes": cost.decodes, "reward_calls": cost.reward_calls}
-    return {**found, "previews": cost.previews} if cost.previews else found
 
 
 def _verifier_share(seconds: Mapping[str, float]) -> float | None:

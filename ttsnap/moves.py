@@ -24,15 +24,58 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
     if bool(((move.mix < 0) | (move.mix > 1)).any()):
         raise ValueError(f"{who}: mix must be in [0, 1], got {move.mix.tolist()}")
     mixed, back = mixes(move), own & (move.start < at) & (move.start > 0)
+    if move.near is not None and not _siblings(move, move.near, particles, at):
+        raise ValueError(
+            f"{who}: a row near another must take one step from its parent, as that one did, after a plain row of it, "
+            f"got near {move.near.tolist()} parents {move.parent.tolist()} at {at.tolist()} "
+            f"start {move.start.tolist()} stop {move.stop.tolist()}"
+        )
     stays = move.parent[own & ~mixed & ~back & (move.start == at)]
-    does = {"branches": len(np.unique(stays)) < len(stays), "renoises": bool(back.any()), "mixes": bool(mixed.any())}
+    does = {"branches": len(np.unique(stays)) < len(stays), "renoises": bool(back.any()), "mixes": bool(mixed.any()),
+            "nears": bool(nears(move).any())}  # fmt: skip
     for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
         raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
 
 
 def mixes(move: Move) -> BoolArray:
     """(n,) rows that start from their parent's initial noise, mixed with fresh noise."""
-    found: BoolArray = (move.parent >= 0) & (move.start == 0) & (move.mix < 1)
+    found: BoolArray = (move.parent >= 0) & (move.start == 0) & (move.mix < 1) & ~nears(move)
+    return found
+
+
+def nears(move: Move) -> BoolArray:
+    """(n,) rows whose step noise is near that of another child of their parent; mix is then that noise's share."""
+    return np.zeros(move.parent.shape, bool) if move.near is None else move.near >= 0
+
+
+def _siblings(move: Move, near: IntArray, particles: Particles, at: IntArray) -> bool:
+    """Whether every row near another could have the step of that one, as far as the table tells."""
+    rows = np.flatnonzero(near >= 0)
+    if bool((near >= len(particles)).any()) or bool((near < -1).any()) or bool((move.parent[rows] < 0).any()):
+        return False
+    parent, other, start = move.parent[rows], near[rows], move.start[rows]
+    # The plain row, which waits or goes on, keeps what was paid at the parent's step.
+    parents, first = np.unique(move.parent, return_index=True)
+    first = first[np.searchsorted(parents, parent)]
+    plain = (near[first] < 0) & ~mixes(move)[first] & (move.start[first] == start)
+    there = (start == at[rows]) & (move.stop[rows] == start + 1) & plain
+    same = particles.alive[other] & (particles.parent[other] == parent) & (particles.step[other] == start + 1)
+    return bool((there & same).all())
+
+
+def pulls(move: Move, particles: Particles, guided: BoolArray) -> BoolArray:
+    """(n,) rows whose particle waits where it is, at a step whose gradient is paid when the move is done.
+
+    guided (K+1,) steps. Siblings that move on pay for the gradient that the waiting one keeps.
+    """
+    own = (move.parent >= 0) & ~mixes(move)
+    parent = np.where(own, move.parent, 0)
+    here = own & (move.start == particles.step[parent]) if len(particles) else own
+    waits, goes = here & (move.stop == move.start), here & (move.stop > move.start) & guided[move.start]
+    if particles.pulled is None or not waits.any():
+        return np.zeros(len(move), bool)
+    shared = np.isin(move.parent, move.parent[goes]) & (particles.cached[parent] | move.score)
+    found: BoolArray = waits & (particles.pulled[parent] | shared)
     return found
 
 
@@ -54,4 +97,5 @@ def drafted(move: Move, grid: Grid) -> IntArray:
 def pick(move: Move, rows: IntArray) -> Move:
     """Some rows of a move; it drops nothing."""
     cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
-    return Move(*cut, draft=None if move.draft is None else move.draft[rows])
+    draft, near = (None if column is None else column[rows] for column in (move.draft, move.near))
+    return Move(*cut, draft=draft, near=near)

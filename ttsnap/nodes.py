@@ -10,7 +10,7 @@ from torch import Tensor
 from ttsnap import rng
 from ttsnap.moves import draft_points
 from ttsnap.samplers import Prediction
-from ttsnap.types import Grid
+from ttsnap.types import BoolArray, Grid
 
 
 class Node:
@@ -18,9 +18,13 @@ class Node:
 
     Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `origin`
     tells how it was mixed since, (mix, key of the fresh noise) each time. `memory` is what a RememberingKernel keeps.
+    `noise` is that of the one step which made a particle from another; None after any other step. `gradient` of the
+    rewards is there where a guided step is to be taken from it (guidance.py); `log_ratio`, of the path to it, is a
+    tensor () once there was one.
     """
 
-    __slots__ = ("at", "features", "job", "latent", "memory", "origin", "prediction", "seed")
+    __slots__ = ("at", "features", "gradient", "job", "latent", "log_ratio", "memory", "noise", "origin", "prediction",
+                 "seed")  # fmt: skip
 
     def __init__(
         self,
@@ -33,7 +37,10 @@ class Node:
     ) -> None:
         self.job, self.seed, self.at, self.latent, self.memory, self.origin = job, seed, at, latent, memory, origin
         self.prediction: Prediction | None = None
+        self.noise: rng.Source | None = None
         self.features: Tensor | None = None
+        self.gradient: Tensor | None = None
+        self.log_ratio: Any = 0.0
 
     @property
     def x(self) -> Tensor:
@@ -57,36 +64,70 @@ class Node:
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
-        return Node(self.job, self.seed, self.at, self.latent, self.memory, self.origin)
+        found = Node(self.job, self.seed, self.at, self.latent, self.memory, self.origin)
+        found.noise, found.log_ratio = self.noise, self.log_ratio
+        return found
 
 
 class Row:
     """One row of a move under way. `key` (seed, branch) is the particle's source of sampling noise.
 
+    `near` are another particle's step noise, for the first step, and its share. `born`: evaluations at which this row
+    leaves another particle; -1 for one that goes on.
     `stop` is the step it goes to, `end` the evaluations that have brought it there. A row that is scored by a draft
     goes on from there on a node of its own, `probe`, over the points in `ahead`; the particle itself stays at `stop`.
+    `guided` (K+1,) says from which steps it goes on with a gradient; `held`: it waits until its node has one, too.
     """
 
-    __slots__ = ("_points", "ahead", "end", "job", "key", "last", "node", "probe", "score", "stop", "uid")
+    __slots__ = ("_points", "ahead", "born", "end", "guided", "held", "job", "key", "last", "near", "node", "probe",
+                 "score", "stop", "uid")  # fmt: skip
 
     def __init__(
-        self, job: int, uid: int, key: rng.Key, node: Node, stop: int, grid: Grid, score: bool, draft: int = 1
+        self,
+        job: int,
+        uid: int,
+        key: rng.Key,
+        node: Node,
+        stop: int,
+        grid: Grid,
+        score: bool,
+        draft: int = 1,
+        born: int = -1,
+        near: tuple[rng.Source, float] | None = None,
+        guided: BoolArray | None = None,
     ) -> None:
         self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
         self.end, self.last = int(grid.calls[stop]), stop == grid.steps
         self.ahead = draft_points(stop, grid.steps, draft) if score else []
         self._points = len(self.ahead)
         self.probe: Node | None = None
+        self.born, self.near = born, near
+        self.guided, self.held = guided, False
+
+    @property
+    def pulls(self) -> bool:
+        """Whether it cannot go on, or end here, without a gradient that is not there."""
+        moves = self.guided is not None and self.node.at < self.end and bool(self.guided[self.node.at])
+        return (moves or self.held) and self.node.gradient is None
+
+    @property
+    def noise(self) -> rng.Source:
+        """Where the noise of the next step comes from."""
+        own = (*self.key, self.node.at)
+        return own if self.near is None or self.node.at != self.born else rng.near(*self.near, own)
 
     @property
     def there(self) -> bool:
         """Whether it has come to where it goes, and what it is scored by is known but for a draft."""
-        return self.node.at == self.end and (self.node.prediction is not None or not self.score or self.last)
+        here = self.node.at == self.end and not self.pulls
+        return here and (self.node.prediction is not None or not self.score or self.last)
 
     @property
     def waiting(self) -> Node | None:
         """The node that needs an evaluation for this row to go on; None where none does."""
         node = self.node if self.probe is None else self.probe
+        if self.pulls and self.probe is None:
+            return self.node
         if node.prediction is not None or (self.there and self.probe is None):
             return None
         return node

@@ -61,6 +61,9 @@ def search(
     if getattr(algorithm, "renoises", False) and not engine.renoises:
         raise ValueError(f"{type(algorithm).__name__} takes particles back to noisier steps, which this sampler cannot "
                          "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip
+    if getattr(algorithm, "nears", False) and not engine.nears:
+        raise ValueError(f"{type(algorithm).__name__} draws step noise near other step noise, which this sampler does "
+                         "not allow; choose a stochastic kernel without a history (sde, ddim)")  # fmt: skip
     begin = clock()
     task = task_of(budget, engine, keep, shared)
     if budget.seconds is not None and engine.price.seconds is None:
@@ -78,7 +81,7 @@ def search(
 
 def check_budget(budget: Budget, engine: Engine) -> None:
     """ValueError when `budget` does not pay for one finished image."""
-    one = finish_cost(0, False, engine.grid, len(engine.reward_names))
+    one = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price.guided)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
         raise ValueError(

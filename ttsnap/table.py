@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.moves import mixes
-from ttsnap.types import IntArray, Move, Outcome, Particles, Utility
+from ttsnap.moves import mixes, nears
+from ttsnap.types import BoolArray, IntArray, Move, Outcome, Particles, Utility
 
 
 class ParticleTable:
@@ -15,22 +15,24 @@ class ParticleTable:
         self._utility = utility
         self._n = self._seeds = 0
         self._ints = np.empty((4, 0), int)  # seed, parent, step, scored
-        self._flags = np.empty((2, 0), bool)  # cached, alive
+        self._flags = np.empty((3, 0), bool)  # cached, alive, pulled
+        self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
 
     def view(self) -> Particles:
         n = self._n
-        ints, flags, scores = self._ints[:, :n], self._flags[:, :n], self._scores[:n]
-        for array in (ints, flags, scores):
+        ints, flags, scores, ratio = self._ints[:, :n], self._flags[:, :n], self._scores[:n], self._ratio[:n]
+        for array in (ints, flags, scores, ratio):
             array.flags.writeable = False
-        return Particles(ints[0], ints[1], ints[2], flags[0], flags[1], scores, ints[3], self._utility)
+        seen = (ints[0], ints[1], ints[2], flags[0], flags[1], scores, ints[3])
+        return Particles(*seen, self._utility, ratio, flags[2])
 
     def place(self, move: Move, seed: int) -> tuple[IntArray, IntArray]:
         """Give each row of a move its uid (continued or new) and its seed; fresh seeds count up from `seed`."""
         uids = np.full(len(move), -1)
         own = np.flatnonzero(move.parent >= 0)
         if len(own):
-            own = own[(move.start[own] == self._ints[2, move.parent[own]]) & ~mixes(move)[own]]
+            own = own[(move.start[own] == self._ints[2, move.parent[own]]) & ~(mixes(move) | nears(move))[own]]
             _, first = np.unique(move.parent[own], return_index=True)
             uids[own[first]] = move.parent[own[first]]
         new = np.flatnonzero(uids < 0)
@@ -43,14 +45,15 @@ class ParticleTable:
         if n + more > self._ints.shape[1]:
             room = max(n, more)
             self._ints = np.concatenate([self._ints, np.empty((4, room), int)], axis=1)
-            self._flags = np.concatenate([self._flags, np.empty((2, room), bool)], axis=1)
+            self._flags = np.concatenate([self._flags, np.empty((3, room), bool)], axis=1)
+            self._ratio = np.concatenate([self._ratio, np.zeros(room)])
             self._scores = np.concatenate([self._scores, np.full((room, *self._scores.shape[1:]), np.nan)])
         rows = np.arange(n, n + more)
         fresh = parents < 0
         started = np.cumsum(fresh)
         self._ints[0, rows] = np.where(fresh, seed + self._seeds + started - 1, self._ints[0, parents])
         self._ints[1, rows], self._ints[2, rows], self._ints[3, rows] = parents, 0, -1
-        self._flags[0, rows], self._flags[1, rows] = False, True
+        self._flags[0, rows], self._flags[1, rows], self._flags[2, rows] = False, True, False
         self._n, self._seeds = n + more, self._seeds + int(started[-1])
         return rows
 
@@ -59,9 +62,17 @@ class ParticleTable:
         uids = outcome.uids
         self._ints[2, uids] = outcome.step
         self._flags[0, uids] = outcome.cached
+        if outcome.pulled is not None:
+            self._flags[2, uids] = outcome.pulled
+        if outcome.log_ratio is not None:
+            self._ratio[uids] = outcome.log_ratio
         if outcome.scores is not None:
             self._scores[uids, outcome.step] = outcome.scores
             self._ints[3, uids] = outcome.step
+
+    def pull(self, uids: IntArray, pulled: BoolArray) -> None:
+        """Whether the gradient at the step that these are at, or go to, is paid."""
+        self._flags[2, uids] = pulled
 
     def drop(self, uids: IntArray) -> None:
         self._flags[1, uids] = False

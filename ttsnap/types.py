@@ -8,7 +8,7 @@ there (k + 1, where each step takes one); a score at step K is that of the finis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -29,20 +29,27 @@ class Cost:
     `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
     forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
     scored, once per reward; `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
+    `gradients` counts decodes and rewards run forward and backward, `backwards` evaluations of the denoiser that a
+    gradient went back through (their forward half is in `nfe`).
     """
 
     nfe: int = 0
     decodes: int = 0
     reward_calls: int = 0
     previews: int = 0
+    gradients: int = 0
+    backwards: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        nfe, decodes = self.nfe + other.nfe, self.decodes + other.decodes
-        return Cost(nfe, decodes, self.reward_calls + other.reward_calls, self.previews + other.previews)
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def __sub__(self, other: Cost) -> Cost:
-        nfe, decodes = self.nfe - other.nfe, self.decodes - other.decodes
-        return Cost(nfe, decodes, self.reward_calls - other.reward_calls, self.previews - other.previews)
+        return Cost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    def counts(self) -> dict[str, int]:
+        """JSON-ready; kinds that only some searches know are left out where they are 0."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in found.items() if v or k in ("nfe", "decodes", "reward_calls")}
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,9 @@ class Particles:
 
     seed (N,) of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether the
     prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
-    failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R.
+    failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R. Under guidance by a
+    reward's gradient (guidance.py), log_ratio (N,) is log p - log q of the path to where it is, p the plain sampler and
+    q the guided one, and pulled (N,) whether the gradient at its step is already paid; elsewhere they are None.
     """
 
     seed: IntArray
@@ -128,6 +137,8 @@ class Particles:
     scores: FloatArray
     scored: IntArray
     utility: Utility
+    log_ratio: FloatArray | None = None
+    pulled: BoolArray | None = None
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
@@ -188,8 +199,10 @@ class Move:
     lists uids that are given up. `value` is the price per evaluation up to which the move is worth making, for ordering
     moves of several prompts under a shared budget. `draft` (n,), where given, is how many evaluations a score at an
     unfinished step is made with: above 1 the particle is looked at after a short coarse rollout from where it is, over
-    later grid points, which it then does not follow. The first row of a parent that starts at the parent's own step
-    (with mix 1) continues that particle; every other row makes a new one.
+    later grid points, which it then does not follow. `near` (n,), where given, holds -1 or, for a row of one step from
+    the parent's own, the uid of an earlier child that one step from there made: the row's step noise is mix times that
+    child's and sqrt(1 - mix^2) fresh noise. The first row of a parent that starts at the parent's own step, with mix 1
+    and near nothing, continues that particle; every other row makes a new one.
     """
 
     parent: IntArray
@@ -200,6 +213,7 @@ class Move:
     drop: IntArray = field(default_factory=lambda: np.empty(0, int))
     value: float = 0.0
     draft: IntArray | None = None
+    near: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -207,7 +221,8 @@ class Move:
     def head(self, n: int) -> Move:
         """The first n rows."""
         cut = (self.parent[:n], self.start[:n], self.stop[:n], self.score[:n], self.mix[:n])
-        return Move(*cut, drop=self.drop, value=self.value, draft=None if self.draft is None else self.draft[:n])
+        draft, near = (None if column is None else column[:n] for column in (self.draft, self.near))
+        return Move(*cut, drop=self.drop, value=self.value, draft=draft, near=near)
 
 
 def fresh(n: int, stop: int, *, score: bool = True) -> Move:
@@ -252,7 +267,8 @@ class Algorithm(Protocol):
 
     `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `branches` says
     whether it makes several children of one particle, which needs a stochastic kernel. Optional class variables:
-    `renoises`, whether it takes particles back to noisier steps, and `mixes`, whether it starts from mixed noise.
+    `renoises`, whether it takes particles back to noisier steps, `mixes`, whether it starts from mixed noise, and
+    `nears`, whether it draws step noise near that of another child.
     """
 
     branches: ClassVar[bool]
@@ -294,7 +310,8 @@ class Outcome:
     uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
     `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
     `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward; `drafted`
-    (n,) counts the evaluations that drafts took.
+    (n,) counts the evaluations that drafts took; log_ratio (n,) is as in Particles, and so is pulled (n,), which only
+    rows that were cancelled need to tell.
     """
 
     job: int
@@ -306,6 +323,8 @@ class Outcome:
     errors: Sequence[str | None] = ()
     kept: Sequence[Mapping[str, Any]] = ()
     drafted: IntArray | None = None
+    log_ratio: FloatArray | None = None
+    pulled: BoolArray | None = None
 
 
 @runtime_checkable
@@ -319,6 +338,10 @@ class Engine(Protocol):
     @property
     def renoises(self) -> bool:
         """Whether it can take particles back to noisier steps, and make drafts: it has a path and no history."""
+
+    @property
+    def nears(self) -> bool:
+        """Whether it can draw step noise near that of another child: the sampler draws noise, and keeps no history."""
 
     @property
     def capacity(self) -> int:

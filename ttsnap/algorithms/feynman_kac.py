@@ -17,7 +17,8 @@ class State(NamedTuple):
     """Particles on the way to steps[at]; at -1 they are to start, from `uids` where some were adopted.
 
     For each (n,): its log weight, such that weights sum to an estimate of Z = E[exp(lam r)] in the end; `total` of the
-    log potentials of its lineage; `stat`, the running max or sum of its scores. `lam`: of the last check.
+    log potentials of its lineage; `stat`, the running max or sum of its scores; `ratio`, the log ratio of the plain
+    sampler to the guided one up to the last check, 0 without guidance. `lam`: of the last check.
     """
 
     steps: tuple[int, ...]
@@ -29,6 +30,7 @@ class State(NamedTuple):
     logw: FloatArray = np.empty(0)
     total: FloatArray = np.empty(0)
     stat: FloatArray = np.empty(0)
+    ratio: FloatArray = np.empty(0)
 
     @property
     def log_z(self) -> float:
@@ -40,7 +42,8 @@ class State(NamedTuple):
         return self.at == len(self.steps) - 1
 
     def of(self, rows: IntArray) -> State:
-        return self._replace(uids=self.uids[rows], logw=self.logw[rows], total=self.total[rows], stat=self.stat[rows])
+        names = ("uids", "logw", "total", "stat", "ratio")
+        return self._replace(**{name: getattr(self, name)[rows] for name in names})
 
 
 def placed(parents: IntArray, born: int) -> IntArray:
@@ -56,6 +59,11 @@ def arrived(s: State, particles: Particles) -> State:
     rows = np.flatnonzero(s.uids < len(particles))
     some = s.of(rows[particles.step[s.uids[rows]] == s.steps[s.at]])
     return some._replace(logw=some.logw + s.log_z - some.log_z)
+
+
+def ratios(particles: Particles, uids: IntArray) -> FloatArray:
+    """log p - log q of the paths of these particles (n,), p the plain sampler and q the one that made them."""
+    return np.zeros(len(uids)) if particles.log_ratio is None else particles.log_ratio[uids]
 
 
 def nothing_yet(potential: str, n: int) -> FloatArray:

@@ -1,7 +1,8 @@
 """Sequential Monte Carlo over the denoising path: particles are weighted by early scores and resampled on the way.
 
-FK steering (arXiv 2501.06848), DAS without gradients (arXiv 2501.05803), the breadth-first search of arXiv 2505.23614
-and the funnel (arXiv 2508.12361) are settings of it. Whatever the potentials, their product along a path is
+FK steering (arXiv 2501.06848), DAS (arXiv 2501.05803; with guidance "twisted"), the breadth-first search of arXiv
+2505.23614 and the funnel (arXiv 2508.12361) are settings of it. Under guidance (guidance.py) weights also carry the ratio
+of the plain sampler to the guided one. Whatever the potentials, their product along a path is
 exp(lam r), r the reward of the finished image, so that weighted images are drawn from p(x) exp(lam r(x)).
 """
 
@@ -79,7 +80,8 @@ class SMC:
         if s.at < 0:
             move = _branched(s.uids, 0, s.steps[0], particles) if len(s.uids) else fresh(s.n, s.steps[0])
             none = fk.nothing_yet(self.potential, s.n)
-            s = s._replace(logw=np.full(s.n, -np.log(s.n)), total=np.zeros(s.n), stat=none)
+            even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
+            s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
         else:
             s = self._weighed(fk.arrived(s, particles), particles)
             if s.last:
@@ -99,11 +101,12 @@ class SMC:
         known = np.isfinite(r)
         if not known.any() and not s.last:
             return s  # nothing was learnt
-        r = np.where(known, r, 0.0)
+        r, ratio = np.where(known, r, 0.0), fk.ratios(particles, s.uids)
 
         def weighed(lam: float) -> State:
             log_g, stat = self._log_potential(s, r, lam), fk.running(self.potential, s.stat, r)
-            return s._replace(lam=lam, stat=stat, total=s.total + log_g, logw=np.where(known, s.logw + log_g, -np.inf))
+            logw = np.where(known, s.logw + log_g + ratio - s.ratio, -np.inf)
+            return s._replace(lam=lam, stat=stat, total=s.total + log_g, logw=logw, ratio=ratio)
 
         if self.temper == "adaptive" and not s.last:
             least = self.ess * self._size(s, s.at)

@@ -1,0 +1,148 @@
+"""What a LiveEngine does under guidance: which rows wait for a gradient, where it comes from, and what it costs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap import rng
+from ttsnap.budget import Guided, Rates
+from ttsnap.denoiser import Denoiser
+from ttsnap.gradients import Differentiator, saved_bytes
+from ttsnap.guidance import Guidance, guided_step
+from ttsnap.memory import SHARE, gauge_of
+from ttsnap.nodes import Node, Row
+from ttsnap.samplers import AnyKernel, GaussianKernel, Prediction
+from ttsnap.types import BoolArray, Cost, FloatArray, Reward
+
+logger = logging.getLogger(__name__)
+
+
+class Guide:
+    """Guidance of one engine. batch_size: most rows of a call with a graph; None: what fits into a GPU's memory.
+
+    ValueError, before the model is run, for kernels, rewards and networks that cannot be guided.
+    """
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        kernel: AnyKernel,
+        denoiser: Denoiser,
+        rewards: Sequence[Reward],
+        batch_size: int | None,
+    ) -> None:
+        if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:
+            raise ValueError(f"guidance shifts the noise of a stochastic step, and {type(kernel).__name__} draws none "
+                             "or keeps a history; choose kernel sde, ddim, ancestral or renoise")  # fmt: skip
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"gradient_batch_size must be at least 1, got {batch_size}")
+        self.guidance, self.kernel, self.batch_size = guidance, kernel, batch_size
+        self.denoiser, self.grid = denoiser, denoiser.grid
+        self.differentiate = Differentiator(denoiser, rewards, guidance.through, guidance.weights)
+        self.rewards, self.through = len(self.differentiate.rewards), guidance.through == "denoiser"
+        self.guided = Guided(guidance.steps(self.grid), self.through)
+        self.row_bytes: int | None = None
+        self._lam = guidance.tempered(self.grid)
+
+    def rates(self, forward: Rates) -> Rates:
+        """With the price of a gradient in FLOPs: a backward pass takes about two forward passes."""
+        once = forward.decode + self.rewards * forward.reward_call
+        return replace(forward, gradient=3 * once, backward=2 * forward.nfe)
+
+    def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
+        """With the price of a gradient in seconds, timed on one row, and what timing it took."""
+        begin = time.perf_counter()
+        self._probe("")
+        whole = time.perf_counter() - begin
+        back = 2 * forward.nfe if self.through else 0.0
+        rest = max(whole - 3 * forward.nfe, 0.5 * whole) if self.through else whole
+        spent = Cost(1, gradients=1, backwards=int(self.through))
+        return replace(forward, gradient=rest, backward=back), spent
+
+    def prepare(self, prompts: Sequence[str]) -> Cost:
+        """Measure what a row takes of memory, before a search, once; and what measuring took."""
+        if self.row_bytes is not None:
+            return Cost()
+        x, zero = self.denoiser.init_latents([rng.seeded(0)]), torch.zeros(1, dtype=torch.long)
+        self.row_bytes = saved_bytes(self.differentiate, x, zero, zero, prompts[:1])
+        gauge = gauge_of(self.denoiser.device)
+        if self.batch_size is None and gauge is not None:
+            self.batch_size = max(1, int(SHARE * gauge.free() // max(1, self.row_bytes)))
+        logger.info("a gradient keeps %.1f MiB a row", self.row_bytes / 2**20)
+        return Cost(1, gradients=1, backwards=int(self.through))
+
+    def _probe(self, prompt: str) -> None:
+        x, zero = self.denoiser.init_latents([rng.seeded(0)]), torch.zeros(1, dtype=torch.long)
+        example: Any = self.differentiate.rewards[0][1]
+        self.differentiate(x, zero, zero, [getattr(example, "example", prompt)])
+
+    def mark(self, rows: Sequence[Row]) -> None:
+        """Tell the rows of a move from which steps they need gradients, and those that wait beside others to wait."""
+        for row in rows:
+            row.guided = self.guided.at
+        going = {id(row.node) for row in rows if row.node.at < row.end and self.guided.at[row.node.at]}
+        for row in rows:
+            row.held = row.node.at == row.end and id(row.node) in going
+
+    def pull(self, batch: Sequence[Node], prompts: Sequence[str]) -> Cost:
+        """Give these nodes their gradients, and predictions where they have none; what it took."""
+        new = [node for node in batch if node.prediction is None]
+        old = [node for node in batch if node.prediction is not None]
+        parts = [batch] if self.through else [part for part in (new, old) if part]
+        for part in parts:
+            x, k = torch.stack([node.x for node in part]), torch.tensor([node.at for node in part])
+            cond = torch.tensor([node.job for node in part])
+            known = _stacked(part) if not self.through and part is old else None
+            found = self.differentiate(x, k, cond, [prompts[node.job] for node in part], known)
+            for i, node in enumerate(part):
+                node.gradient = found.gradient[i]
+                if node.prediction is None:
+                    node.prediction = Prediction(found.prediction.out[i], found.prediction.x0[i])
+                    if found.prediction.features is not None:
+                        node.features = found.prediction.features[i]
+        nfe = len(batch) if self.through else len(new)
+        return Cost(nfe, gradients=len(batch), backwards=len(batch) if self.through else 0)
+
+    def step(
+        self, nodes: Sequence[Node], x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[Any]
+    ) -> list[tuple[Tensor, Any]]:
+        """Where these nodes go, with the log ratio of the path so far: guided from guided steps, else plainly."""
+        found: list[tuple[Tensor, Any]] = [(x[i], nodes[i].log_ratio) for i in range(len(nodes))]
+        guided = self.guided.at[k.numpy()]
+        for rows, pulled in ((np.flatnonzero(~guided), False), (np.flatnonzero(guided), True)):
+            if not len(rows):
+                continue
+            at = torch.from_numpy(rows)
+            there = at.to(x.device)
+            part = Prediction(prediction.out[there], prediction.x0[there])
+            some, names = (x[there], part, k[at]), [keys[i] for i in rows]
+            if pulled:
+                gradient = torch.stack([g for g in (nodes[i].gradient for i in rows) if g is not None])
+                moved, more = guided_step(self.kernel, self.guidance, self._lam, *some[:2], gradient, k[at], names)
+                ratios = [nodes[i].log_ratio + one for i, one in zip(rows, more, strict=True)]
+            else:
+                moved, ratios = self.kernel.step(*some, names), [nodes[i].log_ratio for i in rows]
+            for i, latent, ratio in zip(rows, moved, ratios, strict=True):
+                found[i] = (latent, ratio)
+        return found
+
+    def told(self, nodes: Sequence[Node]) -> tuple[FloatArray, BoolArray]:
+        """log_ratio and pulled (n,) of rows that come to rest, in one transfer from the device."""
+        ratios = (
+            torch.stack([torch.as_tensor(node.log_ratio, dtype=torch.float64) for node in nodes]) if nodes else None
+        )
+        values = np.empty(0) if ratios is None else ratios.cpu().numpy()
+        return values, np.array([node.gradient is not None for node in nodes], bool)
+
+
+def _stacked(nodes: Sequence[Node]) -> Prediction:
+    predictions = [node.prediction for node in nodes if node.prediction is not None]
+    return Prediction(torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions]))
