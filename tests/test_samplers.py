@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchE
 from ttsnap.interpolants import VP, Cosine, Discrete, Interpolant, Linear, x0_from_eps
 from ttsnap.mixture import MixtureDenoiser
 from ttsnap.rng import noise, seeded
+from ttsnap.samplers import DIFFUSIONS as NAMES
 from ttsnap.samplers import Ddim, FlowEuler, Kernel, Ode, Prediction, Renoise, Sde, forward, make_kernel, power
 
 PATHS: list[Interpolant] = [Linear(), VP(), Cosine()]
@@ -89,6 +90,7 @@ def test_ode_reproduces_the_mixture(path: Interpolant) -> None:
 
 
 DIFFUSIONS = {"3t^2": power(3, 2), "t": power(1, 1), "0": power(0, 1)}
+NAMED = ("sigma", "clipping", "tan")
 
 
 def crossed(names: Sequence[str], fast: set[tuple[str, str]]) -> list[object]:
@@ -108,6 +110,25 @@ def crossed(names: Sequence[str], fast: set[tuple[str, str]]) -> list[object]:
 def test_sde_marginals_do_not_depend_on_g(g: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
     check_moments(run(Sde(path, denoiser.times, DIFFUSIONS[g]), denoiser, 1_000), denoiser)
+
+
+@pytest.mark.parametrize(("name", "path"), crossed(NAMED, {("sigma", "vp"), ("clipping", "linear"), ("tan", "cosine")}))
+def test_named_diffusions_keep_the_marginals(name: str, path: Interpolant) -> None:
+    denoiser = mixture(path, 120)
+    kernel = make_kernel(f"sde:{name}:{0.2 if name == 'tan' else 1}", denoiser)
+    check_moments(run(kernel, denoiser, 1_000), denoiser)
+
+
+def test_named_diffusions_are_those_of_rbf() -> None:
+    t = torch.tensor([0.0, 0.25, 0.75, 1.0], dtype=torch.float64)
+    path = VP()
+    expected = {
+        "sigma": 2 * path.sigma(t),
+        "clipping": torch.tensor([0.0, 0.0, 1.0, 2.0], dtype=torch.float64),
+        "tan": 2 * torch.tensor([0.0, 0.41421356, 2.41421356, 12.70620474], dtype=torch.float64),
+    }
+    for name, g in expected.items():
+        torch.testing.assert_close(NAMES[name](2.0, path)(t), g, atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize(
