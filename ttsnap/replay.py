@@ -85,7 +85,7 @@ class ReplayEngine(DryEngine):
     ones. With that of a LiveEngine (twice its batch size) the rounds, and so the ledgers, are those of the live search.
     """
 
-    renoises = False
+    renoises = nears = False
 
     def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
         super().__init__(recording.grid, recording.reward_names)

@@ -30,6 +30,7 @@ ALGORITHMS: dict[str, str] = {
     "nested": "ttsnap.algorithms.nested:Nested",
     "search-over-paths": "ttsnap.algorithms.search_over_paths:SearchOverPaths",
     "zero-order": "ttsnap.algorithms.zero_order:ZeroOrder",
+    "epsilon-greedy": "ttsnap.algorithms.epsilon_greedy:EpsilonGreedy",
     "best-first": "ttsnap.algorithms.tree:BestFirst",
     "depth-first": "ttsnap.algorithms.depth_first:DepthFirst",
 }

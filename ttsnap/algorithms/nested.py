@@ -54,6 +54,10 @@ class Nested:
     def mixes(self) -> bool:
         return any(getattr(a, "mixes", False) for a in (self.first, self.second))
 
+    @property
+    def nears(self) -> bool:
+        return any(getattr(a, "nears", False) for a in (self.first, self.second))
+
     def init(self, task: Task) -> State:
         self.second.init(task)  # complains now, not when the noises are paid
         return State(task, self.first.init(task))

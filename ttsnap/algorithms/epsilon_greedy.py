@@ -1,0 +1,124 @@
+"""Epsilon-greedy search of the noise trajectory (arXiv 2506.03164; public code: rvignav/diffusion-tts).
+
+At every step a stream tries step noises in rounds: with probability eps fresh ones, else ones near the best of this
+step so far, the pivot. The candidate with the best x0 estimate goes on. The public code adds a vector of length
+r sqrt(d), r uniform in [0, lam], to the pivot's d numbers, so that noise grows from round to round. Here it turns by
+the same angle and keeps its size: mix = 1 / sqrt(1 + r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.types import IntArray, Move, Particles, Task, advance, fresh
+
+
+class Stream(NamedTuple):
+    """One path: uid `at` of its state, and the best candidate of the present step so far, `top`, or -1."""
+
+    at: int
+    top: int = -1
+
+
+class State(NamedTuple):
+    """left: candidates that each stream may still try at this step. seen: particles before the last move, or -1."""
+
+    steps: int
+    count: int
+    streams: tuple[Stream, ...] = ()
+    left: int = 0
+    seen: int = -1
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy:
+    """n: candidates of a stream at each step, in rounds of `width`; None for as many as the budget affords. The public
+    code has 20 rounds of 4, eps .4 and lam .15. streams: paths, at least as many as images are asked for; there: one.
+
+    A stream takes one evaluation for its noise, and n for each step but the last, where samplers draw no noise. The
+    first round of a step has no pivot and is all fresh; in the public code it is near noise that was not scored. The
+    pivot is the best of the step so far; there, that of the last round, so that a better one may be lost.
+    """
+
+    n: int | None = None
+    width: int = 4
+    eps: float = 0.4
+    lam: float = 0.15
+    streams: int = 1
+    branches: ClassVar[bool] = True
+    nears: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("n", "width", "streams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.eps <= 1:
+            raise ValueError(f"eps is a probability, in [0, 1], got {self.eps}")
+        if not 0 < self.lam < np.inf:
+            raise ValueError(f"lam must be positive, got {self.lam}: at 0 candidates would be copies")
+
+    def init(self, task: Task) -> State:
+        return State(task.grid.steps, max(self.streams, task.keep))
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
+        return state._replace(streams=tuple(Stream(u) for u in uids[: state.count].tolist()), left=self.n or 1)
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if not len(particles):
+            return fresh(state.count, 0), state
+        if not state.streams:
+            state = self.adopt(state, np.arange(len(particles)), particles)
+        stuck = state.seen == len(particles)  # the budget afforded no candidate
+        state = self._learn(state, particles)
+        here = np.array([s.at for s in state.streams])
+        step = int(particles.step[here[0]])
+        if step == state.steps:
+            return None, state
+        if stuck or step == state.steps - 1:
+            best = np.array([s.at if s.top < 0 else s.top for s in state.streams])
+            best = best[np.argsort(-particles.value(best), kind="stable")]
+            drop = np.setdiff1d(np.flatnonzero(particles.alive), best)
+            return advance(particles, best, state.steps, drop=drop), state._replace(streams=(Stream(int(best[0])),))
+        tries = min(self.width, state.left)
+        move = self._round(state.streams, step, tries, particles, rng)
+        return move, state._replace(left=state.left - tries, seen=len(particles))
+
+    def _learn(self, state: State, particles: Particles) -> State:
+        """Take in the last round; after a step's last one, go on from its best candidates."""
+        if state.seen < 0:
+            return state
+        streams = []
+        for at, top in state.streams:
+            born = np.flatnonzero(particles.parent[state.seen :] == at) + state.seen
+            tried = np.append(top, born) if top >= 0 else born
+            streams.append(Stream(at, int(tried[particles.value(tried).argmax()]) if len(tried) else -1))
+        if state.left:
+            return state._replace(streams=tuple(streams))
+        moved = tuple(Stream(s.top) for s in streams if s.top >= 0)
+        return state._replace(streams=moved or tuple(streams), left=self.n or 1)
+
+    def _round(
+        self, streams: tuple[Stream, ...], step: int, tries: int, particles: Particles, rng: np.random.Generator
+    ) -> Move:
+        """A round of candidates, by turns, so that a cut leaves no stream without. States wait, for the next round."""
+        states, tops = np.array(streams).T
+        pivot = np.tile(tops, tries)
+        explores = (rng.random(len(pivot)) < self.eps) | (pivot < 0)
+        share = 1 / np.sqrt(1 + rng.uniform(0, self.lam, len(pivot)) ** 2)
+        parents, waits = np.tile(states, 1 + tries), np.arange(len(states) * (1 + tries)) < len(states)
+        start = np.full(len(parents), step)
+        return Move(
+            parents,
+            start,
+            np.where(waits, step, step + 1),
+            ~waits,
+            np.append(np.ones(len(states)), np.where(explores, 1.0, share)),
+            drop=np.setdiff1d(np.flatnonzero(particles.alive), [*states, *tops]),
+            near=np.append(np.full(len(states), -1), np.where(explores, -1, pivot)),
+        )
