@@ -63,6 +63,7 @@ def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
         "Seed": payload["seed"],
         "Size": f"{size[0]}x{size[1]}",
         "Model": payload["model"],
+        "ttsnap LoRA": payload.get("lora"),
         "ttsnap algorithm": search["algorithm"],
         "ttsnap budget": search["budget"],
         "ttsnap reward": f"{search['reward']:.6g}",
@@ -147,7 +148,8 @@ def write_results(
 ) -> list[list[Path]]:
     """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
 
-    settings: model, sampler, kernel, call, algorithm, options, budget, reward, ttsnap (the version).
+    settings: model, sampler, kernel, call, algorithm, options, budget, reward, ttsnap (the version); where they are
+    other than the model's own, lora, path and times.
     """
     out.mkdir(parents=True, exist_ok=True)
     many = len(results) > 1
@@ -158,6 +160,7 @@ def write_results(
         for rank, candidate in enumerate(result.images):
             payload = {
                 **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
+                **{k: settings[k] for k in ("lora", "path", "times") if settings.get(k) is not None},
                 "prompt": result.prompt,
                 "seed": candidate.seed,
                 "branched": bool(result.particles.parent[candidate.uid] >= 0),

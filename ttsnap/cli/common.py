@@ -36,11 +36,16 @@ def formatter() -> Any:
 
 
 def add_prompt_arguments(p: ArgumentParser) -> None:
-    """prompts, --config, --prompts-file, --model."""
+    """prompts, --config, --prompts-file, --model, --lora."""
     p.add_argument("prompts", nargs="*", default=[], help="one or more prompts, each quoted")
     p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
     p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line; # starts a comment")
     p.add_argument("--model", type=str, default=EMBEDDED, help="embedded, a diffusers folder, or a hub id")
+    p.add_argument(
+        "--lora",
+        type=str | None,
+        help="LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5 (default: 1)",
+    )
 
 
 def add_call_arguments(p: ArgumentParser) -> None:
@@ -169,8 +174,8 @@ def check_call(pipe: Any, call: dict[str, Any]) -> None:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def load_model(model: str, device: str, dtype: str, offload: str = "none") -> Any:
-    """The search pipeline on its device. ValueError for an unknown model, device or dtype."""
+def load_model(model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None) -> Any:
+    """The search pipeline on its device. ValueError for an unknown model, device or dtype, or a bad --lora."""
     from ttsnap.pipelines import load
 
     place, kind = placement(device, dtype)
@@ -178,6 +183,10 @@ def load_model(model: str, device: str, dtype: str, offload: str = "none") -> An
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
     with _quiet() if model == EMBEDDED else nullcontext():
         pipe = load(model, dtype=kind)
+    if lora is not None:
+        from ttsnap.cli.lora import load_lora
+
+        load_lora(pipe, lora)
     if offload == "none":
         return pipe.to(place)
     if offload == "model":

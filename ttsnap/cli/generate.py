@@ -87,7 +87,7 @@ def run(a: Namespace) -> int:
     rewards = make_rewards(reward, device=place)
     metrics = make_rewards(report, device=place) if report else None
     call = common.call_arguments(a)
-    pipe = common.load_model(a.model, a.device, a.dtype, a.offload)
+    pipe = common.load_model(a.model, a.device, a.dtype, a.offload, a.lora)
     common.check_call(pipe, call)
     common.prepare_model(pipe, a)
     recorder, stop = outputs.Recorder(), common.StopOnInterrupt()
@@ -115,6 +115,7 @@ def run(a: Namespace) -> int:
     settings = {
         "ttsnap": __version__,
         "model": a.model,
+        "lora": a.lora,
         "sampler": type(pipe.scheduler).__name__,
         "kernel": a.kernel,
         "path": a.path,
@@ -179,6 +180,11 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
         print("  the winner in plain diffusers:")
+        if a.lora is not None:
+            from ttsnap.cli.lora import parse_lora
+
+            where, scale = parse_lora(a.lora)
+            print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
 
 

@@ -68,7 +68,7 @@ def run(a: Namespace) -> int:
     known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images, "extras": extras}
     check_folder(out, {**known, "rewards": [r.name for r in rewards]})
     call = common.call_arguments(a)
-    pipe = common.load_model(a.model, a.device, a.dtype)
+    pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
     common.check_call(pipe, call)
     sizes = {"batch_size": a.batch_size, "decode_batch_size": a.decode_batch_size}
     keep = [extra.partition(":")[0] for extra in extras]
@@ -76,6 +76,7 @@ def run(a: Namespace) -> int:
     engine = pipe.engine(rewards, keep=keep, features_block=a.features, **how, **sizes, **call)
     info = {
         "model": a.model,
+        **({"lora": a.lora} if a.lora else {}),
         "sampler": type(pipe.scheduler).__name__,
         "kernel": a.kernel,
         **({"path": a.path, "times": a.times} if a.kernel != "pipeline" else {}),

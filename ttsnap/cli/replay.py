@@ -22,6 +22,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
     p.add_argument("image", type=str, help="a PNG written by ttsnap")
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
+    p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
     p.add_argument("--out", type=str | None, help="where to write (default: NAME.replay.png beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
     add_device_arguments(p)
@@ -43,7 +44,7 @@ def run(a: Namespace) -> int:
     if payload.get("branched"):
         raise ValueError(f"{path} came from a branch of its seed, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
-    pipe = load_model(a.model or payload["model"], a.device, a.dtype)
+    pipe = load_model(a.model or payload["model"], a.device, a.dtype, lora=a.lora or payload.get("lora"))
     output = pipe(
         payload["prompt"],
         search=BestOfN(1),
