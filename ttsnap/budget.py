@@ -188,6 +188,8 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
         value = float(number)
     except ValueError:
         return "", 0.0
+    if not np.isfinite(value):
+        return "", 0.0
     if unit in ("image", "images"):
         return "images", value
     if unit in _SECONDS:
