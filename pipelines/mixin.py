@@ -16,6 +16,7 @@ from ttsnap.pipelines import arguments, output, twins
 from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
 from ttsnap.budget import Budget
+from ttsnap.guidance import Guidance
 from ttsnap.live import LiveEngine
 from ttsnap.rewards import make_rewards
 from ttsnap.samplers import make_kernel
@@ -99,16 +100,19 @@ class SearchMixin:
         kernel: Any = "pipeline",
         path: Any = None,
         times: Any = "pipeline",
+        noises: str = "independent",
         batch_size: int | None = None,
         decode_batch_size: int | None = None,
         keep: Sequence[str] = (),
         features_block: int | None = None,
+        guidance: Any = None,
+        gradient_batch_size: int | None = None,
         **call: Any,
     ) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
 
-        reward, kernel, path, times and batch sizes as in the call; keep and features_block as in LiveEngine; `call` as
-        in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that
+        reward, kernel, path, times, noises and batch sizes as in the call; keep and features_block as in LiveEngine;
+        `call` as in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that
         `compile_denoiser` compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
         denoiser = self.denoiser(**call)
@@ -127,6 +131,9 @@ class SearchMixin:
             preview=getattr(self, "preview_vae", None) is not None,
             keep=keep,
             features_block=features_block,
+            noises=noises,
+            guidance=None if guidance is None else Guidance.parse(guidance),
+            gradient_batch_size=gradient_batch_size,
         )
 
     def _rewards(self, rewards: Any) -> Any:
@@ -155,7 +162,7 @@ class SearchMixin:
         engine = self.engine(
             self._rewards(opts["reward"]),
             keep=("latents",) if latent else (),
-            **{name: opts[name] for name in ("kernel", "path", "times", "batch_size", "decode_batch_size")},
+            **{name: opts[name] for name in arguments.ENGINE},
             **{name: value for name, value in call.items() if name in takes},
         )
         _encode(engine.denoiser, prompts, texts)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap import noises as initial_noises
 from ttsnap import rng
 from ttsnap.buckets import bucket_of, buckets
 from ttsnap.budget import Price, Rates
@@ -47,7 +48,8 @@ class LiveEngine:
     few throw-away calls (`probed`), 16 elsewhere. Either is halved when the device runs out of memory.
     padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
     preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default.
-    guidance: steps follow the rewards' gradient (guidance.py); gradient_batch_size: most rows of those calls. keep:
+    guidance: steps follow the rewards' gradient (guidance.py); gradient_batch_size: most rows of those calls.
+    noises: "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py). keep:
     "latents" and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer
     block whose hidden states those are (rewards that read features name their own).
     `stats` counts what ran.
@@ -67,12 +69,14 @@ class LiveEngine:
         features_block: int | None = None,
         guidance: Guidance | None = None,
         gradient_batch_size: int | None = None,
+        noises: str = "independent",
     ) -> None:
+        initial_noises.check(noises)
         if any(size is not None and size < 1 for size in (batch_size, decode_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
-        self.stochastic = self.kernel.stochastic
+        self.stochastic, self.noises = self.kernel.stochastic, noises
         self._sizes, self.padded, self.probed = (batch_size, decode_batch_size), padded, Cost()
         self.scorer = Scorer(denoiser, rewards, self.grid, preview=preview)
         self.reward_names, self.keep = self.scorer.names, tuple(keep)
@@ -273,7 +277,7 @@ class LiveEngine:
             return Node(node.job, node.seed, start, x, origin=node.origin)
         key = (*key, self.grid.nfe)
         latest = rng.generator(key)
-        x = self.denoiser.init_latents([rng.seeded(node.seed)])[0]
+        x = initial_noises.initial(self.noises, [node.seed], self.denoiser.init_latents)[0][0]
         for share, source in (*node.origin, (mix, key)):
             generator = latest if source is key else rng.generator(source)
             x = share * x + math.sqrt(1 - share * share) * self.denoiser.init_latents([generator])[0]
@@ -389,8 +393,8 @@ class LiveEngine:
         """Initial noise of seeds that the network is to see now."""
         if not fresh:
             return
-        generators = [rng.seeded(node.seed) for node in fresh]
-        drawn = self.denoiser.init_latents(generators)
+        seeds = [node.seed for node in fresh]
+        drawn, generators = initial_noises.initial(self.noises, seeds, self.denoiser.init_latents)
         self._device = drawn.device
         for node, noise, generator in zip(fresh, drawn, generators, strict=True):
             node.latent = noise

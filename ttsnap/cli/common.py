@@ -49,7 +49,7 @@ def add_prompt_arguments(p: ArgumentParser) -> None:
 
 
 def add_call_arguments(p: ArgumentParser) -> None:
-    """The pipeline's own arguments, --kernel, --path and --times."""
+    """The pipeline's own arguments, --kernel, --path, --times and --noises."""
     p.add_argument("--steps", type=int | None, help="denoising steps (the model's default where not given)")
     p.add_argument("--guidance", type=float | None, help="classifier-free guidance scale")
     p.add_argument("--negative-prompt", type=str | None, help="what not to show, for all prompts")
@@ -70,6 +70,12 @@ def add_call_arguments(p: ArgumentParser) -> None:
     )
     p.add_argument(
         "--times", type=str, default="pipeline", help="for other kernels, the path's points: pipeline, uniform, sqrt"
+    )
+    p.add_argument(
+        "--noises",
+        type=Literal["independent", "orthogonal", "antithetic"],
+        default="independent",
+        help="initial noises: independent, as in diffusers, orthogonal in groups of 8 seeds, or antithetic in pairs",
     )
 
 

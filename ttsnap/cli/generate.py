@@ -102,6 +102,7 @@ def run(a: Namespace) -> int:
             kernel=a.kernel,
             path=a.path,
             times=a.times,
+            noises=a.noises,
             seed=a.seed,
             num_images_per_prompt=a.keep,
             batch_size=a.batch_size,
@@ -120,6 +121,7 @@ def run(a: Namespace) -> int:
         "kernel": a.kernel,
         "path": a.path,
         "times": a.times,
+        "noises": a.noises,
         "call": call,
         "algorithm": a.algorithm,
         "options": dict(a.options),
@@ -176,7 +178,8 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
         print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
               f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
-    if result.images and a.kernel == "pipeline" and result.particles.parent[result.best.uid] < 0:
+    plain = a.kernel == "pipeline" and a.noises == "independent"
+    if result.images and plain and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
         print("  the winner in plain diffusers:")

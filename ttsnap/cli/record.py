@@ -72,7 +72,7 @@ def run(a: Namespace) -> int:
     common.check_call(pipe, call)
     sizes = {"batch_size": a.batch_size, "decode_batch_size": a.decode_batch_size}
     keep = [extra.partition(":")[0] for extra in extras]
-    how = {"kernel": a.kernel, "path": a.path, "times": a.times}
+    how = {"kernel": a.kernel, "path": a.path, "times": a.times, "noises": a.noises}
     engine = pipe.engine(rewards, keep=keep, features_block=a.features, **how, **sizes, **call)
     info = {
         "model": a.model,
@@ -80,6 +80,7 @@ def run(a: Namespace) -> int:
         "sampler": type(pipe.scheduler).__name__,
         "kernel": a.kernel,
         **({"path": a.path, "times": a.times} if a.kernel != "pipeline" else {}),
+        **({"noises": a.noises} if a.noises != "independent" else {}),
         "call": call,
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),

@@ -52,6 +52,7 @@ def run(a: Namespace) -> int:
         kernel=payload["kernel"],
         path=payload.get("path"),
         times=payload.get("times", "pipeline"),
+        noises=payload.get("noises", "independent"),
         seed=int(payload["seed"]),
         output_type="pt",
         **payload["call"],
