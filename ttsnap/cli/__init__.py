@@ -12,7 +12,7 @@ from typing import Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import calibrate, distill, evaluate, generate, record, replay, score, serve_reward, simulate, tune
+from ttsnap.cli import calibrate, demo, distill, evaluate, generate, record, replay, score, serve_reward, simulate, tune
 from ttsnap.cli.common import formatter
 from ttsnap.version import __version__
 
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "distill": distill,
     "evaluate": evaluate,
     "serve-reward": serve_reward,
+    "demo": demo,
 }
 
 

@@ -1,0 +1,55 @@
+"""A demo server on the embedded model, and what one search of it leaves behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ttsnap.cli import demo
+
+PROMPT = "two red circles and a blue square"
+FIELDS: dict[str, Any] = {
+    "prompt": PROMPT,
+    "algorithm": "seed-pruning",
+    "rewards": ["scenes"],
+    "budget": "60nfe",
+    "steps": 10,
+    "seed": 3,
+    "keep": 1,
+    "size": 0,
+    "model": "embedded",
+}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Its address and its own folder."""
+    pytest.importorskip("gradio")
+    root = tmp_path_factory.mktemp("demo")
+    a = demo.parser().parse_args(["--device", "cpu", "--max-budget", "1600"])
+    limits = demo.limited(a)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))
+        page = demo.page_of(a, demo.offered(a), limits, root)
+        from ttsnap.demo.app import serve
+
+        _, address, _ = serve(page, limits, root, host="127.0.0.1", port=None, share=False, wait=False)
+        yield address, root
+        page.close(verbose=False)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished search, as the command line writes it."""
+    from ttsnap.cli import main
+
+    out = tmp_path_factory.mktemp("written") / "out"
+    words = ["generate", PROMPT, "--steps", "10", "--budget", "100nfe", "--algorithm", "best-first", "--kernel", "sde"]
+    assert main([*words, "--device", "cpu", "--out", str(out)]) == 0
+    return out

@@ -1,0 +1,171 @@
+"""Boards from events and from traces, and the HTML made of them: no model, no gradio."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.budget import Budget
+from ttsnap.demo.board import Board
+from ttsnap.demo.board_html import render_board, short
+from ttsnap.demo.panels import View, render_settings, render_stage
+from ttsnap.demo.pictures import thumbnail_uri
+from ttsnap.demo.traces import board_at, read_trace
+from ttsnap.dry import DryEngine
+from ttsnap.search import search
+from ttsnap.types import Event, Grid, Result
+
+GRID = Grid(tuple(np.linspace(1, 0, 11)))
+VOID = ("img", "br", "path")
+
+
+class Well(HTMLParser):
+    """Checks that tags nest, and collects text and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def searched(name: str, budget: str = "100nfe", **options: Any) -> tuple[list[Event], Result]:
+    events: list[Event] = []
+    engine = DryEngine(GRID, ("reward",), stochastic=True)
+    [result] = search(["p"], make_algorithm(name, **options), engine, budget, on_event=events.append)
+    return events, result
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning", "ttsnap", "code", "svdd", "best-first", "depth-first"])
+def test_events_and_trace_tell_the_same(name: str) -> None:
+    events, result = searched(name)
+    live = Board(GRID.levels)
+    for event in events:
+        live.listen(event)
+    p = result.particles
+    assert live.over
+    assert live.best is not None
+    assert live.best.uid == result.best.uid
+    assert live.best.value == result.best.reward
+    assert (live.spent.decodes, live.spent.reward_calls) == (result.spent["decodes"], result.spent["reward_calls"])
+    assert {u: lane.parent for u, lane in live.lanes.items()} == dict(enumerate(p.parent.tolist()))
+    assert {u: lane.seed for u, lane in live.lanes.items()} == dict(enumerate(p.seed.tolist()))
+    assert {u for u, lane in live.lanes.items() if lane.state == "finished"} == set(np.flatnonzero(p.finished).tolist())
+    told = Board(GRID.levels)
+    for move in result.trace:
+        told.move(move)
+        for uid, scores in move["scores"].items():
+            told.score(uid, dict(zip(move["uids"], move["stop"], strict=True))[uid], scores)
+    told.end()
+    assert {u: lane.scores for u, lane in told.lanes.items()} == {u: lane.scores for u, lane in live.lanes.items()}
+
+
+def test_ties_go_to_the_first_and_failures_never_win() -> None:
+    board = Board((1.0, 0.5, 0.0))
+    move = {"uids": [0, 1, 2], "parents": [-1] * 3, "start": [0] * 3, "stop": [2] * 3, "seeds": [5, 6, 7], "drop": []}
+    board.move(move)
+    board.score(2, 2, [math.nan])
+    assert board.best is None
+    board.score(1, 2, [0.5])
+    board.score(0, 2, [0.5])
+    assert board.best is board.lanes[0]
+    board.score(99, 2, [1.0])  # unknown: ignored
+    assert 99 not in board.lanes
+
+
+def test_shown_keeps_families_and_the_limit() -> None:
+    events, _ = searched("svdd", "400nfe")
+    board = Board(GRID.levels)
+    for event in events:
+        board.listen(event)
+        shown = board.shown(9)
+        assert len(shown) <= 9
+        uids = {lane.uid for lane in shown}
+        assert all(lane.parent < 0 or lane.parent in uids for lane in shown)
+    assert board.best is not None
+    assert board.best.uid in {lane.uid for lane in board.shown(12)}
+
+
+@pytest.mark.parametrize("name", ["seed-pruning", "svdd", "zero-order"])
+def test_html_is_well_formed_at_every_event(name: str) -> None:
+    events, result = searched(name, "60nfe")
+    board = Board(GRID.levels)
+    image = np.zeros((3, 8, 8))
+    seen = set()
+    for event in events:
+        board.listen(event, thumbnail_uri(image) if event.kind == "score" else "")
+        html = render_board(board)
+        Well(html)
+        seen.add(html)
+    assert len(seen) > 2
+    assert html.count("tt-winner") == 1
+    assert f"seed {result.best.seed}, step 10" in html
+    if name == "seed-pruning":
+        pruned = board.lanes.keys() - set(np.flatnonzero(result.particles.finished).tolist())
+        assert html.count("tt-pruned") == len(pruned)
+
+
+def test_text_is_escaped_everywhere() -> None:
+    bad = '<script>alert(1)</script><img src=x onerror="y">&\''
+    board = Board((1.0, 0.0))
+    view = View(bad, board, Budget(nfe=5), 10.0, note=bad)
+    for html in (render_stage(bad, [view, view], bad), render_settings({bad: {bad: bad}, "deep": [[bad] * 3]})):
+        found = Well(html)
+        assert "script" not in found.tags
+        assert "img" not in found.tags
+        assert bad in found.text
+
+
+def test_scores_are_short() -> None:
+    assert [short(x) for x in (0.9461, -0.5, 1.0, 12.345, 0.0, -12345.6)] == [
+        ".946",
+        "-.500",
+        "1",
+        "12.3",
+        ".000",
+        "-1.23e+04",
+    ]
+
+
+def test_a_written_trace_replays_to_its_winner(written: Path) -> None:
+    trace = read_trace(written / "trace.json", 10**7)
+    told = trace.results[0]
+    boards = [board_at(trace, told, k) for k in range(len(told.moves) + 1)]
+    assert not boards[0].lanes
+    assert [len(b.lanes) for b in boards] == sorted(len(b.lanes) for b in boards)
+    last = boards[-1]
+    assert last.best is not None
+    assert last.best.uid == told.winner
+    assert last.spent.nfe <= 100
+    for board in boards:
+        Well(render_board(board, winner=told.winner))
+
+
+def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
+    names = "board board_html panels pictures asked snippet traces models border stream"
+    code = f"import sys\nfor n in {names.split()!r}: __import__('ttsnap.demo.' + n)\n"
+    code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,126 @@
+"""`ttsnap demo`: a web page on which searches can be watched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import common
+
+HELP = "open a web page on which to run searches and watch them"
+DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
+
+It listens on this machine only and shows the embedded model, unless told otherwise. Visitors choose prompt, algorithm,
+budget and settings within limits; what else they may do is up to you (docs/demo.md). It needs ttsnap[demo].
+
+examples:
+  ttsnap demo --open
+  ttsnap demo --model stabilityai/stable-diffusion-3.5-medium --reward imagereward pickscore --device cuda
+  ttsnap demo --share --max-budget 400 --queue-size 8
+"""
+SCENES = ("scenes", "scenes-learned", "scenes-noise-aware")
+CLOSED_FORMS = ("compressibility", "incompressibility", "brightness", "colourfulness")
+LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p.add_argument(
+        "--model",
+        type=str | None,
+        help="embedded (the default), a diffusers folder, or a hub id; visitors cannot change it",
+    )
+    p.add_argument(
+        "--any-model",
+        action="store_true",
+        help="let visitors load any model by hub id or path, even where others can reach the demo; without --model, "
+        "--host and --share they may anyway",
+    )
+    p.add_argument(
+        "--reward",
+        type=str,
+        nargs="+",
+        default=[],
+        help="the rewards that visitors choose from, the first being preset: names, file.py:function, http://HOST:PORT "
+        "(default: what the model goes with)",
+    )
+    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    p.add_argument("--port", type=int | None, help="port to listen on (default: the first free one from 7860)")
+    p.add_argument("--share", action="store_true", help="a public address through gradio's tunnel, for 1 week")
+    p.add_argument("--max-budget", type=int, default=2000, help="most denoiser evaluations for one search")
+    p.add_argument("--max-seconds", type=float, default=120.0, help="most seconds for one search")
+    p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
+    p.add_argument("--queue-size", type=int, default=20, help="most visitors that wait; one search runs at a time")
+    p.add_argument("--open", action="store_true", help="open the page in the browser")
+    common.add_device_arguments(p)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Serve until interrupted."""
+    offer, limits = offered(a), limited(a)
+    common.placement(a.device, a.dtype)
+    root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
+    try:
+        page = page_of(a, offer, limits, root)
+        from ttsnap.demo.app import serve
+
+        print(f"limits: {limits.nfe} evaluations and {limits.seconds:g} s a search, {limits.side} pixels; Ctrl-C ends")
+        serve(page, limits, root, host=a.host, port=a.port, share=a.share, browser=a.open)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return 0
+
+
+def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
+    """The page, with the model loaded. ValueError where gradio is missing or the model cannot be loaded."""
+    cache = root / "cache"
+    cache.mkdir(parents=True)
+    # Read by gradio when it is imported: all that visitors upload and download stays in this folder.
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        from ttsnap.demo.app import build
+    except ImportError as error:
+        raise ValueError(f"the demo needs gradio ({error}): pip install 'ttsnap[demo]'") from None
+    from ttsnap.demo.models import Models
+    from ttsnap.pipelines import defaults
+
+    models = Models(
+        lambda name: common.load_model(name, a.device, a.dtype),
+        defaults,
+        lambda prompt, name: common.canonical([prompt], name)[0],
+    )
+    models.pipeline(offer.model)
+    return build(offer, limits, models, root, a.queue_size)
+
+
+def offered(a: Namespace) -> Any:
+    """What visitors may choose: the operator's word, and less where strangers can reach the page."""
+    from ttsnap.demo.asked import Offer
+
+    model = a.model or common.EMBEDDED
+    alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
+    any_model = a.any_model or (a.model is None and alone)
+    rewards = list(a.reward)
+    if not rewards:
+        embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
+        rewards = embedded if model == common.EMBEDDED else [*LEARNED, *CLOSED_FORMS]
+    return Offer(model, any_model, tuple(rewards))
+
+
+def limited(a: Namespace) -> Any:
+    """The limits. ValueError for those that allow nothing."""
+    from ttsnap.demo.asked import Limits
+
+    if min(a.max_budget, a.max_seconds, a.queue_size, a.max_size) < 1:
+        raise ValueError("--max-budget, --max-seconds, --max-size and --queue-size must be at least 1")
+    return Limits(nfe=a.max_budget, seconds=a.max_seconds, side=a.max_size)

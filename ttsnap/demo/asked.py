@@ -1,0 +1,185 @@
+"""What visitors may ask for, and what they asked for: everything that comes from outside is checked here."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.budget import EFFORTS, Budget
+
+ALGORITHMS: dict[str, str] = {
+    "seed-pruning": "Seed pruning: one late check",
+    "ttsnap": "TTSnap: early checks",
+    "best-of-n": "Best-of-N: finish all",
+    "zero-order": "Zero-order: noise near the best",
+    "smc": "SMC / FK: resample",
+    "funnel": "Funnel: resample fewer",
+    "code": "CoDe: branch now and then",
+    "svdd": "SVDD: branch at every step",
+    "nested": "Nested: prune, then branch",
+    "search-over-paths": "Search over paths",
+    "best-first": "Best-first tree",
+    "depth-first": "Depth-first tree",
+    "rbf": "Rollover budget forcing",
+}
+"""Those that turn any budget into a search without files of their own."""
+BASELINE = "best-of-n"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one visitor may ask for: evaluations, steps, images, characters, pixels a side, seconds, bytes."""
+
+    nfe: int = 2000
+    steps: int = 100
+    keep: int = 8
+    prompt: int = 400
+    side: int = 1024
+    rewards: int = 3
+    seconds: float = 120.0
+    upload: int = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the operator offers: the model, whether visitors may name another, and the rewards."""
+
+    model: str
+    any_model: bool
+    rewards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One search as asked for; everything in it is checked but the prompt, which the model may still refuse."""
+
+    prompt: str
+    model: str
+    algorithm: str
+    rewards: tuple[str, ...]
+    budget: Budget
+    seed: int
+    keep: int
+    call: Mapping[str, Any] = field(default_factory=dict)
+    kernel: str = "pipeline"
+
+    def baseline(self) -> Asked:
+        """Best-of-N at the same budget, on the same seeds and kernel."""
+        return replace(self, algorithm=BASELINE)
+
+
+def title_of(algorithm: str) -> str:
+    """A short name for people."""
+    return ALGORITHMS[algorithm].partition(":")[0]
+
+
+def kernel_of(algorithm: str) -> str:
+    """ "sde" for algorithms that branch, go back or make drafts, else the pipeline's own."""
+    made = make_algorithm(algorithm)
+    stochastic = made.branches or getattr(made, "renoises", False) or getattr(made, "draft", 1) > 1
+    return "sde" if stochastic else "pipeline"
+
+
+def read(
+    fields: Mapping[str, Any],
+    offer: Offer,
+    limits: Limits,
+    defaults: Callable[[str], Mapping[str, Any]],
+) -> Asked:
+    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size) as an Asked.
+
+    defaults: the call arguments that a model recommends. ValueError that says what was wrong with a field.
+    """
+    prompt = read_prompt(fields["prompt"], limits.prompt)
+    model = _read_model(fields["model"], offer)
+    algorithm = fields["algorithm"]
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {_short(algorithm)}; choose one of {', '.join(ALGORITHMS)}")
+    steps = whole("steps", fields["steps"], 2, limits.steps)
+    size = whole("image size", fields["size"] or 0, 0, limits.side)
+    if size and size < 16:
+        raise ValueError(f"image size is 16 to {limits.side} pixels, or 0 for the model's own, got {size}")
+    call = {**defaults(model), "num_inference_steps": steps, **({"height": size, "width": size} if size else {})}
+    return Asked(
+        prompt,
+        model,
+        algorithm,
+        _read_rewards(fields["rewards"], model, offer, limits),
+        _read_budget(fields["budget"], steps, limits),
+        whole("seed", fields["seed"], 0, 2**31 - 1),
+        whole("images to keep", fields["keep"], 1, limits.keep),
+        call,
+        kernel_of(algorithm),
+    )
+
+
+def read_prompt(text: Any, most: int) -> str:
+    """One line of text of 1 to `most` characters. ValueError for control characters and broken text."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the prompt is empty; say what you want to see")
+    if len(text) > most:
+        raise ValueError(f"the prompt has {len(text)} characters; at most {most} are allowed here")
+    line = " ".join(text.split())
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
+        raise ValueError("the prompt holds control characters or broken text; write it again")
+    return line
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number from low to high. ValueError for anything else, nan and infinity included."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value != int(value) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {_short(value)}")
+    return int(value)
+
+
+def _read_model(name: Any, offer: Offer) -> str:
+    if not offer.any_model or name in (None, "", offer.model):
+        return offer.model
+    if not isinstance(name, str) or len(name) > 200 or not name.isprintable():
+        raise ValueError(f"a model is a hub id or a folder, got {_short(name)}")
+    return name.strip()
+
+
+def _read_rewards(names: Any, model: str, offer: Offer, limits: Limits) -> tuple[str, ...]:
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not names:
+        raise ValueError(f"choose a reward: {', '.join(offer.rewards)}")
+    if len(names) > limits.rewards:
+        raise ValueError(f"at most {limits.rewards} rewards at once, got {len(names)}")
+    for name in names:
+        if name not in offer.rewards:
+            raise ValueError(f"unknown reward {_short(name)}; choose of {', '.join(offer.rewards)}")
+        if name.startswith("scenes") and model != "embedded":
+            raise ValueError(f"reward {name!r} reads the embedded model's captions only; choose another")
+    return tuple(dict.fromkeys(names))
+
+
+def _read_budget(text: Any, steps: int, limits: Limits) -> Budget:
+    """The budget, which may not exceed the demo's; one without a cap on evaluations gets the demo's."""
+    if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 60:
+        raise ValueError(f"cannot read budget {_short(text)}; write it like 200nfe, 10images or 5s")
+    budget = Budget.parse(str(text).strip().lower() or None)
+    if budget == Budget():
+        raise ValueError("the budget is empty; write it like 200nfe, 10images or 5s")
+    if budget.images is not None and not math.isfinite(budget.images * steps):
+        raise ValueError(f"budget {_short(text)} is too large")
+    asked = [cap for cap in (budget.nfe, budget.images and int(budget.images * steps)) if cap is not None]
+    if asked and min(asked) > limits.nfe:
+        how = ", ".join(EFFORTS)
+        raise ValueError(
+            f"a budget of {_short(text)} is {min(asked):,} evaluations at {steps} steps; this demo allows "
+            f"{limits.nfe:,}. Take fewer steps or a smaller budget ({how}, 200nfe, 10images, 5s)"
+        )
+    if budget.seconds is not None and budget.seconds > limits.seconds:
+        raise ValueError(f"this demo allows {limits.seconds:g} seconds for a search, got {_short(text)}")
+    return budget if asked else replace(budget, nfe=limits.nfe)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -1,0 +1,163 @@
+"""What people see of one search, made from its events or from its trace: candidates, scores, spending, progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttsnap.types import Cost, Event
+
+MOST_LANES = 18
+
+
+@dataclass
+class Lane:
+    """One candidate: a column of the board. `born` is the step where it left its parent (-1: none), `aim` where it is
+    going; `scores` and `pictures` (data URIs) by step; `state` is going, waiting, dropped or finished."""
+
+    uid: int
+    seed: int
+    parent: int
+    born: int
+    aim: int
+    state: str = "going"
+    scores: dict[int, float] = field(default_factory=dict)
+    pictures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> int:
+        """The last step at which it was looked at, -1 before the first."""
+        return max(self.scores, default=-1)
+
+    @property
+    def value(self) -> float:
+        """Its last score, -inf where there is none or it failed."""
+        last = self.scores.get(self.reached, math.nan)
+        return -math.inf if math.isnan(last) else last
+
+
+@dataclass
+class Board:
+    """The state of one search.
+
+    `levels` are the noise levels of steps 0..K; `curve` holds (evaluations, best reward of a finished image so far);
+    `picture` is the best finished image, large; `best` the finished candidate with the highest score, the first of
+    equals; `spent` and `seconds` so far.
+    """
+
+    levels: Sequence[float]
+    lanes: dict[int, Lane] = field(default_factory=dict)
+    spent: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    best: Lane | None = None
+    picture: str = ""
+    over: bool = False
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.levels) - 1
+
+    @property
+    def rows(self) -> list[int]:
+        """The steps at which candidates were scored, or are about to be."""
+        scored = {step for lane in self.lanes.values() for step in lane.scores}
+        return sorted(scored | {lane.aim for lane in self.lanes.values() if lane.state == "going"})
+
+    def listen(self, event: Event, picture: str = "", large: str = "") -> None:
+        """Take in one event of the search; `picture` and `large` are its image as data URIs."""
+        self.seconds = max(self.seconds, event.seconds)
+        if event.kind == "move":
+            self.move(event.move)
+        elif event.kind == "tick":
+            self.spent += Cost(nfe=event.nfe)
+        elif event.kind == "score":
+            self.spent += Cost(decodes=1, reward_calls=len(event.scores))
+            self.score(event.uids[0], event.step, event.scores, picture)
+            if large:
+                self.picture = large
+        elif event.kind == "drop":
+            self.drop(event.uids)
+        elif event.kind == "end":
+            self.end()
+
+    def move(self, move: Mapping[str, Any]) -> None:
+        """Take in the rows of a move, an entry of a trace."""
+        columns = (move[name] for name in ("uids", "parents", "start", "stop", "seeds"))
+        for uid, parent, start, stop, seed in zip(*columns, strict=True):
+            lane = self.lanes.get(uid)
+            if lane is None:
+                self.lanes[uid] = Lane(uid, seed, parent, start, stop)
+            else:
+                lane.aim, lane.state = stop, "going"
+        self.drop(move["drop"])
+
+    def score(self, uid: int, step: int, scores: Sequence[float], picture: str = "") -> None:
+        """A candidate was looked at. Several rewards are shown by their mean."""
+        lane = self.lanes.get(uid)
+        if lane is None:
+            return
+        lane.scores[step] = sum(scores) / len(scores) if scores else math.nan
+        lane.state = "finished" if step == self.steps else "waiting"
+        if picture:
+            lane.pictures[step] = picture
+        if lane.state != "finished" or lane.value == -math.inf:
+            return
+        if self.best is None or (lane.value, -lane.uid) > (self.best.value, -self.best.uid):
+            self.best = lane
+        if self.curve and self.curve[-1][0] == self.spent.nfe:
+            self.curve.pop()
+        self.curve.append((self.spent.nfe, self.best.value))
+
+    def drop(self, uids: Sequence[int]) -> None:
+        """These are given up."""
+        for uid in uids:
+            if uid in self.lanes and self.lanes[uid].state != "finished":
+                self.lanes[uid].state = "dropped"
+
+    def forks(self) -> dict[int, int]:
+        """The last step from which each candidate that has children was branched."""
+        found: dict[int, int] = {}
+        for lane in self.lanes.values():
+            if lane.parent >= 0:
+                found[lane.parent] = max(lane.born, found.get(lane.parent, 0))
+        return found
+
+    def end(self) -> None:
+        """Nothing more will happen: what is not finished is given up."""
+        self.over = True
+        self.drop(list(self.lanes))
+        if self.curve:
+            self.curve.append((max(self.spent.nfe, self.curve[-1][0]), self.curve[-1][1]))
+
+    def lineage(self, uid: int, known: Collection[int] = (), most: int = 10_000) -> list[int]:
+        """A candidate and its ancestors, itself first, up to one that is `known`, and `most` of them."""
+        found: list[int] = []
+        while uid in self.lanes and uid not in known and len(found) < most:
+            found.append(uid)
+            uid = self.lanes[uid].parent
+        return found
+
+    def shown(self, most: int = MOST_LANES) -> list[Lane]:
+        """The candidates that got furthest, at most `most`, with their ancestors; each family side by side."""
+        ranked = sorted(self.lanes.values(), key=lambda lane: (-lane.reached, -lane.value, lane.uid))
+        chosen: set[int] = set()
+        for lane in ranked:
+            chain = self.lineage(lane.uid, chosen, most + 1)
+            if len(chosen) + len(chain) <= most:
+                chosen.update(chain)
+            if len(chosen) == most:
+                break
+        children: dict[int, list[int]] = {}
+        for uid in sorted(chosen):
+            parent = self.lanes[uid].parent
+            children.setdefault(parent if parent in chosen else -1, []).append(uid)
+        order: list[int] = []
+        stack = children.get(-1, [])[::-1]
+        while stack:
+            order.append(stack.pop())
+            stack += children.get(order[-1], [])[::-1]
+        return [self.lanes[uid] for uid in order]

@@ -1,0 +1,56 @@
+"""How to run a search again: a few lines of Python, and the command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from ttsnap.demo.asked import Asked
+
+
+def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
+    """Lines that run this search and save its winner; `budget` as counted on the grid."""
+    arguments: dict[str, Any] = {
+        "search": asked.algorithm,
+        "reward": asked.rewards[0] if len(asked.rewards) == 1 else list(asked.rewards),
+        "budget": budget or str(asked.budget),
+        **({"kernel": asked.kernel} if asked.kernel != "pipeline" else {}),
+        "seed": asked.seed,
+        **({"num_images_per_prompt": asked.keep} if asked.keep > 1 else {}),
+        **asked.call,
+    }
+    lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
+    model = "" if asked.model == "embedded" else repr(asked.model)
+    plain = device == "cpu" and dtype == "float32"
+    head = "" if plain else "import torch\n"
+    options = ", ".join(part for part in (model, "" if plain else f"dtype=torch.{dtype}") if part)
+    place = "" if device == "cpu" else f".to({device!r})"
+    return (
+        f"{head}from ttsnap.pipelines import load\n\n"
+        f"pipe = load({options}){place}\n"
+        f"out = pipe(\n    {asked.prompt!r},\n{lines})\n"
+        f'out.images[0].save("best.png")\n'
+        f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
+    )
+
+
+def command_line(asked: Asked, budget: str | None = None) -> str:
+    """The same search by `ttsnap generate`."""
+    call = dict(asked.call)
+    options: dict[str, Any] = {
+        "model": None if asked.model == "embedded" else asked.model,
+        "algorithm": asked.algorithm,
+        "kernel": None if asked.kernel == "pipeline" else asked.kernel,
+        "reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
+        "budget": budget or str(asked.budget),
+        "steps": call.pop("num_inference_steps"),
+        "height": call.pop("height", None),
+        "width": call.pop("width", None),
+        "seed": asked.seed,
+        "keep": asked.keep if asked.keep > 1 else None,
+    }
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    prompt = shlex.quote(asked.prompt)
+    end = f" -- {prompt}" if asked.prompt.startswith("-") else ""
+    return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"

@@ -1,0 +1,51 @@
+"""How the demo looks: deep teal on paper or on ink, gold for the winner. Fonts come from this server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CSS = Path(__file__).with_name("style.css")
+HEADER = """<header class="tt-header"><div class="tt-mark">ttsnap<i></i></div>
+<p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
+<div class="tt-model">{model}</div></header>"""
+
+
+def make_theme() -> Any:
+    """The gradio theme."""
+    import gradio as gr
+    from gradio.themes.utils.fonts import LocalFont
+
+    teal = gr.themes.Color("#effaf8", "#d3f1ec", "#a9e2da", "#74ccc2", "#43b0a6", "#22958c", "#137870", "#11605b",
+                           "#114d4a", "#10403e", "#062625", name="teal")  # fmt: skip
+    ink = gr.themes.Color("#f7f7f4", "#efeeea", "#e0dfd9", "#cac9c3", "#9b9b97", "#73757a", "#53575f", "#3b4048",
+                          "#272b32", "#1a1d22", "#101216", name="ink")  # fmt: skip
+    return gr.themes.Base(
+        primary_hue=teal,
+        secondary_hue=teal,
+        neutral_hue=ink,
+        spacing_size="sm",
+        radius_size="md",
+        font=[LocalFont("IBM Plex Sans", (400, 700)), "system-ui", "sans-serif"],
+        font_mono=[LocalFont("IBM Plex Mono", (400, 700)), "ui-monospace", "monospace"],
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        background_fill_primary_dark="*neutral_900",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_text_weight="500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        button_secondary_background_fill="*neutral_200",
+        button_secondary_background_fill_hover="*neutral_300",
+        button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover_dark="*neutral_700",
+        input_background_fill="white",
+        input_background_fill_dark="*neutral_950",
+    )
