@@ -19,7 +19,7 @@ Search arguments (without `search` the call is the stock one):
     kernel: "pipeline" (the scheduler's own step), "ode", "sde", "ddim", "ancestral", "renoise" (ttsnap.samplers).
     path, times: for the other kernels, the path between data and noise ("linear", "vp", "cosine", ...; by default the
         model's own) and its points ("pipeline", "uniform", "sqrt"): ttsnap.pipelines.convert.
-    guidance: steps of a stochastic kernel follow the rewards' gradient: "dps:1", "twisted:10", "tilted:0.1", with ":x0"
+    guide: steps of a stochastic kernel follow the rewards' gradient: "dps:1", "twisted:10", "tilted:0.1", with ":x0"
         after it to spare the denoiser's backward pass (ttsnap.guidance); gradient_batch_size: most rows of such a call.
     noises: "independent" initial noises of seeds, or "orthogonal" or "antithetic" ones (ttsnap.noises).
     seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "path": None,
     "times": "pipeline",
     "noises": "independent",
-    "guidance": None,
+    "guide": None,
     "gradient_batch_size": None,
     "seed": None,
     "batch_size": None,
@@ -53,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "on_event": None,
     "should_stop": None,
 }
-ENGINE = ("kernel", "path", "times", "guidance", "gradient_batch_size", "noises", "batch_size", "decode_batch_size")
+ENGINE = ("kernel", "path", "times", "guide", "gradient_batch_size", "noises", "batch_size", "decode_batch_size")
 """Those of them that SearchMixin.engine takes."""
 # What to do instead, where a family's search does not take an argument of the stock call.
 INSTEAD: dict[str, str] = {

@@ -112,7 +112,8 @@ class PipelineDenoiser:
         return Prediction(out, self.schedule.x0(x, out, step), features)
 
     def decode(self, x0: Tensor) -> Tensor:
-        return self.pixels(self.pipe.vae, x0).float()
+        images = self.pixels(self.pipe.vae, x0)
+        return images if images.dtype == torch.float64 else images.float()
 
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()

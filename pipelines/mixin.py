@@ -105,7 +105,7 @@ class SearchMixin:
         decode_batch_size: int | None = None,
         keep: Sequence[str] = (),
         features_block: int | None = None,
-        guidance: Any = None,
+        guide: Any = None,
         gradient_batch_size: int | None = None,
         **call: Any,
     ) -> LiveEngine:
@@ -132,7 +132,7 @@ class SearchMixin:
             keep=keep,
             features_block=features_block,
             noises=noises,
-            guidance=None if guidance is None else Guidance.parse(guidance),
+            guidance=None if guide is None else Guidance.parse(guide),
             gradient_batch_size=gradient_batch_size,
         )
 

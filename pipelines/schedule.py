@@ -78,8 +78,8 @@ class Schedule:
         return (x.float() / rows(self.scale[step], x.float())).to(x.dtype)
 
     def x0(self, x: Tensor, out: Tensor, step: Tensor) -> Tensor:
-        """The x0 (Tweedie) estimate, float32, that the network's output at x implies."""
-        wide, out = x.float(), out.float()
+        """The x0 (Tweedie) estimate, float32 (float64 for float64), that the network's output at x implies."""
+        wide, out = (v if v.dtype == torch.float64 else v.float() for v in (x, out))
         alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
         if self.prediction == "flow":  # out = eps - x0; alpha + sigma is 1 on the model's own path
             return wide - sigma * out if self.scale is None else (wide - sigma * out) / (alpha + sigma)

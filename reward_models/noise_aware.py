@@ -109,6 +109,18 @@ class NoiseAware:
                 scores[rows.to(scores.device)] = part
         return scores
 
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """As calling it, with a graph back to the images (Scorer.differentiable), in one batch."""
+        check_images(images)
+        levels = _rows(level, len(images))
+        below = levels <= self.base_below + 1e-6
+        if bool(below.all()):
+            return self.base.differentiable(images, prompts)
+        estimates: Tensor = self.network(images, list(prompts), levels, smooth=True)
+        if not bool(below.any()):
+            return estimates
+        return torch.where(below.to(estimates.device), self.base.differentiable(images, prompts), estimates)
+
     def begin_stage(self, level: float) -> None:
         """Start the level's own adapter, if it has one and that is untrained, from the nearest trained one."""
         if self.levels:
@@ -200,14 +212,15 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         return super().train(False)  # Dropout would make a new student differ from its base.
 
-    def forward(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
-        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32."""
+    def forward(self, x: Tensor, prompts: Sequence[str], level: Tensor, smooth: bool = False) -> Tensor:
+        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: differentiable in the images."""
+        scorers = [scorer.differentiable if smooth else scorer.score for scorer in self.scorers]
         if self.embedding is not None:
             with self.embedding.at(level.to(self.scorers[0].device)) as features:
-                return self.embedding.rescale(self.scorers[0].score(x, prompts), features)
+                return self.embedding.rescale(scorers[0](x, prompts), features)
         index = torch.tensor([self.nearest(value) for value in level.tolist()])
         groups = [(i, (index == i).nonzero()[:, 0]) for i in index.unique().tolist()]
-        parts = [self.scorers[i].score(x[rows.to(x.device)], [prompts[j] for j in rows.tolist()]) for i, rows in groups]
+        parts = [scorers[i](x[rows.to(x.device)], [prompts[j] for j in rows.tolist()]) for i, rows in groups]
         order = torch.cat([rows for _, rows in groups]).argsort()
         return torch.cat(parts)[order.to(parts[0].device)]
 

@@ -38,6 +38,7 @@ class Preprocess:
 
     fit: "crop" takes the shorter side to `size` and crops the centre; "pad" takes the longer side there and pads with
     black (without PIL's rounding, since hpsv2 resizes tensors); "squash" ignores the aspect ratio.
+    exact: as an 8-bit file and PIL would have it, which has no gradient; else without rounding, with torch's filters.
     """
 
     size: int
@@ -45,13 +46,15 @@ class Preprocess:
     std: Triple = CLIP_STD
     fit: Literal["crop", "pad", "squash"] = "crop"
     mode: Literal["bicubic", "bilinear"] = "bicubic"
+    exact: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = to_levels(images)
+        x = to_levels(images) if self.exact else images.clamp(0, 1) * 255
+        resize = resize_like_pil if self.exact else resize_smoothly
         if self.fit == "crop":
-            x = centre_crop(resize_like_pil(x, shorter_side(x, self.size), self.mode), self.size)
+            x = centre_crop(resize(x, shorter_side(x, self.size), self.mode), self.size)
         elif self.fit == "squash":
-            x = resize_like_pil(x, (self.size, self.size), self.mode)
+            x = resize(x, (self.size, self.size), self.mode)
         else:
             x = pad_to_square(resize_longer_side(x, self.size, self.mode), self.size)
         mean = torch.tensor(self.mean, device=x.device).view(3, 1, 1)
@@ -86,6 +89,13 @@ def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Te
         if levels.shape[dim] != to[dim]:
             levels = _filter(levels, dim, to[dim], mode)
     return levels.float()
+
+
+def resize_smoothly(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """As resize_like_pil, within 1 of 255, without rounding: differentiable."""
+    if tuple(x.shape[-2:]) == tuple(to):
+        return x
+    return functional.interpolate(x, size=to, mode=mode, antialias=True).clamp(0, 255)
 
 
 def _filter(levels: Tensor, dim: int, size: int, mode: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -69,6 +70,13 @@ class Scorer:
         size = self.batch_size
         parts = [self.score(images[i : i + size], list(prompts[i : i + size])) for i in range(0, len(images), size)]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """As calling it, with a graph back to the images, in one batch; pixels are not rounded to 8 bits on the way."""
+        check_images(images)
+        smooth = copy.copy(self)
+        smooth.preprocess = replace(self.preprocess, exact=False)
+        return smooth.score(images, list(prompts))
 
     def on(self, network: nn.Module) -> Self:
         """This scorer on another network of the same structure. Nothing is copied."""

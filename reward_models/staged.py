@@ -47,6 +47,15 @@ class Staged:
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
 
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """As calling it, with a graph back to the images, for rows that are all estimates or all finished."""
+        levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
+        if bool((levels <= 0).any()) and bool((levels > 0).any()):
+            raise ValueError(f"{self.name}: gradients of estimates and of finished images are taken apart")
+        reward: Any = self.final if bool((levels <= 0).all()) else self.early
+        scores: Tensor = getattr(reward, "differentiable", reward)(images, prompts, level)
+        return scores
+
     def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Any:
         """Where the early reward reads latents or features (see types.Reward): its scores of those."""
         return self.early.score_estimates(x, prompts, level)  # type: ignore[attr-defined]

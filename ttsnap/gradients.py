@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.denoiser import Denoiser
-from ttsnap.interpolants import Interpolant, rows
+from ttsnap.interpolants import rows
 from ttsnap.samplers import Prediction
 from ttsnap.types import Reward
 
@@ -59,22 +59,22 @@ class Differentiator:
                 leaf = x0 = prediction.x0.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.value(x0, prompts, level), leaf)
         if self.through == "x0":
-            gradient = rows(slope(self.denoiser.path, self.denoiser.times[k]), gradient) * gradient
+            gradient = self.slope(k, gradient) * gradient
         features = None if prediction.features is None else prediction.features.detach()
         plain = Prediction(prediction.out.detach(), prediction.x0.detach(), features)
         return Pulled(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
+
+    def slope(self, k: Tensor, like: Tensor) -> Tensor:
+        """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""
+        t = self.denoiser.times[k]
+        a, s = self.denoiser.path.alpha(t), self.denoiser.path.sigma(t)
+        return rows(a / (a**2 + s**2), like)
 
     def value(self, x0: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
         """The weighted rewards of the images of x0 (N, ...), summed over rows, with a graph."""
         images = self.denoiser.decode(x0)
         scores = [w * differentiable(reward, images, prompts, level).sum() for w, reward in self.rewards]
         return torch.stack([score.double() for score in scores]).sum()
-
-
-def slope(path: Interpolant, t: Tensor) -> Tensor:
-    """d E[x0 | x_t] / d x_t at times t (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""
-    a, s = path.alpha(t), path.sigma(t)
-    return a / (a**2 + s**2)
 
 
 def differentiable(reward: Any, images: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def write_results(
     """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
 
     settings: model, sampler, kernel, call, algorithm, options, budget, reward, ttsnap (the version); where they are
-    other than the model's own, lora, path, times and noises.
+    other than the model's own, lora, path, times, noises and guide.
     """
     out.mkdir(parents=True, exist_ok=True)
     many = len(results) > 1
@@ -160,7 +160,7 @@ def write_results(
         for rank, candidate in enumerate(result.images):
             payload = {
                 **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
-                **{k: settings[k] for k in ("lora", "path", "times", "noises") if settings.get(k) is not None},
+                **{k: settings[k] for k in ("lora", "path", "times", "noises", "guide") if settings.get(k) is not None},
                 "prompt": result.prompt,
                 "seed": candidate.seed,
                 "branched": bool(result.particles.parent[candidate.uid] >= 0),

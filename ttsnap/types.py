@@ -292,6 +292,7 @@ class Reward(Protocol):
     A reward whose `estimates` attribute is "latents" or "features" reads unfinished x0 estimates without a decode:
     `score_estimates(x, prompts, level)` takes the latents (N, C, h, w), or the denoiser's hidden features (N, D, h, w)
     after the transformer block `features_block`, in place of images; finished images are scored as by any other.
+    One whose calls carry no gradient may have `differentiable`, with the arguments and result of a call, that does.
     """
 
     name: str

@@ -58,6 +58,13 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--report", type=str | list[str] | None, help="rewards that only report on the kept images")
     common.add_call_arguments(p)
+    p.add_argument(
+        "--guide",
+        type=str | None,
+        help="let the steps of a stochastic kernel follow the rewards' gradient: dps:SCALE, twisted:LAM, tilted:SCALE, "
+        "with :x0 after it to spare the denoiser's backward pass",
+    )
+    p.add_argument("--gradient-batch-size", type=int | None, help="most candidates per call that takes a gradient")
     p.add_argument("--seed", type=int, default=0, help="candidate i starts from seed + i")
     p.add_argument("--keep", type=int, default=1, help="how many of the best images to write, ranked")
     p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
@@ -102,6 +109,8 @@ def run(a: Namespace) -> int:
             kernel=a.kernel,
             path=a.path,
             times=a.times,
+            guide=a.guide,
+            gradient_batch_size=a.gradient_batch_size,
             noises=a.noises,
             seed=a.seed,
             num_images_per_prompt=a.keep,
@@ -120,6 +129,7 @@ def run(a: Namespace) -> int:
         "sampler": type(pipe.scheduler).__name__,
         "kernel": a.kernel,
         "path": a.path,
+        "guide": a.guide,
         "times": a.times,
         "noises": a.noises,
         "call": call,
@@ -161,6 +171,7 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         print(f"  {rank}. seed {candidate.seed}: {scores}   {path}")
     counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
     counts += f", {s['previews']} previews" if s["previews"] else ""
+    counts += f", {s['gradients']} gradients" if s["gradients"] else ""
     print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
     print(f"  {s['seeds']} seeds started, {s['finished']} finished")
     if result.saturated:

@@ -41,8 +41,9 @@ def run(a: Namespace) -> int:
     out = Path(a.out) if a.out else path.with_suffix(".replay.png")
     if out.exists() and not a.overwrite:
         raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
-    if payload.get("branched"):
-        raise ValueError(f"{path} came from a branch of its seed, so the seed alone does not make it again; run "
+    if payload.get("branched") or payload.get("guide"):
+        how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']}"
+        raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
     pipe = load_model(a.model or payload["model"], a.device, a.dtype, lora=a.lora or payload.get("lora"))
     output = pipe(
