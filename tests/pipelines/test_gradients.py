@@ -1,0 +1,95 @@
+"""Gradients through every family's denoiser and decoder, against finite differences in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from ttsnap.pipelines import load, upgrade
+
+from ttsnap.gradients import Differentiator, check_networks
+from ttsnap.rewards import FunctionReward, make_reward
+from ttsnap.rng import seeded
+
+from .tiny import FAMILIES
+
+
+def wavy(images: Tensor, prompts: Any) -> Tensor:
+    """Smooth, and different at every pixel."""
+    weights = torch.linspace(-1, 1, images[0].numel(), dtype=torch.float64).view(images[0].shape)
+    return torch.sin(3 * images.double() * weights).flatten(1).mean(1)
+
+
+def doubled(value: Any) -> Any:
+    """Encoded texts in float64."""
+    if isinstance(value, list):
+        return [doubled(v) for v in value]
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("through", ["denoiser", "x0"])
+def test_gradients_of_every_family(name: str, through: str) -> None:
+    pipe = upgrade(FAMILIES[name].build())
+    denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
+    if not hasattr(denoiser, "path") or denoiser.grid.evals is not None:
+        denoiser.convert()
+    with torch.no_grad():
+        denoiser.encode(["a cat"])
+        x = denoiser.init_latents([seeded(0), seeded(1)]).double()
+    vars(denoiser).update({key: doubled(value) for key, value in vars(denoiser).items()})
+    getattr(pipe, denoiser.network).double(), pipe.vae.double()
+    k, cond = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.long)
+    differentiate = Differentiator(denoiser, [FunctionReward(wavy)], through)
+    found = differentiate(x, k, cond, ["a cat"] * 2)
+    generator = torch.Generator().manual_seed(2)
+    uphill = found.gradient.double() / found.gradient.norm()
+    direction = torch.randn(x.shape, generator=generator).double() + 10 * uphill
+    # Parts of Sana compute in float32, and its norms of few channels bend sharply: its differences are coarser.
+    ends, size, exact = [], *((5e-5, 4e-2) if name == "sana" else (1e-4, 2e-3))
+    with torch.no_grad():
+        for h in (size, -size):
+            if through == "denoiser":
+                x0 = denoiser.predict(x + h * direction, k, cond).x0
+            else:
+                slope = differentiate.slope(k, x)
+                x0 = denoiser.predict(x, k, cond).x0 + h * slope * direction
+            ends.append(float(wavy(denoiser.decode(x0), None).sum()))
+    expected = (ends[0] - ends[1]) / (2 * size)
+    assert float((found.gradient * direction).sum()) == pytest.approx(expected, rel=exact, abs=1e-8)
+    assert abs(expected) > 1e-7
+    assert not found.prediction.x0.requires_grad
+
+
+def test_the_learned_reward_without_rounding() -> None:
+    """Its smooth form scores as the exact one does, but for 8-bit rounding, and has its own gradient."""
+    reward: Any = make_reward("scenes-learned")
+    pipe = load()
+    with torch.no_grad():
+        out = pipe(["two red circles"], num_inference_steps=6, output_type="pt", generator=torch.manual_seed(0))
+    images, prompts = out.images.float(), ["two red circles"]
+    exact, smooth = reward(images, prompts), reward.differentiable(images, prompts)
+    torch.testing.assert_close(smooth, exact, atol=0.02, rtol=0.0)
+    leaf = images.clamp(0.05, 0.95).requires_grad_()
+    (gradient,) = torch.autograd.grad(reward.differentiable(leaf, prompts).sum(), leaf)
+    uphill = gradient / gradient.norm()
+    with torch.no_grad():
+        ends = [float(reward.differentiable(leaf + h * uphill, prompts)) for h in (1e-2, -1e-2)]
+    assert float(gradient.norm()) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=0.02)
+
+
+def test_quantised_networks_are_refused() -> None:
+    pipe = upgrade(FAMILIES["sd3"].build())
+    denoiser = pipe.denoiser(**FAMILIES["sd3"].call, num_inference_steps=4)
+
+    class Frozen:
+        is_trainable = False
+
+    pipe.transformer.hf_quantizer = Frozen()
+    with pytest.raises(ValueError, match=r"transformer is quantised by Frozen, which carries no gradients"):
+        check_networks(denoiser, "denoiser")
+    check_networks(denoiser, "x0")
+    Frozen.is_trainable = True
+    check_networks(denoiser, "denoiser")
