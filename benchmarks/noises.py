@@ -1,12 +1,13 @@
 """Do initial noises of low discrepancy help best-of-N? On the embedded model.
 
-    python benchmarks/noises.py --json noises.json
+    python benchmarks/noises.py --json OUT
 
 Hard held-out prompts; the learned reward (`scenes-learned`) chooses among n seeds, the exact checker, which takes no
 part in it, judges what is chosen. Every repetition has seeds of its own, cut into sets of n consecutive ones. Figures
 are means over prompts of the mean over sets; ± is the standard error over prompts, for the gain over independent noises
 that of the differences within prompts. "correlation": of the rewards of neighbouring seeds (2i, 2i + 1) within a
-prompt, which is below 0 where one of them being bad says that the other is good.
+prompt, which is below 0 where one of them being bad says that the other is good. OUT is written after every repetition,
+and repetitions that it holds are not made again.
 """
 
 from __future__ import annotations
@@ -44,16 +45,26 @@ def main() -> None:
     pipe, prompts = load(dtype=getattr(torch, a.dtype)), sample_prompts(a.prompts, a.prompt_seed)
     call = {**defaults(), "num_inference_steps": a.steps}
     rewards, setting = make_rewards([a.reward, *a.held_out]), {k: str(v) for k, v in vars(a).items() if k != "json"}
-    scores: dict[str, list[Any]] = {kind: [] for kind in a.noises}
+    scores: dict[str, list[Any]] = {kind: [] for kind in a.noises} | read(a.json, setting)
     for repetition in range(a.seeds):  # by turns, so that what is there when it is interrupted compares all kinds
-        for kind in a.noises:
+        for kind in [k for k in a.noises if len(scores[k]) <= repetition]:
             engine, begin = pipe.engine(rewards, batch_size=a.batch_size, noises=kind, **call), time.perf_counter()
             results = search(prompts, BestOfN(max(a.sizes)), engine, seed=repetition * max(a.sizes))
             scores[kind].append(np.stack([r.particles.scores[:, -1] for r in results]).round(5).tolist())
             print(f"{kind}, repetition {repetition + 1}: {time.perf_counter() - begin:.0f} s", flush=True)
-        if a.json is not None:
-            a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, "scores": scores}))
+            if a.json is not None:
+                a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, "scores": scores}))
     print(table({kind: np.concatenate(found, axis=1) for kind, found in scores.items()}, a))
+
+
+def read(path: Path | None, setting: dict[str, str]) -> dict[str, list[Any]]:
+    """Repetitions that were made before, by kind; ValueError for a file of other settings."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["setting"] != setting:
+        raise ValueError(f"{path} holds runs with {found['setting']}, not {setting}; choose another --json")
+    return dict(found["scores"])
 
 
 def best(scores: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
