@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     """Its address and its own folder."""
     pytest.importorskip("gradio")
     root = tmp_path_factory.mktemp("demo")
-    a = demo.parser().parse_args(["--device", "cpu", "--max-budget", "1600"])
+    a = demo.parser().parse_args(["--device", "cpu", "--max-budget", "6400"])
     limits = demo.limited(a)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")

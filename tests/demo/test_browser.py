@@ -130,14 +130,27 @@ def test_stopping_and_comparing(visit: Opener) -> None:
     page.wait_for_selector("#stage .tt-grid")
     page.click("#stop")
     page.wait_for_selector("#download", state="visible")
-    assert "stopped" in page.inner_text("#stage .tt-status")
+    page.wait_for_function("document.querySelector('#status').innerText.indexOf('stopped') >= 0")
     assert page.locator("#stage .tt-best img").count() == 1
     choose(page, "100nfe")
     page.click("#compare")
     page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
     assert page.locator("#stage .tt-best img").count() == 2
     assert page.locator("#stage .tt-plot .tt-dot0, #stage .tt-plot .tt-dot1").count() == 2
-    page.wait_for_function("document.querySelector('#stage .tt-status').innerText == 'done'")
+    page.wait_for_function("document.querySelector('#status').innerText.indexOf('done') >= 0")
+
+
+def test_closing_the_page_stops_its_search(visit: Opener) -> None:
+    page = visit()
+    choose(page, "6400nfe", 20)
+    page.click("#search")
+    page.wait_for_selector("#stage .tt-grid")
+    other = visit()
+    choose(other, "20nfe")
+    other.click("#search")
+    other.wait_for_function("document.querySelector('#status').innerText.indexOf('queue') >= 0")
+    page.context.close()
+    other.wait_for_selector("#download", state="visible", timeout=40_000)
 
 
 def test_replaying_a_trace_on_a_phone(visit: Opener, written: Path) -> None:

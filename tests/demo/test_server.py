@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -17,7 +18,7 @@ from PIL import Image
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.demo.asked import Limits, Offer, read
-from ttsnap.demo.border import FORM, uploaded
+from ttsnap.demo.border import FORM, Border, uploaded
 from ttsnap.demo.models import Models
 from ttsnap.demo.stream import stream
 from ttsnap.outputs import read_payload
@@ -203,6 +204,27 @@ def test_large_bodies_are_refused(server: tuple[str, Path]) -> None:
     with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
         assert httpx.post(f"{address}gradio_api/queue/join", content=endless()).status_code == 413
     assert httpx.get(address).status_code == 200
+
+
+def test_a_full_cache_takes_no_more(tmp_path: Path) -> None:
+    said: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        said.append(scope["path"])
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x" * 10, "more_body": False}
+
+    async def send(message: Any) -> None:
+        said.append(message.get("status", "body"))
+
+    border = Border(app, tmp_path, 100)
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
+    asyncio.run(border(scope, receive, send))
+    assert said == ["/gradio_api/upload"]
+    (tmp_path / "full").write_bytes(b"x" * 101)
+    asyncio.run(border(scope, receive, send))
+    assert said[1:] == [507, "body"]
 
 
 def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path], written: Path) -> None:

@@ -30,7 +30,7 @@ def build(offer: Offer, limits: Limits, models: Models, root: Path, queue_size: 
     """The page. `root` is this server's own folder, emptied by whoever made it."""
     handlers = Handlers(offer, limits, models, root)
     with gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True) as page:
-        gr.HTML(theme.HEADER.format(model=escape(offer.model)))
+        _html(theme.HEADER.format(model=escape(offer.model)))
         with gr.Tabs():
             with gr.Tab("Search"):
                 _search_tab(handlers)
@@ -88,7 +88,7 @@ def _search_tab(handlers: Handlers) -> None:
                 go = gr.Button("Search", variant="primary", min_width=100, elem_id="search")
                 stop = gr.Button("Stop", variant="secondary", min_width=70, elem_id="stop")
             compare = gr.Button("Compare with best-of-N", variant="secondary", elem_id="compare")
-            status = gr.HTML('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status")
+            status = _html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status")
         with gr.Column(elem_classes="tt-set"):
             algorithm = gr.Dropdown(_algorithms(), value="seed-pruning", label="Algorithm", elem_id="algorithm")
             budget = gr.Dropdown(
@@ -108,9 +108,9 @@ def _search_tab(handlers: Handlers) -> None:
                     size = gr.Number(0, label="Pixels (0: own)", precision=0, min_width=90)
                 model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                                    visible=offer.any_model)  # fmt: skip
-                gr.HTML(KERNEL_HINT)
+                _html(KERNEL_HINT)
         with gr.Column(elem_classes="tt-show"):
-            stage = gr.HTML(intro(), elem_id="stage")
+            stage = _html(intro(), elem_id="stage")
             winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
                 files = gr.File(label="Images with their settings inside, contact sheet, trace", file_count="multiple",
@@ -118,7 +118,7 @@ def _search_tab(handlers: Handlers) -> None:
                 python = gr.Code(label="In Python", language="python", interactive=False)
                 command = gr.Code(label="On the command line", language="shell", interactive=False)
     inputs = [prompt, algorithm, rewards, budget, steps, seed, keep, size, model]
-    run = {
+    run: dict[str, Any] = {
         "inputs": inputs,
         "outputs": [stage, status, winner, files, python, command],
         "show_progress": "minimal",
@@ -142,19 +142,24 @@ def _replay_tab(handlers: Handlers) -> None:
             with gr.Row(elem_classes="tt-buttons"):
                 play = gr.Button("Play", variant="primary", min_width=80, elem_id="play")
             move = gr.Slider(1, 2, 1, step=1, label="After move", interactive=False, elem_id="move")
-            gr.HTML(REPLAY_HINT)
+            _html(REPLAY_HINT)
         with gr.Column(elem_classes="tt-set"):
             picture = gr.File(label="An image of ttsnap, to see its settings", file_types=[".png"], height=130,
                               elem_id="picture")  # fmt: skip
         with gr.Column(elem_classes="tt-show"):
-            board = gr.HTML(REPLAY_INTRO, elem_id="replay")
-            settings = gr.HTML("", elem_id="settings")
+            board = _html(REPLAY_INTRO, elem_id="replay")
+            settings = _html("", elem_id="settings")
     trace.change(handlers.open_trace, trace, [which, move, board], api_name="open_trace", **private)
     which.input(handlers.choose_result, [trace, which], [move, board], api_name="choose_result", **private)
     move.input(handlers.draw_trace, [trace, which, move], board, api_name="draw_trace", trigger_mode="always_last",
                **private)  # fmt: skip
     play.click(handlers.play_trace, [trace, which], [move, board], api_name="play_trace", **private)
     picture.change(handlers.read_picture, picture, settings, api_name="read_picture", **private)
+
+
+def _html(text: str, **options: Any) -> gr.HTML:
+    """HTML that only our style sheet styles."""
+    return gr.HTML(text, apply_default_css=False, **options)
 
 
 def _algorithms() -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ttsnap.types import Cost, Event
 
-MOST_LANES = 18
+MOST_LANES, MOST_OF_DEEP = 18, 28
 
 
 @dataclass
@@ -141,14 +141,20 @@ class Board:
             uid = self.lanes[uid].parent
         return found
 
-    def shown(self, most: int = MOST_LANES) -> list[Lane]:
-        """The candidates that got furthest, at most `most`, with their ancestors; each family side by side."""
+    def shown(self, most: int | None = None) -> list[Lane]:
+        """The candidates that got furthest with their ancestors, at most `most`; each family side by side.
+
+        By default as many as the page has room for, and a few more beside a deep lineage.
+        """
         ranked = sorted(self.lanes.values(), key=lambda lane: (-lane.reached, -lane.value, lane.uid))
+        if most is None:
+            deep = len(self.lineage(ranked[0].uid, most=MOST_OF_DEEP)) if ranked else 0
+            most = min(MOST_OF_DEEP, max(MOST_LANES, deep + 8))
         chosen: set[int] = set()
         for lane in ranked:
             chain = self.lineage(lane.uid, chosen, most + 1)
-            if len(chosen) + len(chain) <= most:
-                chosen.update(chain)
+            if len(chosen) + len(chain) <= most or not chosen:
+                chosen.update(chain[:most])
             if len(chosen) == most:
                 break
         children: dict[int, list[int]] = {}

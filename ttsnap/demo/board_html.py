@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from html import escape
 
-from ttsnap.demo.board import MOST_LANES, Board, Lane
+from ttsnap.demo.board import Board, Lane
 
 PICTURE_SHARE = 0.42
 """Where the middle of a picture is in its row: the score stands below."""
@@ -33,16 +33,16 @@ def render_board(board: Board, title: str = "", winner: int | None = None) -> st
     threads = _threads(board, lanes, rows, place, crowned)
     style = f"--n:{len(lanes)};--r:{len(rows)}"
     grid = f'<div class="tt-grid" style="{style}">{threads}{labels}{heads}{cells}</div>'
-    head = _head(board, title, len(board.lanes) - len(lanes))
+    head = _head(board, title, len(lanes))
     return f'<div class="tt-board">{head}<div class="tt-scroll" tabindex="0">{grid}</div></div>'
 
 
-def _head(board: Board, title: str, hidden: int) -> str:
+def _head(board: Board, title: str, shown: int) -> str:
     forks = board.forks()
     state = Counter(lane.state for lane in board.lanes.values() if lane.uid not in forks or lane.state != "dropped")
     words = [f"{len(board.lanes)} candidates", f"{state['dropped']} pruned", f"{state['finished']} finished"]
     words += [f"{state['going']} under way"] if state["going"] else []
-    words += [f"the {MOST_LANES} that got furthest are shown"] if hidden > 0 else []
+    words += [f"the {shown} that got furthest are shown"] if 0 < shown < len(board.lanes) else []
     name = f"<b>{escape(title)}</b>" if title else ""
     return f'<div class="tt-boardhead">{name}<span>{" · ".join(words)}</span></div>'
 
@@ -90,6 +90,13 @@ def _cell(
     return f'<div class="{" ".join(kinds)}" style="{where}" title="{about}">{inner}<span>{text}</span></div>'
 
 
+def _ways(board: Board, crowned: int) -> dict[int, int]:
+    """The winner and its ancestors, and up to which step each was on the winner's way."""
+    line = board.lineage(crowned)
+    ends = [board.steps] + [board.lanes[uid].born for uid in line[:-1]]
+    return dict(zip(line, ends, strict=False))
+
+
 def short(score: float) -> str:
     """Three significant digits, without the zero before the point."""
     text = f"{score:.3f}" if abs(score) < 1 else f"{score:.3g}"
@@ -99,21 +106,24 @@ def short(score: float) -> str:
 def _threads(board: Board, lanes: list[Lane], rows: list[int], place: dict[int, int], crowned: int) -> str:
     """Lines down each candidate that went on, and from parents to children; those of the winner stand out."""
     line_of = {step: line for line, step in enumerate(rows)}
-    golden = set(board.lineage(crowned))
-    plain, gold = [], []
+    golden = _ways(board, crowned)
+    plain: list[str] = []
+    gold: list[str] = []
     for lane in lanes:
         x = place[lane.uid] + 0.5
-        ys = [line_of[step] + PICTURE_SHARE for step in sorted(lane.scores)]
-        if lane.state == "going" and lane.aim in line_of:
-            ys.append(line_of[lane.aim] + PICTURE_SHARE)
-        paths = [f"M{x} {ys[0]:g}V{ys[-1]:g}"] if len(ys) > 1 else []
+        steps = sorted(lane.scores) + ([lane.aim] if lane.state == "going" else [])
+        ys = [line_of[step] + PICTURE_SHARE for step in steps]
+        won = [y for y, step in zip(ys, steps, strict=True) if step <= golden.get(lane.uid, -1)]
+        gold += [f"M{x} {won[0]:g}V{won[-1]:g}"] if len(won) > 1 else []
+        rest = ys[max(0, len(won) - 1) :]
+        plain += [f"M{x} {rest[0]:g}V{rest[-1]:g}"] if len(rest) > 1 else []
         parent = board.lanes.get(lane.parent)
         if parent is not None and lane.parent in place and ys:
             above = [step for step in parent.scores if step <= lane.born] or list(parent.scores)
             if above:
                 x0, y0, y1 = place[lane.parent] + 0.5, line_of[max(above)] + PICTURE_SHARE, ys[0]
                 middle = (y0 + y1) / 2 if y1 > y0 else min(y0, y1) - 0.55
-                paths.append(f"M{x0} {y0:g}C{x0} {middle:g} {x} {middle:g} {x} {y1:g}")
-        (gold if lane.uid in golden else plain).extend(paths)
+                path = f"M{x0} {y0:g}C{x0} {middle:g} {x} {middle:g} {x} {y1:g}"
+                (gold if lane.uid in golden else plain).append(path)
     lines = f'<path d="{"".join(plain)}"/><path class="tt-gold" d="{"".join(gold)}"/>'
     return f'<svg class="tt-threads" viewBox="0 0 {len(lanes)} {len(rows)}" preserveAspectRatio="none">{lines}</svg>'

@@ -96,11 +96,9 @@ def render_curve(views: Sequence[View]) -> str:
     points = [point for view in views for point in view.board.curve]
     right = max([float(x) for x, _ in points] + [float(v.allowed.nfe or 1) for v in views] + [1.0])
     values = [y for _, y in points if math.isfinite(y)]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if high - low < 1e-9:
-        low, high = low - 0.05, high + 0.05
-    pad = (high - low) * 0.12
-    low, high = low - pad, high + pad
+    bottom, top = (min(values), max(values)) if values else (0.0, 1.0)
+    pad = 0.25 * (top - bottom) or 1.0
+    low, high = bottom - pad, top + pad
     lines, dots = [], []
     for i, view in enumerate(views):
         kind = i if len(views) > 1 else 1
@@ -108,17 +106,16 @@ def render_curve(views: Sequence[View]) -> str:
         if shown:
             path = f"M{shown[0][0]:.2f} {shown[0][1]:.2f}" + "".join(f"H{x:.2f}V{y:.2f}" for x, y in shown[1:])
             lines.append(f'<path class="tt-line{kind}" d="{path}"/>')
-            dots.append(f'<i class="tt-dot{kind}" style="left:{shown[-1][0]:.2f}%;top:{shown[-1][1]:.2f}%"></i>')
+            where, value = f"left:{shown[-1][0]:.2f}%;top:{shown[-1][1]:.2f}%", short(view.board.curve[-1][1])
+            dots.append(f'<i class="tt-dot{kind}" style="{where}"></i>')
+            dots.append(f'<b class="tt-value{kind}" style="{where}">{value}</b>')
     keys = (
         "".join(f'<span class="tt-key{i}">{escape(v.title)}</span>' for i, v in enumerate(views))
         if len(views) > 1
         else ""
     )
-    axis = (
-        f'<span class="tt-y">{short(high - pad)}</span><span class="tt-y tt-low">{short(low + pad)}</span>'
-        if values
-        else ""
-    )
+    ends = [f'<span class="tt-y">{short(top)}</span>', f'<span class="tt-y tt-low">{short(bottom)}</span>']
+    axis = "".join(ends) if top > bottom and values else ""
     return (
         f'<div class="tt-curve"><div class="tt-curvehead"><span>best reward by evaluations</span>{keys}</div>'
         f'<div class="tt-plot"><svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(lines)}</svg>'

@@ -153,10 +153,18 @@ def stream(
                     _settle(searches[-1].view, item)
             if searches:
                 views = [search.view for search in searches]
-                yield Frame(render_stage(asked.prompt, views, f"searching: {views[-1].title}"), "searching")
+                yield Frame(render_stage(asked.prompt, views, about(asked)), f"searching: {views[-1].title}")
         yield _last(searches, results, worker, folder)
     finally:
         stop.set()
+
+
+def about(asked: Asked) -> str:
+    """One line that says how a search samples and scores."""
+    kernel = 'kernel "sde", chosen because it branches' if asked.kernel == "sde" else "the pipeline's own sampler"
+    steps = asked.call["num_inference_steps"]
+    rewards = " + ".join(asked.rewards)
+    return f"{title_of(asked.algorithm)}, {steps} steps, {kernel}, reward {rewards}, seeds from {asked.seed}"
 
 
 def _batches(worker: Worker) -> Iterator[list[Any]]:
@@ -201,7 +209,7 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
     warnings = tuple(dict.fromkeys(w for result in results for w in result.warnings))
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
     return Frame(
-        render_stage(found.asked.prompt, views, status),
+        render_stage(found.asked.prompt, views, about(found.asked)),
         status,
         tuple(files),
         snippet.python_lines(found.asked, device, dtype),
