@@ -96,8 +96,9 @@ def _cleaned(output: Any, count: int) -> Any:
 
 
 def fingerprint(notebook: Any) -> str:
-    """Of the code: outputs that were made by other code are stale."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    """Of the code that runs: outputs that were made by other code are stale."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = [cell.source for cell in cells if SKIPPED not in cell.metadata.get("tags", ())]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
 
 
