@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.moves import drafted, mixes
+from ttsnap.moves import ascends, drafted, mixes
 from ttsnap.types import BoolArray, Cost, Engine, Grid, IntArray, Move, Particles, Task
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -77,7 +77,7 @@ class Price:
     """What one unit costs on this engine. `seconds` is None until it has been measured.
 
     estimates: what scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A
-    finished image always takes a decode.
+    finished image always takes a decode. depth: evaluations that the gradient of a finished image goes back through.
     """
 
     flops: Rates = Rates()
@@ -85,6 +85,7 @@ class Price:
     passes_per_nfe: int = 1
     estimates: str = "decode"
     guided: Guided | None = None
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,8 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
 
 
 def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, estimates: str = "decode",
-               guided: Guided | None = None) -> Cost:  # fmt: skip
-    """Exact cost of a move; `estimates` and `guided` as in Price.
+               guided: Guided | None = None, depth: int = 0) -> Cost:  # fmt: skip
+    """Exact cost of a move; `estimates`, `guided` and `depth` as in Price.
 
     A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is
     scored before the end (the x0 estimate at b), and one less if the estimate at a is already paid. Children of one
@@ -223,6 +224,10 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, es
     scored, early = int(move.score.sum()), int(ahead.sum())
     decodes = scored if estimates == "decode" else scored - early
     cost = Cost(calls, decodes, scored * rewards, early if estimates == "preview" else 0)
+    up = np.unique(move.parent[ascends(move)])
+    if len(up):  # a particle's gradient is paid once
+        new = len(up) if particles.pulled is None else int((~particles.pulled[up]).sum())
+        cost += Cost(new * depth, gradients=new, backwards=new * depth)
     return cost if guided is None else cost + _gradients(move, particles, guided)
 
 

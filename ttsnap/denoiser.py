@@ -38,7 +38,7 @@ class Denoiser(Protocol):
         """
 
     def decode(self, x0: Tensor) -> Tensor:
-        """(N, ...) -> images (N, 3, H, W) float32 in [0, 1]; as `predict`, with a graph where gradients are asked for."""
+        """(N, ...) -> images (N, 3, H, W) float32 in [0, 1]; as `predict`, with a graph where gradients are enabled."""
 
     def flops(self) -> tuple[float, float]:
         """FLOPs of one guided evaluation and of one decode, per particle."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ttsnap.budget import Rates
 from ttsnap.denoiser import Denoiser
 from ttsnap.interpolants import rows
+from ttsnap.rng import seeded
 from ttsnap.samplers import Prediction
-from ttsnap.types import Reward
+from ttsnap.types import Cost, Reward
 
 
 class Pulled(NamedTuple):
@@ -63,6 +67,22 @@ class Differentiator:
         features = None if prediction.features is None else prediction.features.detach()
         plain = Prediction(prediction.out.detach(), prediction.x0.detach(), features)
         return Pulled(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
+
+    def rates(self, forward: Rates) -> Rates:
+        """With the price of a gradient in FLOPs: a backward pass takes about two forward passes."""
+        once = forward.decode + len(self.rewards) * forward.reward_call
+        return replace(forward, gradient=3 * once, backward=2 * forward.nfe)
+
+    def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
+        """With the price of a gradient in seconds, timed on one row, and what timing it took."""
+        x, zero = self.denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
+        example, through = getattr(self.rewards[0][1], "example", ""), self.through == "denoiser"
+        begin = time.perf_counter()
+        self(x, zero, zero, [example])
+        whole = time.perf_counter() - begin
+        rest = max(whole - 3 * forward.nfe, 0.5 * whole) if through else whole
+        spent = Cost(1, gradients=1, backwards=int(through))
+        return replace(forward, gradient=rest, backward=2 * forward.nfe if through else 0.0), spent
 
     def slope(self, k: Tensor, like: Tensor) -> Tensor:
         """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""

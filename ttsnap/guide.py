@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttsnap import rng
-from ttsnap.budget import Guided, Rates
+from ttsnap.budget import Guided
 from ttsnap.denoiser import Denoiser
 from ttsnap.gradients import Differentiator, saved_bytes
 from ttsnap.guidance import Guidance, guided_step
@@ -47,25 +45,10 @@ class Guide:
         self.guidance, self.kernel, self.batch_size = guidance, kernel, batch_size
         self.denoiser, self.grid = denoiser, denoiser.grid
         self.differentiate = Differentiator(denoiser, rewards, guidance.through, guidance.weights)
-        self.rewards, self.through = len(self.differentiate.rewards), guidance.through == "denoiser"
+        self.through = guidance.through == "denoiser"
         self.guided = Guided(guidance.steps(self.grid), self.through)
         self.row_bytes: int | None = None
         self._lam = guidance.tempered(self.grid)
-
-    def rates(self, forward: Rates) -> Rates:
-        """With the price of a gradient in FLOPs: a backward pass takes about two forward passes."""
-        once = forward.decode + self.rewards * forward.reward_call
-        return replace(forward, gradient=3 * once, backward=2 * forward.nfe)
-
-    def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
-        """With the price of a gradient in seconds, timed on one row, and what timing it took."""
-        begin = time.perf_counter()
-        self._probe("")
-        whole = time.perf_counter() - begin
-        back = 2 * forward.nfe if self.through else 0.0
-        rest = max(whole - 3 * forward.nfe, 0.5 * whole) if self.through else whole
-        spent = Cost(1, gradients=1, backwards=int(self.through))
-        return replace(forward, gradient=rest, backward=back), spent
 
     def prepare(self, prompts: Sequence[str]) -> Cost:
         """Measure what a row takes of memory, before a search, once; and what measuring took."""
@@ -78,11 +61,6 @@ class Guide:
             self.batch_size = max(1, int(SHARE * gauge.free() // max(1, self.row_bytes)))
         logger.info("a gradient keeps %.1f MiB a row", self.row_bytes / 2**20)
         return Cost(1, gradients=1, backwards=int(self.through))
-
-    def _probe(self, prompt: str) -> None:
-        x, zero = self.denoiser.init_latents([rng.seeded(0)]), torch.zeros(1, dtype=torch.long)
-        example: Any = self.differentiate.rewards[0][1]
-        self.differentiate(x, zero, zero, [getattr(example, "example", prompt)])
 
     def mark(self, rows: Sequence[Row]) -> None:
         """Tell the rows of a move from which steps they need gradients, and those that wait beside others to wait."""

@@ -19,15 +19,17 @@ from torch import Tensor
 
 from ttsnap import noises as initial_noises
 from ttsnap import rng
+from ttsnap.ascent import Ascent
 from ttsnap.buckets import bucket_of, buckets
 from ttsnap.budget import Price, Rates
 from ttsnap.denoiser import Denoiser, Previewer
+from ttsnap.gradients import Differentiator
 from ttsnap.guidance import Guidance
 from ttsnap.guide import Guide
 from ttsnap.interpolants import Interpolant
 from ttsnap.memory import Gauge, gauge_of
 from ttsnap.meter import Meter
-from ttsnap.moves import mixes, nears
+from ttsnap.moves import ascends, mixes, nears
 from ttsnap.nodes import Node, Row
 from ttsnap.probes import fit_batches, seconds_of
 from ttsnap.samplers import AnyKernel, Ode, Prediction, RememberingKernel, forward
@@ -82,14 +84,15 @@ class LiveEngine:
         self.reward_names, self.keep = self.scorer.names, tuple(keep)
         self._capture(features_block)
         self.guide = None
+        self.gradient_batch_size = gradient_batch_size
         if guidance is not None:
             self.guide = Guide(guidance, self.kernel, denoiser, self.rewards, gradient_batch_size)
+        self.ascent: Ascent | None = None
         self._price: Price | None = None
         self._prompts: list[str] | None = None
         self._rows: list[Row] = []
         self._resting: dict[tuple[int, int], tuple[Node, rng.Key]] = {}
-        phases = ("denoise", "decode", "reward") + (("gradient",) if guidance is not None else ())
-        self._watch = Stopwatch(phases)
+        self._watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
         self._device: torch.device | None = None
         self.stats: dict[str, int] = defaultdict(int)
 
@@ -119,9 +122,10 @@ class LiveEngine:
             previews = self.scorer.estimates == "preview" and isinstance(self.denoiser, Previewer)
             preview = self.denoiser.preview_flops() if previews else 0.0  # type: ignore[attr-defined]
             rates, guide = Rates(predict, decode, reward, preview=preview), self.guide
-            rates = rates if guide is None else guide.rates(rates)
-            guided = None if guide is None else guide.guided
-            self._price = Price(rates, None, self.denoiser.passes_per_nfe, self.scorer.estimates, guided)
+            rates = rates if self._pulls is None else self._pulls.rates(rates)
+            guided, depth = None if guide is None else guide.guided, 0 if self.ascent is None else self.ascent.depth
+            passes = self.denoiser.passes_per_nfe
+            self._price = Price(rates, None, passes, self.scorer.estimates, guided, depth)
         return self._price
 
     def calibrate(self) -> Cost:
@@ -131,8 +135,8 @@ class LiveEngine:
             return self._halving("batch_size", list(rows), call)
 
         seconds, spent = seconds_of(self.denoiser, self.scorer, self.batch_size, halving)
-        if self.guide is not None:
-            seconds, more = self.guide.seconds(seconds)
+        if self._pulls is not None:
+            seconds, more = self._pulls.seconds(seconds)
             spent += more
         self._price = replace(self.price, seconds=seconds)
         self.probed += spent
@@ -210,6 +214,17 @@ class LiveEngine:
         """Seconds in denoise, decode and reward since `start`."""
         return self._watch.seconds
 
+    def differentiate(self, depth: int, weights: Any = None) -> None:
+        """Get ready to climb in initial noise, `depth` evaluations back (0: all); search() asks for it where an
+        algorithm ascends. ValueError for a sampler or reward that cannot be differentiated."""
+        self.ascent, self._price = Ascent(self.denoiser, self.kernel, self.rewards, depth, weights), None
+
+    @property
+    def _pulls(self) -> Differentiator | None:
+        """What takes gradients, where something does."""
+        source = self.guide if self.guide is not None else self.ascent
+        return None if source is None else source.differentiate
+
     # --- moves ------------------------------------------------------------------------------------------------------
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
@@ -231,7 +246,8 @@ class LiveEngine:
             raise ValueError("noise near other noise needs a stochastic kernel without a history (sde, ddim)")
         states: list[tuple[Node, rng.Key]] = []
         born = np.full(len(move), -1)
-        mixed = mixes(move)
+        mixed, up = mixes(move), ascends(move)
+        climbs: dict[int, tuple[Node, float]] = {}
         for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
             if parent < 0:
                 states.append((Node(job, int(seeds[i]), 0), (int(seeds[i]), 0)))
@@ -239,7 +255,10 @@ class LiveEngine:
             node, key = self._resting[job, parent]
             # A child draws its own noise from here on; a particle that goes on keeps its source.
             key = key if uid == parent else (int(seeds[i]), uid + 1)
-            if mixed[i] or move.start[i] != node.step(self.grid)[0]:
+            if up[i]:
+                climbs[i] = (node, float(move.mix[i]))
+                node = Node(job, node.seed, 0)
+            elif mixed[i] or move.start[i] != node.step(self.grid)[0]:
                 node = self._restarted(node, int(move.start[i]), float(move.mix[i]), key)
             elif uid != parent:
                 born[i] = node.at
@@ -252,6 +271,7 @@ class LiveEngine:
                 node = node.unpaid()
             stop, score, near = int(move.stop[i]), bool(move.score[i]), self._near(job, move, i)
             row = Row(job, uid, key, node, stop, self.grid, score, int(drafts[i]), int(born[i]), near)
+            row.climbs = climbs.get(i)
             self._rows.append(row)
         if self.guide is not None:
             self.guide.mark(self._rows[len(self._rows) - len(move) :])
@@ -276,13 +296,43 @@ class LiveEngine:
             x = forward(self.denoiser.path, node.x[None], t, s, [(*key, self.grid.nfe)])[0]
             return Node(node.job, node.seed, start, x, origin=node.origin)
         key = (*key, self.grid.nfe)
-        latest = rng.generator(key)
-        x = initial_noises.initial(self.noises, [node.seed], self.denoiser.init_latents)[0][0]
-        for share, source in (*node.origin, (mix, key)):
-            generator = latest if source is key else rng.generator(source)
-            x = share * x + math.sqrt(1 - share * share) * self.denoiser.init_latents([generator])[0]
+        latest, origin = rng.generator(key), (*node.origin, (mix, key))
+        x = mix * self._noise(node) + math.sqrt(1 - mix * mix) * self.denoiser.init_latents([latest])[0]
         memory = self.kernel.begin(key[:-1], latest) if isinstance(self.kernel, RememberingKernel) else None
-        return Node(node.job, node.seed, 0, x, memory, (*node.origin, (mix, key)))
+        return Node(node.job, node.seed, 0, x, memory, origin)
+
+    def _noise(self, node: Node) -> Tensor:
+        """The initial noise that this node came from."""
+        x = initial_noises.initial(self.noises, [node.seed], self.denoiser.init_latents)[0][0]
+        for share, source in node.origin:
+            more = source if isinstance(source, Tensor) else self.denoiser.init_latents([rng.generator(source)])[0]
+            x = share * x + math.sqrt(1 - share * share) * more
+        return x
+
+    def _climb(self) -> None:
+        """Give rows that ascend the noise they start from. A finished particle's gradient is taken once."""
+        climbing = [row for row in self._rows if row.climbs is not None]
+        if self.ascent is None or not climbing:
+            return
+        ascent, parents = self.ascent, {id(row.climbs[0]): row.climbs[0] for row in climbing if row.climbs}
+
+        def call(batch: list[Node]) -> None:
+            upward, cost = ascent(batch, torch.stack([self._noise(node) for node in batch]), self._prompts or [])
+            for node, direction in zip(batch, upward, strict=True):
+                node.upward = direction
+            self.stats["nfe"] += cost.nfe
+            self.stats["room"] += self.batch_size * ascent.depth
+            self.stats["gradients"] += cost.gradients
+            self.stats["backwards"] += cost.backwards
+
+        while left := [node for node in parents.values() if node.upward is None]:
+            with self._watch("gradient", self._device):
+                self._halving("batch_size", left[: self.gradient_batch_size or self.batch_size], call)
+        for row in climbing:
+            if row.climbs is not None:
+                (node, mix), row.climbs = row.climbs, None
+                row.node.origin = (*node.origin, (mix, node.upward))
+                row.node.latent = self._noise(row.node)
 
     def pending(self) -> int:
         return len(self._rows)
@@ -298,6 +348,7 @@ class LiveEngine:
 
     @torch.no_grad()
     def tick(self) -> list[Outcome]:
+        self._climb()
         self._advance()
         self._predict()
         self._advance()
@@ -408,6 +459,8 @@ class LiveEngine:
         if moving:
             x, prediction, k = _stacked([row.node for row in moving])
             keys = [row.noise for row in moving]
+            depth = 0 if self.ascent is None else self.ascent.depth
+            trails = [(*row.node.trail, row.node.x)[-depth:] if depth else () for row in moving]
             memory: list[Any] = [row.node.memory for row in moving]
             if isinstance(self.kernel, RememberingKernel):
                 owners = [(*row.key, row.node.at) for row in moving]
@@ -422,6 +475,7 @@ class LiveEngine:
                     latent, ratio = latent
                 row.node = Node(row.job, row.node.seed, at + 1, latent, kept, row.node.origin)
                 row.node.noise, row.node.log_ratio = source if at == row.born else None, ratio
+                row.node.trail = trails.pop(0)
         drafting = [row for row in self._rows if row.there and row.ahead and row.judged.prediction is not None]
         if drafting:
             x, prediction, k = _stacked([row.judged for row in drafting])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.budget import Budget, Ledger, finish_cost, price_move, task_of
-from ttsnap.moves import mixes, pick, pulls, validate
+from ttsnap.moves import ascends, mixes, pick, pulls, validate
 from ttsnap.table import ParticleTable
 from ttsnap.types import (
     Algorithm,
@@ -50,6 +50,7 @@ class Job:
     pending: tuple[Move, IntArray, Particles] | None = None
     closing: bool = False
     images: dict[int, Any] = dataclasses.field(default_factory=dict)
+    rejected: set[int] = dataclasses.field(default_factory=set)
     trace: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     failures: int = 0
@@ -149,6 +150,8 @@ class Loop:
             move, job.state = job.proposal or (None, job.state)
             job.proposal = None
             particles = job.table.view()
+            if move is not None:
+                job.rejected |= set(move.reject.tolist())
             if move is not None and len(move) and self._submit_prefix(job, move, particles):
                 continue
             if particles.finished.any():
@@ -201,7 +204,8 @@ class Loop:
 
     def _price_move(self, move: Move, particles: Particles) -> Cost:
         price = self.engine.price
-        return price_move(move, particles, self.grid, self.rewards, estimates=price.estimates, guided=price.guided)
+        how: dict[str, Any] = {"estimates": price.estimates, "guided": price.guided, "depth": price.depth}
+        return price_move(move, particles, self.grid, self.rewards, **how)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
@@ -226,6 +230,7 @@ class Loop:
         pulled = np.zeros(len(move), bool) if guided is None else pulls(move, particles, guided.at)
         uids, seeds = job.table.place(move, self.seed)
         job.table.pull(uids, pulled)
+        job.table.pull(move.parent[ascends(move)], True)
         if len(move.drop):
             job.table.drop(move.drop)
             self.engine.drop(job.index, move.drop.tolist())
@@ -325,10 +330,11 @@ class Loop:
         known[known] &= before.cached[parent[known]] & (before.step[parent[known]] == move.start[rows][known])
         moved = (cancelled.cached & ~known) | (cancelled.step > move.start[rows])
         job.table.record(cancelled)
-        # Rows that never ran are priced as they were, so that children of one particle share their first call.
-        cost = self._price_move(pick(move, rows[~moved]), before)
+        # Rows that never ran are priced as they were, so that children of one particle share their first call; but for
+        # gradients of finished images, which are the first thing that an engine does.
+        cost = self._price_move(dataclasses.replace(pick(move, rows[~moved]), ascend=None), before)
         rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved],
-                                   mix=np.ones(int(moved.sum())), near=None)  # fmt: skip
+                                   mix=np.ones(int(moved.sum())), near=None, ascend=None)  # fmt: skip
         made = Cost() if cancelled.drafted is None else Cost(int(cancelled.drafted.sum()))
         return cost + self._price_move(rest, job.table.view()) - made
 
@@ -343,7 +349,7 @@ class Loop:
         self._emit("end", job)
 
     def _ranking(self, job: Job) -> list[int]:
-        uids = np.array(sorted(job.images), int)
+        uids = np.array(sorted(set(job.images) - job.rejected or job.images), int)
         return [int(u) for u in uids[np.argsort(-job.table.view().value(uids), kind="stable")]]
 
     def _result(self, job: Job) -> Result:

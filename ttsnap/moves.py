@@ -33,6 +33,12 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
     stays = move.parent[own & ~mixed & ~back & (move.start == at)]
     does = {"branches": len(np.unique(stays)) < len(stays), "renoises": bool(back.any()), "mixes": bool(mixed.any()),
             "nears": bool(nears(move).any())}  # fmt: skip
+    up = ascends(move)
+    if bool((up & ~mixed).any()) or bool((at[up] < grid.steps).any()):
+        raise ValueError(f"{who}: rows that ascend start from mixed noise (start 0, mix below 1) of finished parents, "
+                         f"got parents at {at[up].tolist()} mix {move.mix[up].tolist()}")  # fmt: skip
+    if bool(up.any()) and getattr(algorithm, "ascends", None) is None:
+        raise ValueError(f"{who}: a move ascends, but the algorithm declares no ascends")
     for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
         raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
 
@@ -46,6 +52,11 @@ def mixes(move: Move) -> BoolArray:
 def nears(move: Move) -> BoolArray:
     """(n,) rows whose step noise is near that of another child of their parent; mix is then that noise's share."""
     return np.zeros(move.parent.shape, bool) if move.near is None else move.near >= 0
+
+
+def ascends(move: Move) -> BoolArray:
+    """(n,) rows that start from their parent's initial noise, turned along a gradient."""
+    return np.zeros(move.parent.shape, bool) if move.ascend is None else move.ascend
 
 
 def _siblings(move: Move, near: IntArray, particles: Particles, at: IntArray) -> bool:
@@ -97,5 +108,5 @@ def drafted(move: Move, grid: Grid) -> IntArray:
 def pick(move: Move, rows: IntArray) -> Move:
     """Some rows of a move; it drops nothing."""
     cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
-    draft, near = (None if column is None else column[rows] for column in (move.draft, move.near))
-    return Move(*cut, draft=draft, near=near)
+    more = {name: getattr(move, name) for name in ("draft", "near", "ascend")}
+    return Move(*cut, **{name: None if column is None else column[rows] for name, column in more.items()})

@@ -17,14 +17,16 @@ class Node:
     """A latent after `at` evaluations, with its prediction once paid. Children of a particle share it until they move.
 
     Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `origin`
-    tells how it was mixed since, (mix, key of the fresh noise) each time. `memory` is what a RememberingKernel keeps.
+    tells how it was mixed since, (mix, key of the fresh noise, or what was mixed in) each time. `memory` is what a
+    RememberingKernel keeps.
     `noise` is that of the one step which made a particle from another; None after any other step. `gradient` of the
     rewards is there where a guided step is to be taken from it (guidance.py); `log_ratio`, of the path to it, is a
-    tensor () once there was one.
+    tensor () once there was one. `trail` holds the last latents before it, where images are to be differentiated
+    (ascent.py), and `upward` where that says its initial noise should turn.
     """
 
     __slots__ = ("at", "features", "gradient", "job", "latent", "log_ratio", "memory", "noise", "origin", "prediction",
-                 "seed")  # fmt: skip
+                 "seed", "trail", "upward")  # fmt: skip
 
     def __init__(
         self,
@@ -33,7 +35,7 @@ class Node:
         at: int,
         latent: Tensor | None = None,
         memory: Any = None,
-        origin: tuple[tuple[float, rng.Key], ...] = (),
+        origin: tuple[tuple[float, Any], ...] = (),
     ) -> None:
         self.job, self.seed, self.at, self.latent, self.memory, self.origin = job, seed, at, latent, memory, origin
         self.prediction: Prediction | None = None
@@ -41,6 +43,8 @@ class Node:
         self.features: Tensor | None = None
         self.gradient: Tensor | None = None
         self.log_ratio: Any = 0.0
+        self.trail: tuple[Tensor, ...] = ()
+        self.upward: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -76,11 +80,12 @@ class Row:
     leaves another particle; -1 for one that goes on.
     `stop` is the step it goes to, `end` the evaluations that have brought it there. A row that is scored by a draft
     goes on from there on a node of its own, `probe`, over the points in `ahead`; the particle itself stays at `stop`.
+    `climbs`: the node from whose noise it is to start, upward, and its share of it.
     `guided` (K+1,) says from which steps it goes on with a gradient; `held`: it waits until its node has one, too.
     """
 
-    __slots__ = ("_points", "ahead", "born", "end", "guided", "held", "job", "key", "last", "near", "node", "probe",
-                 "score", "stop", "uid")  # fmt: skip
+    __slots__ = ("_points", "ahead", "born", "climbs", "end", "guided", "held", "job", "key", "last", "near", "node",
+                 "probe", "score", "stop", "uid")  # fmt: skip
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class Row:
         self.probe: Node | None = None
         self.born, self.near = born, near
         self.guided, self.held = guided, False
+        self.climbs: tuple[Node, float] | None = None
 
     @property
     def pulls(self) -> bool:

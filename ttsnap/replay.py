@@ -92,6 +92,9 @@ class ReplayEngine(DryEngine):
         self.recording, self.price, self.capacity = recording, recording.price, capacity
         self.start(recording.prompts, recording.first_seed)
 
+    def differentiate(self, depth: int, weights: object = None) -> None:
+        raise ValueError("a recording holds scores only: algorithms that climb along gradients need a model")
+
     def start(self, prompts: Sequence[str], seed: int) -> None:
         if tuple(prompts) != self.recording.prompts[: len(prompts)]:
             raise ValueError(f"prompts {list(prompts)[:3]}... are not the recorded {self.recording.prompts[:3]}...")

@@ -70,7 +70,7 @@ class ParticleTable:
             self._scores[uids, outcome.step] = outcome.scores
             self._ints[3, uids] = outcome.step
 
-    def pull(self, uids: IntArray, pulled: BoolArray) -> None:
+    def pull(self, uids: IntArray, pulled: BoolArray | bool) -> None:
         """Whether the gradient at the step that these are at, or go to, is paid."""
         self._flags[2, uids] = pulled
 

@@ -8,7 +8,7 @@ there (k + 1, where each step takes one); a score at step K is that of the finis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -201,8 +201,10 @@ class Move:
     unfinished step is made with: above 1 the particle is looked at after a short coarse rollout from where it is, over
     later grid points, which it then does not follow. `near` (n,), where given, holds -1 or, for a row of one step from
     the parent's own, the uid of an earlier child that one step from there made: the row's step noise is mix times that
-    child's and sqrt(1 - mix^2) fresh noise. The first row of a parent that starts at the parent's own step, with mix 1
-    and near nothing, continues that particle; every other row makes a new one.
+    child's and sqrt(1 - mix^2) fresh noise. `ascend` (n,), where given, marks rows from start 0 of a finished parent
+    whose new share of noise is not fresh but points along the gradient of the parent's rewards (ascent.py). `reject`
+    lists uids whose finished images are not to be returned. The first row of a parent that starts at the parent's own
+    step, with mix 1 and near nothing, continues that particle; every other row makes a new one.
     """
 
     parent: IntArray
@@ -214,6 +216,8 @@ class Move:
     value: float = 0.0
     draft: IntArray | None = None
     near: IntArray | None = None
+    ascend: BoolArray | None = None
+    reject: IntArray = field(default_factory=lambda: np.empty(0, int))
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -221,8 +225,9 @@ class Move:
     def head(self, n: int) -> Move:
         """The first n rows."""
         cut = (self.parent[:n], self.start[:n], self.stop[:n], self.score[:n], self.mix[:n])
-        draft, near = (None if column is None else column[:n] for column in (self.draft, self.near))
-        return Move(*cut, drop=self.drop, value=self.value, draft=draft, near=near)
+        more = {name: getattr(self, name) for name in ("draft", "near", "ascend")}
+        shown = {name: None if column is None else column[:n] for name, column in more.items()}
+        return Move(*cut, drop=self.drop, value=self.value, reject=self.reject, **shown)
 
 
 def fresh(n: int, stop: int, *, score: bool = True) -> Move:
@@ -246,6 +251,11 @@ def perturb(parents: IntArray | Sequence[int], mix: float, stop: int, *, score: 
     return Move(rows, np.zeros(n, int), np.full(n, stop), np.full(n, score), np.full(n, mix))
 
 
+def climb(parents: IntArray | Sequence[int], mix: float, stop: int, *, score: bool = True) -> Move:
+    """As perturb, from these finished parents and along the gradient of their rewards instead of anywhere."""
+    return replace(perturb(parents, mix, stop, score=score), ascend=np.ones(len(parents), bool))
+
+
 def advance(
     particles: Particles,
     uids: IntArray | Sequence[int],
@@ -267,8 +277,9 @@ class Algorithm(Protocol):
 
     `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `branches` says
     whether it makes several children of one particle, which needs a stochastic kernel. Optional class variables:
-    `renoises`, whether it takes particles back to noisier steps, `mixes`, whether it starts from mixed noise, and
-    `nears`, whether it draws step noise near that of another child.
+    `renoises`, whether it takes particles back to noisier steps, `mixes`, whether it starts from mixed noise, `nears`,
+    whether it draws step noise near that of another child, `ascends`, through how many evaluations gradients of
+    finished images go back (0: all; None: it takes none), and `weights`, of the rewards in those (None: all alike).
     """
 
     branches: ClassVar[bool]

@@ -30,6 +30,8 @@ ALGORITHMS: dict[str, str] = {
     "nested": "ttsnap.algorithms.nested:Nested",
     "search-over-paths": "ttsnap.algorithms.search_over_paths:SearchOverPaths",
     "zero-order": "ttsnap.algorithms.zero_order:ZeroOrder",
+    "noise-ascent": "ttsnap.algorithms.noise_ascent:NoiseAscent",
+    "refined": "ttsnap.algorithms.refined:Refined",
     "epsilon-greedy": "ttsnap.algorithms.epsilon_greedy:EpsilonGreedy",
     "best-first": "ttsnap.algorithms.tree:BestFirst",
     "depth-first": "ttsnap.algorithms.depth_first:DepthFirst",

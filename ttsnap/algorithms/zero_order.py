@@ -67,7 +67,7 @@ class ZeroOrder:
         return State(check, end, math.inf if self.rounds is None else self.rounds)
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Go on from these living particles at step 0, best first, in place of fresh seeds."""
+        """Go on from these living particles, at step 0 or finished, best first, in place of fresh seeds."""
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
@@ -99,7 +99,10 @@ class ZeroOrder:
         gone = np.empty(0, int) if drop is None else drop
         if state.given:
             pivot, given = state.given[0], state.given[1:]
-            move = advance(particles, [pivot], state.end, drop=gone)
-            return move, state._replace(asked="pivot", pivot=pivot, given=given)
+            asked = state._replace(asked="pivot", pivot=pivot, given=given)
+            if not particles.finished[pivot]:
+                return advance(particles, [pivot], state.end, drop=gone), asked
+            move = dataclasses.replace(perturb(np.full(self.n, pivot), self.mix, state.check), drop=gone)
+            return move, asked._replace(asked="end" if state.check == state.end else "check", born=len(particles))
         move = dataclasses.replace(fresh(1, state.end), drop=gone)
         return move, state._replace(asked="pivot", pivot=len(particles))

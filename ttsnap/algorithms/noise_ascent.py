@@ -1,0 +1,122 @@
+"""Climb in initial noise along the reward's gradient, in the manner of ReNO (arXiv 2406.04312).
+
+An image's initial noise is turned by an angle towards the gradient of its reward (ascent.py), which keeps its length:
+ReNO keeps that near by a penalty, and takes clipped gradient steps of a fixed rate instead. A step that raises the
+reward is kept and the angle grows; else the angle is halved, from the same noise, whose gradient is known already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.types import IntArray, Move, Particles, Task, advance, climb, fresh
+
+
+class State(NamedTuple):
+    """pivot: uid of the image to climb from, -1 before there is one, at `end`; `angle` of the next step, in radians;
+    left: steps. asked: what the last move was, a "start" or a "step"; strikes: steps in a row that the held-out reward
+    did not like. `given`: particles to start from."""
+
+    end: int
+    left: float
+    angle: float
+    pivot: int = -1
+    asked: str = ""
+    strikes: int = 0
+    given: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoiseAscent:
+    """angle: of the first step, in radians. rounds: steps; None to go on until the budget is used up. A step that fails
+    halves the angle; without a number of rounds, a fresh seed is started where it falls below `least`.
+
+    ascends: evaluations that the gradient goes back through, 0 for all; memory does not grow with it, time does.
+    target: reward at which to stop. held_out: which of the rewards, from 0, is not climbed but watched: an image that
+    it likes less than the one climbed from is not returned, and three of those in a row end the climb. weights: of the
+    rewards in the gradient, as `utility` should have them: 0 for the held-out one; None for all alike.
+    """
+
+    angle: float = 0.3
+    rounds: int | None = None
+    ascends: int = 0
+    target: float | None = None
+    held_out: int | None = None
+    weights: tuple[float, ...] | None = None
+    least: float = 0.02
+    n: ClassVar[int] = 1
+    branches: ClassVar[bool] = False
+    mixes: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.angle <= math.pi / 2:
+            raise ValueError(f"angles must be 0 < least <= angle <= pi / 2, got {self.least} and {self.angle}")
+        if self.ascends < 0 or (self.rounds is not None and self.rounds < 1):
+            raise ValueError(f"ascends must be 0 or more and rounds 1 or more, got {self.ascends} and {self.rounds}")
+        if self.held_out is not None and (self.held_out < 0 or self.weights is None):
+            raise ValueError(f"held_out is the place of a reward, from 0, and needs weights, with 0 there; got "
+                             f"{self.held_out} and {self.weights}")  # fmt: skip
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
+        if self.held_out is not None and (self.held_out >= len(self.weights or ()) or self.weights[self.held_out]):  # type: ignore[index]
+            raise ValueError(f"the held-out reward {self.held_out} must have weight 0, got {self.weights}")
+
+    def init(self, task: Task) -> State:
+        if self.rounds is None and not np.isfinite(task.allowance):
+            raise ValueError("noise-ascent goes on until the budget is used up: give rounds, or a budget in "
+                             "evaluations, FLOPs or seconds")  # fmt: skip
+        return State(task.grid.steps, math.inf if self.rounds is None else self.rounds, self.angle)
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Go on from these living particles, best first, finished or not, in place of fresh seeds."""
+        return state._replace(given=tuple(np.asarray(uids, int).tolist()))
+
+    def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if s.pivot < 0 or not s.asked:
+            return self._start(s, particles)
+        drop = reject = np.empty(0, int)
+        if s.asked == "step":
+            new = len(particles) - 1
+            worse = self._disliked(new, s.pivot, particles)
+            better = not worse and particles.value([new])[0] > particles.value([s.pivot])[0]
+            drop, reject = np.array([s.pivot if better else new]), np.array([new] if worse else [], int)
+            s = s._replace(strikes=s.strikes + 1 if worse else 0, left=s.left - 1)
+            s = (
+                s._replace(pivot=new, angle=min(1.5 * s.angle, math.pi / 2))
+                if better
+                else s._replace(angle=s.angle / 2)
+            )
+        reached = self.target is not None and particles.value([s.pivot])[0] >= self.target
+        if reached or s.left <= 0 or s.strikes >= 3:
+            return _nothing(reject), s
+        if s.angle < self.least and self.rounds is None:
+            move, s = self._start(s._replace(angle=self.angle), particles)
+        else:
+            move, s = climb([s.pivot], math.cos(s.angle), s.end), s._replace(asked="step")
+        return dataclasses.replace(move, drop=drop, reject=reject), s
+
+    def _start(self, s: State, particles: Particles) -> tuple[Move, State]:
+        if not s.given:
+            return fresh(1, s.end), s._replace(asked="start", pivot=len(particles), strikes=0)
+        pivot, s = s.given[0], s._replace(asked="start", pivot=s.given[0], given=s.given[1:], strikes=0)
+        if particles.finished[pivot]:
+            return climb([pivot], math.cos(s.angle), s.end), s._replace(asked="step")
+        return advance(particles, [pivot], s.end), s
+
+    def _disliked(self, new: int, old: int, particles: Particles) -> bool:
+        """Whether the held-out reward is lower than before."""
+        if self.held_out is None:
+            return False
+        before, after = particles.scores[[old, new], -1, self.held_out]
+        return not after >= before
+
+
+def _nothing(reject: IntArray) -> Move | None:
+    """The end; a move without rows where an image is to be left out."""
+    return dataclasses.replace(fresh(0, 0), reject=reject) if len(reject) else None

@@ -1,0 +1,74 @@
+"""A search to the end, then a local refinement of what it found: global search and local optimisation add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.noise_ascent import NoiseAscent
+from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.types import Algorithm, Move, Particles, Task
+
+
+class State(NamedTuple):
+    """inner: the present algorithm's."""
+
+    task: Task
+    inner: Any
+    refining: bool = False
+
+
+@dataclass(frozen=True)
+class Refined:
+    """first: searches until it has no more to propose. second: goes on from the best finished image that first left
+    alive, by its method `adopt(state, uids, particles)`: noise-ascent, or zero-order where a reward has no gradient. It
+    needs its number of rounds, whose price is set aside. n: of first; None for as many as the budget affords beside it.
+    """
+
+    first: Algorithm = field(default_factory=SeedPruning)
+    second: Algorithm = field(default_factory=lambda: NoiseAscent(rounds=5))
+    n: int | None = None
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        first, second = make_algorithm(self.first), make_algorithm(self.second)
+        if not hasattr(second, "adopt") or getattr(second, "rounds", None) is None:
+            raise ValueError(
+                f"second refines for a number of rounds: noise-ascent or zero-order with rounds, got {second}"
+            )
+        if self.n is not None and self.n != first.n:
+            first = make_algorithm(first, n=self.n)
+        for name, value in {"first": first, "second": second, "n": first.n}.items():
+            object.__setattr__(self, name, value)
+
+    branches = property(lambda self: self.first.branches)
+    renoises = property(lambda self: self._either("renoises"))
+    mixes = property(lambda self: self._either("mixes"))
+    nears = property(lambda self: self._either("nears"))
+    draft = property(lambda self: getattr(self.first, "draft", 1))
+    ascends = property(lambda self: getattr(self.second, "ascends", None))
+    weights = property(lambda self: getattr(self.second, "weights", None))
+
+    def _either(self, name: str) -> bool:
+        return any(getattr(a, name, False) for a in (self.first, self.second))
+
+    def init(self, task: Task) -> State:
+        self.second.init(task)  # complains now, not when the search is paid
+        return State(task, self.first.init(task))
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if not state.refining:
+            move, inner = self.first.step(state.inner, particles, rng)
+            if move is not None and len(move):
+                return move, state._replace(inner=inner)
+            done = np.flatnonzero(particles.finished & particles.alive)
+            if not len(done):
+                return None, state
+            best = done[[int(np.argmax(particles.value(done)))]]
+            second: Any = self.second
+            state = State(state.task, second.adopt(second.init(state.task), best, particles), True)
+        move, inner = self.second.step(state.inner, particles, rng)
+        return move, state._replace(inner=inner)
