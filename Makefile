@@ -1,11 +1,11 @@
-# make demo: set up and generate; make test: set up and test; make lint: what CI checks besides.
+# make demo: set up and generate; make test: set up and test; make lint, make docs: what CI checks besides.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROMPT ?= two red circles and a blue square
 BUDGET ?= 400nfe
 
-.PHONY: demo test test-slow notebooks lint format clean
+.PHONY: demo test test-slow notebooks lint docs format clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Warnings are errors, broken links and references among them. Nothing is fetched, and no notebook is run.
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,45 @@
+"""Appends to reference/inner every module that no other page of the reference has, so that new ones are never lost."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from pathlib import Path
+
+import ttsnap.distill
+import ttsnap.pipelines
+import ttsnap.reward_models
+from sphinx.application import Sphinx
+
+import ttsnap
+
+PAGE = "reference/inner"
+PACKAGES = (ttsnap, ttsnap.algorithms, ttsnap.pipelines, ttsnap.reward_models, ttsnap.distill)
+
+
+def modules() -> list[str]:
+    """All modules of the packages above, without packages inside them and those that start a program."""
+    found = [
+        f"{package.__name__}.{module.name}"
+        for package in PACKAGES
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.ispkg and not module.name.startswith("_")
+    ]
+    return sorted(found)
+
+
+def append(app: Sphinx, name: str, source: list[str]) -> None:
+    """Sections for what is missing, as source-read asks for."""
+    if name != PAGE:
+        return
+    pages = [p.read_text(encoding="utf-8") for p in Path(app.srcdir, "reference").glob("*.md")]
+    known = {match for page in pages for match in re.findall(r"automodule:: (\S+)", page)}
+    for module in modules():
+        if module not in known:
+            source[0] += f"\n## `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("source-read", append)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

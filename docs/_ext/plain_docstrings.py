@@ -1,0 +1,73 @@
+"""Docstrings here are plain text with `code` in single backticks, not reStructuredText: say so to Sphinx.
+
+What reStructuredText would read as markup (emphasis, substitutions, references by a trailing underscore) is escaped,
+and links from signatures find a type alias, which Sphinx files as data and looks up as a class.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.nodes import make_refnode
+
+CODE = re.compile(r"(`+[^`]+`+)")
+MARKUP = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")
+
+
+def escape(line: str) -> str:
+    """The line with reStructuredText's inline markup escaped outside of backticks, and code in double ones."""
+    parts = CODE.split(line)
+    return "".join(f"``{part.strip('`')}``" if i % 2 else MARKUP.sub(r"\\\1", part) for i, part in enumerate(parts))
+
+
+def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape a docstring in place, as autodoc-process-docstring asks for. A block that is set off is literal."""
+    out: list[str] = []
+    literal = False
+    for i, line in enumerate(lines):
+        if line.startswith("    ") and i > 1 and not lines[i - 1].strip() and not literal:
+            before = next((old for old in reversed(lines[:i]) if old.strip()), "")
+            literal = not before.startswith(" ")
+            if literal:
+                out += ["::", ""]
+        elif line.strip() and not line.startswith(" "):
+            literal = False
+        out.append(line if literal else escape(line))
+    lines[:] = out
+
+
+def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returns: Any) -> Any:
+    """Defaults that are made by a function have no literal form, which Sphinx's parser of signatures stumbles over."""
+    return re.sub(r"<[^<>]*>", "...", signature) if signature else signature, returns
+
+
+def resolve_alias(app: Sphinx, env: Any, node: Any, contnode: Any) -> nodes.Node | None:
+    """What signatures name as a class and is none: a link where it is documented, else the bare name."""
+    if node.get("refdomain") != "py":
+        return None
+    target: str = node["reftarget"]
+    domain = env.get_domain("py")
+    for name in (target, f"ttsnap.types.{target.rpartition('.')[2]}"):
+        if name in domain.objects:
+            found = domain.objects[name]
+            return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, contnode, target)
+    return contnode if is_alias(target) else None
+
+
+def is_alias(target: str) -> bool:
+    """Whether one of our modules has a type alias or a type variable of this (perhaps shortened) name."""
+    where, _, name = target.rpartition(".")
+    own = [m for n, m in sys.modules.items() if n.startswith("ttsnap.") and f".{n}".endswith(f".{where}")]
+    return any(hasattr(m, name) and not isinstance(getattr(m, name), type) for m in own)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", shorten)
+    app.connect("missing-reference", resolve_alias)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

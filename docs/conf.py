@@ -1,0 +1,72 @@
+"""How Sphinx builds the site: `make docs`. Nothing is fetched and no notebook is run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "_ext"))
+
+from ttsnap.version import __version__  # noqa: E402
+
+project = "ttsnap"
+author = "the ttsnap authors"
+copyright = "the ttsnap authors, Apache-2.0"
+version = release = __version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "myst_nb",
+    "plain_docstrings",
+    "command_line",
+    "inner_modules",
+    "outside_pages",
+]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+exclude_patterns = ["_ext", "_static", "**/.ipynb_checkpoints"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_block", "attrs_inline"]
+myst_heading_anchors = 4
+nb_execution_mode = "off"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_class_signature = "mixed"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+nitpicky = True
+# Third parties' types only. There is no intersphinx: the build needs no network.
+nitpick_ignore_regex = [
+    (
+        r"py:.*",
+        r"(?!ttsnap).*\b(Any|Callable|Iterator|Mapping|Sequence|Path|Literal|ClassVar|Protocol|NamedTuple|"
+        r"Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|bool|BaseOutput)",
+    ),
+    (
+        r"py:.*",
+        r"(torch|numpy|np|nn|diffusers|transformers|PIL|collections|inspect|pathlib|typing|types|http|jsonargparse)\..*",
+    ),
+]
+
+html_theme = "furo"
+html_title = "ttsnap"
+html_static_path = ["_static"]
+html_css_files = ["ttsnap.css"]
+html_favicon = "_static/mark.svg"
+html_theme_options = {
+    "light_logo": "wordmark-light.svg",
+    "dark_logo": "wordmark-dark.svg",
+    "sidebar_hide_name": True,
+    "light_css_variables": {"color-brand-primary": "#14733a", "color-brand-content": "#0b5fae"},
+    "dark_css_variables": {"color-brand-primary": "#62c98a", "color-brand-content": "#79b8ff"},
+}
+html_show_sphinx = False
+copybutton_prompt_text = r"\$ |>>> "
+copybutton_prompt_is_regexp = True
