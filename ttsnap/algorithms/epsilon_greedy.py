@@ -27,7 +27,7 @@ class State(NamedTuple):
     """left: candidates that each stream may still try at this step. seen: particles before the last move, or -1."""
 
     steps: int
-    count: int
+    paths: int
     streams: tuple[Stream, ...] = ()
     left: int = 0
     seen: int = -1
@@ -67,11 +67,11 @@ class EpsilonGreedy:
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
         """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
-        return state._replace(streams=tuple(Stream(u) for u in uids[: state.count].tolist()), left=self.n or 1)
+        return state._replace(streams=tuple(Stream(u) for u in uids[: state.paths].tolist()), left=self.n or 1)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
-            return fresh(state.count, 0), state
+            return fresh(state.paths, 0), state
         if not state.streams:
             state = self.adopt(state, np.arange(len(particles)), particles)
         stuck = state.seen == len(particles)  # the budget afforded no candidate
