@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("nbclient")
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("[0-9]*.ipynb"))
-SLOW: set[str] = set()
+SLOW = {"03_write_your_own_reward.ipynb", "04_record_simulate_tune.ipynb"}
 """About a minute each on one core: they record, train and tune."""
 
 
