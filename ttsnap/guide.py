@@ -91,26 +91,27 @@ class Guide:
 
     def step(
         self, nodes: Sequence[Node], x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[Any]
-    ) -> list[tuple[Tensor, Any]]:
-        """Where these nodes go, with the log ratio of the path so far: guided from guided steps, else plainly."""
-        found: list[tuple[Tensor, Any]] = [(x[i], nodes[i].log_ratio) for i in range(len(nodes))]
+    ) -> tuple[list[Tensor], list[Any]]:
+        """Where these nodes go, guided from guided steps, else plainly; and the log ratios of the paths so far."""
+        found, totals = list(x), [node.log_ratio for node in nodes]
         guided = self.guided.at[k.numpy()]
         for rows, pulled in ((np.flatnonzero(~guided), False), (np.flatnonzero(guided), True)):
             if not len(rows):
                 continue
             at = torch.from_numpy(rows)
-            there = at.to(x.device)
-            part = Prediction(prediction.out[there], prediction.x0[there])
-            some, names = (x[there], part, k[at]), [keys[i] for i in rows]
+            there, some = at.to(x.device), [nodes[i] for i in rows.tolist()]
+            part, names = Prediction(prediction.out[there], prediction.x0[there]), [keys[i] for i in rows.tolist()]
+            ratios = [node.log_ratio for node in some]
             if pulled:
-                gradient = torch.stack([g for g in (nodes[i].gradient for i in rows) if g is not None])
-                moved, more = guided_step(self.kernel, self.guidance, self._lam, *some[:2], gradient, k[at], names)
-                ratios = [nodes[i].log_ratio + one for i, one in zip(rows, more, strict=True)]
+                gradient = torch.stack([g for g in (node.gradient for node in some) if g is not None])
+                state = (x[there], part, gradient, k[at], names)
+                moved, more = guided_step(self.kernel, self.guidance, self._lam, *state)
+                ratios = [before + one for before, one in zip(ratios, more, strict=True)]
             else:
-                moved, ratios = self.kernel.step(*some, names), [nodes[i].log_ratio for i in rows]
-            for i, latent, ratio in zip(rows, moved, ratios, strict=True):
-                found[i] = (latent, ratio)
-        return found
+                moved = self.kernel.step(x[there], part, k[at], names)
+            for i, latent, ratio in zip(rows.tolist(), moved, ratios, strict=True):
+                found[i], totals[i] = latent, ratio
+        return found, totals
 
     def told(self, nodes: Sequence[Node]) -> tuple[FloatArray, BoolArray]:
         """log_ratio and pulled (n,) of rows that come to rest, in one transfer from the device."""

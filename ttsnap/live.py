@@ -462,20 +462,21 @@ class LiveEngine:
             depth = 0 if self.ascent is None else self.ascent.depth
             trails = [(*row.node.trail, row.node.x)[-depth:] if depth else () for row in moving]
             memory: list[Any] = [row.node.memory for row in moving]
+            ratios: list[Any] = [0.0] * len(moving)
             if isinstance(self.kernel, RememberingKernel):
                 owners = [(*row.key, row.node.at) for row in moving]
                 moved, memory = self.kernel.step_from(x, prediction, k, owners, memory)
             elif self.guide is None:
                 moved = self.kernel.step(x, prediction, k, keys)
             else:
-                moved = self.guide.step([row.node for row in moving], x, prediction, k, keys)
-            for row, latent, kept, source in zip(moving, moved, memory, keys, strict=True):
-                at, ratio = row.node.at, row.node.log_ratio
-                if self.guide is not None:
-                    latent, ratio = latent
+                where, ratios = self.guide.step([row.node for row in moving], x, prediction, k, keys)
+                moved = torch.stack(where)
+            new = zip(moving, moved, memory, keys, ratios, trails, strict=True)
+            for row, latent, kept, source, ratio, trail in new:
+                at = row.node.at
                 row.node = Node(row.job, row.node.seed, at + 1, latent, kept, row.node.origin)
                 row.node.noise, row.node.log_ratio = source if at == row.born else None, ratio
-                row.node.trail = trails.pop(0)
+                row.node.trail = trail
         drafting = [row for row in self._rows if row.there and row.ahead and row.judged.prediction is not None]
         if drafting:
             x, prediction, k = _stacked([row.judged for row in drafting])

@@ -224,7 +224,7 @@ class Loop:
         if not job.ledger.affords(cost, reserve):
             return False
         job.ledger.charge(cost, reserve)
-        known = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
+        known: dict[str, Any] = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
         before = dataclasses.replace(particles, **{k: None if v is None else v.copy() for k, v in known.items()})
         guided = self.engine.price.guided
         pulled = np.zeros(len(move), bool) if guided is None else pulls(move, particles, guided.at)

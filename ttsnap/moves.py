@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ttsnap.types import Algorithm, BoolArray, Grid, IntArray, Move, Particles
@@ -108,5 +110,5 @@ def drafted(move: Move, grid: Grid) -> IntArray:
 def pick(move: Move, rows: IntArray) -> Move:
     """Some rows of a move; it drops nothing."""
     cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
-    more = {name: getattr(move, name) for name in ("draft", "near", "ascend")}
+    more: dict[str, Any] = {name: getattr(move, name) for name in ("draft", "near", "ascend")}
     return Move(*cut, **{name: None if column is None else column[rows] for name, column in more.items()})

@@ -225,9 +225,9 @@ class Move:
     def head(self, n: int) -> Move:
         """The first n rows."""
         cut = (self.parent[:n], self.start[:n], self.stop[:n], self.score[:n], self.mix[:n])
-        more = {name: getattr(self, name) for name in ("draft", "near", "ascend")}
-        shown = {name: None if column is None else column[:n] for name, column in more.items()}
-        return Move(*cut, drop=self.drop, value=self.value, reject=self.reject, **shown)
+        more: dict[str, Any] = {name: getattr(self, name) for name in ("draft", "near", "ascend")}
+        more = {name: None if column is None else column[:n] for name, column in more.items()}
+        return Move(*cut, drop=self.drop, value=self.value, reject=self.reject, **more)
 
 
 def fresh(n: int, stop: int, *, score: bool = True) -> Move:
