@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from runs import cell, diversity, flops_of, read, winners, write
 from ttsnap.pipelines import defaults, load
 
-from ttsnap import Budget, __version__, make_algorithm, search
+from ttsnap import Budget, make_algorithm, search
 from ttsnap.rewards import make_rewards
 from ttsnap.scenes import sample_prompts
-from ttsnap.types import Result
 
 KERNELS: dict[str, dict[str, Any]] = {
     "pipeline": {"kernel": "pipeline"},
@@ -92,56 +91,15 @@ def main() -> None:
             if key in done:
                 continue
             engine = pipe.engine(reward, batch_size=a.batch_size, **KERNELS[kernel], **call)
-            budget = budget_of(nfe, unit, engine)
+            budget = Budget(nfe=nfe) if unit == "nfe" else flops_of(nfe, engine)
             begin = time.perf_counter()
             results = search(prompts, make_algorithm(build(nfe)), engine, budget, seed=seed * 100_000)
-            done[key] = {**summary(results, metrics), "seconds": time.perf_counter() - begin,
+            done[key] = {**winners(results, metrics), "verifier_share": results[0].spent["verifier_share"],
+                         "seconds": time.perf_counter() - begin,
                          "occupancy": engine.occupancy, "engine_seconds": engine.timings}  # fmt: skip
             print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
             write(a.json, settings, done)
     print(table(done, a))
-
-
-def budget_of(nfe: int, unit: str, engine: Any) -> Budget:
-    """n calls, or the FLOPs of best-of-N with n calls."""
-    if unit == "nfe":
-        return Budget(nfe=nfe)
-    rates, images = engine.price.flops, nfe // engine.grid.nfe
-    return Budget(flops=nfe * rates.nfe + images * (rates.decode + rates.reward_call))
-
-
-def summary(results: list[Result], metrics: Any) -> dict[str, Any]:
-    """Per prompt: the winner's reward and metrics, what was spent, and a small copy of the winner for diversity."""
-    images = torch.stack([r.best.image for r in results]).float()
-    prompts, level = [r.prompt for r in results], torch.zeros(len(results))
-    small = torch.nn.functional.interpolate(images, 16, mode="area")
-    return {
-        "reward": [r.best.reward for r in results],
-        **{m.name: [float(v) for v in m(images, prompts, level)] for m in metrics},
-        "nfe": [r.spent["nfe"] for r in results],
-        "flops": [r.spent["flops"] for r in results],
-        "decodes": [r.spent["decodes"] for r in results],
-        "finished": [r.spent["finished"] for r in results],
-        "verifier_share": results[0].spent["verifier_share"],
-        "winner": (small * 255).round().int().flatten(1).tolist(),
-    }
-
-
-def read(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs that were made before, with the same settings; ValueError for a file of other settings."""
-    if path is None or not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    if found.get("settings") != settings:
-        raise ValueError(f"{path} holds runs with {found.get('settings')}, not {settings}; choose another --json")
-    return dict(found["runs"])
-
-
-def write(path: Path | None, settings: dict[str, Any], runs: dict[str, Any]) -> None:
-    if path is not None:
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps({"ttsnap": __version__, "settings": settings, "runs": runs}))
-        beside.replace(path)
 
 
 def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
@@ -154,24 +112,12 @@ def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
         name, kernel, budget, _ = key.split("|")
         groups.setdefault((name, kernel, budget), []).append(run)
     for (name, kernel, budget), found in groups.items():
-        cells = []
-        for metric in names:
-            by_prompt = np.mean([run[metric] for run in found], axis=0)
-            error = by_prompt.std(ddof=1) / len(by_prompt) ** 0.5 if len(by_prompt) > 1 else float("nan")
-            cells.append(f"{by_prompt.mean():.3f} ± {error:.3f}")
+        cells = [cell(found, metric) for metric in names]
         nfe, flops = (np.mean([run[k] for run in found]) for k in ("nfe", "flops"))
         share = np.mean([run["verifier_share"] for run in found])
-        spread = f"{diversity(found):.3f}" if len(found) > 1 else ""
-        lines.append(f"| {name} | {kernel} | {budget} | {' | '.join(cells)} | {spread} | {nfe:.0f} | "
+        lines.append(f"| {name} | {kernel} | {budget} | {' | '.join(cells)} | {diversity(found)} | {nfe:.0f} | "
                      f"{flops / 1e12:.3f} | {share:.0%} |")  # fmt: skip
     return "\n".join(lines)
-
-
-def diversity(runs: list[dict[str, Any]]) -> float:
-    """Mean distance between the winners of a prompt's seeds."""
-    winners = np.array([run["winner"] for run in runs], float) / 255  # (S, P, D)
-    pairs = itertools.combinations(range(len(winners)), 2)
-    return float(np.mean([np.sqrt(((winners[i] - winners[j]) ** 2).mean(-1)).mean() for i, j in pairs]))
 
 
 if __name__ == "__main__":
