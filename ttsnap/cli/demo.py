@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def run(a: Namespace) -> int:
     offer, limits = offered(a), limited(a)
     common.placement(a.device, a.dtype)
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors left is deleted then, too
     try:
         page = page_of(a, offer, limits, root)
         from ttsnap.demo.app import serve

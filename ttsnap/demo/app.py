@@ -29,7 +29,8 @@ moves and scores. Upload one to step through it.</p></div>"""
 def build(offer: Offer, limits: Limits, models: Models, root: Path, queue_size: int) -> gr.Blocks:
     """The page. `root` is this server's own folder, emptied by whoever made it."""
     handlers = Handlers(offer, limits, models, root)
-    with gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True) as page:
+    page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
+    with page:
         _html(theme.HEADER.format(model=escape(offer.model)))
         with gr.Tabs():
             with gr.Tab("Search"):
@@ -115,8 +116,9 @@ def _search_tab(handlers: Handlers) -> None:
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
                 files = gr.File(label="Images with their settings inside, contact sheet, trace", file_count="multiple",
                                 interactive=False)  # fmt: skip
-                python = gr.Code(label="In Python", language="python", interactive=False)
-                command = gr.Code(label="On the command line", language="shell", interactive=False)
+                python = gr.Code(label="In Python", language="python", interactive=False, show_line_numbers=False)
+                command = gr.Code(label="On the command line", language="shell", interactive=False,
+                                  show_line_numbers=False, wrap_lines=True)  # fmt: skip
     inputs = [prompt, algorithm, rewards, budget, steps, seed, keep, size, model]
     run: dict[str, Any] = {
         "inputs": inputs,

@@ -42,9 +42,9 @@ class Lane:
 class Board:
     """The state of one search.
 
-    `levels` are the noise levels of steps 0..K; `curve` holds (evaluations, best reward of a finished image so far);
-    `picture` is the best finished image, large; `best` the finished candidate with the highest score, the first of
-    equals; `spent` and `seconds` so far.
+    `levels` are the noise levels of steps 0..K; `curve` holds (evaluations, best reward of a finished image so far),
+    `marks` (evaluations, score) of everything that was scored; `picture` is the best finished image, large; `best` the
+    finished candidate with the highest score, the first of equals; `spent` and `seconds` so far.
     """
 
     levels: Sequence[float]
@@ -53,6 +53,7 @@ class Board:
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
     best: Lane | None = None
+    marks: list[tuple[int, float]] = field(default_factory=list)
     picture: str = ""
     over: bool = False
 
@@ -102,6 +103,7 @@ class Board:
             return
         lane.scores[step] = sum(scores) / len(scores) if scores else math.nan
         lane.state = "finished" if step == self.steps else "waiting"
+        self.marks.append((self.spent.nfe, lane.scores[step]))
         if picture:
             lane.pictures[step] = picture
         if lane.state != "finished" or lane.value == -math.inf:

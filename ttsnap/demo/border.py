@@ -1,4 +1,4 @@
-"""Refuses requests that no page of the demo makes: huge bodies, files from other servers, a full cache."""
+"""Refuses requests that the page never makes, huge ones, files from other servers, and uploads to a full cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ Send = Callable[[Scope], Awaitable[None]]
 FORM = 256 * 2**10
 """Bytes of a form, which holds no more than a prompt and a few settings."""
 
+CLOSED = ("component_server", "custom_component", "deep_link", "dev", "monitoring", "process_recording", "profiling",
+          "run-history", "undo-vibe", "vibe")  # fmt: skip
+"""Addresses of gradio's that this page has no use for; some of them write files or run programs."""
+
 
 class Border:
     """ASGI middleware. `cache` is where uploads land; none is taken once it holds `quota` bytes."""
@@ -26,6 +30,8 @@ class Border:
         path = str(scope["path"]).lower()
         if "file=http" in path or "proxy=" in path or "\\" in path:
             return await _refuse(send, 403, "files come from this server only")
+        if path.removeprefix("/gradio_api").lstrip("/").startswith(CLOSED):
+            return await _refuse(send, 404, "not here")
         if scope["method"] == "POST" and path.rstrip("/").endswith("/upload"):
             if held(self.cache) > self.quota:
                 return await _refuse(send, 507, "the demo holds too many files just now; try again later")
@@ -70,7 +76,7 @@ async def _body(receive: Receive, most: int) -> bytes | None:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if len(body) > most:
             return None
         if not message.get("more_body", False):

@@ -19,9 +19,16 @@ are dropped, good ones go on or branch, and the best finished image wins. Every 
 budget.</p></div>"""
 
 
+CURVE = "best finished image by evaluations (dots: every score)"
+MOST_MARKS = 500
+
+
 @dataclass
 class View:
-    """One search on the page: its name, its board, what it may spend, and the winner's uid once it is known."""
+    """One search on the page: its name, its board, and what it may spend.
+
+    Once it is over: the winner's uid, warnings, and the other kept images (data URI, what it is), best first.
+    """
 
     title: str
     board: Board
@@ -29,6 +36,7 @@ class View:
     seconds: float
     winner: int | None = None
     note: str = ""
+    kept: tuple[tuple[str, str], ...] = ()
 
 
 def intro() -> str:
@@ -45,10 +53,11 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     meters = "".join(_meters(view, many) for view in views)
     boards = "".join(render_board(v.board, v.title if many else "", v.winner) for v in reversed(views))
     head = f'<div class="tt-prompt">{escape(prompt)}</div><div class="tt-status">{escape(status)}</div>'
+    kept = "".join(_kept(view) for view in views)
     notes = "".join(f'<div class="tt-note">{escape(v.note)}</div>' for v in views if v.note)
     return (
         f'<div class="tt-stage{" tt-two" if many else ""}"><div class="tt-top"><div class="tt-bests">{best}</div>'
-        f'<div class="tt-side">{head}{meters}{render_curve(views)}</div></div>{notes}{boards}</div>'
+        f'<div class="tt-side">{head}{meters}{render_curve(views)}</div></div>{notes}{kept}{boards}</div>'
     )
 
 
@@ -65,6 +74,12 @@ def _best(view: View, named: bool) -> str:
         f'<figure class="tt-best"><img src="{view.board.picture}" alt="{alt}" decoding="sync">'
         f"<figcaption>{name}<span>{which}: seed {lane.seed}, {score}</span></figcaption></figure>"
     )
+
+
+def _kept(view: View) -> str:
+    images = ((f'<img src="{picture}" alt="" decoding="sync">', escape(text)) for picture, text in view.kept)
+    figures = "".join(f"<figure>{image}<figcaption>{text}</figcaption></figure>" for image, text in images)
+    return f'<div class="tt-kept">{figures}</div>' if figures else ""
 
 
 def _meters(view: View, named: bool) -> str:
@@ -93,16 +108,23 @@ def _meter(name: str, spent: float, cap: float | None) -> str:
 
 def render_curve(views: Sequence[View]) -> str:
     """Best reward so far against denoiser evaluations, a line for each search."""
-    points = [point for view in views for point in view.board.curve]
+    points = [point for view in views for point in (*view.board.curve, *view.board.marks[-MOST_MARKS:])]
     right = max([float(x) for x, _ in points] + [float(v.allowed.nfe or 1) for v in views] + [1.0])
     values = [y for _, y in points if math.isfinite(y)]
     bottom, top = (min(values), max(values)) if values else (0.0, 1.0)
-    pad = 0.25 * (top - bottom) or 1.0
+    pad = 0.16 * (top - bottom) or 1.0
     low, high = bottom - pad, top + pad
-    lines, dots = [], []
+    lines: list[str] = []
+    dots: list[str] = []
     for i, view in enumerate(views):
         kind = i if len(views) > 1 else 1
-        shown = [(x / right * 100, (high - y) / (high - low) * 100) for x, y in view.board.curve if math.isfinite(y)]
+        marks, shown = (
+            [(x / right * 100, (high - y) / (high - low) * 100) for x, y in points if math.isfinite(y)]
+            for points in (view.board.marks[-MOST_MARKS:], view.board.curve)
+        )
+        if marks:
+            path = "".join(f"M{x:.2f} {y:.2f}h0" for x, y in marks)
+            lines.insert(0, f'<path class="tt-marks{kind}" d="{path}"/>')
         if shown:
             path = f"M{shown[0][0]:.2f} {shown[0][1]:.2f}" + "".join(f"H{x:.2f}V{y:.2f}" for x, y in shown[1:])
             lines.append(f'<path class="tt-line{kind}" d="{path}"/>')
@@ -117,7 +139,7 @@ def render_curve(views: Sequence[View]) -> str:
     ends = [f'<span class="tt-y">{short(top)}</span>', f'<span class="tt-y tt-low">{short(bottom)}</span>']
     axis = "".join(ends) if top > bottom and values else ""
     return (
-        f'<div class="tt-curve"><div class="tt-curvehead"><span>best reward by evaluations</span>{keys}</div>'
+        f'<div class="tt-curve"><div class="tt-curvehead"><span>{CURVE}</span>{keys}</div>'
         f'<div class="tt-plot"><svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(lines)}</svg>'
         f'{"".join(dots)}{axis}</div><div class="tt-x"><span>0</span><span>{right:,.0f} NFE</span></div></div>'
     )

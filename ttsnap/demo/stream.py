@@ -136,9 +136,9 @@ def stream(
     worker = Worker([asked.baseline(), asked] if compare else [asked], models, limits, stop)
     searches: list[Search] = []
     results: list[Result] = []
+    busy = models.lock.locked()
     worker.start()
     try:
-        busy = models.lock.locked()
         yield Frame("", "waiting for the device" if busy else "loading the model")
         for news in _batches(worker):
             for item in news:
@@ -153,15 +153,21 @@ def stream(
                     _settle(searches[-1].view, item)
             if searches:
                 views = [search.view for search in searches]
-                yield Frame(render_stage(asked.prompt, views, about(asked)), f"searching: {views[-1].title}")
+                yield Frame(
+                    render_stage(asked.prompt, views, about(asked, both=compare)), f"searching: {views[-1].title}"
+                )
         yield _last(searches, results, worker, folder)
     finally:
         stop.set()
 
 
-def about(asked: Asked) -> str:
-    """One line that says how a search samples and scores."""
-    kernel = 'kernel "sde", chosen because it branches' if asked.kernel == "sde" else "the pipeline's own sampler"
+def about(asked: Asked, *, both: bool = False) -> str:
+    """One line that says how a search, or both that are compared, sample and score."""
+    kernel = (
+        'kernel "sde", chosen because it branches' + (", for both" if both else "")
+        if asked.kernel == "sde"
+        else "the pipeline's own sampler"
+    )
     steps = asked.call["num_inference_steps"]
     rewards = " + ".join(asked.rewards)
     return f"{title_of(asked.algorithm)}, {steps} steps, {kernel}, reward {rewards}, seeds from {asked.seed}"
@@ -193,6 +199,10 @@ def _settle(view: View, result: Result) -> None:
     if result.images:
         view.winner = result.images[0].uid
         board.picture = large_uri(result.images[0].image)
+        rest = enumerate(result.images[1:], 2)
+        view.kept = tuple(
+            (thumbnail_uri(c.image), f"{rank}. {view.title}, seed {c.seed}, {c.reward:.3f}") for rank, c in rest
+        )
 
 
 def _last(searches: list[Search], results: list[Result], worker: Worker, folder: Path) -> Frame:
@@ -209,7 +219,7 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
     warnings = tuple(dict.fromkeys(w for result in results for w in result.warnings))
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
     return Frame(
-        render_stage(found.asked.prompt, views, about(found.asked)),
+        render_stage(found.asked.prompt, views, about(found.asked, both=len(views) > 1)),
         status,
         tuple(files),
         snippet.python_lines(found.asked, device, dtype),
