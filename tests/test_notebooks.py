@@ -57,6 +57,7 @@ def test_first_cell_says_what_to_expect(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 )
+@pytest.mark.timeout(900)  # on a busy machine; alone they take half a minute, the slow ones one and a half
 def test_runs(execute: ModuleType, name: str) -> None:
     found = execute.cleaned(execute.executed(read(name), threads=1))
     ran = [cell for cell in found.cells if cell.cell_type == "code" and cell.execution_count is not None]
