@@ -34,7 +34,7 @@ METADATA = {
 KEPT = {"tags", "jupyter"}
 """Of a cell's metadata; the rest is of the editor, or when it ran."""
 NOISE = {
-    "a path of this machine": re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|private|var|usr|opt|mnt|work)/\w"),
+    "a path of this machine": re.compile(r"(?<![\w.:/~])/(?:[\w.-]+/)+[\w.-]+|\b[A-Z]:\\\w"),
     "an address": re.compile(r"\b0x[0-9a-f]{6,}\b"),
     "a progress bar": re.compile(r"\d(?:it|nfe|step)/s\b|\d+%\|"),
     "a warning": re.compile(r"Warning\b"),
