@@ -93,3 +93,35 @@ def test_quantised_networks_are_refused() -> None:
     check_networks(denoiser, "x0")
     Frozen.is_trainable = True
     check_networks(denoiser, "denoiser")
+
+
+def bright(images: Tensor, prompts: Any) -> Tensor:
+    return images.double().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["sd3", "sdxl", "flux", "pixart_sigma"])
+def test_climbing_through_pipelines(name: str) -> None:
+    """By the scheduler's own step where it keeps no history, and by the ODE elsewhere."""
+    pipe = upgrade(FAMILIES[name].build())
+    kernel = "ode" if name == "pixart_sigma" else "pipeline"
+    search = {"name": "noise-ascent", "rounds": 3, "angle": 0.2}
+    _, (result,) = pipe("a cat", search=search, reward=bright, kernel=kernel, seed=3, num_inference_steps=3,
+                             return_dict=False, **FAMILIES[name].call)  # fmt: skip
+    scores = result.particles.scores[:, -1, 0]
+    assert result.best.reward == scores.max() > scores[0]
+    assert 1 <= result.spent["gradients"] <= 3
+    assert result.spent["nfe"] == 3 * (len(scores) + result.spent["gradients"])
+    assert all(p.grad is None for p in pipe.vae.parameters())  # which stock modules would keep
+
+
+@pytest.mark.parametrize("guide", ["dps:1", "tilted:0.1:x0"])
+def test_guided_calls_of_a_pipeline(guide: str) -> None:
+    pipe = upgrade(FAMILIES["sd3"].build())
+    call = {**FAMILIES["sd3"].call, "num_inference_steps": 4, "seed": 3, "kernel": "sde", "search": "best-of-n"}
+    plain, guided = (pipe("a cat", reward=bright, budget="8nfe", **options, **call).search[0]
+                     for options in ({}, {"guide": guide}))  # fmt: skip
+    assert guided.best.reward > plain.best.reward
+    assert guided.spent["gradients"] == 2 * 3
+    assert guided.spent["calibration"]["gradients"] == 1
+    with pytest.raises(ValueError, match=r"choose kernel sde"):
+        pipe("a cat", reward=bright, budget="8nfe", guide=guide, **{**call, "kernel": "pipeline"})
