@@ -242,6 +242,14 @@ def test_without_resampling_weights_are_those_of_the_finished_reward(potential: 
     np.testing.assert_allclose(state.total, 3.0 * scores[:, 0], atol=1e-9)
 
 
+def test_the_weighted_sample_comes_back() -> None:
+    algorithm = Watched(7, 3.0, **everywhere)
+    (result,) = search(["a"], algorithm, Chain(linear), utility=first_reward, keep=7)
+    assert result.state is algorithm.seen[0][0]
+    assert set(result.state.uids.tolist()) == {c.uid for c in result.images}
+    assert np.exp(result.state.logw).sum() == pytest.approx(np.exp(result.state.log_z))
+
+
 @pytest.mark.parametrize("potential", POTENTIALS)
 @pytest.mark.parametrize("temper", ["constant", "adaptive"])
 def test_adding_to_all_rewards_changes_nothing_else(potential: str, temper: str) -> None:

@@ -428,7 +428,8 @@ class Result:
     """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
 
     `spent` is the ledger's summary (see budget.Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
-    the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop).
+    the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
+    algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample.
     """
 
     prompt: str
@@ -437,6 +438,7 @@ class Result:
     trace: tuple[dict[str, Any], ...]
     particles: Particles
     warnings: tuple[str, ...] = ()
+    state: Any = None
 
     @property
     def saturated(self) -> bool:
