@@ -108,7 +108,7 @@ def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> Non
     assert payload["prompt"] == PROMPT
     assert f"seed {payload['seed']}" in page.inner_text("#stage .tt-best")
     page.click("#after button")
-    assert "load()" in page.inner_text("#after")
+    page.locator("#after", has_text="load()").wait_for()
     no_sideways_scroll(page)
 
 

@@ -18,8 +18,9 @@ from ttsnap.demo.panels import intro
 QUOTA = 512 * 2**20
 """Bytes of uploads and downloads that are kept at a time."""
 SCENES = ("two red circles and a blue square", "a green cross above a red square", "three yellow triangles")
-KERNEL_HINT = """<div class="tt-hint">Algorithms marked sde branch: children of one candidate differ only where the
-sampler draws noise, so they run with kernel "sde" by themselves.</div>"""
+KERNEL_HINT = """<div class="tt-hint">Keep: how many of the best images come back. Pixels: 0 is the model's own
+size.<br>Algorithms marked sde branch: children of one candidate differ only where the sampler draws noise, so they run with
+kernel "sde" by themselves.</div>"""
 REPLAY_HINT = """<div class="tt-hint">No model runs: the board is drawn from the moves and scores in the file. Stronger
 colour is a higher score; pictures are not in a trace.</div>"""
 REPLAY_INTRO = """<div class="tt-stage tt-empty"><h2>Replay a search</h2><p>Every search writes a trace.json with its
@@ -105,8 +106,8 @@ def _search_tab(handlers: Handlers) -> None:
                                       max_choices=limits.rewards, info="Several are averaged")  # fmt: skip
                 with gr.Row():
                     seed = gr.Number(0, label="First seed", precision=0, min_width=90, elem_id="seed")
-                    keep = gr.Number(1, label="Images to keep", precision=0, min_width=90)
-                    size = gr.Number(0, label="Pixels (0: own)", precision=0, min_width=90)
+                    keep = gr.Number(1, label="Keep", precision=0, min_width=90)
+                    size = gr.Number(0, label="Pixels", precision=0, min_width=90)
                 model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                                    visible=offer.any_model)  # fmt: skip
                 _html(KERNEL_HINT)

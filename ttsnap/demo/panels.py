@@ -53,7 +53,7 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     meters = "".join(_meters(view, many) for view in views)
     boards = "".join(render_board(v.board, v.title if many else "", v.winner) for v in reversed(views))
     head = f'<div class="tt-prompt">{escape(prompt)}</div><div class="tt-status">{escape(status)}</div>'
-    kept = "".join(_kept(view) for view in views)
+    kept = "".join(_kept(view, many) for view in views)
     notes = "".join(f'<div class="tt-note">{escape(v.note)}</div>' for v in views if v.note)
     return (
         f'<div class="tt-stage{" tt-two" if many else ""}"><div class="tt-top"><div class="tt-bests">{best}</div>'
@@ -76,10 +76,11 @@ def _best(view: View, named: bool) -> str:
     )
 
 
-def _kept(view: View) -> str:
+def _kept(view: View, named: bool) -> str:
+    name = f"<b>{escape(view.title)}</b>" if named else ""
     images = ((f'<img src="{picture}" alt="" decoding="sync">', escape(text)) for picture, text in view.kept)
     figures = "".join(f"<figure>{image}<figcaption>{text}</figcaption></figure>" for image, text in images)
-    return f'<div class="tt-kept">{figures}</div>' if figures else ""
+    return f'<div class="tt-kept">{name}{figures}</div>' if figures else ""
 
 
 def _meters(view: View, named: bool) -> str:

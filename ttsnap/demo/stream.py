@@ -14,6 +14,7 @@ from ttsnap import outputs
 from ttsnap.demo import snippet
 from ttsnap.demo.asked import BASELINE, Asked, Limits, title_of
 from ttsnap.demo.board import Board
+from ttsnap.demo.board_html import short
 from ttsnap.demo.models import Models
 from ttsnap.demo.panels import View, render_stage
 from ttsnap.demo.pictures import large_uri, thumbnail_uri
@@ -201,7 +202,7 @@ def _settle(view: View, result: Result) -> None:
         board.picture = large_uri(result.images[0].image)
         rest = enumerate(result.images[1:], 2)
         view.kept = tuple(
-            (thumbnail_uri(c.image), f"{rank}. {view.title}, seed {c.seed}, {c.reward:.3f}") for rank, c in rest
+            (thumbnail_uri(c.image), f"{rank}. seed {c.seed}, reward {short(c.reward)}") for rank, c in rest
         )
 
 
@@ -211,7 +212,9 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
         files += _write(folder / search.asked.algorithm if len(searches) > 1 else folder, search, result, worker.pipe)
     views = [search.view for search in searches]
     found = searches[len(results) - 1]
-    status = "done"
+    status, caveat = "done", ""
+    if worker.stop.is_set() or worker.late:
+        caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
     if worker.stop.is_set():
         status = "stopped; this is the best image so far"
     elif worker.late:
@@ -222,7 +225,7 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
         render_stage(found.asked.prompt, views, about(found.asked, both=len(views) > 1)),
         status,
         tuple(files),
-        snippet.python_lines(found.asked, device, dtype),
+        caveat + snippet.python_lines(found.asked, device, dtype),
         snippet.command_line(found.asked),
         warnings,
     )
