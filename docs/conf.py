@@ -35,6 +35,7 @@ nb_execution_mode = "off"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {n: f"ttsnap.types.{n}" for n in ("FloatArray", "IntArray", "BoolArray", "Utility")}
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
@@ -64,6 +65,7 @@ html_theme_options = {
     "light_logo": "wordmark-light.svg",
     "dark_logo": "wordmark-dark.svg",
     "sidebar_hide_name": True,
+    "top_of_page_buttons": [],
     "light_css_variables": {"color-brand-primary": "#14733a", "color-brand-content": "#0b5fae"},
     "dark_css_variables": {"color-brand-primary": "#62c98a", "color-brand-content": "#79b8ff"},
 }

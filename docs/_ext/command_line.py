@@ -27,7 +27,7 @@ def help_of(name: str) -> str:
             os.environ.pop(key, None)
             if value is not None:
                 os.environ[key] = value
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return re.sub(r"\x1b\[[0-9;]*m|[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 class Commands(SphinxDirective):

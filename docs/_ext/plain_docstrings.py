@@ -6,8 +6,9 @@ and links from signatures find a type alias, which Sphinx files as data and look
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
-import sys
 from typing import Any
 
 from docutils import nodes
@@ -37,12 +38,32 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         elif line.strip() and not line.startswith(" "):
             literal = False
         out.append(line if literal else escape(line))
-    lines[:] = out
+    lines[:] = [embolden(line, parameters(obj)) for line in out]
+
+
+def parameters(obj: Any) -> tuple[str, ...]:
+    """The names that a docstring may explain."""
+    try:
+        return tuple(inspect.signature(obj).parameters) if callable(obj) else ()
+    except (TypeError, ValueError):
+        return ()
+
+
+def embolden(line: str, names: tuple[str, ...]) -> str:
+    """Parameters are explained in running text, as `name: what it is.`; their names stand out in bold."""
+    if not names or line.startswith("    "):
+        return line
+    found = "|".join(map(re.escape, names))
+    return re.sub(rf"(^|(?<=[.;] ))({found})(?=(, \w+)?: )", r"**\2**", line)
 
 
 def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returns: Any) -> Any:
-    """Defaults that are made by a function have no literal form, which Sphinx's parser of signatures stumbles over."""
-    return re.sub(r"<[^<>]*>", "...", signature) if signature else signature, returns
+    """Signatures without what Sphinx stumbles over: defaults made by a function, aliases inside other types."""
+
+    def plain(text: str | None) -> str | None:
+        return text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", re.sub(r"<[^<>]*>", "...", text))
+
+    return plain(signature), plain(returns)
 
 
 def resolve_alias(app: Sphinx, env: Any, node: Any, contnode: Any) -> nodes.Node | None:
@@ -61,13 +82,25 @@ def resolve_alias(app: Sphinx, env: Any, node: Any, contnode: Any) -> nodes.Node
 def is_alias(target: str) -> bool:
     """Whether one of our modules has a type alias or a type variable of this (perhaps shortened) name."""
     where, _, name = target.rpartition(".")
-    own = [m for n, m in sys.modules.items() if n.startswith("ttsnap.") and f".{n}".endswith(f".{where}")]
-    return any(hasattr(m, name) and not isinstance(getattr(m, name), type) for m in own)
+    for module in (where, f"ttsnap.{where}"):
+        if module.startswith("ttsnap."):
+            try:
+                found = getattr(importlib.import_module(module), name, None)
+            except ImportError:
+                continue
+            return found is not None and not isinstance(found, type)
+    return False
+
+
+def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples are in their signature, and Python's docstrings of them say nothing."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-process-signature", shorten)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("missing-reference", resolve_alias)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
