@@ -69,9 +69,12 @@ class Differentiator:
         return Pulled(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
 
     def rates(self, forward: Rates) -> Rates:
-        """With the price of a gradient in FLOPs: a backward pass takes about two forward passes."""
+        """With the price of a gradient in FLOPs: a backward pass takes about two forward passes, and one more where the
+        network keeps checkpoints only (`enable_gradient_checkpointing` of diffusers' models)."""
         once = forward.decode + len(self.rewards) * forward.reward_call
-        return replace(forward, gradient=3 * once, backward=2 * forward.nfe)
+        network: Any = getattr(getattr(self.denoiser, "pipe", None), getattr(self.denoiser, "network", ""), None)
+        passes = 3 if getattr(network, "is_gradient_checkpointing", False) else 2
+        return replace(forward, gradient=3 * once, backward=passes * forward.nfe)
 
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
         """With the price of a gradient in seconds, timed on one row, and what timing it took."""

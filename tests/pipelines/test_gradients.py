@@ -125,3 +125,17 @@ def test_guided_calls_of_a_pipeline(guide: str) -> None:
     assert guided.spent["calibration"]["gradients"] == 1
     with pytest.raises(ValueError, match=r"choose kernel sde"):
         pipe("a cat", reward=bright, budget="8nfe", guide=guide, **{**call, "kernel": "pipeline"})
+
+
+def test_checkpointing_saves_memory_and_is_priced() -> None:
+    found = []
+    for checkpointed in (False, True):
+        pipe = upgrade(FAMILIES["sd3"].build())
+        if checkpointed:
+            pipe.transformer.enable_gradient_checkpointing()
+        engine = pipe.engine(bright, kernel="sde", guide="dps:1", num_inference_steps=3, **FAMILIES["sd3"].call)
+        engine.start(["a cat"], 0)
+        assert engine.guide is not None
+        found.append((engine.guide.row_bytes, engine.price.flops.backward / engine.price.flops.nfe))
+    assert found[1][0] < 0.8 * found[0][0]
+    assert [ratio for _, ratio in found] == [2, 3]
