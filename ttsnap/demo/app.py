@@ -19,8 +19,8 @@ QUOTA = 512 * 2**20
 """Bytes of uploads and downloads that are kept at a time."""
 SCENES = ("two red circles and a blue square", "a green cross above a red square", "three yellow triangles")
 KERNEL_HINT = """<div class="tt-hint">Keep: how many of the best images come back. Pixels: 0 is the model's own
-size.<br>Algorithms marked sde branch: children of one candidate differ only where the sampler draws noise, so they run with
-kernel "sde" by themselves.</div>"""
+size.<br>Algorithms marked sde branch: children of one candidate differ only where the sampler draws noise, so they run
+with kernel "sde" by themselves.</div>"""
 REPLAY_HINT = """<div class="tt-hint">No model runs: the board is drawn from the moves and scores in the file. Stronger
 colour is a higher score; pictures are not in a trace.</div>"""
 REPLAY_INTRO = """<div class="tt-stage tt-empty"><h2>Replay a search</h2><p>Every search writes a trace.json with its
