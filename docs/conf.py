@@ -24,6 +24,7 @@ extensions = [
     "command_line",
     "inner_modules",
     "outside_pages",
+    "search_arguments",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_ext", "_static", "**/.ipynb_checkpoints"]
