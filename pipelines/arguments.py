@@ -20,7 +20,8 @@ Search arguments (without `search` the call is the stock one):
     path, times: for the other kernels, the path between data and noise ("linear", "vp", "cosine", ...; by default the
         model's own) and its points ("pipeline", "uniform", "sqrt"): ttsnap.pipelines.convert.
     guide: steps of a stochastic kernel follow the rewards' gradient: "dps:1", "twisted:10", "tilted:0.1", with ":x0"
-        after it to spare the denoiser's backward pass (ttsnap.guidance); gradient_batch_size: most rows of such a call.
+        after it to spare the denoiser's backward pass, and levels as ":0.9-0.2" (ttsnap.guidance);
+        gradient_batch_size: most rows of such a call.
     noises: "independent" initial noises of seeds, or "orthogonal" or "antithetic" ones (ttsnap.noises).
     seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
     batch_size, decode_batch_size: most particles per denoiser call and images per decode; by default as many as fit

@@ -26,7 +26,7 @@ from ttsnap.rewards import FunctionReward
 from ttsnap.rng import noise
 from ttsnap.samplers import Ddim, Ode, Renoise, Sde
 
-ANY = ["dps:0.5", "twisted:1", "tilted:0.3", "dps:0.5:x0", "twisted:1:x0", "tilted:0.3:x0"]
+ANY = [f"{kind}:1-0" for kind in ("dps:0.5", "twisted:1", "tilted:0.3", "dps:0.5:x0", "twisted:1:x0", "tilted:0.3:x0")]
 A = torch.tensor([1.0, 0.5, -0.5]).double()
 CENTRE = torch.tensor([0.3, 0.0, -0.2]).double()
 
@@ -232,7 +232,7 @@ def test_weights_without_the_ratio_are_found_out() -> None:
     for run in range(60):
         algorithm = Forgets(6, 1.0, every=2, first=1.0, last=0.0)
         engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=kernel, batch_size=64,
-                            guidance=Guidance("dps", 0.5))  # fmt: skip
+                            guidance=Guidance("dps", 0.5, first=1.0, last=0.0))  # fmt: skip
         search([""], algorithm, engine, seed=1000 * run)
         found.append(np.exp(algorithm.seen[0].log_z))
     assert abs(np.mean(found) - truth) / (np.std(found, ddof=1) / math.sqrt(60)) > 6
@@ -252,7 +252,7 @@ def sampled(denoiser: Plain, kernel: Any, n: int = 40_000) -> Tensor:
 
 @pytest.mark.parametrize("reward", REWARD)
 def test_tilted_mixture(reward: str) -> None:
-    """Z and the posterior mean of a mixture: those of the plain chain reweighed, and near the exact ones of the data."""
+    """Z and the posterior mean of a mixture: those of the plain chain reweighed, near the exact ones of the data."""
     denoiser, lam, n = mixture(40), 1.0, 32
     kernel = Ddim(denoiser.path, denoiser.times)
     plain = sampled(denoiser, kernel)
@@ -266,7 +266,7 @@ def test_tilted_mixture(reward: str) -> None:
     for run in range(12):
         algorithm = Watched(n, lam, "difference", "linear", every=10, first=1.0, last=0.0)
         engine = LiveEngine(denoiser, [FunctionReward(REWARD[reward], "r")], kernel=kernel, batch_size=512,
-                            guidance=Guidance("twisted", lam))  # fmt: skip
+                            guidance=Guidance("twisted", lam, first=1.0, last=0.0))  # fmt: skip
         (result,) = search([""], algorithm, engine, seed=1000 * run, keep=n)
         state = algorithm.seen[0]
         images = {c.uid: points(c.image[None])[0].numpy() for c in result.images}
@@ -287,7 +287,7 @@ def test_guidance_needs_fewer_particles() -> None:
     kernel = Ddim(denoiser.path, denoiser.times)
     truth = float(tilted(*law(denoiser, kernel), "linear", 3.0)[0])
     errors = {}
-    for n, spec in ((4, None), (16, None), (4, "twisted:3"), (4, "dps:0.5")):
+    for n, spec in ((4, None), (16, None), (4, "twisted:3:1-0"), (4, "dps:0.5:1-0")):
         found = []
         for run in range(30):
             algorithm = Watched(n, 3.0, "difference", every=2, first=1.0, last=0.0)
@@ -298,8 +298,8 @@ def test_guidance_needs_fewer_particles() -> None:
             found.append(algorithm.seen[0].log_z - truth)
         errors[n, spec] = float(np.sqrt(np.mean(np.square(found))))
     print(errors)
-    assert errors[4, "twisted:3"] < 0.75 * errors[4, None]
-    assert errors[4, "dps:0.5"] < 0.6 * errors[16, None]
+    assert errors[4, "twisted:3:1-0"] < 0.75 * errors[4, None]
+    assert errors[4, "dps:0.5:1-0"] < 0.6 * errors[16, None]
 
 
 # --- the books ----------------------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
         reward = Counted()
         reward.flops = 500.0  # type: ignore[attr-defined]
         engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), batch_size=batch,
-                            guidance=Guidance("dps", 0.5))  # fmt: skip
+                            guidance=Guidance("dps", 0.5, first=1.0, last=0.0))  # fmt: skip
         budget = Budget(flops=60 * (engine.price.flops.nfe + 3000))
         (result,) = search(["a"], make_algorithm(name), engine, budget)
         assert result.spent["flops"] <= budget.flops
@@ -377,7 +377,7 @@ def test_dry_runs_price_gradients() -> None:
     denoiser = gaussian()
     engine = LiveEngine(denoiser, [Counted()], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
     dry = DryEngine(engine.grid, ("r",), stochastic=True, price=engine.price)
-    for name in ("smc", "best-of-n"):
+    for name in ("seed-pruning", "best-of-n"):
         costs = [search([""], make_algorithm(name, n=5), e, Budget(nfe=60))[0].spent["cost"] for e in (dry, engine)]
         assert costs[0].gradients == costs[1].gradients > 0
 
@@ -405,7 +405,11 @@ def test_refusals_come_before_any_compute() -> None:
     with pytest.raises(ValueError, match=r"at least 1, got 0"):
         LiveEngine(denoiser, [reward], kernel=sde, guidance=Guidance(), gradient_batch_size=0)
     assert denoiser.predicted == denoiser.decoded == 0
-    for text in ("dps:-1", "tilted:1", "up:1", "dps:1:y0", "dps:one", "dps:inf"):
+    assert Guidance.parse("dps:2:x0:0.9-0.2") == Guidance("dps", 2.0, "x0", 0.9, 0.2)
+    assert Guidance.parse("tilted:0.1:0.8-0.1") == Guidance("tilted", 0.1, "denoiser", 0.8, 0.1)
+    assert Guidance.parse("dps") == Guidance()
+    for text in ("dps:-1", "tilted:1", "up:1", "dps:1:y0", "dps:one", "dps:inf", "dps:1:x0:2", "dps:1:x0:1-2-3",
+                 "dps:1:x0:0.2-0.9", "dps:1:x0:x:1-0"):  # fmt: skip
         with pytest.raises(ValueError, match=r"cannot read guidance"):
             Guidance.parse(text)
 

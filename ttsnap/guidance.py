@@ -40,15 +40,16 @@ class Guidance:
 
     through: "denoiser", the gradient goes back through the evaluation that made the estimate; "x0", it stops at the
     estimate, whose slope in x_t is taken for that of standard normal data, which saves the backward pass.
-    first, last: noise levels in [0, 1] between which steps are guided. The last step, which draws no noise, is not.
+    first, last: noise levels in [0, 1] between which steps are guided: estimates before say little, and later steps
+    change little. The last step, which draws no noise, is never guided.
     weights: of the rewards, in their order; by default all alike.
     """
 
     kind: str = "dps"
     scale: float = 1.0
     through: str = "denoiser"
-    first: float = 1.0
-    last: float = 0.0
+    first: float = 0.75
+    last: float = 0.3
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -61,16 +62,20 @@ class Guidance:
 
     @classmethod
     def parse(cls, text: str | Guidance) -> Guidance:
-        """Read "dps:1", "twisted:10", "tilted:0.1", or with ":x0" after it; ValueError for anything else."""
+        """Read "dps:1", "twisted:10", "tilted:0.1", with ":x0" after it, and levels as in "dps:1:x0:0.9-0.2".
+
+        ValueError for anything else.
+        """
         if isinstance(text, Guidance):
             return text
-        kind, _, rest = text.strip().partition(":")
-        scale, _, through = rest.partition(":")
+        kind, *rest = text.strip().split(":")
         try:
-            return cls(kind, float(scale or 1.0), through or "denoiser")
+            levels = [float(v) for v in rest.pop().split("-")] if rest and "-" in rest[-1][1:] else []
+            scale, through = ([*rest, "", ""])[:2] if len(rest) < 3 and len(levels) in (0, 2) else ("too long", "")
+            return cls(kind, float(scale or 1.0), through or "denoiser", *levels)
         except ValueError as error:
             raise ValueError(f"cannot read guidance {text!r}: {error}; write it like dps:1, twisted:10, tilted:0.1, "
-                             "or dps:1:x0") from None  # fmt: skip
+                             "dps:1:x0, or dps:1:x0:0.9-0.2 for noise levels") from None  # fmt: skip
 
     def steps(self, grid: Grid) -> tuple[bool, ...]:
         """(K,) which steps are guided."""

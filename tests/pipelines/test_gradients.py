@@ -114,7 +114,7 @@ def test_climbing_through_pipelines(name: str) -> None:
     assert all(p.grad is None for p in pipe.vae.parameters())  # which stock modules would keep
 
 
-@pytest.mark.parametrize("guide", ["dps:1", "tilted:0.1:x0"])
+@pytest.mark.parametrize("guide", ["dps:1:1-0", "tilted:0.1:x0:1-0"])
 def test_guided_calls_of_a_pipeline(guide: str) -> None:
     pipe = upgrade(FAMILIES["sd3"].build())
     call = {**FAMILIES["sd3"].call, "num_inference_steps": 4, "seed": 3, "kernel": "sde", "search": "best-of-n"}
@@ -133,7 +133,7 @@ def test_checkpointing_saves_memory_and_is_priced() -> None:
         pipe = upgrade(FAMILIES["sd3"].build())
         if checkpointed:
             pipe.transformer.enable_gradient_checkpointing()
-        engine = pipe.engine(bright, kernel="sde", guide="dps:1", num_inference_steps=3, **FAMILIES["sd3"].call)
+        engine = pipe.engine(bright, kernel="sde", guide="dps:1:1-0", num_inference_steps=3, **FAMILIES["sd3"].call)
         engine.start(["a cat"], 0)
         assert engine.guide is not None
         found.append((engine.guide.row_bytes, engine.price.flops.backward / engine.price.flops.nfe))

@@ -62,7 +62,7 @@ def parser() -> ArgumentParser:
         "--guide",
         type=str | None,
         help="let the steps of a stochastic kernel follow the rewards' gradient: dps:SCALE, twisted:LAM, tilted:SCALE, "
-        "with :x0 after it to spare the denoiser's backward pass",
+        "with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels than 0.75-0.3",
     )
     p.add_argument("--gradient-batch-size", type=int | None, help="most candidates per call that takes a gradient")
     p.add_argument("--seed", type=int, default=0, help="candidate i starts from seed + i")
