@@ -1,7 +1,7 @@
 """Reward gradients on the embedded model at equal total FLOPs, backward passes included.
 
     python benchmarks/gradients.py --json gradients.json
-    python benchmarks/gradients.py --methods best-of-n smc "smc, dps:2" --budgets 100 --prompts 10 --seeds 1
+    python benchmarks/gradients.py --methods best-of-n smc "smc, dps" --budgets 100 --prompts 10 --seeds 1
 
 Hard held-out prompts are searched with the learned reward (`scenes-learned`), whose gradient guides; the exact checker,
 which no search sees, judges what comes back. A budget of n is the FLOPs that best-of-N takes with n denoiser calls, its
@@ -65,13 +65,14 @@ METHODS: dict[str, tuple[Callable[[int], Any], dict[str, Any]]] = {
     "smc": (lambda nfe: "smc", SDE),
     "svdd": (lambda nfe: "svdd", SDE),
     "rbf": (rbf, SDE),
-    "best-of-n, dps": guided("best-of-n", "dps:2"),
-    "smc, dps": guided("smc", "dps:2"),
-    "smc, dps through x0": guided("smc", "dps:2:x0"),
-    "smc, twisted": guided("smc", "twisted:10"),
-    "smc, tilted": guided("smc", "tilted:0.1"),
-    "svdd, dps": guided("svdd", "dps:2"),
-    "rbf, dps": guided(rbf, "dps:2"),
+    "best-of-n, dps": guided("best-of-n", "dps:16:x0"),
+    "best-of-n, dps through the denoiser": guided("best-of-n", "dps:8"),
+    "best-of-n, dps at all steps": guided("best-of-n", "dps:16:x0:1-0"),
+    "best-of-n, tilted": guided("best-of-n", "tilted:0.4:x0"),
+    "smc, dps": guided("smc", "dps:16:x0"),
+    "smc, twisted": guided("smc", "twisted:10:x0"),
+    "svdd, dps": guided("svdd", "dps:16:x0"),
+    "rbf, dps": guided(rbf, "dps:16:x0"),
     "noise-ascent": (lambda nfe: {"name": "noise-ascent", "ascends": 2}, {}),
     "best-of-n, then ascent": refined("best-of-n"),
     "seed-pruning, then ascent": refined("seed-pruning"),
@@ -83,7 +84,7 @@ METHODS: dict[str, tuple[Callable[[int], Any], dict[str, Any]]] = {
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    p.add_argument("--budgets", type=int, nargs="+", default=[100, 200], help="in denoiser calls of best-of-N")
+    p.add_argument("--budgets", type=int, nargs="+", default=[100], help="in denoiser calls of best-of-N")
     p.add_argument("--prompts", type=int, default=30)
     p.add_argument("--seeds", type=int, default=3, help="searches of every prompt, from different seeds")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
@@ -92,7 +93,9 @@ def main() -> None:
     p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
     p.add_argument("--guard", default="scenes", help="the reward that the guarded ascent watches")
     p.add_argument("--lora", type=Path, help="a preference LoRA of the embedded model")
-    p.add_argument("--lora-methods", nargs="+", default=["best-of-n", "seed-pruning", "smc, dps"], choices=METHODS)
+    p.add_argument(
+        "--lora-methods", nargs="+", default=["best-of-n", "seed-pruning", "best-of-n, dps"], choices=METHODS
+    )
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
     p.add_argument("--json", type=Path)

@@ -20,6 +20,7 @@ ALGORITHMS: dict[str, str] = {
     "funnel": "Funnel: resample fewer",
     "code": "CoDe: branch now and then",
     "svdd": "SVDD: branch at every step",
+    "epsilon-greedy": "Epsilon-greedy: noise near the best of a step",
     "nested": "Nested: prune, then branch",
     "search-over-paths": "Search over paths",
     "best-first": "Best-first tree",
