@@ -112,9 +112,9 @@ class SearchMixin:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
 
         reward, kernel, path, times, guide, noises and batch sizes as in the call; keep and features_block as in
-        LiveEngine; `call` as in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates; batches
-        of a network that `compile_denoiser` compiled are padded. ValueError for an unknown kernel, and one that does not
-        fit.
+        LiveEngine; `call` as in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates;
+        batches of a network that `compile_denoiser` compiled are padded. ValueError for an unknown kernel, and one that
+        does not fit.
         """
         denoiser = self.denoiser(**call)
         if kernel != "pipeline":

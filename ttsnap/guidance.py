@@ -70,9 +70,9 @@ class Guidance:
             return text
         kind, *rest = text.strip().split(":")
         try:
-            levels = [float(v) for v in rest.pop().split("-")] if rest and "-" in rest[-1][1:] else []
-            scale, through = ([*rest, "", ""])[:2] if len(rest) < 3 and len(levels) in (0, 2) else ("too long", "")
-            return cls(kind, float(scale or 1.0), through or "denoiser", *levels)
+            levels = [float(v) for v in rest.pop().split("-")] if rest and "-" in rest[-1][1:] else [0.75, 0.3]
+            scale, through = ([*rest, "", ""])[:2] if len(rest) < 3 and len(levels) == 2 else ("too long", "")
+            return cls(kind, float(scale or 1.0), through or "denoiser", levels[0], levels[1])
         except ValueError as error:
             raise ValueError(f"cannot read guidance {text!r}: {error}; write it like dps:1, twisted:10, tilted:0.1, "
                              "dps:1:x0, or dps:1:x0:0.9-0.2 for noise levels") from None  # fmt: skip

@@ -225,7 +225,8 @@ class Loop:
             return False
         job.ledger.charge(cost, reserve)
         known: dict[str, Any] = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
-        before = dataclasses.replace(particles, **{k: None if v is None else v.copy() for k, v in known.items()})
+        known = {name: None if column is None else column.copy() for name, column in known.items()}
+        before = dataclasses.replace(particles, **known)
         guided = self.engine.price.guided
         pulled = np.zeros(len(move), bool) if guided is None else pulls(move, particles, guided.at)
         uids, seeds = job.table.place(move, self.seed)

@@ -111,4 +111,5 @@ def pick(move: Move, rows: IntArray) -> Move:
     """Some rows of a move; it drops nothing."""
     cut = (move.parent[rows], move.start[rows], move.stop[rows], move.score[rows], move.mix[rows])
     more: dict[str, Any] = {name: getattr(move, name) for name in ("draft", "near", "ascend")}
-    return Move(*cut, **{name: None if column is None else column[rows] for name, column in more.items()})
+    more = {name: None if column is None else column[rows] for name, column in more.items()}
+    return Move(*cut, **more)
