@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import cell, diversity, flops_of, read, winners, write
+from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import make_algorithm, search
@@ -82,25 +82,16 @@ METHODS: dict[str, tuple[Callable[[int], Any], dict[str, Any]]] = {
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__)
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--budgets", type=int, nargs="+", default=[100], help="in denoiser calls of best-of-N")
-    p.add_argument("--prompts", type=int, default=30)
-    p.add_argument("--seeds", type=int, default=3, help="searches of every prompt, from different seeds")
-    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--reward", default="scenes-learned")
-    p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
     p.add_argument("--guard", default="scenes", help="the reward that the guarded ascent watches")
     p.add_argument("--lora", type=Path, help="a preference LoRA of the embedded model")
     p.add_argument(
         "--lora-methods", nargs="+", default=["best-of-n", "seed-pruning", "best-of-n, dps"], choices=METHODS
     )
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
-    settings = {k: getattr(a, k) for k in ("prompts", "prompt_seed", "steps", "reward", "held_out", "guard", "dtype")}
+    settings = {k: getattr(a, k) for k in (*SETTINGS, "guard")}
     done = read(a.json, settings)
     models = {"": (load(dtype=getattr(torch, a.dtype)), a.methods)}
     if a.lora is not None:

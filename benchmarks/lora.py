@@ -13,7 +13,6 @@ again, so that an interrupted benchmark goes on, and that another LoRA is compar
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from particles import diversity, read, summary, write
+from runs import SETTINGS, diversity, parser, read, winners, write
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm, search
@@ -40,22 +39,13 @@ METHODS = {
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__)
     p.add_argument(
         "--lora", help="folder of the LoRA, with its scale as FOLDER:0.5; without one, the frozen model only"
     )
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    p.add_argument("--prompts", type=int, default=30)
-    p.add_argument("--seeds", type=int, default=3, help="searches of every prompt, from different seeds")
-    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--reward", default="scenes-learned")
-    p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
-    settings = {k: getattr(a, k) for k in ("prompts", "prompt_seed", "steps", "reward", "held_out", "dtype")}
+    settings = {k: getattr(a, k) for k in SETTINGS}
     done = read(a.json, settings)
     pipes = {"frozen": load(dtype=getattr(torch, a.dtype))}
     if a.lora is not None:
@@ -74,7 +64,7 @@ def main() -> None:
         begin = time.perf_counter()
         budget = Budget(nfe=images * engine.grid.nfe)
         results = search(prompts, make_algorithm(name), engine, budget, seed=seed * 100_000)
-        done[key] = {**summary(results, metrics), "seconds": time.perf_counter() - begin}
+        done[key] = {**winners(results, metrics), "seconds": time.perf_counter() - begin}
         print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
         write(a.json, settings, done)
     print(table(done, ["reward", *a.held_out]))
@@ -106,9 +96,8 @@ def table(runs: dict[str, Any], names: list[str]) -> str:
         means = {m: {n: np.mean([run[n] for run in group], axis=0) for n in names} for m, group in by_model.items()}
         for model, group in by_model.items():
             nfe, flops = (np.mean([run[k] for run in group]) for k in ("nfe", "flops"))
-            spread = f"{diversity(group):.3f}" if len(group) > 1 else ""
             cells = " | ".join(figure(means[model][n]) for n in names)
-            lines.append(f"| {method} | {model} | {cells} | {spread} | {nfe:.0f} | {flops / 1e12:.3f} |")
+            lines.append(f"| {method} | {model} | {cells} | {diversity(group)} | {nfe:.0f} | {flops / 1e12:.3f} |")
             if model != "frozen" and "frozen" in means:
                 cells = " | ".join(figure(means[model][n] - means["frozen"][n], "+") for n in names)
                 lines.append(f"| {method} | {model} - frozen | {cells} | | | |")

@@ -20,12 +20,11 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from runs import cell, diversity, flops_of, read, winners, write
+from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm, search
@@ -62,22 +61,13 @@ def nested(n: int, keep: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__)
     p.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 500], help="NFE per prompt")
     p.add_argument("--unit", nargs="+", default=["nfe"], choices=["nfe", "flops"])
-    p.add_argument("--prompts", type=int, default=30)
-    p.add_argument("--seeds", type=int, default=3, help="searches of every prompt, from different seeds")
-    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--reward", default="scenes-learned")
-    p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
-    settings = {k: getattr(a, k) for k in ("prompts", "prompt_seed", "steps", "reward", "held_out", "dtype")}
+    settings = {k: getattr(a, k) for k in SETTINGS}
     done = read(a.json, settings)
     pipe = load(dtype=getattr(torch, a.dtype))
     call = {**defaults(), "num_inference_steps": a.steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from pathlib import Path
@@ -13,6 +14,24 @@ import torch
 from ttsnap import __version__
 from ttsnap.budget import Budget
 from ttsnap.types import Result
+
+SETTINGS = ("prompts", "prompt_seed", "steps", "reward", "held_out", "dtype")
+"""Arguments that all runs of one file have in common."""
+
+
+def parser(description: str | None, seeds: int = 3) -> argparse.ArgumentParser:
+    """Arguments that the benchmarks of searches share."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--prompts", type=int, default=30)
+    p.add_argument("--seeds", type=int, default=seeds, help="searches of every prompt, from different seeds")
+    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
+    p.add_argument("--steps", type=int, default=10)
+    p.add_argument("--reward", default="scenes-learned")
+    p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--json", type=Path, help="file to keep runs in, and to go on from")
+    return p
 
 
 def read(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
