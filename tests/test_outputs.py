@@ -20,16 +20,15 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def finished(engine: Any) -> tuple[list[Any], outputs.Recorder, Any]:
+def finished(engine: Any) -> tuple[list[Any], outputs.Recorder]:
     recorder = outputs.Recorder()
-    live = engine()
-    results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), live, keep=2, on_event=recorder)
-    return results, recorder, live.grid
+    algorithm = SeedPruning(6, (0.5, 0.5), steps=(2, 5))
+    return search(["a", "b: c/d"], algorithm, engine(), keep=2, on_event=recorder), recorder
 
 
 def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
-    results, recorder, grid = finished
-    written = outputs.write_results(tmp_path, results, grid, recorder, SETTINGS)
+    results, recorder = finished
+    written = outputs.write_results(tmp_path, results, recorder, SETTINGS)
     names = {p.name for p in tmp_path.iterdir()}
     assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
     assert len(names) == 3 + 4
@@ -52,8 +51,8 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
 
 
 def test_sheet_shows_every_candidate_and_dims_the_pruned(finished: Any) -> None:
-    results, recorder, grid = finished
-    sheet = outputs.contact_sheet(results[0], grid, recorder.thumbnails[0])
+    results, recorder = finished
+    sheet = recorder.sheet(results[0])
     assert sheet.height == outputs.HEAD + 3 * (outputs.CELL + 24) + outputs.MARGIN
     assert sheet.width == outputs.LEFT + 6 * (outputs.CELL + outputs.MARGIN) + outputs.MARGIN
     assert len(recorder.thumbnails[0]) == 6 + 3 + 2

@@ -388,7 +388,8 @@ class Loop:
             "gain_of_second_half": _second_half(particles),
             "calibration": getattr(self.engine, "probed", Cost()).counts(),
         }
-        return Result(job.prompt, images, spent, tuple(job.trace), particles, tuple(job.warnings), job.state)
+        told = (spent, tuple(job.trace), particles, tuple(job.warnings))
+        return Result(job.prompt, images, *told, state=job.state, levels=self.grid.levels)
 
     def _emit(self, kind: str, job: Job | None, **details: Any) -> None:
         if self.on_event is not None:

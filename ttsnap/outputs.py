@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
-from ttsnap.types import Event, Grid, Result
+from ttsnap.types import Event, Result
 
 CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
 MOST_COLUMNS = 16
@@ -32,6 +32,10 @@ class Recorder:
     def __call__(self, event: Event) -> None:
         if event.kind == "score" and event.image is not None:
             self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = _thumbnail(event.image)
+
+    def sheet(self, result: Result, job: int = 0) -> Image.Image:
+        """The contact sheet of a search that this listened to, of its prompt number `job`."""
+        return contact_sheet(result, self.thumbnails.get(job, {}))
 
 
 def to_uint8(image: Any) -> np.ndarray[Any, Any]:
@@ -144,7 +148,7 @@ def slug(text: str, most: int = 40) -> str:
 
 
 def write_results(
-    out: Path, results: Sequence[Result], grid: Grid, recorder: Recorder, settings: Mapping[str, Any]
+    out: Path, results: Sequence[Result], recorder: Recorder, settings: Mapping[str, Any]
 ) -> list[list[Path]]:
     """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
 
@@ -177,7 +181,7 @@ def write_results(
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
             save_image(paths[-1], candidate.image, _plain(payload))
         if result.images:
-            sheet = contact_sheet(result, grid, recorder.thumbnails.get(index, {}))
+            sheet = recorder.sheet(result, index)
             _write(out / f"{stem}sheet.png", lambda path, sheet=sheet: sheet.save(path, format="PNG"))
         written.append(paths)
         entries.append(
@@ -199,7 +203,7 @@ def write_results(
                 "moves": list(result.trace),
             }
         )
-    trace = _plain({"settings": dict(settings), "levels": list(grid.levels), "results": entries})
+    trace = _plain({"settings": dict(settings), "levels": list(results[0].levels), "results": entries})
     write_json(out / "trace.json", trace)
     return written
 
@@ -215,12 +219,12 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
-def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
+def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
     """Candidates (columns, best first) over the scored steps (rows): scores under each, pruned ones dimmed.
 
     Above the step where a candidate branched off stand its parent's pictures.
     """
-    p = result.particles
+    p, end = result.particles, len(result.levels) - 1
     steps = sorted({step for _, step in thumbnails})
     uids = sorted({uid for uid, _ in thumbnails}, key=lambda u: (-p.scored[u], -p.value([u])[0]))
     shown, hidden = uids[:MOST_COLUMNS], len(uids) - MOST_COLUMNS
@@ -234,7 +238,7 @@ def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int
     draw.text((MARGIN, 28), f"{seeds} seeds, {result.spent['nfe']} denoiser evaluations{more}", "#666666", small)
     for line, step in enumerate(steps):
         y = HEAD + line * row + CELL // 2 - 16
-        label = "finished" if step == grid.steps else f"step {step}\nnoise {grid.levels[step]:.2f}"
+        label = "finished" if step == end else f"step {step}\nnoise {result.levels[step]:.2f}"
         draw.multiline_text((MARGIN, y), label, "#333333", small)
     winner, born = result.images[0].uid, _born(result)
     for place, uid in enumerate(shown):
@@ -251,7 +255,7 @@ def contact_sheet(result: Result, grid: Grid, thumbnails: Mapping[tuple[int, int
             if pruned:
                 picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
             sheet.paste(picture, (x, y))
-            if uid == winner and step == grid.steps:
+            if uid == winner and step == end:
                 frame = (x - 3, y - 3, x + picture.width + 2, y + picture.height + 2)
                 draw.rectangle(frame, outline="#1a7f37", width=3)
             score = p.utility(p.scores[owner : owner + 1, step])[0]

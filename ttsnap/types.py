@@ -429,7 +429,8 @@ class Result:
 
     `spent` is the ledger's summary (see budget.Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
     the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
-    algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample.
+    algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
+    (K+1,) are the noise levels of the steps.
     """
 
     prompt: str
@@ -439,6 +440,7 @@ class Result:
     particles: Particles
     warnings: tuple[str, ...] = ()
     state: Any = None
+    levels: tuple[float, ...] = ()
 
     @property
     def saturated(self) -> bool:

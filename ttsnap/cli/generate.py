@@ -84,7 +84,6 @@ def run(a: Namespace) -> int:
     report = a.report or ("scenes-strict" if a.reward is None else None)
     from ttsnap.algorithms import make_algorithm
     from ttsnap.rewards import make_rewards
-    from ttsnap.types import Grid
 
     # What can be refused is refused before the model is loaded.
     algorithm, budget = make_algorithm(a.algorithm, **a.options), _budget(a)
@@ -140,11 +139,7 @@ def run(a: Namespace) -> int:
         "utility": a.utility,
         "seed": a.seed,
     }
-    denoiser = pipe.denoiser(**call)
-    if a.kernel != "pipeline":
-        denoiser.convert(a.path, a.times)
-    grid: Grid = denoiser.grid
-    written = outputs.write_results(out, output.search, grid, recorder, settings)
+    written = outputs.write_results(out, output.search, recorder, settings)
     for result, paths in zip(output.search, written, strict=True):
         _describe(result, paths, call, a)
     print(f"\ncontact sheet and trace in {out}")

@@ -249,5 +249,5 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "utility": "mean",
         "seed": asked.seed,
     }
-    images = outputs.write_results(folder, [result], search.grid, search.recorder, settings)[0]
+    images = outputs.write_results(folder, [result], search.recorder, settings)[0]
     return [*images, folder / "sheet.png", folder / "trace.json"]
