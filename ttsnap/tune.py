@@ -20,7 +20,7 @@ from ttsnap.types import FloatArray, Utility
 class Tuned:
     """schedule: the winner. fitted: its mean gain over best-of-N on the prompts it was chosen on, as a share of what
     best-of-N gains from the smallest budget to the others; held_out: the same on the other prompts, with its standard
-    error (nan when all prompts were fitted on); tried: schedules tried."""
+    error (nan where fewer than two prompts were kept out); tried: schedules tried."""
 
     schedule: SeedPruning
     fitted: float
@@ -83,8 +83,10 @@ def tune(
         rest = _single(recording.select(slice(fit_prompts, None)), utility, seeds, rng)
         found, reference = curve(rest, best, budgets, 5 * repeats, seed=seed), best_of_n_curve(rest, budgets)
         held_out = gain(found.mean, reference.mean)
-        draws = np.random.default_rng(0).integers(len(found.rewards), size=(200, len(found.rewards)))
-        error = float(np.std([gain(found.rewards[d].mean(0), reference.rewards[d].mean(0)) for d in draws]))
+        n = len(found.rewards)
+        draws = np.random.default_rng(0).integers(n, size=(200 if n > 1 else 0, n))  # one prompt tells no spread
+        gains = [gain(found.rewards[d].mean(0), reference.rewards[d].mean(0)) for d in draws]
+        error = float(np.std(gains)) if gains else float("nan")
     return Tuned(best, fitted, held_out, error, trials)
 
 

@@ -67,7 +67,9 @@ def run(a: Namespace) -> int:
     if math.isnan(found.held_out):
         print("no prompt was kept out, so nothing says what it is worth on others; record more prompts")
     else:
-        print(f"                     {found.held_out:+.1%} ± {found.error:.1%} on the prompts kept out")
+        one = math.isnan(found.error)
+        where = "on the one prompt kept out" if one else f"± {found.error:.1%} on the prompts kept out"
+        print(f"                     {found.held_out:+.1%} {where}")
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
 
