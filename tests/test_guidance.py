@@ -437,3 +437,20 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
         assert engine.guide is not None
         assert engine.guide.row_bytes
         assert engine.probed.gradients == 1
+
+
+def test_a_reward_that_fails_costs_a_gradient_and_not_the_search(caplog: Any) -> None:
+    denoiser, calls = mixture(), []
+
+    class Fails(Counted):
+        def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+            calls.append(len(images))
+            if len(calls) > 4:
+                raise RuntimeError("the scorer is down")
+            return quadratic(images, prompts)
+
+    engine = LiveEngine(denoiser, [Fails()], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance("dps", 0.5))
+    (result,) = search(["a"], make_algorithm("best-of-n", n=4), engine)
+    assert result.images
+    assert "no gradient of r: the scorer is down" in caplog.text
+    assert result.spent["gradients"] == engine.stats["gradients"]

@@ -48,7 +48,8 @@ class Ascent:
         x = torch.stack([node.x for node in nodes])
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.differentiate.value(leaf, texts, level), leaf)
+            image = leaf
+            gradient = self.differentiate.gradient(lambda: self.differentiate.value(image, texts, level), image)
             for back in range(1, self.depth + 1):
                 leaf = torch.stack([node.trail[-back] for node in nodes]).detach().requires_grad_()
                 k = torch.full((len(nodes),), steps - back)

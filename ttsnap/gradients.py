@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from ttsnap.interpolants import rows
 from ttsnap.rng import seeded
 from ttsnap.samplers import Prediction
 from ttsnap.types import Cost, Reward
+
+logger = logging.getLogger(__name__)
 
 
 class Pulled(NamedTuple):
@@ -61,12 +64,26 @@ class Differentiator:
             else:
                 prediction = self.denoiser.predict(x, k, cond) if known is None else known
                 leaf = x0 = prediction.x0.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(x0, prompts, level), leaf)
+            gradient = self.gradient(lambda: self.value(x0, prompts, level), leaf)
         if self.through == "x0":
             gradient = self.slope(k, gradient) * gradient
         features = None if prediction.features is None else prediction.features.detach()
         plain = Prediction(prediction.out.detach(), prediction.x0.detach(), features)
         return Pulled(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
+
+    def gradient(self, value: Callable[[], Tensor], leaf: Tensor) -> Tensor:
+        """Of value() with respect to leaf; 0 where a reward fails, so that this costs a gradient and not the search.
+
+        A reward is the user's code: it may do anything. Only running out of memory is raised: fewer rows may fit.
+        """
+        try:
+            (found,) = torch.autograd.grad(value(), leaf)
+            return found
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            logger.warning("no gradient of %s: %s", ", ".join(reward.name for _, reward in self.rewards), error)
+            return torch.zeros_like(leaf)
 
     def rates(self, forward: Rates) -> Rates:
         """With the price of a gradient in FLOPs: a backward pass takes about two forward passes, and one more where the
