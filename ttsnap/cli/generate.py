@@ -172,11 +172,14 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
     if result.saturated:
         gain = s["gain_of_second_half"]
         print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
-    flops = s["flops"] or 1.0
+    flops, gradients, pulled = s["flops"] or 1.0, "", ""
+    if s["gradients"]:
+        gradients = f", {s['flops_gradient'] / flops:.0%} gradients"
+        pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
     print(
         f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "
-        f"decoder, {s['flops_reward'] / flops:.0%} reward; {s['seconds']:.1f} s: {_share(s, 'denoise')} denoiser, "
-        f"{_share(s, 'decode')} decoder, {_share(s, 'reward')} reward"
+        f"decoder, {s['flops_reward'] / flops:.0%} reward{gradients}; {s['seconds']:.1f} s: {_share(s, 'denoise')} "
+        f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
     )
     if s["energy_joules"] is not None:
         from ttsnap.meter import carbon
