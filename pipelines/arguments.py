@@ -13,7 +13,7 @@ Search arguments (without `search` the call is the stock one):
     search: algorithm: a name of ttsnap.algorithms.ALGORITHMS, a JSON file, or an Algorithm.
     reward: reward or list of rewards: names, functions (images, prompts) -> scores, "file.py:function", Rewards.
     reward_prompts: text or list of texts that the rewards read instead of the prompts; needed with prompt_embeds.
-    budget: per prompt, like "400nfe", "2pflop", "30s", or a ttsnap.budget.Budget.
+    budget: per prompt, like "400nfe", "20images", "40pflop", "30s", or a ttsnap.budget.Budget.
     effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
     utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
     kernel: "pipeline" (the scheduler's own step), "ode", "sde", "ddim", "ancestral", "renoise" (ttsnap.samplers).

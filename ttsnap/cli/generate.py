@@ -17,7 +17,7 @@ DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 examples:
   ttsnap generate "two red circles and a blue square" --budget 400nfe
   ttsnap generate "a photo of a cat" --model stabilityai/stable-diffusion-3.5-medium --reward my_reward.py:score \\
-      --budget 2pflop --algorithm seed-pruning
+      --budget 20images --algorithm seed-pruning
   ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4 --out results
 """
 
@@ -42,7 +42,7 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "--budget",
         type=str | int | None,
-        help="per prompt: 400nfe (denoiser evaluations), 30images (as many as 30 images take), 2pflop, 30s, 5min, or "
+        help="per prompt: 400nfe (denoiser evaluations), 30images (as many as 30 images take), 40pflop, 30s, 5min, or "
         "several as 400nfe,30s",
     )
     p.add_argument(
