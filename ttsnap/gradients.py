@@ -89,9 +89,13 @@ class Differentiator:
         """With the price of a gradient in FLOPs: a backward pass takes about two forward passes, and one more where the
         network keeps checkpoints only (`enable_gradient_checkpointing` of diffusers' models)."""
         once = forward.decode + len(self.rewards) * forward.reward_call
+        return replace(forward, gradient=3 * once, backward=self._passes * forward.nfe)
+
+    @property
+    def _passes(self) -> int:
+        """Forward passes of the denoiser that its backward pass takes as long as."""
         network: Any = getattr(getattr(self.denoiser, "pipe", None), getattr(self.denoiser, "network", ""), None)
-        passes = 3 if getattr(network, "is_gradient_checkpointing", False) else 2
-        return replace(forward, gradient=3 * once, backward=passes * forward.nfe)
+        return 3 if getattr(network, "is_gradient_checkpointing", False) else 2
 
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
         """With the price of a gradient in seconds, timed on one row, and what timing it took."""
@@ -100,9 +104,9 @@ class Differentiator:
         begin = time.perf_counter()
         self(x, zero, zero, [example])
         whole = time.perf_counter() - begin
-        rest = max(whole - 3 * forward.nfe, 0.5 * whole) if through else whole
-        spent = Cost(1, gradients=1, backwards=int(through))
-        return replace(forward, gradient=rest, backward=2 * forward.nfe if through else 0.0), spent
+        back = self._passes * forward.nfe if through else 0.0
+        rest = max(whole - forward.nfe - back, 0.5 * whole)
+        return replace(forward, gradient=rest, backward=back), Cost(1, gradients=1, backwards=int(through))
 
     def slope(self, k: Tensor, like: Tensor) -> Tensor:
         """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""

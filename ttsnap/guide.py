@@ -16,7 +16,7 @@ from ttsnap.denoiser import Denoiser
 from ttsnap.gradients import Differentiator, saved_bytes
 from ttsnap.guidance import Guidance, guided_step
 from ttsnap.memory import SHARE, gauge_of
-from ttsnap.nodes import Node, Row
+from ttsnap.nodes import Node, Row, stacked
 from ttsnap.samplers import AnyKernel, GaussianKernel, Prediction
 from ttsnap.types import BoolArray, Cost, FloatArray, Reward
 
@@ -40,8 +40,6 @@ class Guide:
         if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:
             raise ValueError(f"guidance shifts the noise of a stochastic step, and {type(kernel).__name__} draws none "
                              "or keeps a history; choose kernel sde, ddim, ancestral or renoise")  # fmt: skip
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"gradient_batch_size must be at least 1, got {batch_size}")
         self.guidance, self.kernel, self.batch_size = guidance, kernel, batch_size
         self.denoiser, self.grid = denoiser, denoiser.grid
         self.differentiate = Differentiator(denoiser, rewards, guidance.through, guidance.weights)
@@ -78,22 +76,20 @@ class Guide:
         for part in parts:
             x, k = torch.stack([node.x for node in part]), torch.tensor([node.at for node in part])
             cond = torch.tensor([node.job for node in part])
-            known = _stacked(part) if not self.through and part is old else None
+            known = stacked(part)[1] if not self.through and part is old else None
             found = self.differentiate(x, k, cond, [prompts[node.job] for node in part], known)
             for i, node in enumerate(part):
                 node.gradient = found.gradient[i]
                 if node.prediction is None:
-                    node.prediction = Prediction(found.prediction.out[i], found.prediction.x0[i])
-                    if found.prediction.features is not None:
-                        node.features = found.prediction.features[i]
+                    node.take(found.prediction, i)
         nfe = len(batch) if self.through else len(new)
         return Cost(nfe, gradients=len(batch), backwards=len(batch) if self.through else 0)
 
     def step(
         self, nodes: Sequence[Node], x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[Any]
-    ) -> tuple[list[Tensor], list[Any]]:
+    ) -> tuple[Tensor, list[Any]]:
         """Where these nodes go, guided from guided steps, else plainly; and the log ratios of the paths so far."""
-        found, totals = list(x), [node.log_ratio for node in nodes]
+        found, totals = torch.empty_like(x), [node.log_ratio for node in nodes]
         guided = self.guided.at[k.numpy()]
         for rows, pulled in ((np.flatnonzero(~guided), False), (np.flatnonzero(guided), True)):
             if not len(rows):
@@ -109,19 +105,14 @@ class Guide:
                 ratios = [before + one for before, one in zip(ratios, more, strict=True)]
             else:
                 moved = self.kernel.step(x[there], part, k[at], names)
-            for i, latent, ratio in zip(rows.tolist(), moved, ratios, strict=True):
-                found[i], totals[i] = latent, ratio
+            found[there] = moved
+            for i, ratio in zip(rows.tolist(), ratios, strict=True):
+                totals[i] = ratio
         return found, totals
 
     def told(self, nodes: Sequence[Node]) -> tuple[FloatArray, BoolArray]:
         """log_ratio and pulled (n,) of rows that come to rest, in one transfer from the device."""
-        ratios = (
-            torch.stack([torch.as_tensor(node.log_ratio, dtype=torch.float64) for node in nodes]) if nodes else None
-        )
-        values = np.empty(0) if ratios is None else ratios.cpu().numpy()
+        # Paths without a guided step so far hold a plain 0, which must not meet a tensor on another device.
+        ratios = [torch.as_tensor(node.log_ratio, dtype=torch.float64, device=self.denoiser.device) for node in nodes]
+        values = torch.stack(ratios).cpu().numpy() if ratios else np.empty(0)
         return values, np.array([node.gradient is not None for node in nodes], bool)
-
-
-def _stacked(nodes: Sequence[Node]) -> Prediction:
-    predictions = [node.prediction for node in nodes if node.prediction is not None]
-    return Prediction(torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions]))

@@ -30,9 +30,9 @@ from ttsnap.interpolants import Interpolant
 from ttsnap.memory import Gauge, gauge_of
 from ttsnap.meter import Meter
 from ttsnap.moves import ascends, mixes, nears
-from ttsnap.nodes import Node, Row
+from ttsnap.nodes import Node, Row, stacked
 from ttsnap.probes import fit_batches, seconds_of
-from ttsnap.samplers import AnyKernel, Ode, Prediction, RememberingKernel, forward
+from ttsnap.samplers import AnyKernel, Ode, RememberingKernel, forward
 from ttsnap.scoring import Scorer
 from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, IntArray, Move, Outcome, Reward
@@ -76,6 +76,8 @@ class LiveEngine:
         initial_noises.check(noises)
         if any(size is not None and size < 1 for size in (batch_size, decode_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
+        if gradient_batch_size is not None and gradient_batch_size < 1:
+            raise ValueError(f"gradient_batch_size must be at least 1, got {gradient_batch_size}")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.stochastic, self.noises = self.kernel.stochastic, noises
@@ -320,10 +322,7 @@ class LiveEngine:
             upward, cost = ascent(batch, torch.stack([self._noise(node) for node in batch]), self._prompts or [])
             for node, direction in zip(batch, upward, strict=True):
                 node.upward = direction
-            self.stats["nfe"] += cost.nfe
-            self.stats["room"] += self.batch_size * ascent.depth
-            self.stats["gradients"] += cost.gradients
-            self.stats["backwards"] += cost.backwards
+            self._count(cost, ascent.depth)
 
         while left := [node for node in parents.values() if node.upward is None]:
             with self._watch("gradient", self._device):
@@ -410,11 +409,7 @@ class LiveEngine:
         def call(batch: list[Node]) -> None:
             self._draw([node for node in batch if node.latent is None])
             cost = guide.pull(batch, self._prompts or [])
-            self.stats["nfe"] += cost.nfe
-            self.stats["room"] += cost.nfe and self.batch_size
-            self.stats["batches"] += bool(cost.nfe)
-            self.stats["gradients"] += cost.gradients
-            self.stats["backwards"] += cost.backwards
+            self._count(cost, int(cost.nfe > 0))
 
         left = list(wanting.values())
         while left:
@@ -431,14 +426,16 @@ class LiveEngine:
         x = torch.stack([node.x for node in rows])
         at, cond = torch.tensor([node.at for node in rows]), torch.tensor([node.job for node in rows])
         prediction = self.denoiser.predict(x, at, cond)
-        for node, out, x0 in zip(batch, prediction.out, prediction.x0, strict=False):
-            node.prediction = Prediction(out, x0)
-        if prediction.features is not None:
-            for node, features in zip(batch, prediction.features, strict=False):
-                node.features = features
-        self.stats["batches"] += 1
-        self.stats["room"] += self.batch_size
-        self.stats["nfe"] += len(batch)
+        for i, node in enumerate(batch):
+            node.take(prediction, i)
+        self._count(Cost(len(batch)))
+
+    def _count(self, cost: Cost, calls: int = 1) -> None:
+        """What ran, in so many denoiser calls."""
+        self.stats["batches"] += calls
+        self.stats["room"] += calls * self.batch_size
+        for name in ("nfe", "gradients", "backwards"):
+            self.stats[name] += getattr(cost, name)
 
     def _draw(self, fresh: list[Node]) -> None:
         """Initial noise of seeds that the network is to see now."""
@@ -457,7 +454,7 @@ class LiveEngine:
         ready = [row for row in self._rows if row.node.prediction is not None and row.node.at < row.end]
         moving = [row for row in ready if not row.pulls]
         if moving:
-            x, prediction, k = _stacked([row.node for row in moving])
+            x, prediction, k = stacked([row.node for row in moving])
             keys = [row.noise for row in moving]
             depth = 0 if self.ascent is None else self.ascent.depth
             trails = [(*row.node.trail, row.node.x)[-depth:] if depth else () for row in moving]
@@ -469,8 +466,7 @@ class LiveEngine:
             elif self.guide is None:
                 moved = self.kernel.step(x, prediction, k, keys)
             else:
-                where, ratios = self.guide.step([row.node for row in moving], x, prediction, k, keys)
-                moved = torch.stack(where)
+                moved, ratios = self.guide.step([row.node for row in moving], x, prediction, k, keys)
             new = zip(moving, moved, memory, keys, ratios, trails, strict=True)
             for row, latent, kept, source, ratio, trail in new:
                 at = row.node.at
@@ -479,7 +475,7 @@ class LiveEngine:
                 row.node.trail = trail
         drafting = [row for row in self._rows if row.there and row.ahead and row.judged.prediction is not None]
         if drafting:
-            x, prediction, k = _stacked([row.judged for row in drafting])
+            x, prediction, k = stacked([row.judged for row in drafting])
             points = [row.ahead.pop(0) for row in drafting]
             moved = Ode(self.denoiser.path, self.denoiser.times).jump(x, prediction, k, torch.tensor(points))
             for row, latent, point in zip(drafting, moved, points, strict=True):
@@ -536,13 +532,6 @@ class LiveEngine:
             np.array([row.drafted for row in rows], int),
             *(() if self.guide is None else self.guide.told([row.node for row in rows])),
         )
-
-
-def _stacked(nodes: list[Node]) -> tuple[Tensor, Prediction, Tensor]:
-    """x (N, ...), predictions and positions (N,) of nodes that have been evaluated."""
-    predictions = [node.prediction for node in nodes if node.prediction is not None]
-    out, x0 = torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions])
-    return torch.stack([node.x for node in nodes]), Prediction(out, x0), torch.tensor([node.at for node in nodes])
 
 
 def _by_job(rows: list[Row]) -> dict[int, list[int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ttsnap import rng
@@ -66,11 +68,24 @@ class Node:
         step = int(np.searchsorted(grid.calls, self.at, side="right")) - 1
         return step, self.prediction is not None or self.at > grid.calls[step]
 
+    def take(self, prediction: Prediction, row: int) -> None:
+        """Keep this row of a batch's prediction."""
+        self.prediction = Prediction(prediction.out[row], prediction.x0[row])
+        if prediction.features is not None:
+            self.features = prediction.features[row]
+
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
         found = Node(self.job, self.seed, self.at, self.latent, self.memory, self.origin)
         found.noise, found.log_ratio = self.noise, self.log_ratio
         return found
+
+
+def stacked(nodes: Sequence[Node]) -> tuple[Tensor, Prediction, Tensor]:
+    """x (N, ...), predictions and positions (N,) of nodes that have been evaluated."""
+    predictions = [node.prediction for node in nodes if node.prediction is not None]
+    out, x0 = torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions])
+    return torch.stack([node.x for node in nodes]), Prediction(out, x0), torch.tensor([node.at for node in nodes])
 
 
 class Row:
@@ -99,7 +114,6 @@ class Row:
         draft: int = 1,
         born: int = -1,
         near: tuple[rng.Source, float] | None = None,
-        guided: BoolArray | None = None,
     ) -> None:
         self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
         self.end, self.last = int(grid.calls[stop]), stop == grid.steps
@@ -107,7 +121,8 @@ class Row:
         self._points = len(self.ahead)
         self.probe: Node | None = None
         self.born, self.near = born, near
-        self.guided, self.held = guided, False
+        self.guided: BoolArray | None = None
+        self.held = False
         self.climbs: tuple[Node, float] | None = None
 
     @property

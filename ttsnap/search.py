@@ -65,7 +65,7 @@ def search(
         raise ValueError(f"{type(algorithm).__name__} draws step noise near other step noise, which this sampler does "
                          "not allow; choose a stochastic kernel without a history (sde, ddim)")  # fmt: skip
     if getattr(algorithm, "ascends", None) is not None:
-        engine.differentiate(algorithm.ascends, getattr(algorithm, "weights", None))  # type: ignore[attr-defined]
+        engine.differentiate(getattr(algorithm, "ascends"), getattr(algorithm, "weights", None))  # noqa: B009
     begin = clock()
     task = task_of(budget, engine, keep, shared)
     if budget.seconds is not None and engine.price.seconds is None:

@@ -370,6 +370,11 @@ class Engine(Protocol):
     def calibrate(self) -> Cost:
         """Measure price.seconds; returns what that took."""
 
+    def differentiate(self, depth: int, weights: Any = None) -> None:
+        """Get ready for moves that ascend, `depth` evaluations back (0: all), with these weights of the rewards.
+
+        ValueError where it cannot."""
+
     def start(self, prompts: Sequence[str], seed: int) -> None:
         """Get ready for these prompts; job j is prompts[j]."""
 
