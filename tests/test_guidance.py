@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from ttsnap.mixture import MixtureDenoiser
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import noise
 from ttsnap.samplers import Ddim, Ode, Renoise, Sde
+from ttsnap.types import Result
 
 ANY = [f"{kind}:1-0" for kind in ("dps:0.5", "twisted:1", "tilted:0.3", "dps:0.5:x0", "twisted:1:x0", "tilted:0.3:x0")]
 A = torch.tensor([1.0, 0.5, -0.5]).double()
@@ -59,6 +60,7 @@ def quadratic(images: Tensor, prompts: Any) -> Tensor:
     return -0.6 * (points(images) - CENTRE).square().sum(-1)
 
 
+everywhere: dict[str, Any] = {"every": 2, "first": 1.0, "last": 0.0}
 REWARD = {"linear": linear, "quadratic": quadratic}
 
 
@@ -83,29 +85,31 @@ def tilted(mu: Tensor, v: Tensor, name: str, lam: float) -> tuple[Tensor, Tensor
     return log_z, (mu / v[:, None] + c * CENTRE) / precision[:, None]
 
 
-@dataclass(frozen=True)
-class Watched(SMC):
-    """Keeps every final state, with the particles it speaks of."""
-
-    seen: list[Any] = field(default_factory=list, compare=False)
-
-    def step(self, s: Any, particles: Any, rng: Any) -> Any:
-        move, s = super().step(s, particles, rng)
-        if move is None:
-            self.seen.append(s)
-        return move, s
+def run(algorithm: SMC, denoiser: Plain, reward: str, guide: str | None, seed: int) -> Result:
+    """One search by the DDPM kernel, with its weighted sample in `state`."""
+    guidance = None if guide is None else Guidance.parse(guide)
+    engine = LiveEngine(denoiser, [FunctionReward(REWARD[reward], "r")], batch_size=512, guidance=guidance,
+                        kernel=Ddim(denoiser.path, denoiser.times))  # fmt: skip
+    (result,) = search([""], algorithm, engine, seed=1000 * seed, keep=algorithm.n or 1)
+    return result
 
 
-def spread_seeds(denoiser: Any, kernel: Any, reward: str, guidance: Any, runs: int, **options: Any) -> Any:
-    """Estimates of Z from runs with seeds of their own."""
-    found = []
-    for run in range(runs):
-        algorithm = Watched(6, 1.0, **{"every": 2, "first": 1.0, "last": 0.0, **options})
-        engine = LiveEngine(denoiser, [FunctionReward(REWARD[reward], "r")], kernel=kernel, batch_size=64,
-                            guidance=None if guidance is None else Guidance.parse(guidance))  # fmt: skip
-        search([""], algorithm, engine, seed=1000 * run)
-        found.append(np.exp(algorithm.seen[0].log_z))
-    return np.array(found)
+def log_zs(algorithm: SMC, reward: str, guide: str | None, runs: int) -> Any:
+    """(runs,) estimates of log Z on one Gaussian, from seeds of their own."""
+    denoiser = gaussian()
+    return np.array([run(algorithm, denoiser, reward, guide, seed).state.log_z for seed in range(runs)])
+
+
+def truth(reward: str, lam: float) -> float:
+    """log Z of the plain chain on that Gaussian."""
+    denoiser = gaussian()
+    return float(tilted(*law(denoiser, Ddim(denoiser.path, denoiser.times)), reward, lam)[0])
+
+
+def off(log_z: Any, exact: float) -> float:
+    """By how many standard errors the mean estimate of Z is off."""
+    z = np.exp(log_z)
+    return float((z.mean() - math.exp(exact)) / (z.std(ddof=1) / math.sqrt(len(z))))
 
 
 def law(denoiser: Plain, kernel: Any) -> tuple[Tensor, Tensor]:
@@ -207,35 +211,23 @@ def test_no_gradient_no_guidance() -> None:
 @pytest.mark.parametrize("spec", ANY)
 @pytest.mark.parametrize("reward", REWARD)
 def test_guided_smc_estimates_the_same_constant(spec: str, reward: str) -> None:
-    denoiser = gaussian()
-    kernel = Ddim(denoiser.path, denoiser.times)
-    mu, var = law(denoiser, kernel)
-    truth = float(tilted(mu, var, reward, 1.0)[0].exp())
-    found = spread_seeds(denoiser, kernel, reward, spec, 60, potential="difference", ess=0.7)
-    off = (found.mean() - truth) / (found.std(ddof=1) / math.sqrt(len(found)))
-    print(f"z = {off:+.2f}", spec, reward)
-    assert abs(off) < 4
+    found = log_zs(SMC(6, 1.0, "difference", ess=0.7, **everywhere), reward, spec, 60)
+    z = off(found, truth(reward, 1.0))
+    print(f"z = {z:+.2f}", spec, reward)
+    assert abs(z) < 4
+
+
+@dataclass(frozen=True)
+class Forgets(SMC):
+    """Takes the guided sampler for the plain one."""
+
+    def step(self, s: Any, particles: Any, rng: Any) -> Any:
+        return super().step(s, replace(particles, log_ratio=None), rng)
 
 
 def test_weights_without_the_ratio_are_found_out() -> None:
-    denoiser = gaussian()
-    kernel = Ddim(denoiser.path, denoiser.times)
-    mu, var = law(denoiser, kernel)
-    truth = float(tilted(mu, var, "linear", 1.0)[0].exp())
-
-    @dataclass(frozen=True)
-    class Forgets(Watched):
-        def step(self, s: Any, particles: Any, rng: Any) -> Any:
-            return super().step(s, replace(particles, log_ratio=None), rng)
-
-    found = []
-    for run in range(60):
-        algorithm = Forgets(6, 1.0, every=2, first=1.0, last=0.0)
-        engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=kernel, batch_size=64,
-                            guidance=Guidance("dps", 0.5, first=1.0, last=0.0))  # fmt: skip
-        search([""], algorithm, engine, seed=1000 * run)
-        found.append(np.exp(algorithm.seen[0].log_z))
-    assert abs(np.mean(found) - truth) / (np.std(found, ddof=1) / math.sqrt(60)) > 6
+    found = log_zs(Forgets(6, 1.0, **everywhere), "linear", "dps:0.5:1-0", 60)
+    assert abs(off(found, truth("linear", 1.0))) > 6
 
 
 def sampled(denoiser: Plain, kernel: Any, n: int = 40_000) -> Tensor:
@@ -257,18 +249,16 @@ def test_tilted_mixture(reward: str) -> None:
     kernel = Ddim(denoiser.path, denoiser.times)
     plain = sampled(denoiser, kernel)
     weight = (lam * REWARD[reward](plain[..., None, None], None)).exp()
-    log_zs, means = tilted(denoiser.means, denoiser.stds**2, reward, lam)
-    parts = denoiser.weights * log_zs.exp()
+    log_z, means = tilted(denoiser.means, denoiser.stds**2, reward, lam)
+    parts = denoiser.weights * log_z.exp()
     assert float(weight.mean()) == pytest.approx(float(parts.sum()), rel=0.08)  # the chain takes finite steps
     exact = (parts[:, None] * means).sum(0) / parts.sum()
     torch.testing.assert_close((weight[:, None] * plain).sum(0) / weight.sum(), exact, atol=0.06, rtol=0.0)
     totals, moments = [], []
-    for run in range(12):
-        algorithm = Watched(n, lam, "difference", "linear", every=10, first=1.0, last=0.0)
-        engine = LiveEngine(denoiser, [FunctionReward(REWARD[reward], "r")], kernel=kernel, batch_size=512,
-                            guidance=Guidance("twisted", lam, first=1.0, last=0.0))  # fmt: skip
-        (result,) = search([""], algorithm, engine, seed=1000 * run, keep=n)
-        state = algorithm.seen[0]
+    algorithm = SMC(n, lam, "difference", "linear", every=10, first=1.0, last=0.0)
+    for seed in range(12):
+        result = run(algorithm, denoiser, reward, f"twisted:{lam}:1-0", seed)
+        state = result.state
         images = {c.uid: points(c.image[None])[0].numpy() for c in result.images}
         w = np.exp(state.logw)
         totals.append(w.sum())
@@ -276,27 +266,17 @@ def test_tilted_mixture(reward: str) -> None:
     found = np.concatenate([np.array(totals)[:, None], np.array(moments)], 1)
     wanted = torch.cat([weight[:, None], weight[:, None] * plain], 1)
     error = np.sqrt(found.var(0, ddof=1) / len(found) + (wanted.var(0) / len(wanted)).numpy())
-    off = (found.mean(0) - wanted.mean(0).numpy()) / error
-    print("z =", off.round(2), reward)
-    assert np.abs(off).max() < 4
+    z = (found.mean(0) - wanted.mean(0).numpy()) / error
+    print("z =", z.round(2), reward)
+    assert np.abs(z).max() < 4
 
 
 def test_guidance_needs_fewer_particles() -> None:
     """Root mean square error of log Z."""
-    denoiser = gaussian()
-    kernel = Ddim(denoiser.path, denoiser.times)
-    truth = float(tilted(*law(denoiser, kernel), "linear", 3.0)[0])
-    errors = {}
+    exact, errors = truth("linear", 3.0), {}
     for n, spec in ((4, None), (16, None), (4, "twisted:3:1-0"), (4, "dps:0.5:1-0")):
-        found = []
-        for run in range(30):
-            algorithm = Watched(n, 3.0, "difference", every=2, first=1.0, last=0.0)
-            guidance = None if spec is None else Guidance.parse(spec)
-            engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=kernel, batch_size=64,
-                                guidance=guidance)  # fmt: skip
-            search([""], algorithm, engine, seed=1000 * run)
-            found.append(algorithm.seen[0].log_z - truth)
-        errors[n, spec] = float(np.sqrt(np.mean(np.square(found))))
+        found = log_zs(SMC(n, 3.0, "difference", **everywhere), "linear", spec, 30)
+        errors[n, spec] = float(np.sqrt(np.mean(np.square(found - exact))))
     print(errors)
     assert errors[4, "twisted:3:1-0"] < 0.75 * errors[4, None]
     assert errors[4, "dps:0.5:1-0"] < 0.6 * errors[16, None]
