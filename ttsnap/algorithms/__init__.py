@@ -10,32 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
 from ttsnap.types import Algorithm
 
-ALGORITHMS: dict[str, str] = {
-    "best-of-n": "ttsnap.algorithms.best_of_n:BestOfN",
-    "seed-pruning": "ttsnap.algorithms.seed_pruning:SeedPruning",
-    "ttsnap": "ttsnap.algorithms.seed_pruning:ttsnap",
-    "price-of-compute": "ttsnap.algorithms.price_of_compute:PriceOfCompute",
-    "keep-all": "ttsnap.algorithms.keep_all:KeepAll",
-    "smc": "ttsnap.algorithms.smc:SMC",
-    "fk-steering": "ttsnap.algorithms.smc:fk_steering",
-    "funnel": "ttsnap.algorithms.smc:funnel",
-    "code": "ttsnap.algorithms.code:CoDe",
-    "svdd": "ttsnap.algorithms.code:svdd",
-    "rbf": "ttsnap.algorithms.rbf:RBF",
-    "rbf-published": "ttsnap.algorithms.rbf:rbf_published",
-    "verifier-threshold": "ttsnap.algorithms.verifier_threshold:VerifierThreshold",
-    "top-noises": "ttsnap.algorithms.top_noises:TopNoises",
-    "nested": "ttsnap.algorithms.nested:Nested",
-    "search-over-paths": "ttsnap.algorithms.search_over_paths:SearchOverPaths",
-    "zero-order": "ttsnap.algorithms.zero_order:ZeroOrder",
-    "noise-ascent": "ttsnap.algorithms.noise_ascent:NoiseAscent",
-    "refined": "ttsnap.algorithms.refined:Refined",
-    "epsilon-greedy": "ttsnap.algorithms.epsilon_greedy:EpsilonGreedy",
-    "best-first": "ttsnap.algorithms.tree:BestFirst",
-    "depth-first": "ttsnap.algorithms.depth_first:DepthFirst",
-}
+__all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
 
 
 def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) -> Algorithm:
@@ -52,7 +30,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         spec = str(spec.get("name", ""))
     if spec not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {spec!r}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
-    module, _, attr = ALGORITHMS[spec].partition(":")
+    module, _, attr = ALGORITHMS[spec].where.partition(":")
     build = getattr(importlib.import_module(module), attr)
     try:
         return build(**options)  # type: ignore[no-any-return]
