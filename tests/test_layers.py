@@ -34,6 +34,7 @@ NUMPY_ONLY = [
     "budget",
     "utility",
     "rewards",
+    "files",
     "outputs",
     "header",
     "journal",

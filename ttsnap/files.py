@@ -1,0 +1,230 @@
+"""Files that may come from strangers, read as data: bounded, checked, and refused in one sentence that names them.
+
+Every reader of the toolkit goes through here (docs/explanation/security.md). Nothing here imports, runs or opens what
+a file names. What a reader accepts may be trusted in this much: numbers are finite and fit into 64 bits, text is whole
+Unicode, nothing is nested deeper than DEPTH, no key stands twice, and sizes are within the limits given.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+DEPTH = 64
+"""Most levels of lists and objects inside each other."""
+JSON_BYTES, YAML_BYTES, PICTURE_BYTES = 64 * 2**20, 2**20, 2**28
+PIXELS = 2**26
+"""Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of millions."""
+HUGE = 2**64
+
+
+@contextmanager
+def foreign(sentence: str) -> Iterator[None]:
+    """Whatever a library raises while it decodes foreign bytes, as one ValueError: "`sentence`: reason".
+
+    Only for the call of the library itself, never around code of ours, whose mistakes must stay visible: which
+    exceptions a decoder raises for malformed bytes is documented nowhere, and is different with every version.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{sentence}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line of at most 300 characters; its type where it says nothing."""
+    return printable(" ".join(str(error).split())[:300]) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text from a file, safe to print: control characters, which could steer a terminal, are shown as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- bytes --------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
+    """The whole of a regular file. ValueError where there is none, it cannot be read, or it has more bytes than `most`.
+
+    Devices and pipes, which may never end, are no regular files.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ValueError(f"no such {what}: {path}")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes, the most that are read of a {what}")
+    return data
+
+
+def read_zip(
+    data: bytes, where: object, wanted: Callable[[str], bool], *, most: int = JSON_BYTES, entries: int = 4096
+) -> dict[str, bytes]:
+    """The files of a zip whose last part of the name is `wanted`, by that part; of two alike, the first.
+
+    They are unpacked in memory and nowhere else, so that a name such as ../../x does no harm. ValueError for a damaged
+    or encrypted archive, more than `entries` files, or more than `most` bytes unpacked, wherever it says how many.
+    """
+    found: dict[str, bytes] = {}
+    with foreign(f"cannot read {where} as a zip"), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        listed = archive.infolist()
+        if len(listed) > entries:
+            raise ValueError(f"it holds {len(listed):,} files, at most {entries:,} are read")
+        for entry in listed:
+            name = PurePosixPath(entry.filename.replace("\\", "/")).name
+            if entry.is_dir() or name in found or not wanted(name):
+                continue
+            with archive.open(entry) as file:
+                found[name] = file.read(most + 1)
+            most -= len(found[name])
+            if most < 0:
+                raise ValueError("unpacked it is larger than what is read here")
+    return found
+
+
+# --- JSON and YAML ------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> Any:
+    """The value in a JSON file. ValueError, as of `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, most, what), path, nan=nan)
+
+
+def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Any:
+    """The value that JSON text stands for; `where` names it in messages.
+
+    ValueError where it is damaged, nested too deeply, holds a key twice, numbers that are not finite (nan lets NaN
+    pass) or beyond 64 bits, or broken Unicode.
+    """
+
+    def constant(name: str) -> float:
+        if not (nan and name == "NaN"):
+            raise ValueError(f"{name} is no number in JSON")
+        return math.nan
+
+    try:
+        value = json.loads(text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object)
+        _shallow(value)
+        surrogates = "\\ud" if isinstance(text, str) else b"\\ud"
+        if surrogates in text.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(f"{where} is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {reason(error)}") from None
+    return value
+
+
+def read_yaml(path: str | Path, what: str = "file") -> Any:
+    """The value in a YAML file. ValueError, as of `read_bytes` and `parse_yaml`."""
+    return parse_yaml(read_bytes(path, YAML_BYTES, what), path)
+
+
+def parse_yaml(text: str | bytes, where: object) -> Any:
+    """The value that YAML text stands for: plain values only, by the safe loader.
+
+    ValueError where it is damaged, nested too deeply, or repeats parts by aliases, with which a few lines can stand for
+    thousands of millions of values.
+    """
+    import yaml
+
+    with foreign(f"cannot read {where}"):
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it uses aliases (*name), which are not read here; write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise ValueError("it is nested too deeply")
+        return yaml.safe_load(text)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return value
+
+
+def _int(digits: str) -> int:
+    value = int(digits) if len(digits) < 24 else HUGE
+    if abs(value) >= HUGE:
+        raise ValueError(f"{digits[:24]}... is too large a number")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
+    return found
+
+
+def _shallow(value: Any) -> None:
+    """ValueError where lists and objects are nested more than DEPTH deep, so that what walks them may recurse."""
+    level = [value]
+    for _ in range(DEPTH):
+        boxes = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for box in boxes for item in box]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def picture_text(data: bytes, where: object) -> dict[str, str]:
+    """The texts that a PNG carries before its pixels, by key; the pixels are not decoded. ValueError for others."""
+    with _opened(data, where, ("PNG",), PIXELS) as picture:
+        return {str(k): str(v) for k, v in picture.info.items() if isinstance(v, str)}
+
+
+def picture_pixels(
+    data: bytes, where: object, *, formats: Sequence[str] = ("PNG",), most: int = PIXELS
+) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a picture in one of these formats. ValueError for others, more pixels than `most`, or damage.
+
+    The formats are named since for some (EPS) the imaging library starts other programs, whatever the file's name is.
+    """
+    with _opened(data, where, formats, most) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+@contextmanager
+def _opened(data: bytes, where: object, formats: Sequence[str], most: int) -> Iterator[Image.Image]:
+    sentence, file = f"cannot read {where} as an image", io.BytesIO(data)
+    with foreign(sentence), Image.open(file, formats=list(formats)) as picture:
+        if picture.width * picture.height > most:
+            raise ValueError(f"{picture.width} x {picture.height} are more than {most:,} pixels")
+        yield picture
+
+
+# --- tensors ------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: str | Path, what: str = "file") -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata. ValueError where there is none, or a damaged one."""
+    from safetensors import safe_open
+
+    if not Path(path).is_file():
+        raise ValueError(f"no such {what}: {path}")
+    with foreign(f"cannot read {path} as safetensors"), safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
