@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 
 import pytest
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
+from ttsnap.algorithms.options import Option, builder, options_of
 
 NEED_MORE = {"price-of-compute"}  # a forecast, which no default can be
 
@@ -24,7 +26,7 @@ def test_entries_are_whole(name: str) -> None:
     module, _, attribute = entry.where.partition(":")
     assert callable(vars(importlib.import_module(module))[attribute])
     assert entry.title
-    assert 20 <= len(entry.summary) <= 110
+    assert 20 <= len(entry.summary) <= 56  # one line of a terminal
     assert not entry.summary.endswith(".")
     for number in re.findall(r"\d{4}\.\d{5}", entry.source):
         # What the module says it is from: an arXiv number that only the catalogue knew would be a slip.
@@ -36,3 +38,32 @@ def test_entries_are_whole(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
 def test_a_branching_algorithm_says_that_it_needs_a_kernel_that_draws_noise(name: str) -> None:
     assert make_algorithm(name).branches == ("draws noise" in ALGORITHMS[name].needs)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_option_is_explained(name: str) -> None:
+    options = options_of(name)
+    accepted = [p.name for p in inspect.signature(builder(name)).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert [o.name for o in options][: len(accepted)] == accepted
+    for option in options:
+        assert len(option.text) > 5
+        assert "[" not in option.source
+        assert not re.search(r"\. \w+: ", option.text), "the text of another option"
+    if name not in NEED_MORE:
+        values = {o.name: o.default for o in options}
+        assert make_algorithm(name, **values) == make_algorithm(name)
+
+
+def test_options_come_with_their_own_texts_and_sources() -> None:
+    found = {o.name: o for o in options_of("svdd")}
+    assert list(found) == ["n", "streams", "alpha"]
+    assert found["n"].source == "the authors of SVDD take 20"
+    assert found["streams"] == Option(
+        "streams", 2, "particles, at least as many as images are asked for.", "as compared in arXiv 2503.19385"
+    )
+    assert "exp(score / alpha)" in found["alpha"].text
+    assert {o.name: o.default for o in options_of("funnel")}["shrink"] == 0.25
+    assert {o.name for o in options_of("verifier-threshold")} > {"streams", "thresholds"}
+    assert next(o.default for o in options_of("refined")) == make_algorithm("seed-pruning")
+    with pytest.raises(ValueError, match="unknown algorithm 'svd'"):
+        options_of("svd")

@@ -12,7 +12,10 @@ from ttsnap.types import Move, Particles, Task, fresh
 
 @dataclass(frozen=True)
 class BestOfN:
-    """n: number of seeds; None for as many as the budget affords."""
+    """Every seed is finished; the best image is returned.
+
+    n: seeds; None for as many as the budget affords.
+    """
 
     n: int | None = None
     branches: ClassVar[bool] = False

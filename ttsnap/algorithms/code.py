@@ -29,13 +29,14 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class CoDe:
-    """n: children of each particle in a block; None for as many as the budget affords. streams: particles, at least as
-    many as images are asked for. block: grid steps (5 in the authors' configs). temperature: 0 for the best child, else
-    one is drawn with probability proportional to exp(score / temperature).
-
-    A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
+    """A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
     evaluation and need one of their own to be scored. The children of the last block end in images. Where that is a
     single step, a stream makes only one, as samplers draw no noise there.
+
+    n: children of each particle in a block; None for as many as the budget affords [the authors of SVDD take 20].
+    streams: particles, at least as many as images are asked for [as compared in arXiv 2503.19385].
+    block: grid steps between choices [configs of CoDe's authors].
+    temperature: 0 for the best child, else one is drawn with probability proportional to exp(score / temperature).
     """
 
     n: int | None = None
@@ -91,5 +92,9 @@ class CoDe:
 
 
 def svdd(n: int | None = None, streams: int = 2, alpha: float = 0.0) -> CoDe:
-    """SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step, by weights exp(score / alpha), or the best at 0."""
+    """SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one evaluation for its noise, and
+    n for every step but the last.
+
+    alpha: 0 for the best continuation, as in SVDD's code, else one is drawn by weights exp(score / alpha).
+    """
     return CoDe(n, streams, 1, alpha)

@@ -35,12 +35,15 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class EpsilonGreedy:
-    """n: candidates of a stream at each step, in rounds of `width`; None for as many as the budget affords. The public
-    code has 20 rounds of 4, eps .4 and lam .15. streams: paths, at least as many as images are asked for; there: one.
-
-    A stream takes one evaluation for its noise, and n for each step but the last, where samplers draw no noise. The
+    """A stream takes one evaluation for its noise, and n for each step but the last, where samplers draw no noise. The
     first round of a step has no pivot and is all fresh; in the public code it is near noise that was not scored. The
     pivot is the best of the step so far; there, that of the last round, so that a better one may be lost.
+
+    n: candidates of a stream at each step; None for as many as the budget affords [80 in rvignav/diffusion-tts].
+    width: candidates of a round [rvignav/diffusion-tts, in 20 rounds].
+    eps: probability of fresh noise [rvignav/diffusion-tts].
+    lam: how far other noise is from the best of the step so far, at most [rvignav/diffusion-tts].
+    streams: paths, at least as many as images are asked for [rvignav/diffusion-tts].
     """
 
     n: int | None = None

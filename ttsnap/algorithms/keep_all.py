@@ -12,9 +12,10 @@ from ttsnap.types import Move, Particles, Task, advance, fresh
 
 @dataclass(frozen=True)
 class KeepAll:
-    """n: number of seeds; None for as many as the budget affords. steps: which to score, rising; None for all.
+    """Every seed is finished and scored on the way, the finished image always; see Result.particles.scores.
 
-    The finished image is always scored. The scores are in Result.particles.scores.
+    n: seeds; None for as many as the budget affords.
+    steps: which steps to score, rising; None for all.
     """
 
     n: int | None = None

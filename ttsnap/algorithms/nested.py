@@ -24,9 +24,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Nested:
-    """first: scores noises at step 0, until it has no more to propose there; a move of it beyond step 0 is not made.
-    second: goes on from what first left alive at step 0, best first, by its method `adopt(state, uids, particles)`.
-    Each is an algorithm, a name or {"name": ..., **options}. n: second's; None for as many as the budget affords.
+    """Each part is an algorithm, a name or {"name": ..., **options}.
+
+    first: scores noises at step 0, until it has no more to propose there; a move of it beyond step 0 is not made.
+    second: goes on from what first left alive at step 0, best first, by its method `adopt(state, uids, particles)`:
+        code, svdd, rbf, verifier-threshold, epsilon-greedy or smc.
+    n: of second; None for as many as the budget affords.
     """
 
     first: Algorithm = field(default_factory=TopNoises)

@@ -33,13 +33,16 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class NoiseAscent:
-    """angle: of the first step, in radians. rounds: steps; None to go on until the budget is used up. A step that fails
-    halves the angle; without a number of rounds, a fresh seed is started where it falls below `least`.
+    """A step takes the evaluations of its gradient and an image's; a step that fails halves the angle.
 
+    angle: of the first step, in radians [ours].
+    rounds: steps; None to go on until the budget is used up.
     ascends: evaluations that the gradient goes back through, 0 for all; memory does not grow with it, time does.
-    target: reward at which to stop. held_out: which of the rewards, from 0, is not climbed but watched: an image that
-    it likes less than the one climbed from is not returned, and three of those in a row end the climb. weights: of the
-    rewards in the gradient, as `utility` should have them: 0 for the held-out one; None for all alike.
+    target: reward at which to stop; None for no such stop.
+    held_out: which of the rewards, from 0, is not climbed but watched: an image that it likes less than the one climbed
+        from is not returned, and three of those in a row end the climb; None for no such reward.
+    weights: of the rewards in the gradient, as `utility` should have them, 0 for the held-out one; None for all alike.
+    least: angle in radians below which a fresh seed is started, where rounds is None [ours].
     """
 
     angle: float = 0.3

@@ -59,9 +59,16 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceOfCompute:
-    """forecast: from `ttsnap calibrate`. n: most seeds of a prompt. width: candidates advanced at once, to fill a batch
-    where there are few prompts. price: per evaluation, for a pot, instead of the calibrated one; floor: the
-    price at which a pot's prompts stop. cap: a prompt's most in a pot, in shares. kappa: patience with an own budget.
+    """One candidate at a time is taken to its next check; which one, and when to stop, follows from the forecast.
+
+    forecast: what `ttsnap calibrate` found in a recording of this model, steps and reward; the file that it writes is
+        an algorithm by itself (--algorithm priced.json).
+    n: most seeds of a prompt.
+    width: candidates advanced at once, to fill a batch where there are few prompts.
+    price: per evaluation, for a pot, in place of the calibrated one.
+    floor: the price at which a pot's prompts stop.
+    cap: a prompt's most in a pot, in shares.
+    kappa: with a budget of the prompt's own, the price is kappa over what is left of it.
     """
 
     forecast: Forecast

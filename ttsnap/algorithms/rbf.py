@@ -40,10 +40,14 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class RBF:
-    """streams: paths in lockstep. initial: noises of each, of which the best is its start (2 and 25, as published).
-    finish: "best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present
-    step. The quota of a stream and step is int((allowance - noises) / (steps * streams)), in candidates. What finishing
+    """The quota of a stream and step is int((allowance - noises) / (steps * streams)), in candidates. What finishing
     may take is kept back; the last step before the image takes all else that is left.
+
+    streams: paths in lockstep [arXiv 2503.19385].
+    initial: noises of each, of which the best is its start; they are paid first [arXiv 2503.19385, for 500
+        evaluations].
+    finish: "best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present
+        step [ours].
     """
 
     streams: int = 2

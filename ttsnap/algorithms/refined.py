@@ -23,9 +23,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Refined:
-    """first: searches until it has no more to propose. second: goes on from the best finished image that first left
-    alive, by its method `adopt(state, uids, particles)`: noise-ascent, or zero-order where a reward has no gradient. It
-    needs its number of rounds, whose price is set aside. n: of first; None for as many as the budget affords beside it.
+    """Each part is an algorithm, a name or {"name": ..., **options}; the price of the second is set aside.
+
+    first: searches until it has no more to propose.
+    second: goes on from the best finished image that first left alive, by its method `adopt(state, uids, particles)`:
+        noise-ascent, or zero-order where a reward has no gradient. It needs its number of rounds.
+    n: of first; None for as many as the budget affords beside second.
     """
 
     first: Algorithm = field(default_factory=SeedPruning)

@@ -33,11 +33,15 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchOverPaths:
-    """n: noisings of each stream a round; None for as many as the budget affords. RBF compares with streams 2, n 5.
+    """Streams are denoised to `start`, then noised by `back` and denoised to `ahead` below where they were. The
+    defaults score at levels .5 and .2 before the images: estimates above .5 tell little, and from .8 noised to .9
+    composition is still open. A candidate's rounds cost little more than an image.
 
-    start, back, ahead in noise level: streams are denoised to `start`, then noised by `back` and denoised to `ahead`
-    below where they were. The defaults score at levels .5 and .2 before the images: estimates above .5 tell little, and
-    from .8 noised to .9 composition is still open. A candidate's rounds cost little more than an image.
+    n: noisings of each stream a round; None for as many as the budget affords [arXiv 2503.19385 compares with 5].
+    streams: paths, at least as many as images are asked for [as compared in arXiv 2503.19385].
+    start: noise level to which seeds are denoised first [ours].
+    back: noise level added in a round [ours].
+    ahead: noise level removed in a round beyond what was added [ours].
     """
 
     n: int | None = None

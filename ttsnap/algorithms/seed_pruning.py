@@ -25,13 +25,16 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class SeedPruning:
-    """n: number of seeds; None for as many as the budget affords. keep: share kept at each check, in (0, 1].
+    """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
 
-    The checks sit at noise `levels` in (0, 1], falling, so that a schedule means the same for any number of steps,
-    or at grid `steps`, rising, where those are given. Scoring at step s costs s + 1 evaluations. As many particles
-    survive as images are to be returned; halves are rounded up. The default is one late cut, since ordinary rewards
-    rank early estimates badly: not the best for any one model, but never far below best-of-N. `ttsnap tune` fits one.
+    n: seeds; None for as many as the budget affords.
+    keep: share kept at each check, in (0, 1].
+    levels: noise levels of the checks, in (0, 1] (1: pure noise), falling, the same for any number of steps.
+    steps: the checks as grid steps, rising, in place of levels.
     draft: evaluations of a coarse rollout that the first check scores in place of the estimate (types.Move.draft).
+
+    The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
+    model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.
     """
 
     n: int | None = None
@@ -93,5 +96,10 @@ def ttsnap(
     levels: tuple[float, ...] = (0.9, 0.7, 0.45),
     steps: tuple[int, ...] | None = None,
 ) -> SeedPruning:
-    """Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards."""
+    """Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards.
+
+    n: seeds; None for as many as the budget affords.
+    keep: share kept at each check, in (0, 1] [arXiv 2511.22242].
+    levels: noise levels of the checks, falling [arXiv 2511.22242].
+    """
     return SeedPruning(n, keep, levels, steps)

@@ -21,13 +21,21 @@ from ttsnap.types import FloatArray, IntArray, Move, Particles, Task, branch, fr
 
 @dataclass(frozen=True)
 class SMC:
-    """n: particles; None for as many as the budget affords. lam: the target is p(x) exp(lam r(x)).
+    """Particles go together; where the effective sample size at a check is low, they are resampled.
 
-    Checks are `every` grid steps (None: a fifth of them) at noise levels from `first` down to `last`. Their `potential`
-    is of the score there, or of the max or sum of all so far, times an inverse temperature that `temper` takes to lam:
-    "increase" by min((1 + gamma)^step - 1, 1), which is 1 after 87 % of the steps by default, "adaptive" as far as the
-    effective sample size allows. Where that is below the share `ess` of the particles (1: always), they are resampled.
-    `shrink`: the share of particles that is left after the last check; each check leaves the same share of the former.
+    n: particles; None for as many as the budget affords.
+    lam: the target is p(x) exp(lam r(x)): 2 to 10 over the spread of a prompt's rewards [FK steering's code].
+    potential: of a check, from the score there (current), the max or sum of all so far, or the difference from the last
+        [arXiv 2505.23614].
+    temper: how the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step - 1, 1)) or
+        adaptive (as far as the effective sample size allows) [arXiv 2501.05803].
+    gamma: of temper increase; None so that 1 is reached after 87 % of the steps [arXiv 2501.05803].
+    resampler: ssp, systematic, stratified, residual or multinomial [arXiv 2505.23614].
+    ess: share of the particles below which their effective number makes for resampling; 1: always.
+    every: grid steps from check to check; None: a fifth of them [FK steering, for SDXL].
+    first: noise level of the first check [FK steering, for SDXL].
+    last: noise level of the last check [FK steering, for SDXL].
+    shrink: share of particles left after the last check; each check leaves the same share of the former.
     """
 
     n: int | None = None
@@ -132,12 +140,18 @@ class SMC:
 
 
 def fk_steering(n: int | None = 4, lam: float = 10.0, potential: str = "max", every: int | None = None) -> SMC:
-    """FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps."""
+    """FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps.
+
+    n: particles; None for as many as the budget affords [FK steering's code].
+    """
     return SMC(n, lam, potential, "constant", resampler="multinomial", every=every)
 
 
 def funnel(n: int | None = None, lam: float = 10.0, shrink: float = 0.25, **options: Any) -> SMC:
-    """SMC from many particles to few, early rewards weighing less (arXiv 2508.12361)."""
+    """SMC from many particles to few, early rewards weighing less (arXiv 2508.12361).
+
+    shrink: share of particles left after the last check [ours; the paper's schedule is not known to us].
+    """
     return SMC(n, lam, shrink=shrink, **options)
 
 

@@ -21,7 +21,11 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class TopNoises:
-    """n: seeds, scored at step 0 for one evaluation each. keep: how many go on, at least as many as images are kept."""
+    """Takes one evaluation for each seed, and the rest of the steps for each that is kept.
+
+    n: seeds, all scored at step 0 [ours].
+    keep: how many go on, at least as many as images are kept [ours].
+    """
 
     n: int = 32
     keep: int = 2

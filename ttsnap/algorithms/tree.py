@@ -41,11 +41,15 @@ class Tree(NamedTuple):
 
 @dataclass(frozen=True)
 class BestFirst:
-    """n: roots to begin with. width: nodes expanded at once. block: grid steps of an edge; None: a fifth of the grid.
+    """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to it.
 
+    n: roots to begin with [ours].
+    width: nodes expanded at once [ours].
+    block: grid steps of an edge; None: a fifth of the grid [ours].
     temperature: of the choice at first, in standard deviations of the scores of one depth; it falls in proportion to
-    what is left of the budget. bonus: how much log(1 + expansions), of a node and of its root's tree, lowers a node.
-    reseed: whether a fresh seed, worth as much as the average root, may be chosen, too.
+        what is left of the budget [ours].
+    bonus: how much log(1 + expansions), of a node and of its root's tree, lowers a node [ours].
+    reseed: whether a fresh seed, worth as much as the average root, may be chosen, too [ours].
     """
 
     n: int = 8

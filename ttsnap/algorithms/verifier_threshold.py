@@ -17,9 +17,11 @@ from ttsnap.types import IntArray, Particles, Task
 
 @dataclass(frozen=True)
 class VerifierThreshold(RBF):
-    """streams, initial, finish, quota and rollover as in RBF. thresholds: scores to reach at steps 1 to K - 1, where
-    the scale of the reward is known; otherwise quantiles of the initial noises' scores, rising linearly from
-    `quantiles[0]` at step 1 to `quantiles[1]` at K - 1. A step whose quota is used up takes its best candidate.
+    """Quota and rollover are as in RBF. A step whose quota is used up takes its best candidate.
+
+    thresholds: scores to reach at steps 1 to K - 1, where the scale of the reward is known; None for quantiles of the
+        initial noises' scores [the paper's idea; its values are not known to us].
+    quantiles: rising linearly from the first number at step 1 to the second at K - 1 [ours].
     """
 
     thresholds: tuple[float, ...] | None = None

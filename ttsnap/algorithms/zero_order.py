@@ -33,10 +33,14 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class ZeroOrder:
-    """n: neighbours a round; mix: their share of the pivot's noise, in [0, 1): 4 and .95 in the public implementation.
+    """A round takes an image's evaluations for each neighbour that is finished.
 
-    rounds: None to go on until the budget is used up. restart: probability of a fresh seed where none is better. check:
-    noise level in (0, 1] at which neighbours are scored early; the best share `keep` of them is finished.
+    n: neighbours a round [tt-scale-flux].
+    mix: share of the pivot's noise in theirs, in [0, 1) [tt-scale-flux].
+    rounds: None to go on until the budget is used up [4 in tt-scale-flux].
+    restart: probability of a fresh seed where no neighbour is better [tt-scale-flux].
+    check: noise level in (0, 1] at which neighbours are scored early; None for no check [ours].
+    keep: share of the neighbours that is finished after that check [ours].
     """
 
     n: int = 4

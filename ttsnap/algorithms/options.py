@@ -1,0 +1,94 @@
+"""The options of an algorithm, each with its default, what it means and where the default comes from.
+
+They are read from the docstrings: a line that starts with the name of an option explains it, as do the indented
+lines that follow; what stands in square brackets at the end is the source of the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_type_hints
+
+from ttsnap.algorithms.catalogue import ALGORITHMS
+
+START = re.compile(r"(\w+): (?=\S)(.*)")
+
+
+class Option(NamedTuple):
+    """`default` is `inspect.Parameter.empty` for an option that has to be given; `source` may be empty."""
+
+    name: str
+    default: Any
+    text: str
+    source: str = ""
+
+
+def options_of(name: str) -> list[Option]:
+    """The options of an algorithm of the catalogue, in their order. ValueError for an unknown name."""
+    build = builder(name)
+    defaults = _defaults(build)
+    texts: dict[str, str] = {}
+    for explained in reversed(_explained(build)):
+        texts |= _paragraphs(inspect.getdoc(explained) or "")[1]
+    return [Option(key, value, *_split(texts[key])) for key, value in defaults.items()]
+
+
+def about(name: str) -> str:
+    """What else the docstring of an algorithm says, in paragraphs of one line each."""
+    return _paragraphs(inspect.getdoc(builder(name)) or "")[0]
+
+
+def builder(name: str) -> Callable[..., Any]:
+    """The class or function that makes an algorithm. ValueError for an unknown name."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {name!r}; choose one of {', '.join(ALGORITHMS)}")
+    module, _, attribute = ALGORITHMS[name].where.partition(":")
+    found: Callable[..., Any] = vars(importlib.import_module(module))[attribute]
+    return found
+
+
+def _explained(build: Callable[..., Any]) -> list[Any]:
+    """What to read about it: its own docstring first, then those of its bases, or of the class that it makes."""
+    return list(dict.fromkeys([build, *_made(build).__mro__[:-1]]))
+
+
+def _defaults(build: Callable[..., Any]) -> dict[str, Any]:
+    """The options and their defaults; those of a class that a function passes on (**options) included."""
+    given = inspect.signature(build).parameters
+    found = {key: p.default for key, p in given.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    made = _made(build)
+    if len(found) < len(given):
+        found |= {key: p.default for key, p in inspect.signature(made).parameters.items() if key not in found}
+    factories = {f.name: f.default_factory for f in dataclasses.fields(made)}
+    empty = dataclasses.MISSING
+    return {key: value if (make := factories.get(key, empty)) is empty else make() for key, value in found.items()}
+
+
+def _made(build: Callable[..., Any]) -> type[Any]:
+    """The class of the algorithm."""
+    made: type[Any] = build if isinstance(build, type) else get_type_hints(build)["return"]
+    return made
+
+
+def _paragraphs(doc: str) -> tuple[str, dict[str, str]]:
+    """A docstring's prose, and what it says about each option; both without line breaks."""
+    prose: list[str] = []
+    texts: dict[str, str] = {}
+    for paragraph in re.split(r"\n\s*\n", doc):
+        # Lines of an option after its first are indented.
+        joined = re.sub(r"\n\s+", " ", paragraph)
+        lines = [START.match(line) for line in joined.splitlines()]
+        if lines[0] is None:
+            prose.append(" ".join(paragraph.split()))
+        texts |= {match[1]: match[2] for match in lines if match is not None and lines[0] is not None}
+    return "\n\n".join(prose), texts
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A text without what stands in square brackets at its end, and that."""
+    match = re.search(r"\s*\[([^][]+)\]\.?$", text)
+    return (text[: match.start()].rstrip(".") + ".", match[1]) if match else (text, "")
