@@ -72,7 +72,10 @@ def test_sheet_shows_every_candidate_and_dims_the_pruned(finished: Any) -> None:
         (lambda p: Image.new("RGB", (2, 2)).save(p), "carries no ttsnap metadata"),
         (lambda p: _save(p, "{"), "is damaged"),
         (lambda p: _save(p, "[1]"), "lacks"),
-        (lambda p: _save(p, '{"prompt": "a"}'), r"lacks \['call', 'kernel', 'model', 'seed'\]"),
+        (
+            lambda p: _save(p, '{"prompt": "a"}'),
+            r"lacks \['call', 'kernel', 'model', 'sampler', 'search', 'seed', 'ttsnap'\]",
+        ),
         (lambda p: None, "no such image"),
     ],
 )

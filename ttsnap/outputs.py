@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from ttsnap import files
+from ttsnap.payload import checked
 from ttsnap.types import Event, Result
 
 CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
@@ -70,7 +72,7 @@ def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
         "ttsnap LoRA": payload.get("lora"),
         "ttsnap algorithm": search["algorithm"],
         "ttsnap budget": search["budget"],
-        "ttsnap reward": f"{search['reward']:.6g}",
+        "ttsnap reward": None if search["reward"] is None else f"{search['reward']:.6g}",
         "Version": f"ttsnap {payload['ttsnap']}",
     }
     quoted = {k: f'"{v}"' if re.search(r"[,:]", str(v)) else v for k, v in fields.items() if v is not None}
@@ -88,24 +90,11 @@ def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
 
 
 def read_payload(path: Path) -> dict[str, Any]:
-    """The "ttsnap" metadata of a PNG. ValueError that says what is missing."""
-    try:
-        with Image.open(path) as picture:
-            text = picture.info.get("ttsnap")
-    except FileNotFoundError:
-        raise ValueError(f"no such image: {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"cannot read {path} as an image: {error}") from None
+    """The "ttsnap" metadata of a PNG that anyone may have written (payload.py). ValueError that says what is wrong."""
+    text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path).get("ttsnap")
     if text is None:
         raise ValueError(f"{path} carries no ttsnap metadata; only PNGs written by ttsnap can be replayed")
-    try:
-        payload = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the ttsnap metadata of {path} is damaged: {error}") from None
-    missing = {"prompt", "seed", "model", "call", "kernel"} - set(payload if isinstance(payload, dict) else ())
-    if missing:
-        raise ValueError(f"the ttsnap metadata of {path} lacks {sorted(missing)}")
-    return dict(payload)
+    return checked(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
 
 
 def _write(path: Path, save: Any) -> None:

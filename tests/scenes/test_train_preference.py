@@ -275,7 +275,9 @@ def test_generate_record_and_replay_with_it(
     image = next(Path("with").glob("*seed*.png"))
     assert read_payload(image)["lora"] == option
     assert json.loads(Path("with/trace.json").read_text())["settings"]["lora"] == option
-    assert ttsnap(["replay", str(image)]) == 0
+    assert ttsnap(["replay", str(image)]) == 2  # a picture does not decide what is loaded
+    assert f"asks for the LoRA '{option}'" in capsys.readouterr().err
+    assert ttsnap(["replay", str(image), "--trust"]) == 0
     assert largest(image, image.with_suffix(".replay.png")) <= 1
     assert ttsnap(["replay", str(image), "--lora", f"{trained}:-3", "--out", "other.png"]) == 0
     assert largest(image, Path("other.png")) > 1

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli.common import add_device_arguments, formatter, load_model
+from ttsnap.cli.common import EMBEDDED, add_device_arguments, check_call, formatter, load_model
 
 HELP = "make one image again from its PNG"
 DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
 
-example:
+A PNG is data: nothing in it is run. A model or a LoRA that it names, other than the embedded model, is not
+loaded until you name one with --model and --lora, or say with --trust that you trust the file.
+
+examples:
   ttsnap replay outputs/0001-two-red-circles/01-seed7.png
+  ttsnap replay theirs.png --model stabilityai/stable-diffusion-3.5-medium
 """
 
 
@@ -23,6 +28,7 @@ def parser() -> ArgumentParser:
     p.add_argument("image", type=str, help="a PNG written by ttsnap")
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
     p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
+    p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
     p.add_argument("--out", type=str | None, help="where to write (default: NAME.replay.png beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
     add_device_arguments(p)
@@ -32,9 +38,9 @@ def parser() -> ArgumentParser:
 def run(a: Namespace) -> int:
     """Make the image again, write it, and say how far it is from the original."""
     import numpy as np
-    from PIL import Image
 
-    from ttsnap import BestOfN, outputs
+    from ttsnap import BestOfN, files, outputs
+    from ttsnap.payload import MOST_SIDE
 
     path = Path(a.image)
     payload = outputs.read_payload(path)
@@ -42,10 +48,14 @@ def run(a: Namespace) -> int:
     if out.exists() and not a.overwrite:
         raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
     if payload.get("branched") or payload.get("guide"):
-        how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']}"
+        how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
-    pipe = load_model(a.model or payload["model"], a.device, a.dtype, lora=a.lora or payload.get("lora"))
+    model, lora = _named(payload, a)
+    data = files.read_bytes(path, files.PICTURE_BYTES, "image")
+    before = files.picture_pixels(data, path, most=MOST_SIDE**2).astype(np.int16)
+    pipe = load_model(model, a.device, a.dtype, lora=lora)
+    check_call(pipe, payload["call"])
     output = pipe(
         payload["prompt"],
         search=BestOfN(1),
@@ -54,18 +64,35 @@ def run(a: Namespace) -> int:
         path=payload.get("path"),
         times=payload.get("times", "pipeline"),
         noises=payload.get("noises", "independent"),
-        seed=int(payload["seed"]),
+        seed=payload["seed"],
         output_type="pt",
         **payload["call"],
     )
     outputs.save_image(out, output.images[0], payload)
-    with Image.open(path) as picture:
-        before = np.asarray(picture.convert("RGB"), int)
-    after = outputs.to_uint8(output.images[0]).astype(int)
+    after = outputs.to_uint8(output.images[0]).astype(np.int16)
     if before.shape != after.shape:
         raise ValueError(f"{path} has size {before.shape[:2]}, its replay {after.shape[:2]}; is it the original file?")
     print(f"wrote {out}; largest difference from {path.name}: {abs(before - after).max()} of 255")
     return 0
+
+
+def _named(payload: dict[str, Any], a: Namespace) -> tuple[str, str | None]:
+    """The model and the LoRA to load: the user's, or the PNG's where it may be. ValueError that says what it asks for.
+
+    Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this
+    machine: a picture from somewhere must not decide on that.
+    """
+    model, lora = payload["model"], payload.get("lora")
+    strange = {"model": model} if a.model is None and model != EMBEDDED else {}
+    strange |= {"lora": lora} if a.lora is None and lora is not None else {}
+    if strange and not a.trust:
+        asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange.items())
+        again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange.items())
+        raise ValueError(
+            f"{a.image} asks for the {asked}; nothing is loaded because a picture names it. If that is what you want, "
+            f"add {again}, name others, or add --trust"
+        )
+    return a.model or model, a.lora or lora
 
 
 def _no_reward(images: Any, prompts: Any) -> Any:
