@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ttsnap import SeedPruning, outputs, search
 
@@ -63,6 +64,19 @@ def test_sheet_shows_every_candidate_and_dims_the_pruned(finished: Any) -> None:
         color = np.asarray(recorder.thumbnails[0][uid, 2])[40, 40].astype(float)
         pruned = p.scored[uid] == 2
         np.testing.assert_allclose(shown, color * 0.35 + 255 * 0.65 if pruned else color, atol=1.5)
+
+
+def test_the_sheet_counts_the_seeds_that_started(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed that was listed, but never evaluated, is no candidate."""
+    results, recorder = finished
+    never = results[0].particles.step * 0
+    particles = replace(results[0].particles, step=never, cached=never > 0)
+    told = replace(results[0], spent={**results[0].spent, "seeds": 0}, particles=particles)
+    written: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **options: (written.append(a[2]), text(*a, **options)))
+    recorder.sheet(told)
+    assert f"0 seeds, {told.spent['nfe']} denoiser evaluations" in written
 
 
 @pytest.mark.parametrize(

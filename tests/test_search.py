@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search
 from ttsnap.live import LiveEngine
 from ttsnap.nodes import Node
+from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import seeded
 from ttsnap.search import fit
@@ -424,6 +425,60 @@ class Scripted:
 
     def step(self, state: int, particles: Any, rng: Any) -> Any:
         return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
+
+
+def alter(move: Move, **changes: Any) -> Move:
+    return dataclasses.replace(move, **changes)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("move", "message"), [
+    (lambda p: perturb([0], NAN, 8), r"mix must be in \[0, 1\], got \[nan\]"),
+    (lambda p: alter(fresh(1, 8), value=NAN), r"the value of a move is nan"),
+    (lambda p: alter(fresh(2, 8), mix=np.zeros(1)), r"mix must hold one number for each of the 2 rows"),
+    (lambda p: alter(fresh(1, 8), stop=np.array([7.5])), r"stop must hold one whole number .* got float64"),
+    (lambda p: alter(fresh(1, 8), near=np.array([False])), r"near must hold one whole number"),
+    (lambda p: advance(p, [0], 8, drop=[2]), r"drop must list uids in 0..1, got \[2\]"),
+    (lambda p: advance(p, [0], 8, drop=[-1]), r"drop must list uids in 0..1, got \[-1\]"),
+    (lambda p: advance(p, [0], 8, drop=[0]), r"drops particles \[0\], from which its own rows go on"),
+    (lambda p: alter(fresh(1, 8), reject=np.array([5])), r"reject must list uids in 0..1, got \[5\]"),
+])  # fmt: skip
+def test_moves_that_mean_nothing_are_refused(engine: Any, move: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(["a"], Scripted((lambda p: fresh(2, 3), move)), engine())
+
+
+def test_a_particle_is_dropped_once(engine: Any) -> None:
+    again = tuple(lambda p, stop=stop: advance(p, [0], stop, drop=[1]) for stop in (5, 8))
+    with pytest.raises(ValueError, match=r"drop \[1\] includes particles that were dropped before"):
+        search(["a"], Scripted((lambda p: fresh(2, 3), *again)), engine())
+
+
+@pytest.mark.parametrize("idle", [lambda p: advance(p, [0], 3, score=False), lambda p: fresh(1, 0, score=False)])
+def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
+    (result,) = search(["a"], Scripted((lambda p: fresh(1, 3), *[idle] * 20, lambda p: advance(p, [0], 8))), engine())
+    assert result.images
+    with pytest.raises(RuntimeError, match=r"Scripted made more than 1000 moves in a row that cost nothing"):
+        search(["a"], Scripted((lambda p: fresh(1, 3), *[idle] * 1100)), engine(), "90nfe")
+
+
+@pytest.mark.parametrize("first", [2**63 - 2, 2**64 - 2])
+def test_the_largest_seeds_count_on_as_those_of_torch(engine: Any, first: int) -> None:
+    (result,) = search(["a"], BestOfN(4), engine(), seed=first, keep=4)
+    seeds = [(first + i) % 2**64 for i in range(4)]
+    assert sorted(c.seed for c in result.images) == sorted(seeds)
+    assert result.trace[0]["seeds"] == seeds
+    r = Recording.from_results([result], engine().grid, ("brightness",))
+    (again,) = search(["a"], BestOfN(4), ReplayEngine(r), seed=first)
+    assert again.best.seed == result.best.seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_torch_does_not_have(engine: Any, seed: int) -> None:
+    with pytest.raises(ValueError, match=r"seed must be in 0..2\^64 - 1"):
+        search(["a"], BestOfN(1), engine(), seed=seed)
 
 
 def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:

@@ -33,6 +33,8 @@ from ttsnap.types import (
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[Event], None]
+IDLE = 1000
+"""As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,6 +56,7 @@ class Job:
     trace: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     failures: int = 0
+    idle: int = 0
 
 
 class Loop:
@@ -224,6 +227,11 @@ class Loop:
         if not job.ledger.affords(cost, reserve):
             return False
         job.ledger.charge(cost, reserve)
+        job.idle = job.idle + 1 if cost == Cost() else 0
+        if job.idle > IDLE:
+            who = type(self.algorithm).__name__
+            raise RuntimeError(f"{who} made over {IDLE} moves in a row that cost nothing, which no budget ends; let it "
+                               "advance or score a particle, or return None")  # fmt: skip
         known: dict[str, Any] = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
         known = {name: None if column is None else column.copy() for name, column in known.items()}
         before = dataclasses.replace(particles, **known)

@@ -8,10 +8,14 @@ import numpy as np
 
 from ttsnap.types import Algorithm, BoolArray, Grid, IntArray, Move, Particles
 
+_KINDS = {"i": "whole number", "b": "truth value", "fi": "number"}
+"""What numpy's kinds of columns are called, for messages."""
+
 
 def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:
     """ValueError where a move is not possible; an algorithm's bug, caught before it costs anything."""
     who = type(algorithm).__name__
+    _check_columns(move, who)
     own = move.parent >= 0
     if bool((move.parent >= len(particles)).any()) or bool((move.parent < -1).any()):
         raise ValueError(f"{who}: parents {move.parent.tolist()} outside -1..{len(particles) - 1}")
@@ -23,8 +27,9 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
             f"{who}: rows must go 0 <= start <= the parent's step and start <= stop <= {grid.steps}, got "
             f"start {move.start.tolist()} stop {move.stop.tolist()} parents at {at.tolist()}"
         )
-    if bool(((move.mix < 0) | (move.mix > 1)).any()):
+    if not bool(((move.mix >= 0) & (move.mix <= 1)).all()):  # a nan is in no range
         raise ValueError(f"{who}: mix must be in [0, 1], got {move.mix.tolist()}")
+    _check_given_up(move, particles, who)
     mixed, back = mixes(move), own & (move.start < at) & (move.start > 0)
     if move.near is not None and not _siblings(move, move.near, particles, at):
         raise ValueError(
@@ -43,6 +48,33 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
         raise ValueError(f"{who}: a move ascends, but the algorithm declares no ascends")
     for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
         raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
+
+
+def _check_columns(move: Move, who: str) -> None:
+    """ValueError where the columns of a move are no arrays of one value a row, of the kinds that Move names."""
+    rows = {"parent": "i", "start": "i", "stop": "i", "score": "b", "mix": "fi"}
+    more = {"draft": "i", "near": "i", "ascend": "b"}
+    for name, kinds in (rows | more).items():
+        column = getattr(move, name)
+        if name in more and column is None:
+            continue
+        if column.shape != move.parent.shape or column.ndim != 1 or column.dtype.kind not in kinds:
+            raise ValueError(f"{who}: {name} must hold one {_KINDS[kinds]} for each of the {move.parent.size} rows of "
+                             f"the move, got {column.dtype} of shape {column.shape}")  # fmt: skip
+    if np.isnan(move.value):
+        raise ValueError(f"{who}: the value of a move is nan")
+
+
+def _check_given_up(move: Move, particles: Particles, who: str) -> None:
+    """ValueError where a move drops or rejects what is not there, or drops what its own rows start from."""
+    for name, uids in (("drop", move.drop), ("reject", move.reject)):
+        if len(uids) and not (uids.dtype.kind == "i" and uids.min() >= 0 and uids.max() < len(particles)):
+            raise ValueError(f"{who}: {name} must list uids in 0..{len(particles) - 1}, got {uids.tolist()}")
+    if bool((~particles.alive[move.drop]).any()):
+        raise ValueError(f"{who}: drop {move.drop.tolist()} includes particles that were dropped before")
+    needed = move.parent if move.near is None else np.concatenate([move.parent, move.near])
+    if len(both := np.intersect1d(move.drop, needed)):
+        raise ValueError(f"{who}: a move drops particles {both.tolist()}, from which its own rows go on")
 
 
 def mixes(move: Move) -> BoolArray:

@@ -223,8 +223,8 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(12)
     draw.text((MARGIN, 6), _shorten(result.prompt, width - 2 * MARGIN, draw, font), "black", font)
     more = f"; {hidden} more are not shown" if hidden > 0 else ""
-    seeds = int((p.parent < 0).sum())
-    draw.text((MARGIN, 28), f"{seeds} seeds, {result.spent['nfe']} denoiser evaluations{more}", "#666666", small)
+    spent = f"{result.spent['seeds']} seeds, {result.spent['nfe']} denoiser evaluations{more}"
+    draw.text((MARGIN, 28), spent, "#666666", small)
     for line, step in enumerate(steps):
         y = HEAD + line * row + CELL // 2 - 16
         label = "finished" if step == end else f"step {step}\nnoise {result.levels[step]:.2f}"

@@ -120,7 +120,7 @@ class ReplayEngine(DryEngine):
 
     def _rows(self, job: int, seeds: IntArray) -> IntArray:
         r = self.recording
-        rows = seeds - r.first_seed
+        rows = (seeds - np.uint64(r.first_seed)).astype(int)
         if len(rows) and not 0 <= rows.min() <= rows.max() < r.seeds:
             last, prompt = r.first_seed + r.seeds - 1, r.prompts[job]
             raise ValueError(f"seeds {seeds.min()}..{seeds.max()} of {prompt!r}: recorded are {r.first_seed}..{last}")

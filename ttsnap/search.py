@@ -37,19 +37,22 @@ def search(
 
     budget: caps per prompt; with `shared` the prompts draw on one pot of that many times the number of prompts.
     A cap in seconds is for all prompts together (seconds times prompts): the engine is theirs in common.
-    seed: candidate i of a prompt starts from the noise of torch seed `seed + i`. keep: how many finished images
-    come back, best first. on_event: called with every Event. should_stop: asked once per batch; when it says True,
-    running prompts end with their best finished image (one is finished first if there is none), and prompts not
-    yet taken up come back without images.
+    seed: candidate i of a prompt starts from the noise of torch seed `seed + i`; seeds are those of torch, from 0 to
+    2^64 - 1, and 0 comes after the last. keep: how many finished images come back, best first. on_event: called with
+    every Event. should_stop: asked once per batch; when it says True, running prompts end with their best finished
+    image (one is finished first if there is none), and prompts not yet taken up come back without images.
 
     Raises ValueError before any compute when the budget cannot pay for one image, the algorithm does not fit the
-    grid, or it branches on an engine that is deterministic.
+    grid, or it branches on an engine that is deterministic; RuntimeError for an algorithm that keeps making moves which
+    cost nothing.
     """
     budget = Budget.parse(budget).on(engine.grid)
     if not prompts:
         raise ValueError("no prompts: give at least one")
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {seed}")
     if algorithm.branches and not engine.stochastic:
         raise ValueError(
             f"{type(algorithm).__name__} makes several children of one particle, but this sampler is deterministic "

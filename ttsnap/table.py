@@ -14,45 +14,52 @@ class ParticleTable:
     def __init__(self, steps: int, rewards: int, utility: Utility) -> None:
         self._utility = utility
         self._n = self._seeds = 0
-        self._ints = np.empty((4, 0), int)  # seed, parent, step, scored
+        self._seed = np.empty(0, np.uint64)
+        self._ints = np.empty((3, 0), int)  # parent, step, scored
         self._flags = np.empty((3, 0), bool)  # cached, alive, pulled
         self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
 
     def view(self) -> Particles:
         n = self._n
-        ints, flags, scores, ratio = self._ints[:, :n], self._flags[:, :n], self._scores[:n], self._ratio[:n]
-        for array in (ints, flags, scores, ratio):
+        seed, ints, flags = self._seed[:n], self._ints[:, :n], self._flags[:, :n]
+        scores, ratio = self._scores[:n], self._ratio[:n]
+        for array in (seed, ints, flags, scores, ratio):
             array.flags.writeable = False
-        seen = (ints[0], ints[1], ints[2], flags[0], flags[1], scores, ints[3])
+        seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         return Particles(*seen, self._utility, ratio, flags[2])
 
     def place(self, move: Move, seed: int) -> tuple[IntArray, IntArray]:
-        """Give each row of a move its uid (continued or new) and its seed; fresh seeds count up from `seed`."""
+        """Give each row of a move its uid (continued or new) and its seed; fresh seeds count up from `seed`.
+
+        They are those of torch, uint64: 0 comes after 2^64 - 1.
+        """
         uids = np.full(len(move), -1)
         own = np.flatnonzero(move.parent >= 0)
         if len(own):
-            own = own[(move.start[own] == self._ints[2, move.parent[own]]) & ~(mixes(move) | nears(move))[own]]
+            own = own[(move.start[own] == self._ints[1, move.parent[own]]) & ~(mixes(move) | nears(move))[own]]
             _, first = np.unique(move.parent[own], return_index=True)
             uids[own[first]] = move.parent[own[first]]
         new = np.flatnonzero(uids < 0)
         if len(new):
             uids[new] = self._add(move.parent[new], seed)
-        return uids, self._ints[0, uids]
+        return uids, self._seed[uids]
 
     def _add(self, parents: IntArray, seed: int) -> IntArray:
         n, more = self._n, len(parents)
         if n + more > self._ints.shape[1]:
             room = max(n, more)
-            self._ints = np.concatenate([self._ints, np.empty((4, room), int)], axis=1)
+            self._seed = np.concatenate([self._seed, np.empty(room, np.uint64)])
+            self._ints = np.concatenate([self._ints, np.empty((3, room), int)], axis=1)
             self._flags = np.concatenate([self._flags, np.empty((3, room), bool)], axis=1)
             self._ratio = np.concatenate([self._ratio, np.zeros(room)])
             self._scores = np.concatenate([self._scores, np.full((room, *self._scores.shape[1:]), np.nan)])
         rows = np.arange(n, n + more)
         fresh = parents < 0
         started = np.cumsum(fresh)
-        self._ints[0, rows] = np.where(fresh, seed + self._seeds + started - 1, self._ints[0, parents])
-        self._ints[1, rows], self._ints[2, rows], self._ints[3, rows] = parents, 0, -1
+        counted = np.uint64(seed) + (self._seeds + started - 1).astype(np.uint64)
+        self._seed[rows] = np.where(fresh, counted, self._seed[parents])
+        self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1
         self._flags[0, rows], self._flags[1, rows], self._flags[2, rows] = False, True, False
         self._n, self._seeds = n + more, self._seeds + int(started[-1])
         return rows
@@ -60,7 +67,7 @@ class ParticleTable:
     def record(self, outcome: Outcome) -> None:
         """Where particles got to, and their scores there."""
         uids = outcome.uids
-        self._ints[2, uids] = outcome.step
+        self._ints[1, uids] = outcome.step
         self._flags[0, uids] = outcome.cached
         if outcome.pulled is not None:
             self._flags[2, uids] = outcome.pulled
@@ -68,7 +75,7 @@ class ParticleTable:
             self._ratio[uids] = outcome.log_ratio
         if outcome.scores is not None:
             self._scores[uids, outcome.step] = outcome.scores
-            self._ints[3, uids] = outcome.step
+            self._ints[2, uids] = outcome.step
 
     def pull(self, uids: IntArray, pulled: BoolArray | bool) -> None:
         """Whether the gradient at the step that these are at, or go to, is paid."""

@@ -122,8 +122,8 @@ class Particles:
     An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once,
     every array with a leading axis B; that is how simulation is fast.
 
-    seed (N,) of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether the
-    prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
+    seed (N,) uint64, of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether
+    the prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
     failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R. Under guidance by a
     reward's gradient (guidance.py), log_ratio (N,) is log p - log q of the path to where it is, p the plain sampler and
     q the guided one, and pulled (N,) whether the gradient at its step is already paid; elsewhere they are None.
