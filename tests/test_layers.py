@@ -38,6 +38,7 @@ NUMPY_ONLY = [
     "outputs",
     "header",
     "journal",
+    "lock",
     "shards",
     "recordings",
     "record",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import threading
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
-from ttsnap import BestOfN, SeedPruning, search
+from ttsnap import BestOfN, SeedPruning, recordings, search
 from ttsnap.budget import Price, Rates
+from ttsnap.guidance import Guidance
 from ttsnap.header import Header
+from ttsnap.interpolants import Linear
 from ttsnap.journal import Journal, frame, split
 from ttsnap.live import LiveEngine
+from ttsnap.lock import locked
 from ttsnap.outputs import to_uint8
 from ttsnap.record import record, step_correlations
 from ttsnap.recordings import OpenRecording, load_recording, progress, read_images, save_recording
 from ttsnap.replay import Recording, ReplayEngine
+from ttsnap.samplers import Sde
 from ttsnap.types import Grid
 
 from .conftest import Brightness
@@ -124,12 +132,13 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
         there.finish()
     expected = contents(tmp_path / "whole")
     records, end = split(journal)
-    assert (len(records), end) == (4, len(journal))
+    assert (len(records), end) == (5, len(journal))  # the settings' digest, and four units
     ends = np.cumsum([len(frame(r)) for r in records])
     for cut in range(len(journal) + 1):
-        n = int((ends <= cut).sum())
+        whole = int((ends <= cut).sum())
         kept, at = split(journal[:cut])
-        assert (kept, at) == (records[:n], int([0, *ends][n]))
+        assert (kept, at) == (records[:whole], int([0, *ends][whole]))
+        n = max(0, whole - 1)
         folder = tmp_path / f"cut{cut}"
         folder.mkdir()
         (folder / "recording.json").write_bytes(expected["recording.json"])
@@ -137,7 +146,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
         assert progress(folder) == (n, 4)
         assert (folder / "journal.bin").stat().st_size == cut  # looking changes nothing
         with OpenRecording(folder, header) as there:
-            assert (folder / "journal.bin").read_bytes() == journal[:at]
+            assert (folder / "journal.bin").read_bytes() == journal[: max(at, int(ends[0]))]
             assert [unit.index for unit in there.missing()] == list(range(n, 4))
             for unit in there.missing():
                 there.add(unit, scores)
@@ -151,7 +160,7 @@ def test_cut_and_recorded_on(recorder: Any, tmp_path: Path) -> None:
         recorder(tmp_path / "cut", reward=Dies(74))
     journal = (tmp_path / "cut" / "journal.bin").read_bytes()
     ends = np.cumsum([len(frame(r)) for r in split(journal)[0]])
-    assert len(ends) == 3
+    assert len(ends) == 4
     for cut in {0, 5, len(journal) // 2, *(int(e) + d for e in ends for d in (-1, 0)), int(ends[0]) + 9}:
         (tmp_path / "cut" / "scores.safetensors").unlink(missing_ok=True)
         (tmp_path / "cut" / "journal.bin").write_bytes(journal[:cut])
@@ -159,7 +168,7 @@ def test_cut_and_recorded_on(recorder: Any, tmp_path: Path) -> None:
         resumed = recorder(tmp_path / "cut", reward=counter)
         np.testing.assert_array_equal(resumed.scores, whole.scores)
         assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-        assert counter.images == [75, 45, 25, 10][int((ends <= cut).sum())]  # no whole unit is made twice
+        assert counter.images == [75, 75, 45, 25, 10][int((ends <= cut).sum())]  # no whole unit is made twice
 
 
 def test_journal_file_is_truncated_at_every_byte(tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_kill_between_shard_and_record(recorder: Any, tmp_path: Path, monkeypatc
     append = Journal.append
 
     def dies(self: Journal, payload: bytes) -> None:
-        if len(self.records) == 2:
+        if len(self.records) == 3:
             os.write(self._file.fileno(), frame(payload)[:11])  # torn
             raise KeyboardInterrupt
         append(self, payload)
@@ -308,24 +317,185 @@ def test_other_files_are_left_alone(recorder: Any, tmp_path: Path) -> None:
 
 
 def test_a_journal_of_another_recording_is_refused(recorder: Any, tmp_path: Path) -> None:
-    for name, block in (("r", BLOCK), ("other", (3, 2))):
-        with pytest.raises(KeyboardInterrupt):
-            recorder(tmp_path / name, reward=Dies(60), block=block)
-    shutil.copy(tmp_path / "other" / "journal.bin", tmp_path / "r" / "journal.bin")
-    for _ in range(2):  # the second time, too: nothing stays locked
-        with pytest.raises(ValueError, match=r"journal\.bin does not belong to recording\.json beside it: unit 0"):
-            recorder(tmp_path / "r")
-
-
-def test_two_processes_do_not_share_a_folder(recorder: Any, tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
     with pytest.raises(KeyboardInterrupt):
-        recorder(tmp_path / "r", reward=Dies(40))
-    with (
-        Journal(tmp_path / "r" / "journal.bin"),
-        pytest.raises(ValueError, match=r"another process is writing to .*r; wait"),
-    ):
+        recorder(tmp_path / "r", reward=Dies(60))
+    for name, change in (("blocks", {"block": (3, 2)}), ("info", {"info": {"model": "another"}})):
+        with pytest.raises(KeyboardInterrupt):
+            recorder(tmp_path / name, reward=Dies(60), **change)
+        journal = (tmp_path / name / "journal.bin").read_bytes()
+        (tmp_path / "r" / "journal.bin").write_bytes(journal)
+        for _ in range(2):  # the second time, too: nothing stays locked
+            with pytest.raises(ValueError, match=r"journal\.bin was begun with other settings than .*Put back .*, or"):
+                recorder(tmp_path / "r")
+        with pytest.raises(ValueError, match="was begun with other settings"):
+            progress(tmp_path / "r")
+        assert (tmp_path / "r" / "journal.bin").read_bytes() == journal
+    # A journal without the digest, as they were: told by its units where these do not fit.
+    (tmp_path / "r" / "journal.bin").write_bytes(without_digest(tmp_path / "blocks" / "journal.bin"))
+    with pytest.raises(ValueError, match=r"journal\.bin does not belong to recording\.json beside it: unit 0"):
         recorder(tmp_path / "r")
+    (tmp_path / "r" / "journal.bin").unlink()  # as the message says
+    recorder(tmp_path / "r")
+    recorder(tmp_path / "whole")
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
+def without_digest(journal: Path) -> bytes:
+    """A journal as it was before it began with the settings' digest."""
+    first, *units = split(journal.read_bytes())[0]
+    assert set(json.loads(first)) == {"header"}
+    return b"".join(frame(unit) for unit in units)
+
+
+def test_recordings_of_the_old_format_are_read_and_gone_on_with(recorder: Any, tmp_path: Path) -> None:
+    """Prices without guidance, `decode_estimates`, a journal without a digest, a header without a checksum."""
+    whole = recorder(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        recorder(tmp_path / "old", reward=Dies(60))
+    header = tmp_path / "old" / "recording.json"
+    settings = json.loads(header.read_text())
+    settings["price"] = {key: settings["price"][key] for key in ("flops", "seconds", "passes_per_nfe")}
+    settings["price"]["decode_estimates"] = True
+    header.write_text(json.dumps(settings))
+    journal = tmp_path / "old" / "journal.bin"
+    journal.write_bytes(without_digest(journal))
+    assert progress(tmp_path / "old") == (2, 4)
+    counter = Brightness()
+    recorder(tmp_path / "old", reward=counter)
+    assert counter.images == 25
+    assert (tmp_path / "old" / "scores.safetensors").read_bytes() == (
+        tmp_path / "whole" / "scores.safetensors"
+    ).read_bytes()
+    about = {**settings, "shards": [], "crc32": zlib.crc32(whole.scores.tobytes())}
+    save_file({"scores": whole.scores}, tmp_path / "old.safetensors", {"recording": json.dumps(about)})
+    read = load_recording(tmp_path / "old.safetensors")
+    np.testing.assert_array_equal(read.scores, whole.scores)
+    assert (read.price, read.info) == (whole.price, whole.info)
+
+
+def test_a_guided_recording_is_gone_on_with_and_replayed(engine: Any, tmp_path: Path) -> None:
+    def guided(reward: Any = None) -> Any:
+        kernel = Sde(Linear(), torch.linspace(1, 0, 5).double())
+        guidance = Guidance.parse("tilted:0.3:x0:1-0")
+        return engine(steps=4, rewards=[reward or Brightness()], kernel=kernel, guidance=guidance)
+
+    options: dict[str, Any] = {"seed": 7, "block": BLOCK}
+    with pytest.raises(KeyboardInterrupt):
+        record(guided(Dies(60)), PROMPTS, 5, tmp_path / "r", **options)
+    recording = record(guided(), PROMPTS, 5, tmp_path / "r", **options)
+    read = load_recording(tmp_path / "r")
+    assert read.price == recording.price == replace(guided().price, seconds=None)
+    assert read.price.guided is not None
+    record(guided(), PROMPTS, 5, tmp_path / "whole", **options)
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"price\.guided is \{.*\}, not null"):
+        record(engine(steps=4), PROMPTS, 5, tmp_path / "r", **options)
+    live = search(PROMPTS, BestOfN(4), guided(), seed=7)
+    again = search(PROMPTS, BestOfN(4), ReplayEngine(read), seed=7)
+    for a, b in zip(live, again, strict=True):
+        assert a.spent["cost"] == b.spent["cost"]
+        assert a.spent["cost"].gradients > 0
+    # What the gradient of a finished image goes back through is kept as well.
+    deep = replace(read, price=replace(read.price, depth=3))
+    save_recording(deep, tmp_path / "deep")
+    assert load_recording(tmp_path / "deep").price == deep.price
+    header = json.loads((tmp_path / "deep" / "recording.json").read_text())
+    header["price"]["guided"]["steps"].pop()
+    with pytest.raises(ValueError, match=r"is damaged: guidance must say for each of 4 steps"):
+        Header.read(json.dumps(header), tmp_path)
+
+
+def test_every_flipped_bit_of_the_scores_header_is_found(tmp_path: Path) -> None:
+    """Or it changes nothing that is read."""
+    scores = np.random.default_rng(0).random((1, 2, 2, 1))
+    made = Recording(("a",), scores, Grid((1.0, 0.0)), ("r",), 3, price=Price(Rates(1.5)), info={"call": {"steps": 1}})
+    save_recording(made, tmp_path / "r")
+    data = (tmp_path / "r" / "scores.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    path, read = tmp_path / "flipped.safetensors", 0
+    for at in range(end):
+        broken = bytearray(data)
+        broken[at] ^= 1 << at % 8
+        path.write_bytes(broken)
+        try:
+            found = load_recording(path)
+        except ValueError:
+            continue
+        read += 1
+        np.testing.assert_array_equal(found.scores, scores)
+        assert replace(found, scores=scores) == replace(made, scores=scores), at
+    assert read < end / 10
+
+
+def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    with pytest.raises(KeyboardInterrupt):
+        recorder(folder, reward=Dies(40))
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def hold() -> None:
+        with locked(folder):
+            there.send("held")
+            there.recv()  # for ever: it is killed
+
+    process = context.Process(target=hold, daemon=True)
+    process.start()
+    assert here.recv() == "held"
+    before = contents(folder)
+    held = rf"another process is writing to .*r \(process {process.pid} on .+\); wait"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=held):
+            recorder(folder)
+    assert contents(folder) == before
+    process.kill()
+    process.join()
+    recorder(folder)
+    recorder(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_threads_are_kept_out_too(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def enter() -> None:
+        try:
+            with locked(tmp_path / "new"):
+                pass
+        except ValueError as error:
+            refused.append(str(error))
+
+    with locked(tmp_path / "new"):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        assert len(refused) == 1
+        assert str(os.getpid()) in refused[0]
+    assert not contents(tmp_path / "new")
+    enter()
+    assert len(refused) == 1
+
+
+def test_two_starts_at_once_do_not_mix_their_settings(
+    recorder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins, and is stopped again, when this one has just found the folder free."""
+    check, begun = recordings.check_folder, []
+
+    def slow(folder: Path, asked: Any) -> None:
+        check(folder, asked)
+        if not begun:
+            begun.append(True)
+            with pytest.raises(KeyboardInterrupt):
+                recorder(tmp_path / "r", reward=Dies(60), info={"model": "the other"})
+
+    monkeypatch.setattr(recordings, "check_folder", slow)
+    with pytest.raises(ValueError, match=r'other settings: info\.model is "the other", not "this"'):
+        recorder(tmp_path / "r", info={"model": "this"})
+    assert progress(tmp_path / "r") == (2, 4)
+    recorder(tmp_path / "r", info={"model": "the other"})
+    recorder(tmp_path / "whole", info={"model": "the other"})
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
 
 def test_bad_settings_leave_nothing(recorder: Any, engine: Any, tmp_path: Path) -> None:

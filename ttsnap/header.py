@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.budget import Price, Rates
+from ttsnap.budget import Guided, Price, Rates
 from ttsnap.replay import Recording
 from ttsnap.types import FloatArray, Grid
 
 FORMAT = 1
+HEADER_CRC = "header_crc32"
+"""Key of scores.safetensors' header for the checksum of its other keys; files that are older than it lack it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class Header:
             raise ValueError(f"steps must rise within 0..{last} and end with {last}, got {self.steps}")
         if len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(f"block must be two numbers from 1 on (prompts, seeds), got {self.block}")
+        guided = self.price.guided
+        if guided is not None and len(guided.steps) != last:
+            raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -98,6 +105,10 @@ class Header:
             del found["evals"]
         return found
 
+    def digest(self) -> str:
+        """SHA-256 of the settings, in hexadecimal: the same for equal settings, however their JSON is written."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
     @classmethod
     def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Any]]:
         """A header, and the keys beside it, from JSON.
@@ -112,6 +123,8 @@ class Header:
             raise ValueError(f"{where} does not describe a recording of ttsnap")
         if data["format"] != FORMAT:
             raise ValueError(f"{where} has format {data['format']}, this ttsnap reads {FORMAT}; update ttsnap")
+        if HEADER_CRC in data and data[HEADER_CRC] != checksum({k: v for k, v in data.items() if k != HEADER_CRC}):
+            raise ValueError(f"{where} is damaged: its header does not have the checksum with which it was written")
         names = [f.name for f in dataclasses.fields(cls)]
         missing = [name for name in names if name not in data and name not in ("extras", "evals")]
         if missing:
@@ -121,8 +134,6 @@ class Header:
     @classmethod
     def _from(cls, data: dict[str, Any], where: Path) -> Header:
         try:
-            price = data["price"]
-            seconds = None if price["seconds"] is None else Rates(**price["seconds"])
             return cls(
                 prompts=tuple(str(p) for p in data["prompts"]),
                 seeds=int(data["seeds"]),
@@ -132,12 +143,7 @@ class Header:
                 rewards=tuple(str(r) for r in data["rewards"]),
                 block=(int(data["block"][0]), int(data["block"][1])),
                 images=bool(data["images"]),
-                price=Price(
-                    Rates(**price["flops"]),
-                    seconds,
-                    int(price["passes_per_nfe"]),
-                    str(price.get("estimates", "decode" if price.get("decode_estimates", True) else "nothing")),
-                ),
+                price=_price(data["price"]),
                 info=dict(data["info"]),
                 extras=tuple(str(e) for e in data.get("extras", ())),
                 evals=None if data.get("evals") is None else tuple(int(n) for n in data["evals"]),
@@ -162,6 +168,24 @@ class Header:
             price=r.price,
             info=r.info,
         )
+
+
+def checksum(about: Mapping[str, Any]) -> int:
+    """CRC-32 of JSON values, however they are written."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _price(data: dict[str, Any]) -> Price:
+    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and know of no guidance."""
+    seconds, guided = data["seconds"], data.get("guided")
+    return Price(
+        Rates(**data["flops"]),
+        None if seconds is None else Rates(**seconds),
+        int(data["passes_per_nfe"]),
+        str(data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")),
+        None if guided is None else Guided(tuple(bool(at) for at in guided["steps"]), bool(guided["through"])),
+        int(data.get("depth", 0)),
+    )
 
 
 def differences(there: Any, asked: Any, name: str = "") -> list[str]:

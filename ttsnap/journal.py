@@ -45,17 +45,16 @@ def _check(payload: bytes) -> int:
 
 
 class Journal:
-    """An append-only file of checksummed records, open for one process at a time.
+    """An append-only file of checksummed records. Lock its folder (lock.py) before opening it: it has one writer.
 
     Opening keeps the whole records (`records`) and cuts off what follows them: the torn end of a process that was
-    killed, or everything from the first damaged byte on. ValueError when another process has it open.
+    killed, or everything from the first damaged byte on.
     """
 
     def __init__(self, path: Path) -> None:
         new = not path.exists()
         self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
-            _lock(self._file, path)
             if new:
                 _sync_folder(path.parent)
             data = self._file.read()
@@ -77,7 +76,7 @@ class Journal:
         self.records.append(payload)
 
     def close(self) -> None:
-        """Let other processes have it."""
+        """Close the file; all records are on the disk already."""
         self._file.close()
 
     def __enter__(self) -> Journal:
@@ -85,20 +84,6 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep other processes out until the file is closed or this process ends, where the system can."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"another process is writing to {path.parent}; wait for it, or choose another folder"
-        ) from None
 
 
 def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:

@@ -1,7 +1,7 @@
 """Recordings on disk: a folder that can be gone on with after any interruption (docs/recordings.md).
 
 recording.json   the settings (header.Header), written first
-journal.bin      one checksummed record per finished unit of work, until all are there
+journal.bin      a digest of the settings, and a checksummed record per finished unit of work, until all are there
 images/          where asked for, one tar of PNGs per unit
 scores.safetensors   the scores (P, S, K+1, R) float64, written last, whole or not at all
 """
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ttsnap.budget import Price, Rates
-from ttsnap.header import Header, Unit, differences
+from ttsnap.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.journal import Journal, part_of, split, write_whole
+from ttsnap.lock import LOCK, locked
 from ttsnap.outputs import prepare_folder
 from ttsnap.replay import Recording
 from ttsnap.shards import RecordedImage, Shard, read_shard
@@ -86,7 +88,7 @@ def progress(folder: str | Path) -> tuple[int, int]:
     if (folder / SCORES).exists():
         return len(units), len(units)
     records = split((folder / JOURNAL).read_bytes())[0] if (folder / JOURNAL).exists() else []
-    return len({_unpack(record, header, units, folder).unit for record in records}), len(units)
+    return len({done.unit for done in _unpack(records, header, units, folder)}), len(units)
 
 
 def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -101,7 +103,8 @@ def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
                 "ask for the same ones to go on with it, or choose another folder"
             )
     elif folder.is_dir():
-        others = sorted(p.name for p in folder.iterdir() if p != part_of(folder / RECORDING))
+        known = (folder / LOCK, part_of(folder / RECORDING))
+        others = sorted(p.name for p in folder.iterdir() if p not in known)
         if others:
             names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             raise ValueError(f"{folder} holds other files ({names}); choose another folder")
@@ -123,25 +126,29 @@ class OpenRecording:
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
-        check_folder(folder, {"extras": [], **header.to_json()})
+        asked = {"extras": [], **header.to_json()}
+        check_folder(folder, asked)
         self.folder, self.header, self._units = folder, header, header.units()
-        folder.mkdir(parents=True, exist_ok=True)
-        if header.images:
-            (folder / IMAGES).mkdir(exist_ok=True)
-        if not (folder / RECORDING).exists():
-            text = json.dumps(header.to_json(), indent=1, ensure_ascii=False)
-            write_whole(folder / RECORDING, lambda file: file.write(text.encode()))
-        self.finished = (folder / SCORES).exists()
-        if self.finished:
-            (folder / JOURNAL).unlink(missing_ok=True)  # left by a process that was killed just before this
-            return
-        self._journal = Journal(folder / JOURNAL)
-        try:
-            records = [_unpack(record, header, self._units, folder) for record in self._journal.records]
-        except ValueError:
-            self._journal.close()
-            raise
-        self._done = {d.unit: d for d in records if d.shard is None or self._has(d.shard)}
+        with ExitStack() as held:
+            if not (folder / SCORES).exists():
+                held.enter_context(locked(folder))
+                check_folder(folder, asked)  # again: another process may have begun here just before
+            self.finished = (folder / SCORES).exists()
+            if self.finished:
+                (folder / JOURNAL).unlink(missing_ok=True)  # left by a process that was killed just before this
+                self._held = ExitStack()
+                return
+            if header.images:
+                (folder / IMAGES).mkdir(exist_ok=True)
+            if not (folder / RECORDING).exists():
+                text = json.dumps(header.to_json(), indent=1, ensure_ascii=False)
+                write_whole(folder / RECORDING, lambda file: file.write(text.encode()))
+            self._journal = held.enter_context(Journal(folder / JOURNAL))
+            if not self._journal.records:
+                self._journal.append(json.dumps({"header": header.digest()}).encode())
+            done = _unpack(self._journal.records, header, self._units, folder)
+            self._done = {d.unit: d for d in done if d.shard is None or self._has(d.shard)}
+            self._held = held.pop_all()
 
     def _has(self, shard: Shard) -> bool:
         """Whether a recorded shard still lies there; else its unit is recorded again."""
@@ -176,8 +183,8 @@ class OpenRecording:
             scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop] = block
         shards = [dataclasses.asdict(d.shard) for _, d in sorted(self._done.items()) if d.shard is not None]
         # One key, since safetensors writes several in any order and the bytes should be the same every time.
-        extra = {"shards": shards, "crc32": zlib.crc32(scores.tobytes())}
-        metadata = {"recording": json.dumps({**self.header.to_json(), **extra})}
+        about = {**self.header.to_json(), "shards": shards, "crc32": zlib.crc32(scores.tobytes())}
+        metadata = {"recording": json.dumps({**about, HEADER_CRC: checksum(about)})}
         write_whole(self.folder / SCORES, lambda file: file.write(save({"scores": scores}, metadata)))
         self._journal.close()
         (self.folder / JOURNAL).unlink(missing_ok=True)
@@ -188,8 +195,7 @@ class OpenRecording:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_journal"):
-            self._journal.close()
+        self._held.close()
 
 
 def _pack(done: _Done) -> bytes:
@@ -199,16 +205,29 @@ def _pack(done: _Done) -> bytes:
     return json.dumps(head).encode() + b"\n" + np.ascontiguousarray(done.scores, "<f8").tobytes()
 
 
-def _unpack(payload: bytes, header: Header, units: list[Unit], folder: Path) -> _Done:
-    """ValueError where a record, though whole, does not belong to this recording."""
-    line, _, data = payload.partition(b"\n")
-    head = json.loads(line)
-    index, shape = int(head["unit"]), tuple(head["shape"])
-    unit = units[index] if 0 <= index < len(units) else None
-    if unit is None or shape != (len(unit.prompts), len(unit.seeds), *header.shape[2:]):
-        raise ValueError(f"{folder / JOURNAL} does not belong to {RECORDING} beside it: unit {index} of shape {shape}")
-    scores = np.frombuffer(data, "<f8").reshape(shape).astype(float)
-    return _Done(index, scores, None if head["shard"] is None else Shard(**head["shard"]))
+def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Path) -> list[_Done]:
+    """The units of a journal's records. ValueError where the journal, though whole, is not of this recording.
+
+    The first record is the digest of the settings; journals that were begun before there was one lack it.
+    """
+    heads = [(json.loads(line), data) for line, _, data in (record.partition(b"\n") for record in records)]
+    if heads and "header" in heads[0][0] and heads.pop(0)[0]["header"] != header.digest():
+        raise ValueError(
+            f"{folder / JOURNAL} was begun with other settings than {folder / RECORDING} holds: the two files are of "
+            f"different recordings. Put back the {RECORDING} that the journal was begun with, or remove {JOURNAL} to "
+            f"record everything again with the settings of this one"
+        )
+    found = []
+    for head, data in heads:
+        index, shape = int(head["unit"]), tuple(head["shape"])
+        unit = units[index] if 0 <= index < len(units) else None
+        if unit is None or shape != (len(unit.prompts), len(unit.seeds), *header.shape[2:]):
+            raise ValueError(
+                f"{folder / JOURNAL} does not belong to {RECORDING} beside it: unit {index} of shape {shape}"
+            )
+        scores = np.frombuffer(data, "<f8").reshape(shape).astype(float)
+        found.append(_Done(index, scores, None if head["shard"] is None else Shard(**head["shard"])))
+    return found
 
 
 def _read_header(folder: Path) -> Header:
@@ -244,8 +263,11 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _check_scores(
     path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> tuple[Header, FloatArray, list[Shard]]:
-    """Header, scores and shards of a scores.safetensors."""
+    """Header, scores and shards of a scores.safetensors, each held to its checksum."""
     header, extra = Header.read(metadata.get("recording", ""), path)
+    unknown = set(extra) - {"format", "shards", "crc32", HEADER_CRC}
+    if unknown:
+        raise ValueError(f"{path} is damaged: its header has keys that no ttsnap writes: {sorted(unknown)}")
     scores = tensors.get("scores")
     if scores is None or scores.shape != header.shape or scores.dtype != np.float64:
         raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, float64")
