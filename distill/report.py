@@ -8,6 +8,7 @@ from typing import Any
 
 from ttsnap.distill.evaluate import Evaluation
 
+from ttsnap.extras import install
 from ttsnap.journal import write_whole
 
 COLUMNS = {
@@ -52,7 +53,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError(f"a plot needs matplotlib ({error}): pip install 'ttsnap[plot]'") from error
+        raise ValueError(f"a plot needs matplotlib ({error}): {install('plot')}") from error
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -13,6 +13,8 @@ from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ttsnap.extras import install
+
 SDPA = "sdpa"
 # Processors that diffusers swaps for xformers' own and that compute the same there. Its method
 # enable_xformers_memory_efficient_attention() swaps all others, too, also where that changes the model: Sana's linear
@@ -92,7 +94,7 @@ def _native(model: Any) -> None:
 def _switch(pipe: Any, model: Any, name: str) -> None:
     """Let the model use this backend. _UnfitError where it cannot."""
     if name == "xformers" and not is_xformers_available():
-        raise _UnfitError("xformers is not installed; pip install 'ttsnap[xformers]' (Linux, x86-64)")
+        raise _UnfitError(f"xformers is not installed; {install('xformers')} (Linux, x86-64)")
     if dispatches(model):
         try:
             model.set_attention_backend(name)

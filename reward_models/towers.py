@@ -13,6 +13,8 @@ from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import explained
 
+from ttsnap.extras import install
+
 
 class TwoTowers(Scorer):
     """scale x cosine of image and text. Towers run in the network's dtype, the cosine in float32."""
@@ -126,5 +128,5 @@ def import_open_clip() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise ValueError(f"this reward needs open_clip ({error}): pip install 'ttsnap[rewards]'") from error
+        raise ValueError(f"this reward needs open_clip ({error}): {install('rewards')}") from error
     return open_clip

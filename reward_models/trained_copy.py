@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from ttsnap.reward_models.scorer import Scorer
 
+from ttsnap.extras import install
+
 
 def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
     """base.network again, with LoRA or DoRA on `base.adapted`, or (kind "full") with `base.trained` of its own.
@@ -45,7 +47,7 @@ def import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ValueError(f"low-rank adapters need peft ({error}): pip install 'ttsnap[distill]'") from error
+        raise ValueError(f"low-rank adapters need peft ({error}): {install('distill')}") from error
     return peft
 
 

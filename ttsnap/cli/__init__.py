@@ -12,8 +12,21 @@ from typing import Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import calibrate, demo, distill, evaluate, generate, record, replay, score, serve_reward, simulate, tune
-from ttsnap.cli.common import formatter
+from ttsnap.cli import (
+    algorithms,
+    calibrate,
+    demo,
+    distill,
+    evaluate,
+    generate,
+    record,
+    replay,
+    score,
+    serve_reward,
+    simulate,
+    tune,
+)
+from ttsnap.cli.help import Formatter
 from ttsnap.version import __version__
 
 
@@ -32,6 +45,8 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "generate": generate,
     "replay": replay,
+    "algorithms": algorithms,
+    "demo": demo,
     "record": record,
     "simulate": simulate,
     "tune": tune,
@@ -40,7 +55,6 @@ COMMANDS: dict[str, Command] = {
     "distill": distill,
     "evaluate": evaluate,
     "serve-reward": serve_reward,
-    "demo": demo,
 }
 
 
@@ -49,18 +63,33 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ttsnap",
         version=__version__,
-        formatter_class=formatter(),
+        formatter_class=Formatter,
         description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
     )
-    commands = parser.add_subcommands(required=True, dest="command")
+    commands = parser.add_subcommands(
+        required=True, dest="command", title="commands", description="ttsnap COMMAND --help tells all about one."
+    )
     for name, command in COMMANDS.items():
         commands.add_subcommand(name, command.parser(), help=command.HELP)
     return parser
 
 
+def config_first(argv: Sequence[str]) -> list[str]:
+    """The arguments with --config FILE right behind the command, so that all others win over it wherever they stand."""
+    words = list(argv)
+    config: list[str] = []
+    for at in range(len(words) - 1, 0, -1):
+        if words[at].startswith("--config="):
+            config = [words.pop(at), *config]
+        elif words[at] == "--config":
+            config = [*words[at : at + 2], *config]
+            del words[at : at + 2]
+    return [*words[:1], *config, *words[1:]]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when done, 2 with one line of explanation for bad input."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(config_first(sys.argv[1:] if argv is None else argv))
     try:
         return COMMANDS[arguments.command].run(arguments[arguments.command])
     except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli.common import formatter
+from ttsnap.cli.help import new_parser
 from ttsnap.cli.simulate import add_recording_arguments, read_recording
 from ttsnap.cli.tune import new_file
 
@@ -18,13 +18,14 @@ prompts that are not (with --shared). 20 prompts x 40 seeds suffice. Calibrate f
 
 example:
   ttsnap calibrate recordings/mine --out priced.json
-  ttsnap generate --prompts-file prompts.txt --algorithm priced.json --shared --budget 200nfe
+  ttsnap generate --prompts-file prompts.txt --algorithm priced.json --shared \\
+      --budget 200nfe
 """
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument("--checks", type=list[int] | None, help="grid steps to look at, the last being the number of steps")
     p.add_argument(

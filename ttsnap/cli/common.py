@@ -1,4 +1,4 @@
-"""What commands share: arguments, prompts, rewards, the model, Ctrl-C."""
+"""What commands share: prompts, rewards, the model, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,119 +8,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-EMBEDDED = "embedded"
-REWARD_HELP = (
-    "what to search for: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER takes "
-    "other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list of them; "
-    "a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores"
-)
-
-
-def formatter() -> Any:
-    """A help formatter that keeps the examples' line breaks."""
-    import argparse
-
-    from jsonargparse import DefaultHelpFormatter
-
-    class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the examples' line breaks."""
-
-    return Formatter
-
-
-# --- arguments ----------------------------------------------------------------------------------------------------
-
-
-def add_prompt_arguments(p: ArgumentParser) -> None:
-    """prompts, --config, --prompts-file, --model, --lora."""
-    p.add_argument("prompts", nargs="*", default=[], help="one or more prompts, each quoted")
-    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
-    p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line; # starts a comment")
-    p.add_argument("--model", type=str, default=EMBEDDED, help="embedded, a diffusers folder, or a hub id")
-    p.add_argument(
-        "--lora",
-        type=str | None,
-        help="LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5 (default: 1)",
-    )
-
-
-def add_call_arguments(p: ArgumentParser) -> None:
-    """The pipeline's own arguments, --kernel, --path, --times and --noises."""
-    p.add_argument("--steps", type=int | None, help="denoising steps (the model's default where not given)")
-    p.add_argument("--guidance", type=float | None, help="classifier-free guidance scale")
-    p.add_argument("--negative-prompt", type=str | None, help="what not to show, for all prompts")
-    p.add_argument("--height", type=int | None, help="pixels")
-    p.add_argument("--width", type=int | None, help="pixels")
-    p.add_argument("--call", type=dict[str, Any], default={}, help="more pipeline arguments, as --call.clip_skip 1")
-    p.add_argument(
-        "--kernel",
-        type=str,
-        default="pipeline",
-        help="pipeline (its own scheduler), ode, sde, sde:DIFFUSION:SCALE, ddim:ETA, ancestral, or renoise",
-    )
-    p.add_argument(
-        "--path",
-        type=str | None,
-        help="for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial "
-        "(default: the model's own)",
-    )
-    p.add_argument(
-        "--times", type=str, default="pipeline", help="for other kernels, the path's points: pipeline, uniform, sqrt"
-    )
-    p.add_argument(
-        "--noises",
-        type=Literal["independent", "orthogonal", "antithetic"],
-        default="independent",
-        help="initial noises: independent, as in diffusers, orthogonal in groups of 8 seeds, or antithetic in pairs",
-    )
-
-
-def add_device_arguments(p: ArgumentParser) -> None:
-    """--device, --dtype."""
-    p.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    p.add_argument(
-        "--dtype", type=str, default="auto", help="auto (cpu: float32, else bfloat16), float32, bfloat16, float16"
-    )
-
-
-def add_memory_arguments(p: ArgumentParser) -> None:
-    """--offload, --preview-vae, --attention, --compile, --grid-intensity."""
-    p.add_argument(
-        "--offload",
-        type=Literal["none", "model", "group"],
-        default="none",
-        help="keep in RAM what the GPU does not need just now: whole networks (model) or single layers (group)",
-    )
-    p.add_argument(
-        "--preview-vae",
-        type=str | None,
-        help="AutoencoderTiny (hub id or folder) that decodes unfinished estimates, as madebyollin/taesdxl for SDXL",
-    )
-    p.add_argument("--attention", type=str, default="sdpa", help="attention kernels: sdpa, xformers, flash, ...")
-    p.add_argument("--compile", action="store_true", help="compile the denoiser: slow at first, then faster")
-    p.add_argument(
-        "--grid-intensity", type=float, default=458.0, help="g CO2e per kWh where the GPU is (the world's, Ember 2025)"
-    )
-
-
-def add_batch_arguments(p: ArgumentParser, default: int | None = 32) -> None:
-    """--batch-size, --decode-batch-size."""
-    fallback = "" if default else " (default: as many as fit into the GPU's memory, 16 without one)"
-    kind = int if default else int | None
-    p.add_argument("--batch-size", type=kind, default=default, help=f"most candidates per denoiser call{fallback}")
-    p.add_argument("--decode-batch-size", type=int | None, help="most images per decode (default: the batch size)")
-
+from ttsnap.cli.arguments import EMBEDDED
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
 
 def read_prompts(a: Namespace, command: str) -> list[str]:
     """The prompts given and those in the file. ValueError for an unreadable file, no prompt, or an empty one."""
-    prompts, file = list(a.prompts), a.prompts_file
+    prompts, file = _given(a), a.prompts_file
     if file is not None:
         try:
             text = Path(file).read_text(encoding="utf-8")
@@ -135,6 +34,16 @@ def read_prompts(a: Namespace, command: str) -> list[str]:
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError(f"prompt {[p.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty")
     return prompts
+
+
+def _given(a: Namespace) -> list[str]:
+    """The prompts of the command line or of --config. ValueError for what is neither a text nor a list of texts."""
+    prompts = a.get("prompts") or []
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts must be a text or a list of texts, got {str(prompts)[:80]}")
+    return list(prompts)
 
 
 def canonical(prompts: Sequence[str], model: str) -> list[str]:

@@ -12,17 +12,21 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
+from ttsnap.extras import install
 
-HELP = "open a web page on which to run searches and watch them"
+HELP = "open a web page to run searches on and watch them"
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
 
 It listens on this machine only and shows the embedded model, unless told otherwise. Visitors choose prompt, algorithm,
-budget and settings within limits; what else they may do is up to you (docs/demo.md). It needs ttsnap[demo].
+budget and settings within limits; what else they may do is up to you (docs/demo.md). It needs gradio:
+pip install gradio.
 
 examples:
   ttsnap demo --open
-  ttsnap demo --model stabilityai/stable-diffusion-3.5-medium --reward imagereward pickscore --device cuda
+  ttsnap demo --model stabilityai/stable-diffusion-3.5-medium --device cuda \\
+      --reward imagereward pickscore
   ttsnap demo --share --max-budget 400 --queue-size 8
 """
 SCENES = ("scenes", "scenes-learned", "scenes-noise-aware")
@@ -32,7 +36,7 @@ LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p = new_parser(DESCRIPTION)
     p.add_argument(
         "--model",
         type=str | None,
@@ -60,7 +64,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
     p.add_argument("--queue-size", type=int, default=20, help="most visitors that wait; one search runs at a time")
     p.add_argument("--open", action="store_true", help="open the page in the browser")
-    common.add_device_arguments(p)
+    arguments.add_device(p)
     return p
 
 
@@ -93,7 +97,7 @@ def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
     try:
         from ttsnap.demo.app import build
     except ImportError as error:
-        raise ValueError(f"the demo needs gradio ({error}): pip install 'ttsnap[demo]'") from None
+        raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
     from ttsnap.demo.models import Models
     from ttsnap.pipelines import defaults
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments
+from ttsnap.cli.help import new_parser
 
 HELP = "train a noise-aware reward on recordings with images"
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
@@ -17,11 +18,12 @@ Targets -> curriculum from clean to noisy -> train -> evaluate on held-out promp
 --reward noise-aware:OUT/reward. Ctrl-C is safe: the same command goes on after the last checkpoint.
 
 examples:
-  ttsnap record --prompts-file prompts.txt --seeds 16 --images --out recordings/train
+  ttsnap record --prompts-file prompts.txt --seeds 16 --images \\
+      --out recordings/train
   ttsnap distill --recordings recordings/train --reward imagereward --out aware
-  ttsnap distill --config recipe.yaml --out aware          # the same keys as these options, as YAML
+  ttsnap distill --config recipe.yaml --out aware
   ttsnap distill --config aware/config.yaml --out again    # repeats a run
-  accelerate launch -m ttsnap distill --config recipe.yaml --out aware    # several GPUs
+  accelerate launch -m ttsnap distill --config recipe.yaml --out aware
   ttsnap generate "a red circle" --reward noise-aware:aware/reward
 """
 
@@ -30,8 +32,8 @@ def parser() -> ArgumentParser:
     """The command's arguments: every key of distill.config.DistillConfig."""
     from ttsnap.distill.config import DistillConfig, options
 
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
-    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
+    p = new_parser(DESCRIPTION)
+    arguments.add_config(p)
     p.add_argument("--out", type=str, required=True, help="folder to write to, or to go on with")
     for key, kind, default, text in options(DistillConfig):
         flag = "--" + key.replace("_", "-")

@@ -8,9 +8,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
 
-HELP = "measure a reward on the noisy estimates of recordings"
+HELP = "measure a reward on noisy estimates of recordings"
 DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
 
 Per noise level: rank correlation within a prompt, how often the best seed survives a cut to the best quarter and what
@@ -18,16 +19,18 @@ the cut costs, and calibration. The base reward's own scores of the same estimat
 
 examples:
   ttsnap evaluate --reward noise-aware:aware/reward --recordings recordings/test
-  ttsnap evaluate --reward noise-aware:aware/reward --recordings recordings/train --prompts aware/config.yaml
-  ttsnap evaluate --reward brightness --base imagereward --recordings recordings/test --prompts 0:20 --plot b.png
+  ttsnap evaluate --reward noise-aware:aware/reward \\
+      --recordings recordings/train --prompts aware/config.yaml
+  ttsnap evaluate --reward brightness --base imagereward \\
+      --recordings recordings/test --prompts 0:20 --plot b.png
 """
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
-    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
-    p.add_argument("--reward", type=str, required=True, help=common.REWARD_HELP)
+    p = new_parser(DESCRIPTION)
+    arguments.add_config(p)
+    p.add_argument("--reward", type=str, required=True, help=arguments.REWARD)
     p.add_argument("--recordings", type=str, nargs="+", required=True, help="folders of `ttsnap record --images`")
     p.add_argument(
         "--base", type=str | None, help="whose score of the finished image counts (default: the base of --reward)"
@@ -40,7 +43,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--batch-size", type=int, default=64, help="images per call")
     p.add_argument("--json", type=str | None, help="file to write the measures to")
     p.add_argument("--plot", type=str | None, help="PNG file: rank correlation against the noise level")
-    common.add_device_arguments(p)
+    arguments.add_device(p)
     return p
 
 

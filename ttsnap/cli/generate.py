@@ -8,7 +8,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments, common
+from ttsnap.cli.algorithms import listed
+from ttsnap.cli.help import new_parser
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -16,28 +18,71 @@ DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 
 examples:
   ttsnap generate "two red circles and a blue square" --budget 400nfe
-  ttsnap generate "a photo of a cat" --model stabilityai/stable-diffusion-3.5-medium --reward my_reward.py:score \\
-      --budget 20images --algorithm seed-pruning
-  ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4 --out results
+  ttsnap generate "a red circle" --algorithm svdd --kernel sde --options.n 4
+  ttsnap generate "a photo of a cat" --budget 20images \\
+      --model stabilityai/stable-diffusion-3.5-medium --reward mine.py:score
+  ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4
 """
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
-    common.add_prompt_arguments(p)
+    p = new_parser(DESCRIPTION, epilog=f"algorithms:\n{listed()}")
+    arguments.add_config(p)
+    make = p.add_argument_group("what to make")
+    arguments.add_prompts(make)
+    arguments.add_picture(make)
+    make.add_argument("--keep", type=int, default=1, metavar="N", help="how many of the best images to write, ranked")
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="candidate i starts from seed + i")
+    add_search(p.add_argument_group("search"))
+    sampler = p.add_argument_group("sampler")
+    arguments.add_sampler(sampler)
+    sampler.add_argument(
+        "--guide",
+        type=str | None,
+        help="let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
+        "tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels "
+        "than 0.75-0.3",
+    )
+    model = p.add_argument_group("model and memory")
+    arguments.add_model(model)
+    arguments.add_device(model)
+    arguments.add_batch(model, default=None)
+    model.add_argument(
+        "--gradient-batch-size", type=int | None, metavar="N", help="most candidates per call that takes a gradient"
+    )
+    arguments.add_memory(model)
+    output = p.add_argument_group("output")
+    output.add_argument(
+        "--out", type=str | None, metavar="FOLDER", help="where to write (default: a new folder in outputs/)"
+    )
+    output.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    output.add_argument(
+        "--grid-intensity",
+        type=float,
+        default=458.0,
+        metavar="GRAMS",
+        help="of CO2e per kWh where the GPU is; the default is the world's (Ember 2025)",
+    )
+    return p
+
+
+def add_search(p: Any) -> None:
+    """What to search for, how, and how much to spend."""
     p.add_argument(
         "--algorithm",
         type=str,
         default="seed-pruning",
-        help="best-of-n, seed-pruning (late checks, for ordinary rewards), ttsnap (early checks, for noise-aware "
-        "rewards), or a .json file",
+        metavar="NAME",
+        help="one of those listed below, or a .json file",
     )
     p.add_argument(
         "--options",
         type=dict[str, Any],
         default={},
-        help="the algorithm's settings, as --options.n 16 --options.keep '[0.5, 0.25]' --options.steps '[6, 11]'",
+        metavar="JSON",
+        help="the algorithm's own settings, as --options.n 16 --options.keep '[0.5, 0.25]'; which there are: ttsnap "
+        "algorithms NAME",
     )
     p.add_argument(
         "--budget",
@@ -48,31 +93,19 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "--effort",
         type=str | float | None,
-        help="instead of --budget: low, medium (the default) or high, that is 5, 20 or 80 images' worth of "
-        "evaluations, or a fraction of high",
+        help="instead of --budget: low, medium (used when neither is given) or high, that is as many evaluations as 5, "
+        "20 or 80 images take, or a fraction of high",
     )
     p.add_argument("--shared", action="store_true", help="let all prompts draw on one pot of that size each")
-    p.add_argument("--reward", type=str | list[str] | None, help=common.REWARD_HELP)
+    arguments.add_reward(p)
     p.add_argument(
-        "--utility", type=str | list[float], default="mean", help="of several rewards: mean, rank_sum or weights"
+        "--utility",
+        type=str | list[float],
+        default="mean",
+        help="how several rewards are combined: mean, rank_sum or weights",
     )
-    p.add_argument("--report", type=str | list[str] | None, help="rewards that only report on the kept images")
-    common.add_call_arguments(p)
-    p.add_argument(
-        "--guide",
-        type=str | None,
-        help="let the steps of a stochastic kernel follow the rewards' gradient: dps:SCALE, twisted:LAM, tilted:SCALE, "
-        "with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels than 0.75-0.3",
-    )
-    p.add_argument("--gradient-batch-size", type=int | None, help="most candidates per call that takes a gradient")
-    p.add_argument("--seed", type=int, default=0, help="candidate i starts from seed + i")
-    p.add_argument("--keep", type=int, default=1, help="how many of the best images to write, ranked")
-    p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
-    p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
-    common.add_device_arguments(p)
-    common.add_batch_arguments(p, default=None)
-    common.add_memory_arguments(p)
-    return p
+    p.add_argument("--report", type=str | list[str] | None, metavar="REWARD",
+                   help="rewards that only report on the kept images")  # fmt: skip
 
 
 def run(a: Namespace) -> int:

@@ -8,47 +8,61 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
 
 if TYPE_CHECKING:
     from ttsnap.replay import Recording
 
-HELP = "score every seed at every step and keep the scores, to replay and tune searches on"
+HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
 
 Searches can then be replayed, compared and tuned without a model. Ctrl-C is safe: the same command goes on.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/first
-  ttsnap record "two red circles" "a green cross" --seeds 16 --score-steps '[2, 6, 11]' --images --out recordings/few
-  ttsnap record --prompts-file prompts.txt --model stabilityai/stable-diffusion-3.5-medium \\
-      --reward my_reward.py:score --seeds 40 --batch-size 8 --out recordings/sd35
+  ttsnap record "two red circles" "a green cross" --seeds 16 --images \\
+      --score-steps '[2, 6, 11]' --out recordings/few
+  ttsnap record --prompts-file prompts.txt --reward my_reward.py:score \\
+      --model stabilityai/stable-diffusion-3.5-medium --out recordings/sd35
 """
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
-    common.add_prompt_arguments(p)
-    p.add_argument("--seeds", type=int, default=40, help="seeds per prompt: --seed and those that follow it")
-    p.add_argument("--seed", type=int, default=0, help="the first seed")
-    p.add_argument("--out", type=str, required=True, help="folder to write to, or to go on with")
-    p.add_argument("--reward", type=str | list[str] | None, help=common.REWARD_HELP)
-    p.add_argument(
+    p = new_parser(DESCRIPTION)
+    arguments.add_config(p)
+    make = p.add_argument_group("what to record")
+    arguments.add_prompts(make)
+    arguments.add_picture(make)
+    make.add_argument(
+        "--seeds", type=int, default=40, metavar="N", help="seeds per prompt: --seed and those that follow it"
+    )
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed")
+    arguments.add_reward(make)
+    make.add_argument(
         "--score-steps",
         type=list[int] | None,
-        help="score the estimates at these steps only, as '[2, 6, 11]' (all by default; the finished image always)",
+        metavar="STEPS",
+        help="score the estimates at these steps only, as '[2, 6, 11]'; the finished image always (default: all)",
     )
-    p.add_argument("--images", action="store_true", help="keep the decoded estimates, too, as tar files of PNGs")
-    p.add_argument("--latents", action="store_true", help="with --images: keep each estimate's latent as well")
-    p.add_argument(
+    arguments.add_sampler(p.add_argument_group("sampler"))
+    model = p.add_argument_group("model and memory")
+    arguments.add_model(model)
+    arguments.add_device(model)
+    arguments.add_batch(model)
+    output = p.add_argument_group("output")
+    output.add_argument(
+        "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a recording to go on with"
+    )
+    output.add_argument("--images", action="store_true", help="keep the decoded estimates, too, as tar files of PNGs")
+    output.add_argument("--latents", action="store_true", help="with --images: keep each estimate's latent as well")
+    output.add_argument(
         "--features",
         type=int | None,
+        metavar="BLOCK",
         help="with --images: keep the denoiser's hidden states after this transformer block as well (large)",
     )
-    common.add_call_arguments(p)
-    common.add_device_arguments(p)
-    common.add_batch_arguments(p)
     return p
 
 

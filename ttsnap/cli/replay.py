@@ -8,7 +8,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli.common import EMBEDDED, add_device_arguments, check_call, formatter, load_model
+from ttsnap.cli import arguments
+from ttsnap.cli.common import EMBEDDED, check_call, load_model
+from ttsnap.cli.help import new_parser
 
 HELP = "make one image again from its PNG"
 DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
@@ -24,14 +26,14 @@ examples:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    p = new_parser(DESCRIPTION)
     p.add_argument("image", type=str, help="a PNG written by ttsnap")
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
     p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
     p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
     p.add_argument("--out", type=str | None, help="where to write (default: NAME.replay.png beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
-    add_device_arguments(p)
+    arguments.add_device(p)
     return p
 
 

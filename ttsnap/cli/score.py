@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
 
 HELP = "rank the images of a folder by a reward"
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
@@ -17,22 +18,23 @@ the infotext that A1111 and others write).
 
 examples:
   ttsnap score outputs/0001-two-red-circles --reward scenes
-  ttsnap score photos --prompt "a cat on a red chair" --reward pickscore aesthetics --utility rank_sum --out ranked
+  ttsnap score photos --prompt "a cat on a red chair" --out ranked \\
+      --reward pickscore aesthetics --utility rank_sum
 """
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
+    p = new_parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images")
-    p.add_argument("--reward", type=str, nargs="+", required=True, help=common.REWARD_HELP)
+    p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
     p.add_argument("--utility", type=str | list[float], default="mean", help="of several: mean, rank_sum or weights")
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")
     p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
     p.add_argument("--recursive", action="store_true", help="look into folders inside the folder, too")
     p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
     p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
-    common.add_device_arguments(p)
+    arguments.add_device(p)
     return p
 
 

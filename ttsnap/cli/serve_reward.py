@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli import common
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
 
-HELP = "serve a reward over HTTP, for searches in other processes or on other machines"
+HELP = "serve a reward over HTTP, to other machines too"
 DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
 
 There is no authentication: leave --host at 127.0.0.1, or open it in a network that you trust.
@@ -19,12 +20,12 @@ examples:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=common.formatter())
-    p.add_argument("reward", type=str, help=common.REWARD_HELP)
+    p = new_parser(DESCRIPTION)
+    p.add_argument("reward", type=str, help=arguments.REWARD)
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int, default=8765, help="port to listen on; 0 for any free one")
     p.add_argument("--max-images", type=int, default=64, help="most images in one request")
-    common.add_device_arguments(p)
+    arguments.add_device(p)
     return p
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli.common import formatter
+from ttsnap.cli import arguments
+from ttsnap.cli.help import new_parser
+from ttsnap.extras import install
 
 HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
@@ -20,10 +22,14 @@ A row of the table is a budget per prompt, a column a policy: the mean reward of
 standard error over prompts. Best-of-N is exact: the mean over all subsets of the recorded seeds. The others search the
 recorded seeds in random orders, --repeats times per prompt. With three budgets or more, these rows follow:
 
-  omega, %              the area between a policy's curve and best-of-N's, over the area that best-of-N gains from the
-                        smallest budget on. 25 means a quarter more gain for the same compute; below 0 is worse
-  equals N              the N at which best-of-N is as good as the policy at the largest budget
-  equals best-of-n ...  the budget from which the policy is as good as best-of-N at the largest one
+  omega, %              the area between a policy's curve and best-of-N's, over
+                        the area that best-of-N gains from the smallest budget
+                        on. 25 means a quarter more gain for the same compute;
+                        below 0 is worse
+  equals N              the N at which best-of-N is as good as the policy at
+                        the largest budget
+  equals best-of-n ...  the budget from which the policy is as good as
+                        best-of-N at the largest one
 
 Budgets are counted as they are live: a score at step s takes s + 1 evaluations, and with FLOP budgets every decode and
 reward call is paid. A recording of S seeds cannot tell what more than S would find: keep budgets below S / 2 images.
@@ -31,16 +37,19 @@ reward call is paid. A recording of S seeds cannot tell what more than S would f
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
   ttsnap simulate recordings/mine
-  ttsnap simulate recordings/mine --algorithms seed-pruning tuned.json --budgets 40:400:40nfe --out curves
-  ttsnap simulate recordings/mine --algorithms priced.json --shared --budgets 5images 10images 20images
-  ttsnap simulate flux_hps.safetensors --algorithms authors.json --budgets 400:4000:200tflop --ledger published
+  ttsnap simulate recordings/mine --algorithms seed-pruning tuned.json \\
+      --budgets 40:400:40nfe --out curves
+  ttsnap simulate recordings/mine --algorithms priced.json --shared \\
+      --budgets 5images 10images 20images
+  ttsnap simulate flux_hps.safetensors --algorithms authors.json \\
+      --budgets 400:4000:200tflop --ledger published
 """
 
 
 def add_recording_arguments(p: ArgumentParser) -> None:
     """The recording and which part of it; shared with tune and calibrate."""
     p.add_argument("recording", type=str, help="folder written by `ttsnap record`, or a published reward tensor")
-    p.add_argument("--config", action="config", help="YAML or JSON file with the same keys as these options")
+    arguments.add_config(p)
     p.add_argument("--prompts", type=str, default=":", help="which prompts, as 0:20")
     p.add_argument("--seeds", type=str, default=":", help="which seeds, as 0:40")
     p.add_argument("--scores", type=str, default="noise_aware", help="of a reward tensor: noise_aware or base")
@@ -52,7 +61,7 @@ def add_recording_arguments(p: ArgumentParser) -> None:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument(
         "--algorithms",
@@ -196,7 +205,7 @@ def _write(out: Path, curves: dict[str, Any], reward: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("curves.csv is written; for the plot, pip install 'ttsnap[plot]'") from None
+        raise ValueError(f"curves.csv is written; for the plot, {install('plot')}") from None
     from ttsnap.simulate import unit_of
 
     unit = unit_of(next(iter(curves.values())).budgets)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ttsnap.cli.common import formatter
+from ttsnap.cli.help import new_parser
 from ttsnap.cli.simulate import add_recording_arguments, read_budgets, read_recording
 
 HELP = "fit a pruning schedule to a recording"
@@ -25,7 +25,7 @@ example:
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    p = ArgumentParser(description=DESCRIPTION, formatter_class=formatter())
+    p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
     p.add_argument("--trials", type=int, default=400, help="schedules to try")

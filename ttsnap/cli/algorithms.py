@@ -1,0 +1,126 @@
+"""`ttsnap algorithms`: what there is to choose from for --algorithm, and the options of each."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import textwrap
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS
+from ttsnap.algorithms.options import Option, about, builder, options_of
+from ttsnap.cli.help import new_parser
+
+HELP = "list the search algorithms, or the options of one"
+DESCRIPTION = """List the search algorithms, or the options of one with their defaults and sources.
+
+examples:
+  ttsnap algorithms
+  ttsnap algorithms svdd
+"""
+NAME, INDENT = 20, "  "
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = new_parser(DESCRIPTION)
+    p.add_argument("name", nargs="?", type=str | None, help="one of them (default: list all)")
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Print the list, or all about one algorithm."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    print(grouped(width) if a.name is None else described(a.name, width))
+    return 0
+
+
+def listed() -> str:
+    """Every algorithm in a line."""
+    return "\n".join(_line(name) for name in ALGORITHMS)
+
+
+def grouped(width: int = 80) -> str:
+    """The same by group, under what its members have in common."""
+    blocks = [
+        "\n".join(
+            [*textwrap.wrap(title, width), *(_line(n) for n, entry in ALGORITHMS.items() if entry.group == group)]
+        )
+        for group, title in GROUPS.items()
+    ]
+    return "\n\n".join([*blocks, "ttsnap algorithms NAME tells what one needs, its options and where it is from."])
+
+
+def _line(name: str) -> str:
+    return f"{INDENT}{name:<{NAME}}{ALGORITHMS[name].summary}"
+
+
+def described(name: str, width: int = 80) -> str:
+    """What an algorithm does, needs and is from, its options, and a command to try. ValueError for an unknown name."""
+    options = options_of(name)  # loads the algorithm's module, and refuses a name that is not there
+    entry = ALGORITHMS[name]
+    lines = [f"{name}: {entry.title}", f"{entry.summary[0].upper()}{entry.summary[1:]}.", ""]
+    for paragraph in about(name).split("\n\n"):
+        lines += [*textwrap.wrap(paragraph, width), ""]
+    facts = {"needs": entry.needs, "source": entry.source}
+    lines += [line for label, text in facts.items() if text for line in _column(f"{label}:", text, 8, width, "")]
+    lines += ["", "options (--options.NAME VALUE):"]
+    column = max(len(option.name) for option in options) + 4
+    for option in options:
+        lines += _column(option.name, f"{option.text}{_default(option)}", column, width, INDENT)
+    lines += ["", "example:", f"{INDENT}{_example(name, entry.needs)}"]
+    given = next(({o.name: o.default} for o in options if isinstance(o.default, int | float)), {"n": 16})
+    lines += ["", "as a file, for --algorithm FILE.json:", f"{INDENT}{json.dumps({'name': name, **given})}"]
+    return "\n".join(lines)
+
+
+def _column(label: str, text: str, column: int, width: int, indent: str) -> list[str]:
+    """A label and a text beside it, from `column` on."""
+    first = f"{indent}{label}".ljust(column)
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=" " * column,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _default(option: Option) -> str:
+    """A sentence about the default and its source; where the default is None, the option's text tells about it."""
+    if option.default is inspect.Parameter.empty:
+        return " Has to be given."
+    source = f" ({'our choice' if option.source == 'ours' else option.source})" if option.source else ""
+    return source if option.default is None else f" Default: {_plain(option.default)}{source}."
+
+
+def _plain(default: Any) -> str:
+    """As one writes it."""
+    if isinstance(default, bool | str):
+        return str(default)
+    return json.dumps(default) if isinstance(default, int | float | tuple) else _spec(default)
+
+
+def _spec(algorithm: Any) -> str:
+    """An algorithm as one writes it in a file, with what differs from its defaults."""
+    name = next(name for name in ALGORITHMS if builder(name) is type(algorithm))
+    plain = vars(builder(name)())
+    return json.dumps({"name": name} | {k: v for k, v in vars(algorithm).items() if v != plain[k]})
+
+
+def _example(name: str, needs: str) -> str:
+    """A command that runs it on the embedded model."""
+    words = ["ttsnap generate", '"two red circles"', f"--algorithm {name}"]
+    if name == "price-of-compute":
+        words[-1] = "--algorithm priced.json"
+    if "draws noise" in needs or "path" in needs:
+        words.append("--kernel sde")
+    if "noise-aware" in needs:
+        words.append("--reward scenes-noise-aware")
+    if "differentiable" in needs:
+        words.append("--reward scenes-learned")
+    return " ".join(words)
