@@ -97,6 +97,23 @@ def test_the_published_ledger_by_hand() -> None:
     assert honest.most[0] <= 100 < published.most[0]
 
 
+def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:
+    """Python's round takes halves to even: of 10 seeds half are 5, and half of those 2. Everywhere else it is 3."""
+    r, schedule = recording(seeds=10), SeedPruning(None, (0.5, 0.5), steps=(2, 5))
+    by_ledger = {}
+    for ledger, last in (("published", 2), ("honest", 3)):
+        alive = np.argsort(-r.scores[:, :, 2, 0], 1)[:, :5]
+        later = np.take_along_axis(r.scores[:, :, 5, 0], alive, 1)
+        alive = np.take_along_axis(alive, np.argsort(-later, 1)[:, :last], 1)
+        expected = np.take_along_axis(r.final[..., 0], alive, 1).max(1)
+        found = curve(r, schedule, ["1000nfe"], 3, ledger=ledger)
+        np.testing.assert_allclose(found.rewards[:, 0], expected)
+        by_ledger[ledger] = expected
+    assert (by_ledger["published"] != by_ledger["honest"]).any()
+    # The schedule itself, live and replayed, rounds halves up as it always did.
+    assert search(r.prompts, dataclasses.replace(schedule, n=10), ReplayEngine(r))[0].spent["finished"] == 3
+
+
 class _Engine:
     grid = Grid(tuple(np.linspace(1, 0, 21).tolist()))
     reward_names = ("r",)

@@ -129,8 +129,7 @@ def sized_for(
     budget = budget.on(recording.grid)
     task = _task(budget, engine, shared)
     if algorithm.n is None and ledger == "published":
-        n = min(recording.seeds, published_seeds(algorithm, task))
-        return task, dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
+        return task, PublishedPruning.of(algorithm, min(recording.seeds, published_seeds(algorithm, task)))
     most = min(recording.seeds, algorithm.n or recording.seeds)
     if isinstance(algorithm, PriceOfCompute):  # it keeps to its budget with any number of seeds
         return task, dataclasses.replace(algorithm, n=most)
@@ -153,10 +152,24 @@ def _task(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:
     return task
 
 
+@dataclass(frozen=True)
+class PublishedPruning(SeedPruning):
+    """Seed pruning with the survivors of the notebooks released with arXiv 2511.22242: `round`, halves to even."""
+
+    @classmethod
+    def of(cls, schedule: SeedPruning, n: int) -> PublishedPruning:
+        """The same schedule, with n seeds."""
+        return cls(**{f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)} | {"n": n})
+
+    def survivors(self, n: int, share: float) -> int:
+        return round(n * share)
+
+
 def published_seeds(algorithm: Any, task: Task) -> int:
     """Seeds of a pruning schedule as the notebooks released with arXiv 2511.22242 bill them.
 
-    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1; survivors are fractional.
+    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1; the bill counts survivors as
+    fractions, while those who stay are whole numbers (PublishedPruning).
     Best-of-N is billed in full. It flatters pruning: here for comparison with published figures only.
     """
     if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:

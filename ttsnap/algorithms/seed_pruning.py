@@ -77,6 +77,10 @@ class SeedPruning:
             merged[step] = merged.get(step, 1.0) * share
         return State(task.keep, (*merged.items(), (grid.steps, 1.0)))
 
+    def survivors(self, n: int, share: float) -> int:
+        """How many of n particles a check keeps of which this share is to stay; halves are rounded up."""
+        return math.floor(share * n + 0.5)
+
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
             move = fresh(self.n or 1, state.checks[0][0])
@@ -85,7 +89,7 @@ class SeedPruning:
         if not ahead:
             return None, state
         ranked = particles.ranked()
-        kept = max(state.least, math.floor(share * ranked.shape[-1] + 0.5))
+        kept = max(state.least, self.survivors(ranked.shape[-1], share))
         move = advance(particles, ranked[..., :kept], ahead[0][0], drop=ranked[..., kept:])
         return move, State(state.least, tuple(ahead))
 
