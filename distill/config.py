@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
+from ttsnap import files
 from ttsnap.journal import write_whole
+from ttsnap.typed import typed
 
 KINDS = ("lora", "dora", "per-level", "full", "head")
 SPACES = ("pixels", "latents", "features")
@@ -165,10 +166,7 @@ class DistillConfig:
     @classmethod
     def load(cls, path: Path) -> DistillConfig:
         """From YAML. ValueError that names the file for what cannot be read."""
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from None
+        data = files.read_yaml(path, "configuration")
         if not isinstance(data, dict):
             raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r}")
         try:
@@ -198,26 +196,8 @@ def _build(cls: type, data: Any, where: str) -> Any:
     values = {}
     for key, value in data.items():
         section = dataclasses.is_dataclass(hints[key])
-        values[key] = _build(hints[key], value, f"{key}.") if section else _typed(where + key, value, hints[key])
+        values[key] = _build(hints[key], value, f"{key}.") if section else typed(where + key, value, hints[key])
     return cls(**values)
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value as its type says, where that loses nothing. YAML reads 1e-4 as text, so numbers may be texts."""
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        return None if value is None else _typed(name, value, get_args(hint)[0])
-    if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(f"{name}[{i}]", item, get_args(hint)[0]) for i, item in enumerate(value))
-    fits = {bool: bool, int: int, float: int | float | str, str: str}
-    if hint in fits and isinstance(value, fits[hint]) and (hint is bool or not isinstance(value, bool)):
-        try:
-            return hint(value)
-        except ValueError:
-            pass
-    elif hint not in fits and isinstance(value, Mapping):
-        return value
-    wanted = getattr(hint, "__name__", str(hint)) if hint in fits else str(hint).split(".")[-1]
-    raise ValueError(f"{name} must be of type {wanted}, got {value!r}")
 
 
 def _plain(value: Any) -> Any:

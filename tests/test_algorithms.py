@@ -110,3 +110,47 @@ def test_algorithm_from_json(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(ValueError, match="must hold an object"):
         make_algorithm(str(path))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "seed-pruning", "n": 2.5}, "seed-pruning: n must be of type int, got 2.5"),
+        ({"name": "seed-pruning", "n": True}, "n must be of type int, got True"),
+        ({"name": "seed-pruning", "n": [3]}, r"n must be of type int, got \[3\]"),
+        ({"name": "seed-pruning", "keep": "half"}, "keep must be of type"),
+        ({"name": "seed-pruning", "keep": [{}]}, r"keep\[0\] must be of type float, got {}"),
+        ({"name": "seed-pruning", "levels": [None]}, r"levels\[0\] must be of type float, got None"),
+        ({"name": "smc", "potential": 3}, "potential must be of type str, got 3"),
+        ({"name": "funnel", "ess": "much"}, "ess must be a finite number, got 'much'"),
+        ({"name": "fk-steering", "lam": "nan"}, "lam must be a finite number"),
+        ({"name": "verifier-threshold", "quantiles": [0.5]}, r"quantiles must be 2 values, got \[0.5\]"),
+        ({"name": "best-first", "reseed": 1}, "reseed must be of type bool, got 1"),
+        ({"name": "best-first", "n": 10**400}, None),
+        ({"name": "price-of-compute", "forecast": None}, "forecast must be of type Forecast"),
+        ({"name": "price-of-compute", "forecast": [1]}, "forecast must be of type Forecast"),
+        ({"name": "nested", "first": {"name": "top-noises", "n": 1.5}}, "top-noises: n must be of type int, got 1.5"),
+        ({"name": "nested", "first": 3}, "first must be of type Algorithm, got 3"),
+        ({"name": "nested", "first": "other.json"}, "names another file, 'other.json'"),
+        ({"name": "nested", "second": {"name": "refined", "first": ["x.json"]}}, "names another file, 'x.json'"),
+        ({"name": "os:system"}, "unknown algorithm 'os:system'"),
+        ({"name": ["best-of-n"]}, "unknown algorithm"),
+    ],
+)
+def test_files_hold_known_names_and_values_of_their_types(spec: Any, message: str | None, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"name": "top-noises"}')
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=message):
+        make_algorithm(str(path))
+
+
+def test_numbers_of_numpy_and_lists_are_taken_as_declared() -> None:
+    made = make_algorithm("seed-pruning", n=np.int64(3), keep=[np.float32(0.5)], levels=["4e-1"])
+    assert made == SeedPruning(3, (0.5,), (0.4,))
+    assert type(made.n) is int
+
+
+def test_more_seeds_than_a_search_can_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="1,000,000,000,000 seeds at once"):
+        search(["a"], BestOfN(10**12), DryEngine(Grid((1.0, 0.0)), ("r",)), "4nfe")

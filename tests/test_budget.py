@@ -154,3 +154,16 @@ def test_grid() -> None:
     for bad in ((1.0,), (0.0, 1.0), (1.0, 0.5), (1.0, 1.0, 0.0)):
         with pytest.raises(ValueError, match="fall strictly"):
             Grid(bad)
+
+
+@pytest.mark.parametrize("text", ["1e308nfe", "1e308images", "1e308flop", "1e300min", "1e16decodes", "9" * 400])
+def test_budgets_beyond_all_measure_are_one_sentence(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"budget \w+ must be a positive finite number up to|cannot read budget"
+    ) as caught:
+        Budget.parse(text)
+    assert len(str(caught.value)) < 600
+
+
+def test_the_largest_budget_can_be_counted_on_a_grid() -> None:
+    assert Budget.parse("1e9images").on(Grid((1.0, 0.5, 0.0))).nfe == 2 * 10**9

@@ -226,3 +226,32 @@ def test_json_round_trip(fitted: Forecast) -> None:
 def test_bad_input_is_named(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(gaussian(20, 40))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": [float("nan")] * 3}, "mean must be finite numbers"),
+        ({"mean": [1e300] * 3}, "mean must be finite numbers"),
+        ({"mean": [[1.0], 2.0, 3.0]}, "mean must be numbers in lists of one length"),
+        ({"mean": ["1", "2", "3"]}, "mean must be numbers in lists"),
+        ({"mean": [1.0]}, r"mean must have shape \(3,\), got \(1,\)"),
+        ({"mean": 10**400}, "mean must be numbers"),
+        ({"checks": [1, 3.5, 4]}, "checks must be whole numbers that rise from 0 on and end at 4"),
+        ({"checks": [1, 3, 9]}, "checks must be whole numbers"),
+        ({"levels": [0.0, 1.0, 0.5, 0.2, 0.0]}, "grid levels must fall"),
+        ({"levels": 3}, "shape"),
+        ({"cov": [[1, 2], [3, 4]]}, r"cov must have shape \(3, 3\)"),
+        ({"cov": (-np.eye(3)).tolist()}, "cov must be a covariance"),
+        ({"residual": [0.0, 1.0, 1.0]}, "residual and spread_count must be positive"),
+        ({"spread_count": [1.0]}, r"spread_count must have shape \(\)"),
+        ({"spread_range": [2, 1]}, "spread_range must rise"),
+        ({"paths": []}, "paths must be 1 to 100,000 rows"),
+        ({"prices": [[1.0, -1.0]]}, "prices must be pairs of positive numbers"),
+        ({"prices": [1.0]}, "prices must have shape"),
+        ({"extra": 1}, "not a forecast written by"),
+    ],
+)
+def test_forged_forecasts_are_refused(fitted: Forecast, change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Forecast.from_json({**fitted.to_json(), **change})

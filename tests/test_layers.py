@@ -17,6 +17,8 @@ import ttsnap
 ROOT = Path(ttsnap.__file__).parent
 NUMPY_ONLY = [
     "types",
+    "typed",
+    "payload",
     "search",
     "loop",
     "moves",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ NOTHING = Cost()
 _EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
 """Presets, in images' worth of evaluations."""
+MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
+"""The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far from overflow."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,10 @@ class Budget:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise ValueError(f"budget {f.name} must be a positive finite number, got {value!r}")
+            most = MOST.get(f.name, 1e15)
+            if value is not None and not (isinstance(value, Real) and 0 < value <= most):
+                shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+                raise ValueError(f"budget {f.name} must be a positive finite number up to {most:g}, got {shown}")
 
     @classmethod
     def parse(cls, text: str | Budget | int | None) -> Budget:

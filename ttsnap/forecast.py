@@ -11,14 +11,15 @@ further check. `reservation` tabulates it by backward induction over the forecas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ttsnap.types import FloatArray, IntArray
+from ttsnap.types import FloatArray, Grid, IntArray
 
 STATES = np.linspace(-4.5, 4.5, 91)
 """Standardised forecasts (mu - m_R) / s on which reservation values are tabulated."""
@@ -71,13 +72,62 @@ class Forecast:
         return {**found, "checks": list(self.checks), "paths": self.paths.round(3).tolist()}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Forecast:
-        try:
-            plain = {"levels": tuple, "checks": tuple, "spread_range": tuple, "spread_count": float}
-            fields: dict[str, Any] = {k: plain.get(k, np.array)(v) for k, v in found.items()}
-            return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"not a forecast written by `ttsnap calibrate`: {error}") from None
+    def from_json(cls, found: Mapping[str, Any]) -> Forecast:
+        """Of what `to_json` gave. ValueError where a field is missing, unknown, of another shape, not finite or beyond
+        what a forecast can be."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if names != set(found):
+            odd = f"it lacks {sorted(names - set(found))}" if names - set(found) else f"{sorted(set(found) - names)}"
+            raise ValueError(f"not a forecast written by `ttsnap calibrate`: {odd[:200]}")
+        arrays = {name: _numbers(name, value) for name, value in found.items()}
+        k, d = arrays["levels"].size - 1, arrays["checks"].size
+        arrays["paths"], arrays["prices"] = (_rows(arrays[n], wide) for n, wide in (("paths", d), ("prices", 2)))
+        shapes = {"levels": (k + 1,), "checks": (d,), "mean": (d,), "residual": (d,), "spread": (3,),
+                  "spread_range": (2,), "spread_count": (), "paths": (len(arrays["paths"]), d),
+                  "prices": (len(arrays["prices"]), 2), **dict.fromkeys(("cov", "beta", "gamma"), (d, d))}  # fmt: skip
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"the forecast's {name} must have shape {shape}, got {arrays[name].shape}")
+        levels, checks, cov, prices = (arrays[name] for name in ("levels", "checks", "cov", "prices"))
+        Grid(tuple(levels.tolist()))
+        rules = {
+            f"checks must be whole numbers that rise from 0 on and end at {k}":
+                d > 0 and bool((checks == checks.round()).all() and (np.diff(checks, prepend=-1) > 0).all())
+                and checks[-1] == k,
+            "residual and spread_count must be positive": bool((arrays["residual"] > 0).all())
+                and bool(arrays["spread_count"] > 0),
+            "spread_range must rise": bool(np.diff(arrays["spread_range"]) >= 0),
+            "cov must be a covariance": np.allclose(cov, cov.T)
+                and bool((np.linalg.eigvalsh(cov) >= -1e-9 * max(1.0, float(abs(cov).max()))).all()),
+            "paths must be 1 to 100,000 rows": 1 <= len(arrays["paths"]) <= 100_000,
+            "prices must be pairs of positive numbers, the first rising":
+                bool((prices > 0).all() and (np.diff(prices[:, 0]) > 0).all()),
+        }  # fmt: skip
+        broken = [rule for rule, kept in rules.items() if not kept]
+        if broken:
+            raise ValueError(f"the forecast is damaged: {'; '.join(broken)}")
+        plain = {"levels": tuple(levels.tolist()), "checks": tuple(checks.astype(int).tolist()),
+                 "spread_range": tuple(arrays["spread_range"].tolist()),
+                 "spread_count": float(arrays["spread_count"])}  # fmt: skip
+        return cls(**{**arrays, **plain})  # type: ignore[arg-type]
+
+
+def _numbers(name: str, value: Any) -> FloatArray:
+    """An array of a field of a file. ValueError unless it is a regular list of numbers that can be squared."""
+    try:
+        array = np.array(value)
+    except ValueError:
+        array = np.array(None)
+    if array.size and array.dtype.kind not in "if":
+        raise ValueError(f"the forecast's {name} must be numbers in lists of one length, got {str(value)[:60]}")
+    if not (abs(array.astype(float)) <= 1e30).all():
+        raise ValueError(f"the forecast's {name} must be finite numbers, got {str(value)[:60]}")
+    return array.astype(float)
+
+
+def _rows(array: FloatArray, wide: int) -> FloatArray:
+    """An empty list as no rows of this width."""
+    return array.reshape(0, wide) if array.shape == (0,) else array
 
 
 def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...], most_paths: int = 2000) -> Forecast:

@@ -230,8 +230,16 @@ class Move:
         return Move(*cut, drop=self.drop, value=self.value, reject=self.reject, **more)
 
 
+MOST_SEEDS = 2**20
+"""The most seeds that one move may start: their rows alone take 50 MB."""
+
+
 def fresh(n: int, stop: int, *, score: bool = True) -> Move:
-    """Start n new seeds and take them to step `stop`."""
+    """Start n new seeds and take them to step `stop`. ValueError for more than a search can hold."""
+    if n > MOST_SEEDS:
+        raise ValueError(
+            f"{n:,} seeds at once are more than the {MOST_SEEDS:,} that a search can hold; take a smaller n"
+        )
     return Move(np.full(n, -1), np.zeros(n, int), np.full(n, stop), np.full(n, score), np.zeros(n))
 
 

@@ -50,7 +50,7 @@ def test_yaml_reads_1e_minus_4_as_text(tmp_path: Path) -> None:
         ({"groups": True}, "groups must be of type int, got True"),
         ({"recordings": "r"}, "recordings must be of type"),
         ({"lr": 0}, "lr must be above 0, got 0"),
-        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"lr": float("nan")}, "lr must be a finite number, got nan"),
         ({"earlier": 1.5}, "earlier must be in [0, 1], got 1.5"),
         ({"validation": 1}, "validation must be in [0, 1), got 1"),
         ({"steps": []}, "steps must be different numbers, at least one, got []"),

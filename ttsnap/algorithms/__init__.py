@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from ttsnap import files
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
+from ttsnap.typed import typed
 from ttsnap.types import Algorithm
 
 __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
@@ -19,7 +20,8 @@ __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
 def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) -> Algorithm:
     """A name of ALGORITHMS, a JSON file or mapping {"name": ..., **options}, or an Algorithm as it is.
 
-    Options override the file's. Raises ValueError that lists the names, or the options that the algorithm has.
+    Options override the file's. A file is data: it names algorithms of ALGORITHMS and their options only, never other
+    files. Raises ValueError that lists the names, or the options that the algorithm has, or their types.
     """
     if not isinstance(spec, str | Mapping):
         return dataclasses.replace(spec, **options) if options else spec  # type: ignore[type-var]
@@ -32,6 +34,10 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         raise ValueError(f"unknown algorithm {spec!r}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
     module, _, attr = ALGORITHMS[spec].where.partition(":")
     build = getattr(importlib.import_module(module), attr)
+    hints = _hints(build)
+    for key in options.keys() & hints.keys():
+        if hints[key] is not Algorithm or not isinstance(options[key], str):  # a name, of which the algorithm makes one
+            options[key] = typed(f"{spec}: {key}", options[key], hints[key])
     try:
         return build(**options)  # type: ignore[no-any-return]
     except TypeError as error:
@@ -41,11 +47,23 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         raise ValueError(f"{spec}: cannot use options {options}: {error}") from None
 
 
+def _hints(build: Any) -> dict[str, Any]:
+    """The types of an algorithm's options; those of the class that it makes, too, where a function passes them on."""
+    hints = get_type_hints(build)
+    made = hints.pop("return", None)
+    return {**(get_type_hints(made) if isinstance(made, type) else {}), **hints}
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        spec = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        spec = files.read_json(path)
+    except ValueError as error:
         raise ValueError(f"cannot read algorithm file {path}: {error}") from None
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f'algorithm file {path} must hold an object with a "name", got {str(spec)[:80]}')
+    inside: list[Any] = list(spec.values())
+    for value in inside:
+        if isinstance(value, str) and value.endswith(".json"):
+            raise ValueError(f"algorithm file {path} names another file, {value!r}; write that algorithm out in it")
+        inside += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return spec

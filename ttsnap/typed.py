@@ -1,0 +1,64 @@
+"""Values of files and command lines, held against the types that the code declares for them."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin
+
+_FITS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (Integral,), float: (Real, str), str: (str,)}
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type hint says, where that loses nothing; ValueError with its name and value elsewhere.
+
+    Lists become tuples where a tuple is declared. YAML reads 1e-4 as text, so that a number may be a text; it must be
+    finite. Mappings, and objects of the declared class, stay as they are.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in inner if kind is not type(None)]
+        if value is None and len(kinds) < len(inner):
+            return None
+        return typed(name, value, next((kind for kind in kinds if _is(value, kind)), kinds[0]))
+    if origin is tuple and isinstance(value, list | tuple):
+        several = inner[1:] == (Ellipsis,)
+        if not several and len(value) != len(inner):
+            raise ValueError(f"{name} must be {len(inner)} values, got {_short(value)}")
+        return tuple(typed(f"{name}[{i}]", item, inner[0 if several else i]) for i, item in enumerate(value))
+    if origin is Literal and any(value is known or value == known for known in inner):
+        return value
+    if hint in _FITS and isinstance(value, _FITS[hint]) and (hint is bool or not isinstance(value, bool)):
+        try:
+            found = hint(value)
+        except (ValueError, OverflowError):
+            found = math.nan
+        if hint is not float or math.isfinite(found):
+            return found
+        raise ValueError(f"{name} must be a finite number, got {_short(value)}")
+    if hint is Any or (hint not in _FITS and origin not in (tuple, Literal) and not _plain(value)):
+        return value
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    raise ValueError(f"{name} must be of type {wanted}, got {_short(value)}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of one kind of a union already."""
+    if kind in _FITS:
+        return isinstance(value, _FITS[kind]) and not (isinstance(value, str) and kind is float)
+    return get_origin(kind) is tuple and isinstance(value, list | tuple)
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a value of JSON other than an object."""
+    return value is None or (
+        isinstance(value, bool | int | float | str | list | tuple) and not isinstance(value, Mapping)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
