@@ -88,7 +88,7 @@ def reported(result: Result, metrics: Sequence[Reward]) -> Result:
     n = len(images)
     columns, failed = {}, []
     for metric in metrics:
-        columns[metric.name], error = score_images(metric, images, [result.prompt] * n, torch.zeros(n))
+        columns[metric.name], error = score_images(metric, images.clone(), [result.prompt] * n, torch.zeros(n))
         failed += [f"the reported {error}"] if error else []
     scored = [
         replace(c, metrics={name: float(column[i]) for name, column in columns.items()})

@@ -40,7 +40,8 @@ class Aesthetics(Scorer):
     def __init__(self, clip: Any, head: nn.Module, *, batch_size: int = 32) -> None:
         # The stack is small and its outputs are compared in the second decimal: it stays in float32.
         network = nn.ModuleDict({"clip": clip, "head": head.float()})
-        super().__init__(network, Preprocess(clip.config.image_size), batch_size=batch_size)
+        preprocess = Preprocess(clip.config.image_size, rules="transformers")
+        super().__init__(network, preprocess, batch_size=batch_size)
 
     @classmethod
     def from_pretrained(

@@ -117,6 +117,10 @@ class Head:
             raise ValueError(f"{self.name} scores estimates from {self.space}, not from decoded images")
         return self.base(images, prompts)
 
+    def without_alpha(self, images: Tensor) -> Tensor:
+        """The base's (Scorer.without_alpha)."""
+        return self.base.without_alpha(images)
+
     def check(self, prompts: Sequence[str]) -> None:
         """The base's warnings."""
         self.base.check(prompts)

@@ -1,7 +1,8 @@
 """ImageReward: a BLIP text encoder that attends to the image, and a linear stack (Xu et al., arXiv 2304.05977).
 
 The networks are transformers' BLIP classes; the published checkpoint has the names of the original BLIP code, which
-`convert` translates. Their sizes are read off the weights; both towers have heads 64 wide.
+`convert` translates. Their sizes are read off the weights, all but the width of the attention heads, which the weights
+do not show; the published towers have heads 64 wide.
 """
 
 from __future__ import annotations
@@ -80,12 +81,14 @@ class ImageReward(Scorer):
         name_or_path: str | Path = "THUDM/ImageReward",
         *,
         tokenizer: str | Path | None = None,
+        head_width: int = 64,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ) -> ImageReward:
         """A checkpoint file, or a folder or hub repository that holds one; the tokenizer from `tokenizer`, from beside
-        the checkpoint where a vocab.txt is there, or bert-base-uncased. ValueError where they cannot be loaded."""
+        the checkpoint where a vocab.txt is there, or bert-base-uncased. head_width: of both towers' attention, 64 as
+        published. ValueError where they cannot be loaded."""
         from transformers import BertTokenizer
 
         path = locate(name_or_path, FILES)
@@ -94,7 +97,7 @@ class ImageReward(Scorer):
         words: Any = explained(lambda: BertTokenizer.from_pretrained(source), source)
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         state = convert(read_state(path))
-        vision, text = _towers(state, str(path))
+        vision, text = _towers(state, str(path), head_width)
         head = linear_stack(text.config.hidden_size)
         load_into(nn.ModuleDict({"vision": vision, "text": text, "head": head}), state, str(path))
         return cls(vision.to(device, dtype), text.to(device, dtype), head.to(device), words, batch_size=batch_size)
@@ -117,7 +120,7 @@ class ImageReward(Scorer):
         return len(self._tokenizer(prompt, truncation=False)["input_ids"])
 
 
-def _towers(state: Mapping[str, Tensor], source: str) -> tuple[Any, Any]:
+def _towers(state: Mapping[str, Tensor], source: str, head_width: int) -> tuple[Any, Any]:
     """Both towers, their sizes from the weights' shapes. ValueError where these are not ImageReward's."""
     from transformers import BlipTextConfig, BlipVisionConfig
     from transformers.models.blip.modeling_blip import BlipVisionModel
@@ -132,11 +135,16 @@ def _towers(state: Mapping[str, Tensor], source: str) -> tuple[Any, Any]:
         between = len(state["text.encoder.layer.0.intermediate.dense.weight"])
     except KeyError as error:
         raise ValueError(f"the weights in {source} are for another model: no {error.args[0]}") from None
+    if head_width < 1 or len(patch) % head_width or hidden % head_width:
+        raise ValueError(
+            f"the weights in {source} are {len(patch)} (image) and {hidden} (text) wide, not whole attention heads of "
+            f"{head_width}; give the width of theirs as head_width, in Python"
+        )
     vision = BlipVisionConfig(
         hidden_size=len(patch),
         intermediate_size=wide,
         num_hidden_layers=_count(state, r"vision\.encoder\.layers\.(\d+)\."),
-        num_attention_heads=len(patch) // 64,
+        num_attention_heads=len(patch) // head_width,
         image_size=patch.shape[-1] * round(tokens**0.5),
         patch_size=patch.shape[-1],
         hidden_act="gelu",
@@ -148,7 +156,7 @@ def _towers(state: Mapping[str, Tensor], source: str) -> tuple[Any, Any]:
         encoder_hidden_size=len(patch),
         intermediate_size=between,
         num_hidden_layers=_count(state, r"text\.encoder\.layer\.(\d+)\."),
-        num_attention_heads=hidden // 64,
+        num_attention_heads=hidden // head_width,
         max_position_embeddings=positions,
         hidden_act="gelu",
         layer_norm_eps=1e-12,

@@ -126,6 +126,10 @@ class NoiseAware:
         if self.levels:
             self.network.warm_start(level)
 
+    def without_alpha(self, images: Tensor) -> Tensor:
+        """The base's (Scorer.without_alpha)."""
+        return self.base.without_alpha(images)
+
     def check(self, prompts: Sequence[str]) -> None:
         """The base's warnings."""
         self.base.check(prompts)

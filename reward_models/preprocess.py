@@ -6,13 +6,14 @@ is done here in PIL's own fixed-point arithmetic, on the images' device, so the 
 kernel (torch's, antialiased) would differ by 1 of 255 in some pixels, which moves scores by up to 1e-3 of their size.
 Pillow 13 filters the rows first where the height shrinks more than the width; the published rewards predate that.
 
-Sources of the geometry: torchvision's Resize and CenterCrop for "crop" (OpenAI CLIP, ImageReward; transformers' slow
-processor rounds the corner of an odd crop down instead), hpsv2's ResizeMaxSize for "pad", and Pillow's Resample.c for
-the weights.
+Sources of the geometry: torchvision's Resize and CenterCrop or transformers' CLIPImageProcessor for "crop", hpsv2's
+ResizeMaxSize for "pad", and Pillow's Resample.c and Convert.c for the arithmetic.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -38,6 +39,9 @@ class Preprocess:
 
     fit: "crop" takes the shorter side to `size` and crops the centre; "pad" takes the longer side there and pads with
     black (without PIL's rounding, since hpsv2 resizes tensors); "squash" ignores the aspect ratio.
+    rules: whose habits "crop" and "squash" follow where the two differ. An odd margin of a crop is cut in halves that
+    "transformers" rounds down and "torchvision" to the nearest even number, and an alpha channel is dropped by
+    "transformers" at once and by the transforms of "torchvision" users (OpenAI's CLIP, open_clip, ImageReward) last.
     exact: as an 8-bit file and PIL would have it, which has no gradient; else without rounding, with torch's filters.
     """
 
@@ -47,19 +51,36 @@ class Preprocess:
     fit: Literal["crop", "pad", "squash"] = "crop"
     mode: Literal["bicubic", "bilinear"] = "bicubic"
     exact: bool = True
+    rules: Literal["torchvision", "transformers"] = "torchvision"
 
     def __call__(self, images: Tensor) -> Tensor:
         x = to_levels(images) if self.exact else images.clamp(0, 1) * 255
         resize = resize_like_pil if self.exact else resize_smoothly
-        if self.fit == "crop":
-            x = centre_crop(resize(x, shorter_side(x, self.size), self.mode), self.size)
-        elif self.fit == "squash":
-            x = resize(x, (self.size, self.size), self.mode)
-        else:
+        if self.fit == "pad":
             x = pad_to_square(resize_longer_side(x, self.size, self.mode), self.size)
+        else:
+            x = self._cropped(resize(x, self._resized(x), self.mode))
         mean = torch.tensor(self.mean, device=x.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(3, 1, 1)
         return (x / 255 - mean) / std
+
+    def without_alpha(self, images: Tensor) -> Tensor:
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call: colours alone, as the reference comes by them.
+
+        Where alpha is dropped last, PIL has weighted colours by it in resizing, so these are resized and cropped.
+        """
+        if self.rules == "transformers" or self.fit == "pad":
+            return images[:, :3]
+        x, to = to_levels(images), self._resized(images)
+        if to != tuple(x.shape[-2:]):
+            x = divide_by_alpha(resize_like_pil(weight_by_alpha(x), to, self.mode))
+        return self._cropped(x)[:, :3] / 255
+
+    def _resized(self, x: Tensor) -> tuple[int, int]:
+        return shorter_side(x, self.size) if self.fit == "crop" else (self.size, self.size)
+
+    def _cropped(self, x: Tensor) -> Tensor:
+        return centre_crop(x, self.size, round if self.rules == "torchvision" else math.floor)
 
 
 def check_images(images: Tensor) -> None:
@@ -89,6 +110,20 @@ def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Te
         if levels.shape[dim] != to[dim]:
             levels = _filter(levels, dim, to[dim], mode)
     return levels.float()
+
+
+def weight_by_alpha(levels: Tensor) -> Tensor:
+    """Levels 0..255 (N, 4, H, W) -> the same with colours times alpha: PIL's RGBa, in which it resizes RGBA."""
+    x = levels.int()
+    product = x[:, :3] * x[:, 3:] + 128
+    return torch.cat([(product + (product >> 8)) >> 8, x[:, 3:]], 1).float()
+
+
+def divide_by_alpha(levels: Tensor) -> Tensor:
+    """The way back: PIL's RGBA of RGBa. Where nothing can be seen, colours stay as they are."""
+    x = levels.int()
+    alpha = torch.where(x[:, 3:] == 0, 255, x[:, 3:])
+    return torch.cat([(255 * x[:, :3] // alpha).clamp(max=255), x[:, 3:]], 1).float()
 
 
 def resize_smoothly(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -141,9 +176,9 @@ def resize_longer_side(x: Tensor, size: int, mode: str = "bicubic") -> Tensor:
     return x if to == (height, width) else functional.interpolate(x, size=to, mode=mode, antialias=True)
 
 
-def centre_crop(x: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) with both sides at least `size` -> (N, 3, size, size)."""
-    top, left = (round((side - size) / 2) for side in x.shape[-2:])
+def centre_crop(x: Tensor, size: int, whole: Callable[[float], int]) -> Tensor:
+    """(N, C, H, W) with both sides at least `size` -> (N, C, size, size); `whole` rounds half of an odd margin."""
+    top, left = (whole((side - size) / 2) for side in x.shape[-2:])
     return x[..., top : top + size, left : left + size]
 
 

@@ -89,6 +89,10 @@ class Scorer:
         """The network's input: preprocessed on the images' device, then moved, since it is smaller by then."""
         return self.preprocess(images).to(self.device, self.dtype)
 
+    def without_alpha(self, images: Tensor) -> Tensor:
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w): images to call this with, freed of alpha as by the reference."""
+        return self.preprocess.without_alpha(images)
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the whole prompt, with the special ones."""
         return 0

@@ -53,7 +53,8 @@ class HFTowers(TwoTowers):
     level_sites = r"vision_model\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
 
     def __init__(self, network: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
-        super().__init__(network, Preprocess(network.config.vision_config.image_size), batch_size=batch_size)
+        preprocess = Preprocess(network.config.vision_config.image_size, rules="transformers")
+        super().__init__(network, preprocess, batch_size=batch_size)
         self._tokenizer = tokenizer
         self.max_tokens = int(network.config.text_config.max_position_embeddings)
 

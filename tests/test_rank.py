@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from ttsnap.cli import main
+from ttsnap.rank import rank
+from ttsnap.rewards import make_rewards
+from ttsnap.utility import mean
 
 
 @pytest.fixture
@@ -46,6 +50,18 @@ def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_
     assert float(rows[0]["brightness"]) == pytest.approx(200 / 255)
     assert "cannot be read" in rows[3]["error"]
     assert Image.open(out / "sheet.png").width > 500
+
+
+def test_a_reward_that_writes_into_its_images_changes_no_other(folder: Path) -> None:
+    def vandal(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        prompts.clear()
+        return images.zero_().mean((1, 2, 3))
+
+    paths, rewards = [folder / "a.png", folder / "b.png"], make_rewards([vandal, "brightness"])
+    found = {r.path: r.scores for r in rank(paths, ["", ""], rewards, mean)}
+    assert found == {paths[0]: (0.0, pytest.approx(50 / 255)), paths[1]: (0.0, pytest.approx(200 / 255))}
+    Image.new("RGBA", (8, 8), (200, 200, 200, 30)).save(paths[0])
+    assert rank(paths[:1], [""], rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
 
 
 def test_results_in_the_folder_itself_replace_nothing(folder: Path) -> None:

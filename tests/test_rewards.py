@@ -12,6 +12,7 @@ import torch
 
 from ttsnap import utility
 from ttsnap.rewards import REWARDS, FunctionReward, make_reward, make_rewards
+from ttsnap.scoring import score_images
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 4).view(2, 3, 2, 2)
 
@@ -29,6 +30,29 @@ def test_functions_with_and_without_level() -> None:
     assert make_reward(three)(IMAGES, ["a", "b"], [0.5, 0.1]) == [0.5, 0.1]
     assert make_reward(two).name == "two"
     assert make_reward(lambda images, prompts: [0]).name == "<lambda>"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64])
+def test_scores_of_every_type_arrive(dtype: torch.dtype) -> None:
+    scores = torch.tensor([0, 2], dtype=dtype).requires_grad_(dtype.is_floating_point)
+    answers: list[Any] = [scores, list(scores), (scores[0], 2.0)]
+    if dtype != torch.bfloat16:
+        answers.append(scores.detach().numpy())
+    for answer in answers:
+        found, reason = score_images(lambda *_, a=answer: a, IMAGES, ["a", "b"], torch.zeros(2), "mine")
+        assert (found.tolist(), found.dtype, reason) == ([0.0, 2.0], np.float64, None)
+
+
+def test_scores_keep_their_last_digits_and_their_gaps() -> None:
+    fine = torch.tensor([1 + 1e-12, float("nan")], dtype=torch.float64)
+    found, _ = score_images(lambda *_: fine, IMAGES, ["a", "b"], torch.zeros(2), "mine")
+    assert found[0] == 1 + 1e-12
+    assert np.isnan(found[1])
+    found, reason = score_images(lambda *_: [[1.0], [2.0]], IMAGES, ["a", "b"], torch.zeros(2), "mine")
+    assert reason == "mine: ValueError: returned shape (2, 1) for 2 images; it must be (2,)"
+    _, reason = score_images(lambda *_: None, IMAGES, ["a", "b"], torch.zeros(2), "mine")
+    assert reason is not None
+    assert reason.startswith("mine: ")
 
 
 def test_from_file_and_module(tmp_path: Path) -> None:

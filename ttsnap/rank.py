@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,14 @@ class Ranked:
     scores: tuple[float, ...]
     value: float
     error: str = ""
+
+
+@runtime_checkable
+class ReadsAlpha(Protocol):
+    """A reward whose reference looks at images with an alpha channel in a way of its own."""
+
+    def without_alpha(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 4, H, W) float in [0, 1] -> (N, 3, h, w): images to call the reward with."""
 
 
 def find_images(folder: Path, recursive: bool = False) -> list[Path]:
@@ -100,8 +108,11 @@ def rank(
     def flush(batch: list[tuple[int, torch.Tensor]]) -> None:
         rows, images = [i for i, _ in batch], torch.stack([image for _, image in batch]).to(device)
         for column, reward in enumerate(rewards):
-            some = [prompts[i] for i in rows]
-            scores[rows, column], reason = score_images(reward, images, some, torch.zeros(len(rows), device=device))
+            some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
+            # A copy for each reward: what one of them writes into its images must not be what the next one sees.
+            alpha = images.shape[1] == 4 and isinstance(reward, ReadsAlpha)
+            seen = reward.without_alpha(images) if alpha else images[:, :3]
+            scores[rows, column], reason = score_images(reward, seen.clone(), some, levels)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{reward.name} returned nan or inf"
@@ -110,7 +121,7 @@ def rank(
     for i, path in enumerate(paths):
         try:
             with Image.open(path) as picture:
-                array = np.array(picture.convert("RGB"))
+                array = np.array(picture.convert("RGBA" if picture.mode in ("RGBA", "LA") else "RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             errors[i] = f"cannot be read: {error}"
             continue

@@ -113,23 +113,31 @@ def score_images(
 ) -> tuple[Any, str | None]:
     """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
 
-    One broken score must not cost a long search its other images, so an exception marks its whole batch as failed.
+    One broken score must not cost a long search its other images, so an exception marks its whole batch as failed. A
+    reward may also write into its images: callers that need them afterwards pass a copy.
     Only running out of memory on several images is raised: fewer may fit.
     """
+    n = len(prompts)
     try:
-        scores = reward(images, prompts, levels)
-        scores = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
-        scores = scores.astype(np.float64)
-        if scores.shape != (len(prompts),):
-            raise ValueError(f"returned shape {scores.shape} for {len(prompts)} images; it must be ({len(prompts)},)")
+        scores = _to_float64(reward(images, list(prompts), levels))
+        if scores.shape != (n,):
+            raise ValueError(f"returned shape {scores.shape} for {n} images; it must be ({n},)")
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) and len(prompts) > 1:
+        if isinstance(error, torch.OutOfMemoryError) and n > 1:
             raise
         name = name or reward.name
         logger.debug("reward %s failed", name, exc_info=True)
-        return np.full(len(prompts), np.nan), f"{name}: {type(error).__name__}: {error}"
+        return np.full(n, np.nan), f"{name}: {type(error).__name__}: {error}"
     scores[np.isinf(scores)] = np.nan
     return scores, None
+
+
+def _to_float64(scores: Any) -> Any:
+    """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
+    if isinstance(scores, Tensor):
+        return scores.detach().cpu().double().numpy()  # In this order: numpy has no bfloat16, and MPS no float64.
+    parts = [_to_float64(s) if isinstance(s, Tensor) else s for s in scores]
+    return np.asarray(parts).astype(np.float64)
 
 
 def _features(row: Row) -> Tensor:

@@ -11,6 +11,10 @@ checkpointing, and does not use it here), turtle (hpsv2 imports it by accident) 
 where they are missing; hpsv2's wheel lacks its vocabulary, which open_clip's wheel has; the sizes that ImageReward
 fixes in code are replaced by tiny ones. The scoring code itself runs unchanged. PickScore has no package: its model
 card's formula is written out below, on transformers 4.
+
+Each package scores small pictures by a network that reads 32 x 32, and larger ones, whose crops show which library made
+them, by one that reads 224 x 224. Where it takes pictures with an alpha channel, it scores such, too: torchmetrics
+takes tensors of three channels, and hpsv2 fails on four.
 """
 
 from __future__ import annotations
@@ -22,18 +26,21 @@ import shutil
 import sys
 import tempfile
 import types
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
-PICTURES = [Image.fromarray(array) for array in tiny.images()]
-PAIRS = [(picture, prompt) for picture in PICTURES for prompt in tiny.PROMPTS]
+Pairs = Sequence[tuple[Image.Image, str]]
 
 
 def stub(name: str, **attributes: Any) -> None:
@@ -51,33 +58,34 @@ def package_without_init(name: str) -> None:
     sys.modules[name].__path__ = list(spec.submodule_search_locations or [])
 
 
-def clip(folder: Path) -> dict[str, Any]:
+def clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     """torchmetrics' clip_score."""
     from torchmetrics.functional.multimodal import clip_score
     from transformers import CLIPModel, CLIPProcessor
 
-    tiny.write_clip(folder)
+    tiny.write_clip(folder, side=side)
     network = CLIPModel(CLIPModel.config_class.from_pretrained(folder))
     shapes = tiny.fill(network)
     processor = CLIPProcessor.from_pretrained(folder)
-    pixels = [torch.from_numpy(array).permute(2, 0, 1) for array in tiny.images()]
+    pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture, _ in pairs]
     scores = [
-        clip_score(image, prompt, lambda: (network, processor)).item() for image in pixels for prompt in tiny.PROMPTS
+        clip_score(image, prompt, lambda: (network, processor)).item()
+        for image, (_, prompt) in zip(pixels, pairs, strict=True)
     ]
     return {"source": f"torchmetrics {version('torchmetrics')}", "shapes": shapes, "scores": scores}
 
 
 @torch.no_grad()
-def pickscore(folder: Path) -> dict[str, Any]:
+def pickscore(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     """exp(logit_scale) times the cosine, as on the model card."""
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    tiny.write_clip(folder)
+    tiny.write_clip(folder, side=side)
     network = AutoModel.from_config(AutoConfig.from_pretrained(folder))
     shapes = tiny.fill(network)
     processor = AutoProcessor.from_pretrained(folder)
     scores = []
-    for picture, prompt in PAIRS:
+    for picture, prompt in pairs:
         pixels = processor(images=picture, return_tensors="pt")
         tokens = processor(text=prompt, padding=True, truncation=True, max_length=77, return_tensors="pt")
         image, text = network.get_image_features(**pixels), network.get_text_features(**tokens)
@@ -88,25 +96,25 @@ def pickscore(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def open_clip(folder: Path) -> dict[str, Any]:
+def open_clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     """open_clip's own transform, tokenizer and towers; max(100 cos, 0)."""
     import open_clip
 
     folder.mkdir()
-    (folder / "tiny-golden.json").write_text(json.dumps(tiny.OPEN_CLIP_CONFIG))
+    (folder / "tiny-golden.json").write_text(json.dumps(tiny.open_clip_config(side)))
     open_clip.add_model_config(folder)
     network, _, transform = open_clip.create_model_and_transforms("tiny-golden", pretrained=None)
     shapes = tiny.fill(network)
     tokenizer = open_clip.get_tokenizer("tiny-golden")
     scores = []
-    for picture, prompt in PAIRS:
+    for picture, prompt in pairs:
         image = network.encode_image(transform(picture)[None], normalize=True)
         text = network.encode_text(tokenizer([prompt]), normalize=True)
         scores.append(max(100 * (image @ text.T).item(), 0.0))
     return {"source": f"open_clip_torch {version('open_clip_torch')}", "shapes": shapes, "scores": scores}
 
 
-def hpsv2(folder: Path) -> dict[str, Any]:
+def hpsv2(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     """hpsv2.img_score.score with a tiny model in place of ViT-H-14."""
     import open_clip
 
@@ -120,7 +128,7 @@ def hpsv2(folder: Path) -> dict[str, Any]:
     package_without_init("hpsv2")
     img_score = importlib.import_module("hpsv2.img_score")
     factory = importlib.import_module("hpsv2.src.open_clip.factory")
-    factory._MODEL_CONFIGS["ViT-H-14"] = tiny.OPEN_CLIP_CONFIG
+    factory._MODEL_CONFIGS["ViT-H-14"] = tiny.open_clip_config(side)
     network, _, transform = factory.create_model_and_transforms(
         "ViT-H-14", None, precision="amp", device="cpu", output_dict=True, aug_cfg={}, light_augmentation=True
     )
@@ -128,12 +136,12 @@ def hpsv2(folder: Path) -> dict[str, Any]:
     img_score.model_dict.update(model=network, preprocess_val=transform)
     folder.mkdir()
     torch.save({"state_dict": network.state_dict()}, folder / "HPS.pt")
-    scores = [float(img_score.score(picture, prompt, str(folder / "HPS.pt"))[0]) for picture, prompt in PAIRS]
+    scores = [float(img_score.score(picture, prompt, str(folder / "HPS.pt"))[0]) for picture, prompt in pairs]
     source = f"hpsv2 {version('hpsv2')} with torchvision {version('torchvision')}"
     return {"source": source, "shapes": shapes, "scores": scores}
 
 
-def imagereward(folder: Path) -> dict[str, Any]:
+def imagereward(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     """ImageReward.score with small towers."""
     stub("fairscale")
     stub("fairscale.nn")
@@ -151,39 +159,56 @@ def imagereward(folder: Path) -> dict[str, Any]:
     load, stack = BertTokenizer.from_pretrained, module.MLP
     BertTokenizer.from_pretrained = lambda name: load(folder)
     pretrain.create_vit = lambda *_: (
-        vit.VisionTransformer(32, 8, embed_dim=tiny.BLIP_WIDTH, depth=2, num_heads=tiny.BLIP_WIDTH // 64),
+        vit.VisionTransformer(
+            side, tiny.patch(side), embed_dim=tiny.BLIP_WIDTH, depth=2, num_heads=tiny.BLIP_WIDTH // 64
+        ),
         tiny.BLIP_WIDTH,
     )
     module.MLP = lambda width: stack(tiny.BLIP_WIDTH)
     network = module.ImageReward(med_config=folder / "med_config.json")
-    network.preprocess = module._transform(32)
+    network.preprocess = module._transform(side)
     shapes = tiny.fill(network)
-    scores = [network.score(prompt, picture) for picture, prompt in PAIRS]
+    scores = [network.score(prompt, picture) for picture, prompt in pairs]
     return {"source": f"image-reward {version('image-reward')}", "shapes": shapes, "scores": scores}
 
 
 @torch.no_grad()
-def aesthetics(folder: Path) -> dict[str, Any]:
+def aesthetics(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     """simple-aesthetics-predictor's AestheticsPredictorV2Linear."""
     from aesthetics_predictor import AestheticsPredictorV2Linear
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
-    tiny.write_clip(folder)
-    network = AestheticsPredictorV2Linear(CLIPVisionConfig(**tiny.CLIP_CONFIG["vision_config"]))
+    tiny.write_clip(folder, side=side)
+    network = AestheticsPredictorV2Linear(CLIPVisionConfig(**tiny.clip_config(side)["vision_config"]))
     shapes = tiny.fill(network)
     processor = CLIPImageProcessor.from_pretrained(folder)
-    scores = [network(**processor(images=picture, return_tensors="pt")).logits.item() for picture, _ in PAIRS]
+    scores = [network(**processor(images=picture, return_tensors="pt")).logits.item() for picture, _ in pairs]
     source = f"simple-aesthetics-predictor {version('simple-aesthetics-predictor')}"
     return {"source": source, "shapes": shapes, "scores": scores}
 
 
 def main() -> None:
     """Write golden.json."""
+    small = [Image.fromarray(array) for array in tiny.images()]
+    large = [Image.fromarray(array) for array in tiny.images(tiny.LARGE_SIZES)]
+    translucent = [Image.fromarray(array) for array in tiny.translucent()]
+    asked: dict[str, tuple[int, Pairs]] = {
+        "": (tiny.SIDE, [(picture, prompt) for picture in small for prompt in tiny.PROMPTS]),
+        "-large": (tiny.LARGE_SIDE, [(picture, tiny.PROMPTS[-1]) for picture in large]),
+        "-translucent": (tiny.SIDE, list(zip(translucent, tiny.PROMPTS, strict=True))),
+    }
     out = {}
     for make in (clip, pickscore, open_clip, hpsv2, imagereward, aesthetics):
-        with tempfile.TemporaryDirectory() as folder:
-            out[make.__name__] = make(Path(folder) / make.__name__)
-        print(make.__name__, out[make.__name__]["scores"])
+        for suffix, (side, pairs) in asked.items():
+            if suffix == "-translucent" and make in (clip, hpsv2):
+                continue
+            # Each in a process of its own, since they replace parts of the packages.
+            with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as process:
+                work = process.submit(make, Path(folder) / make.__name__, side, pairs)
+                out[make.__name__ + suffix] = work.result()
+            if suffix == "-translucent":  # The network is that of the small pictures.
+                del out[make.__name__ + suffix]["shapes"]
+            print(make.__name__ + suffix, out[make.__name__ + suffix]["scores"])
     tiny.VALUES.write_text(json.dumps(out, separators=(",", ":")) + "\n")
 
 

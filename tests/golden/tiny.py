@@ -20,6 +20,11 @@ from torch import Tensor
 VALUES = Path(__file__).with_name("golden.json")
 SIZES = ((32, 32), (48, 40), (24, 64), (100, 60))
 """(H, W) of the images: as large as the networks read, cropped, enlarged, and shrunk threefold."""
+SIDE = 32
+"""What the networks read."""
+LARGE_SIZES = ((330, 201), (187, 310), (1216, 832), (832, 1216))
+"""(H, W) at which transformers and torchvision crop different columns or rows for networks that read LARGE_SIDE."""
+LARGE_SIDE = 224
 PROMPTS = ("a red circle", "two blue squares above a green cross", "A photo of a cat!", "z")
 
 CLIP_CONFIG: dict[str, Any] = {
@@ -102,10 +107,10 @@ def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     return {name: weight(name, shape) for name, shape in shapes.items()}
 
 
-def images() -> list[NDArray[np.uint8]]:
-    """(H, W, 3) uint8 pictures of SIZES: a gradient with noise."""
+def images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[NDArray[np.uint8]]:
+    """(H, W, 3) uint8 pictures of these sizes: a gradient with noise."""
     out = []
-    for height, width in SIZES:
+    for height, width in sizes:
         grain = noise(f"{height}x{width}", height * width * 3).reshape(height, width, 3)
         y, x = np.mgrid[0:height, 0:width] / max(height, width)
         smooth = np.stack([x, y, 1 - x * y], -1)
@@ -113,7 +118,30 @@ def images() -> list[NDArray[np.uint8]]:
     return out
 
 
-def write_clip_tokenizer(folder: Path) -> None:
+def translucent() -> list[NDArray[np.uint8]]:
+    """(H, W, 4) uint8 pictures of SIZES, with alpha of every value and colours where nothing is seen."""
+    alpha = [noise(f"alpha {h}x{w}", h * w).reshape(h, w, 1) * 1.2 * 127.5 + 127.5 for h, w in SIZES]
+    return [np.concatenate([c, a.clip(0, 255).astype(np.uint8)], 2) for c, a in zip(images(), alpha, strict=True)]
+
+
+def patch(side: int) -> int:
+    """The side of a network's patches."""
+    return max(8, side // 8)
+
+
+def clip_config(side: int = SIDE) -> dict[str, Any]:
+    """CLIP_CONFIG for a network that reads images of `side`."""
+    vision = {**CLIP_CONFIG["vision_config"], "image_size": side, "patch_size": patch(side)}
+    return {**CLIP_CONFIG, "vision_config": vision}
+
+
+def open_clip_config(side: int = SIDE) -> dict[str, Any]:
+    """OPEN_CLIP_CONFIG, likewise."""
+    vision = {**OPEN_CLIP_CONFIG["vision_cfg"], "image_size": side, "patch_size": patch(side)}
+    return {**OPEN_CLIP_CONFIG, "vision_cfg": vision}
+
+
+def write_clip_tokenizer(folder: Path, side: int = SIDE) -> None:
     """A byte-level CLIP tokenizer of 514 tokens, as vocab.json and merges.txt, with its image processor's settings."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
@@ -125,8 +153,8 @@ def write_clip_tokenizer(folder: Path) -> None:
         "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special},
         "preprocessor_config.json": {
             "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": 32},
-            "crop_size": {"height": 32, "width": 32},
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         },
@@ -147,11 +175,11 @@ def write_bert_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
 
 
-def write_clip(folder: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+def write_clip(folder: Path, shapes: Mapping[str, Sequence[int]] | None = None, side: int = SIDE) -> None:
     """A folder that transformers loads as a CLIPModel; the weights, too, where shapes are given."""
     from safetensors.torch import save_file
 
-    write_clip_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))
+    write_clip_tokenizer(folder, side)
+    (folder / "config.json").write_text(json.dumps(clip_config(side)))
     if shapes is not None:
         save_file(state(shapes), folder / "model.safetensors", {"format": "pt"})

@@ -31,10 +31,12 @@ from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
 from ttsnap.pipelines import FAMILIES, custom_pipeline, downgrade, load, search_class, upgrade
 from ttsnap.pipelines.arguments import refuse_step_caches
-from ttsnap.pipelines.output import search_output, stock_output
+from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 
 from ttsnap import BestOfN, SeedPruning
+from ttsnap.rewards import make_rewards
+from ttsnap.types import Candidate, Result
 
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, flux, sd3, sd15
@@ -662,3 +664,12 @@ def test_the_documentation_runs(stock: Any, tmp_path: Path, monkeypatch: pytest.
         if "torchao" not in block or importlib.util.find_spec("torchao"):
             exec(block.replace("cpu_offload()", 'cpu_offload(device="cpu")'), names)
     assert len(blocks) > 10
+
+
+def test_a_metric_that_writes_into_its_images_changes_neither_results_nor_other_metrics() -> None:
+    image = torch.full((3, 4, 4), 0.5)
+    result = Result("a", (Candidate(0, 0, 0.0, {}, image),), {}, (), None)  # type: ignore[arg-type]
+    metrics = make_rewards([lambda images, prompts: images.zero_().mean((1, 2, 3)), "brightness"])
+    (found,) = reported(result, metrics).images
+    assert found.metrics == {"<lambda>": 0.0, "brightness": pytest.approx(0.5)}
+    assert bool((found.image == 0.5).all())

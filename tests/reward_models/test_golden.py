@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from ttsnap.reward_models.aesthetics import Aesthetics
 from ttsnap.reward_models.clip import CLIPScore, OpenClipScore
@@ -16,46 +19,58 @@ from ttsnap.reward_models.image_reward import ImageReward
 from ttsnap.reward_models.pickscore import PickScore
 from ttsnap.reward_models.scorer import Scorer
 
+from ttsnap.rank import rank
+from ttsnap.utility import mean
+
 from ..golden import tiny  # noqa: TID252
 
 GOLDEN = json.loads(tiny.VALUES.read_text())
 NAMES = ("clip", "pickscore", "open_clip", "hpsv2", "imagereward", "aesthetics")
 
 
-def architecture(folder: Path) -> str:
+def architecture(folder: Path, side: int) -> str:
     """Teach open_clip the tiny architecture."""
     open_clip = pytest.importorskip("open_clip")
-    (folder / "tiny-golden.json").write_text(json.dumps(tiny.OPEN_CLIP_CONFIG))
+    (folder / f"tiny-{side}.json").write_text(json.dumps(tiny.open_clip_config(side)))
     open_clip.add_model_config(folder)
-    return "tiny-golden"
+    return f"tiny-{side}"
 
 
-def load(name: str, folder: Path, **options: Any) -> Scorer:
+def load(name: str, folder: Path, *, large: bool = False, **options: Any) -> Scorer:
     """The reward from files as they are published: the original packages' names and layouts."""
-    shapes = GOLDEN[name]["shapes"]
-    weights = tiny.state(shapes)
+    shapes = GOLDEN[f"{name}-large" if large else name]["shapes"]
+    weights, side = tiny.state(shapes), tiny.LARGE_SIDE if large else tiny.SIDE
     if name in ("clip", "pickscore"):
-        tiny.write_clip(folder, shapes)
+        tiny.write_clip(folder, shapes, side)
         return (CLIPScore if name == "clip" else PickScore).from_pretrained(folder, **options)
     if name == "open_clip":
         torch.save(weights, folder / "open_clip.pt")
-        return OpenClipScore.from_pretrained(f"{architecture(folder)}:{folder / 'open_clip.pt'}", **options)
+        return OpenClipScore.from_pretrained(f"{architecture(folder, side)}:{folder / 'open_clip.pt'}", **options)
     if name == "hpsv2":
         torch.save({"epoch": 1, "state_dict": weights}, folder / "HPS_v2_compressed.pt")
-        return HPSv2.from_pretrained(folder, architecture=architecture(folder), **options)
+        return HPSv2.from_pretrained(folder, architecture=architecture(folder, side), **options)
     if name == "imagereward":
         tiny.write_bert_tokenizer(folder)
         positions = torch.arange(40).view(1, 40)
         torch.save({**weights, "blip.text_encoder.embeddings.position_ids": positions}, folder / "ImageReward.pt")
         return ImageReward.from_pretrained(folder, **options)
     layers = {n: w for n, w in weights.items() if n.startswith("layers.")}
-    tiny.write_clip(folder, {n: s for n, s in shapes.items() if n not in layers})
+    tiny.write_clip(folder, {n: s for n, s in shapes.items() if n not in layers}, side)
     torch.save(layers, folder / "aesthetic-model.pth")
     return Aesthetics.from_pretrained(folder, **options)
 
 
+def as_tensor(array: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
+
+
 def pictures() -> list[Tensor]:
-    return [torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255 for array in tiny.images()]
+    return [as_tensor(array) for array in tiny.images()]
+
+
+@pytest.fixture(scope="module")
+def large_pictures() -> list[Tensor]:
+    return [as_tensor(array) for array in tiny.images(tiny.LARGE_SIZES)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +82,25 @@ def test_scores_of_the_original_package(name: str, tmp_path: Path) -> None:
     golden = torch.tensor(GOLDEN[name]["scores"])
     assert golden.std() > 0.02  # the values tell images or prompts apart
     torch.testing.assert_close(scores, golden, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_crops_are_those_of_the_original_package(name: str, large_pictures: list[Tensor], tmp_path: Path) -> None:
+    reward = load(name, tmp_path, large=True)
+    scores = torch.cat([reward(picture, tiny.PROMPTS[-1:]) for picture in large_pictures])
+    golden = torch.tensor(GOLDEN[f"{name}-large"]["scores"])
+    torch.testing.assert_close(scores, golden, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pickscore", "open_clip", "imagereward", "aesthetics"])
+def test_alpha_is_dropped_where_the_original_package_drops_it(name: str, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(len(tiny.SIZES))]
+    for path, array in zip(paths, tiny.translucent(), strict=True):
+        Image.fromarray(array).save(path)
+    (tmp_path / "weights").mkdir()
+    found = {r.path: r.scores[0] for r in rank(paths, tiny.PROMPTS, [load(name, tmp_path / "weights")], mean)}
+    golden = torch.tensor(GOLDEN[f"{name}-translucent"]["scores"])
+    torch.testing.assert_close(torch.tensor([found[path] for path in paths]), golden, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,6 +169,23 @@ def test_unusable_checkpoints_are_explained(tmp_path: Path) -> None:
     refused(r"are for another model: 1 of another shape \(such as head.0.bias\)")
     torch.save([1, 2], tmp_path / "ImageReward.pt")
     refused("does not hold tensors by name")
+
+
+@pytest.mark.parametrize("width", [32, 96, 160])
+def test_heads_that_the_weights_do_not_show_are_asked_for(width: int, tmp_path: Path) -> None:
+    narrow, published = {tiny.BLIP_WIDTH: width, 3 * tiny.BLIP_WIDTH: 3 * width}, GOLDEN["imagereward"]["shapes"]
+    shapes = {name: [narrow.get(n, n) for n in published[name]] for name in published if not name.startswith("mlp")}
+    shapes |= {name: published[name] for name in published if name.startswith("mlp")}
+    shapes["mlp.layers.0.weight"] = [1024, width]
+    tiny.write_bert_tokenizer(tmp_path)
+    torch.save(tiny.state(shapes), tmp_path / "ImageReward.pt")
+    with pytest.raises(ValueError, match=rf"are {width} \(image\) and {width} \(text\) wide, not whole .* heads of 64"):
+        ImageReward.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="heads of 0"):
+        ImageReward.from_pretrained(tmp_path, head_width=0)
+    reward = ImageReward.from_pretrained(tmp_path, head_width=16)
+    assert reward(pictures()[0], ["a red circle"]).isfinite().all()
+    assert reward.network["vision"].config.num_attention_heads == width // 16  # type: ignore[index]
 
 
 def test_unreachable_weights_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:

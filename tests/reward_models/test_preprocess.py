@@ -16,9 +16,9 @@ SIZES = [(1, 1), (7, 5), (64, 64), (96, 61), (61, 300), (224, 224)]
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 
 
-def picture(height: int, width: int) -> tuple[Tensor, Image.Image]:
+def picture(height: int, width: int, channels: int = 3) -> tuple[Tensor, Image.Image]:
     """Noise is the hardest case: it overshoots and hits rounding boundaries."""
-    array = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    array = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255, Image.fromarray(array)
 
 
@@ -46,6 +46,22 @@ def test_crop_is_torchvisions(size: tuple[int, int]) -> None:
         ]
     )
     torch.testing.assert_close(Preprocess(32)(tensor)[0], stock(image), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (32, 50), (32, 32)])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_alpha_weighs_colours_in_resizing_as_in_pil(size: tuple[int, int], fit: Any) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    tensor, image = picture(*size, channels=4)
+    stock = transforms.Compose(
+        [
+            transforms.Resize(32 if fit == "crop" else (32, 32), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+        ]
+    )
+    ours = (Preprocess(32, fit=fit).without_alpha(tensor)[0] * 255).round().permute(1, 2, 0).numpy()
+    assert np.array_equal(ours, np.asarray(stock(image).convert("RGB")))
+    assert torch.equal(Preprocess(32, fit=fit, rules="transformers").without_alpha(tensor), tensor[:, :3])
 
 
 def test_pad_keeps_everything_on_black() -> None:
