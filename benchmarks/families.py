@@ -2,7 +2,8 @@
 
 "tiny" runs at once. "medium" has a denoiser of 5 to 12 GFLOP for an evaluation (with guidance: both passes) and a small
 VAE, so that the network dominates even on a CPU. "full" has the denoiser and VAE of SDXL and FLUX.1-dev as published,
-made where they run, in the dtype in which they run. Text comes as random embeddings.
+made where they run, in the dtype in which they run; their VAEs decode one picture at a time, since many at once take
+more memory than the network. Text comes as random embeddings.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def build(name: str, size: str, device: torch.device, dtype: torch.dtype) -> Cas
             if family.full is None:
                 raise ValueError(f"{name} has no full configuration")
             case = family.full(device, dtype)
+            case.pipe.vae.enable_slicing()
         else:
             case = family.small(SCALES[size])
             _tamed(case.pipe)

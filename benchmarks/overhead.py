@@ -50,6 +50,8 @@ from ttsnap.scenes import sample_prompts
 EMBEDDED = "embedded"
 PARTS = ("loop", "schedulers", "batching")
 ROWS = 16
+COUNTED = ("cuda", "xpu")
+"""Kinds of devices whose memory PyTorch counts, and that have a name; ROCm's are called cuda, too."""
 LATENTS = {"SDXL": (4, 128, 128), "FLUX.1": (4096, 64)}
 SCHEDULERS = (
     "FlowMatchEulerDiscreteScheduler",
@@ -84,7 +86,8 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
 
 
 class NetworkClock:
-    """Seconds inside a module's calls, in every run of it. On CUDA by events in the stream, which nobody waits for.
+    """Seconds inside a module's calls, in every run of it. On accelerators by events in the stream, for
+    which nobody waits.
 
     It stands around the module's `__call__`, outside of what is compiled and of offload hooks; forward hooks would be
     skipped by a network that is compiled whole.
@@ -103,9 +106,9 @@ class NetworkClock:
         module.__class__ = type(plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__})
 
     def _mark(self) -> Any:
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._device))
+        if self._device.type != "cpu":
+            event = torch.Event(self._device, enable_timing=True)
+            event.record()
             return event
         settle(self._device)
         return time.perf_counter()
@@ -114,13 +117,13 @@ class NetworkClock:
         """Seconds since the last time it was asked."""
         settle(self._device)
         spans, self._spans = self._spans, []
-        if self._device.type == "cuda":
+        if self._device.type != "cpu":
             return float(sum(begin.elapsed_time(end) for begin, end in spans)) / 1000
         return float(sum(end - begin for begin, end in spans))
 
 
 class Run(NamedTuple):
-    """Wall time and the network's part of it in seconds; peak allocated memory in bytes (CUDA)."""
+    """Wall time and the network's part of it in seconds; peak allocated memory in bytes, where PyTorch counts it."""
 
     seconds: float
     network: float
@@ -134,10 +137,10 @@ class Run(NamedTuple):
 def measured(call: Callable[[], Any], clock: NetworkClock, device: torch.device) -> Run:
     gc.collect()
     clock.take()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in COUNTED:
+        torch.accelerator.reset_peak_memory_stats(device)
     seconds = timed(call, device)
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    memory = torch.accelerator.max_memory_allocated(device) if device.type in COUNTED else None
     return Run(seconds, clock.take(), memory)
 
 
@@ -171,7 +174,7 @@ def prepared(name: str, a: argparse.Namespace, device: torch.device, dtype: torc
     if a.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif a.offload == "group":
-        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type in COUNTED)
     if a.attention != "sdpa":
         print(f"{name}: attention by {use_attention(pipe, a.attention)}")
     if a.compile:
@@ -264,8 +267,8 @@ def loop_costs(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
             print(f"{name}: failed, {why}")
             yield {"family": name, "failed": why}
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        if device.type != "cpu":
+            torch.accelerator.empty_cache()
 
 
 def missing(name: str, size: str) -> str | None:
@@ -389,7 +392,7 @@ def arguments() -> argparse.Namespace:
     known = [EMBEDDED, *FAMILIES]
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     p.add_argument("--repeats", type=int, default=7, help="pairs of runs (default 7)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu")
     p.add_argument("--dtype", default="auto", help="auto (cpu: float32, else bfloat16), float32, bfloat16, float16")
     p.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     loop = p.add_argument_group("loop")
@@ -415,7 +418,7 @@ def arguments() -> argparse.Namespace:
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What the figures hold for."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.get_device_module(device).get_device_name(device) if device.type in COUNTED else device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -435,8 +438,8 @@ def main() -> None:
         library.utils.logging.disable_progress_bar()
     out: dict[str, Any] = {"machine": machine(device, dtype), "options": vars(a)}
     print(", ".join(f"{name} {value}" for name, value in out["machine"].items()))
-    if device.type == "cpu":
-        print("no memory ratios: on a CPU only the growth of the whole process could be read")
+    if device.type not in COUNTED:
+        print("no memory ratios: PyTorch does not count what is allocated here")
     parts = {"loop": loop_costs, "schedulers": step_costs, "batching": batching}
     for part in (name for name in PARTS if name in a.parts):
         print(f"\n{part}")

@@ -1,0 +1,127 @@
+"""Memory that is planned and that runs out, and recordings that are cut off, on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from ttsnap.pipelines import defaults, load, upgrade
+
+from ttsnap import BestOfN, search
+from ttsnap.live import LiveEngine
+from ttsnap.memory import gauge_of
+from ttsnap.record import record
+
+from ..pipelines.tiny import FAMILIES  # noqa: TID252
+
+MIB = 2**20
+ROW = 64 * MIB
+"""What one row of a hungry denoiser's batch takes beside what it needs."""
+
+
+def bright(images: Tensor, prompts: Any) -> Tensor:
+    return images.float().mean((1, 2, 3))
+
+
+def hungry(device: torch.device, **options: Any) -> LiveEngine:
+    """An engine whose denoiser takes ROW bytes of the device for every row while it runs."""
+    pipe = upgrade(FAMILIES["sd3"].build().to(device))
+    engine: LiveEngine = pipe.engine(bright, **options, **FAMILIES["sd3"].call, num_inference_steps=2)
+    predict: Callable[..., Any] = engine.denoiser.predict
+
+    def held(x: Tensor, *rest: Any) -> Any:
+        held = torch.empty(len(x) * ROW, dtype=torch.uint8, device=x.device)
+        found = predict(x, *rest)
+        del held
+        return found
+
+    engine.denoiser.predict = held  # type: ignore[method-assign]
+    return engine
+
+
+@pytest.fixture
+def card(device: torch.device) -> torch.device:
+    if gauge_of(device) is None:
+        pytest.skip("ttsnap measures the memory of CUDA and ROCm devices only")
+    return device
+
+
+@pytest.fixture
+def free_gib(card: torch.device) -> Iterator[float]:
+    """All of the card's memory but two GiB is taken while the test runs."""
+    torch.accelerator.empty_cache()
+    gauge = gauge_of(card)
+    assert gauge is not None
+    taken = torch.empty(max(0, gauge.free() - 2048 * MIB), dtype=torch.uint8, device=card)
+    yield gauge.free() / 1024 / MIB
+    del taken
+    torch.accelerator.empty_cache()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["accelerator"], indirect=True)
+def test_planned_batches_fit_into_what_is_free(card: torch.device, free_gib: float) -> None:
+    engine = hungry(card)
+    (result,) = search(["a cat"], BestOfN(64), engine)
+    assert 0.5 * free_gib * 1024 * MIB / ROW <= engine.batch_size <= free_gib * 1024 * MIB / ROW < 64
+    assert engine.stats["out_of_memory"] == 0
+    assert result.spent["calibration"]["nfe"] == 4
+    assert result.spent["finished"] == 64
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["accelerator"], indirect=True)
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.device) -> None:
+    calm = hungry(card, batch_size=2)
+    (expected,) = search(["a cat"], BestOfN(16), calm, keep=16)
+    engine = hungry(card, batch_size=16)
+    torch.accelerator.empty_cache()
+    total = torch.cuda.get_device_properties(card).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(card) + 6.5 * ROW) / total, card)
+    try:
+        (result,) = search(["a cat"], BestOfN(16), engine, keep=16)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, card)
+    assert 1 <= engine.batch_size < 8
+    assert engine.stats["out_of_memory"] >= 2
+    assert result.spent["nfe"] == expected.spent["nfe"]
+    rewards = [{c.seed: c.reward for c in found.images} for found in (result, expected)]
+    assert rewards[0] == pytest.approx(rewards[1], abs=5e-3)
+
+
+class Dies:
+    """Brightness, until it has seen so many images; then the process is interrupted."""
+
+    name = "bright"
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, images: Tensor, prompts: Any, level: Any) -> Tensor:
+        self.left -= len(images)
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return bright(images, prompts)
+
+
+def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, device: torch.device) -> None:
+    pipe = load().to(device)
+    call = {**defaults(), "num_inference_steps": 3}
+
+    def run(folder: Path, after: int) -> None:
+        engine = pipe.engine(Dies(after), batch_size=4, **call)
+        record(engine, ["a red circle", "two green crosses"], 3, folder, block=(1, 2), images=True)
+
+    run(tmp_path / "whole", 10**6)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 10)
+    run(tmp_path / "cut", 10**6)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

@@ -1,0 +1,178 @@
+"""Every family on a device in two precisions: stock's images, gradients, guidance, attention, compilation, previews."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.attention import use_attention
+from ttsnap.pipelines.compilation import compile_denoiser
+
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.algorithms.smc import SMC
+from ttsnap.gradients import Differentiator
+from ttsnap.rewards import FunctionReward
+from ttsnap.rng import seeded
+
+from ..pipelines.tiny import FAMILIES  # noqa: TID252
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How far images of other batch sizes may be apart in the mean, as a share of their mean: kernels differ by batch."""
+ON_CPU = {("sd3", "bf16"), ("sdxl", "bf16"), ("flux", "bf16")}
+"""What the fast suite adds to tests/pipelines/test_parity.py, which compares all families in fp32."""
+SEED = 3
+
+
+def cases() -> list[Any]:
+    on_gpu = [(name, precision) for name in FAMILIES for precision in PRECISIONS]
+    accelerated = [pytest.param(*case, "accelerator", marks=pytest.mark.gpu, id="-".join(case)) for case in on_gpu]
+    return [*accelerated, *(pytest.param(*case, "cpu", id="-".join((*case, "cpu"))) for case in sorted(ON_CPU))]
+
+
+def redder_left(images: Tensor, prompts: Any) -> Tensor:
+    half = images.shape[-1] // 2
+    return images[:, 0, :, :half].float().mean((1, 2)) - images[:, 0, :, half:].float().mean((1, 2))
+
+
+def wavy(images: Tensor, prompts: Any) -> Tensor:
+    """Smooth, and different at every pixel."""
+    weights = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype, device=images.device)
+    return torch.sin(3 * images * weights.view(images[0].shape)).flatten(1).mean(1)
+
+
+def apart(ours: Tensor, expected: Tensor) -> float:
+    """The mean difference as a share of the mean value; nan where either has one."""
+    ours, expected = ours.cpu().float(), expected.cpu().float()
+    assert ours.shape == expected.shape
+    return float((ours - expected).abs().mean() / expected.abs().mean())
+
+
+@pytest.mark.parametrize(("name", "precision", "device"), cases(), indirect=["device"])
+def test_a_search_makes_the_images_of_the_stock_pipeline(name: str, precision: str, device: torch.device) -> None:
+    dtype = PRECISIONS[precision]
+    stock = FAMILIES[name].build().to(device, dtype)
+    twin, call = upgrade(stock), {**FAMILIES[name].call, "num_inference_steps": 4}
+    shared = {"prompt": "a cat", "num_images_per_prompt": 3, "output_type": "pt", **call}
+    generators = [torch.Generator().manual_seed(SEED + i) for i in range(3)]
+    expected = stock(generator=generators, **shared).images
+    found = twin(search=BestOfN(3), reward=redder_left, seed=SEED, batch_size=3, **shared).search[0]
+    images = {candidate.seed: candidate.image for candidate in found.images}
+    ours = torch.stack([images[SEED + i] for i in range(3)])
+    assert apart(ours, expected) <= (CLOSE[dtype] / 10 if device.type != "cpu" else 1e-6)
+    # Pruned, rows share batches of other sizes. The winner is the image of its seed all the same.
+    pruning = SeedPruning(6, (0.5,), steps=(1,))
+    best = twin(search=pruning, reward=redder_left, seed=SEED, batch_size=4, **{**shared, "num_images_per_prompt": 1})
+    winner = best.search[0].best
+    again = stock(generator=torch.Generator().manual_seed(winner.seed), **{**shared, "num_images_per_prompt": 1})
+    assert apart(winner.image, again.images[0]) < CLOSE[dtype]
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("through", ["denoiser", "x0"])
+def test_gradients_are_those_of_finite_differences(name: str, through: str, device: torch.device) -> None:
+    pipe = upgrade(FAMILIES[name].build().to(device))
+    denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
+    with torch.no_grad():
+        denoiser.encode(["a cat"])
+        x = denoiser.init_latents([seeded(0), seeded(1)])
+    k, cond = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.long)
+    differentiate = Differentiator(denoiser, [FunctionReward(wavy)], through)
+    found = differentiate(x, k, cond, ["a cat"] * 2)
+    assert found.gradient.device.type == device.type
+    uphill = found.gradient / found.gradient.norm()
+    ends = []
+    with torch.no_grad():
+        for h in (0.02, -0.02):
+            if through == "denoiser":
+                x0 = denoiser.predict(x + h * uphill, k, cond).x0
+            else:
+                x0 = denoiser.predict(x, k, cond).x0 + h * differentiate.slope(k, x) * uphill
+            ends.append(float(wavy(denoiser.decode(x0), None).double().sum()))
+    assert float(found.gradient.norm()) == pytest.approx((ends[0] - ends[1]) / 0.04, rel=0.05)
+
+
+def test_log_ratios_of_guided_and_plain_steps_are_those_of_the_cpu(device: torch.device) -> None:
+    """At most noise levels steps are plain here, so that sums of the device meet zeros of the CPU."""
+    stock, call = FAMILIES["sd3"].build(), {**FAMILIES["sd3"].call, "num_inference_steps": 6}
+    ratios = []
+    for place, rows in ((device, 3), (torch.device("cpu"), 4)):
+        pipe = upgrade(copy.deepcopy(stock).to(place))
+        engine = pipe.engine(redder_left, kernel="sde", guide="tilted:0.3:x0:0.9-0.5", batch_size=rows, **call)
+        (result,) = search(["a cat"], SMC(n=4, ess=0.0), engine, keep=4)
+        assert result.spent["gradients"] > 0
+        ratios.append(torch.tensor(result.particles.log_ratio))
+    assert ratios[0].isfinite().all()
+    assert ratios[0].abs().max() > 1e-3
+    torch.testing.assert_close(ratios[0], ratios[1], atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [
+        ("_native_math", "cpu"),
+        *(
+            pytest.param(name, "accelerator", marks=pytest.mark.gpu)
+            for name in ("_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "flash", "xformers")
+        ),
+    ],
+    indirect=["device"],
+)
+def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, device: torch.device) -> None:
+    pipe = upgrade(FAMILIES["flux"].build().to(device, torch.bfloat16))
+    call = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt", **FAMILIES["flux"].call}
+    options = {"search": BestOfN(2), "reward": redder_left, "batch_size": 2, "seed": SEED}
+    before = pipe(**call, **options).images
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            used = use_attention(pipe, backend)
+        assert used == backend or any("stays with PyTorch's SDPA" in str(w.message) for w in said)
+        assert apart(pipe(**call, **options).images, before) < CLOSE[torch.bfloat16]
+    finally:
+        use_attention(pipe)  # diffusers keeps the backend for the whole process
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["accelerator"], indirect=True)
+def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
+    """By PyTorch's own compiler. tests/pipelines/test_compilation.py runs captured graphs on a CPU."""
+    pipe = upgrade(FAMILIES["flux"].build().to(device))
+    call = {"prompt": "a cat", "num_inference_steps": 3, "output_type": "pt", **FAMILIES["flux"].call}
+    options = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": redder_left, "batch_size": 4, "seed": SEED}
+    torch._dynamo.reset()
+    try:
+        before = pipe(**call, **options).images
+        compile_denoiser(pipe)
+        assert apart(pipe(**call, **options).images, before) < 1e-3
+    finally:
+        torch._dynamo.reset()
+
+
+def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.device) -> None:
+    pipe = upgrade(FAMILIES["sd3"].build())
+    pipe.preview_vae = AutoencoderTiny(
+        latent_channels=pipe.vae.config.latent_channels,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+    pipe.preview_vae.to(device, torch.bfloat16)
+    pipe = pipe.to(device, torch.bfloat16)
+    seen: list[str] = []
+
+    def reward(images: Tensor, prompts: Any) -> Tensor:
+        seen.append(images.device.type)
+        return redder_left(images, prompts)
+
+    call = {**FAMILIES["sd3"].call, "num_inference_steps": 4}
+    out = pipe("a cat", search=SeedPruning(4, (0.5,), steps=(1,)), reward=reward, batch_size=4, **call)
+    assert (out.search[0].spent["previews"], out.search[0].spent["decodes"]) == (4, 2)
+    assert set(seen) == {device.type}
