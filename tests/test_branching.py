@@ -13,6 +13,7 @@ import pytest
 from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search, utility
 from ttsnap.algorithms.code import CoDe, svdd
 from ttsnap.algorithms.nested import Nested
+from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.rbf import RBF, rbf_published
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
@@ -270,7 +271,7 @@ def test_planned_budgets(algorithm: Any) -> None:
             (result,) = search([""], algorithm, Scripted(noisy(nfe, fail=0.2)), f"{nfe}nfe", keep=keep)
             assert 8 <= result.spent["nfe"] <= nfe
             assert len(result.images) == keep or (result.images and nfe < 8 * 3)
-    with pytest.raises(ValueError, match=f"{type(algorithm).__name__} plans by its budget"):
+    with pytest.raises(ValueError, match=f"^{name_of(algorithm)} plans by its budget"):
         search([""], algorithm, Scripted(noisy(0)))
 
 
@@ -390,9 +391,9 @@ def test_nested_takes_any_search_of_noises() -> None:
     assert not nested.renoises
     (result,) = search([""], nested, Scripted(score))
     assert result.trace[2]["parents"] == [max(range(5), key=lambda u: score(u, 0))] * 2
-    with pytest.raises(ValueError, match="BestOfN does not stop at step 0"):
+    with pytest.raises(ValueError, match="best-of-n does not stop at step 0"):
         search([""], Nested(BestOfN(3), CoDe(n=2)), Scripted(score))
-    with pytest.raises(ValueError, match="BestOfN cannot go on from given noises"):
+    with pytest.raises(ValueError, match="best-of-n cannot go on from given noises"):
         Nested(TopNoises(), BestOfN(3))
     with pytest.raises(ValueError, match="first needs its number of seeds"):
         Nested(BestOfN(), CoDe(n=2))

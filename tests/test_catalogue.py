@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
 
+import numpy as np
 import pytest
 
+from ttsnap import search
 from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
-from ttsnap.algorithms.options import Option, builder, options_of
+from ttsnap.algorithms.options import Option, builder, name_of, options_of
+from ttsnap.dry import DryEngine
+from ttsnap.types import Grid
 
+GRID = Grid(tuple(np.linspace(1, 0, 9)))
 NEED_MORE = {"price-of-compute"}  # a forecast, which no default can be
 
 
@@ -67,3 +73,26 @@ def test_options_come_with_their_own_texts_and_sources() -> None:
     assert next(o.default for o in options_of("refined")) == make_algorithm("seed-pruning")
     with pytest.raises(ValueError, match="unknown algorithm 'svd'"):
         options_of("svd")
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
+def test_an_algorithm_is_called_what_people_asked_for(name: str) -> None:
+    made = make_algorithm(name)
+    assert name_of(made) == name
+    if "n" in {o.name for o in options_of(name)} and made.n is None:
+        assert name_of(make_algorithm(name, n=5)) == name
+
+
+def test_what_svdd_refuses_speaks_of_svdd() -> None:
+    with pytest.raises(ValueError, match="alpha must be at least 0, got -1"):
+        make_algorithm("svdd", alpha=-1)
+    with pytest.raises(ValueError, match=r"^svdd makes several continuations of one candidate"):
+        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",)), "40nfe")
+    with pytest.raises(ValueError, match=r"^svdd has no number of seeds"):
+        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",), stochastic=True), None)
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        n: int = 1
+
+    assert name_of(Mine()) == "Mine"

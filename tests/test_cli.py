@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 from ttsnap.cli import main
 from ttsnap.outputs import read_payload
+
+from .said import error_of
 
 PROMPT = "two red circles and a blue square"
 QUICK = ["--steps", "6", "--device", "cpu"]
@@ -32,6 +35,7 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "NFE" in out
     assert "TFLOPs" in out
+    assert re.search(r"trace in \S+; [\d.]+ s in all, [\d.]+ s of them loading$", out.strip())
     seed = read_payload(images[0])["seed"]
     assert f"manual_seed({seed})" in out
     trace = json.loads((folder / "trace.json").read_text())
@@ -117,10 +121,8 @@ def test_own_reward_and_options(tmp_path: Path) -> None:
 def test_bad_input_gets_a_clear_message(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import re
-
     assert main(argv) == 2
-    error = capsys.readouterr().err
+    error = error_of(capsys)
     assert error.startswith("ttsnap: error: ")
     assert re.search(message, error, re.DOTALL), error
     assert not list(tmp_path.iterdir())  # nothing is left behind

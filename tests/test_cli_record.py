@@ -14,6 +14,8 @@ from ttsnap.cli import main
 from ttsnap.recordings import load_recording, read_images
 from ttsnap.replay import ReplayEngine
 
+from .said import error_of
+
 MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "co2", "pue", "verifier")  # of live runs only
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
 SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--device", "cpu"]
@@ -118,7 +120,7 @@ def test_bad_input_gets_a_clear_message(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["record", *argv, "--device", "cpu", "--out", "r"]) == 2
-    error = capsys.readouterr().err
+    error = error_of(capsys)
     assert error.startswith("ttsnap: error: ")
     assert re.search(message, error, re.DOTALL), error
     assert not list(tmp_path.iterdir())

@@ -310,7 +310,7 @@ def test_unbiased_on_the_live_engine() -> None:
 def test_copies_come_apart_and_deterministic_samplers_are_refused(engine: Any) -> None:
     live = engine()
     greedy = SMC(6, 1e6, "current", "constant", ess=1.0, every=2, first=1.0, last=0.0)
-    with pytest.raises(ValueError, match=r"SMC makes several children.*deterministic"):
+    with pytest.raises(ValueError, match=r"smc makes several continuations.*deterministic"):
         search(["a"], greedy, live)
     noisy = LiveEngine(live.denoiser, live.rewards, kernel=Ddim(live.denoiser.path, live.denoiser.times), batch_size=4)
     (result,) = search(["a"], greedy, noisy, keep=6)

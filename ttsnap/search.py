@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ttsnap import utility as utilities
+from ttsnap.algorithms.options import name_of
 from ttsnap.budget import Budget, finish_cost, task_of
 from ttsnap.dry import DryEngine
 from ttsnap.loop import Listener, Loop
@@ -55,18 +56,18 @@ def search(
         raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {seed}")
     if algorithm.branches and not engine.stochastic:
         raise ValueError(
-            f"{type(algorithm).__name__} makes several children of one particle, but this sampler is deterministic "
-            "and they would stay copies; choose a stochastic kernel (sde)"
+            f"{name_of(algorithm)} makes several continuations of one candidate, but this sampler is "
+            "deterministic and they would stay copies; choose a kernel that draws noise: --kernel sde, kernel='sde'"
         )
     if getattr(algorithm, "draft", 1) > 1 and not engine.renoises:
         raise ValueError(f"this sampler has no path to make drafts on, and draft is {getattr(algorithm, 'draft')}; "  # noqa: B009
                          "choose a kernel that has one (ode, sde)")  # fmt: skip
     if getattr(algorithm, "renoises", False) and not engine.renoises:
-        raise ValueError(f"{type(algorithm).__name__} takes particles back to noisier steps, which this sampler cannot "
+        raise ValueError(f"{name_of(algorithm)} takes candidates back to noisier steps, which this sampler cannot "
                          "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip
     if getattr(algorithm, "nears", False) and not engine.nears:
-        raise ValueError(f"{type(algorithm).__name__} draws step noise near other step noise, which this sampler does "
-                         "not allow; choose a stochastic kernel without a history (sde, ddim)")  # fmt: skip
+        raise ValueError(f"{name_of(algorithm)} draws step noise near other step noise, which this sampler does "
+                         "not allow; choose a kernel that draws noise and has no history (sde, ddim)")  # fmt: skip
     if getattr(algorithm, "ascends", None) is not None:
         engine.differentiate(getattr(algorithm, "ascends"), getattr(algorithm, "weights", None))  # noqa: B009
     begin = clock()
@@ -103,9 +104,7 @@ def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, mos
     if algorithm.n is not None:
         return algorithm
     if budget == Budget():
-        raise ValueError(
-            f"{type(algorithm).__name__} has no number of seeds and there is no budget; set n or give a budget"
-        )
+        raise ValueError(f"{name_of(algorithm)} has no number of seeds and there is no budget; set n or give a budget")
     short: dict[int, bool] = {}
 
     def affords(n: int) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from ttsnap import metrics
 from ttsnap import utility as utilities
 from ttsnap.algorithms.best_of_n import BestOfN
+from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.budget import Budget, task_of
@@ -70,7 +71,7 @@ def curve(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     if any(getattr(algorithm, does, False) for does in ("branches", "renoises", "mixes")):
         raise ValueError(
-            f"{type(algorithm).__name__} makes particles of particles: a recording holds only what was denoised once"
+            f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )
     found, scores, spent, most = [], [], [], []
     rng = np.random.default_rng(seed)

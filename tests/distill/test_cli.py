@@ -17,6 +17,7 @@ from ttsnap.cli import main
 from ttsnap.recordings import load_recording
 
 from ..golden import tiny  # noqa: TID252
+from ..said import error_of  # noqa: TID252
 from .world import WORLD, settings, write_recording
 
 PROMPTS = ["two red circles", "a green cross above a yellow triangle", "a blue square", "three yellow crosses"]
@@ -174,7 +175,7 @@ def test_bad_input_gets_a_clear_message(
     write_recording(tmp_path / "r", prompts=4, seeds=8)
     Path("empty.txt").write_text("# nothing\n")
     assert main(argv) == 2
-    error = capsys.readouterr().err
+    error = error_of(capsys)
     assert error.startswith("ttsnap: error: ")
     assert re.search(message, error, re.DOTALL), error
 

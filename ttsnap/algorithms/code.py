@@ -97,4 +97,6 @@ def svdd(n: int | None = None, streams: int = 2, alpha: float = 0.0) -> CoDe:
 
     alpha: 0 for the best continuation, as in SVDD's code, else one is drawn by weights exp(score / alpha).
     """
+    if not alpha >= 0:
+        raise ValueError(f"alpha must be at least 0, got {alpha}")
     return CoDe(n, streams, 1, alpha)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.code import CoDe
+from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.types import Algorithm, Move, Particles, Task
 
@@ -41,9 +42,9 @@ class Nested:
     def __post_init__(self) -> None:
         first, second = make_algorithm(self.first), make_algorithm(self.second)
         if not hasattr(second, "adopt"):
-            raise ValueError(f"{type(second).__name__} cannot go on from given noises; second may be CoDe, RBF, ...")
+            raise ValueError(f"{name_of(second)} cannot go on from given noises; second may be code, rbf, smc, ...")
         if first.n is None:
-            raise ValueError(f"first needs its number of seeds, {type(first).__name__}.n")
+            raise ValueError(f"first needs its number of seeds: set n of {name_of(first)}")
         if self.n is not None and self.n != second.n:
             second = make_algorithm(second, n=self.n)
         for name, value in {"first": first, "second": second, "n": second.n}.items():
@@ -73,7 +74,7 @@ class Nested:
         if move is not None and len(move) and not move.stop.any():
             return move, state._replace(inner=inner)
         if not len(particles):
-            raise ValueError(f"{type(self.first).__name__} does not stop at step 0, where first is to score noises")
+            raise ValueError(f"{name_of(self.first)} does not stop at step 0, where first is to score noises")
         ready = particles.alive & (particles.step == 0)
         if move is not None:
             ready[move.drop] = False

@@ -51,6 +51,21 @@ def builder(name: str) -> Callable[..., Any]:
     return found
 
 
+def name_of(algorithm: Any) -> str:
+    """The name under which people know an algorithm; that of its class where the catalogue does not have it.
+
+    Where several names make one class (svdd is a setting of CoDe), it is the one with the most options in common.
+    """
+    kind = type(algorithm)
+    inside = [name for name, entry in ALGORITHMS.items() if entry.where.startswith(f"{kind.__module__}:")]
+    names = [name for name in inside if _made(builder(name)) is kind]
+
+    def others(name: str) -> int:
+        return sum(value != getattr(algorithm, key) for key, value in vars(builder(name)()).items())
+
+    return min(names, key=others) if len(names) > 1 else names[0] if names else kind.__name__
+
+
 def _explained(build: Callable[..., Any]) -> list[Any]:
     """What to read about it: its own docstring first, then those of its bases, or of the class that it makes."""
     return list(dict.fromkeys([build, *_made(build).__mro__[:-1]]))

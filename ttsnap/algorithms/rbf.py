@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.planning import evaluations
 from ttsnap.types import IntArray, Move, Particles, Task, advance, fresh
 
@@ -69,7 +70,7 @@ class RBF:
 
     def init(self, task: Task) -> State:
         if task.allowance == float("inf"):
-            raise ValueError(f"{type(self).__name__} plans by its budget; give one in NFE, FLOPs or seconds")
+            raise ValueError(f"{name_of(self)} plans by its budget; give one in NFE, FLOPs or seconds")
         return State(task)
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:

@@ -27,6 +27,7 @@ from ttsnap.cli import (
     tune,
 )
 from ttsnap.cli.help import Formatter
+from ttsnap.cli.loading import CLOCK
 from ttsnap.version import __version__
 
 
@@ -89,6 +90,7 @@ def config_first(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when done, 2 with one line of explanation for bad input."""
+    CLOCK.start()
     arguments = build_parser().parse_args(config_first(sys.argv[1:] if argv is None else argv))
     try:
         return COMMANDS[arguments.command].run(arguments[arguments.command])

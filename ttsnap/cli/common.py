@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from ttsnap.cli.arguments import EMBEDDED
+from ttsnap.cli.loading import load_libraries, load_torch, loading
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -65,6 +66,15 @@ def require_reward(a: Namespace) -> Any:
     return "scenes" if a.reward is None else a.reward
 
 
+def load_rewards(spec: Any, **where: Any) -> Any:
+    """The rewards of --reward, on a device and in a dtype. ValueError for unknown ones."""
+    from ttsnap.rewards import make_rewards
+
+    names = [spec] if isinstance(spec, str) else list(spec)
+    with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):
+        return make_rewards(spec, **where)
+
+
 def call_arguments(a: Namespace) -> dict[str, Any]:
     """Arguments of the pipeline call: the model's recommended ones, overridden by what was given."""
     from ttsnap.pipelines import defaults
@@ -96,12 +106,15 @@ def load_model(model: str, device: str, dtype: str, offload: str = "none", lora:
     place, kind = placement(device, dtype)
     if offload != "none" and place.type == "cpu":
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
-    with _quiet() if model == EMBEDDED else nullcontext():
-        pipe = load(model, dtype=kind)
-    if lora is not None:
-        from ttsnap.cli.lora import load_lora
+    load_libraries()
+    embedded = model == EMBEDDED
+    with loading(f"{'the embedded model' if embedded else model}", bars=not embedded):
+        with _quiet() if embedded else nullcontext():
+            pipe = load(model, dtype=kind)
+        if lora is not None:
+            from ttsnap.cli.lora import load_lora
 
-        load_lora(pipe, lora)
+            load_lora(pipe, lora)
     if offload == "none":
         return pipe.to(place)
     if offload == "model":
@@ -136,6 +149,7 @@ def _preview_vae(name: str) -> Any:
 
 def placement(device: str, dtype: str) -> tuple[Any, Any]:
     """torch's device and dtype for --device and --dtype. ValueError for unknown ones."""
+    load_torch()
     import torch
 
     if device == "auto":

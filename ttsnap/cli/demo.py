@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import loading
 from ttsnap.extras import install
 
 HELP = "open a web page to run searches on and watch them"
@@ -95,7 +96,8 @@ def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
-        from ttsnap.demo.app import build
+        with loading("gradio"):
+            from ttsnap.demo.app import build
     except ImportError as error:
         raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
     from ttsnap.demo.models import Models

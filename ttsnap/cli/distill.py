@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import loading
 
 HELP = "train a noise-aware reward on recordings with images"
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
@@ -52,9 +53,10 @@ def run(a: Namespace) -> int:
 
     values = {key: value for key, value in a.as_dict().items() if key not in ("config", "out")}
     config, out = DistillConfig.from_dict(values), Path(a.out)
-    from ttsnap.distill import checkpoints
+    with loading("torch and accelerate"):
+        from ttsnap.distill import checkpoints
+        from ttsnap.distill.run import REWARD, distill
     from ttsnap.distill.report import table
-    from ttsnap.distill.run import REWARD, distill
     from ttsnap.distill.train import CHECKPOINTS
 
     again = "run the same command again to go on"

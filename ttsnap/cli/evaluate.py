@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import load_torch, loading
 
 HELP = "measure a reward on noisy estimates of recordings"
 DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
@@ -54,6 +55,7 @@ def run(a: Namespace) -> int:
     for name, path in (("--json", a.json), ("--plot", a.plot)):
         if path is not None and not Path(path).parent.is_dir():
             raise ValueError(f"{name} {path}: there is no folder {Path(path).parent}")
+    load_torch()
     from ttsnap.distill import report
     from ttsnap.distill.data import Entry, Frames
     from ttsnap.distill.evaluate import evaluate
@@ -65,8 +67,9 @@ def run(a: Namespace) -> int:
     steps = frames.select(a.steps)
     prompts, held_out = _prompts(a.prompts, frames.prompts)
     place, kind = common.placement(a.device, a.dtype)
-    reward = make_reward(a.reward, device=place, dtype=kind)
-    base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else getattr(reward, "base", None)
+    with loading(f"the reward {a.reward}"):
+        reward = make_reward(a.reward, device=place, dtype=kind)
+        base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else getattr(reward, "base", None)
     if base is None:
         raise ValueError(f"the reward {a.reward} has no base of its own; name the reward that counts with --base")
     try:

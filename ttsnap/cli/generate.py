@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import CLOCK
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -116,15 +117,14 @@ def run(a: Namespace) -> int:
     reward = common.require_reward(a)
     report = a.report or ("scenes-strict" if a.reward is None else None)
     from ttsnap.algorithms import make_algorithm
-    from ttsnap.rewards import make_rewards
 
     # What can be refused is refused before the model is loaded.
     algorithm, budget = make_algorithm(a.algorithm, **a.options), _budget(a)
     prompts = common.canonical(prompts, a.model)
     out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
     place, _ = common.placement(a.device, a.dtype)
-    rewards = make_rewards(reward, device=place)
-    metrics = make_rewards(report, device=place) if report else None
+    rewards = common.load_rewards(reward, device=place)
+    metrics = common.load_rewards(report, device=place) if report else None
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype, a.offload, a.lora)
     common.check_call(pipe, call)
@@ -175,7 +175,7 @@ def run(a: Namespace) -> int:
     written = outputs.write_results(out, output.search, recorder, settings)
     for result, paths in zip(output.search, written, strict=True):
         _describe(result, paths, call, a)
-    print(f"\ncontact sheet and trace in {out}")
+    print(f"\ncontact sheet and trace in {out}; {CLOCK}")
     return 0
 
 

@@ -71,11 +71,10 @@ def run(a: Namespace) -> int:
     prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
     from ttsnap.record import record
     from ttsnap.recordings import check_folder, progress
-    from ttsnap.rewards import make_rewards
 
     # What can be refused is refused before the model is loaded.
     prompts, out = common.canonical(prompts, a.model), Path(a.out)
-    rewards = make_rewards(reward, device=common.placement(a.device, a.dtype)[0])
+    rewards = common.load_rewards(reward, device=common.placement(a.device, a.dtype)[0])
     extras = ["latents"] * a.latents + [f"features:{a.features}"] * (a.features is not None)
     if extras and not a.images:
         raise ValueError("--latents and --features are kept beside images: add --images")

@@ -42,14 +42,13 @@ def run(a: Namespace) -> int:
     """Score, write, and print the best."""
     from ttsnap import outputs, utility
     from ttsnap.rank import find_images, find_prompts, rank, write_ranking
-    from ttsnap.rewards import make_rewards
 
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)
     prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
     out = outputs.prepare_folder(Path(a.out) if a.out else None, "scores", False)
     device, dtype = common.placement(a.device, a.dtype)
-    rewards = make_rewards(a.reward, device=device, dtype=dtype)
+    rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
     for reward in rewards:
         if hasattr(reward, "check"):
             reward.check(prompts)

@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import load_torch, loading
 
 HELP = "serve a reward over HTTP, to other machines too"
 DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
@@ -31,11 +32,13 @@ def parser() -> ArgumentParser:
 
 def run(a: Namespace) -> int:
     """Serve until interrupted."""
+    load_torch()
     from ttsnap.reward_models.serve import RewardServer
     from ttsnap.rewards import make_reward
 
     device, dtype = common.placement(a.device, a.dtype)
-    reward = make_reward(a.reward, device=device, dtype=dtype)
+    with loading(f"the reward {a.reward}"):
+        reward = make_reward(a.reward, device=device, dtype=dtype)
     try:
         server = RewardServer(reward, a.host, a.port, max_images=a.max_images)
     except (OSError, OverflowError) as error:

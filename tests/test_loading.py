@@ -1,0 +1,34 @@
+"""Loading is announced before it begins, and counted."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from ttsnap.cli.loading import CLOCK, loading
+
+
+@pytest.mark.parametrize("bars", [False, True])
+def test_loading_is_said_before_it_happens_and_counted(bars: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    CLOCK.start()
+    with loading("the model big", bars=bars):
+        assert capsys.readouterr().err == "loading the model big ..." + "\n" * bars
+        time.sleep(0.02)
+    assert re.fullmatch(r"(loaded in| ) ?0\.\d s\n", capsys.readouterr().err)
+    assert 0.02 <= CLOCK.loading <= CLOCK.total
+    assert re.fullmatch(r"\d+\.\d s in all, \d+\.\d s of them loading", str(CLOCK))
+
+
+def test_what_fails_while_loading_leaves_a_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no such reward"), loading("a reward"):
+        raise ValueError("no such reward")
+    assert capsys.readouterr().err.endswith(" s\n")
+
+
+def test_one_process_of_several_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with loading("torch"):
+        pass
+    assert not capsys.readouterr().err

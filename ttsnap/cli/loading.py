@@ -1,0 +1,67 @@
+"""What is loaded is said at once, with the seconds that it took: imports and models keep people waiting."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds since a command began, and how many of them went into loading."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self._begin, self.loading = time.monotonic(), 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._begin
+
+    def __str__(self) -> str:
+        return f"{self.total:.1f} s in all, {self.loading:.1f} s of them loading"
+
+
+CLOCK = Clock()
+"""That of the command which runs."""
+
+
+@contextmanager
+def loading(what: str, *, bars: bool = False) -> Iterator[None]:
+    """Say on stderr that this is being loaded, before it is, and afterwards how long it took.
+
+    bars: whether progress bars may be drawn meanwhile, which need lines of their own.
+    """
+    # Of the processes that `accelerate launch` starts, one speaks.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    if speaks:
+        print(f"loading {what} ...", end="\n" if bars else "", flush=True, file=sys.stderr)
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - begin
+        CLOCK.loading += seconds
+        if speaks:
+            print(f"loaded in {seconds:.1f} s" if bars else f" {seconds:.1f} s", flush=True, file=sys.stderr)
+
+
+def load_torch() -> None:
+    """Import torch."""
+    if "torch" not in sys.modules:
+        with loading("torch"):
+            import torch  # noqa: F401
+
+
+def load_libraries() -> None:
+    """Import torch and what pipelines need."""
+    load_torch()
+    if "ttsnap.pipelines.mixin" not in sys.modules:
+        with loading("diffusers"):
+            import ttsnap.pipelines.mixin  # noqa: F401
