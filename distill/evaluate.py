@@ -54,18 +54,20 @@ def _centred(values: FloatArray) -> FloatArray:
 @dataclass(frozen=True)
 class Evaluation:
     """Measures per level, cleanest first: rows of {"step", "level", NAME: measures}. names: the rewards compared,
-    the base first; prompts, seeds: how many were measured; held_out: whether training saw none of the prompts."""
+    the base first; prompts, seeds: how many were measured; held_out: whether training saw none of the prompts;
+    base_below: the level up to which an exported student leaves estimates to its base, None where that is not known."""
 
     rows: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
     prompts: int
     seeds: int
     held_out: bool | None = None
+    base_below: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: nan as null."""
         about = {"names": list(self.names), "prompts": self.prompts, "seeds": self.seeds, "held_out": self.held_out}
-        found = _jsonable({**about, "levels": list(self.rows)})
+        found = _jsonable({**about, "base_below": self.base_below, "levels": list(self.rows)})
         return dict(found)
 
 

@@ -39,6 +39,31 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join([*lines, "", note])
 
 
+def usage(evaluation: Evaluation) -> str:
+    """In a sentence, at which noise levels the exported reward scores by what was trained, and why not at others;
+    nothing where the evaluation does not know."""
+    below = evaluation.base_below
+    if below is None:
+        return ""
+    base, student = evaluation.names
+    left = [row for row in evaluation.rows if row["level"] <= below]
+    if not left:
+        why = "" if evaluation.held_out else ", as no prompt was held out to compare it with the base on"
+        return f"{student} uses what was trained at every noise level{why}"
+    last = max(left, key=lambda row: float(row["level"]))
+    ranks = f"at {last['level']:.3f}: {_number(last[base]['spearman'])}, against {_number(last['unused']['spearman'])}"
+    if len(left) == len(evaluation.rows):
+        return (
+            f"{student} uses what was trained at no noise level, and scores as {base} does: {base} ranks the held-out "
+            f"estimates as well or better at every level measured (Spearman {ranks} of what was trained). Train on "
+            "more prompts, for longer, or with another student"
+        )
+    return (
+        f"{student} uses what was trained above noise {below:.3f}. Up to there it scores as {base} does, which ranks "
+        f"the held-out estimates as well or better (Spearman {ranks} of what was trained)"
+    )
+
+
 def _cells(line: list[str], widths: list[int]) -> list[str]:
     return [cell.ljust(w) if i == 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from ttsnap.distill import curriculum, report
-from ttsnap.distill.config import TRACKERS, DistillConfig
+from ttsnap.distill import curriculum, processes, report
+from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Entry, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.student import Student, make_student
@@ -21,6 +22,7 @@ from ttsnap.distill.train import Plan, train
 
 from ttsnap.header import differences
 from ttsnap.journal import part_of, write_whole
+from ttsnap.lock import LOCK, locked
 from ttsnap.outputs import prepare_folder
 from ttsnap.rewards import make_reward
 from ttsnap.version import __version__
@@ -29,26 +31,36 @@ CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluati
 
 
 def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Evaluation:
-    """Train a noise-aware reward, evaluate it on held-out prompts and export it to out/reward.
+    """Train a noise-aware reward, export it to out/reward, and evaluate what was exported on held-out prompts.
 
     Called again after an interruption it goes on: recordings after their last unit, targets after their last batch,
-    training after its last checkpoint; finished, it returns the evaluation. Files: see docs/distill.md.
+    training after its last checkpoint; finished, it returns the evaluation. Files: see docs/distill.md. `bar` says in
+    how many processes it runs, and shows how far it is. Under a launcher every process calls it, and gets the result.
 
-    Raises ValueError where `out` holds something else or a run with other settings, before anything is changed there,
-    and for everything that does not fit. OSError where the disk is full: nothing that was there is lost.
+    Raises ValueError where `out` is in use, holds something else or a run with other settings, before anything is
+    changed there, and for everything that does not fit. OSError where the disk is full: nothing that was there is lost.
     """
     out = Path(out)
     check_out(config, out)
-    out.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(config, out)
-    if accelerator.is_main_process:
-        config.save(out / CONFIG)
-        if config.record is not None:
-            _record(config, out)
-    accelerator.wait_for_everyone()
-    if (out / EVALUATION).exists():  # written last
-        return read_evaluation(out / EVALUATION)
+    accelerator = processes.start(config, out, shown=bar)
+    with ExitStack() as held:
+        processes.alone(accelerator, lambda: _begin(config, out, held))
+        if (out / EVALUATION).exists():  # written last
+            return read_evaluation(out / EVALUATION)
+        processes.track(accelerator, config)
+        return _distill(config, out, accelerator, bar)
 
+
+def _begin(config: DistillConfig, out: Path, held: ExitStack) -> None:
+    """What the main process does before the others go on. It holds the folder until the run ends."""
+    held.enter_context(locked(out))
+    check_out(config, out)  # again: another process may have begun here just before
+    config.save(out / CONFIG)
+    if config.record is not None:
+        _record(config, out)
+
+
+def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> Evaluation:
     frames = open_frames(config, out, accelerator)
     steps = frames.select(config.steps, config.levels)
     space = config.student.space
@@ -79,11 +91,11 @@ def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Eva
     )  # fmt: skip
     if objective.uncertainty is not None:
         _add_sigma(found, objective.uncertainty, plan.scale)
-    if hasattr(student, "base_below") and found.held_out:
-        student.base_below = base_below(found)
-    if accelerator.is_main_process:
-        export(student, found, config, frames, plan, out)
-    accelerator.wait_for_everyone()
+    below = base_below(found) if hasattr(student, "base_below") and found.held_out else 0.0
+    if below:
+        student.base_below = below
+    found = exported(found, below)
+    processes.alone(accelerator, lambda: export(student, found, config, frames, plan, out))
     accelerator.end_training()
     return found
 
@@ -99,7 +111,7 @@ def check_out(config: DistillConfig, out: Path) -> None:
                 "it, or choose another folder"
             )
     elif out.is_dir():
-        others = sorted(p.name for p in out.iterdir() if p != part_of(out / CONFIG))
+        others = sorted(p.name for p in out.iterdir() if p not in (out / LOCK, part_of(out / CONFIG)))
         if others:
             raise ValueError(f"{out} holds other files ({', '.join(others[:3])}); choose another folder")
 
@@ -135,14 +147,31 @@ def export(student: Student, found: Evaluation, config: DistillConfig, frames: F
 
 
 def base_below(found: Evaluation) -> float:
-    """The highest level up to which the base ranks as well as the student or better at every one measured, or 0."""
-    base, student = found.names
+    """The highest level up to which the base ranks as well as the student or better at every one measured; 0 where it
+    does so at none, 1 where at all, since nothing then speaks for the student at noisier levels either.
+
+    Scores that do not vary, whose rank correlation is nan, rank nothing.
+    """
     level = 0.0
     for row in sorted(found.rows, key=lambda row: float(row["level"])):
-        if not row[base]["spearman"] >= row[student]["spearman"]:
-            break
+        base, student = (np.nan_to_num(row[name]["spearman"], nan=-np.inf) for name in found.names)
+        if student > base:
+            return level
         level = float(row["level"])
-    return level
+    return 1.0
+
+
+def exported(found: Evaluation, below: float) -> Evaluation:
+    """The evaluation of the exported reward, which scores as the base does up to the level `below`, from that of the
+    trained network alone. What the network would have given there stays in the rows, as "unused"."""
+    base, student = found.names
+    rows = []
+    for row in found.rows:
+        if row["level"] <= below:
+            unused = {**row[student], **({"sigma": row["sigma"]} if "sigma" in row else {})}
+            row = {"step": row["step"], "level": row["level"], base: row[base], student: row[base], "unused": unused}
+        rows.append(row)
+    return replace(found, rows=tuple(rows), base_below=below)
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -150,8 +179,9 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         data = json.loads(path.read_text())
         return Evaluation(
-            tuple(data["levels"]), tuple(data["names"]), int(data["prompts"]), int(data["seeds"]), data["held_out"]
-        )
+            tuple(data["levels"]), tuple(data["names"]), int(data["prompts"]), int(data["seeds"]), data["held_out"],
+            data.get("base_below"),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
 
@@ -179,38 +209,6 @@ def _record(config: DistillConfig, out: Path) -> None:
         raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
     if record.run(arguments) == 130:
         raise KeyboardInterrupt
-
-
-def _accelerator(config: DistillConfig, out: Path) -> Any:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    for tracker in config.trackers:
-        if not any(importlib.util.find_spec(module) for module in TRACKERS[tracker]):
-            raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.precision,
-            cpu=config.device == "cpu",
-            log_with=list(config.trackers) or None,
-            project_dir=str(out),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-    except ValueError as error:  # accelerate's state lives as long as the process
-        raise ValueError(f"cannot set up accelerate: {error}; use a new process for another precision") from None
-    if config.trackers:
-        accelerator.init_trackers("ttsnap-distill", _flat(config.to_dict()))
-    return accelerator
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Trackers take numbers and texts only."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
 
 
 def _add_sigma(found: Evaluation, uncertainty: Any, scale: float) -> None:

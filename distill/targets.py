@@ -22,8 +22,8 @@ def final_scores(
 ) -> list[FloatArray]:
     """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
 
-    out/targets.bin keeps what is done, so that an interrupted run goes on, and holds off a second process. `reward`
-    names the base. ValueError for targets of another base or other data, and for a score that is nan or infinite.
+    out/targets.bin keeps what is done, so that an interrupted run goes on. `reward` names the base. ValueError for
+    targets of another base or other data, and for a score that is nan or infinite.
     """
     entries = [Entry(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.require("pixels", [frames.last])

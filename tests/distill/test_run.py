@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ttsnap.distill import checkpoints, report, run
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.evaluate import Evaluation
-from ttsnap.distill.run import base_below, distill, read_evaluation
+from ttsnap.distill.run import base_below, distill, exported, read_evaluation
 
 from .world import TinyStudent, settings, write_recording
+
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +53,92 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_
 
 @pytest.mark.parametrize(
     ("base", "student", "level"),
-    [([0.9, 0.8, 0.2], [0.8, 0.8, 0.5], 0.4), ([0.9, 0.8, 0.2], [0.95, 0.7, 0.1], 0.0), ([0.9] * 3, [0.1] * 3, 0.8)],
+    [
+        ([0.9, 0.8, 0.2], [0.8, 0.8, 0.5], 0.4),
+        ([0.9, 0.8, 0.2], [0.95, 0.7, 0.1], 0.0),
+        ([0.9] * 3, [0.1] * 3, 1.0),  # at noisier levels than were measured, too
+        ([0.2, -0.8, NAN], [NAN, NAN, 0.1], 0.4),  # a collapsed student ranks nothing
+        ([0.2, NAN, NAN], [NAN, NAN, NAN], 1.0),
+    ],
 )
 def test_the_base_keeps_the_levels_that_it_ranks_as_well(base: list[float], student: list[float], level: float) -> None:
-    levels = (0.2, 0.4, 0.8)
+    assert base_below(ranked(base, student)) == level
+
+
+def ranked(base: list[float], student: list[float], held_out: bool = True) -> Evaluation:
+    """An evaluation with these rank correlations at the noise levels .2, .4 and .8."""
     rows = [
-        {"level": v, "base": {"spearman": b}, "na": {"spearman": s}}
-        for v, b, s in zip(levels, base, student, strict=True)
+        {"step": k, "level": v, "base": {"spearman": b}, "na": {"spearman": s}, "sigma": 0.1}
+        for k, v, b, s in zip((8, 6, 2), (0.2, 0.4, 0.8), base, student, strict=True)
     ]
-    assert base_below(Evaluation(tuple(reversed(rows)), ("base", "na"), 4, 4, True)) == level
+    return Evaluation(tuple(rows), ("base", "na"), 4, 4, held_out)
+
+
+def test_what_is_exported_is_told_from_what_was_trained() -> None:
+    raw = ranked([0.9, 0.8, 0.2], [0.7, 0.6, 0.5])
+    found = exported(raw, base_below(raw))
+    assert [row["na"]["spearman"] for row in found.rows] == [0.9, 0.8, 0.5]
+    assert [row.get("unused") for row in found.rows] == [
+        {"spearman": 0.7, "sigma": 0.1}, {"spearman": 0.6, "sigma": 0.1}, None
+    ]  # fmt: skip
+    assert found.rows[2] == raw.rows[2]
+    assert report.usage(found) == (
+        "na uses what was trained above noise 0.400. Up to there it scores as base does, which ranks the held-out "
+        "estimates as well or better (Spearman at 0.400: 0.800, against 0.600 of what was trained)"
+    )
+    nowhere = ranked([0.9, 0.8, 0.2], [0.7, 0.6, NAN])
+    assert report.usage(exported(nowhere, base_below(nowhere))) == (
+        "na uses what was trained at no noise level, and scores as base does: base ranks the held-out estimates as "
+        "well or better at every level measured (Spearman at 0.800: 0.200, against - of what was trained). Train on "
+        "more prompts, for longer, or with another student"
+    )
+    assert report.usage(exported(raw, 0.0)) == "na uses what was trained at every noise level"
+    blind = exported(ranked([0.9] * 3, [0.1] * 3, held_out=False), 0.0)
+    assert "at every noise level, as no prompt was held out" in report.usage(blind)
+    assert report.usage(raw) == ""
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DistillConfig.from_dict(settings(recording, steps_per_level=5, checkpoint_every=3))
+    distill(config, tmp_path / "alone")
+    save, calls = checkpoints.save_file, []
+
+    def meanwhile(tensors: Any, path: Path) -> None:
+        save(tensors, path)
+        calls.append(path)
+        if len(calls) == 2:  # while the first one's checkpoint lies there half made
+            with pytest.raises(ValueError, match=rf"another process is writing to .*out \(process {os.getpid()} on "):
+                distill(config, tmp_path / "out")
+
+    monkeypatch.setattr(checkpoints, "save_file", meanwhile)
+    distill(config, tmp_path / "out")
+    monkeypatch.undo()
+    assert len(calls) == 7
+    names = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*") if p.is_file()]
+    assert sorted(names) == sorted(
+        p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*") if p.is_file()
+    )
+    for name in names:
+        if name.suffix in (".safetensors", ".bin") or name.name == "evaluation.json":
+            assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_two_starts_at_once_do_not_mix_their_settings(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one runs when this one has just found the folder free."""
+    mine, others = (DistillConfig.from_dict(settings(recording, steps_per_level=n)) for n in (2, 1))
+    check, begun = run.check_out, []
+
+    def slow(config: DistillConfig, out: Path) -> None:
+        check(config, out)
+        if not begun:
+            begun.append(True)
+            distill(others, out)
+
+    monkeypatch.setattr(run, "check_out", slow)
+    with pytest.raises(ValueError, match=r"holds a run with other settings: steps_per_level is 1, not 2"):
+        distill(mine, tmp_path / "out")
+    assert DistillConfig.load(tmp_path / "out" / "config.yaml") == others

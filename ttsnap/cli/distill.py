@@ -16,7 +16,8 @@ HELP = "train a noise-aware reward on recordings with images"
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
 
 Targets -> curriculum from clean to noisy -> train -> evaluate on held-out prompts -> OUT/reward, which then works as
---reward noise-aware:OUT/reward. Ctrl-C is safe: the same command goes on after the last checkpoint.
+--reward noise-aware:OUT/reward. Up to the noise level at which the base ranks as well, that reward scores by the base;
+the table is of what is exported. Ctrl-C is safe: the same command goes on after the last checkpoint.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 16 --images \\
@@ -24,7 +25,8 @@ examples:
   ttsnap distill --recordings recordings/train --reward imagereward --out aware
   ttsnap distill --config recipe.yaml --out aware
   ttsnap distill --config aware/config.yaml --out again    # repeats a run
-  accelerate launch -m ttsnap distill --config recipe.yaml --out aware
+  accelerate launch --multi_gpu --num_processes 2 -m ttsnap distill \\
+      --config recipe.yaml --out aware
   ttsnap generate "a red circle" --reward noise-aware:aware/reward
 """
 
@@ -48,21 +50,23 @@ def parser() -> ArgumentParser:
 
 
 def run(a: Namespace) -> int:
-    """Distil, or go on with it, and print the table."""
+    """Distil, or go on with it; the first process prints the table."""
     from ttsnap.distill.config import DistillConfig
 
     values = {key: value for key, value in a.as_dict().items() if key not in ("config", "out")}
     config, out = DistillConfig.from_dict(values), Path(a.out)
     with loading("torch and accelerate"):
-        from ttsnap.distill import checkpoints
+        from ttsnap.distill import checkpoints, processes
         from ttsnap.distill.run import REWARD, distill
-    from ttsnap.distill.report import table
+    from ttsnap.distill.report import table, usage
     from ttsnap.distill.train import CHECKPOINTS
 
     again = "run the same command again to go on"
     try:
         found = distill(config, out, bar=True)
     except KeyboardInterrupt:
+        if not processes.is_main():
+            return 130
         done = checkpoints.steps_done(out / CHECKPOINTS)
         print(f"\ninterrupted; {done} optimiser steps are safe in {out}\n{again}", file=sys.stderr)
         return 130
@@ -71,7 +75,11 @@ def run(a: Namespace) -> int:
             f"cannot write to {out}: {error}; what was there is safe. Free some space (a checkpoint takes four times "
             f"the trained weights) or mend what is wrong, then {again}"
         ) from error
+    if not processes.is_main():
+        return 0
     print(table(found))
+    if used := usage(found):
+        print(f"\n{used}")
     print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward noise-aware:{out / REWARD}")
     return 0
 

@@ -1,0 +1,92 @@
+"""The processes of a run under a launcher: how they start, and what one of them does while the others wait."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from ttsnap.distill.config import TRACKERS, DistillConfig
+
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Where torchrun and the MPIs tell a process its number."""
+
+
+def is_main() -> bool:
+    """Whether this process is the first of its run, or the only one: known before accelerate is loaded."""
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
+
+
+def start(config: DistillConfig, out: Path, *, shown: bool) -> Any:
+    """The Accelerator; `shown` prints how many processes there are, and where.
+
+    ValueError for a tracker that is not installed, and under `accelerate launch` with several processes of which it
+    started only one: it does so on CPUs and with a single GPU, and says nothing.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    for tracker in config.trackers:
+        if not any(importlib.util.find_spec(module) for module in TRACKERS[tracker]):
+            raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and not os.environ.keys() & {*RANKS}:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started only this one, as it does with --cpu and "
+            "with a single GPU; add --multi_gpu, which starts them on CPUs, too: "
+            "accelerate launch --multi_gpu --num_processes 2 -m ttsnap distill ... --device cpu"
+        )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            # Told that there are only CPUs, it joins the processes; otherwise each would go on alone.
+            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+            log_with=list(config.trackers) or None,
+            project_dir=str(out),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=timedelta(days=7)),  # the others wait while the first one records
+            ],
+        )
+    except ValueError as error:  # accelerate's state lives as long as the process
+        raise ValueError(f"cannot set up accelerate: {error}; use a new process for another precision") from None
+    if shown and accelerator.is_main_process:
+        count = accelerator.num_processes
+        print(f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type}", flush=True)
+    return accelerator
+
+
+def alone(accelerator: Any, part: Callable[[], None]) -> None:
+    """Let the main process do a part while the others wait. Where it raises, all end; only the main one says why."""
+    from accelerate.utils import broadcast_object_list
+
+    failed: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            part()
+        except (ValueError, OSError) as error:
+            failed = error
+    (ended,) = broadcast_object_list([failed is not None])
+    if failed is not None:
+        raise failed
+    if ended:
+        raise SystemExit(2)
+
+
+def track(accelerator: Any, config: DistillConfig) -> None:
+    """Start the trackers that the configuration names."""
+    if config.trackers:
+        accelerator.init_trackers("ttsnap-distill", _flat(config.to_dict()))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Trackers take numbers and texts only."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
