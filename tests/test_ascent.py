@@ -64,7 +64,7 @@ def test_direction_is_the_gradient_on_the_sphere(path: Any) -> None:
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
     ascent = Ascent(denoiser, denoiser.kernel, [FunctionReward(score)], 0)
     upward, cost = ascent([finished(denoiser, noise, 6)], noise, [""])
-    assert (cost.nfe, cost.gradients, cost.backwards) == (6, 1, 6)
+    assert (cost.nfe, cost.decodes, cost.reward_calls, cost.gradients, cost.backwards) == (6, 1, 1, 1, 6)
     found = []
     for j in range(3):
         ends = []
@@ -147,6 +147,32 @@ def test_noise_keeps_its_length_and_gradients_are_taken_once() -> None:
     assert failed
     assert result.spent["gradients"] == len(tried) < len(result.trace) - 1
     assert live.stats["gradients"] == len(tried)
+
+
+@pytest.mark.parametrize("cap", ["nfe", "decodes", "reward_calls"])
+def test_what_climbs_take_is_counted_and_capped(cap: str) -> None:
+    """Against counters in the denoiser and in the rewards, of which the climb asks one."""
+    denoiser, seen = mixture(), {"decodes": 0, "reward_calls": 0, "nfe": 0}
+    decode, predict = denoiser.decode, denoiser.predict
+
+    def count(name: str, rows: Any) -> Any:
+        seen[name] += len(rows)
+        return rows
+
+    denoiser.decode = lambda x0: decode(count("decodes", x0))  # type: ignore[method-assign]
+    denoiser.predict = lambda x, *more: predict(count("nfe", x), *more)  # type: ignore[method-assign]
+    names = ("climbed", "other")
+    rewards = [FunctionReward(lambda images, texts: score(count("reward_calls", images), texts), n) for n in names]
+    live = engine(denoiser, rewards)
+    budget = Budget(nfe=90 if cap == "nfe" else 10_000, **({} if cap == "nfe" else {cap: 20}))
+    (result,) = search(["a"], NoiseAscent(weights=(1, 0)), live, budget)
+    spent, tried = result.spent, result.spent["calibration"]["reward_calls"]
+    assert tried == 1
+    assert spent["gradients"] > 0
+    assert (spent["nfe"], spent["decodes"]) == (seen["nfe"], seen["decodes"])
+    assert spent["reward_calls"] == seen["reward_calls"] - tried
+    assert spent[cap] <= getattr(budget, cap)
+    assert all(live.stats[name] == spent[name] for name in seen)
 
 
 def test_batches_and_company_change_nothing() -> None:

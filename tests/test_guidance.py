@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ttsnap import make_algorithm, search
+from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.smc import SMC
 from ttsnap.budget import Budget
 from ttsnap.dry import DryEngine
@@ -22,6 +23,7 @@ from ttsnap.guidance import Guidance, guided_step
 from ttsnap.interpolants import VP, Linear
 from ttsnap.live import LiveEngine
 from ttsnap.mixture import MixtureDenoiser
+from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.rewards import FunctionReward
 from ttsnap.rng import noise
 from ttsnap.samplers import Ddim, Ode, Renoise, Sde
@@ -327,9 +329,11 @@ def test_every_gradient_is_paid(name: str, spec: str, nfe: int, batch: int, firs
     spent = [r.spent["cost"] for r in results]
     gradients = reward.pulled - asked
     assert sum(c.gradients for c in spent) == gradients
+    assert sum(c.reward_calls for c in spent) == reward.plain + gradients
     assert sum(c.nfe for c in spent) == denoiser.predicted
     assert sum(c.backwards for c in spent) == denoiser.backward == (gradients if guidance.through == "denoiser" else 0)
-    assert sum(c.decodes for c in spent) + gradients == denoiser.decoded
+    assert sum(c.decodes for c in spent) == denoiser.decoded
+    assert all(engine.stats[k] == sum(getattr(c, k) for c in spent) for k in ("nfe", "decodes", "reward_calls"))
     assert all(c.nfe <= nfe for c in spent)
     assert all(r.images for r in results) or after is not None
 
@@ -353,13 +357,63 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
     torch.testing.assert_close(found[0].best.image, found[1].best.image)
 
 
-def test_dry_runs_price_gradients() -> None:
-    denoiser = gaussian()
-    engine = LiveEngine(denoiser, [Counted()], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
-    dry = DryEngine(engine.grid, ("r",), stochastic=True, price=engine.price)
+@pytest.mark.parametrize("weights", [None, (1.0, 0.0)])
+def test_dry_runs_price_gradients(weights: Any) -> None:
+    """A gradient is a decode and a call of each reward that it asks, those with a weight: live, dry and replayed."""
+    denoiser, rewards = gaussian(), [Counted(), FunctionReward(linear, "other")]
+    engine = LiveEngine(denoiser, rewards, kernel=Sde(denoiser.path, denoiser.times),
+                        guidance=Guidance(weights=weights))  # fmt: skip
+    dry = DryEngine(engine.grid, ("r", "other"), stochastic=True, price=engine.price)
+    (recorded,) = search([""], KeepAll(5), engine)
+    replay = ReplayEngine(Recording.from_results([recorded], engine.grid, ("r", "other"), price=engine.price))
+    asked = 2 if weights is None else 1
     for name in ("seed-pruning", "best-of-n"):
-        costs = [search([""], make_algorithm(name, n=5), e, Budget(nfe=60))[0].spent["cost"] for e in (dry, engine)]
-        assert costs[0].gradients == costs[1].gradients > 0
+        costs = [
+            search([""], make_algorithm(name, n=5), e, Budget(nfe=60))[0].spent["cost"] for e in (dry, engine, replay)
+        ]
+        assert costs[0] == costs[1] == costs[2]
+        assert costs[0].gradients > 0
+        plain = costs[0].decodes - costs[0].gradients
+        assert costs[0].reward_calls == 2 * plain + asked * costs[0].gradients
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(NAMES), spec=st.sampled_from(ANY), decodes=st.one_of(st.none(), st.integers(8, 60)),
+       calls=st.one_of(st.none(), st.integers(8, 60)), shared=st.booleans())  # fmt: skip
+def test_caps_on_decodes_and_reward_calls_hold_under_gradients(
+    name: str, spec: str, decodes: int | None, calls: int | None, shared: bool
+) -> None:
+    denoiser, reward = mixture(), Counted()
+    engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance.parse(spec))
+    engine.start(["a"], 0)
+    denoiser.decoded = reward.plain = reward.pulled = 0
+    budget = Budget(nfe=90, decodes=decodes, reward_calls=calls)
+    results = search(["a", "b"], make_algorithm(name), engine, budget, shared=shared)
+    for counted, cap in ((denoiser.decoded, decodes), (reward.plain + reward.pulled, calls)):
+        assert cap is None or counted <= 2 * cap
+    for cost in (r.spent["cost"] for r in results):
+        assert shared or decodes is None or cost.decodes <= decodes
+        assert shared or calls is None or cost.reward_calls <= calls
+    assert all(r.images for r in results)
+
+
+def test_flops_are_paid_once_and_trials_are_counted() -> None:
+    """A gradient's forward half is among the decodes and reward calls, as it was: three forward passes in all."""
+    denoiser, reward = mixture(), Counted()
+    reward.flops = 500.0  # type: ignore[attr-defined]
+    engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
+    tried = reward.pulled
+    assert (tried, engine.probed.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": tried})
+    (result,) = search(["a"], make_algorithm("best-of-n", n=2), engine)
+    spent, rates = result.spent, engine.price.flops
+    once, looks = rates.decode + 500, spent["decodes"] - spent["gradients"]
+    assert spent["gradients"] > 0
+    assert spent["flops_denoise"] == rates.nfe * spent["nfe"]
+    backward = rates.backward * spent["cost"].backwards
+    assert spent["flops"] == spent["flops_denoise"] + backward + once * (looks + 3 * spent["gradients"])
+    parts = ("flops_denoise", "flops_decode", "flops_reward", "flops_gradient")
+    assert spent["flops"] == pytest.approx(sum(spent[part] for part in parts))
+    assert spent["calibration"]["reward_calls"] == tried + 1  # the trial, and the row whose memory is measured
 
 
 # --- what is refused, and what stays as it was ----------------------------------------------------------------------

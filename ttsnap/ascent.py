@@ -55,7 +55,7 @@ class Ascent:
                 k = torch.full((len(nodes),), steps - back)
                 moved = self.kernel.step(leaf, self.denoiser.predict(leaf, k, cond), k, [()] * len(nodes))
                 (gradient,) = torch.autograd.grad(moved, leaf, gradient.to(moved.dtype))
-        cost = Cost(len(nodes) * self.depth, gradients=len(nodes), backwards=len(nodes) * self.depth)
+        cost = self.differentiate.cost(len(nodes), self.depth, len(nodes) * self.depth)
         return _sideways(gradient, noise), cost
 
 

@@ -30,7 +30,11 @@ MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
 
 @dataclass(frozen=True)
 class Rates:
-    """A price per unit of Cost, in FLOPs or in seconds. `call` is a fixed overhead per denoiser batch."""
+    """A price per unit of Cost, in FLOPs or in seconds. `call` is a fixed overhead per denoiser batch.
+
+    `gradient` and `backward` are backward passes alone: their forward halves are among the decodes, reward calls and
+    evaluations of a Cost, so that nothing is paid twice.
+    """
 
     nfe: float = 0.0
     decode: float = 0.0
@@ -45,7 +49,7 @@ class Rates:
         return self.nfe * cost.nfe + decoding + self.reward_call * cost.reward_calls + self.pulling(cost)
 
     def pulling(self, cost: Cost) -> float:
-        """What the gradients of a cost take, without the denoiser's forward half."""
+        """What the backward passes of a cost take."""
         return self.gradient * cost.gradients + self.backward * cost.backwards
 
     def pixels(self, estimates: str) -> float:
@@ -81,6 +85,7 @@ class Price:
 
     estimates: what scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A
     finished image always takes a decode. depth: evaluations that the gradient of a finished image goes back through.
+    asked: rewards that a gradient asks; each is a reward call, and the decode that they share is one, too.
     """
 
     flops: Rates = Rates()
@@ -89,6 +94,14 @@ class Price:
     estimates: str = "decode"
     guided: Guided | None = None
     depth: int = 0
+    asked: int = 1
+
+    def of_gradients(self, gradients: int, backwards: int, nfe: int = 0) -> Cost:
+        """The cost of so many gradients, which go back through `backwards` evaluations, of which `nfe` are new."""
+        return Cost(nfe, gradients, gradients * self.asked, gradients=gradients, backwards=backwards)
+
+
+PLAIN = Price()
 
 
 @dataclass(frozen=True)
@@ -182,8 +195,8 @@ def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False)
     for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
         if cap is not None and rates is not None and rates.nfe > 0:
             check, scoring = rates.pixels(engine.price.estimates), rewards * rates.reward_call
-            whole = finish_cost(0, False, grid, rewards, engine.price.guided)
-            unit = rates.nfe + rates.pulling(whole) / grid.nfe
+            whole = finish_cost(0, False, grid, rewards, engine.price)
+            unit = (rates.of(whole) - rates.decode - scoring) / grid.nfe  # an evaluation with its share of gradients
             found.append((cap / unit, (rates.decode + scoring) / unit, (check + scoring) / unit))
     allowance, score, check = min(found, key=lambda f: f[0] / (grid.nfe + f[1]), default=(np.inf, 0.0, 0.0))
     return Task(grid, keep, allowance, score, shared, None if engine.price.estimates == "decode" else check)
@@ -210,9 +223,8 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
 
 
-def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, estimates: str = "decode",
-               guided: Guided | None = None, depth: int = 0) -> Cost:  # fmt: skip
-    """Exact cost of a move; `estimates`, `guided` and `depth` as in Price.
+def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN) -> Cost:
+    """Exact cost of a move, for so many rewards; of `price` count estimates, guided, depth and asked.
 
     A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is
     scored before the end (the x0 estimate at b), and one less if the estimate at a is already paid. Children of one
@@ -227,16 +239,16 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, *, es
     paid = np.unique(shared)
     calls -= len(shared) - int((~particles.cached[paid]).sum())
     scored, early = int(move.score.sum()), int(ahead.sum())
-    decodes = scored if estimates == "decode" else scored - early
-    cost = Cost(calls, decodes, scored * rewards, early if estimates == "preview" else 0)
+    decodes = scored if price.estimates == "decode" else scored - early
+    cost = Cost(calls, decodes, scored * rewards, early if price.estimates == "preview" else 0)
     up = np.unique(move.parent[ascends(move)])
     if len(up):  # a particle's gradient is paid once
         new = len(up) if particles.pulled is None else int((~particles.pulled[up]).sum())
-        cost += Cost(new * depth, gradients=new, backwards=new * depth)
-    return cost if guided is None else cost + _gradients(move, particles, guided)
+        cost += price.of_gradients(new, new * price.depth, new * price.depth)
+    return cost if price.guided is None else cost + _gradients(move, particles, price, price.guided)
 
 
-def _gradients(move: Move, particles: Particles, guided: Guided) -> Cost:
+def _gradients(move: Move, particles: Particles, price: Price, guided: Guided) -> Cost:
     """What guidance adds to a move."""
     pulls = int((guided.before[move.stop] - guided.before[move.start]).sum())
     own = np.flatnonzero((move.parent >= 0) & (move.stop > move.start) & ~mixes(move))
@@ -245,19 +257,17 @@ def _gradients(move: Move, particles: Particles, guided: Guided) -> Cost:
     paid = np.zeros(len(parents), bool) if particles.pulled is None else particles.pulled[parents]
     pulls -= len(shared) - int((~paid).sum())
     again = int((particles.cached[parents] & ~paid).sum()) if guided.through else 0
-    return Cost(again, gradients=pulls, backwards=pulls if guided.through else 0)
+    return price.of_gradients(pulls, pulls if guided.through else 0, again)
 
 
-def finish_cost(
-    step: int, cached: bool, grid: Grid, rewards: int, guided: Guided | None = None, pulled: bool = False
-) -> Cost:
+def finish_cost(step: int, cached: bool, grid: Grid, rewards: int, price: Price = PLAIN, pulled: bool = False) -> Cost:
     """Cost of taking one particle from `step` to a finished, scored image."""
     cost = Cost(grid.nfe - int(grid.calls[step]) - int(cached and step < grid.steps), 1, rewards)
-    if guided is None:
+    if (guided := price.guided) is None:
         return cost
     pulls = int(guided.before[-1] - guided.before[step]) - int(pulled)
     again = int(guided.through and guided.at[step] and cached and not pulled)
-    return cost + Cost(again, gradients=pulls, backwards=pulls if guided.through else 0)
+    return cost + price.of_gradients(pulls, pulls if guided.through else 0, again)
 
 
 class Ledger:
@@ -303,7 +313,7 @@ class Ledger:
             self.parent._add(cost)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready: counts, forward passes, FLOPs by kind."""
+        """JSON-ready: counts, forward passes, FLOPs by kind, flops_gradient being those of backward passes alone."""
         flops, c = self.price.flops, self.spent
         return {
             "nfe": c.nfe,

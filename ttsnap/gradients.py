@@ -31,7 +31,8 @@ class Pulled(NamedTuple):
 class Differentiator:
     """Rewards made ready for gradients, or refused with the reason, before anything is computed with the model.
 
-    weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in guidance.Guidance.
+    weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in guidance.Guidance. `tried` is what
+    trying the rewards took: a call of each.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Differentiator:
             raise ValueError("guidance needs a reward with a weight other than 0")
         for _, reward in self.rewards:
             check_reward(reward)
+        self.tried = Cost(reward_calls=len(self.rewards))
         check_networks(denoiser, through)
 
     def __call__(
@@ -85,11 +87,18 @@ class Differentiator:
             logger.warning("no gradient of %s: %s", ", ".join(reward.name for _, reward in self.rewards), error)
             return torch.zeros_like(leaf)
 
+    def cost(self, rows: int, evaluations: int, nfe: int) -> Cost:
+        """Of the gradients of so many rows, each back through `evaluations` of the denoiser; nfe: all made forward."""
+        return Cost(nfe, rows, rows * len(self.rewards), gradients=rows, backwards=rows * evaluations)
+
     def rates(self, forward: Rates) -> Rates:
-        """With the price of a gradient in FLOPs: a backward pass takes about two forward passes, and one more where the
-        network keeps checkpoints only (`enable_gradient_checkpointing` of diffusers' models)."""
-        once = forward.decode + len(self.rewards) * forward.reward_call
-        return replace(forward, gradient=3 * once, backward=self._passes * forward.nfe)
+        """With the price of backward passes in FLOPs: about two forward passes, and one more where the network keeps
+        checkpoints only (`enable_gradient_checkpointing` of diffusers' models)."""
+        return replace(forward, gradient=2 * self._once(forward), backward=self._passes * forward.nfe)
+
+    def _once(self, forward: Rates) -> float:
+        """What a gradient's decode and reward calls take forward, which a Cost counts as such."""
+        return forward.decode + len(self.rewards) * forward.reward_call
 
     @property
     def _passes(self) -> int:
@@ -98,15 +107,15 @@ class Differentiator:
         return 3 if getattr(network, "is_gradient_checkpointing", False) else 2
 
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
-        """With the price of a gradient in seconds, timed on one row, and what timing it took."""
+        """With the price of backward passes in seconds, timed on one row, and what timing them took."""
         x, zero = self.denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
         example, through = getattr(self.rewards[0][1], "example", ""), self.through == "denoiser"
         begin = time.perf_counter()
         self(x, zero, zero, [example])
         whole = time.perf_counter() - begin
         back = self._passes * forward.nfe if through else 0.0
-        rest = max(whole - forward.nfe - back, 0.5 * whole)
-        return replace(forward, gradient=rest, backward=back), Cost(1, gradients=1, backwards=int(through))
+        rest = max(whole - forward.nfe - back, 0.5 * whole) - self._once(forward)
+        return replace(forward, gradient=max(rest, 0.0), backward=back), self.cost(1, int(through), 1)
 
     def slope(self, k: Tensor, like: Tensor) -> Tensor:
         """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""

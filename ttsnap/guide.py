@@ -58,7 +58,7 @@ class Guide:
         if self.batch_size is None and gauge is not None:
             self.batch_size = max(1, int(SHARE * gauge.free() // max(1, self.row_bytes)))
         logger.info("a gradient keeps %.1f MiB a row", self.row_bytes / 2**20)
-        return Cost(1, gradients=1, backwards=int(self.through))
+        return self.differentiate.cost(1, int(self.through), 1)
 
     def mark(self, rows: Sequence[Row]) -> None:
         """Tell the rows of a move from which steps they need gradients, and those that wait beside others to wait."""
@@ -82,8 +82,7 @@ class Guide:
                 node.gradient = found.gradient[i]
                 if node.prediction is None:
                     node.take(found.prediction, i)
-        nfe = len(batch) if self.through else len(new)
-        return Cost(nfe, gradients=len(batch), backwards=len(batch) if self.through else 0)
+        return self.differentiate.cost(len(batch), int(self.through), len(batch) if self.through else len(new))
 
     def step(
         self, nodes: Sequence[Node], x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[Any]

@@ -185,6 +185,7 @@ def _price(data: dict[str, Any]) -> Price:
         str(data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")),
         None if guided is None else Guided(tuple(bool(at) for at in guided["steps"]), bool(guided["through"])),
         int(data.get("depth", 0)),
+        int(data.get("asked", 1)),
     )
 
 

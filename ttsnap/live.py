@@ -89,6 +89,7 @@ class LiveEngine:
         self.gradient_batch_size = gradient_batch_size
         if guidance is not None:
             self.guide = Guide(guidance, self.kernel, denoiser, self.rewards, gradient_batch_size)
+            self.probed += self.guide.differentiate.tried
         self.ascent: Ascent | None = None
         self._price: Price | None = None
         self._prompts: list[str] | None = None
@@ -127,7 +128,8 @@ class LiveEngine:
             rates = rates if self._pulls is None else self._pulls.rates(rates)
             guided, depth = None if guide is None else guide.guided, 0 if self.ascent is None else self.ascent.depth
             passes = self.denoiser.passes_per_nfe
-            self._price = Price(rates, None, passes, self.scorer.estimates, guided, depth)
+            asked = 1 if self._pulls is None else len(self._pulls.rewards)
+            self._price = Price(rates, None, passes, self.scorer.estimates, guided, depth, asked)
         return self._price
 
     def calibrate(self) -> Cost:
@@ -220,6 +222,7 @@ class LiveEngine:
         """Get ready to climb in initial noise, `depth` evaluations back (0: all); search() asks for it where an
         algorithm ascends. ValueError for a sampler or reward that cannot be differentiated."""
         self.ascent, self._price = Ascent(self.denoiser, self.kernel, self.rewards, depth, weights), None
+        self.probed += self.ascent.differentiate.tried
 
     @property
     def _pulls(self) -> Differentiator | None:
@@ -434,7 +437,7 @@ class LiveEngine:
         """What ran, in so many denoiser calls."""
         self.stats["batches"] += calls
         self.stats["room"] += calls * self.batch_size
-        for name in ("nfe", "gradients", "backwards"):
+        for name in ("nfe", "decodes", "reward_calls", "gradients", "backwards"):
             self.stats[name] += getattr(cost, name)
 
     def _draw(self, fresh: list[Node]) -> None:

@@ -79,7 +79,7 @@ class Loop:
         self.algorithm, self.engine, self.seed, self.keep, self.shared = algorithm, engine, seed, keep, shared
         self.grid, self.rewards = engine.grid, len(engine.reward_names)
         self.clock, self.begin, self.on_event = clock, begin, on_event
-        self._whole = finish_cost(0, False, self.grid, self.rewards, engine.price.guided)
+        self._whole = finish_cost(0, False, self.grid, self.rewards, engine.price)
         self.deadline = self.begin + budget.seconds * len(prompts) if budget.seconds else np.inf
         parent = None
         task = task_of(budget, engine, keep, shared)
@@ -191,7 +191,7 @@ class Loop:
         The nearest may be one that the move advances, one that rests, or a fresh seed.
         """
         cost, steps = self._price_move(move, particles), self.grid.steps
-        last, guided = move.stop == steps, self.engine.price.guided
+        last, price = move.stop == steps, self.engine.price
         if bool((move.score & last).any()) or bool(particles.finished.any()):
             return cost, Cost()
         resting = particles.alive.copy()
@@ -202,13 +202,11 @@ class Loop:
         ends = np.stack([move.stop, move.score & ~last, np.zeros(len(move), int)], 1)
         rests = np.stack([at, cached & (at < steps), pulled], 1)
         options = np.unique(np.concatenate([np.zeros((1, 3), int), ends, rests]), axis=0).tolist()
-        costs = [finish_cost(k, bool(c), self.grid, self.rewards, guided, bool(p)) for k, c, p in options]
+        costs = [finish_cost(k, bool(c), self.grid, self.rewards, price, bool(p)) for k, c, p in options]
         return cost, min(costs, key=lambda c: (c.nfe, c.gradients))
 
     def _price_move(self, move: Move, particles: Particles) -> Cost:
-        price = self.engine.price
-        how: dict[str, Any] = {"estimates": price.estimates, "guided": price.guided, "depth": price.depth}
-        return price_move(move, particles, self.grid, self.rewards, **how)
+        return price_move(move, particles, self.grid, self.rewards, self.engine.price)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""

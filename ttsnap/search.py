@@ -87,7 +87,7 @@ def search(
 
 def check_budget(budget: Budget, engine: Engine) -> None:
     """ValueError when `budget` does not pay for one finished image."""
-    one = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price.guided)
+    one = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
         raise ValueError(

@@ -29,8 +29,8 @@ class Cost:
     `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
     forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
     scored, once per reward; `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
-    `gradients` counts decodes and rewards run forward and backward, `backwards` evaluations of the denoiser that a
-    gradient went back through (their forward half is in `nfe`).
+    `gradients` counts backward passes through a decode and its rewards, `backwards` those through an evaluation of the
+    denoiser. Their forward halves are counted where they belong: in `decodes`, `reward_calls` and `nfe`.
     """
 
     nfe: int = 0

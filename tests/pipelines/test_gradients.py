@@ -111,6 +111,7 @@ def test_climbing_through_pipelines(name: str) -> None:
     assert result.best.reward == scores.max() > scores[0]
     assert 1 <= result.spent["gradients"] <= 3
     assert result.spent["nfe"] == 3 * (len(scores) + result.spent["gradients"])
+    assert result.spent["decodes"] == len(scores) + result.spent["gradients"]
     assert all(p.grad is None for p in pipe.vae.parameters())  # which stock modules would keep
 
 
@@ -122,6 +123,7 @@ def test_guided_calls_of_a_pipeline(guide: str) -> None:
                      for options in ({}, {"guide": guide}))  # fmt: skip
     assert guided.best.reward > plain.best.reward
     assert guided.spent["gradients"] == 2 * 3
+    assert guided.spent["decodes"] == guided.spent["reward_calls"] == 2 + 2 * 3
     assert guided.spent["calibration"]["gradients"] == 1
     with pytest.raises(ValueError, match=r"choose kernel sde"):
         pipe("a cat", reward=bright, budget="8nfe", guide=guide, **{**call, "kernel": "pipeline"})
