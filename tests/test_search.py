@@ -460,7 +460,7 @@ def test_a_particle_is_dropped_once(engine: Any) -> None:
 def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
     (result,) = search(["a"], Scripted((lambda p: fresh(1, 3), *[idle] * 20, lambda p: advance(p, [0], 8))), engine())
     assert result.images
-    with pytest.raises(RuntimeError, match=r"Scripted made more than 1000 moves in a row that cost nothing"):
+    with pytest.raises(RuntimeError, match=r"Scripted made over 1000 moves in a row that cost nothing"):
         search(["a"], Scripted((lambda p: fresh(1, 3), *[idle] * 1100)), engine(), "90nfe")
 
 

@@ -158,7 +158,7 @@ class PublishedPruning(SeedPruning):
     """Seed pruning with the survivors of the notebooks released with arXiv 2511.22242: `round`, halves to even."""
 
     @classmethod
-    def of(cls, schedule: SeedPruning, n: int) -> PublishedPruning:
+    def of(cls, schedule: Any, n: int) -> PublishedPruning:
         """The same schedule, with n seeds."""
         return cls(**{f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)} | {"n": n})
 

@@ -207,7 +207,7 @@ def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Names
         print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
     flops, gradients, pulled = s["flops"] or 1.0, "", ""
     if s["gradients"]:
-        gradients = f", {s['flops_gradient'] / flops:.0%} gradients"
+        gradients = f", {s['flops_gradient'] / flops:.0%} backward passes"
         pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
     print(
         f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "
