@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,13 +24,16 @@ Search arguments (without `search` the call is the stock one):
         after it to spare the denoiser's backward pass, and levels as ":0.9-0.2" (ttsnap.guidance);
         gradient_batch_size: most rows of such a call.
     noises: "independent" initial noises of seeds, or "orthogonal" or "antithetic" ones (ttsnap.noises).
-    seed: candidate i starts from torch seed `seed + i`; by default that of `generator`, else 0.
+    seed: candidate i starts from torch seed `seed + i`, on the CPU. By default `generator` gives the first one, and is
+        advanced: its own seed as long as nothing was drawn from it, so that candidate 0 is the image of the stock call,
+        and a seed drawn from it after that. Without a generator torch's global one does (torch.manual_seed).
     batch_size, decode_batch_size: most particles per denoiser call and images per decode; by default as many as fit
         into a GPU's memory, measured, and 16 elsewhere.
     shared: let the prompts draw on one common budget.
     report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
     on_event, should_stop: see ttsnap.search.search. Setting `pipe._interrupt = True` stops early, too.
-`num_images_per_prompt` is how many images come back per prompt, best first. The output is the stock one with
+`num_images_per_prompt` is how many images come back per prompt, best first; fewer, with a warning, where the budget did
+not finish as many: `.search[i].images` are those of prompt i. The output is the stock one with
 `.search`, the list of ttsnap.types.Result, one per prompt; with return_dict=False it is (images, results). With
 output_type="latent" its images are the winners' final latents.
 """
@@ -79,7 +83,11 @@ def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
 def bound(
     parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by name, those in **kwargs among them."""
+    """The arguments of a call by name, those in **kwargs among them. TypeError for names that it does not have."""
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in kwargs:
+            if name not in parameters:
+                raise TypeError(f"unexpected keyword argument {name!r}{_meant(name, parameters)}")
     found = inspect.Signature(list(parameters.values())).bind(*args, **kwargs).arguments
     for name, parameter in parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -94,7 +102,19 @@ def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Paramete
         if name in INSTEAD:
             raise ValueError(f"{name}= cannot be used with search=: {INSTEAD[name]}")
     if refused:
-        raise ValueError(f"{refused} cannot be used with search= for {who}")
+        meant = "".join(_meant(name, takes) for name in refused if name not in known)
+        raise ValueError(f"{refused} cannot be used with search= for {who}{meant}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """A question, where a name looks like a misspelt one."""
+    near = difflib.get_close_matches(name, [*known, *DEFAULTS], n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def changed(chosen: Mapping[str, Any]) -> list[str]:
+    """Which of these search arguments are not at their defaults."""
+    return sorted(name for name, value in chosen.items() if not _same(value, DEFAULTS[name]))
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -117,6 +137,11 @@ def refuse_step_caches(parts: Mapping[str, Any]) -> None:
             )
 
 
+def texts_in(prompt: Any) -> list[Any]:
+    """The prompts of a call, unchecked: of a text or of a list of texts; none of anything else."""
+    return [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
+
+
 def texts_of(call: dict[str, Any], reward_prompts: Any) -> tuple[list[str], list[str]]:
     """What the model encodes and what the rewards read, one text a prompt. Takes `prompt` out of the call.
 
@@ -130,7 +155,7 @@ def texts_of(call: dict[str, Any], reward_prompts: Any) -> tuple[list[str], list
             raise ValueError("with prompt_embeds= and no prompt=, reward_prompts= must say what the rewards read")
         prompts, n = None, len(embeds)
     else:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        prompts = texts_in(prompt)
         n = len(prompts)
         if not prompts or not all(isinstance(p, str) for p in prompts):
             raise ValueError(f"search needs a prompt or a list of prompts, got {prompt!r}")
@@ -142,16 +167,3 @@ def texts_of(call: dict[str, Any], reward_prompts: Any) -> tuple[list[str], list
     if len(read) != n or not all(isinstance(text, str) for text in read):
         raise ValueError(f"reward_prompts has {len(read)} entries, but there are {n} prompts; give a text for each")
     return read if prompts is None else prompts, read
-
-
-def seed_of(seed: int | None, generator: Any) -> int:
-    """The first candidate's torch seed."""
-    if isinstance(generator, list):
-        if len(generator) > 1:
-            raise ValueError("search numbers its seeds itself: pass seed= or one generator, not a list")
-        generator = generator[0] if generator else None
-    if seed is None:
-        seed = int(generator.initial_seed()) if generator is not None else 0
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-    return seed

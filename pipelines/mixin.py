@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ttsnap.pipelines import arguments, output, twins
+from ttsnap.pipelines import arguments, output, seeds, twins
 
 from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
@@ -49,12 +49,12 @@ class SearchMixin:
             if isinstance(given.get("prompt"), Iterator):  # it can be read once only
                 given["prompt"] = list(given["prompt"])
             if self.check_prompt is not None:
-                prompt = given.get("prompt")
-                for text in [prompt] if isinstance(prompt, str) else prompt or []:
-                    self.check_prompt(text)
+                for text in arguments.texts_in(given.get("prompt")):
+                    if isinstance(text, str):  # the call itself refuses others
+                        self.check_prompt(text)
             if chosen.get("search") is None:
-                if any(value is not None for value in chosen.values()):
-                    raise ValueError(f"{sorted(chosen)} given without search=; name one, as search='best-of-n'")
+                if changed := arguments.changed(chosen):
+                    raise ValueError(f"{changed} given without search=; name one, as search='best-of-n'")
                 return stock(self, *args, **kwargs)
             given.pop("self")
             return self._search({**arguments.DEFAULTS, **chosen}, parameters, given)
@@ -73,9 +73,12 @@ class SearchMixin:
         """A search pipeline of the parts of another one, with other parts or settings in `changes`.
 
         As in diffusers the weights are shared, but they are cast only when `dtype` is given, and the original keeps its
-        hooks and its scheduler. ValueError for changes that this class does not know.
+        hooks and its scheduler. ValueError for changes that this class does not know, and for networks of another
+        family.
         """
         old, dtype = changes.pop("torch_dtype", None), changes.pop("dtype", None)
+        if (other := changes.pop("custom_pipeline", None)) is not None:
+            raise ValueError(f"from_pipe makes a {cls.__name__}; for {other!r} use DiffusionPipeline.from_pipe")
         theirs = pipeline.stock_class() if isinstance(pipeline, SearchMixin) else type(pipeline)
         if theirs is cls.stock_class() and not changes:
             pipe = twins.copied(pipeline, cls)
@@ -143,7 +146,9 @@ class SearchMixin:
 
     def _search(self, opts: dict[str, Any], known: Any, call: dict[str, Any]) -> Any:
         pipe: Any = self
+        stock_call = dict(call)
         generator, keep = call.pop("generator", None), call.pop("num_images_per_prompt", None)
+        keep = 1 if keep is None else keep
         output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
         takes = inspect.signature(type(self).denoiser_class).parameters
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
@@ -155,7 +160,8 @@ class SearchMixin:
         if opts["budget"] is not None and opts["effort"] is not None:
             raise ValueError(f"give budget= or effort=, not both: {opts['budget']!r} and {opts['effort']!r}")
         budget = Budget.parse(opts["budget"]) if opts["effort"] is None else Budget.of_effort(opts["effort"])
-        algorithm, seed = make_algorithm(opts["search"]), arguments.seed_of(opts["seed"], generator)
+        algorithm = make_algorithm(opts["search"])
+        source = seeds.source_of(opts["seed"], generator, len(prompts) * keep)
         utility = opts["utility"] if callable(opts["utility"]) else utilities.make(opts["utility"])
         report = self._rewards(opts["report"]) if opts["report"] else ()
         arguments.refuse_step_caches(pipe.components)
@@ -167,14 +173,15 @@ class SearchMixin:
             **{name: value for name, value in call.items() if name in takes},
         )
         _encode(engine.denoiser, prompts, texts)
+        output.tell(self, {**stock_call, "num_timesteps": len(engine.denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}
         listeners = [opts["on_event"]] if opts["on_event"] is not None else []
         if latent:
             listeners.append(lambda event: _keep_finished(event, engine.grid.steps, finished))
         settings = {
             "utility": utility,
-            "seed": seed,
-            "keep": 1 if keep is None else keep,
+            "seed": seeds.first_seed(source),
+            "keep": keep,
             "shared": opts["shared"],
             "should_stop": self._stopper(opts["should_stop"]),
         }
@@ -189,7 +196,9 @@ class SearchMixin:
             best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
             images, flags = _latents(engine.denoiser, best, pipe._execution_device), None
         else:
-            images = output.converted([c.image for result in results for c in result.images], output_type)
+            finished_images = [c.image for result in results for c in result.images]
+            images = output.converted(finished_images, output_type, engine.denoiser.image_dtype, pipe._execution_device)
+        output.warn_of_missing(results, keep)
         return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
 
     def _stopper(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
@@ -245,5 +254,5 @@ def _latents(denoiser: Any, latents: list[Tensor], device: Any) -> Any:
     """Final latents in the form in which the stock call returns them; a denoiser may convert by `finished`."""
     if not latents:
         return []
-    stack = torch.stack(latents).to(device)
-    return denoiser.finished(stack) if hasattr(denoiser, "finished") else stack
+    stack = denoiser.settled(torch.stack(latents).to(device), denoiser.pipe.vae)
+    return denoiser.finished(stack)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from typing import Any
 
@@ -97,12 +98,33 @@ def reported(result: Result, metrics: Sequence[Reward]) -> Result:
     return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
 
 
-def converted(images: list[Tensor], output_type: str) -> Any:
-    """Images as "pil", "pt" or "np", in the forms that stock pipelines return."""
+def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device: Any) -> Any:
+    """Images as "pil", "pt" or "np", in the forms that stock pipelines return: tensors as the VAE made them."""
     if not images:
         return []
     stack = torch.stack(images)
     if output_type == "pt":
-        return stack
+        return stack.to(device, dtype)
     array = VaeImageProcessor.pt_to_numpy(stack)
     return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def warn_of_missing(results: Sequence[Result], keep: int) -> None:
+    """A warning where a prompt has fewer images than were asked for, so that they cannot be told apart by counting."""
+    missing = {i: len(result.images) for i, result in enumerate(results) if len(result.images) < keep}
+    if missing:
+        i, number = next(iter(missing.items()))
+        prompts = f"{len(missing)} of {len(results)} prompts" if len(results) > 1 else "the prompt"
+        warnings.warn(
+            f"{prompts} came out with fewer images than the {keep} asked for ({number} of {results[i].prompt!r}): "
+            "out.search[i].images are those of prompt i, out.search[i].warnings say why; a larger budget finishes more",
+            stacklevel=4,
+        )
+
+
+def tell(pipe: Any, call: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+    """Leave on the pipeline what its stock call leaves there for others to read: guidance_scale, num_timesteps, ..."""
+    values = {"current_timestep": None, **{name: parameter.default for name, parameter in known.items()}, **call}
+    for name, _ in inspect.getmembers(type(pipe), lambda member: isinstance(member, property)):
+        if name in values:
+            vars(pipe)[f"_{name}"] = values[name]

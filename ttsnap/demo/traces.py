@@ -13,7 +13,6 @@ from ttsnap.demo.board import Board
 from ttsnap.types import Cost, Grid
 
 MOST_RESULTS, MOST_MOVES, MOST_PARTICLES, MOST_STEPS, MOST_REWARDS = 200, 5000, 20_000, 1000, 16
-HUGE = 2**63
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _move(data: Any, steps: int, known: set[int], where: str) -> dict[str, Any]:
         _whole(parent, f"{where}: parent", -1, MOST_PARTICLES)
         _whole(start, f"{where}: start", 0, steps + 1)
         _whole(stop, f"{where}: stop", start, steps + 1)
-        _whole(seed, f"{where}: seed", -HUGE, HUGE)
+        _whole(seed, f"{where}: seed", 0, 2**64)
         if parent >= 0 and parent not in known:
             raise ValueError(f"{where}: particle {uid} names parent {parent}, which was not there before")
         if uid in known and parent != uid:

@@ -1,0 +1,51 @@
+"""The first seed of a search: given by number, taken from a generator, or from torch's global one."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import torch
+
+SEEDS = 2**64
+"""How many seeds torch has."""
+
+
+def source_of(seed: int | None, generator: Any, images: int) -> int | torch.Generator:
+    """Where a call that returns so many images gets its first seed from; nothing is drawn yet.
+
+    A list of generators is taken where the stock call takes it and one candidate could start from it: with a single
+    one, for a single image. ValueError for other lists, for both arguments at once, and for a seed that torch does not
+    take.
+    """
+    if isinstance(generator, list):
+        if len(generator) != 1 or images != 1:
+            raise ValueError(
+                f"generator= is a list of {len(generator)}, for {images} images: a search numbers its seeds itself; "
+                "pass seed= or one generator, not a list"
+            )
+        (generator,) = generator
+    if seed is not None and generator is not None:
+        raise ValueError(f"give seed= or generator=, not both: a search starts from one seed, and seed is {seed}")
+    if seed is not None:
+        if not isinstance(seed, Integral) or not -SEEDS // 2 <= seed < SEEDS:
+            raise ValueError(f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}")
+        return int(seed) % SEEDS  # as torch does: -5 is 2^64 - 5
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator= must be a torch.Generator, got {generator!r}; seed= takes a number")
+    return torch.default_generator if generator is None else generator
+
+
+def first_seed(source: int | torch.Generator) -> int:
+    """The number itself, or the next seed of a generator, which is advanced by it.
+
+    That is the generator's own seed as long as nothing was drawn from it, so that candidate 0 starts from the noise
+    that a stock call would draw. After that it is a number drawn from the generator: 32 bits, which is all that torch's
+    generator on the CPU makes of a seed.
+    """
+    if isinstance(source, int):
+        return source
+    unused = torch.Generator(source.device).manual_seed(source.initial_seed())
+    own = torch.equal(source.get_state(), unused.get_state())
+    drawn = torch.randint(2**32, (), generator=source, device=source.device)
+    return source.initial_seed() if own else int(drawn)
