@@ -47,6 +47,7 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
         path=target,
         times=at,
         kernel=Ode(target, at),
+        narrows=False,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 from ttsnap.pipelines.convert import convert
+from ttsnap.pipelines.memo import Memo
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.flops import count_flops, on_meta
@@ -42,12 +44,15 @@ class PipelineDenoiser:
     passes_per_nfe: int
     text_length: Hashable = None
     """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
+    image_dtype: torch.dtype = torch.float32
+    """That of the images which the pipeline's VAE decoded last; `decode` widens them."""
 
     def __init__(self, pipe: Any) -> None:
-        vars(pipe).setdefault("_search_memo", {})
+        vars(pipe).setdefault("_search_memo", Memo())
         # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
         self.pipe: Any = copy.copy(pipe)
         self._block: int | None = None
+        self._stepped: torch.dtype | None = None
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
         if getattr(getattr(self.pipe, self.network), "is_cache_enabled", False):
@@ -102,17 +107,26 @@ class PipelineDenoiser:
         """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
         return cast(Tensor, self.pipe.image_processor.postprocess(decoded, output_type="pt"))
 
+    def settled(self, latents: Tensor, vae: Any) -> Tensor:
+        """Latents in the dtype in which the scheduler's steps leave them, in which the stock call unscales them.
+
+        Finished ones come in a wider one where they share a batch with estimates. Before any prediction: the VAE's.
+        """
+        return latents.to(vae.dtype if self._stepped is None else self._stepped)
+
     # --- live.Denoiser --------------------------------------------------------------------------------------------
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
         with captured(self._blocks(), self._block) as states:
             out = self.output(self.schedule.scaled(x, step), t, step, cond)
+        self._stepped = self.schedule.stepped(x.dtype, out.dtype)
         features = self.features(states[0], x) if states else None
         return Prediction(out, self.schedule.x0(x, out, step), features)
 
     def decode(self, x0: Tensor) -> Tensor:
         images = self.pixels(self.pipe.vae, x0)
+        self.image_dtype = images.dtype
         return images if images.dtype == torch.float64 else images.float()
 
     def preview(self, x0: Tensor) -> Tensor:
@@ -154,16 +168,16 @@ class PipelineDenoiser:
         return found
 
     @property
-    def memo(self) -> dict[Any, Any]:
+    def memo(self) -> Memo:
         """What was measured of this pipeline before, by what it was measured with; lives as long as the pipeline."""
-        return cast(dict[Any, Any], self.pipe._search_memo)
+        return cast(Memo, self.pipe._search_memo)
 
     def setting(self, decoder: str = "decode") -> tuple[Any, ...]:
         """What the cost and the memory of a row depend on."""
         vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
         parts = (getattr(self.pipe, self.network), vae)
         call = (self.height, self.width, self.passes_per_nfe, self.text_length)
-        return (*(id(p) for p in parts), *(_adapters(p) for p in parts), *call)
+        return (*(weakref.ref(p) for p in parts), *(_filling(p) for p in parts), *call)
 
     @torch.no_grad()
     def _count(self, decoder: str) -> tuple[float, float]:
@@ -203,12 +217,13 @@ def _on_meta(value: Any) -> Any:
     return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _adapters(part: Any) -> tuple[str, ...]:
-    """Names of a module's active LoRA adapters, which add to its FLOPs."""
+def _filling(part: Any) -> tuple[Any, ...]:
+    """What changes in a network that stays the same: its numbers of weights, and the names of active LoRA adapters."""
+    size = sum(parameter.numel() for parameter in part.parameters())
     try:
-        return tuple(part.active_adapters()) if getattr(part, "peft_config", None) else ()
+        return (size, *part.active_adapters()) if getattr(part, "peft_config", None) else (size,)
     except (AttributeError, ValueError):
-        return ()
+        return (size,)
 
 
 def take(encoded: Any, at: Tensor) -> Any:

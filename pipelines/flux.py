@@ -140,7 +140,7 @@ class FluxDenoiser(PipelineDenoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         size = (self.height, self.width, self.pipe.vae_scale_factor)
-        latents = self.pipe._unpack_latents(x0.to(self._text.dtype), *size)
+        latents = self.pipe._unpack_latents(self.settled(x0, vae), *size)
         latents = (latents / vae.config.scaling_factor) + (getattr(vae.config, "shift_factor", None) or 0.0)
         return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
 

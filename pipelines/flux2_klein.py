@@ -93,18 +93,29 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         return latents
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        conditional = self._pass("cond", x, t, take(self._text, at), take(self._text_ids, at))
+        time = self._time(t, x, step)
+        conditional = self._pass("cond", x, time, take(self._text, at), take(self._text_ids, at))
         if not self.guided:
             return conditional
-        unconditional = self._pass("uncond", x, t, take(self._negative, at), take(self._negative_ids, at))
+        unconditional = self._pass("uncond", x, time, take(self._negative, at), take(self._negative_ids, at))
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _pass(self, context: str, x: Tensor, t: Tensor, text: Tensor, text_ids: Tensor) -> Tensor:
+    def _time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
+        """Times (N,) in [0, 1], in the precision of the stock call: that of its latents, which steps may have narrowed.
+
+        In a batch with noise all are wide again; the network reads wide times as they are.
+        """
+        time = t.to(x.dtype) / 1000
+        if self._stepped in (None, x.dtype):
+            return time
+        return torch.where((step > 0).to(t.device), (t.to(self._stepped) / 1000).to(x.dtype), time)
+
+    def _pass(self, context: str, x: Tensor, time: Tensor, text: Tensor, text_ids: Tensor) -> Tensor:
         network = self.pipe.transformer
         with network.cache_context(context):
             out: Tensor = network(
                 hidden_states=x.to(network.dtype),
-                timestep=t.to(x.dtype) / 1000,
+                timestep=time,
                 guidance=None,
                 encoder_hidden_states=text,
                 txt_ids=text_ids,
@@ -118,7 +129,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         return self._unpacked(self.pipe.vae, latents)
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        latents = self._unpacked(vae, x0.to(self._text.dtype))
+        latents = self._unpacked(vae, self.settled(x0, vae))
         return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
 
     def _unpacked(self, vae: Any, tokens: Tensor) -> Tensor:

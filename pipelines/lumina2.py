@@ -127,7 +127,7 @@ class Lumina2Denoiser(PipelineDenoiser):
         return guided * (norms[0] / norms[1])
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        return self.postprocess(vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0])
+        return self.postprocess(vae.decode(unscaled(vae, self.settled(x0, vae)).to(vae.dtype), return_dict=False)[0])
 
     def _blocks(self) -> Any:
         return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).layers

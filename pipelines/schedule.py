@@ -47,6 +47,11 @@ STOCHASTIC = {
     "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "FlowMatchLCMScheduler", "SASolverScheduler",
     "KDPM2AncestralDiscreteScheduler",
 }  # fmt: skip
+# A step leaves latents in the dtype of the network's output; the others keep that of the latents, if it is wider.
+NARROWING = {
+    FLOW_EULER, "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+}  # fmt: skip
 WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator, so no seed makes a winner again"}
 
 
@@ -57,7 +62,8 @@ class Schedule:
     timesteps (P,) as the network is given them; alpha, sigma (P,) float32, with x = alpha x0 + sigma eps in the
     scheduler's own scaling; prediction: what the network puts out ("epsilon", "v_prediction", "sample", "flow").
     path and times (K+1,) float64 hold for flows; other schedules have no continuous path (None). scale (P,) is what
-    the input is divided by, or None.
+    the input is divided by, or None. narrows: whether a step leaves x in the dtype of the network's output, even if it
+    is narrower than its own.
     """
 
     scheduler: Any
@@ -70,6 +76,14 @@ class Schedule:
     path: Interpolant | None
     times: Tensor | None
     kernel: AnyKernel
+    narrows: bool = False
+
+    def stepped(self, noise: torch.dtype, out: torch.dtype) -> torch.dtype:
+        """The dtype of latents that were stepped, from that of initial noise and of the network's output.
+
+        They differ under autocast, and stock pipelines calculate on in it.
+        """
+        return out if self.narrows else torch.promote_types(noise, out)
 
     def scaled(self, x: Tensor, step: Tensor) -> Tensor:
         """The network's input of x (N, ...) at positions step (N,)."""
@@ -145,7 +159,7 @@ def make_schedule(
     kernel = _kernel(scheduler, dict(step_arguments or {}))
     times = torch.cat([sigma.double()[full], torch.zeros(1, dtype=torch.float64)]) if flow else None
     path = Linear() if flow else None
-    return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel)
+    return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING)
 
 
 def refuse_flow_match(scheduler: Any) -> None:

@@ -131,7 +131,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        latents = (x0.to(self._text.dtype) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
+        latents = (self.settled(x0, vae) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
         return self.postprocess(vae.decode(latents, return_dict=False)[0])
 
     def _blocks(self) -> Any:

@@ -128,8 +128,9 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         return {"text_embeds": pooled.to(sizes.device), "time_ids": sizes}
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        with without_overflow(vae):
-            decoded = vae.decode(unnormalised(vae, x0), return_dict=False)[0]
+        with without_overflow(vae) as widened:
+            latents = unnormalised(vae, x0.to(vae.dtype) if widened else self.settled(x0, vae))
+            decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return self.postprocess(self._marked(vae, decoded))
 
     def _marked(self, vae: Any, decoded: Tensor) -> Tensor:
@@ -140,9 +141,9 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         return marked.to(decoded.device)
 
 
-def unnormalised(vae: Any, x0: Tensor) -> Tensor:
+def unnormalised(vae: Any, latents: Tensor) -> Tensor:
     """Latents as `vae` decodes them; some (Playground 2.5) come with a mean and a deviation per channel."""
-    latents, c = x0.to(vae.dtype), vae.config
+    c = vae.config
     known = c.get("latents_mean"), c.get("latents_std")
     if None in known:
         return unscaled(vae, latents)
@@ -151,13 +152,13 @@ def unnormalised(vae: Any, x0: Tensor) -> Tensor:
 
 
 @contextmanager
-def without_overflow(vae: Any) -> Iterator[None]:
-    """SDXL's VAE overflows in half precision; those that say so (`force_upcast`) decode in single."""
+def without_overflow(vae: Any) -> Iterator[bool]:
+    """SDXL's VAE overflows in half precision; those that say so (`force_upcast`) decode in single. Yields if so."""
     half = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if half:
         vae.to(dtype=torch.float32)
     try:
-        yield
+        yield half
     finally:
         if half:
             vae.to(dtype=torch.float16)

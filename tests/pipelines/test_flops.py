@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 from typing import Any
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.memo import Memo
 
-from .tiny import FAMILIES
+from .tiny import FAMILIES, jitter
 
 LENGTHS = (8, 40)
 # Stable Diffusion and SDXL always read 77 tokens, and Z-Image pads to multiples of 32, which the prompt just fills.
@@ -74,3 +79,51 @@ def test_embeddings_of_any_length(name: str) -> None:
     one, alone = predictions(name, {}, given(FAMILIES[name].call["max_sequence_length"]), given(100))
     assert one == alone
     assert one[1] < one[2]
+
+
+# --- other networks ------------------------------------------------------------------------------------------------
+
+
+def flops(pipe: Any) -> float:
+    found: float = pipe.denoiser(**FAMILIES["sd3"].call, num_inference_steps=2).flops()[0]
+    return found
+
+
+def transformer(layers: int) -> Any:
+    config = {**FAMILIES["sd3"].build().transformer.config, "num_layers": layers}
+    return jitter(SD3Transformer2DModel.from_config(config))
+
+
+def test_a_network_that_took_anothers_place_is_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it took the place in memory, and so the id; the next one often does."""
+    pipe = upgrade(FAMILIES["sd3"].build())
+    monkeypatch.setattr("ttsnap.pipelines.denoiser.id", lambda _: 1, raising=False)
+    one, expected = flops(pipe), {2: flops(pipe)}
+    for layers in (4, 2, 1):
+        pipe.transformer = transformer(layers)
+        gc.collect()
+        found = flops(pipe)
+        assert expected.setdefault(layers, found) == found
+    assert expected[4] > one > expected[1]
+    assert len(pipe._search_memo) == 1  # those of networks that are gone were dropped
+
+
+def test_an_adapter_of_the_same_name_is_counted_anew() -> None:
+    peft = pytest.importorskip("peft")
+    pipe = upgrade(FAMILIES["sd3"].build())
+    found = []
+    for rank in (1, 8, 1):
+        pipe.transformer.add_adapter(peft.LoraConfig(r=rank, target_modules=["to_q"]), "style")
+        found.append(flops(pipe))
+        pipe.transformer.delete_adapters("style")
+    assert found[0] == found[2] < found[1]
+
+
+def test_a_pipeline_with_a_memo_is_copied_and_pickled_without_it() -> None:
+    pipe = FAMILIES["sd3"].build()
+    pipe._search_memo = Memo()
+    denoiser = upgrade(pipe).denoiser(**FAMILIES["sd3"].call)
+    denoiser.memo[denoiser.setting()] = 1
+    assert upgrade(pipe)._search_memo is denoiser.memo
+    assert copy.deepcopy(denoiser.memo) == pickle.loads(pickle.dumps(denoiser.memo)) == {}
+    assert len(denoiser.memo) == 1

@@ -339,6 +339,41 @@ def test_pruning_and_mixed_steps_change_no_image(case: Case) -> None:
     assert sorted(mixed.images) == sorted(case.pruned.images)
 
 
+AUTOCAST = [
+    *((family, "default") for family in SCHEDULERS),
+    ("sd3", "heun"), ("sd3", "unipc"), ("flux", "dpm++2m-dynamic"), ("lumina2", "unipc"), ("sdxl", "ddim-zero-snr"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AUTOCAST, ids="-".join, indirect=True, scope="module")
+def test_under_autocast_a_batch_is_the_stock_batch(case: Case) -> None:
+    """Weights and noise in float32, some of what is calculated in bfloat16: some schedulers go on in that, some not."""
+    seeds = [SEED, SEED + 1]
+    rows = [(prompt, seed) for prompt in range(len(PROMPTS)) for seed in seeds]
+    tolerance = 0.008 if case.family in MIXED_MASKS else 0.0  # two of the last digits that bfloat16 has
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.by_search(BestOfN(2), keep=2, batch_size=4)
+        images, latents = case.by_stock(seeds, "pt"), case.by_stock(seeds, "latent")
+    assert relative(torch.stack([found.images[row] for row in rows]), images) <= tolerance
+    if case.family not in OTHER_LATENTS:
+        assert relative(torch.stack([found.latents[row] for row in rows]), latents) <= tolerance
+
+
+@pytest.mark.parametrize("case", [("flux2_klein", "default")], ids="-".join, indirect=True, scope="module")
+def test_under_autocast_noise_in_the_batch_changes_no_other_row(case: Case) -> None:
+    """Noise is wider than latents that were stepped, and so is a batch of both."""
+    denoiser = case.twin.denoiser(**case.call)
+    noise = torch.Generator().manual_seed(SEED)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        denoiser.encode(PROMPTS[:1])
+        first = denoiser.init_latents([noise])
+        later = first.to(denoiser.predict(first, torch.tensor([0]), torch.tensor([0])).out.dtype)
+        alone = denoiser.predict(later, torch.tensor([2]), torch.tensor([0])).out
+        both = denoiser.predict(torch.cat([first, later]), torch.tensor([0, 2]), torch.tensor([0, 0])).out
+    assert later.dtype == torch.bfloat16
+    assert relative(both[1:], alone) < 1e-3
+
+
 def test_every_scheduler_is_among_the_fast_cases() -> None:
     slow = {(family, name) for family, variants in SCHEDULERS.items() for name in variants if name not in FAST[family]}
     assert {name for _, name in slow} <= {"default"} | {name for fast in FAST.values() for name in fast}

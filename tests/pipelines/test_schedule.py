@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ttsnap.pipelines.convert import convert
 from ttsnap.pipelines.schedule import SUPPORTED, make_schedule
+from ttsnap.pipelines.scheduler_kernel import _step
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.interpolants import rows
@@ -237,3 +240,16 @@ def test_heun_is_more_exact_than_euler() -> None:
     error = {name: (end(name, 12) - exact).abs().mean() for name in
              ("FlowMatchHeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")}  # fmt: skip
     assert error["FlowMatchHeunDiscreteScheduler"] < 0.3 * error["FlowMatchEulerDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("name", sorted(SUPPORTED))
+def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
+    """Under autocast noise is wide and what the network puts out is narrow."""
+    schedule = make_schedule(scheduler(name), 4)
+    for noise in (torch.float32, torch.bfloat16):
+        own, x = copy.deepcopy(schedule.scheduler), torch.ones(1, 4, 2, 2, dtype=noise)
+        for position in range(len(schedule.timesteps)):
+            out = torch.full(x.shape, 0.1, dtype=torch.bfloat16)
+            x = _step(own, x, out, position, {}, [torch.Generator()])
+            assert x.dtype == schedule.stepped(noise, torch.bfloat16)
+    assert not convert(schedule, "cosine").narrows  # the kernels of ttsnap keep the dtype of the noise
