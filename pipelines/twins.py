@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
+
+from diffusers import ModelMixin
 
 _OWN = ("_all_hooks", "_internal_dict", "_progress_bar_config")
 """What diffusers changes in place on a pipeline object; a twin gets its own."""
@@ -23,7 +26,8 @@ def copied(pipe: Any, cls: type) -> Any:
 def rebuilt(pipe: Any, cls: Any, changes: dict[str, Any]) -> Any:
     """A `cls` made of the parts of `pipe`, some of them or of its settings changed.
 
-    Unlike diffusers' from_pipe it casts nothing and keeps what was set on the object (hooks, progress bar). Raises
+    Unlike diffusers' from_pipe it casts nothing and keeps what was set on the object (hooks, progress bar). As there,
+    networks must be of the very classes that `cls` names: those of other families bear the same names. Raises
     ValueError for changes that `cls` does not know and for parts that neither has.
     """
     parts, settings = cls._get_signature_keys(cls)
@@ -32,10 +36,15 @@ def rebuilt(pipe: Any, cls: Any, changes: dict[str, Any]) -> Any:
         raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it is made of {', '.join([*parts, *settings])}")
     config = {name.removeprefix("_"): value for name, value in pipe.config.items()}
     given = {name: config[name] for name in settings if name in config}
-    given |= {name: part for name, part in pipe.components.items() if name in parts} | changes
-    missing = sorted(set(parts) - set(given) - set(cls._optional_components))
+    types = cls._get_signature_types()
+    theirs = {name: part for name, part in pipe.components.items() if name in parts}
+    others = {n: type(p) for n, p in theirs.items() if isinstance(p, ModelMixin) and type(p) not in types[n]}
+    given |= {name: part for name, part in theirs.items() if name not in others} | changes
+    takes = inspect.signature(cls.__init__).parameters
+    missing = sorted(name for name in parts if name not in given and takes[name].default is inspect.Parameter.empty)
     if missing:
-        raise ValueError(f"{cls.__name__} needs {', '.join(missing)}, which {type(pipe).__name__} does not have")
+        wrong = "".join(f"; its {n} is {others[n].__name__}" for n in missing if n in others)
+        raise ValueError(f"{cls.__name__} needs {', '.join(missing)}, which {type(pipe).__name__} does not have{wrong}")
     if "scheduler" not in changes:
         given["scheduler"] = copy.deepcopy(given["scheduler"])
     twin = cls(**given)

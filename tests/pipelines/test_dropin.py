@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import pickle
 import re
@@ -39,7 +40,7 @@ from ttsnap.rewards import make_rewards
 from ttsnap.types import Candidate, Result
 
 from .tiny import FAMILIES as TINY
-from .tiny import character_tokenizer, flux, sd3, sd15
+from .tiny import character_tokenizer, flux, sd3, sd15, shared
 
 CALL: dict[str, Any] = {
     "num_inference_steps": 4,
@@ -55,7 +56,7 @@ def mean_red(images: Any, prompts: Any) -> Any:
     return images[:, 0].mean((1, 2))
 
 
-SEARCH: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": mean_red}
+SEARCH: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": mean_red, "seed": 0}
 
 
 def generator(seed: int = 1) -> torch.Generator:
@@ -164,6 +165,32 @@ def test_from_and_to_pipelines_of_other_tasks(stock: Any) -> None:
     assert again.transformer is stock.transformer
     with pytest.raises(ValueError, match=r"needs .*transformer.*, which StableDiffusionPipeline does not have"):
         SearchStableDiffusion3Pipeline.from_pipe(sd15())
+
+
+def test_no_pipeline_is_made_of_another_familys_parts() -> None:
+    """Their networks bear the same names; stock refuses the same pairs, and nothing is loaded or cast."""
+    families = [shared(name) for name in TINY if name != "flux_schnell"]
+    for other, own in itertools.permutations(families, 2):
+        for cls in (type(own), search_class(type(own))):
+            with pytest.raises(ValueError, match=r"needs|expected"):
+                cls.from_pipe(other)
+    with pytest.raises(ValueError, match=r"needs transformer, .* its transformer is SD3Transformer2D"):
+        search_class(type(shared("flux"))).from_pipe(shared("sd3"))
+
+
+def test_a_part_of_another_class_is_replaced_by_what_is_given() -> None:
+    own, other = flux(), shared("sd3")
+    parts = {name: part for name, part in own.components.items() if name in ("transformer", "text_encoder_2")}
+    made = search_class(type(own)).from_pipe(other, **parts, tokenizer_2=own.tokenizer_2)
+    assert made.transformer is own.transformer
+    assert made.vae is other.vae
+
+
+def test_from_pipe_takes_the_default_of_custom_pipeline(stock: Any) -> None:
+    made = SearchStableDiffusion3Pipeline.from_pipe(stock, custom_pipeline=None)
+    assert made.transformer is stock.transformer
+    with pytest.raises(ValueError, match=r"makes a SearchStableDiffusion3Pipeline; for 'mine' use"):
+        SearchStableDiffusion3Pipeline.from_pipe(stock, custom_pipeline="mine")
 
 
 def test_the_scheduler_of_the_original_is_no_ones_else(stock: Any) -> None:
