@@ -20,10 +20,10 @@ from ttsnap.distill.student import Student, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
+from ttsnap.folders import check_free
 from ttsnap.header import differences
 from ttsnap.journal import part_of, write_whole
 from ttsnap.lock import LOCK, locked
-from ttsnap.outputs import prepare_folder
 from ttsnap.rewards import make_reward
 from ttsnap.version import __version__
 
@@ -102,7 +102,7 @@ def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> E
 
 def check_out(config: DistillConfig, out: Path) -> None:
     """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
-    prepare_folder(out, "", overwrite=True)
+    check_free(out, overwrite=True)
     if (out / CONFIG).exists():
         found = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
         if found and (out / TARGETS).exists():  # before that nothing was computed, and a slip may be mended

@@ -108,24 +108,6 @@ def _save(path: Path, text: str) -> None:
     Image.new("RGB", (2, 2)).save(path, pnginfo=info)
 
 
-def test_folders_are_numbered_and_never_reused_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    one = outputs.prepare_folder(None, "A red Circle!", False)
-    assert str(one) == "outputs/0001-a-red-circle"
-    assert not one.exists()
-    one.mkdir(parents=True)
-    assert str(outputs.prepare_folder(None, "../../etc", False)) == "outputs/0002-etc"
-    (one / "x").write_text("mine")
-    with pytest.raises(ValueError, match="holds files already"):
-        outputs.prepare_folder(one, "a", False)
-    assert outputs.prepare_folder(one, "a", True) == one
-    with pytest.raises(ValueError, match="is a file"):
-        outputs.prepare_folder(one / "x", "a", True)
-    with pytest.raises(ValueError, match="not a folder"):
-        outputs.prepare_folder(one / "x" / "y", "a", True)
-    assert (one / "x").read_text() == "mine"
-
-
 def test_a_branch_shows_its_ancestors_pictures_up_to_where_it_left() -> None:
     parents, born = [-1, 0, 1], {0: 0, 1: 3, 2: 6}
     assert [outputs._owner(2, step, parents, born) for step in (0, 3, 4, 6, 7)] == [0, 0, 1, 1, 2]

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ttsnap import files
+from ttsnap.folders import slug
 from ttsnap.payload import checked
 from ttsnap.types import Event, Result
 
@@ -109,31 +110,6 @@ def _write(path: Path, save: Any) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     _write(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
-
-
-def prepare_folder(out: Path | None, prompt: str, overwrite: bool) -> Path:
-    """The folder to write to: `out`, or the next free outputs/NNNN-prompt; not made yet.
-
-    ValueError where it holds files already (unless `overwrite`) or cannot be written to.
-    """
-    if out is None:
-        root = Path("outputs")
-        names = [p.name for p in root.iterdir()] if root.is_dir() else []
-        taken = [int(m.group(1)) for name in names if (m := re.match(r"(\d+)-", name))]
-        out = root / f"{max(taken, default=0) + 1:04d}-{slug(prompt)}"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out} holds files already; choose another --out, or pass --overwrite to replace them")
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"cannot write to {out}: {there} is not a folder that you may write to")
-    return out
-
-
-def slug(text: str, most: int = 40) -> str:
-    """A short piece of a prompt that is safe as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "prompt"
 
 
 def write_results(

@@ -141,7 +141,7 @@ def rank(
 
 
 def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> tuple[Path, Path]:
-    """scores.csv and sheet.png in a folder; their paths. ValueError where one is there already or cannot be written."""
+    """scores.csv and sheet.png in a folder; their paths. OSError where one is there already or cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rank", "file", *names, "utility", "prompt", "error"])
@@ -150,14 +150,11 @@ def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> 
     picture = io.BytesIO()
     contact_sheet(ranked).save(picture, format="PNG")
     files = {out / "scores.csv": text.getvalue().encode(), out / "sheet.png": picture.getvalue()}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, content in files.items():
-            with open(path, "xb") as file:  # Exclusive: nothing that is there is replaced.
-                file.write(content)
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise ValueError(f"cannot write the ranking to {out}: {error}") from error
+    out.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        with open(path, "xb") as file:  # Exclusive: nothing that is there is replaced.
+            file.write(content)
+            os.fsync(file.fileno())
     table, sheet = files
     return table, sheet
 

@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ttsnap.budget import Price, Rates
+from ttsnap.folders import check_free
 from ttsnap.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.journal import Journal, part_of, split, write_whole
 from ttsnap.lock import LOCK, locked
-from ttsnap.outputs import prepare_folder
 from ttsnap.replay import Recording
 from ttsnap.shards import RecordedImage, Shard, read_shard
 from ttsnap.types import FloatArray, Grid
@@ -93,7 +93,7 @@ def progress(folder: str | Path) -> tuple[int, int]:
 
 def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
     """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
-    prepare_folder(folder, "", overwrite=True)
+    check_free(folder, overwrite=True)
     if (folder / RECORDING).exists():
         there = {"extras": [], **_read_header(folder).to_json()}
         found = differences({key: there.get(key) for key in asked}, dict(asked))

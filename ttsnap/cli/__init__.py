@@ -89,7 +89,7 @@ def config_first(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when done, 2 with one line of explanation for bad input."""
+    """Run a command; 0 when done, 2 with one line of explanation for bad input, 130 when interrupted by Ctrl-C."""
     CLOCK.start()
     arguments = build_parser().parse_args(config_first(sys.argv[1:] if argv is None else argv))
     try:
@@ -97,3 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"ttsnap: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nttsnap: interrupted", file=sys.stderr)
+        return 130

@@ -8,7 +8,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.simulate import add_recording_arguments, read_recording
-from ttsnap.cli.tune import new_file
 
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
@@ -44,6 +43,7 @@ def run(a: Namespace) -> int:
 
     from ttsnap import utility
     from ttsnap.calibrate import calibrate
+    from ttsnap.folders import new_file
     from ttsnap.outputs import write_json
 
     out = new_file(a.out, a.overwrite)

@@ -1,9 +1,8 @@
-"""What commands share: prompts, rewards, the model, Ctrl-C."""
+"""What commands share: prompts, rewards, the model, results."""
 
 from __future__ import annotations
 
 import inspect
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from jsonargparse import Namespace
 
 from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.cli.loading import load_libraries, load_torch, loading
+from ttsnap.lock import LOCK
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -179,21 +179,15 @@ def _quiet() -> Iterator[None]:
         library.enable_progress_bar()
 
 
-class StopOnInterrupt:
-    """The first Ctrl-C ends the search with its best finished image; a second one aborts as usual."""
+# --- what was written ---------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> StopOnInterrupt:
-        self._asked = False
-        self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, self._before)
-        print("\nstopping; the best finished image will be written (Ctrl-C again to abort)", file=sys.stderr)
-
-    def __call__(self) -> bool:
-        return self._asked
+def exit_status(out: Path, failure: OSError | None) -> int:
+    """0, or 1 where results could not be written to `out`, which is said, with what is there."""
+    if failure is None:
+        return 0
+    names = sorted(path.name for path in out.iterdir() if path.name != LOCK) if out.is_dir() else []
+    there = f"it holds {', '.join(names)}" if names else "nothing was written there"
+    why = failure.strerror or str(failure)
+    print(f"ttsnap: error: cannot write to {out}: {why}; {there}; all results are where it says above", file=sys.stderr)
+    return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import CLOCK
+from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -111,8 +113,6 @@ def add_search(p: Any) -> None:
 
 def run(a: Namespace) -> int:
     """Search, write what was found, and say what it took."""
-    from ttsnap import outputs
-
     prompts = common.read_prompts(a, "generate")
     reward = common.require_reward(a)
     report = a.report or ("scenes-strict" if a.reward is None else None)
@@ -121,7 +121,19 @@ def run(a: Namespace) -> int:
     # What can be refused is refused before the model is loaded.
     algorithm, budget = make_algorithm(a.algorithm, **a.options), _budget(a)
     prompts = common.canonical(prompts, a.model)
-    out = outputs.prepare_folder(Path(a.out) if a.out else None, prompts[0], a.overwrite)
+    from ttsnap.folders import reserved
+
+    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, prompts[0], a.overwrite) as out:
+        return _generate(a, prompts, reward, report, algorithm, budget, out)
+
+
+def _generate(
+    a: Namespace, prompts: list[str], reward: Any, report: Any, algorithm: Any, budget: Any, out: Path
+) -> int:
+    """Load, search, and write to `out`, which is reserved."""
+    from ttsnap import outputs
+    from ttsnap.folders import keep
+
     place, _ = common.placement(a.device, a.dtype)
     rewards = common.load_rewards(reward, device=place)
     metrics = common.load_rewards(report, device=place) if report else None
@@ -129,8 +141,8 @@ def run(a: Namespace) -> int:
     pipe = common.load_model(a.model, a.device, a.dtype, a.offload, a.lora)
     common.check_call(pipe, call)
     common.prepare_model(pipe, a)
-    recorder, stop = outputs.Recorder(), common.StopOnInterrupt()
-    with stop:
+    recorder = outputs.Recorder()
+    with StopOnSignal() as stop:
         output = pipe(
             prompts,
             search=algorithm,
@@ -154,29 +166,37 @@ def run(a: Namespace) -> int:
             output_type="pt",
             **call,
         )
-    settings = {
-        "ttsnap": __version__,
-        "model": a.model,
-        "lora": a.lora,
-        "sampler": type(pipe.scheduler).__name__,
-        "kernel": a.kernel,
-        "path": a.path,
-        "guide": a.guide,
-        "times": a.times,
-        "noises": a.noises,
-        "call": call,
-        "algorithm": a.algorithm,
-        "options": dict(a.options),
-        "budget": str(budget),
-        "reward": [r.name for r in rewards],
-        "utility": a.utility,
-        "seed": a.seed,
-    }
-    written = outputs.write_results(out, output.search, recorder, settings)
+        settings = {
+            "ttsnap": __version__,
+            "model": a.model,
+            "lora": a.lora,
+            "sampler": type(pipe.scheduler).__name__,
+            "kernel": a.kernel,
+            "path": a.path,
+            "guide": a.guide,
+            "times": a.times,
+            "noises": a.noises,
+            "call": call,
+            "algorithm": a.algorithm,
+            "options": dict(a.options),
+            "budget": str(budget),
+            "reward": [r.name for r in rewards],
+            "utility": a.utility,
+            "seed": a.seed,
+        }
+        try:
+            where, written, failure = keep(
+                out, lambda folder: outputs.write_results(folder, output.search, recorder, settings)
+            )
+        except OSError as error:  # what makes the images again is said all the same
+            for result in output.search:
+                _describe(result, [Path("(not written)")] * len(result.images), call, a)
+            print(f"ttsnap: error: {error}", file=sys.stderr)
+            return 1
     for result, paths in zip(output.search, written, strict=True):
         _describe(result, paths, call, a)
-    print(f"\ncontact sheet and trace in {out}; {CLOCK}")
-    return 0
+    print(f"\ncontact sheet and trace in {where}; {CLOCK}")
+    return common.exit_status(out, failure)
 
 
 def _budget(a: Namespace) -> Any:

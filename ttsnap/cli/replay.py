@@ -42,13 +42,12 @@ def run(a: Namespace) -> int:
     import numpy as np
 
     from ttsnap import BestOfN, files, outputs
+    from ttsnap.folders import new_file
     from ttsnap.payload import MOST_SIDE
 
     path = Path(a.image)
     payload = outputs.read_payload(path)
-    out = Path(a.out) if a.out else path.with_suffix(".replay.png")
-    if out.exists() and not a.overwrite:
-        raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
+    out = new_file(a.out or path.with_suffix(".replay.png"), a.overwrite)
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "

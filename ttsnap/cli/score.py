@@ -40,23 +40,30 @@ def parser() -> ArgumentParser:
 
 def run(a: Namespace) -> int:
     """Score, write, and print the best."""
-    from ttsnap import outputs, utility
+    from ttsnap.folders import reserved
+
+    with reserved(Path(a.out) if a.out else None, "scores", False) as out:
+        return _score(a, out)
+
+
+def _score(a: Namespace, out: Path) -> int:
+    from ttsnap import utility
+    from ttsnap.folders import keep
     from ttsnap.rank import find_images, find_prompts, rank, write_ranking
 
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)
     prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
-    out = outputs.prepare_folder(Path(a.out) if a.out else None, "scores", False)
     device, dtype = common.placement(a.device, a.dtype)
     rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
     for reward in rewards:
         if hasattr(reward, "check"):
             reward.check(prompts)
     ranked = rank(paths, prompts, rewards, combine, batch_size=a.batch_size, device=device)
-    table, sheet = write_ranking(out, ranked, [r.name for r in rewards])
+    _, (table, sheet), failure = keep(out, lambda folder: write_ranking(folder, ranked, [r.name for r in rewards]))
     for place, entry in enumerate(ranked[:10], 1):
         print(f"{place:3d}. {entry.value:.5g}  {entry.path}" + (f"  ({entry.error})" if entry.error else ""))
     failed = sum(bool(entry.error) for entry in ranked)
     print(f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else ""))
     print(f"wrote {table} and {sheet}")
-    return 0
+    return common.exit_status(out, failure)

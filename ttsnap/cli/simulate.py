@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,16 @@ def parser() -> ArgumentParser:
 
 def run(a: Namespace) -> int:
     """Print the table; write the curves where --out says."""
+    from ttsnap.folders import reserved
+
+    with reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
+        return _compare(a, out)
+
+
+def _compare(a: Namespace, out: Path | None) -> int:
     from tqdm import tqdm
 
-    from ttsnap import outputs, utility
+    from ttsnap import utility
     from ttsnap.algorithms import make_algorithm
     from ttsnap.algorithms.price_of_compute import PriceOfCompute
     from ttsnap.simulate import LEDGERS, best_of_n_curve, compare, curve
@@ -101,7 +109,6 @@ def run(a: Namespace) -> int:
         for stem, name in zip(stems, a.algorithms, strict=True)
         if name != "best-of-n"
     ]
-    out = outputs.prepare_folder(Path(a.out), "", a.overwrite) if a.out else None
     base = best_of_n_curve(recording, budgets, utility=combine)
     curves = {"best-of-n": base}
     for name, algorithm in tqdm(algorithms, unit="method", disable=len(algorithms) < 2):

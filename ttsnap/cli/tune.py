@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -41,6 +40,7 @@ def run(a: Namespace) -> int:
     from tqdm import tqdm
 
     from ttsnap import utility
+    from ttsnap.folders import new_file
     from ttsnap.outputs import write_json
     from ttsnap.tune import tune
 
@@ -72,13 +72,3 @@ def run(a: Namespace) -> int:
         print(f"                     {found.held_out:+.1%} {where}")
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
-
-
-def new_file(path: str, overwrite: bool) -> Path:
-    """The path, in a folder that exists; ValueError when it would overwrite something."""
-    out = Path(path)
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
-    if not out.parent.is_dir():
-        raise ValueError(f"no folder {out.parent} to write {out.name} to")
-    return out

@@ -1,0 +1,56 @@
+"""What SIGINT (Ctrl-C) and SIGTERM (a scheduler that wants the machine back) do to a command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
+
+
+@contextmanager
+def left_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds what runs here, as Ctrl-C does, so that nothing is left behind; the exit status is then 143."""
+    before = _handle(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        _handle(signal.SIGTERM, before)
+
+
+class StopOnSignal:
+    """The first SIGINT or SIGTERM ends the search with its best finished image, which is written. Another one aborts:
+    SIGINT by KeyboardInterrupt, SIGTERM by what it did before."""
+
+    def __enter__(self) -> StopOnSignal:
+        self._asked = False
+        self._before = {number: _handle(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            _handle(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+        self.__exit__()
+        print("\nstopping; the best finished image will be written (Ctrl-C again to abort)", file=sys.stderr)
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self._asked
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _handle(number: int, handler: Handler) -> Handler:
+    """Set a handler, and return the one before; nothing outside the main thread, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(number, handler)
