@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ttsnap import files
 from ttsnap.header import differences
 from ttsnap.journal import part_of, sha256
 
@@ -55,12 +56,13 @@ def latest(folder: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, Tenso
     """
     for path in reversed(_all(folder)):
         try:
-            state = json.loads((path / ABOUT).read_text())
+            state = files.read_json(path / ABOUT)
             step, there, digest = int(state["step"]), state["about"], state["sha256"]
             if sha256(path / TENSORS) != digest:
                 raise ValueError("its tensors are not those that were written")
-            tensors = load_file(path / TENSORS)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            with files.foreign(f"cannot read {path / TENSORS}"):
+                tensors = load_file(path / TENSORS)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); going on from the one before", path, error)
             continue
         found = differences(there, json.loads(json.dumps(about)))

@@ -5,6 +5,7 @@ Only places and sizes are kept in memory (about 20 bytes per entry); a batch rea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,10 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
+from ttsnap import files
 from ttsnap.header import Header
 from ttsnap.journal import sha256, write_whole
 from ttsnap.recordings import IMAGES, SCORES, load_recording
@@ -186,10 +186,10 @@ class Frames:
 def decode(data: bytes, space: str) -> Tensor:
     """One entry's bytes -> float32."""
     if space == "pixels":
-        with Image.open(io.BytesIO(data)) as picture:
-            pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+        pixels = torch.from_numpy(files.picture_pixels(data, "a recorded image"))
         return pixels.permute(2, 0, 1).float() / 255
-    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+    with files.foreign(f"cannot read recorded {space}"):
+        return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
 
 
 def _flag(space: str) -> str:
@@ -200,21 +200,19 @@ def _open(folder: Path) -> _Part:
     if not folder.is_dir():
         raise ValueError(f"no such recording: {folder}; a recording with images is a folder")
     load_recording(folder)  # every check of it
-    with safe_open(folder / SCORES, framework="numpy") as file:
-        header, extra = Header.read(file.metadata()["recording"], folder / SCORES)
+    _, metadata = files.read_tensors(folder / SCORES, "recording")
+    header, extra = Header.read(metadata["recording"], folder / SCORES)
     if not header.images:
         raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
-    return _Part(folder, header, [Shard(**shard) for shard in extra["shards"]])
+    return _Part(folder, header, [Shard.read(shard, folder / SCORES) for shard in extra["shards"]])
 
 
 def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
     """Every tar has its recorded size and SHA-256; those that `verified` knows unchanged are not read again."""
     known: dict[str, Any] = {}
     if verified is not None and verified.is_file():
-        try:
-            known = dict(json.loads(verified.read_text()))
-        except ValueError:
-            known = {}
+        with contextlib.suppress(ValueError, TypeError):
+            known = dict(files.read_json(verified))
     before = dict(known)
     for part in parts:
         for shard in part.shards:
@@ -261,6 +259,8 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
             try:
                 size = int(head[124:136].rstrip(b" \0") or b"0", 8)
                 name = head[:100].rstrip(b"\0").decode()
+                if size < 0:  # which would be read for ever
+                    raise ValueError(size)
             except ValueError:
                 raise ValueError(f"the images {path} are damaged: no tar entry at byte {at}") from None
             yield name, at + 512, size

@@ -20,6 +20,7 @@ from ttsnap.distill.student import Student, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
+from ttsnap import files
 from ttsnap.folders import check_free
 from ttsnap.header import differences
 from ttsnap.journal import part_of, write_whole
@@ -177,7 +178,7 @@ def exported(found: Evaluation, below: float) -> Evaluation:
 def read_evaluation(path: Path) -> Evaluation:
     """Of a finished run. ValueError where the file is damaged."""
     try:
-        data = json.loads(path.read_text())
+        data = files.read_json(path, nan=True)
         return Evaluation(
             tuple(data["levels"]), tuple(data["names"]), int(data["prompts"]), int(data["seeds"]), data["held_out"],
             data.get("base_below"),

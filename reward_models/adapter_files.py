@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import read_state
 
+from ttsnap import files
 from ttsnap.journal import sha256, write_whole
 from ttsnap.rewards import REWARDS, make_reward
 
@@ -57,8 +58,8 @@ def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, 
         )
     path = Path(folder) / HEADER
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        header = files.read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read, is {folder} a noise-aware reward? {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; it was written by another program or version")
@@ -81,6 +82,11 @@ def base_of(
         # A header from elsewhere must not make us import what it names: only registered rewards are made.
         if not isinstance(spec, str) or spec.partition(":")[0] not in REWARDS.keys() - {"noise-aware"}:
             raise ValueError(f"{folder} is for the base {spec!r}, which is no reward's name; load it with base=")
+        if ":" in spec:  # weights elsewhere: a file or a hub id that the user has not named
+            raise ValueError(
+                f"{folder} is for the base {spec!r}, whose weights are not loaded because a file names them; write "
+                f"'noise-aware:{folder} on {spec}' to say that you want them (in Python: base=)"
+            )
         try:
             made: Any = make_reward(spec, device=device, dtype=dtype)
         except ValueError as error:

@@ -22,8 +22,10 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.trained_copy import trained_copy
 
 from ttsnap.flops import count_flops
+from ttsnap.typed import typed
 
 SPACES = ("latents", "features")
+MOST_CHANNELS = 2**16
 
 
 class Stem(nn.Module):
@@ -156,11 +158,15 @@ class Head:
     ) -> Head:
         """What `save_pretrained` wrote. ValueError where the folder is damaged, or the base another one."""
         header = read_header(folder, ("head",))
-        settings = {name: header.get(name) for name in ("space", "channels", "features_block")}
-        if not isinstance(settings["channels"], int):
-            raise ValueError(f"{Path(folder) / HEADER} has settings that no head wrote: {settings}")
+        hints: dict[str, Any] = {"space": str, "channels": int, "features_block": int | None}
+        try:
+            settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
+            if not 0 < settings["channels"] <= MOST_CHANNELS:
+                raise ValueError(f"channels {settings['channels']}")
+        except ValueError as error:
+            raise ValueError(f"{Path(folder) / HEADER} has settings that no head wrote: {error}") from None
         base = base_of(folder, header, base, device=device, dtype=dtype)
-        head = cls(base, **settings, spec=header["base"], batch_size=batch_size)  # type: ignore[arg-type]
+        head = cls(base, **settings, spec=header["base"], batch_size=batch_size)
         fill(head.trainable(), folder, header)
         return head
 

@@ -22,6 +22,7 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.trained_copy import trained_copy
 
 from ttsnap.flops import count_flops
+from ttsnap.typed import typed
 
 _HERE = "ttsnap.reward_models.noise_aware:NoiseAware"
 KINDS: dict[str, str] = {
@@ -29,6 +30,8 @@ KINDS: dict[str, str] = {
     "head": "ttsnap.reward_models.heads:Head",
 }
 """What adapter.json may name, and the class that loads it."""
+MOST_RANK, MOST_LEVELS = 4096, 1000
+"""Of files: no adapter needs more, and every level has a copy of its own."""
 
 
 class NoiseAware:
@@ -176,15 +179,17 @@ class NoiseAware:
         if where != _HERE:
             options = {"base": base, "device": device, "dtype": dtype, "batch_size": batch_size}
             return _resolve(where).from_pretrained(path, **options)
-        settings = {name: header.get(name) for name in ("rank", "levels", "level_embedding")}
-        rank, levels, embedding = settings.values()
-        below = header.get("base_below", 0.0)
-        whole = type(rank) is int and isinstance(levels, list) and type(embedding) is bool and 0 <= below <= 1
-        if not whole or not all(isinstance(level, float) for level in levels):  # type: ignore[union-attr]
-            raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {settings}")
+        hints: dict[str, Any] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
+        try:
+            settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
+            below = typed("base_below", header.get("base_below", 0.0), float)
+            if not (0 < settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
+                raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
+        except ValueError as error:
+            raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
         base = base_of(path, header, base, device=device, dtype=dtype)
-        student = cls(base, header["kind"], **settings, spec=header["base"], batch_size=batch_size)  # type: ignore[arg-type]
-        student.base_below = float(below)
+        student = cls(base, header["kind"], **settings, spec=header["base"], batch_size=batch_size)
+        student.base_below = below
         fill(student.trainable(), path, header)
         return student
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ttsnap.files import foreign, reason
+
 T = TypeVar("T")
 
 
@@ -62,21 +64,20 @@ def explained(load: Callable[[], T], source: str) -> T:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for others."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    state: Any
     try:
-        state: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
+        with foreign(f"{path} cannot be read as weights, is it whole?"):
+            safe = path.suffix == ".safetensors"
+            state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors, which could run code; convert it to safetensors: {error}"
+            f"{path} is damaged, or holds more than tensors, which could run code; convert it to safetensors: "
+            f"{reason(error.__cause__)}"
         ) from error
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as weights, is it whole? {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

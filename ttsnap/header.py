@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap import files
 from ttsnap.budget import Guided, Price, Rates
 from ttsnap.replay import Recording
+from ttsnap.typed import typed
 from ttsnap.types import FloatArray, Grid
 
 FORMAT = 1
+MOST_UNITS, MOST_SCORES = 10**7, 10**10
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys; files that are older than it lack it."""
 
@@ -68,6 +72,12 @@ class Header:
             raise ValueError(f"steps must rise within 0..{last} and end with {last}, got {self.steps}")
         if len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(f"block must be two numbers from 1 on (prompts, seeds), got {self.block}")
+        units = math.prod(-(-n // of) for n, of in zip(self.shape, self.block, strict=False))
+        if units > MOST_UNITS or math.prod(self.shape) > MOST_SCORES:
+            raise ValueError(
+                f"a recording may hold {MOST_SCORES:,} scores in {MOST_UNITS:,} units of work, got "
+                f"{math.prod(self.shape):,} in {units:,}"
+            )
         guided = self.price.guided
         if guided is not None and len(guided.steps) != last:
             raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
@@ -115,14 +125,12 @@ class Header:
 
         ValueError that names `where` for what is no header, a damaged one, or one of another format.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{where} is damaged: {error}") from None
+        data = files.parse_json(text, where)
         if not isinstance(data, dict) or "format" not in data:
             raise ValueError(f"{where} does not describe a recording of ttsnap")
         if data["format"] != FORMAT:
-            raise ValueError(f"{where} has format {data['format']}, this ttsnap reads {FORMAT}; update ttsnap")
+            there = str(data["format"])[:40]
+            raise ValueError(f"{where} has format {there}, this ttsnap reads {FORMAT}; update ttsnap")
         if HEADER_CRC in data and data[HEADER_CRC] != checksum({k: v for k, v in data.items() if k != HEADER_CRC}):
             raise ValueError(f"{where} is damaged: its header does not have the checksum with which it was written")
         names = [f.name for f in dataclasses.fields(cls)]
@@ -148,7 +156,7 @@ class Header:
                 extras=tuple(str(e) for e in data.get("extras", ())),
                 evals=None if data.get("evals") is None else tuple(int(n) for n in data["evals"]),
             )
-        except (TypeError, KeyError, IndexError, ValueError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
             raise ValueError(f"{where} is damaged: {error}") from None
 
     @classmethod
@@ -178,15 +186,22 @@ def checksum(about: Mapping[str, Any]) -> int:
 def _price(data: dict[str, Any]) -> Price:
     """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and know of no guidance."""
     seconds, guided = data["seconds"], data.get("guided")
+    estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
+    if estimates not in ("decode", "preview", "nothing"):
+        raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
     return Price(
-        Rates(**data["flops"]),
-        None if seconds is None else Rates(**seconds),
+        _rates(data["flops"]),
+        None if seconds is None else _rates(seconds),
         int(data["passes_per_nfe"]),
-        str(data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")),
+        str(estimates),
         None if guided is None else Guided(tuple(bool(at) for at in guided["steps"]), bool(guided["through"])),
         int(data.get("depth", 0)),
         int(data.get("asked", 1)),
     )
+
+
+def _rates(data: Mapping[str, Any]) -> Rates:
+    return Rates(**{name: typed(f"the price of {name}", value, float) for name, value in data.items()})
 
 
 def differences(there: Any, asked: Any, name: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ttsnap import files
 from ttsnap.budget import Price, Rates
 from ttsnap.folders import check_free
 from ttsnap.header import HEADER_CRC, Header, Unit, checksum, differences
@@ -210,7 +211,10 @@ def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Pat
 
     The first record is the digest of the settings; journals that were begun before there was one lack it.
     """
-    heads = [(json.loads(line), data) for line, _, data in (record.partition(b"\n") for record in records)]
+    where = folder / JOURNAL
+    heads = [(files.parse_json(line, where), data) for line, _, data in (record.partition(b"\n") for record in records)]
+    if not all(isinstance(head, dict) for head, _ in heads):
+        raise ValueError(f"{where} is damaged: a record of it says not what it holds")
     if heads and "header" in heads[0][0] and heads.pop(0)[0]["header"] != header.digest():
         raise ValueError(
             f"{folder / JOURNAL} was begun with other settings than {folder / RECORDING} holds: the two files are of "
@@ -219,22 +223,23 @@ def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Pat
         )
     found = []
     for head, data in heads:
-        index, shape = int(head["unit"]), tuple(head["shape"])
-        unit = units[index] if 0 <= index < len(units) else None
-        if unit is None or shape != (len(unit.prompts), len(unit.seeds), *header.shape[2:]):
+        index, shape, shard = (head.get(name) for name in ("unit", "shape", "shard"))
+        unit = units[index] if isinstance(index, int) and 0 <= index < len(units) else None
+        wanted = [] if unit is None else [len(unit.prompts), len(unit.seeds), *header.shape[2:]]
+        if unit is None or shape != wanted or len(data) != 8 * math.prod(wanted):
             raise ValueError(
-                f"{folder / JOURNAL} does not belong to {RECORDING} beside it: unit {index} of shape {shape}"
+                f"{where} does not belong to {RECORDING} beside it: unit {str(index)[:20]} of shape {str(shape)[:60]}"
             )
-        scores = np.frombuffer(data, "<f8").reshape(shape).astype(float)
-        found.append(_Done(index, scores, None if head["shard"] is None else Shard(**head["shard"])))
+        scores = np.frombuffer(data, "<f8").reshape(wanted).astype(float)
+        found.append(_Done(unit.index, scores, None if shard is None else Shard.read(shard, where)))
     return found
 
 
 def _read_header(folder: Path) -> Header:
     where = folder / RECORDING
     try:
-        text = where.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = files.read_bytes(where, files.JSON_BYTES).decode()
+    except ValueError:
         raise ValueError(f"{folder} is no recording: it has no readable {RECORDING}") from None
     return Header.read(text, where)[0]
 
@@ -250,14 +255,7 @@ def _require_finished(folder: Path) -> None:
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """All tensors of a safetensors file, and its metadata."""
-    if not path.is_file():
-        raise ValueError(f"no such recording: {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read {path} as safetensors: {error}") from None
+    return files.read_tensors(path, "recording")
 
 
 def _check_scores(
@@ -273,7 +271,10 @@ def _check_scores(
         raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, float64")
     if zlib.crc32(scores.tobytes()) != extra.get("crc32"):
         raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
-    return header, scores, [Shard(**shard) for shard in extra.get("shards", ())]
+    shards = extra.get("shards", [])
+    if not isinstance(shards, list):
+        raise ValueError(f"{path} is damaged: its shards are no list")
+    return header, scores, [Shard.read(shard, path) for shard in shards]
 
 
 def _published(path: Path, tensors: Mapping[str, Any], which: str, price: Price) -> Recording:
@@ -281,7 +282,7 @@ def _published(path: Path, tensors: Mapping[str, Any], which: str, price: Price)
     if which not in ("base", "noise_aware"):
         raise ValueError(f"scores must be base or noise_aware, got {which!r}")
     base, aware = tensors.get("base"), tensors.get("noise_aware")
-    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape:
+    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape or not base.size:
         found = {name: tensor.shape for name, tensor in tensors.items()}
         raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {found}")
     base, aware = base.astype(float), aware.astype(float)

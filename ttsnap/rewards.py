@@ -56,12 +56,13 @@ class FunctionReward:
 def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> Reward:
     """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward as it is.
 
-    "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B.
-    `weights` is a local file or folder, or a hub id, in place of the published ones. `device` and `dtype` place rewards
+    "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B;
+    "noise-aware:FOLDER on BASE" names the reward that a noise-aware one was trained for, where its weights are not the
+    published ones. `weights` is a local file or folder, or a hub id, in their place. `device` and `dtype` place rewards
     that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
     executed. Raises ValueError that says what was wrong.
     """
-    weights = ""
+    weights, more = "", {"device": device, "dtype": dtype}
     if isinstance(spec, str) and " then " in spec:
         early, late = (make_reward(part.strip(), device=device, dtype=dtype) for part in spec.split(" then ", 1))
         staged: Reward = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
@@ -72,13 +73,15 @@ def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, 
     if isinstance(spec, str):
         name, _, argument = spec.partition(":")
         known = name in REWARDS
+        if name == "noise-aware" and " on " in argument and not Path(argument).is_dir():
+            argument, _, base = argument.rpartition(" on ")
+            more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
         weights, asked = (argument, spec) if known else ("", spec)
         spec = _load(REWARDS[name], asked) if known else _load(spec, asked)
         if weights and not hasattr(spec, "from_pretrained"):
             raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
     if isinstance(spec, type) and hasattr(spec, "from_pretrained"):
-        options = {"device": device, "dtype": dtype}
-        spec = spec.from_pretrained(*[weights] * bool(weights), **{k: v for k, v in options.items() if v is not None})
+        spec = spec.from_pretrained(*[weights] * bool(weights), **{k: v for k, v in more.items() if v is not None})
     elif isinstance(spec, type):
         spec = spec()
     if isinstance(getattr(spec, "name", None), str) and callable(spec):

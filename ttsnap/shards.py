@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ttsnap import files
 from ttsnap.journal import sha256
 from ttsnap.outputs import to_uint8
 
-_NAME = re.compile(r"(\d{5,})-(\d+)-(\d{3,})\.(png|latent\.npy|features\.npy)")
+_NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
+_SHARD = re.compile(r"unit-[0-9]{5,9}\.tar")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ class Shard:
     @classmethod
     def of(cls, path: Path) -> Shard:
         return cls(path.name, path.stat().st_size, sha256(path))
+
+    @classmethod
+    def read(cls, data: Any, where: object) -> Shard:
+        """Of JSON that anyone may have written. ValueError unless it names a tar by the names that recordings have."""
+        if not isinstance(data, dict) or set(data) != {"name", "size", "sha256"}:
+            raise ValueError(f"{where} is damaged: a shard is a name, a size and a sha256, got {str(data)[:60]}")
+        name, size, digest = (data[key] for key in ("name", "size", "sha256"))
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise ValueError(f"{where} names {str(name)[:60]!r}, which is no file of a recording (unit-00000.tar, ...)")
+        if not isinstance(size, int) or not isinstance(digest, str):
+            raise ValueError(f"{where} is damaged: the size or sha256 of {name} is no number or text")
+        return cls(name, size, digest)
 
 
 class RecordedImage(NamedTuple):
@@ -79,13 +93,18 @@ def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
         raise ValueError(f"the images {path} are missing; record again, or restore the file")
     if path.stat().st_size != shard.size or sha256(path) != shard.sha256:
         raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
-    with tarfile.open(path, mode="r:") as tar:
-        for entry in tar:
-            match, file = _NAME.fullmatch(entry.name), tar.extractfile(entry)
-            if match is None or file is None:
-                raise ValueError(f"{path} holds {entry.name!r}, which is no name of a recorded image")
-            if match[4] != "png":
-                continue
+    for entry, data in _entries(path):
+        match = _NAME.fullmatch(entry)
+        if match is None:
+            raise ValueError(f"{path} holds {entry!r}, which is no name of a recorded image")
+        if match[4] == "png":
             prompt, seed, step = (int(part) for part in match.groups()[:3])
-            with Image.open(file) as picture:
-                yield RecordedImage(prompt, seed, step, np.asarray(picture.convert("RGB")))
+            yield RecordedImage(prompt, seed, step, files.picture_pixels(data, f"{entry} in {path}"))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of what a tar holds; links, devices and such have no content."""
+    with files.foreign(f"the images {path} are damaged"), tarfile.open(path, mode="r:") as tar:
+        for entry in tar:
+            file = tar.extractfile(entry) if entry.isreg() else None
+            yield entry.name, b"" if file is None else file.read(files.PICTURE_BYTES)

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from ttsnap.files import foreign, read_json
 
 from .reader import SceneReader
 
@@ -31,9 +32,11 @@ def save_reader(model: SceneReader, config: dict[str, Any], folder: Path) -> Non
 def load_reader(folder: Path) -> SceneReader:
     """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do not fit."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
         model = SceneReader(**config["model"])
-        model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        with foreign(f"cannot read {folder / WEIGHTS}"):
+            state = load_file(folder / WEIGHTS)
+        model.load_state_dict({name: value.float() for name, value in state.items()})
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no learned reward of the embedded world: {error}") from error
     return model.eval()
