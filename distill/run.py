@@ -196,12 +196,14 @@ def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
 def _record(config: DistillConfig, out: Path) -> None:
     """`ttsnap record` with the options of the record section, into out/recording unless it says otherwise."""
     from ttsnap.cli import record
+    from ttsnap.cli.configs import refuse_classes
 
     asked = {"out": str(out / RECORDING), **dict(config.record or {}), "images": True}
     if config.student.space == "latents":
         asked["latents"] = True
     if config.student.space == "features" and asked.get("features") is None:
         raise ValueError("student.space is features: give record.features, the transformer block to keep")
+    refuse_classes(asked, "the record section")
     parser = record.parser()
     parser.exit_on_error = False
     try:

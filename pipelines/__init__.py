@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from ttsnap.files import foreign, read_json
+from ttsnap.payload import checked_call
 
 # Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
 FAMILIES: dict[str, str] = {
@@ -96,12 +99,10 @@ def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
     if local and not (where / "model_index.json").is_file():
         raise ValueError(f"no diffusers pipeline at {model}: expected a folder with model_index.json, or a hub id")
     if local:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
-        index = json.loads((where / "model_index.json").read_text())
+        index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
-    try:
+    with foreign(f"cannot load model {model}"):
         pipe = DiffusionPipeline.from_pretrained(where if local else model, **{"use_safetensors": True, **options})
-    except OSError as error:
-        raise ValueError(f"cannot load model {model}: {error}") from error
     twin = upgrade(pipe)
     if str(model) == EMBEDDED:
         from ttsnap.scenes import parse
@@ -110,10 +111,31 @@ def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
     return twin
 
 
+def _index(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any]:
+    """model_index.json: the parts of a model. ValueError for a part, not `given`, from a library other than usual.
+
+    diffusers imports the library by the name in the file, which may lie in the working directory.
+    """
+    import diffusers.pipelines
+
+    index, known = read_json(folder / "model_index.json"), {"diffusers", "transformers", *dir(diffusers.pipelines)}
+    if not isinstance(index, dict):
+        raise ValueError(f"{folder / 'model_index.json'} must hold an object, got {str(index)[:60]}")
+    for name, kind in index.items():
+        part = isinstance(kind, list) and bool(kind) and isinstance(kind[0], str) and name not in given
+        if part and kind[0] not in known and not trusted:
+            raise ValueError(
+                f"the {name} of model {folder} is code from {kind[0]!r:.60}: nothing but diffusers and transformers is "
+                "imported because a model names it. Load that part yourself and pass it to load(), or pass "
+                "trust_remote_code=True where you trust the model"
+            )
+    return index
+
+
 def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
     """The call arguments that a model recommends in its folder's ttsnap.json; {} where there is none."""
     path = _folder(model) / "ttsnap.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return checked_call(read_json(path), path) if path.is_file() else {}
 
 
 def _folder(model: str | Path) -> Path:

@@ -183,7 +183,7 @@ class NoiseAware:
         try:
             settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
             below = typed("base_below", header.get("base_below", 0.0), float)
-            if not (0 < settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
+            if not (settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
                 raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
         except ValueError as error:
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None

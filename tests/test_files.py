@@ -73,8 +73,9 @@ def test_whole_json_is_read_as_it_is(value: Any) -> None:
 
 def test_nan_passes_where_it_may() -> None:
     assert np.isnan(files.parse_json("[NaN]", "x", nan=True)[0])
-    with pytest.raises(ValueError, match="Infinity"):
-        files.parse_json("[Infinity]", "x", nan=True)
+    assert files.parse_json("[-Infinity]", "x", nan=True)[0] == -np.inf
+    with pytest.raises(ValueError, match="too large a number"):
+        files.parse_json("[1e999]", "x", nan=True)
 
 
 def test_many_keys_of_which_the_last_stands_twice_are_refused_at_once() -> None:
@@ -113,7 +114,7 @@ def test_yaml_is_plain_values() -> None:
         (lambda p: None, "no such file"),
         (lambda p: p.mkdir(), "no such file"),
         (lambda p: p.symlink_to("/dev/zero"), "no such file"),
-        (lambda p: p.write_bytes(bytes(101)), "more than 100 bytes"),
+        (lambda p: p.write_bytes(bytes(101)), "at most 100 bytes"),
     ],
 )
 def test_only_regular_files_of_bounded_size_are_read(make: Callable[[Path], Any], why: str, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     if len(data) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes, the most that are read of a {what}")
+        raise ValueError(f"{path} is too large: at most {most:,} bytes are read of a {what}")
     return data
 
 
@@ -109,14 +109,14 @@ def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, n
 def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Any:
     """The value that JSON text stands for; `where` names it in messages.
 
-    ValueError where it is damaged, nested too deeply, holds a key twice, numbers that are not finite (nan lets NaN
-    pass) or beyond 64 bits, or broken Unicode.
+    ValueError where it is damaged, nested too deeply, holds a key twice, numbers that are not finite (nan lets NaN and
+    Infinity pass) or beyond 64 bits, or broken Unicode.
     """
 
     def constant(name: str) -> float:
-        if not (nan and name == "NaN"):
+        if not nan:
             raise ValueError(f"{name} is no number in JSON")
-        return math.nan
+        return float(name)
 
     try:
         value = json.loads(text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object)
@@ -191,21 +191,23 @@ def _shallow(value: Any) -> None:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def picture_text(data: bytes, where: object) -> dict[str, str]:
-    """The texts that a PNG carries before its pixels, by key; the pixels are not decoded. ValueError for others."""
-    with _opened(data, where, ("PNG",), PIXELS) as picture:
+def picture_text(data: bytes, where: object, formats: Sequence[str] = ("PNG",)) -> dict[str, str]:
+    """The texts that a picture carries before its pixels, by key; the pixels are not decoded. ValueError for others."""
+    with _opened(data, where, formats, PIXELS) as picture:
         return {str(k): str(v) for k, v in picture.info.items() if isinstance(v, str)}
 
 
 def picture_pixels(
-    data: bytes, where: object, *, formats: Sequence[str] = ("PNG",), most: int = PIXELS
+    data: bytes, where: object, *, formats: Sequence[str] = ("PNG",), most: int = PIXELS, alpha: bool = False
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of a picture in one of these formats. ValueError for others, more pixels than `most`, or damage.
+    """(H, W, 3) uint8 of a picture in one of these formats; alpha: (H, W, 4) where it has an alpha channel.
+
+    ValueError for other formats, more pixels than `most`, or damage.
 
     The formats are named since for some (EPS) the imaging library starts other programs, whatever the file's name is.
     """
     with _opened(data, where, formats, most) as picture:
-        return np.array(picture.convert("RGB"))
+        return np.array(picture.convert("RGBA" if alpha and picture.mode in ("RGBA", "LA") else "RGB"))
 
 
 @contextmanager

@@ -117,8 +117,16 @@ def checked(payload: Any, where: object) -> dict[str, Any]:
     missing = sorted({"algorithm", "budget", "reward"} - set(found["search"]))
     if missing:
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing} in search")
-    _check(found["call"], CALL, "call.", where)
+    checked_call(found["call"], where)
     return dict(found)
+
+
+def checked_call(call: Any, where: object) -> dict[str, Any]:
+    """Arguments of a model's own call from a file, as they are. ValueError that names what is none or does not fit."""
+    if not isinstance(call, dict):
+        raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
+    _check(call, CALL, "call.", where)
+    return dict(call)
 
 
 def _check(found: Mapping[str, Any], known: Mapping[str, tuple[str, Check]], prefix: str, where: object) -> None:

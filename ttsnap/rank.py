@@ -12,12 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ttsnap import files
 from ttsnap.scoring import score_images
 from ttsnap.types import Reward, Utility
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
 CELL, COLUMNS, MOST = 160, 8, 64
 
 
@@ -79,11 +81,10 @@ def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | 
 def read_prompt(path: Path) -> str | None:
     """The prompt in an image's infotext, as ttsnap, A1111 and others write it; None without one."""
     try:
-        with Image.open(path) as picture:
-            text = picture.info.get("parameters")
-    except OSError:
+        text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get("parameters")
+    except ValueError:
         return ""  # It cannot be scored either, and is reported then.
-    if not isinstance(text, str):
+    if text is None:
         return None
     lines = text.splitlines()
     end = next((i for i, line in enumerate(lines) if line.startswith(("Negative prompt:", "Steps:"))), len(lines))
@@ -120,9 +121,8 @@ def rank(
 
     for i, path in enumerate(paths):
         try:
-            with Image.open(path) as picture:
-                array = np.array(picture.convert("RGBA" if picture.mode in ("RGBA", "LA") else "RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            array = _pixels(path, alpha=True)
+        except ValueError as error:
             errors[i] = f"cannot be read: {error}"
             continue
         batch = waiting.setdefault(array.shape, [])
@@ -138,6 +138,11 @@ def rank(
         values[good] = utility(scores[good])
     order = np.argsort(-values, kind="stable")
     return [Ranked(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
+
+
+def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
+    data = files.read_bytes(path, files.PICTURE_BYTES, "image")
+    return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
 
 
 def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> tuple[Path, Path]:
@@ -167,8 +172,7 @@ def contact_sheet(ranked: Sequence[Ranked]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for place, r in enumerate(shown):
         x, y = 8 + place % COLUMNS * (CELL + 8), 8 + place // COLUMNS * (CELL + 38)
-        with Image.open(r.path) as picture:
-            small = picture.convert("RGB")
+        small = Image.fromarray(_pixels(r.path))
         small.thumbnail((CELL, CELL))
         sheet.paste(small, (x, y))
         draw.text((x, y + CELL + 2), f"{place + 1}. {r.value:.4g}", "black", font)

@@ -120,7 +120,10 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
     for kind in ("lora", "per-level"):
         config["student"] = {"kind": kind, "rank": 2}
         Path("recipe.json").write_text(json.dumps(config))
-        assert main(["distill", "--config", "recipe.json", "--out", kind]) == 0
+        argv = ["distill", "--config", "recipe.json", "--out", kind]
+        assert main(argv) == 2  # weights that a file names
+        assert "names reward 'clip:clip'" in capsys.readouterr().err
+        assert main([*argv, "--trust"]) == 0
         about = json.loads(Path(kind, "reward", "adapter.json").read_text())
         assert about["kind"] == kind
         assert about["base"] == "clip:clip"
@@ -128,8 +131,11 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
         # Three steps teach nothing: the base scores everything, and that is what the table is of.
         assert "clip-na uses what was trained at no noise level, and scores as clip does" in capsys.readouterr().out
         assert about["base_below"] == about["info"]["evaluation"]["base_below"] == 1.0
-        argv = ["evaluate", "--reward", f"noise-aware:{kind}/reward", "--recordings", "r", "--json", f"{kind}.json"]
-        assert main([*argv, "--prompts", f"{kind}/config.yaml", "--device", "cpu"]) == 0
+        argv = ["evaluate", "--recordings", "r", "--json", f"{kind}.json", "--prompts", f"{kind}/config.yaml"]
+        argv += ["--device", "cpu", "--reward"]
+        assert main([*argv, f"noise-aware:{kind}/reward"]) == 2
+        assert f"write 'noise-aware:{kind}/reward on clip:clip'" in capsys.readouterr().err
+        assert main([*argv, f"noise-aware:{kind}/reward on clip:clip"]) == 0
         again, trained = (json.loads(Path(p).read_text()) for p in (f"{kind}.json", f"{kind}/evaluation.json"))
         assert again["names"] == trained["names"]
         for a, b in zip(again["levels"], trained["levels"], strict=True):

@@ -235,11 +235,14 @@ def test_make_reward_loads_folders_with_their_base(name: str, tmp_path: Path) ->
     base = load(name, tmp_path)
     made = shake(student(base, "lora", level_embedding=False, spec=f"{name}:{tmp_path}"))
     made.save_pretrained(tmp_path / "saved")
-    loaded: Any = make_reward(f"noise-aware:{tmp_path / 'saved'}", dtype=torch.float32)
+    with pytest.raises(ValueError, match="whose weights are not loaded because a file names them"):
+        make_reward(f"noise-aware:{tmp_path / 'saved'}")
+    named = f"noise-aware:{tmp_path / 'saved'} on {name}:{tmp_path}"
+    loaded: Any = make_reward(named, dtype=torch.float32)
     assert loaded.name == f"{name}-na"
     images = pictures()
     torch.testing.assert_close(loaded(images, PROMPTS, MIXED), made(images, PROMPTS, MIXED), rtol=1e-6, atol=1e-6)
-    half: Any = make_reward(f"noise-aware:{tmp_path / 'saved'}", dtype=torch.bfloat16)  # the same checkpoint
+    half: Any = make_reward(named, dtype=torch.bfloat16)  # the same checkpoint
     assert half.base.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in half.trainable().values())
 

@@ -26,8 +26,10 @@ from ttsnap.cli import (
     simulate,
     tune,
 )
+from ttsnap.cli.configs import check_configs
 from ttsnap.cli.help import Formatter
 from ttsnap.cli.loading import CLOCK
+from ttsnap.files import printable
 from ttsnap.version import __version__
 
 
@@ -65,6 +67,7 @@ def build_parser() -> ArgumentParser:
         prog="ttsnap",
         version=__version__,
         formatter_class=Formatter,
+        allow_abbrev=False,  # check_configs looks for options by their names
         description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
     )
     commands = parser.add_subcommands(
@@ -91,11 +94,15 @@ def config_first(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when done, 2 with one line of explanation for bad input, 130 when interrupted by Ctrl-C."""
     CLOCK.start()
-    arguments = build_parser().parse_args(config_first(sys.argv[1:] if argv is None else argv))
+    words = config_first(sys.argv[1:] if argv is None else argv)
     try:
+        check_configs(words)
+        arguments = build_parser().parse_args(words)
         return COMMANDS[arguments.command].run(arguments[arguments.command])
-    except ValueError as error:
-        print(f"ttsnap: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        # What was asked for, or what a file holds, cannot be done. Anything else is a mistake of ours: a traceback.
+        said = f"not enough memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else str(error)
+        print(f"ttsnap: error: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nttsnap: interrupted", file=sys.stderr)

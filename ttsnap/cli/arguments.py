@@ -16,6 +16,7 @@ REWARD = (
 def add_config(p: Any) -> None:
     """--config, and with it jsonargparse's --print_config."""
     p.add_argument("--config", action="config", metavar="FILE", help=SETTINGS)
+    p.add_argument("--trust", action="store_true", help="use the code, models and addresses that --config names, too")
 
 
 def add_prompts(p: Any) -> None:

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.cli.loading import load_libraries, load_torch, loading
+from ttsnap.files import foreign
 from ttsnap.lock import LOCK
 
 # --- reading them -------------------------------------------------------------------------------------------------
@@ -141,10 +142,8 @@ def _preview_vae(name: str) -> Any:
     from diffusers import AutoencoderTiny
 
     where = Path(name).expanduser()
-    try:
+    with foreign(f"cannot load --preview-vae {name}"):
         return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load --preview-vae {name}: {str(error).splitlines()[0]}") from error
 
 
 def placement(device: str, dtype: str) -> tuple[Any, Any]:

@@ -53,7 +53,7 @@ def run(a: Namespace) -> int:
     """Distil, or go on with it; the first process prints the table."""
     from ttsnap.distill.config import DistillConfig
 
-    values = {key: value for key, value in a.as_dict().items() if key not in ("config", "out")}
+    values = {key: value for key, value in a.as_dict().items() if key not in ("config", "trust", "out")}
     config, out = DistillConfig.from_dict(values), Path(a.out)
     with loading("torch and accelerate"):
         from ttsnap.distill import checkpoints, processes

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ttsnap.files import foreign
+
 _ADAPTER = "lora"
 
 
@@ -37,8 +39,6 @@ def load_lora(pipe: Any, text: str) -> None:
 
     ValueError where there is none, or where it does not fit the model.
     """
-    from safetensors import SafetensorError
-
     where, scale = parse_lora(text)
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"--lora {text}: diffusers loads no LoRA into a {type(pipe).__name__}")
@@ -48,12 +48,8 @@ def load_lora(pipe: Any, text: str) -> None:
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise ValueError(f"--lora {text}: not a LoRA: there is no .safetensors file in that folder")
     source = str(path) if path.exists() else where
-    try:
-        with _quiet():
-            pipe.load_lora_weights(source, adapter_name=_ADAPTER, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"--lora {text}: cannot load it into a {type(pipe).__name__}: {reason}") from error
+    with foreign(f"--lora {text}: cannot load it into a {type(pipe).__name__}"), _quiet():
+        pipe.load_lora_weights(source, adapter_name=_ADAPTER, use_safetensors=True)
     if not any(_ADAPTER in names for names in pipe.get_list_adapters().values()):
         raise ValueError(
             f"--lora {text}: nothing in it belongs to a {type(pipe).__name__}; was it made for another family?"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ttsnap import files
 from ttsnap.demo.board import Board
 from ttsnap.types import Cost, Grid
 
@@ -36,12 +36,10 @@ class Trace:
 def read_trace(path: Path, most_bytes: int) -> Trace:
     """A trace.json as `ttsnap generate` writes it. ValueError that says what is wrong with it."""
     try:
-        size = path.stat().st_size
-        if size > most_bytes:
-            raise ValueError(f"the trace has {size:,} bytes; at most {most_bytes:,} are read here")
-        data = json.loads(path.read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"this is not a trace.json: {str(error)[:200]}") from None
+        data = files.parse_json(files.read_bytes(path, most_bytes, "trace"), "the file", nan=True)
+    except ValueError as error:
+        why = str(error).replace(str(path), "the file")  # where uploads lie is nobody's business
+        raise ValueError(f"this is not a trace.json: {why}") from None
     if not isinstance(data, dict) or not isinstance(data.get("results"), list):
         raise ValueError('this is not a trace.json: it has no list of "results"; upload one that ttsnap wrote')
     levels = _levels(data.get("levels"))

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttsnap.files import foreign
+
 if TYPE_CHECKING:  # ttsnap.scenes imports with numpy and scipy only
     from diffusers import AutoencoderTiny
 
@@ -22,8 +24,9 @@ def preview_vae(folder: str | Path) -> AutoencoderTiny:
     where = Path(folder)
     if not (where / "config.json").is_file():
         raise ValueError(f"no preview VAE at {where}: make one by python -m ttsnap.scenes.preview_train --out DIR")
-    vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True).eval()
-    return vae
+    with foreign(f"cannot read the preview VAE in {where}"):
+        vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True)
+    return vae.eval()
 
 
 def save_preview(vae: Any, folder: Path) -> None:
