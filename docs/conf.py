@@ -53,7 +53,8 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(torch|numpy|np|nn|diffusers|transformers|PIL|collections|inspect|pathlib|typing|types|http|jsonargparse)\..*",
+        r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|inspect|pathlib|typing|types|jsonargparse|"
+        r"starlette|uvicorn)\..*",
     ),
 ]
 

@@ -2,52 +2,75 @@
 
 POST URL with JSON {"prompts": [N], "levels": [N], "images": [N PNGs, base64]}; the reply is {"scores": [N]}, null where
 a score failed, or {"error": TEXT} with a status of 400 or more. GET URL replies {"name": NAME, "max_images": N}. Any
-server that speaks this will do; serve.py is a small one.
+server that speaks this will do; serve.py is one.
 """
 
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
-import urllib.error
-import urllib.request
+import random
+import ssl
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import anyio
+import httpx
 import torch
+from anyio.from_thread import start_blocking_portal
 from PIL import Image
 from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
+
+from ttsnap.files import parse_json, printable, reason
+
+PAUSES = (0.25, 1.0)
+"""Seconds before each further attempt, give or take a half, where a connection fails or a server is full."""
+REPLY_BYTES, SCORE_BYTES = 2**20, 64
+"""Most bytes of a reply, and as many more for each score in it."""
+FLOAT32_MAX = torch.finfo(torch.float32).max
+HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 class HttpReward:
     """Scores by a server at `url` (http:// or https://).
 
-    timeout: seconds to wait for each batch; batch_size: most images per request (fewer where the server asks for it).
-    Raises ValueError where no reward server answers at the start; later failures raise RuntimeError, which costs a
-    search the scores of that batch, not the search.
+    timeout: seconds for each batch, from connecting to the last byte of the reply, further attempts included;
+    batch_size: most images per request (fewer where the server asks for it). Raises ValueError where no reward server
+    answers at the start; later failures raise RuntimeError, which costs a search the scores of that batch, not the
+    search. Redirects are not followed.
     """
 
     def __init__(self, url: str, *, name: str | None = None, timeout: float = 120.0, batch_size: int = 16) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"a reward's address starts with http:// or https://, got {url!r}")
-        if timeout <= 0 or batch_size < 1:
+        try:
+            where = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{url!r} is no address: {error}") from None
+        if where.scheme not in ("http", "https") or not where.host or not 0 < (where.port or 80) < 2**16:
+            raise ValueError(f"a reward's address starts with http:// or https:// and a host, got {url!r}")
+        if not timeout > 0 or batch_size < 1:
             raise ValueError(f"timeout must be positive and batch_size at least 1, got {timeout} and {batch_size}")
         self.url, self.timeout = url, timeout
         try:
-            about = self._ask(None)
-            self.name = name or str(about["name"])
-            self.batch_size = min(batch_size, int(about.get("max_images", batch_size)))
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            about = self._ask(None, 0)
+        except RuntimeError as error:
             raise ValueError(f"no reward server at {url}: {error}; start one with ttsnap serve-reward") from error
+        label, most = about.get("name"), about.get("max_images", batch_size)
+        if not isinstance(label, str) or not 0 < len(label) <= 200 or not label.isprintable():
+            wrong = f"name = {label!r:.80}; it must be a printable text of at most 200 characters"
+            raise ValueError(f"the server at {url} gives {wrong}")
+        if type(most) is not int or most < 1:
+            wrong = f"max_images = {most!r:.80}; it must be a whole number, at least 1"
+            raise ValueError(f"the server at {url} gives {wrong}")
+        self.name, self.batch_size = name or label, min(batch_size, most)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1], N prompts, level (N,) -> (N,) float32 on the CPU, nan where a score failed."""
         check_images(images)
         levels = [0.0] * len(images) if level is None else [float(x) for x in level]
-        scores: list[float] = []
+        scores: list[Tensor] = []
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
             body: dict[str, Any] = {
@@ -55,23 +78,29 @@ class HttpReward:
                 "levels": levels[rows],
                 "images": [encode_image(image) for image in images[rows]],
             }
-            reply = self._ask(body).get("scores")
-            if not isinstance(reply, list) or len(reply) != len(body["images"]):
-                raise RuntimeError(f"{self.url} must reply {len(body['images'])} scores, got {reply!s:.80}")
-            scores += [float("nan") if score is None else float(score) for score in reply]
-        return torch.tensor(scores, dtype=torch.float32)
+            reply = self._ask(body, len(body["images"])).get("scores")
+            scores.append(self._read(reply, len(body["images"])))
+        return torch.cat(scores) if scores else torch.zeros(0)
 
-    def _ask(self, body: dict[str, Any] | None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"})
+    def _read(self, reply: Any, n: int) -> Tensor:
+        """(n,) float32 of the scores in a reply. RuntimeError where they are anything but n finite numbers or null."""
+        if not isinstance(reply, list) or len(reply) != n:
+            raise RuntimeError(f"{self.url} must reply {n} scores, got {reply!s:.80}")
+        for score in reply:
+            if score is not None and (type(score) not in (int, float) or abs(score) > FLOAT32_MAX):
+                raise RuntimeError(f"{self.url} must reply finite numbers or null as scores, got {score!r:.80}")
+        return torch.tensor([float("nan") if score is None else score for score in reply], dtype=torch.float32)
+
+    def _ask(self, body: dict[str, Any] | None, scores: int) -> dict[str, Any]:
+        """The JSON object that the server replies. RuntimeError says what came in its place."""
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        # In an event loop of its own, where a deadline interrupts whatever is waited for, byte by byte or not at all.
+        with start_blocking_portal() as portal:
+            status, text = portal.call(_exchange, self.url, data, self.timeout, REPLY_BYTES + SCORE_BYTES * scores)
+        if status != 200:
+            raise RuntimeError(f"{self.url} refused with status {status}: {_sentence(text)}")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                answer = json.loads(reply.read())
-        except urllib.error.HTTPError as error:
-            text = error.read(10_000).decode(errors="replace")
-            raise RuntimeError(f"{self.url} refused with status {error.code}: {_reason(text)}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise RuntimeError(f"{self.url} did not answer within {self.timeout:g} s or at all: {error}") from error
+            answer = parse_json(text, "the reply")
         except ValueError as error:
             raise RuntimeError(f"{self.url} did not answer with JSON: {error}") from error
         if not isinstance(answer, dict):
@@ -79,11 +108,53 @@ class HttpReward:
         return answer
 
 
-def _reason(text: str) -> str:
+def _sentence(text: bytes) -> str:
+    """What an error reply says, in so far as it can be printed."""
     try:
-        return str(json.loads(text)["error"])
+        said = str(parse_json(text, "it")["error"])
     except (ValueError, KeyError, TypeError):
-        return text[:200]
+        said = text.decode(errors="replace")
+    return printable(said[:300])
+
+
+async def _exchange(url: str, data: bytes | None, timeout: float, most: int) -> tuple[int, bytes]:
+    """Status and body of the reply to one request, after up to three attempts within `timeout` seconds."""
+    trouble = ""
+    try:
+        with anyio.fail_after(timeout):
+            async with httpx.AsyncClient(timeout=None, verify=_tls()) as client:
+                for pause in PAUSES:
+                    try:
+                        status, text = await _attempt(client, url, data, most)
+                        if status != 503:
+                            return status, text
+                        trouble = f"; before that, it refused with status 503: {_sentence(text)}"
+                    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                        trouble = f"; before that, the connection failed: {reason(error)}"
+                    await anyio.sleep(pause * random.uniform(0.5, 1.5))
+                return await _attempt(client, url, data, most)
+    except TimeoutError:
+        raise RuntimeError(f"{url} did not answer within {timeout:g} s{trouble}") from None
+    except httpx.ConnectError as error:
+        raise RuntimeError(f"cannot connect to {url}: {reason(error)}") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise RuntimeError(f"the connection to {url} broke before its reply was whole: {reason(error)}") from error
+
+
+async def _attempt(client: httpx.AsyncClient, url: str, data: bytes | None, most: int) -> tuple[int, bytes]:
+    text = bytearray()
+    async with client.stream("GET" if data is None else "POST", url, content=data, headers=HEADERS) as reply:
+        async for part in reply.aiter_raw():
+            text += part
+            if len(text) > most:
+                raise RuntimeError(f"{url} replied more than {most:,} bytes")
+    return reply.status_code, bytes(text)
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Made once: it takes longer than a small request."""
+    return httpx.create_ssl_context()
 
 
 def encode_image(image: Tensor) -> str:

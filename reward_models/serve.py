@@ -1,131 +1,190 @@
-"""A small server for any reward (the protocol is http.py's). For trusted networks: it has no authentication.
+"""A server for any reward (the protocol is http.py's): Starlette on uvicorn. It has no authentication: for trusted
+networks, though nothing that a client sends makes it grow or hang.
 
-Clients connect at the same time, each in a thread; the reward itself is called by one thread at a time.
+Memory, beside the reward's own: at most HELD requests are in it at a time, none larger than Limits.max_bytes; the
+others wait unread. One of them at a time is parsed, decoded in batches of request.BATCH_PIXELS, and scored.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
+import asyncio
 import json
 import logging
+import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+import anyio
+import h11
+import uvicorn
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from ttsnap.reward_models.request import Limits, RefusedError, parse, score
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ttsnap.scoring import score_images
 from ttsnap.types import Reward
 
 logger = logging.getLogger(__name__)
+HELD, BACKLOG = 4, 512
 
 
-class RefusedError(Exception):
-    """A request that is answered with an error: `status`, and why."""
+class RewardServer:
+    """Serves one reward at `url`; port 0 takes any free one. `run` until Ctrl-C, or in a thread as a context manager.
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+    OSError or OverflowError where it cannot listen there.
+    """
 
+    def __init__(self, reward: Reward, host: str = "127.0.0.1", port: int = 8765, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        config = uvicorn.Config(
+            make_app(reward, limits),
+            http=type("Guarded", (Guarded,), {"limits": limits}),
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=5,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self.run, name="reward server", daemon=True)
 
-class RewardServer(ThreadingHTTPServer):
-    """Serves one reward. max_images, max_bytes, max_pixels limit a request; `idle` seconds wait for a slow client."""
+    def run(self) -> None:
+        """Serve until Ctrl-C; requests under way get some seconds to end."""
+        with suppress(KeyboardInterrupt):
+            self._server.run(sockets=[self._socket])
 
-    daemon_threads = True
+    def __enter__(self) -> RewardServer:
+        self._thread.start()
+        return self
 
-    def __init__(
-        self,
-        reward: Reward,
-        host: str = "127.0.0.1",
-        port: int = 8765,
-        *,
-        max_images: int = 64,
-        max_bytes: int = 256 * 2**20,
-        max_pixels: int = 4096 * 4096,
-        idle: float = 60.0,
-    ) -> None:
-        self.reward, self.idle = reward, idle
-        self.max_images, self.max_bytes, self.max_pixels = max_images, max_bytes, max_pixels
-        self.turn = threading.Lock()
-        super().__init__((host, port), _Handler)
-
-    def score(self, body: bytes) -> list[float | None]:
-        """Scores of a request's images; RefusedError where it is not as it should be or the reward fails."""
-        prompts, levels, images = self._read(body)
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(images):
-            by_size.setdefault(tuple(image.shape), []).append(i)
-        scores = np.full(len(images), np.nan)
-        for rows in by_size.values():
-            batch, level = torch.stack([images[i] for i in rows]), torch.tensor([levels[i] for i in rows])
-            with self.turn:
-                scores[rows], reason = score_images(self.reward, batch, [prompts[i] for i in rows], level)
-            if reason is not None:
-                raise RefusedError(500, reason)
-        return [None if np.isnan(score) else float(score) for score in scores]
-
-    def _read(self, body: bytes) -> tuple[list[str], list[float], list[Tensor]]:
-        try:
-            asked = json.loads(body)
-            prompts, encoded = asked["prompts"], asked["images"]
-            levels = asked.get("levels", [0.0] * len(encoded))
-            if not len(prompts) == len(encoded) == len(levels) or not all(isinstance(p, str) for p in prompts):
-                raise ValueError("prompts, levels and images must be lists of one length, prompts of texts")
-            levels = [float(x) for x in levels]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RefusedError(400, f"cannot read the request: {error}") from None
-        if len(encoded) > self.max_images:
-            raise RefusedError(413, f"{len(encoded)} images in one request; at most {self.max_images}")
-        return prompts, levels, [self._decode(text) for text in encoded]
-
-    def _decode(self, text: str) -> Tensor:
-        try:
-            with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
-                if picture.width * picture.height > self.max_pixels:
-                    raise RefusedError(413, f"an image of {picture.size} pixels; at most {self.max_pixels} in all")
-                array = np.array(picture.convert("RGB"))
-        except (binascii.Error, TypeError, ValueError, OSError, SyntaxError, UnidentifiedImageError) as error:
-            raise RefusedError(400, f"an image is not a PNG in base64: {error}") from None
-        return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: RewardServer
+def make_app(reward: Reward, limits: Limits) -> Starlette:
+    """The web application: GET describes the reward, POST scores images; every error is JSON with a sentence."""
+    room, turn = anyio.Semaphore(HELD), anyio.Lock()
 
-    def setup(self) -> None:
-        self.timeout = self.server.idle  # type: ignore[misc]
-        super().setup()
+    async def describe(request: Request) -> Response:
+        return JSONResponse({"name": reward.name, "max_images": limits.max_images})
 
-    def do_GET(self) -> None:
-        self._reply(200, {"name": self.server.reward.name, "max_images": self.server.max_images})
+    async def answer(request: Request) -> Response:
+        async with room:
+            body = await _body(request, limits)
+            async with turn:
+                if await request.is_disconnected():  # It waited for longer than its client did.
+                    return Response()
+                asked = await to_thread.run_sync(parse, body, limits)
+                del body
+                scores = await to_thread.run_sync(score, reward, asked)
+        logger.info("%s: %d images scored", request.client, len(scores))
+        return JSONResponse({"scores": scores})
 
-    def do_POST(self) -> None:
-        try:
-            length = self.headers.get("Content-Length", "")
-            if not length.isdigit():
-                raise RefusedError(411, "a request needs a Content-Length")
-            if int(length) > self.server.max_bytes:
-                raise RefusedError(413, f"a request of {length} bytes; at most {self.server.max_bytes}")
-            self._reply(200, {"scores": self.server.score(self.rfile.read(int(length)))})
-        except RefusedError as refused:
-            self.close_connection = True
-            self._reply(refused.status, {"error": str(refused)})
+    return Starlette(
+        routes=[
+            Route("/{path:path}", describe, methods=["GET"]),
+            Route("/{path:path}", answer, methods=["POST"]),
+        ],
+        exception_handlers={
+            RefusedError: _refused,
+            HTTPException: _refused_by_starlette,
+            ClientDisconnect: lambda request, error: Response(),
+            Exception: lambda request, error: _error(500, f"the server failed: {type(error).__name__}"),
+        },
+    )
 
-    def _reply(self, status: int, answer: dict[str, Any]) -> None:
-        body = json.dumps(answer).encode()
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        except (BrokenPipeError, ConnectionResetError):
-            logger.info("client %s went away before its reply", self.client_address[0])
 
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.info("%s %s", self.client_address[0], format % args)
+async def _body(request: Request, limits: Limits) -> bytes:
+    """The whole body. RefusedError for a large or a slow one."""
+    length, parts = int(request.headers.get("content-length", 0)), []
+    try:
+        with anyio.fail_after(limits.seconds):
+            stream, read = request.stream(), 0
+            while max(length, read) <= limits.max_bytes and (part := await anext(stream, None)) is not None:
+                parts.append(part)
+                read += len(part)
+    except TimeoutError:
+        raise RefusedError(408, f"the request was not whole after {limits.seconds:g} s") from None
+    if max(length, read) > limits.max_bytes:
+        raise RefusedError(413, f"a request of {max(length, read)} bytes or more; at most {limits.max_bytes}")
+    return b"".join(parts)
+
+
+def _error(status: int, sentence: str) -> JSONResponse:
+    # A slow client is not waited for any longer: the connection closes.
+    return JSONResponse({"error": sentence}, status, {"Connection": "close"} if status == 408 else None)
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    logger.info("%s: refused: %s", request.client, error)
+    return _error(error.status, str(error))
+
+
+def _refused_by_starlette(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, f"{error.detail}: GET describes the reward, POST scores images")
+
+
+class Guarded(H11Protocol):
+    """A connection: one of Limits.connections, and given Limits.seconds for the head of each request."""
+
+    limits = Limits()
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, f"{self.limits.connections} connections are open, the most that are served; try again")
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, f"{msg} Content-Length must be one whole number, and lines must be as HTTP/1.1 has them.")
+
+    def _watch(self) -> None:
+        """Start the clock where a request's head is waited for; stop it where one is answered."""
+        waiting = self.cycle is None or self.cycle.response_complete
+        if not waiting and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if waiting and self._deadline is None:
+            late = partial(self._refuse, 408, f"no whole request came within {self.limits.seconds:g} s")
+            self._deadline = self.loop.call_later(self.limits.seconds, late)
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        """Answer and close the connection; only close it where an answer is under way."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
+            body = json.dumps({"error": sentence}).encode()
+            fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+            events: tuple[Any, ...] = (
+                h11.Response(status_code=status, headers=list(fields.items()), reason=HTTPStatus(status).phrase),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            )
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()

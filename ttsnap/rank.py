@@ -111,8 +111,9 @@ def rank(
         for column, reward in enumerate(rewards):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
-            alpha = images.shape[1] == 4 and isinstance(reward, ReadsAlpha)
-            seen = reward.without_alpha(images) if alpha else images[:, :3]
+            seen = images[:, :3]
+            if images.shape[1] == 4 and isinstance(reward, ReadsAlpha):
+                seen = reward.without_alpha(images)
             scores[rows, column], reason = score_images(reward, seen.clone(), some, levels)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:

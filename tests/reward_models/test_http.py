@@ -1,49 +1,95 @@
-"""The HTTP reward against its server: equal scores, limits, failures, many clients."""
+"""The HTTP reward's client: equal scores through the wire, and servers that fail, stall, or reply nonsense."""
 
 from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
-from ttsnap.reward_models.http import HttpReward, encode_image
-from ttsnap.reward_models.serve import RewardServer
+from ttsnap.reward_models.http import HttpReward
 
 from ttsnap.rewards import FunctionReward, make_reward
 from ttsnap.scoring import score_images
 
-IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255
-PROMPTS = ["a", "b", "c", "d", "e"]
+from .test_serve import IMAGES, PROMPTS, serving
+
+Act = Callable[[socket.socket], None]
+
+
+def reply(body: Any, status: str = "200 OK", fields: str = "") -> Act:
+    """Read the whole request, and send this."""
+    text = body if isinstance(body, str) else json.dumps(body)
+
+    def act(connection: socket.socket) -> None:
+        head, _, rest = connection.recv(65536).partition(b"\r\n\r\n")
+        lengths = [
+            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        ]
+        while lengths and len(rest) < lengths[0]:
+            rest += connection.recv(65536)
+        connection.sendall(f"HTTP/1.1 {status}\r\nConnection: close\r\n{fields}\r\n{text}".encode())
+
+    return act
+
+
+def reset(connection: socket.socket) -> None:
+    """Close so that the other side sees a reset connection."""
+    connection.recv(65536)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def drip(connection: socket.socket) -> None:
+    """A byte now and then, so that no single read waits for long."""
+    connection.recv(65536)
+    for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def flood(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b'HTTP/1.1 200 OK\r\n\r\n{"scores": [')
+    for _ in range(64):
+        connection.sendall(b"1," * 2**16)
+
+
+ABOUT = reply({"name": "mine"})
 
 
 @contextmanager
-def serving(reward: Any, **options: Any) -> Iterator[str]:
-    with RewardServer(reward, port=0, **options) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+def scripted(*acts: Act) -> Iterator[str]:
+    """A server that does one thing for each connection."""
+
+    def play() -> None:
+        for act in acts:
+            connection, _ = listener.accept()
+            with connection:
+                try:
+                    act(connection)
+                except OSError:  # The client went away, as it should.
+                    continue
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        thread = threading.Thread(target=play, daemon=True)
         thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+        assert not thread.is_alive(), "the client made fewer connections than the script has"
 
 
-def post(url: str, body: bytes, **headers: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())["error"]
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "PAUSES", (0.01, 0.01))
 
 
 def test_scores_prompts_and_levels_survive_the_wire() -> None:
@@ -55,31 +101,16 @@ def test_scores_prompts_and_levels_survive_the_wire() -> None:
         scores[[p == "d" for p in prompts]] = float("nan")
         return scores
 
+    prompts = ["a", "b 😀", "c", "d", "e"]
     with serving(FunctionReward(reward, "mine"), max_images=3) as url:
         client = make_reward(url)
         assert client.name == "mine"
-        scores = client(IMAGES, PROMPTS, torch.linspace(0, 1, 5))
-    expected = Brightness()(IMAGES, PROMPTS)
+        scores = client(IMAGES, prompts, torch.linspace(0, 1, 5))
+        assert len(client(IMAGES[:0], [], None)) == 0
+    expected = Brightness()(IMAGES, prompts)
     assert scores.isnan().tolist() == [False, False, False, True, False]
     torch.testing.assert_close(scores[:3], expected[:3])
-    assert seen == [(["a", "b", "c"], [0.0, 0.25, 0.5]), (["d", "e"], [0.75, 1.0])]
-
-
-def test_many_clients_share_a_reward_that_is_called_alone() -> None:
-    busy, most = threading.Semaphore(1), []
-
-    def reward(images: Any, prompts: Any) -> Any:
-        most.append(busy.acquire(blocking=False))
-        time.sleep(0.005)
-        busy.release()
-        return [float(p) for p in prompts]
-
-    with serving(FunctionReward(reward)) as url, ThreadPoolExecutor(8) as pool:
-        client = HttpReward(url, batch_size=2)
-        jobs = [pool.submit(client, IMAGES, [str(j + i) for i in range(5)]) for j in range(8)]
-        assert [job.result().tolist() for job in jobs] == [[j + float(i) for i in range(5)] for j in range(8)]
-    assert all(most)
-    assert len(most) == 24
+    assert seen == [(["a", "b 😀", "c"], [0.0, 0.25, 0.5]), (["d", "e"], [0.75, 1.0])]
 
 
 def test_a_failing_reward_costs_its_batch_only() -> None:
@@ -93,49 +124,112 @@ def test_a_failing_reward_costs_its_batch_only() -> None:
     assert len(scores) == 5
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "message"),
-    [
-        (b"{", 400, "cannot read the request"),
-        (b"[1]", 400, "cannot read the request"),
-        (json.dumps({"prompts": ["a"], "images": []}).encode(), 400, "lists of one length"),
-        (json.dumps({"prompts": ["a"], "images": ["?"]}).encode(), 400, "not a PNG in base64"),
-        (json.dumps({"prompts": ["a"], "images": [3]}).encode(), 400, "not a PNG in base64"),
-        (json.dumps({"prompts": ["a"], "images": [encode_image(IMAGES[0])[:60]]}).encode(), 400, "not a PNG"),
-        (
-            json.dumps({"prompts": ["a"] * 3, "images": ["", "", ""]}).encode(),
-            413,
-            "3 images in one request; at most 2",
-        ),
-        (json.dumps({"prompts": ["a"], "images": [encode_image(torch.zeros(3, 20, 20))]}).encode(), 413, "pixels"),
-        (b"x" * 5000, 413, "a request of 5000 bytes; at most 4096"),
-    ],
-)
-def test_bad_requests_are_refused_and_the_server_lives_on(body: bytes, status: int, message: str) -> None:
-    with serving(Brightness(), max_images=2, max_bytes=4096, max_pixels=100) as url:
-        found, reason = post(url, body)
-        assert found == status
-        assert message in reason
-        assert len(HttpReward(url)(IMAGES, PROMPTS)) == 5
-
-
-def test_images_of_several_sizes_in_one_request() -> None:
-    pictures = [torch.full((3, 4, 4), 0.2), torch.full((3, 8, 2), 0.4), torch.full((3, 4, 4), 0.6)]
-    body = {"prompts": ["", "", ""], "images": [encode_image(p) for p in pictures]}
-    with serving(Brightness()) as url:
-        status, reply = post(url, json.dumps(body).encode())
-    assert status == 200
-    assert json.loads(reply)["scores"] == pytest.approx([0.2, 0.4, 0.6])
-
-
 def test_servers_that_do_not_answer_are_explained() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ValueError, match=rf"no reward server at {address}: .* start one with ttsnap serve-reward"):
+        with pytest.raises(
+            ValueError, match=rf"no reward server at {address}: cannot connect .* start one with ttsnap"
+        ):
             HttpReward(address)
         silent.listen()
         with pytest.raises(ValueError, match=r"did not answer within 0\.1 s"):
             HttpReward(address, timeout=0.1)
-    with pytest.raises(ValueError, match="starts with http"):
-        HttpReward("ftp://x")
+    for address in ("ftp://x", "http://", "http:///x", "http://127.0.0.1:99999"):
+        with pytest.raises(ValueError, match=r"starts with http:// or https:// and a host"):
+            HttpReward(address)
+    with pytest.raises(ValueError, match=r"'http://x:http' is no address: Invalid port"):
+        HttpReward("http://x:http")
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="timeout must be positive"):
+            HttpReward("http://x", timeout=timeout)
+
+
+def test_the_deadline_is_for_the_whole_batch() -> None:
+    with scripted(ABOUT, drip) as url:
+        client = HttpReward(url, timeout=0.4)
+        begin = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"did not answer within 0\.4 s$"):
+            client(IMAGES[:1], ["a"])
+        assert time.monotonic() - begin < 2  # The server would have gone on for 6 s.
+
+
+FULL = reply({"error": "full \x1b[2J"}, "503 Busy")
+
+
+@pytest.mark.parametrize("failures", [[reset, reset], [FULL, FULL], [lambda connection: None, reset]])
+def test_two_failed_attempts_are_made_up_for(failures: Sequence[Act]) -> None:
+    with scripted(*failures, ABOUT, *failures, reply({"scores": [0.5]})) as url:
+        assert HttpReward(url)(IMAGES[:1], ["a"]).tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (reset, r"the connection to .* broke before its reply was whole: \S+"),
+        (FULL, r"refused with status 503: full \\x1b\[2J"),
+    ],
+)
+def test_the_third_failure_is_reported(failure: Act, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(ABOUT, failure, failure, failure) as url:
+        client = HttpReward(url)
+        with pytest.raises(RuntimeError, match=message):
+            client(IMAGES[:1], ["a"])
+    monkeypatch.setattr(http, "PAUSES", (60.0,))
+    with scripted(ABOUT, failure) as url:
+        client = HttpReward(url, timeout=0.3)
+        with pytest.raises(RuntimeError, match=r"did not answer within 0\.3 s; before that, \w+"):
+            client(IMAGES[:1], ["a"])
+
+
+def test_a_refusal_is_not_repeated_and_a_redirect_not_followed() -> None:
+    for status, fields in (("400 Bad", ""), ("302 Found", "Location: http://127.0.0.1:9/\r\n")):
+        with scripted(ABOUT, reply({"error": "no"}, status, fields)) as url:
+            client = HttpReward(url)
+            with pytest.raises(RuntimeError, match=f"refused with status {status[:3]}: no"):
+                client(IMAGES[:1], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        *(({"name": "x", "max_images": n}, "max_images = ") for n in (0, -1, True, "3", 2.5, None)),
+        ('{"name": "x", "max_images": 1e999}', "1e999 is too large a number"),
+        ({"max_images": 3}, "name = None"),
+        ({"name": "x\x1b[2J"}, r"name = 'x\\x1b\[2J'"),
+        ("[" * 100_000, "nested too deeply"),
+        ([1], r"must answer with a JSON object, got \[1\]"),
+    ],
+)
+def test_what_a_server_says_of_itself_is_checked(about: Any, message: str) -> None:
+    with scripted(reply(about)) as url, pytest.raises(ValueError, match=message):
+        HttpReward(url)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ("[1e999]", "1e999 is too large"),
+        ("[NaN]", "NaN is no number"),
+        ("[1e300]", r"finite numbers or null as scores, got 1e\+300"),
+        ("[1" + "0" * 400 + "]", "is too large a number"),
+        ("[true]", "finite numbers or null as scores, got True"),
+        ('["1"]', "finite numbers or null as scores, got '1'"),
+        ("[1, 2]", r"must reply 1 scores, got \[1, 2\]"),
+        ("null", "must reply 1 scores, got None"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[1", "did not answer with JSON"),
+    ],
+)
+def test_scores_must_be_finite_numbers(scores: str, message: str) -> None:
+    with scripted(ABOUT, reply('{"scores": ' + scores + "}")) as url:
+        client = HttpReward(url)
+        with pytest.raises(RuntimeError, match=message):
+            client(IMAGES[:1], ["a"])
+
+
+def test_a_reply_has_a_largest_size() -> None:
+    with scripted(ABOUT, flood) as url:
+        client = HttpReward(url)
+        with pytest.raises(RuntimeError, match="replied more than 1,048,640 bytes"):
+            client(IMAGES[:1], ["a"])

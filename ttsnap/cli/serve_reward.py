@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
+from ttsnap.extras import install
 
 HELP = "serve a reward over HTTP, to other machines too"
 DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
@@ -33,20 +34,22 @@ def parser() -> ArgumentParser:
 def run(a: Namespace) -> int:
     """Serve until interrupted."""
     load_torch()
-    from ttsnap.reward_models.serve import RewardServer
+    try:
+        from ttsnap.reward_models.request import Limits
+        from ttsnap.reward_models.serve import RewardServer
+    except ImportError as error:
+        raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None
     from ttsnap.rewards import make_reward
 
+    limits = Limits(max_images=a.max_images)
     device, dtype = common.placement(a.device, a.dtype)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=device, dtype=dtype)
     try:
-        server = RewardServer(reward, a.host, a.port, max_images=a.max_images)
+        server = RewardServer(reward, a.host, a.port, limits)
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
-    with server:
-        print(f"serving {reward.name} at http://{a.host}:{server.server_port} (Ctrl-C ends)", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print("stopped")
+    print(f"serving {reward.name} at {server.url} (Ctrl-C ends)", flush=True)
+    server.run()
+    print("stopped")
     return 0

@@ -1,0 +1,150 @@
+"""What a request to the reward server holds: checked, decoded in batches, and scored. serve.py is the server itself."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap.files import parse_json, picture_pixels
+from ttsnap.scoring import score_images
+from ttsnap.types import FloatArray, Reward
+
+BATCH_PIXELS = 4096 * 4096
+"""Most pixels that are decoded at a time, and so most of one image. A reward sees them as 12 bytes each, 201 MB."""
+PROMPT_LENGTH = 20_000
+"""Most characters of a prompt."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes: of one request, and of connections at a time. ValueError for limits that are not positive.
+
+    max_pixels: of all images of a request together; one image has at most BATCH_PIXELS. seconds: for a request to
+    arrive, from its head on; and for that head, from the connection on. connections: more are answered with status 503.
+    """
+
+    max_images: int = 64
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 4 * BATCH_PIXELS
+    seconds: float = 60.0
+    connections: int = 128
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} = {value}" for name, value in vars(self).items() if not value > 0]
+        if wrong:
+            raise ValueError(f"limits of a reward server must be positive, got {', '.join(wrong)}")
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error: `status`, and why."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    """N prompts, levels, and PNGs in base64 with their sizes (width, height)."""
+
+    prompts: list[str]
+    levels: list[float]
+    images: list[str]
+    sizes: list[tuple[int, int]]
+
+
+def parse(body: bytes, limits: Limits) -> Request:
+    """The request in a body, its images not decoded yet. RefusedError where it is malformed or beyond the limits."""
+    try:
+        asked = parse_json(body, "the body")
+    except ValueError as error:
+        raise RefusedError(400, f"cannot read the request: {error}") from None
+    if not isinstance(asked, dict):
+        raise RefusedError(400, "cannot read the request: it must be a JSON object with prompts and images")
+    prompts, images = (_listed(asked, name, str, "texts") for name in ("prompts", "images"))
+    levels = _listed({"levels": [0.0] * len(images), **asked}, "levels", (int, float), "numbers")
+    if not len(prompts) == len(images) == len(levels):
+        found = f"{len(prompts)}, {len(levels)} and {len(images)}"
+        raise RefusedError(400, f"prompts, levels and images must be lists of one length, got {found}")
+    if len(images) > limits.max_images:
+        raise RefusedError(413, f"{len(images)} images in one request; at most {limits.max_images}")
+    if any(len(prompt) > PROMPT_LENGTH for prompt in prompts):
+        raise RefusedError(413, f"a prompt of {max(map(len, prompts))} characters; at most {PROMPT_LENGTH}")
+    sizes = [png_size(text) for text in images]
+    most, total = max((w * h for w, h in sizes), default=0), sum(w * h for w, h in sizes)
+    if most > BATCH_PIXELS or total > limits.max_pixels:
+        limit = f"at most {BATCH_PIXELS:,} in one and {limits.max_pixels:,} in a request"
+        raise RefusedError(413, f"an image of {most:,} pixels, and {total:,} in all; {limit}")
+    return Request(prompts, [float(level) for level in levels], images, sizes)
+
+
+def _listed(asked: dict[str, Any], name: str, kind: type | tuple[type, ...], of: str) -> list[Any]:
+    values = asked.get(name)
+    if not isinstance(values, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        raise RefusedError(400, f"cannot read the request: {name!r} must be a list of {of}")
+    return values
+
+
+def png_size(text: str) -> tuple[int, int]:
+    """Width and height that a PNG in base64 says it has: its first 24 bytes. RefusedError for anything else."""
+    try:
+        head = base64.b64decode(text[:32], validate=True)
+        magic, kind, width, height = struct.unpack(">8s4x4sII", head)
+    except (ValueError, struct.error):
+        magic = kind = b""
+    if magic != b"\x89PNG\r\n\x1a\n" or kind != b"IHDR" or not width * height:
+        raise RefusedError(400, "an image is not a PNG in base64")
+    return width, height
+
+
+def batches(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Rows of equal size, at most BATCH_PIXELS in each batch."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for row, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(row)
+    for (width, height), rows in by_size.items():
+        n = max(1, BATCH_PIXELS // (width * height))
+        yield from (rows[i : i + n] for i in range(0, len(rows), n))
+
+
+def score(reward: Reward, request: Request) -> list[float | None]:
+    """Scores of the images, None where one failed. RefusedError for damaged images, or where the reward fails."""
+    scores = np.full(len(request.images), np.nan)
+    for rows in batches(request.sizes):
+        width, height = request.sizes[rows[0]]
+        images = torch.empty(len(rows), 3, height, width)
+        for image, row in zip(images, rows, strict=True):
+            image.copy_(_decode(request.images[row], width, height))
+        levels = torch.tensor([request.levels[row] for row in rows])
+        scores[rows] = _call(reward, images.div_(255), [request.prompts[row] for row in rows], levels)
+    return [None if np.isnan(value) else float(value) for value in scores]
+
+
+def _decode(text: str, width: int, height: int) -> Tensor:
+    """(3, height, width) uint8. A PNG may hold a second head: the size is held to what was counted."""
+    try:
+        pixels = picture_pixels(base64.b64decode(text, validate=True), "it", most=width * height)
+        if pixels.shape != (height, width, 3):
+            raise ValueError("it has two sizes")
+    except ValueError as error:
+        raise RefusedError(400, f"an image is not a PNG in base64: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _call(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> FloatArray:
+    try:
+        scores, reason = score_images(reward, images, prompts, levels)
+    except torch.OutOfMemoryError:  # Raised for several images only: half of them may fit.
+        n = len(prompts) // 2
+        halves = (slice(None, n), slice(n, None))
+        return np.concatenate([_call(reward, images[half], prompts[half], levels[half]) for half in halves])
+    if reason is not None:
+        raise RefusedError(500, reason)
+    return np.asarray(scores)

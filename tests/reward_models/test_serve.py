@@ -1,0 +1,317 @@
+"""The reward server: limits, refusals with a sentence, many clients, and clients that stall or leave."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ttsnap.reward_models import request
+from ttsnap.reward_models.closed_form import Brightness
+from ttsnap.reward_models.http import HttpReward, encode_image
+from ttsnap.reward_models.request import BATCH_PIXELS, Limits, RefusedError, batches, parse, score
+from ttsnap.reward_models.serve import RewardServer
+
+from ttsnap.cli import main
+from ttsnap.rewards import FunctionReward
+
+IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255
+PROMPTS = ["a", "b", "c", "d", "e"]
+
+
+@contextmanager
+def serving(reward: Any, **limits: Any) -> Iterator[str]:
+    with RewardServer(reward, port=0, limits=Limits(**limits)) as server:
+        yield server.url
+
+
+def connect(url: str) -> socket.socket:
+    where = urlsplit(url)
+    assert where.hostname is not None
+    return socket.create_connection((where.hostname, where.port or 80), timeout=10)
+
+
+def answer(connection: socket.socket) -> tuple[int, Any]:
+    """Status and JSON of the reply on a connection."""
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    return reply.status, json.loads(reply.read())
+
+
+def send(url: str, data: bytes) -> tuple[int, Any]:
+    with connect(url) as connection:
+        connection.sendall(data)
+        return answer(connection)
+
+
+def post(url: str, body: bytes) -> tuple[int, Any]:
+    return send(url, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+def asking(*images: str, **more: Any) -> bytes:
+    return json.dumps({"prompts": ["a"] * len(images), "images": images, **more}).encode()
+
+
+def png(*sizes: tuple[int, int]) -> str:
+    """A PNG in base64 that says these sizes, one head after the other; the last is that of its black pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    heads = b"".join(chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0)) for w, h in sizes)
+    width, height = sizes[-1]
+    pixels = zlib.compress(bytes((width + 1) * height))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + heads + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")).decode()
+
+
+def never(images: Any, prompts: Any) -> Any:
+    raise AssertionError("the reward was called")
+
+
+# --- what a request holds -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[str]:
+    """A server with small limits."""
+    with serving(Brightness(), max_images=2, max_bytes=4096, max_pixels=100) as url:
+        yield url
+
+
+ONE = encode_image(IMAGES[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"{", 400, "cannot read the request: the body is damaged"),
+        (b"", 400, "cannot read the request: the body is damaged"),
+        (b"\xff\xfe{", 400, "cannot read the request: the body is damaged"),
+        (b"[1]", 400, "must be a JSON object"),
+        (b"[" * 4000, 400, "nested too deeply"),
+        (b'{"a":' * 700, 400, "damaged"),
+        (b"1" * 4000, 400, "too large a number"),
+        (b'{"images": []}', 400, "'prompts' must be a list of texts"),
+        (b'{"prompts": "ab", "images": ["", ""]}', 400, "'prompts' must be a list of texts"),
+        (json.dumps({"prompts": ["a"], "images": []}).encode(), 400, "lists of one length"),
+        (asking("?"), 400, "not a PNG in base64"),
+        (asking(""), 400, "not a PNG in base64"),
+        (json.dumps({"prompts": ["a"], "images": [3]}).encode(), 400, "'images' must be a list of texts"),
+        (asking(ONE[:60]), 400, "not a PNG"),
+        (asking(ONE[: len(ONE) // 8 * 4]), 400, "not a PNG"),
+        (asking(png((0, 5))), 400, "not a PNG"),
+        (asking(png((4, 6), (6, 6))), 400, "more than 24 pixels"),
+        (asking(png((6, 6), (4, 6))), 400, "two sizes"),
+        (asking(ONE, levels=[10**30]), 400, "too large a number"),
+        (asking(ONE, levels=["x"]), 400, "'levels' must be a list of numbers"),
+        (asking(ONE, levels=[True]), 400, "'levels' must be a list of numbers"),
+        (asking(ONE, levels=None), 400, "'levels' must be a list of numbers"),
+        (asking(ONE, levels=[float("nan")]), 400, "NaN is no number"),
+        (asking("", "", ""), 413, "3 images in one request; at most 2"),
+        (asking(encode_image(torch.zeros(3, 20, 20))), 413, "an image of 400 pixels"),
+        (asking(png((8, 8)), png((8, 8))), 413, "and 128 in all; at most .* and 100 in a request"),
+        (b"x" * 5000, 413, "a request of 5000 bytes or more; at most 4096"),
+    ],
+)
+def test_bad_requests_are_refused_and_the_server_lives_on(small: str, body: bytes, status: int, message: str) -> None:
+    found, reply = post(small, body)
+    assert found == status
+    assert list(reply) == ["error"]
+    assert re.search(message, reply["error"])
+    assert len(HttpReward(small)(IMAGES, PROMPTS)) == 5
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "message"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n", 400, "Content-Length must be one whole number"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", 400, "Content-Length"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1e3\r\n\r\n", 400, "Content-Length"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 400, "Content-Length"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n\r\n" % (b"9" * 6000), 400, "Content-Length"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999\r\n\r\n", 413, "at most 4096"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", 400, "cannot read the request"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405, "GET describes the reward, POST scores"),
+        (b"nonsense\r\n\r\n", 400, "HTTP/1.1"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000, 400, "HTTP/1.1"),
+    ],
+)
+def test_odd_heads_get_a_sentence(small: str, head: bytes, status: int, message: str) -> None:
+    found, reply = send(small, head)
+    assert found == status
+    assert message in reply["error"]
+
+
+def test_a_body_in_chunks_needs_no_length(small: str) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = asking(ONE)
+    whole = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    assert send(small, head + whole) == (200, {"scores": [pytest.approx(float(Brightness()(IMAGES[:1], ["a"])))]})
+    found, reply = send(small, head + b"1000\r\n%s\r\n1\r\nx\r\n" % bytes(4096))
+    assert found == 413
+    assert "a request of 4097 bytes or more" in reply["error"]
+
+
+def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request, "picture_pixels", never)
+    bomb = png((4096, 4096))
+    body = asking(*[bomb] * 12)
+    assert len(body) < 2**20
+    with pytest.raises(RefusedError, match="and 201,326,592 in all; at most 16,777,216 in one and 67,108,864"):
+        parse(body, Limits())
+    with pytest.raises(RefusedError, match="an image of 16,781,312 pixels"):
+        parse(asking(png((4096, 4097))), Limits(max_pixels=2**40))
+    assert len(parse(asking(bomb), Limits()).images) == 1
+    with pytest.raises(RefusedError, match="a prompt of 20001 characters; at most 20000"):
+        parse(asking(ONE, prompts=["x" * 20001]), Limits())
+    with pytest.raises(ValueError, match=r"must be positive, got max_images = 0, seconds = nan"):
+        Limits(max_images=0, seconds=float("nan"))
+
+
+@given(st.lists(st.sampled_from([(4096, 4096), (1024, 1024), (1025, 1023), (3000, 3000), (1, 1)]), max_size=64))
+def test_batches_are_of_one_size_and_bounded(sizes: list[tuple[int, int]]) -> None:
+    found = list(batches(sizes))
+    assert sorted(row for rows in found for row in rows) == list(range(len(sizes)))
+    for rows in found:
+        (size,) = {sizes[row] for row in rows}
+        assert len(rows) * size[0] * size[1] <= BATCH_PIXELS
+
+
+def test_images_of_several_sizes_in_one_request() -> None:
+    pictures = [torch.full((3, 4, 4), 0.2), torch.full((3, 8, 2), 0.4), torch.full((3, 4, 4), 0.6)]
+    with serving(Brightness()) as url:
+        status, reply = post(url, asking(*map(encode_image, pictures)))
+    assert status == 200
+    assert reply["scores"] == pytest.approx([0.2, 0.4, 0.6])
+
+
+def test_fewer_images_at_a_time_where_memory_runs_out() -> None:
+    calls = []
+
+    def large(images: Any, prompts: Any) -> Any:
+        calls.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError
+        return images.mean((1, 2, 3))
+
+    asked = parse(asking(*map(encode_image, IMAGES[:3])), Limits())
+    assert score(FunctionReward(large), asked) == pytest.approx(IMAGES[:3].mean((1, 2, 3)).tolist())
+    assert calls == [3, 1, 2, 1, 1]
+
+
+# --- clients ------------------------------------------------------------------------------------------------------
+
+
+def test_many_clients_lose_nothing_and_the_reward_is_called_alone() -> None:
+    busy, alone = threading.Semaphore(1), []
+
+    def reward(images: Any, prompts: Any) -> Any:
+        alone.append(busy.acquire(blocking=False))
+        time.sleep(0.002)
+        busy.release()
+        return [float(p) for p in prompts]
+
+    with serving(FunctionReward(reward)) as url, ThreadPoolExecutor(40) as pool:
+        client, together = HttpReward(url, batch_size=2), threading.Barrier(40)
+
+        def ask(j: int) -> list[float]:
+            together.wait()
+            return client(IMAGES, [str(j + i) for i in range(5)]).tolist()
+
+        assert list(pool.map(ask, range(40))) == [[j + float(i) for i in range(5)] for j in range(40)]
+    assert all(alone)
+    assert len(alone) == 120
+
+
+def test_half_sent_requests_are_given_up() -> None:
+    with serving(Brightness(), seconds=0.3) as url, ExitStack() as stack:
+        half = [stack.enter_context(connect(url)) for _ in range(9)]
+        for connection in half[:8]:  # More than are held at a time.
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        half[8].sendall(b"POST / HTTP/1.1\r\nHos")
+        assert answer(half[8]) == (408, {"error": "no whole request came within 0.3 s"})
+        assert answer(half[0]) == (408, {"error": "the request was not whole after 0.3 s"})
+        assert len(HttpReward(url)(IMAGES, PROMPTS)) == 5
+        assert {answer(connection)[0] for connection in half[1:8]} == {408}
+
+
+def test_too_many_connections_are_told() -> None:
+    with serving(Brightness(), connections=2) as url, connect(url) as one, connect(url) as two:
+        for connection in (one, two):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert answer(connection) == (200, {"name": "brightness", "max_images": 64})
+        with connect(url) as three:
+            assert answer(three) == (503, {"error": "2 connections are open, the most that are served; try again"})
+        one.close()
+        assert len(HttpReward(url)(IMAGES, PROMPTS)) == 5  # It comes again where it comes too early.
+
+
+def test_a_request_whose_client_has_left_is_not_scored() -> None:
+    begun, go, seen = threading.Event(), threading.Event(), []
+
+    def slow(images: Any, prompts: Any) -> Any:
+        begun.set()
+        go.wait(10)
+        seen.extend(prompts)
+        return [0.0] * len(prompts)
+
+    with serving(FunctionReward(slow)) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, asking(ONE, prompts=["first"]))
+        assert begun.wait(10)
+        with connect(url) as impatient:
+            body = asking(ONE, prompts=["impatient"])
+            impatient.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            send(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(3):  # The server sees that the connection is closed before it answers these.
+            send(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        go.set()
+        assert first.result() == (200, {"scores": [0.0]})
+        assert post(url, asking(ONE, prompts=["last"]))[0] == 200
+    assert seen == ["first", "last"]
+
+
+def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def interrupt() -> None:
+        HttpReward(f"http://127.0.0.1:{port}")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(["serve-reward", "brightness", "--port", str(port)]) == 0
+    thread.join()
+    assert capsys.readouterr().out == f"serving brightness at http://127.0.0.1:{port} (Ctrl-C ends)\nstopped\n"
+    with serving(Brightness()) as url:
+        assert main(["serve-reward", "brightness", "--port", url.rpartition(":")[2]]) == 2
+    assert "choose another --host or --port" in capsys.readouterr().err
+    assert main(["serve-reward", "brightness", "--port", "0", "--max-images", "0"]) == 2
+    assert "must be positive, got max_images = 0" in capsys.readouterr().err
+
+
+def test_without_its_libraries_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "ttsnap.reward_models.serve")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve-reward", "brightness", "--port", "0"]) == 2
+    assert "serving needs starlette and uvicorn (import of uvicorn halted" in capsys.readouterr().err
