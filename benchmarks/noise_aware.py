@@ -116,7 +116,8 @@ def folder(name: str) -> str:
 
 
 def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Train every variant; per variant the levels' Spearman of base and student on the held-out share."""
+    """Train every variant; per variant the levels' Spearman of base and student on the held-out share. The student is
+    what was trained, at every level, though the exported one leaves some of them to the base."""
     engine = load(dtype=torch.bfloat16).engine(
         "scenes", batch_size=a.batch_size, keep=["latents", "features"], features_block=a.block, **defaults()
     )
@@ -135,8 +136,8 @@ def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
         found[name] = {
             "levels": [row["level"] for row in evaluation.rows],
             "base": [row[base]["spearman"] for row in evaluation.rows],
-            "student": [row[student]["spearman"] for row in evaluation.rows],
-            "r2": [row[student]["r2"] for row in evaluation.rows],
+            "student": [row.get("unused", row[student])["spearman"] for row in evaluation.rows],
+            "r2": [row.get("unused", row[student])["r2"] for row in evaluation.rows],
             "prompts": evaluation.prompts,
         }
     return found

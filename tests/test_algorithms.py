@@ -154,3 +154,10 @@ def test_numbers_of_numpy_and_lists_are_taken_as_declared() -> None:
 def test_more_seeds_than_a_search_can_hold_are_refused() -> None:
     with pytest.raises(ValueError, match="1,000,000,000,000 seeds at once"):
         search(["a"], BestOfN(10**12), DryEngine(Grid((1.0, 0.0)), ("r",)), "4nfe")
+
+
+def test_price_of_compute_without_a_forecast_says_which_command_makes_one() -> None:
+    with pytest.raises(ValueError, match=r"needs a forecast of .* `ttsnap calibrate RECORDING --out priced\.json`"):
+        make_algorithm("price-of-compute")
+    with pytest.raises(ValueError, match=r"needs a forecast"):
+        make_algorithm("price-of-compute", n=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -46,7 +47,13 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     assert main(["tune", inside, "--trials", "5", "--checks", "2", *FEW]) == 0
     out = capsys.readouterr().out
     assert re.search(r"checks at steps \[.*\] \(noise levels \[.*\]\), keeping \[", out)
-    assert re.search(r"% ± [\d.]+% on the prompts kept out\nwrote tuned.json", out), out
+    assert re.search(r"than seed pruning as it is by default: its omega is [\d.]+ ± [\d.]+ (above|below)", out), out
+    # What it prints of the prompts kept out is what `simulate` prints of them, to the last digit.
+    assert "the prompts that were kept out of the fit, 9:12 of the recording:\n3 prompts x 20 seeds" in out
+    assert main(["simulate", inside, "--prompts", "9:12", "--algorithms", "seed-pruning", "tuned.json", *FEW]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 8
+    assert table in out
     assert main(["calibrate", inside, "--checks", "[1, 2, 4]"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"explain, within a prompt: step 1: \d+%, step 2: \d+%, step 4: 100%", out), out
@@ -201,6 +208,38 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         out = capsys.readouterr().out
         assert all(word in out for word in words)
         assert max(len(line) for line in out.splitlines()) <= 160
+
+
+def test_rewards_that_do_not_vary_or_failed(inside: str, capsys: Any) -> None:
+    whole = load_recording(inside)
+    scores = {"same": np.full_like(whole.scores, 0.3), "failed": whole.scores.copy()}
+    scores["failed"][0, 0, 1] = np.nan
+    message = {"same": r"do not vary within any prompt \(12 prompts x 20 seeds\)", "failed": r"failed \(nan\) scores"}
+    for name in scores:
+        save_recording(dataclasses.replace(whole, scores=scores[name]), name)
+        for command in ("simulate", "tune", "calibrate"):
+            refuse([command, name], message[name], capsys)
+    # Prompts that were kept out do not vary: the schedule is written, and nothing is said of it.
+    half = whole.scores.copy()
+    half[9:] = 0.3
+    save_recording(dataclasses.replace(whole, scores=half), "half")
+    assert main(["tune", "half", "--trials", "2", *FEW]) == 0
+    assert "do not vary within any prompt that was kept out, so nothing says what" in capsys.readouterr().out
+    assert isinstance(make_algorithm("tuned.json"), SeedPruning)
+
+
+def test_one_prompt_and_budgets_that_buy_the_same(inside: str, capsys: Any) -> None:
+    assert main(["simulate", inside, "--prompts", "0:1", *FEW]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("1 prompt x 20 seeds, honest ledger")
+    assert "±" not in out.out
+    assert "Warning" not in out.err
+    assert main(["simulate", inside, "--budgets", "8nfe", "9nfe", "10nfe"]) == 0
+    out = capsys.readouterr()
+    assert re.search(r"omega, % +- +-\n", out.out), out.out
+    assert "omega is not defined: best-of-n gains nothing from the smallest budget to the largest" in out.out
+    assert main(["tune", inside, "--holdout", "0.1", "--trials", "2", *FEW]) == 0
+    assert "a single prompt tells no error; record more prompts" in capsys.readouterr().out
 
 
 def refuse(argv: list[str], message: str, capsys: Any) -> None:

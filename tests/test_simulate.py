@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ from ttsnap.budget import Price, Rates, task_of
 from ttsnap.calibrate import calibrate, default_checks, enlarge
 from ttsnap.lockstep import lockstep
 from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.simulate import best_of_n_curve, compare, curve, published_seeds, random_orders, sized_for
+from ttsnap.simulate import (
+    best_of_n_curve,
+    compare,
+    curve,
+    published_seeds,
+    random_orders,
+    require_varied,
+    sized_for,
+)
 from ttsnap.types import Grid, Task
 
 GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
@@ -137,6 +146,26 @@ def test_compare_to_best_of_n() -> None:
     assert found.omega > 3 * found.error > 0
 
 
+def test_where_there_is_nothing_to_find_there_is_no_omega() -> None:
+    r = recording()
+    base = best_of_n_curve(r, ["20nfe", "21nfe", "22nfe"])  # two images each time
+    found = compare(curve(r, SeedPruning(), ["20nfe", "21nfe", "22nfe"], 2), base, r)
+    assert np.isnan([found.omega, found.error]).all()
+    one = r.select(slice(0, 1))
+    base = best_of_n_curve(one, ["20nfe", "40nfe", "80nfe"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(base.error).all()
+        assert np.isnan(compare(base, base, one).error)  # one prompt tells nothing of others
+    assert compare(base, base, one).omega == 0
+    require_varied(one)
+    mostly = r.scores.copy()
+    mostly[1:] = 0.1 + 0.2  # equal but for rounding, in all prompts but one
+    require_varied(dataclasses.replace(r, scores=mostly))
+    with pytest.raises(ValueError, match=r"do not vary within any prompt \(11 prompts x 30 seeds\), so that every"):
+        require_varied(dataclasses.replace(r, scores=mostly).select(slice(1, None)))
+
+
 def test_random_orders_are_orders() -> None:
     r = recording(3, 7)
     lookup, searches = random_orders(r, 7, 4, np.random.default_rng(0))
@@ -216,6 +245,8 @@ def test_default_checks_end_at_the_end() -> None:
         (lambda r: compare(*[best_of_n_curve(r, ["90nfe", "80nfe", "99nfe"])] * 2, r), "rising, got 90nfe"),
         (lambda r: compare(*[best_of_n_curve(r, ["20nfe", "8images", "99nfe"])] * 2, r), "in one unit, got 20nfe"),
         (lambda r: calibrate(r, utility=utility.rank_sum), "rank_sum scores no image by itself"),
+        (lambda r: calibrate(_failed(r), checks=(2, 4, 10)), r"failed \(nan\) scores"),
+        (lambda r: calibrate(dataclasses.replace(r, scores=r.scores * 0)), "do not vary within any prompt"),
     ],
 )
 def test_bad_input_is_named(build: Any, message: str) -> None:

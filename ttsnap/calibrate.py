@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ttsnap import metrics
 from ttsnap import utility as utilities
 from ttsnap.algorithms.price_of_compute import PriceOfCompute
+from ttsnap.budget import Rates
 from ttsnap.forecast import Forecast, fit
 from ttsnap.lockstep import lockstep
 from ttsnap.replay import Recording
-from ttsnap.simulate import random_orders
+from ttsnap.simulate import random_orders, require_varied
 from ttsnap.types import FloatArray, Task, Utility
 
 IMAGES = (2, 3, 5, 8, 12, 20, 30)
@@ -41,10 +43,11 @@ def calibrate(
     """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
 
     score_cost, check_cost: as in Task. on_progress: called with (done, of). Raises ValueError
-    where the recording lacks a check or has too few trajectories.
+    where the recording lacks a check, has too few trajectories or failed scores, or where its rewards do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
+    require_varied(recording, utility)
     grid = recording.grid
     if checks is None:
         checks = [k for k in default_checks(grid.steps) if recording.scored[k]]
@@ -69,15 +72,27 @@ def enlarge(rewards: FloatArray, recording: Recording, seeds: int, rng: np.rando
     hang on a few recorded ones; means and covariances stay. rewards: (P, S, K+1), utilities; nan columns stay nan.
     """
     mean, spread = rewards.mean(1, keepdims=True), rewards[..., -1:].std(1, keepdims=True)
-    varied = spread[:, 0, 0] > 1e-9
+    varied = metrics.varied(rewards[..., -1])
     known = np.flatnonzero(recording.scored)
     pool = ((rewards - mean)[varied] / spread[varied]).reshape(-1, rewards.shape[-1])[:, known]
     drawn = rng.random((len(rewards), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
     noise = rng.multivariate_normal(np.zeros(len(known)), np.atleast_2d(np.cov(pool.T)), drawn.shape)
     made = np.full((*drawn.shape, rewards.shape[-1]), np.nan)
     made[..., known] = np.sqrt(1 - _SMOOTHING**2) * pool[drawn] + _SMOOTHING * noise
-    made = mean + spread * made
-    return dataclasses.replace(recording, scores=made[..., None], reward_names=("utility",), first_seed=0)
+    return dataclasses.replace(as_one(recording, mean + spread * made), first_seed=0)
+
+
+def as_one(recording: Recording, rewards: FloatArray) -> Recording:
+    """The recording of a single reward (P, S, K+1) that is made of all recorded ones, and takes a call of each."""
+    price, count = recording.price, len(recording.reward_names)
+
+    def all_of(rates: Rates) -> Rates:
+        return dataclasses.replace(rates, reward_call=count * rates.reward_call)
+
+    price = dataclasses.replace(
+        price, flops=all_of(price.flops), seconds=None if price.seconds is None else all_of(price.seconds)
+    )
+    return dataclasses.replace(recording, scores=rewards[..., None], reward_names=("utility",), price=price)
 
 
 def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, seed: int, repeats: int = 10) -> float:

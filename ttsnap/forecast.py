@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap import metrics
 from ttsnap.types import FloatArray, Grid, IntArray
 
 STATES = np.linspace(-4.5, 4.5, 91)
@@ -145,7 +146,7 @@ def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...],
         raise ValueError(f"scores at the checks {checks} hold nan; record these steps, without failed rewards")
     means = x.mean(1)
     sd = x[..., -1].std(1)
-    varied = sd > 1e-9 * max(1.0, float(np.abs(x[..., -1]).max()))
+    varied = metrics.varied(x[..., -1])
     if varied.sum() < 3:
         raise ValueError("the finished rewards of nearly every prompt are all equal: there is nothing to search for")
     z = (x - means[:, None])[varied] / sd[varied, None, None]
@@ -208,7 +209,8 @@ def reservation(f: Forecast, costs: tuple[float, ...]) -> FloatArray:
     for i, price in enumerate(PRICES):
         worth = np.maximum(z[:, None], z)  # of state e when z is sure
         for j in range(d - 1, -1, -1):
-            go = (moves[j - 1] if j else np.tile(first, (len(z), 1))) @ worth - price * costs[j]
+            # A fresh seed has no state: one row for all, which BLAS might round differently row by row.
+            go = (moves[j - 1] @ worth if j else np.tile(first @ worth, (len(z), 1))) - price * costs[j]
             table[i, j] = _indifferent(go - z)
             worth = np.maximum(go, z)
     return table

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from scipy import integrate, special, stats
 
-from ttsnap.types import FloatArray
+from ttsnap.types import BoolArray, FloatArray
+
+
+def varied(rewards: FloatArray) -> BoolArray:
+    """(P,) whether the rewards (P, S) of a prompt's seeds differ by more than rounding does."""
+    return np.asarray(rewards.std(1) > 1e-9 * max(1.0, float(np.abs(rewards).max())))
 
 
 def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> FloatArray:
@@ -43,11 +48,11 @@ def omega(budgets: FloatArray, method: FloatArray, baseline: FloatArray) -> floa
     """Relative excess area over best-of-N, in percent (arXiv 2511.22242 and its released notebooks).
 
     100 (A(method) - A(baseline)) / A(baseline), with A the Simpson area over the budgets of a curve less the
-    baseline's first value.
+    baseline's first value. nan where the baseline gains nothing from its first budget on, and there is no area.
     """
     zero = baseline[0]
     area = [float(integrate.simpson(np.asarray(curve) - zero, x=np.asarray(budgets))) for curve in (method, baseline)]
-    return 100 * (area[0] - area[1]) / area[1]
+    return 100 * (area[0] - area[1]) / area[1] if area[1] > 0 else float("nan")
 
 
 def equivalent_n(value: float, rewards: FloatArray) -> float:

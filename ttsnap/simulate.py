@@ -45,8 +45,9 @@ class Curve:
 
     @property
     def error(self) -> FloatArray:
-        """(B,) standard error over prompts."""
-        return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(len(self.rewards)))
+        """(B,) standard error over prompts; nan with a single one, which tells nothing of others."""
+        n = len(self.rewards)
+        return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n)) if n > 1 else np.full(len(self.budgets), np.nan)
 
 
 def curve(
@@ -202,10 +203,26 @@ def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Gen
     return lookup, searches
 
 
+def require_varied(recording: Recording, utility: Utility = utilities.mean) -> None:
+    """ValueError for scores that failed, and where no prompt's finished images differ in `utility`: then every search
+    finds the same, and there is nothing to compare or to fit."""
+    if np.isnan(recording.scores[:, :, list(recording.scored)]).any():
+        raise ValueError(_FAILED)
+    if not metrics.varied(utility(recording.final)).any():
+        raise ValueError(
+            "the rewards of the finished images do not vary within any prompt "
+            f"({len(recording.prompts)} prompts x {recording.seeds} seeds), so that every search finds the same; "
+            "record more seeds, harder prompts, or another reward"
+        )
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A method against best-of-N: omega in percent with its standard error (bootstrap over prompts), the N at which
-    best-of-N equals it at the largest budget, and the budget at which it equals best-of-N there."""
+    best-of-N equals it at the largest budget, and the budget at which it equals best-of-N there.
+
+    omega is nan where best-of-N gains nothing from the smallest budget to the largest, its error with one prompt.
+    """
 
     omega: float
     error: float
@@ -215,18 +232,38 @@ class Comparison:
 
 def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utility = utilities.mean) -> Comparison:
     """Both over the same rising budgets, at least three, in one unit, which is that of `matching_budget`."""
-    unit = unit_of(method.budgets)
-    amounts = np.array([float(getattr(b, unit)) for b in method.budgets])
-    if len(amounts) < 3 or (np.diff(amounts) <= 0).any():
-        raise ValueError(f"a comparison takes 3 budgets or more, rising, got {', '.join(map(str, method.budgets))}")
-    draws = np.random.default_rng(0).integers(len(method.rewards), size=(200, len(method.rewards)))
-    resampled = [metrics.omega(amounts, method.rewards[d].mean(0), baseline.rewards[d].mean(0)) for d in draws]
+    amounts = rising(method.budgets)
+    omega, error = _omega(amounts, method.rewards, baseline.rewards)
     return Comparison(
-        metrics.omega(amounts, method.mean, baseline.mean),
-        float(np.std(resampled)),
+        omega,
+        error,
         metrics.equivalent_n(float(method.mean[-1]), utility(recording.final)),
         metrics.matching_budget(amounts, method.mean, float(baseline.mean[-1])),
     )
+
+
+def lead(method: Curve, other: Curve, baseline: Curve) -> tuple[float, float]:
+    """By how much the omega of a method is above another's, and the standard error of that: both on the same resampled
+    prompts, as prompts differ more than methods do. Curves as in `compare`."""
+    return _omega(rising(method.budgets), method.rewards - other.rewards + baseline.rewards, baseline.rewards)
+
+
+def _omega(amounts: FloatArray, method: FloatArray, baseline: FloatArray) -> tuple[float, float]:
+    """omega of rewards (P, B) over budgets (B,), and its standard error by resampling the prompts."""
+    found, n = metrics.omega(amounts, method.mean(0), baseline.mean(0)), len(method)
+    draws = np.random.default_rng(0).integers(n, size=(200, n))
+    resampled = np.array([metrics.omega(amounts, method[d].mean(0), baseline[d].mean(0)) for d in draws])
+    resampled = resampled[np.isfinite(resampled)]  # without draws of prompts that are all easy
+    return found, float(np.std(resampled)) if n > 1 and len(resampled) else float("nan")
+
+
+def rising(budgets: Sequence[Budget]) -> FloatArray:
+    """(B,) in their unit. ValueError unless there are three or more, rising, in one unit."""
+    unit = unit_of(budgets)
+    amounts = np.array([float(getattr(b, unit)) for b in budgets])
+    if len(amounts) < 3 or (np.diff(amounts) <= 0).any():
+        raise ValueError(f"a comparison takes 3 budgets or more, rising, got {', '.join(map(str, budgets))}")
+    return amounts
 
 
 def unit_of(budgets: Sequence[Budget]) -> str:

@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ttsnap import utility as utilities
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.budget import Budget
-from ttsnap.calibrate import enlarge
+from ttsnap.calibrate import as_one, enlarge
+from ttsnap.metrics import varied
 from ttsnap.replay import Recording
-from ttsnap.simulate import best_of_n_curve, curve
+from ttsnap.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 from ttsnap.types import FloatArray, Utility
+
+REPEATS = 20
+"""Searches per prompt and budget by which a schedule is judged: as many as `ttsnap simulate` takes by default."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a schedule is worth on some prompts: found as `ttsnap simulate` finds it, on the seeds that were recorded.
+
+    base, default, schedule: the curves of best-of-N, of seed pruning as it is by default (None where its checks were
+    not recorded), and of the schedule. omega, error: of the schedule against best-of-N. lead, lead_error: by how much
+    its omega is above the default's. They are nan with fewer than three budgets, which have no omega, where best-of-N
+    gains nothing, without a default to compare with, and the errors with a single prompt.
+    """
+
+    base: Curve
+    default: Curve | None
+    schedule: Curve
+    omega: float
+    error: float
+    lead: float
+    lead_error: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the schedule is above the default by more than one standard error."""
+        return self.lead > self.lead_error
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """schedule: the winner. fitted: its mean gain over best-of-N on the prompts it was chosen on, as a share of what
-    best-of-N gains from the smallest budget to the others; held_out: the same on the other prompts, with its standard
-    error (nan where fewer than two prompts were kept out); tried: schedules tried."""
+    """schedule: the winner, of `tried` ones. fitted: its worth on the prompts that it was chosen on, which is higher by
+    what was fitted to their accidents. held_out: on the others; None where there is none, or where the finished
+    images' rewards do not vary within any of them, so that nothing can be found there."""
 
     schedule: SeedPruning
-    fitted: float
-    held_out: float
-    error: float
+    fitted: Worth
+    held_out: Worth | None
     tried: int
 
 
@@ -43,30 +70,30 @@ def tune(
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
-    The last `holdout` share of the prompts is kept out of the search and tells what the winner is worth on prompts
-    that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so that
-    large budgets do not use up what was recorded. Raises ValueError with too few prompts, seeds or budgets.
+    The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
+    prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
+    that large budgets do not use up what was recorded; judging uses the recorded seeds only. Raises ValueError with
+    too few prompts, seeds or budgets, for failed scores, and where the rewards to fit on do not vary.
     """
-    prompts = len(recording.prompts)
-    fit_prompts = prompts - int(holdout * prompts)
-    if not 0 <= holdout < 1 or fit_prompts < 2:
-        raise ValueError(
-            f"holdout {holdout} of {prompts} prompts leaves {fit_prompts} to fit on; at least 2 are needed"
-        )
+    if utility is utilities.rank_sum:
+        raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
+    to_fit, rest = split(recording, holdout)
+    require_varied(recording, utility)
+    require_varied(to_fit, utility)
     rng = np.random.default_rng(seed)
-    wide = _single(recording.select(slice(0, fit_prompts)), utility, seeds, rng)
+    wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one has the last word
     allowed = np.flatnonzero(wide.scored[:-1])
     if not len(allowed):
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
+    if len(budgets) > 2:
+        rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
     base = best_of_n_curve(wide, budgets).mean
-
-    again = _single(recording.select(slice(0, fit_prompts)), utility, seeds, rng)  # for the last word
 
     def worth(schedule: SeedPruning, repeats: int, on: Recording = wide, reference: FloatArray = base) -> float:
         return gain(curve(on, schedule, budgets, repeats, seed=seed).mean, reference)
 
     pool: list[tuple[float, SeedPruning]] = []
-    repeats = max(1, 600 // fit_prompts)
+    repeats = max(1, 600 // len(to_fit.prompts))
     for trial in range(trials):
         if on_progress is not None:
             on_progress(trial, trials)
@@ -77,21 +104,46 @@ def tune(
         pool.sort(key=lambda entry: -entry[0])
     base_again = best_of_n_curve(again, budgets).mean
     finals = [(worth(schedule, 3 * repeats, again, base_again), schedule) for _, schedule in pool[:20]]
-    fitted, best = max(finals, key=lambda entry: entry[0])
-    held_out = error = float("nan")
-    if fit_prompts < prompts:
-        rest = _single(recording.select(slice(fit_prompts, None)), utility, seeds, rng)
-        found, reference = curve(rest, best, budgets, 5 * repeats, seed=seed), best_of_n_curve(rest, budgets)
-        held_out = gain(found.mean, reference.mean)
-        n = len(found.rewards)
-        draws = np.random.default_rng(0).integers(n, size=(200 if n > 1 else 0, n))  # one prompt tells no spread
-        gains = [gain(found.rewards[d].mean(0), reference.rewards[d].mean(0)) for d in draws]
-        error = float(np.std(gains)) if gains else float("nan")
-    return Tuned(best, fitted, held_out, error, trials)
+    best = max(finals, key=lambda entry: entry[0])[1]
+    held_out = None
+    if len(rest.prompts) and varied(utility(rest.final)).any():
+        held_out = judge(rest, best, budgets, utility, seed)
+    return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
 
 
-def gain(found: np.ndarray, base: np.ndarray) -> float:
-    """Excess over best-of-N at all budgets, over what best-of-N gains above its first."""
+def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
+    """The prompts to fit on, and the last `holdout` share, to judge on. ValueError with fewer than 2 to fit on."""
+    prompts = len(recording.prompts)
+    fit_prompts = prompts - int(holdout * prompts)
+    if not 0 <= holdout < 1 or fit_prompts < 2:
+        raise ValueError(
+            f"holdout {holdout} of {prompts} prompts leaves {fit_prompts} to fit on; at least 2 are needed"
+        )
+    return recording.select(slice(0, fit_prompts)), recording.select(slice(fit_prompts, None))
+
+
+def judge(
+    recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str], utility: Utility, seed: int
+) -> Worth:
+    """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
+
+    def found(algorithm: SeedPruning) -> Curve:
+        return curve(recording, algorithm, budgets, REPEATS, utility=utility, seed=seed)
+
+    base, mine = best_of_n_curve(recording, budgets, utility=utility), found(schedule)
+    steps = [recording.grid.step_at(level) for level in SeedPruning().levels]
+    default = found(SeedPruning()) if all(recording.scored[step] for step in steps) else None
+    omega = error = above = above_error = float("nan")
+    if len(budgets) > 2:
+        versus = compare(mine, base, recording, utility)
+        omega, error = versus.omega, versus.error
+        if default is not None:
+            above, above_error = lead(mine, default, base)
+    return Worth(base, default, mine, omega, error, above, above_error)
+
+
+def gain(found: FloatArray, base: FloatArray) -> float:
+    """Excess over best-of-N at all budgets, over what best-of-N gains above its first: what tuning maximises."""
     gained = float((base - base[0]).sum())
     if gained <= 0:
         raise ValueError("best-of-N gains nothing from the smallest budget to the largest; give budgets further apart")
@@ -101,9 +153,7 @@ def gain(found: np.ndarray, base: np.ndarray) -> float:
 def _single(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
     """One reward, the utility, with more seeds by enlarging where there are fewer than asked for."""
     rewards = utility(recording.scores)
-    if recording.seeds < seeds:
-        return enlarge(rewards, recording, seeds, rng)
-    return replace(recording, scores=rewards[..., None], reward_names=("utility",))
+    return enlarge(rewards, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, rewards)
 
 
 def _draw(rng: np.random.Generator, allowed: np.ndarray, most: int) -> SeedPruning:

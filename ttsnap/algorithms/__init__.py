@@ -44,6 +44,11 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         known = list(inspect.signature(build).parameters)
         if set(options) - set(known):
             raise ValueError(f"{spec}: unknown option(s) {sorted(set(options) - set(known))}; it has {known}") from None
+        if "forecast" in known and "forecast" not in options:
+            raise ValueError(
+                f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "
+                "with `ttsnap calibrate RECORDING --out priced.json`, and give priced.json as the algorithm"
+            ) from None
         raise ValueError(f"{spec}: cannot use options {options}: {error}") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -97,11 +98,12 @@ def _compare(a: Namespace, out: Path | None) -> int:
     from ttsnap import utility
     from ttsnap.algorithms import make_algorithm
     from ttsnap.algorithms.price_of_compute import PriceOfCompute
-    from ttsnap.simulate import LEDGERS, best_of_n_curve, compare, curve
+    from ttsnap.simulate import LEDGERS, best_of_n_curve, curve, require_varied
 
     if a.ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
     recording, combine = read_recording(a), utility.make(a.utility)
+    require_varied(recording, combine)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
     stems = [Path(name).stem for name in a.algorithms]
     algorithms = [
@@ -116,29 +118,37 @@ def _compare(a: Namespace, out: Path | None) -> int:
         ledger = "honest" if priced else a.ledger
         curves[name] = curve(recording, algorithm, budgets, a.repeats, shared=a.shared and priced,
                              utility=combine, ledger=ledger, seed=a.seed)  # fmt: skip
-    prompts, seeds = len(recording.prompts), recording.seeds
-    reward = " + ".join(recording.reward_names)
-    print(f"{prompts} prompts x {seeds} seeds, {a.ledger} ledger, mean {reward} of the winner")
-    head = ["budget", *curves]
-    rows = [[str(b), *(f"{c.mean[i]:.4f} ± {c.error[i]:.4f}" for c in curves.values())] for i, b in enumerate(budgets)]
-    if len(budgets) > 2:
-        versus = [compare(c, base, recording, combine) for name, c in curves.items() if name != "best-of-n"]
-        rows.append(["omega, %", "0", *(f"{v.omega:.1f} ± {v.error:.1f}" for v in versus)])
-        rows.append(
-            [
-                "equals N",
-                _number(compare(base, base, recording, combine).equivalent_n),
-                *(_number(v.equivalent_n) for v in versus),
-            ]
-        )
-        matching = [_as_budget(v.matching_budget, budgets) for v in versus]
-        rows.append([f"equals best-of-n at {budgets[-1]} from", "", *matching])
-    print_table(head, rows)
+    print_curves(curves, recording, combine, a.ledger)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out, curves, reward)
+        _write(out, curves, " + ".join(recording.reward_names))
         print(f"curves.csv and curves.png in {out}")
     return 0
+
+
+def print_curves(curves: dict[str, Any], recording: Any, utility: Any, ledger: str = "honest") -> None:
+    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more."""
+    from ttsnap.simulate import compare
+
+    base = curves["best-of-n"]
+    budgets, reward = base.budgets, " + ".join(recording.reward_names)
+    prompts = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
+    print(f"{prompts} x {recording.seeds} seeds, {ledger} ledger, mean {reward} of the winner")
+    rows = [[str(b), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())] for i, b in enumerate(budgets)]
+    if len(budgets) > 2:
+        best, *versus = (compare(c, base, recording, utility) for c in (base, *_others(curves)))
+        rows += [
+            ["omega, %", "-" if math.isnan(best.omega) else "0", *(_with_error(v.omega, v.error, 1) for v in versus)],
+            ["equals N", *(_number(v.equivalent_n) for v in (best, *versus))],
+            [f"equals best-of-n at {budgets[-1]} from", "", *(_as_budget(v.matching_budget, budgets) for v in versus)],
+        ]
+    print_table(["budget", *curves], rows)
+    if len(budgets) > 2 and math.isnan(best.omega):
+        print("omega is not defined: best-of-n gains nothing from the smallest budget to the largest")
+
+
+def _others(curves: dict[str, Any]) -> list[Any]:
+    return [c for name, c in curves.items() if name != "best-of-n"]
 
 
 def read_recording(a: Namespace) -> Any:
@@ -195,6 +205,13 @@ def _as_budget(amount: float, budgets: Sequence[Any]) -> str:
     if amount == float("inf"):
         return "not reached"
     return str(dataclasses.replace(budgets[0], **{unit_of(budgets): amount}))
+
+
+def _with_error(value: float, error: float, digits: int) -> str:
+    """ "0.8210 ± 0.0317"; without the error where it is not known, and "-" for no number."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def _number(value: float) -> str:

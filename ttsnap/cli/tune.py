@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli.help import new_parser
-from ttsnap.cli.simulate import add_recording_arguments, read_budgets, read_recording
+from ttsnap.cli.simulate import add_recording_arguments, print_curves, read_budgets, read_recording, read_span
 
+if TYPE_CHECKING:
+    from ttsnap.tune import Tuned
+
+NAMES = ("best-of-n", "seed-pruning")
+"""With what a schedule is compared, as `ttsnap simulate` calls it."""
 HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
 
-The last prompts are kept out of the fit and tell what the schedule is worth on prompts that it was not chosen on. The
-result is an algorithm file for `ttsnap generate --algorithm`, `ttsnap simulate --algorithms` and the pipelines.
+The last prompts are kept out of the fit and tell what the schedule is worth on prompts that it was not chosen on: the
+table is the one that `ttsnap simulate` prints of them. The result is an algorithm file for `ttsnap generate
+--algorithm`, `ttsnap simulate --algorithms` and the pipelines.
 
 example:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
@@ -42,12 +49,12 @@ def run(a: Namespace) -> int:
     from ttsnap import utility
     from ttsnap.folders import new_file
     from ttsnap.outputs import write_json
-    from ttsnap.tune import tune
+    from ttsnap.tune import split, tune
 
     if a.trials < 1 or a.checks < 1:
         raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")
     out = new_file(a.out, a.overwrite)
-    recording = read_recording(a)
+    recording, combine = read_recording(a), utility.make(a.utility)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
     with tqdm(total=a.trials, unit="schedule") as bar:
 
@@ -55,7 +62,7 @@ def run(a: Namespace) -> int:
             bar.update(done + 1 - bar.n)
 
         found = tune(
-            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
+            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=combine,
             seed=a.seed, on_progress=progress,
         )  # fmt: skip
     schedule = found.schedule
@@ -63,12 +70,41 @@ def run(a: Namespace) -> int:
     levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in schedule.steps or ()]
     write_json(out, {"name": "seed-pruning", "keep": list(schedule.keep), "levels": levels})
     print(f"checks at steps {list(schedule.steps or ())} (noise levels {levels}), keeping {list(schedule.keep)}")
-    print(f"gain over best-of-N: {found.fitted:+.1%} on the prompts fitted on, of what best-of-N gains in that range")
-    if math.isnan(found.held_out):
-        print("no prompt was kept out, so nothing says what it is worth on others; record more prompts")
-    else:
-        one = math.isnan(found.error)
-        where = "on the one prompt kept out" if one else f"± {found.error:.1%} on the prompts kept out"
-        print(f"                     {found.held_out:+.1%} {where}")
+    to_fit, rest = split(recording, a.holdout)
+    name = out.stem if out.stem not in NAMES else str(out)
+    if found.held_out is not None:
+        first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
+        print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
+        worth = found.held_out
+        curves = dict(zip((*NAMES, name), (worth.base, worth.default, worth.schedule), strict=True))
+        print_curves({key: found for key, found in curves.items() if found is not None}, rest, combine)
+    print(_verdict(found, name, len(rest.prompts)))
+    if not math.isnan(found.fitted.omega):
+        omega = f"{found.fitted.omega:.1f} ± {found.fitted.error:.1f}"
+        print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, by chance too, its omega is {omega}")
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
+
+
+def _verdict(found: Tuned, name: str, kept_out: int) -> str:
+    """Whether the schedule is better than seed pruning as it is by default, in a sentence, or why no one can say."""
+    worth = found.held_out
+    if not kept_out:
+        return "no prompt was kept out, so nothing says what it is worth on others; record more prompts"
+    if worth is None:
+        return (
+            "the rewards of the finished images do not vary within any prompt that was kept out, so nothing says what "
+            "it is worth on others; record more prompts or seeds"
+        )
+    if worth.default is None:
+        return "the recording lacks the step at which seed pruning checks by default, so the two are not compared"
+    if math.isnan(worth.lead):
+        why = "three budgets or more, further apart" if len(worth.base.budgets) > 2 else "three budgets or more"
+        return f"whether it is better than seed pruning as it is by default takes {why}, to say"
+    side = f"{'above' if worth.lead > 0 else 'below'} seed pruning's"
+    if math.isnan(worth.lead_error):
+        return f"its omega is {abs(worth.lead):.1f} {side}, but a single prompt tells no error; record more prompts"
+    by = f"its omega is {abs(worth.lead):.1f} ± {worth.lead_error:.1f} {side}"
+    if worth.better:
+        return f"{name} is better on them than seed pruning as it is by default: {by}"
+    return f"{name} is no better on them than seed pruning as it is by default: {by}; keep that, or fit on more prompts"
