@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ttsnap import SeedPruning, outputs, search
 
@@ -51,34 +50,6 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     assert entry["images"][0]["file"] == path.name
 
 
-def test_sheet_shows_every_candidate_and_dims_the_pruned(finished: Any) -> None:
-    results, recorder = finished
-    sheet = recorder.sheet(results[0])
-    assert sheet.height == outputs.HEAD + 3 * (outputs.CELL + 24) + outputs.MARGIN
-    assert sheet.width == outputs.LEFT + 6 * (outputs.CELL + outputs.MARGIN) + outputs.MARGIN
-    assert len(recorder.thumbnails[0]) == 6 + 3 + 2
-    p, pixels = results[0].particles, np.asarray(sheet)
-    by_rank = sorted(range(6), key=lambda u: (-p.scored[u], -p.value([u])[0]))
-    for place, uid in enumerate(by_rank):
-        shown = pixels[outputs.HEAD + 40, outputs.LEFT + place * (outputs.CELL + outputs.MARGIN) + 40].astype(float)
-        color = np.asarray(recorder.thumbnails[0][uid, 2])[40, 40].astype(float)
-        pruned = p.scored[uid] == 2
-        np.testing.assert_allclose(shown, color * 0.35 + 255 * 0.65 if pruned else color, atol=1.5)
-
-
-def test_the_sheet_counts_the_seeds_that_started(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seed that was listed, but never evaluated, is no candidate."""
-    results, recorder = finished
-    never = results[0].particles.step * 0
-    particles = replace(results[0].particles, step=never, cached=never > 0)
-    told = replace(results[0], spent={**results[0].spent, "seeds": 0}, particles=particles)
-    written: list[str] = []
-    text = ImageDraw.ImageDraw.text
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **options: (written.append(a[2]), text(*a, **options)))
-    recorder.sheet(told)
-    assert f"0 seeds, {told.spent['nfe']} denoiser evaluations" in written
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -106,9 +77,3 @@ def _save(path: Path, text: str) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("ttsnap", text)
     Image.new("RGB", (2, 2)).save(path, pnginfo=info)
-
-
-def test_a_branch_shows_its_ancestors_pictures_up_to_where_it_left() -> None:
-    parents, born = [-1, 0, 1], {0: 0, 1: 3, 2: 6}
-    assert [outputs._owner(2, step, parents, born) for step in (0, 3, 4, 6, 7)] == [0, 0, 1, 1, 2]
-    assert outputs._owner(0, 5, parents, born) == 0

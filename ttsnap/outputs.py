@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from ttsnap import files
 from ttsnap.folders import slug
 from ttsnap.payload import checked
+from ttsnap.sheet import CELL, contact_sheet
 from ttsnap.types import Event, Result
-
-CELL, MARGIN, HEAD, LEFT = 96, 8, 68, 76
-MOST_COLUMNS = 16
 
 
 @dataclass
@@ -182,73 +180,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)
-
-
-def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
-    """Candidates (columns, best first) over the scored steps (rows): scores under each, pruned ones dimmed.
-
-    Above the step where a candidate branched off stand its parent's pictures.
-    """
-    p, end = result.particles, len(result.levels) - 1
-    steps = sorted({step for _, step in thumbnails})
-    uids = sorted({uid for uid, _ in thumbnails}, key=lambda u: (-p.scored[u], -p.value([u])[0]))
-    shown, hidden = uids[:MOST_COLUMNS], len(uids) - MOST_COLUMNS
-    column, row = CELL + MARGIN, CELL + 24
-    width = max(480, LEFT + len(shown) * column + MARGIN)
-    sheet = Image.new("RGB", (width, HEAD + len(steps) * row + MARGIN), "white")
-    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(12)
-    draw.text((MARGIN, 6), _shorten(result.prompt, width - 2 * MARGIN, draw, font), "black", font)
-    more = f"; {hidden} more are not shown" if hidden > 0 else ""
-    spent = f"{result.spent['seeds']} seeds, {result.spent['nfe']} denoiser evaluations{more}"
-    draw.text((MARGIN, 28), spent, "#666666", small)
-    for line, step in enumerate(steps):
-        y = HEAD + line * row + CELL // 2 - 16
-        label = "finished" if step == end else f"step {step}\nnoise {result.levels[step]:.2f}"
-        draw.multiline_text((MARGIN, y), label, "#333333", small)
-    winner, born = result.images[0].uid, _born(result)
-    for place, uid in enumerate(shown):
-        x = LEFT + place * column
-        label = f"seed {p.seed[uid]}" if p.parent[uid] < 0 else f"seed {p.seed[uid]}, {uid}"
-        draw.text((x, HEAD - 17), label, "black" if p.finished[uid] else "#999999", small)
-        for line, step in enumerate(steps):
-            owner = _owner(uid, step, p.parent, born)
-            if (owner, step) not in thumbnails:
-                continue
-            y = HEAD + line * row
-            picture = thumbnails[owner, step]
-            pruned = owner == uid and not p.finished[uid] and step == p.scored[uid]
-            if pruned:
-                picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
-            sheet.paste(picture, (x, y))
-            if uid == winner and step == end:
-                frame = (x - 3, y - 3, x + picture.width + 2, y + picture.height + 2)
-                draw.rectangle(frame, outline="#1a7f37", width=3)
-            score = p.utility(p.scores[owner : owner + 1, step])[0]
-            draw.text((x, y + CELL + 3), f"{score:.3f}", "#999999" if pruned else "black", small)
-    return sheet
-
-
-def _born(result: Result) -> dict[int, int]:
-    """The step where each particle that has a parent went its own way."""
-    found: dict[int, int] = {}
-    for move in result.trace:
-        for uid, start in zip(move["uids"], move["start"], strict=True):
-            found.setdefault(uid, start)
-    return found
-
-
-def _owner(uid: int, step: int, parents: Any, born: Mapping[int, int]) -> int:
-    """The particle that a particle still was at a step: itself, or an ancestor that it had not left yet."""
-    while parents[uid] >= 0 and step <= born.get(uid, 0):
-        uid = int(parents[uid])
-    return uid
-
-
-def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """The text, cut with an ellipsis where it would be wider than `width` pixels."""
-    text = text.replace("\n", " ")
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[: -max(1, len(text) // 50)]
-    return text + "…"
