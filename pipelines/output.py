@@ -109,6 +109,10 @@ def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device
     return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
 
 
+class FewerImages(UserWarning):
+    """Some prompt has fewer images than were asked for."""
+
+
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:
     """A warning where a prompt has fewer images than were asked for, so that they cannot be told apart by counting."""
     missing = {i: len(result.images) for i, result in enumerate(results) if len(result.images) < keep}
@@ -118,6 +122,7 @@ def warn_of_missing(results: Sequence[Result], keep: int) -> None:
         warnings.warn(
             f"{prompts} came out with fewer images than the {keep} asked for ({number} of {results[i].prompt!r}): "
             "out.search[i].images are those of prompt i, out.search[i].warnings say why; a larger budget finishes more",
+            FewerImages,
             stacklevel=4,
         )
 

@@ -60,7 +60,7 @@ REFUSED = {
     "attention": ({"call__joint_attention_kwargs": {"ip_adapter_masks": 1}}, 'nothing but a "scale"'),
     "prompt": ({"prompt": "x" * 10_001}, "prompt .* 10,000 characters"),
     "no prompt": ({"prompt": None}, "prompt .* must be text"),
-    "seed": ({"seed": 2**63}, "seed .* must be a whole number"),
+    "seed": ({"seed": -1}, "seed .* must be a whole number"),
     "text seed": ({"seed": "7"}, "seed .* must be a whole number"),
     "model": ({"model": ["x"]}, "model .* must be text"),
     "steering": ({"model": "a\x1b[2J"}, "printable characters"),

@@ -83,7 +83,7 @@ _SCORES = (
 _COUNT = ("a whole number from 0 on", _whole(0, 2**63))
 NEEDED: dict[str, tuple[str, Check]] = {
     "prompt": (f"text of at most {MOST_TEXT:,} characters", _text()),
-    "seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2**63 - 1)),
+    "seed": ("a whole number from 0 to 2^64 - 1", _whole(0, 2**64 - 1)),
     "model": _PLACE,
     "call": ("an object", lambda v: isinstance(v, dict)),
     "kernel": _WORD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,11 @@ def _generate(
     pipe = common.load_model(a.model, a.device, a.dtype, a.offload, a.lora)
     common.check_call(pipe, call)
     common.prepare_model(pipe, a)
+    from ttsnap.pipelines.output import FewerImages  # loaded with the model
+
     recorder = outputs.Recorder()
-    with StopOnSignal() as stop:
+    with StopOnSignal() as stop, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewerImages)  # said below, with each prompt
         output = pipe(
             prompts,
             search=algorithm,

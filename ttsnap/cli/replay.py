@@ -66,11 +66,11 @@ def run(a: Namespace) -> int:
         times=payload.get("times", "pipeline"),
         noises=payload.get("noises", "independent"),
         seed=payload["seed"],
-        output_type="pt",
         **payload["call"],
     )
-    outputs.save_image(out, output.images[0], payload)
-    after = outputs.to_uint8(output.images[0]).astype(np.int16)
+    image = output.search[0].best.image  # float32 on the CPU, whatever the model's dtype
+    outputs.save_image(out, image, payload)
+    after = outputs.to_uint8(image).astype(np.int16)
     if before.shape != after.shape:
         raise ValueError(f"{path} has size {before.shape[:2]}, its replay {after.shape[:2]}; is it the original file?")
     print(f"wrote {out}; largest difference from {path.name}: {abs(before - after).max()} of 255")
