@@ -66,9 +66,10 @@ def run(a: Namespace) -> int:
         times=payload.get("times", "pipeline"),
         noises=payload.get("noises", "independent"),
         seed=payload["seed"],
+        output_type="pt",
         **payload["call"],
     )
-    image = output.search[0].best.image  # float32 on the CPU, whatever the model's dtype
+    image = output.images[0].float()  # half precision has no equal in numpy
     outputs.save_image(out, image, payload)
     after = outputs.to_uint8(image).astype(np.int16)
     if before.shape != after.shape:
