@@ -22,12 +22,13 @@ extensions = [
     "myst_nb",
     "plain_docstrings",
     "command_line",
+    "dark_figures",
     "inner_modules",
     "outside_pages",
     "search_arguments",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_ext", "_static", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_ext", "_static", "_dark", "**/.ipynb_checkpoints"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block", "attrs_inline"]
 myst_heading_anchors = 4
@@ -62,11 +63,8 @@ html_theme = "furo"
 html_title = "ttsnap"
 html_static_path = ["_static"]
 html_css_files = ["ttsnap.css"]
-html_favicon = "_static/mark.svg"
+html_logo = html_favicon = "../ttsnap/demo/mark.svg"  # the demo shows the same
 html_theme_options = {
-    "light_logo": "wordmark-light.svg",
-    "dark_logo": "wordmark-dark.svg",
-    "sidebar_hide_name": True,
     "top_of_page_buttons": [],
     "light_css_variables": {"color-brand-primary": "#14733a", "color-brand-content": "#0b5fae"},
     "dark_css_variables": {"color-brand-primary": "#62c98a", "color-brand-content": "#79b8ff"},

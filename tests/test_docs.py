@@ -16,11 +16,11 @@ from jsonargparse import ArgumentParser
 from ttsnap.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).parents[1]
-COPIES = ROOT / "docs" / "notebooks"  # made by the build of the site
+MADE = (ROOT / "docs" / "notebooks", ROOT / "docs" / "reference" / "commands")  # by the build of the site
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted(p for p in ROOT.glob("docs/**/*.md") if COPIES not in p.parents),
+    *sorted(p for p in ROOT.glob("docs/**/*.md") if not set(MADE) & set(p.parents)),
 ]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")

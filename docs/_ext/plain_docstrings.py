@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
 CODE = re.compile(r"(`+[^`]+`+)")
+ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 MARKUP = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")
 
 
@@ -27,6 +28,8 @@ def escape(line: str) -> str:
 
 def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape a docstring in place, as autodoc-process-docstring asks for. A block that is set off is literal."""
+    names = parameters(obj)
+    lines[:] = [line for block in blocks(lines) for line in (listed(block, names) or block)]
     out: list[str] = []
     literal = False
     for i, line in enumerate(lines):
@@ -38,7 +41,31 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         elif line.strip() and not line.startswith(" "):
             literal = False
         out.append(line if literal else escape(line))
-    lines[:] = [embolden(line, parameters(obj)) for line in out]
+    lines[:] = [embolden(line, names) for line in out]
+
+
+def blocks(lines: list[str]) -> list[list[str]]:
+    """The lines in paragraphs; a blank line is one of its own."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if bool(line.strip()) != bool(found[-1] and found[-1][-1].strip()):
+            found.append([])
+        found[-1].append(line)
+    return found
+
+
+def listed(block: list[str], names: tuple[str, ...]) -> list[str]:
+    """A definition list of lines `name: what it is`, each of which may go on in indented lines; else nothing."""
+    entries: list[list[str]] = []
+    for line in block:
+        match = ENTRY.fullmatch(line)
+        if line.startswith("    ") and entries:
+            entries[-1].append(f"   {line.strip()}")
+        elif match and set(match[1].split(", ")) <= set(names):
+            entries.append([f"`{match[1]}`", f"   {match[2]}"])
+        else:
+            return []
+    return [line for entry in entries for line in entry] if len(entries) > 1 or block[1:] else []
 
 
 def parameters(obj: Any) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ def serve(
         state_session_capacity=200,
         theme=theme.make_theme(),
         css_paths=[theme.CSS],
+        favicon_path=theme.MARK,
         app_kwargs={"middleware": [border], "docs_url": None, "redoc_url": None, "openapi_url": None},
     )
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 CSS = Path(__file__).with_name("style.css")
-HEADER = """<header class="tt-header"><div class="tt-mark">ttsnap<i></i></div>
+MARK = Path(__file__).with_name("mark.svg")
+"""The project's one logo, also in the documentation: two candidates that were dropped, and one that went on."""
+HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>
 <p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
-<div class="tt-model">{model}</div></header>"""
+<div class="tt-model">{{model}}</div></header>"""
 
 
 def make_theme() -> Any:

@@ -1,0 +1,89 @@
+"""Figures in dark colours beside the ones for paper; the site shows the one that fits (only-light, only-dark of furo).
+
+Plots are drawn on white, as a README needs them. Their dark twins are made as the site is built: every pixel keeps its
+hue and its colourfulness, its lightness is turned round, and black to white becomes the site's dark background to its
+text. Nothing is drawn again, so the two show the same. The pictures inside a contact sheet stay as they are; those of
+dropped candidates, which are faded to white there, are faded to the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from docutils import nodes
+from PIL import Image
+from sphinx.application import Sphinx
+
+FOLDER = "_dark"
+BACKGROUND, TEXT = np.array([19.0, 20, 22]), np.array([230.0, 232, 235])
+CELL, FIRST, PITCH = 96, (68, 76), (120, 104)
+"""Of docs/sheet.png: the side of a picture, where the first one begins (y, x), and how far apart they are."""
+FADED = 0.65
+"""The share of white in a faded picture."""
+
+Pixels = np.ndarray[Any, Any]
+
+
+def dark_plot(paper: Pixels) -> Pixels:
+    """(H, W, 3) uint8 on white to the same on dark."""
+    values = paper.astype(float)
+    turned = values + 255 - values.max(-1, keepdims=True) - values.min(-1, keepdims=True)
+    found: Pixels = (BACKGROUND + turned / 255 * (TEXT - BACKGROUND)).round().astype(np.uint8)
+    return found
+
+
+def dark_sheet(paper: Pixels) -> Pixels:
+    """The same for a contact sheet."""
+    found = dark_plot(paper)
+    for y in range(FIRST[0], paper.shape[0] - CELL + 1, PITCH[0]):
+        for x in range(FIRST[1], paper.shape[1] - CELL + 1, PITCH[1]):
+            here = (slice(y, y + CELL), slice(x, x + CELL))
+            picture = paper[here].astype(float)
+            if picture.min() > 250:
+                continue  # nothing there
+            if picture.min() >= 255 * FADED - 1:
+                picture = picture - 255 * FADED + BACKGROUND * FADED
+            found[here] = picture.round().clip(0, 255).astype(np.uint8)
+    return found
+
+
+FIGURES: dict[str, Callable[[Pixels], Pixels]] = {
+    "embedded_curve.png": dark_plot,
+    "noise_aware.png": dark_plot,
+    "sheet.png": dark_sheet,
+}
+
+
+def write_twins(app: Sphinx) -> None:
+    """Dark twins of FIGURES in a folder that git ignores."""
+    folder = Path(app.srcdir) / FOLDER
+    folder.mkdir(exist_ok=True)
+    for name, darken in FIGURES.items():
+        source, twin = Path(app.srcdir) / name, folder / name
+        if not twin.is_file() or twin.stat().st_mtime < source.stat().st_mtime:
+            Image.fromarray(darken(np.asarray(Image.open(source).convert("RGB")))).save(twin)
+
+
+def show_twins(app: Sphinx, tree: nodes.document) -> None:
+    """Put the dark twin behind every figure that has one, before images are collected."""
+    for image in list(tree.findall(nodes.image)):
+        name = image["uri"].rpartition("/")[2]
+        if name not in FIGURES or "only-dark" in image["classes"]:
+            continue
+        twin = image.copy()
+        twin["classes"] = [*image["classes"], "only-dark"]
+        up = "../" * app.env.docname.count("/")  # from the page, as markdown's images are written
+        twin["uri"] = f"{up}{FOLDER}/{name}"
+        image["classes"] = [*image["classes"], "only-light"]
+        image.parent.insert(image.parent.index(image) + 1, twin)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", write_twins)
+    # Sphinx's own collector of images listens to doctree-read with priority 500.
+    app.connect("doctree-read", show_twins, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,120 @@
+"""What the site makes of commands, figures and docstrings (docs/_ext)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.cli import COMMANDS
+
+pytest.importorskip("sphinx")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_page_has_every_option_of_its_help(extension: Any, name: str) -> None:
+    made = extension("command_line")
+    found = made.read(made.help_of(name))
+    terms = [entry.term for options in found.sections.values() for entry in options]
+    for action in COMMANDS[name].parser()._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and not option.endswith("+"):  # jsonargparse's form that adds to a list
+                assert sum(option in term.replace(",", " ").split() for term in terms) == 1, (name, option)
+    assert found.usage.startswith(f"ttsnap {name}")
+    assert found.prose
+    assert all(line.startswith(("ttsnap ", "accelerate ", "    ")) for line in found.examples.splitlines())
+    assert all(entry.text for options in found.sections.values() for entry in options)
+
+
+def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(extension: Any, tmp_path: Path) -> None:
+    made = extension("command_line")
+    folder = tmp_path / made.PAGES
+    folder.mkdir(parents=True)
+    (folder / "gone.md").write_text("# ttsnap gone\n")
+    made.write_pages(SimpleNamespace(srcdir=str(tmp_path)))
+    assert {page.stem for page in folder.iterdir()} == set(COMMANDS)
+    assert (folder / "tune.md").read_text().startswith("# ttsnap tune\n\nFit a pruning schedule")
+    assert (ROOT / "docs" / "reference" / "cli.md").read_text().count("commands/*") == 1
+
+
+def test_help_is_taken_apart(extension: Any) -> None:
+    text = """usage: x [options]
+
+What it does,
+on two lines.
+
+examples:
+  x --a 1
+
+what to make:
+  --a N            a number, or
+                   another
+  --very-long-option N
+                   of the kind
+"""
+    found = extension("command_line").read(text)
+    assert found.usage == "x [options]"
+    assert found.prose == ["What it does,\non two lines."]
+    assert found.examples == "x --a 1"
+    assert found.sections == {
+        "what to make": [("--a N", "a number, or another"), ("--very-long-option N", "of the kind")]
+    }
+
+
+def test_dark_plots_keep_hues_and_turn_lightness_round(extension: Any) -> None:
+    made = extension("dark_figures")
+    paper = np.array([[[255, 255, 255], [0, 0, 0], [26, 127, 55], [235, 242, 253]]], np.uint8)
+    white, black, green, pale = made.dark_plot(paper)[0].astype(int)
+    assert white.tolist() == made.BACKGROUND.tolist()
+    assert black.tolist() == made.TEXT.tolist()
+    assert green.argmax() == 1
+    assert green.sum() > 26 + 127 + 55  # lighter on dark than on paper
+    assert pale.argmax() == 2
+    assert pale.sum() < 200
+
+
+def test_dark_sheets_keep_pictures_and_fade_dropped_ones_to_the_background(extension: Any) -> None:
+    made = extension("dark_figures")
+    (y, x), (down, _) = made.FIRST, made.PITCH
+    paper = np.full((y + 2 * down, x + 110, 3), 255, np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (made.CELL, made.CELL, 3)).astype(np.uint8)
+    paper[y : y + made.CELL, x : x + made.CELL] = picture
+    faded = picture * (1 - made.FADED) + 255 * made.FADED
+    paper[y + down : y + down + made.CELL, x : x + made.CELL] = faded.round()
+    dark = made.dark_sheet(paper)
+    np.testing.assert_array_equal(dark[y : y + made.CELL, x : x + made.CELL], picture)
+    expected = picture * (1 - made.FADED) + made.BACKGROUND * made.FADED
+    assert np.abs(dark[y + down : y + down + made.CELL, x : x + made.CELL] - expected).max() <= 1
+    assert dark[0, 0].tolist() == made.BACKGROUND.tolist()
+
+
+def test_figures_that_have_a_dark_twin_are_there(extension: Any) -> None:
+    assert all((ROOT / "docs" / name).is_file() for name in extension("dark_figures").FIGURES)
+
+
+def test_options_in_docstrings_become_a_list(extension: Any) -> None:
+    listed = extension("plain_docstrings").listed
+    block = ["n: seeds; None for", "    as many as fit.", "keep: shares."]
+    assert listed(block, ("n", "keep")) == ["`n`", "   seeds; None for", "   as many as fit.", "`keep`", "   shares."]
+    assert listed(["n: seeds", "and more."], ("n",)) == []
+    assert listed(["n: seeds."], ("n",)) == []
+    assert listed(["Note: none.", "Other: none."], ("n",)) == []
+
+
+def test_there_is_one_logo() -> None:
+    found = [p for folder in ("docs/_static", "ttsnap", "notebooks") for p in (ROOT / folder).rglob("*.svg")]
+    assert found == [ROOT / "ttsnap" / "demo" / "mark.svg"]
+    theme = importlib.import_module("ttsnap.demo.theme")
+    assert found[0].read_text() in theme.HEADER.format(model="m")
+    assert "../ttsnap/demo/mark.svg" in (ROOT / "docs" / "conf.py").read_text()
