@@ -37,14 +37,20 @@ class Brightness:
 
     def __init__(self, name: str = "brightness", nan: float = 0.0, broken: float = 0.0) -> None:
         self.name, self.nan, self.broken, self.images = name, nan, broken, 0
+        self.hopeless: bool | None = None
+        """Whether it failed on all of the first images (an exception, or two of them nan); None before that is told."""
 
     def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
         self.images += len(images)
         scores = images.double().mean((1, 2, 3))
         draw = torch.tensor([zlib.crc32(i.numpy().tobytes()) / 2**32 for i in images.cpu()])
-        if bool((draw < self.broken).any()):
-            raise RuntimeError("the scorer is down")
+        down = bool((draw < self.broken).any())
         scores[draw < self.nan + self.broken] = float("nan")
+        if self.hopeless is None:
+            scored = not down and not bool(scores.isnan().all())
+            self.hopeless = False if scored else True if down or self.images > 1 else None
+        if down:
+            raise RuntimeError("the scorer is down")
         return scores
 
     def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:

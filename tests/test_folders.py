@@ -146,7 +146,7 @@ def test_a_disk_that_fills_up_costs_nothing(
     said = capsys.readouterr()
     (image,) = Path("o").iterdir()
     assert f"cannot write to o: No space left on device; it holds {image.name}; all results are" in said.err
-    (spare,) = (tmp_path / "spare").iterdir()
+    (spare,) = (tmp_path / "spare").glob("ttsnap-*")
     assert {path.name for path in spare.iterdir()} == {image.name, "sheet.png", "trace.json"}
     assert str(spare / image.name) in said.out
 
@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_costs_nothing(
 ])  # fmt: skip
 def test_a_folder_that_vanishes(first: str, lost: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert generate("--out", "o", first=first) == int(lost)
-    where = next((tmp_path / "spare").iterdir()) if lost else Path("o")
+    where = next((tmp_path / "spare").glob("ttsnap-*")) if lost else Path("o")
     assert len(list(where.glob("01-seed*.png"))) == 1
     assert ("cannot write to o: " in capsys.readouterr().err) == lost
 
@@ -171,6 +171,15 @@ def test_where_nothing_can_be_written_the_seeds_are_said(
     assert "(not written)" in said.out
     assert "manual_seed(" in said.out
     assert "cannot write to outputs/0001-a-red-circle (No space left on device), nor to " in said.err
+
+
+def test_a_reward_that_fails_at_once_leaves_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(first="raise KeyError('no such key')") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    place = f"({Path('mine.py').absolute()}:8, in first)"
+    assert error.startswith("ttsnap: error: none of the first ")
+    assert error.endswith(f"images could be scored: score: KeyError: 'no such key' {place}")
+    assert not Path("outputs").exists()
 
 
 def test_keep_writes_once_where_it_can() -> None:

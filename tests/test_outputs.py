@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ttsnap import SeedPruning, outputs, search
+from ttsnap.rewards import FunctionReward
 
 SETTINGS: dict[str, Any] = {
     "ttsnap": "0.0", "model": "toy, v1", "sampler": "Ode", "kernel": "pipeline",
@@ -48,6 +49,24 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     entry = trace["results"][1]
     assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent["nfe"]
     assert entry["images"][0]["file"] == path.name
+
+
+def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None:
+    """A reward that breaks down after its first batch: all images are unscored, and none of them is lost."""
+    calls: list[int] = []
+
+    def breaks_down(images: Any, prompts: Any) -> Any:
+        calls.append(len(images))
+        return images.mean((1, 2, 3)) if len(calls) == 1 else [float("nan")] * len(images)
+
+    recorder, reward = outputs.Recorder(), FunctionReward(breaks_down, "mine")
+    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2, on_event=recorder)
+    (paths,) = outputs.write_results(tmp_path, results, recorder, SETTINGS)
+    assert len(paths) == 2
+    payload = outputs.read_payload(paths[0])
+    assert payload["search"]["reward"] is payload["search"]["scores"]["mine"] is None
+    assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]
+    assert "no image has a score: which of them is the best is not known" in results[0].warnings
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ttsnap.reward_models.staged import Staged
 
 from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search
 from ttsnap.live import LiveEngine
 from ttsnap.nodes import Node
 from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.rewards import FunctionReward
+from ttsnap.rewards import FunctionReward, RewardError
 from ttsnap.rng import seeded
 from ttsnap.search import fit
 from ttsnap.types import Move, advance, branch, fresh, perturb
@@ -24,6 +25,7 @@ from ttsnap.types import Move, advance, branch, fresh, perturb
 from .conftest import Brightness
 
 PROMPTS = ["a", "b", "c"]
+NAN = float("nan")
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -95,7 +97,12 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
     rewards = [Brightness("one", nan, broken), Brightness("two")]
     kernel = "sde" if algorithm.branches else "pipeline"
     live = with_kernel(engine(rewards=rewards, batch_size=batch), kernel)
-    results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared)
+    try:
+        results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared)
+    except RewardError:
+        assert rewards[0].hopeless
+        return
+    assert not rewards[0].hopeless
     total = np.array([counts(r) for r in results]).sum(0)
     denoiser: Any = live.denoiser
     assert tuple(total) == (denoiser.calls, denoiser.decodes, rewards[0].images + rewards[1].images)
@@ -281,14 +288,90 @@ def test_failed_reward_ranks_last_and_is_reported(engine: Any) -> None:
     assert "seed" in result.warnings[0]
 
 
-def test_wrong_reward_shape_is_named(engine: Any) -> None:
+class Fails:
+    """Raises or returns nan at the calls that `when` names, counted from 0; else the brightness."""
+
+    def __init__(self, name: str, when: Any, error: bool = True) -> None:
+        self.name, self.when, self.error, self.calls = name, when, error, 0
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        self.calls += 1
+        if self.when(self.calls - 1) and self.error:
+            raise KeyError("no such key")
+        scores = images.mean((1, 2, 3))
+        return scores * NAN if self.when(self.calls - 1) else scores
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any, prompts: int) -> None:
+    reward = Fails("mine", lambda call: True)
+    live = engine(rewards=[Brightness(), reward])
+    with pytest.raises(RewardError) as found:
+        search(PROMPTS[:prompts], SeedPruning(40, (0.5,), steps=(3,)), live)
+    line = Fails.__call__.__code__.co_firstlineno + 3
+    assert str(found.value) == (
+        f"none of the first 4 images could be scored: mine: KeyError: 'no such key' ({__file__}:{line}, in __call__)"
+    )
+    assert isinstance(found.value.__cause__, KeyError)
+    assert reward.calls == 1
+    assert live.denoiser.calls <= 2 * 4 * 4  # one batch to step 3, and what is under way
+
+
+def test_a_reward_that_returns_something_else_ends_the_search(engine: Any) -> None:
     class Wrong(Brightness):
         def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
             return images.mean()
 
-    (result,) = search(["a"], BestOfN(2), engine(rewards=[Wrong("odd")]))
-    assert "odd" in result.warnings[0]
-    assert "shape ()" in result.warnings[0]
+    with pytest.raises(RewardError, match=r"odd: ValueError: returned shape \(\) for 2 images; it must be \(2,\)$"):
+        search(["a"], BestOfN(2), engine(rewards=[Wrong("odd")]))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_nothing_but_nan_ends_the_search(engine: Any, batch: int) -> None:
+    reward = Fails("mine", lambda call: True, error=False)
+    first = max(2, batch)
+    with pytest.raises(RewardError, match=f"none of the first {first} images .* mine failed; it gave nan or inf"):
+        search(["a"], BestOfN(40), engine(rewards=[reward], batch_size=batch))
+    assert reward.calls == first // batch
+
+
+def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
+    live = engine()
+    decode = live.denoiser.decode
+    live.denoiser.decode = lambda x0: decode(x0) * NAN
+    with pytest.raises(RewardError, match=r"in half precision, try bfloat16"):
+        search(["a"], BestOfN(40), live)
+
+
+@pytest.mark.parametrize(("when", "batch", "error"), [
+    (lambda call: call == 0, 1, False),  # one nan is no batch
+    (lambda call: call > 0, 4, True),
+    (lambda call: call > 0, 4, False),
+    (lambda call: call % 2 == 1, 1, True),
+])  # fmt: skip
+def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, batch: int, error: bool) -> None:
+    results = search(PROMPTS, BestOfN(8), engine(rewards=[Fails("mine", when, error)], batch_size=batch), "64nfe")
+    assert all(r.images and r.spent["nfe"] == 64 for r in results)
+    assert any("no score for particle" in w for r in results for w in r.warnings)
+
+
+def test_a_second_judge_that_fails_ends_the_search_when_it_is_first_asked(engine: Any) -> None:
+    """ "A then B": estimates say nothing about B, which sees finished images only."""
+    reward = Staged(Brightness("early"), Fails("late", lambda call: True))
+    with pytest.raises(RewardError, match=r"early then late: KeyError: 'no such key'"):
+        search(["a"], SeedPruning(8, (0.5,), steps=(3,)), engine(rewards=[reward]))
+
+
+def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
+    """Only a reward that runs is stopped: a recording whose first scores failed is played to its end."""
+    scores = np.full((1, 8, 9, 1), NAN)
+    scores[0, -1] = 1.0
+    recording = Recording(("a",), scores, engine().grid, ("r",))
+    (result,) = search(["a"], BestOfN(8), ReplayEngine(recording))
+    assert result.best.seed == 7
+    (nothing,) = search(["a"], BestOfN(4), ReplayEngine(recording), keep=2)
+    assert np.isnan([c.reward for c in nothing.images]).all()
+    assert "no image has a score" in " ".join(nothing.warnings)
 
 
 def test_stop_keeps_what_is_finished_and_refunds_the_rest(engine: Any) -> None:
@@ -429,9 +512,6 @@ class Scripted:
 
 def alter(move: Move, **changes: Any) -> Move:
     return dataclasses.replace(move, **changes)
-
-
-NAN = float("nan")
 
 
 @pytest.mark.parametrize(("move", "message"), [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from ttsnap import SeedPruning, make_algorithm, outputs, search, sheet
 from ttsnap.lineage import Look, Origins, chain, choose, hidden_below, origins, place
@@ -125,3 +127,16 @@ def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(engine: Callable[
 def test_a_sheet_without_pictures_or_images_is_a_sheet(engine: Callable[..., Any]) -> None:
     (result,) = search(["a"], SeedPruning(2, (0.5,), steps=(2,)), engine(), should_stop=lambda: False)
     assert sheet.contact_sheet(result, {}).width >= 480
+
+
+def test_the_head_counts_the_seeds_that_started(engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed that was listed, but never evaluated, is no candidate."""
+    (result,) = search(["a"], SeedPruning(2, (0.5,), steps=(2,)), engine())
+    never = result.particles.step * 0
+    particles = replace(result.particles, step=never, cached=never > 0)
+    told = replace(result, spent={**result.spent, "seeds": 0}, particles=particles)
+    written: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **options: (written.append(a[2]), text(*a, **options)))
+    sheet.contact_sheet(told, {})
+    assert any(line.startswith(f"0 seeds, {told.spent['nfe']} denoiser evaluations") for line in written)

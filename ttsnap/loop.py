@@ -376,7 +376,9 @@ class Loop:
         )
         if not images:
             job.warnings.append("stopped before this prompt was taken up")
-        elif len(images) < self.keep:
+        elif not any(np.isfinite(candidate.reward) for candidate in images):
+            job.warnings.append("no image has a score: which of them is the best is not known")
+        if 0 < len(images) < self.keep:
             job.warnings.append(f"{len(images)} of the {self.keep} images asked for were finished")
         total = sum(j.ledger.spent.nfe for j in self.jobs) or 1
         share = job.ledger.spent.nfe / total

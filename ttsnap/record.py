@@ -19,6 +19,7 @@ from ttsnap.journal import write_whole
 from ttsnap.metrics import rank_correlation
 from ttsnap.recordings import OpenRecording
 from ttsnap.replay import Recording
+from ttsnap.rewards import RewardError
 from ttsnap.search import search
 from ttsnap.shards import ShardWriter
 from ttsnap.types import Engine, Event, FloatArray, Task
@@ -51,7 +52,7 @@ def record(
     where the engine is deterministic for equal batches.
 
     Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
-    reward fails on every image of a unit (nothing is kept of that unit).
+    reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
     """
     grid, names = engine.grid, engine.reward_names
     for reward in getattr(engine, "rewards", ()):
@@ -117,7 +118,10 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | 
             shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
 
     prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
-    results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)
+    try:
+        results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)
+    except RewardError as error:
+        raise ValueError(str(error)) from error
     if shard is not None:
         shard.close()
     scores = np.stack([result.particles.scores for result in results])

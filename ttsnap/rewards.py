@@ -11,6 +11,15 @@ from typing import Any
 
 from ttsnap.types import Reward
 
+
+class RewardError(RuntimeError):
+    """A reward failed on all of the first images that it was to score, so a search would spend its budget on nothing.
+
+    The message names the reward, what went wrong, and where in its code; `__cause__` is its own exception, where it
+    raised one.
+    """
+
+
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
     "scenes-learned": "ttsnap.reward_models.scenes_learned:ScenesLearned",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import sysconfig
+import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,10 +15,13 @@ from torch import Tensor
 
 from ttsnap.denoiser import Denoiser, Previewer
 from ttsnap.nodes import Row
+from ttsnap.rewards import RewardError
 from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, Reward
 
 logger = logging.getLogger(__name__)
+_OURS = (__file__, inspect.getfile(RewardError))
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 
 
@@ -30,11 +36,24 @@ class Scored(NamedTuple):
     cost: Cost
 
 
+@runtime_checkable
+class TwoRewards(Protocol):
+    """One that asks `early` about estimates, and `final` about finished images (reward_models/staged.py)."""
+
+    early: Any
+    final: Any
+
+
 class Scorer:
     """Scores rows with every reward.
 
     estimates: what becomes of unfinished ones, as in budget.Price: "decode", "preview" or "nothing". ValueError for
     rewards without names of their own, or in a space that nobody knows.
+
+    A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
+    its first batch, ends the search by RewardError; batches of one image are taken together until there are two,
+    unless it raises an exception. What judges estimates and what judges finished images begin separately where they
+    are not the same code.
     """
 
     def __init__(self, denoiser: Denoiser, rewards: Sequence[Reward], grid: Grid, *, preview: bool = False) -> None:
@@ -47,6 +66,10 @@ class Scorer:
         self.spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
         if set(self.spaces) - {"pixels", "latents", "features"}:
             raise ValueError(f"known are pixels, latents and features, got {self.spaces}")
+        split = [isinstance(r, TwoRewards) or s != "pixels" for r, s in zip(rewards, self.spaces, strict=True)]
+        self._split = dict(zip(self.names, split, strict=True))
+        # By reward, and whether of finished images: those that failed so far where none was scored yet, -1 afterwards.
+        self._failed: dict[tuple[str, bool], int] = {}
         # Whoever wants the images kept pays for their decodes, too.
         self.estimates = "nothing" if "pixels" not in self.spaces else "preview" if preview else "decode"
 
@@ -63,13 +86,31 @@ class Scorer:
         broken = _broken(latents, images)
         scores = np.stack([column for column, _ in columns], axis=1)
         scores[broken] = np.nan
-        causes = {name: error for name, (_, error) in zip(self.names, columns, strict=True)}
+        for r, (_, error) in enumerate(columns):
+            self._hold_on(self.names[r], scores[:, r], np.array([row.last for row in batch]), broken, error)
+        causes = {name: _said(name, e) if e else None for name, (_, e) in zip(self.names, columns, strict=True)}
         errors = [NOT_FINITE if bad else _explain(row, causes) for row, bad in zip(scores, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
             for i, image in zip(last, torch.stack([images[i] for i in last]).cpu(), strict=True):
                 images[i] = image
         return Scored(scores, errors, images, latents, cost + Cost(0, 0, len(batch) * len(self.rewards)))
+
+    def _hold_on(self, name: str, scores: Any, last: Any, broken: Any, error: Exception | None) -> None:
+        """RewardError where this reward has failed on all that it was asked about so far: scores (N,) of a batch,
+        of which `last` (N,) are finished images, and `broken` (N,) nan or inf before any reward saw them."""
+        last = last & self._split[name]
+        for kind in np.unique(last).tolist():
+            of_kind, before = last == kind, self._failed.get((name, kind), 0)
+            if before < 0 or not np.isnan(scores[of_kind]).all():
+                self._failed[name, kind] = -1
+                continue
+            n = before + int(of_kind.sum())
+            self._failed[name, kind] = n
+            if error is not None or n > 1:
+                said = NOT_FINITE if broken[of_kind].all() else f"{name} failed; it gave nan or inf"
+                said = f"{_said(name, error)}{_place(error)}" if error is not None else said
+                raise RewardError(f"none of the first {n} images could be scored: {said}") from error
 
     def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Any], Cost]:
         """The images of these rows, None where nobody needs one."""
@@ -88,12 +129,12 @@ class Scorer:
 
     def _column(
         self, r: int, batch: list[Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor
-    ) -> tuple[Any, str | None]:
+    ) -> tuple[Any, Exception | None]:
         """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
         reward, space = self.rewards[r], self.spaces[r]
         ahead = [i for i, row in enumerate(batch) if space != "pixels" and not row.last]
         seen = [i for i in range(len(batch)) if i not in set(ahead)]
-        scores, causes = np.full(len(batch), np.nan), []
+        scores, errors = np.full(len(batch), np.nan), []
         for rows in (seen, ahead):
             if not rows:
                 continue
@@ -103,14 +144,20 @@ class Scorer:
             else:
                 call = reward.score_estimates  # type: ignore[attr-defined]
                 x = latents[rows] if space == "latents" else torch.stack([_features(batch[i]) for i in rows])
-            scores[rows], cause = score_images(call, x, [prompts[i] for i in rows], levels[rows], reward.name)
-            causes += [cause] if cause else []
-        return scores, causes[0] if causes else None
+            scores[rows], error = ask(call, x, [prompts[i] for i in rows], levels[rows])
+            errors += [error] if error else []
+        return scores, errors[0] if errors else None
 
 
 def score_images(
     reward: Any, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
 ) -> tuple[Any, str | None]:
+    """Scores (N,) float64 with nan where the reward failed, and why, in words."""
+    scores, error = ask(reward, images, prompts, levels)
+    return scores, None if error is None else _said(name or reward.name, error)
+
+
+def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, Exception | None]:
     """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
 
     One broken score must not cost a long search its other images, so an exception marks its whole batch as failed. A
@@ -125,11 +172,24 @@ def score_images(
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) and n > 1:
             raise
-        name = name or reward.name
-        logger.debug("reward %s failed", name, exc_info=True)
-        return np.full(n, np.nan), f"{name}: {type(error).__name__}: {error}"
+        logger.debug("reward %r failed", reward, exc_info=True)
+        return np.full(n, np.nan), error
     scores[np.isinf(scores)] = np.nan
     return scores, None
+
+
+def _said(name: str, error: Exception) -> str:
+    return f"{name}: {type(error).__name__}: {error}"
+
+
+def _place(error: Exception) -> str:
+    """Where in the reward's code an exception came from, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
+
+    That is the last line outside installed packages, which the reward may have called; else the last line of all.
+    """
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename not in _OURS]
+    own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def _to_float64(scores: Any) -> Any:

@@ -45,7 +45,7 @@ def search(
 
     Raises ValueError before any compute when the budget cannot pay for one image, the algorithm does not fit the
     grid, or it branches on an engine that is deterministic; RuntimeError for an algorithm that keeps making moves which
-    cost nothing.
+    cost nothing, and rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
     budget = Budget.parse(budget).on(engine.grid)
     if not prompts:

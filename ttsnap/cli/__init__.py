@@ -30,6 +30,7 @@ from ttsnap.cli.configs import check_configs
 from ttsnap.cli.help import Formatter
 from ttsnap.cli.loading import CLOCK
 from ttsnap.files import printable
+from ttsnap.rewards import RewardError
 from ttsnap.version import __version__
 
 
@@ -104,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"not enough memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else str(error)
         print(f"ttsnap: error: {printable(said)}", file=sys.stderr)
         return 2
+    except RewardError as error:
+        print(f"ttsnap: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nttsnap: interrupted", file=sys.stderr)
         return 130
