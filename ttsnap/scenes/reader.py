@@ -46,7 +46,7 @@ class Block(nn.Module):
         return out
 
 
-class Look(nn.Module):
+class GatedLook(nn.Module):
     """Words (N, T, D) take in the cells (N, M, C): a sum over cells, gated by a sigmoid per head, and its place.
 
     The place, the gates' mean position, is given besides the sum because "left of" needs it freed of how much was seen.
@@ -123,7 +123,7 @@ class SceneReader(nn.Module):
         self.words = nn.Embedding(len(VOCABULARY), width)
         self.places = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
         self.text = nn.ModuleList([_layer(width, heads) for _ in range(layers)])
-        self.looks = nn.ModuleList([Look(width, width, heads) for _ in range(layers)])
+        self.looks = nn.ModuleList([GatedLook(width, width, heads) for _ in range(layers)])
         self.think = nn.ModuleList([_layer(width, heads) for _ in range(layers)])
         self.compare = Compare(width, 2 * heads * layers)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
