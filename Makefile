@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROMPT ?= two red circles and a blue square
-BUDGET ?= 400nfe
+# Where pruning visibly beats best-of-N: ttsnap/scenes/showcase.py, with how it was found.
+PROMPT ?= a green circle and three red squares
+BUDGET ?= 6images
+SEED ?= 48
 
 .PHONY: demo test test-slow gpu notebooks lint docs format clean
 
@@ -15,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/ttsnap generate "$(PROMPT)" --budget $(BUDGET)
+	$(BIN)/ttsnap generate "$(PROMPT)" --budget "$(BUDGET)" --seed $(SEED) --compare best-of-n
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n auto --dist loadscope -m "not slow and not gpu"

@@ -18,6 +18,7 @@ from ttsnap import folders
 from ttsnap.cli import common, main
 from ttsnap.folders import keep, new_file, reserved
 
+WRITTEN = ["best-8x.png", "sheet.png", "trace.json"]  # beside the images
 GENERATE = ["generate", "a red circle", "--steps", "4", "--device", "cpu", "--budget", "32nfe"]
 REWARD = """
 import os, shutil, signal
@@ -113,7 +114,7 @@ def test_a_search_within_a_search_writes_elsewhere() -> None:
     assert [path.name for path in (one, two)] == ["0001-a-red-circle", "0002-a-red-circle"]
     seeds = [int(next(folder.glob("01-seed*.png")).stem[7:]) for folder in (one, two)]
     assert seeds[0] < 70 <= seeds[1]
-    assert all(sorted(p.name for p in folder.iterdir())[1:] == ["sheet.png", "trace.json"] for folder in (one, two))
+    assert all(sorted(p.name for p in folder.iterdir())[1:] == WRITTEN for folder in (one, two))
 
 
 # --- what cannot be written ---------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_a_disk_that_fills_up_costs_nothing(
     (image,) = Path("o").iterdir()
     assert f"cannot write to o: No space left on device; it holds {image.name}; all results are" in said.err
     (spare,) = (tmp_path / "spare").glob("ttsnap-*")
-    assert {path.name for path in spare.iterdir()} == {image.name, "sheet.png", "trace.json"}
+    assert {path.name for path in spare.iterdir()} == {image.name, *WRITTEN}
     assert str(spare / image.name) in said.out
 
 

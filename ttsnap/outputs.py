@@ -23,6 +23,10 @@ from ttsnap.payload import checked
 from ttsnap.sheet import CELL, contact_sheet
 from ttsnap.types import Event, Result
 
+SMALL, TIMES = 128, 8
+"""Of images of fewer pixels a side the best gets a copy so many times as large."""
+ENLARGED = f"best-{TIMES}x.png"
+
 
 @dataclass
 class Recorder:
@@ -119,10 +123,9 @@ def write_results(
     other than the model's own, lora, path, times, noises and guide.
     """
     out.mkdir(parents=True, exist_ok=True)
-    many = len(results) > 1
     written, entries = [], []
     for index, result in enumerate(results):
-        stem = f"{index:03d}-{slug(result.prompt)}-" if many else ""
+        stem = _stem(results, index)
         paths = []
         for rank, candidate in enumerate(result.images):
             payload = {
@@ -145,7 +148,7 @@ def write_results(
             save_image(paths[-1], candidate.image, _plain(payload))
         if result.images:
             sheet = recorder.sheet(result, index)
-            _write(out / f"{stem}sheet.png", lambda path, sheet=sheet: sheet.save(path, format="PNG"))
+            _write(sheet_path(out, results, index), lambda path, sheet=sheet: sheet.save(path, format="PNG"))
         written.append(paths)
         entries.append(
             {
@@ -169,6 +172,30 @@ def write_results(
     trace = _plain({"settings": dict(settings), "levels": list(results[0].levels), "results": entries})
     write_json(out / "trace.json", trace)
     return written
+
+
+def sheet_path(out: Path, results: Sequence[Result], index: int) -> Path:
+    """Where `write_results` puts the contact sheet of a result, where it has images."""
+    return out / f"{_stem(results, index)}sheet.png"
+
+
+def _stem(results: Sequence[Result], index: int) -> str:
+    return f"{index:03d}-{slug(results[index].prompt)}-" if len(results) > 1 else ""
+
+
+def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
+    """Where `write_enlarged` puts the copy of a result's best image."""
+    return out / f"{_stem(results, index)}{ENLARGED}"
+
+
+def write_enlarged(path: Path, image: Any) -> bool:
+    """Write a copy of a small image for the eye, TIMES as large, without metadata; False for other images."""
+    picture = Image.fromarray(to_uint8(image))
+    if max(picture.size) >= SMALL:
+        return False
+    large = picture.resize((picture.width * TIMES, picture.height * TIMES), Image.Resampling.NEAREST)
+    _write(path, lambda temporary: large.save(temporary, format="PNG"))
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap import files
+from ttsnap.outputs import ENLARGED
 from ttsnap.scoring import score_images
 from ttsnap.types import Reward, Utility
 
@@ -43,11 +44,12 @@ class ReadsAlpha(Protocol):
 
 
 def find_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The folder's images in the order of their names, without contact sheets. ValueError where there are none."""
+    """The folder's images in the order of their names, without contact sheets and enlarged copies. ValueError where
+    there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     there = folder.rglob("*") if recursive else folder.iterdir()
-    found = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith("sheet.png"))
+    found = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED)))
     if not found:
         raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
     return found

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ttsnap.algorithms import make_algorithm
+from ttsnap.budget import Budget
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
+from ttsnap.cli.found import Run, compare, describe, write_runs
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
+from ttsnap.outputs import Recorder
+from ttsnap.types import Algorithm
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -100,6 +104,13 @@ def add_search(p: Any) -> None:
         help="instead of --budget: low, medium (used when neither is given) or high, that is as many evaluations as 5, "
         "20 or 80 images take, or a fraction of high",
     )
+    p.add_argument(
+        "--compare",
+        type=str | None,
+        metavar="NAME",
+        help="another algorithm, which searches with the same budget, reward and seeds afterwards; its results go to a "
+        "folder of its name inside --out",
+    )
     p.add_argument("--shared", action="store_true", help="let all prompts draw on one pot of that size each")
     arguments.add_reward(p)
     p.add_argument(
@@ -112,150 +123,119 @@ def add_search(p: Any) -> None:
                    help="rewards that only report on the kept images")  # fmt: skip
 
 
+class Asked(NamedTuple):
+    """What is to be searched for, checked: texts, rewards as named, the algorithms by name, and the budget."""
+
+    prompts: list[str]
+    reward: Any
+    report: Any
+    algorithms: dict[str, Algorithm]
+    budget: Budget
+
+
 def run(a: Namespace) -> int:
     """Search, write what was found, and say what it took."""
+    from ttsnap.folders import reserved
+
+    # What can be refused is refused before the model is loaded.
+    asked = _asked(a)
+    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, asked.prompts[0], a.overwrite) as out:
+        return _generate(a, asked, out)
+
+
+def _asked(a: Namespace) -> Asked:
+    """ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate")
     reward = common.require_reward(a)
     report = a.report or ("scenes-strict" if a.reward is None else None)
-    from ttsnap.algorithms import make_algorithm
-
-    # What can be refused is refused before the model is loaded.
-    algorithm, budget = make_algorithm(a.algorithm, **a.options), _budget(a)
-    prompts = common.canonical(prompts, a.model)
-    from ttsnap.folders import reserved
-
-    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, prompts[0], a.overwrite) as out:
-        return _generate(a, prompts, reward, report, algorithm, budget, out)
+    algorithms = {a.algorithm: make_algorithm(a.algorithm, **a.options)}
+    if a.compare is not None:
+        if a.compare in algorithms:
+            raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
+        algorithms[a.compare] = make_algorithm(a.compare)
+    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, _budget(a))
 
 
-def _generate(
-    a: Namespace, prompts: list[str], reward: Any, report: Any, algorithm: Any, budget: Any, out: Path
-) -> int:
+def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
-    from ttsnap import outputs
     from ttsnap.folders import keep
 
     place, _ = common.placement(a.device, a.dtype)
-    rewards = common.load_rewards(reward, device=place)
-    metrics = common.load_rewards(report, device=place) if report else None
+    rewards = common.load_rewards(asked.reward, device=place)
+    metrics = common.load_rewards(asked.report, device=place) if asked.report else None
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype, a.offload, a.lora)
     common.check_call(pipe, call)
     common.prepare_model(pipe, a)
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
 
-    recorder = outputs.Recorder()
     with StopOnSignal() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore", FewerImages)  # said below, with each prompt
-        output = pipe(
-            prompts,
-            search=algorithm,
-            reward=rewards,
-            report=metrics,
-            budget=budget,
-            utility=a.utility,
-            kernel=a.kernel,
-            path=a.path,
-            times=a.times,
-            guide=a.guide,
-            gradient_batch_size=a.gradient_batch_size,
-            noises=a.noises,
-            seed=a.seed,
-            num_images_per_prompt=a.keep,
-            batch_size=a.batch_size,
-            decode_batch_size=a.decode_batch_size,
-            shared=a.shared,
-            on_event=recorder,
-            should_stop=stop,
-            output_type="pt",
-            **call,
-        )
-        settings = {
-            "ttsnap": __version__,
-            "model": a.model,
-            "lora": a.lora,
-            "sampler": type(pipe.scheduler).__name__,
-            "kernel": a.kernel,
-            "path": a.path,
-            "guide": a.guide,
-            "times": a.times,
-            "noises": a.noises,
-            "call": call,
-            "algorithm": a.algorithm,
-            "options": dict(a.options),
-            "budget": str(budget),
-            "reward": [r.name for r in rewards],
-            "utility": a.utility,
-            "seed": a.seed,
-        }
-        try:
-            where, written, failure = keep(
-                out, lambda folder: outputs.write_results(folder, output.search, recorder, settings)
+        runs = []
+        for name, algorithm in asked.algorithms.items():
+            if runs and stop():
+                print(f"stopped before {name} ran", file=sys.stderr)
+                break
+            recorder = Recorder()
+            output = pipe(
+                asked.prompts,
+                search=algorithm,
+                reward=rewards,
+                report=metrics,
+                budget=asked.budget,
+                utility=a.utility,
+                kernel=a.kernel,
+                path=a.path,
+                times=a.times,
+                guide=a.guide,
+                gradient_batch_size=a.gradient_batch_size,
+                noises=a.noises,
+                seed=a.seed,
+                num_images_per_prompt=a.keep,
+                batch_size=a.batch_size,
+                decode_batch_size=a.decode_batch_size,
+                shared=a.shared,
+                on_event=recorder,
+                should_stop=stop,
+                output_type="pt",
+                **call,
             )
+            settings = {
+                "ttsnap": __version__,
+                "model": a.model,
+                "lora": a.lora,
+                "sampler": type(pipe.scheduler).__name__,
+                "kernel": a.kernel,
+                "path": a.path,
+                "guide": a.guide,
+                "times": a.times,
+                "noises": a.noises,
+                "call": call,
+                "algorithm": name,
+                "options": dict(a.options) if name == a.algorithm else {},
+                "budget": str(asked.budget),
+                "reward": [r.name for r in rewards],
+                "utility": a.utility,
+                "seed": a.seed,
+            }
+            runs.append(Run(name, output.search, recorder, settings))
+        try:
+            where, written, failure = keep(out, lambda folder: write_runs(folder, runs))
         except OSError as error:  # what makes the images again is said all the same
-            for result in output.search:
-                _describe(result, [Path("(not written)")] * len(result.images), call, a)
+            for index in range(len(asked.prompts)):
+                describe(runs[0], index, [], call, a)
             print(f"ttsnap: error: {error}", file=sys.stderr)
             return 1
-    for result, paths in zip(output.search, written, strict=True):
-        _describe(result, paths, call, a)
-    print(f"\ncontact sheet and trace in {where}; {CLOCK}")
+    for index in range(len(asked.prompts)):
+        describe(runs[0], index, written[0][index], call, a)
+        if len(runs) > 1:
+            compare(runs, index, written)
+    print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")
     return common.exit_status(out, failure)
 
 
 def _budget(a: Namespace) -> Any:
     """--budget or --effort."""
-    from ttsnap.budget import Budget
-
     if a.budget is not None and a.effort is not None:
         raise ValueError(f"give --budget or --effort, not both: {a.budget} and {a.effort}")
     return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")
-
-
-def _describe(result: Any, paths: Sequence[Path], call: dict[str, Any], a: Namespace) -> None:
-    s = result.spent
-    print(f"\n{result.prompt}")
-    for warning in result.warnings:
-        print(f"  warning: {warning}")
-    for rank, (candidate, path) in enumerate(zip(result.images, paths, strict=True), 1):
-        numbers = {**candidate.scores, **candidate.metrics}
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        print(f"  {rank}. seed {candidate.seed}: {scores}   {path}")
-    counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
-    counts += f", {s['previews']} previews" if s["previews"] else ""
-    counts += f", {s['gradients']} gradients" if s["gradients"] else ""
-    print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
-    print(f"  {s['seeds']} seeds started, {s['finished']} finished")
-    if result.saturated:
-        gain = s["gain_of_second_half"]
-        print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
-    flops, gradients, pulled = s["flops"] or 1.0, "", ""
-    if s["gradients"]:
-        gradients = f", {s['flops_gradient'] / flops:.0%} backward passes"
-        pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
-    print(
-        f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "
-        f"decoder, {s['flops_reward'] / flops:.0%} reward{gradients}; {s['seconds']:.1f} s: {_share(s, 'denoise')} "
-        f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
-    )
-    if s["energy_joules"] is not None:
-        from ttsnap.meter import carbon
-
-        per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
-        print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
-              f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
-    plain = a.kernel == "pipeline" and a.noises == "independent"
-    if result.images and plain and result.particles.parent[result.best.uid] < 0:
-        arguments = "".join(f", {k}={v!r}" for k, v in call.items())
-        seed = result.best.seed
-        print("  the winner in plain diffusers:")
-        if a.lora is not None:
-            from ttsnap.cli.lora import parse_lora
-
-            where, scale = parse_lora(a.lora)
-            print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
-        print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
-
-
-def _share(spent: dict[str, Any], phase: str) -> str:
-    return f"{spent[f'seconds_{phase}'] / (spent['seconds'] or 1.0):.0%}"

@@ -1,0 +1,109 @@
+"""What `ttsnap generate` found: written, described, and set beside what another algorithm found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import Namespace
+
+from ttsnap.folders import slug
+from ttsnap.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
+from ttsnap.types import Candidate, Result
+
+
+class Run(NamedTuple):
+    """One algorithm's search: results by prompt, who listened, and the settings that go into files."""
+
+    name: str
+    results: Sequence[Result]
+    recorder: Recorder
+    settings: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Where its results go when it was run for comparison."""
+        return slug(Path(self.name).stem)
+
+
+def write_runs(out: Path, runs: Sequence[Run]) -> list[list[list[Path]]]:
+    """Write the first run to `out`, others to folders in it; the images' paths by run and prompt."""
+    written = []
+    for run in runs:
+        folder = out / run.folder if written else out
+        paths = write_results(folder, run.results, run.recorder, run.settings)
+        for index, result in enumerate(run.results):
+            if result.images:
+                write_enlarged(enlarged_path(folder, run.results, index), result.best.image)
+        written.append(paths)
+    return written
+
+
+def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
+    """Print the winners of all runs for a prompt, a line each."""
+    print(f"  at the same budget of {runs[0].results[index].spent['budget']}:")
+    wide = max(len(run.name) for run in runs)
+    for run, paths in zip(runs, written, strict=True):
+        result = run.results[index]
+        best = f"{_scores(result.best)}   {paths[index][0]}" if result.images else "no image"
+        print(f"    {run.name:<{wide}}  {best}")
+
+
+def _scores(candidate: Candidate) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in {**candidate.scores, **candidate.metrics}.items())
+
+
+def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Namespace) -> None:
+    """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took."""
+    result = run.results[index]
+    s = result.spent
+    print(f"\n{result.prompt}")
+    for warning in result.warnings:
+        print(f"  warning: {warning}")
+    for rank, candidate in enumerate(result.images, 1):
+        path = paths[rank - 1] if paths else "(not written)"
+        print(f"  {rank}. seed {candidate.seed}: {_scores(candidate)}   {path}")
+    if paths:
+        print(f"  contact sheet: {sheet_path(paths[0].parent, run.results, index)}")
+        large = enlarged_path(paths[0].parent, run.results, index)
+        if large.exists():
+            print(f"  the best, {TIMES} times as large: {large}")
+    counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
+    counts += f", {s['previews']} previews" if s["previews"] else ""
+    counts += f", {s['gradients']} gradients" if s["gradients"] else ""
+    print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
+    print(f"  {s['seeds']} seeds started, {s['finished']} finished")
+    if result.saturated:
+        gain = s["gain_of_second_half"]
+        print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
+    flops, gradients, pulled = s["flops"] or 1.0, "", ""
+    if s["gradients"]:
+        gradients = f", {s['flops_gradient'] / flops:.0%} backward passes"
+        pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
+    print(
+        f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "
+        f"decoder, {s['flops_reward'] / flops:.0%} reward{gradients}; {s['seconds']:.1f} s: {_share(s, 'denoise')} "
+        f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
+    )
+    if s["energy_joules"] is not None:
+        from ttsnap.meter import carbon
+
+        per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
+        print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
+              f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
+    plain = a.kernel == "pipeline" and a.noises == "independent"
+    if result.images and plain and result.particles.parent[result.best.uid] < 0:
+        arguments = "".join(f", {k}={v!r}" for k, v in call.items())
+        seed = result.best.seed
+        print("  the winner in plain diffusers:")
+        if a.lora is not None:
+            from ttsnap.cli.lora import parse_lora
+
+            where, scale = parse_lora(a.lora)
+            print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
+        print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
+
+
+def _share(spent: dict[str, Any], phase: str) -> str:
+    return f"{spent[f'seconds_{phase}'] / (spent['seconds'] or 1.0):.0%}"
