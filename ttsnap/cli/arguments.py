@@ -7,9 +7,9 @@ from typing import Any, Literal
 EMBEDDED = "embedded"
 SETTINGS = "YAML or JSON file of settings, named as these options; options on the command line win over it"
 REWARD = (
-    "what to search for: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER takes "
-    "other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list of them; "
-    "a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores"
+    "what scores the images: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER "
+    "takes other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list of "
+    "them; a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores"
 )
 
 

@@ -12,8 +12,9 @@ from ttsnap.cli.simulate import add_recording_arguments, read_recording
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
 
-It buys one check of one candidate at a time, where it is worth most, and moves budget from prompts that are done to
-prompts that are not (with --shared). 20 prompts x 40 seeds suffice. Calibrate for each model, step count and reward.
+It takes one candidate one check further at a time, always the most promising one, and moves budget from prompts that
+are done to prompts that are not (with --shared). 20 prompts x 40 seeds suffice. Calibrate for each model,
+step count and reward.
 
 example:
   ttsnap calibrate recordings/mine --out priced.json
@@ -26,10 +27,14 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
-    p.add_argument("--checks", type=list[int] | None, help="grid steps to look at, the last being the number of steps")
+    p.add_argument(
+        "--checks",
+        type=list[int] | None,
+        help="steps at which to score, as '[4, 8, 20]'; the last is the number of steps",
+    )
     p.add_argument(
         "--score-cost", type=float | None,
-        help="of a decode with its rewards, in evaluations (default: from the recorded FLOPs; 0 for NFE budgets)",
+        help="price of a decode with its rewards, in evaluations (default: by recorded FLOPs; 0 for NFE budgets)",
     )  # fmt: skip
     p.add_argument("--out", type=str, default="priced.json", help="algorithm file to write")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")

@@ -33,9 +33,7 @@ def parser() -> ArgumentParser:
     arguments.add_config(p)
     p.add_argument("--reward", type=str, required=True, help=arguments.REWARD)
     p.add_argument("--recordings", type=str, nargs="+", required=True, help="folders of `ttsnap record --images`")
-    p.add_argument(
-        "--base", type=str | None, help="whose score of the finished image counts (default: the base of --reward)"
-    )
+    p.add_argument("--base", type=str | None, help="the reward that is to be forecast (default: the base of --reward)")
     p.add_argument(
         "--prompts", type=str, default=":",
         help="which prompts, as 0:20, or the config.yaml of a run of `ttsnap distill`: those that it held out",

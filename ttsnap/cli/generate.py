@@ -111,7 +111,7 @@ def add_search(p: Any) -> None:
         help="another algorithm, which searches with the same budget, reward and seeds afterwards; its results go to a "
         "folder of its name inside --out",
     )
-    p.add_argument("--shared", action="store_true", help="let all prompts draw on one pot of that size each")
+    p.add_argument("--shared", action="store_true", help="put all prompts' budgets together; each takes what it needs")
     arguments.add_reward(p)
     p.add_argument(
         "--utility",

@@ -28,7 +28,9 @@ def parser() -> ArgumentParser:
     p = new_parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images")
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
-    p.add_argument("--utility", type=str | list[float], default="mean", help="of several: mean, rank_sum or weights")
+    p.add_argument(
+        "--utility", type=str | list[float], default="mean", help="how several are combined: mean, rank_sum or weights"
+    )
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")
     p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
     p.add_argument("--recursive", action="store_true", help="look into folders inside the folder, too")

@@ -54,11 +54,13 @@ def add_recording_arguments(p: ArgumentParser) -> None:
     arguments.add_config(p)
     p.add_argument("--prompts", type=str, default=":", help="which prompts, as 0:20")
     p.add_argument("--seeds", type=str, default=":", help="which seeds, as 0:40")
-    p.add_argument("--scores", type=str, default="noise_aware", help="of a reward tensor: noise_aware or base")
     p.add_argument(
-        "--utility", type=str | list[float], default="mean", help="of several rewards: mean, rank_sum or weights"
+        "--scores", type=str, default="noise_aware", help="of a published tensor: noise_aware or base scores"
     )
-    p.add_argument("--seed", type=int, default=0, help="of the random orders")
+    p.add_argument(
+        "--utility", type=str | list[float], default="mean", help="how several are combined: mean, rank_sum or weights"
+    )
+    p.add_argument("--seed", type=int, default=0, help="decides the random orders in which recorded seeds are searched")
 
 
 def parser() -> ArgumentParser:
@@ -77,8 +79,13 @@ def parser() -> ArgumentParser:
         help="per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
     )  # fmt: skip
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
-    p.add_argument("--shared", action="store_true", help="price-of-compute: one pot for the prompts of a repeat")
-    p.add_argument("--ledger", type=str, default="honest", help="honest, or published (as the TTSnap notebooks bill)")
+    p.add_argument("--shared", action="store_true", help="price-of-compute: all prompts share one budget")
+    p.add_argument(
+        "--ledger",
+        type=str,
+        default="honest",
+        help="count all that is computed (honest), or as the TTSnap notebooks (published)",
+    )
     p.add_argument("--out", type=str | None, help="folder for curves.csv and curves.png")
     p.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
     return p
