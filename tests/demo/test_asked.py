@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from ttsnap.cli import build_parser, demo
-from ttsnap.demo.asked import ALGORITHMS, Asked, Limits, Offer, kernel_of, read
+from ttsnap.demo.asked import OFFERED, Asked, Limits, Offer, budget_words, kernel_of, read
+from ttsnap.demo.choices import algorithm_choices, group_css, hint
+from ttsnap.demo.settings import render_settings, restored
 from ttsnap.demo.snippet import command_line, python_lines
 
 from .conftest import FIELDS
@@ -24,6 +26,8 @@ HOSTILE: list[dict[str, Any]] = [
     *({"seed": s} for s in (-1, 2**31, 1e300, float("nan"), "0; DROP", None, 0.5)),
     *({"keep": k} for k in (0, -3, 9, 1e9, None, "1")),
     *({"size": s} for s in (-32, 8, 1025, 1e9, "big", float("nan"))),
+    *({"negative": n} for n in (5, ["a"], "a" * 401, "a\0b", "\ud800")),
+    *({"guidance": g} for g in (-1, 31, 1e300, float("nan"), float("inf"), "4; DROP", True, [4])),
 ]  # fmt: skip
 
 
@@ -45,7 +49,12 @@ def test_good_fields_are_read() -> None:
     assert str(found.budget) == "60nfe"
     assert str(asked(budget="medium").budget) == "20images"
     assert asked(budget="5s").budget.nfe == 2000  # the demo's cap holds beside one in seconds
-    assert asked(budget=80).budget.nfe == 80
+    assert str(asked(budget="5").budget) == str(asked(budget=5).budget) == "5images"
+    assert asked(guidance=7, negative=" a  circle ").call == {
+        "guidance_scale": 7.0,
+        "num_inference_steps": 10,
+        "negative_prompt": "a circle",
+    }
     assert asked(prompt="ein Fuchs 🦊 <b>&").prompt == "ein Fuchs 🦊 <b>&"
 
 
@@ -85,7 +94,79 @@ def test_kernels_are_chosen_by_need() -> None:
     assert {kernel_of(n) for n in ("smc", "funnel", "code", "svdd", "nested", "search-over-paths", "best-first")} == {
         "sde"
     }
-    assert set(map(kernel_of, ALGORITHMS)) == {"sde", "pipeline"}
+    assert set(map(kernel_of, OFFERED)) == {"sde", "pipeline"}
+
+
+def test_budgets_are_put_into_words() -> None:
+    words = {
+        text: budget_words(text, 10, Limits()) for text in ("5", "5 images", "150nfe", "10s", "1 image", "x", "999")
+    }
+    assert words["5"] == words["5 images"] == "At most 50 evaluations of the model: as many as 5 whole images take."
+    assert "150 evaluations" in words["150nfe"]
+    assert words["10s"].endswith("and 10 seconds.")
+    assert words["1 image"].endswith("1 whole image take.")
+    assert "cannot read" in words["x"]
+    assert "this demo allows 2,000" in words["999"]
+
+
+def test_algorithms_are_grouped_with_a_line_each() -> None:
+    labels = [label for label, _ in algorithm_choices()]
+    assert [name for _, name in algorithm_choices()] == list(OFFERED)
+    assert all(len(label.partition(": ")[2]) > 20 for label in labels)
+    css = group_css()
+    assert 'li[data-index="0"]::before { content: "Choose among seeds"; }' in css
+    assert f'li[data-index="{OFFERED.index("svdd")}"]' in css
+    assert "Adds noise" in hint("svdd")
+    assert "Adds noise" not in hint("seed-pruning")
+
+
+PAYLOAD: dict[str, Any] = {
+    "ttsnap": "0.1", "model": "embedded", "sampler": "X", "kernel": "sde", "prompt": "a red circle", "seed": 17,
+    "branched": True,
+    "call": {"guidance_scale": 3.5, "num_inference_steps": 12, "negative_prompt": "a cross", "max_sequence_length": 1},
+    "search": {"algorithm": "svdd", "options": {}, "budget": "60nfe", "rank": 1, "reward": 0.5,
+               "scores": {"scenes": 0.5}, "metrics": {}, "nfe": 60, "seeds": 3},
+}  # fmt: skip
+
+
+def test_settings_of_a_picture_fill_the_form() -> None:
+    found, left = restored(PAYLOAD, OFFER, Limits(), lambda model: {})
+    assert not left
+    assert found == {"prompt": "a red circle", "algorithm": "svdd", "rewards": ["scenes"], "steps": 12,
+                     "budget": "60nfe", "seed": 17, "negative": "a cross", "guidance": 3.5}  # fmt: skip
+
+
+def test_settings_that_visitors_may_not_choose_are_left_out_and_named() -> None:
+    bad: dict[str, Any] = {
+        **PAYLOAD,
+        "model": "evil/weights",
+        "prompt": "x\x1b[31m",
+        "call": {"num_inference_steps": 500, "guidance_scale": 900.0},
+        "search": {
+            **PAYLOAD["search"],
+            "algorithm": "../evil.json",
+            "budget": "9" * 50 + "nfe",
+            "scores": {"os:system": 1},
+        },
+    }
+    found, left = restored(bad, OFFER, Limits(), lambda model: {})
+    assert found == {"seed": 17, "negative": ""}
+    assert sorted(text.split()[0] for text in left) == [
+        "algorithm", "budget", "guidance", "model", "prompt", "rewards", "steps"
+    ]  # fmt: skip
+
+
+def test_settings_are_told_in_words() -> None:
+    html = render_settings(PAYLOAD)
+    for words in (
+        "Denoising steps</th><td>12",
+        "Made as</th><td>a branch",
+        "SVDD",
+        "adds noise at every step",
+        "Seeds tried",
+    ):
+        assert words in html
+    assert not {"{", "True", "num_inference_steps", "max_sequence_length"} & set(html.replace("<", " <").split())
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "--help", 'it\'s "quoted" $(rm -rf) `x` \\ ;'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,14 +15,18 @@ import pytest
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.budget import Budget
+from ttsnap.demo.asked import Asked, kernel_of
 from ttsnap.demo.board import Board
 from ttsnap.demo.board_html import render_board, short
-from ttsnap.demo.panels import View, render_settings, render_stage
+from ttsnap.demo.chart import render_chart, ticks
+from ttsnap.demo.panels import View, render_stage
 from ttsnap.demo.pictures import thumbnail_uri
-from ttsnap.demo.traces import board_at, read_trace
+from ttsnap.demo.settings import render_settings
+from ttsnap.demo.traces import board_at, parse_trace
+from ttsnap.demo.unspent import why_unspent
 from ttsnap.dry import DryEngine
 from ttsnap.search import search
-from ttsnap.types import Event, Grid, Result
+from ttsnap.types import Cost, Event, Grid, Result
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -124,7 +129,7 @@ def test_html_is_well_formed_at_every_event(name: str) -> None:
         seen.add(html)
     assert len(seen) > 2
     assert html.count("tt-winner") == 1
-    assert f"seed {result.best.seed}, step 10" in html
+    assert f"seed {board.lanes[result.best.uid].name}, step 10" in html
     if name == "seed-pruning":
         pruned = board.lanes.keys() - set(np.flatnonzero(result.particles.finished).tolist())
         assert html.count("tt-pruned") == len(pruned)
@@ -134,7 +139,11 @@ def test_text_is_escaped_everywhere() -> None:
     bad = '<script>alert(1)</script><img src=x onerror="y">&\''
     board = Board((1.0, 0.0))
     view = View(bad, board, Budget(nfe=5), 10.0, note=bad)
-    for html in (render_stage(bad, [view, view], bad), render_settings({bad: {bad: bad}, "deep": [[bad] * 3]})):
+    search = {"algorithm": bad, "options": {bad: [[bad] * 3]}, "budget": bad, "scores": {bad: 0.5}}
+    payload = dict.fromkeys(("prompt", "kernel", "model", "lora", "ttsnap"), bad) | {
+        "seed": 1, "call": {bad: bad, "negative_prompt": bad}, "search": search,
+    }  # fmt: skip
+    for html in (render_stage(bad, [view, view], bad), render_settings(payload)):
         found = Well(html)
         assert "script" not in found.tags
         assert "img" not in found.tags
@@ -153,7 +162,7 @@ def test_scores_are_short() -> None:
 
 
 def test_a_written_trace_replays_to_its_winner(written: Path) -> None:
-    trace = read_trace(written / "trace.json", 10**7)
+    trace = parse_trace((written / "trace.json").read_bytes())
     told = trace.results[0]
     boards = [board_at(trace, told, k) for k in range(len(told.moves) + 1)]
     assert not boards[0].lanes
@@ -167,7 +176,102 @@ def test_a_written_trace_replays_to_its_winner(written: Path) -> None:
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
-    names = "board board_html panels pictures asked snippet traces models border stream"
+    names = "board board_html panels chart settings choices folder listeners unspent"
+    names += " pictures asked snippet traces models border stream"
     code = f"import sys\nfor n in {names.split()!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images() -> None:
+    board = Board((1.0, 0.5, 0.0))
+    board.move(
+        {"uids": [0, 1, 2], "parents": [-1] * 3, "start": [0] * 3, "stop": [1] * 3, "seeds": [5, 6, 7], "drop": []}
+    )
+    for uid, nfe, score in ((0, 10, 0.3), (1, 20, 0.9), (2, 20, 0.5)):
+        board.spent = Cost(nfe=nfe)
+        board.score(uid, 1, [score])
+    board.spent = Cost(nfe=30)
+    board.score(1, 2, [0.8], right=True)
+    board.spent = Cost(nfe=40)
+    board.score(2, 2, [0.4], right=False)
+    board.end()
+    assert [(m.nfe, m.score, m.finished) for m in board.curve] == [
+        (10, 0.3, False), (20, 0.9, False), (30, 0.8, True), (40, 0.8, True), (40, 0.8, True)
+    ]  # fmt: skip
+    html = render_chart([("Seed pruning", board)], 40)
+    Well(html)
+    kinds = {name: html.count(f'class="tt-{name} ') for name in ("hope", "step", "faint", "full", "hollow", "end")}
+    assert kinds == {"hope": 1, "step": 1, "faint": 1, "full": 1, "hollow": 1, "end": 1}
+    assert [f">{x}</span>" in html for x in (0, 10, 20, 30, 40)] == [True] * 5
+    stage = render_stage("p", [View("Seed pruning", board, Budget(nfe=40), 10.0)])
+    assert "seed 6, step 2: .800, strictly right" in stage
+    assert "seed 7, step 2: .400, wrong" in stage
+
+
+def test_two_searches_are_drawn_on_one_scale_within_the_plot() -> None:
+    boards = []
+    for end, score in ((120, 0.7), (114, 0.9)):
+        board = Board((1.0, 0.0))
+        board.move({"uids": [0], "parents": [-1], "start": [0], "stop": [1], "seeds": [5], "drop": []})
+        board.spent = Cost(nfe=end)
+        board.score(0, 1, [score], right=score > 0.8)
+        board.end()
+        boards.append(board)
+    html = render_chart([("Best-of-N", boards[0]), ("Seed pruning", boards[1])], 120)
+    Well(html)
+    assert "Best-of-N <b>.700</b>" in html
+    assert "Seed pruning <b>.900</b>" in html
+    points = [(float(x), float(y)) for x, y in re.findall(r'tt-end tt-c\d" d="M([\d.]+) ([\d.]+)h0', html)]
+    assert len(points) == 2
+    assert all(1 < x < 99 and 3 < y < 97 for x, y in points)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [(0, 120, [0, 20, 40, 60, 80, 100, 120]), (0.61, 0.87, [0.6, 0.7, 0.8, 0.9]), (0.5, 0.5, [0.4, 0.6]),
+     (0, 0, [0, 0.25]), (-3, 1e6, [-500_000, 0, 500_000, 1_000_000])],
+)  # fmt: skip
+def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
+    values = ticks(low, high, 6 if high == 120 else 4)
+    assert values[0] <= low
+    assert values[-1] >= high
+    assert values[: len(found)] == pytest.approx(found)
+
+
+def test_the_winner_comes_first_once_a_search_is_over() -> None:
+    for name in ("seed-pruning", "svdd"):
+        events, result = searched(name)
+        board = Board(GRID.levels)
+        for event in events:
+            board.listen(event)
+            if not board.over:
+                roots = [lane.uid for lane in board.shown() if lane.parent < 0]
+                assert roots == sorted(roots)
+        assert board.shown()[0].uid == result.best.uid
+
+
+def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
+    events, result = searched("svdd")
+    board = Board(GRID.levels)
+    for event in events:
+        board.listen(event, thumbnail_uri(np.zeros((3, 8, 8))) if event.kind == "score" else "")
+    board.picture = "data:,"
+    html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0, winner=result.best.uid)])
+    name = f"{result.best.seed} ↳{result.best.uid}"
+    assert f">{name}</div>" in html
+    assert f"best: seed {name}, reward" in html
+
+
+def asked_for(algorithm: str, nfe: int) -> Asked:
+    return Asked("p", "embedded", algorithm, ("reward",), Budget(nfe=nfe), 0, 1, {}, kernel_of(algorithm))
+
+
+def test_what_is_left_of_a_budget_is_explained() -> None:
+    _, result = searched("svdd", "90nfe")
+    text = why_unspent(asked_for("svdd", 90), GRID, result.spent["nfe"])
+    sizes = [int(n) for n in re.findall(r"n = (\d+)", text)]
+    assert text.startswith(f"SVDD ended after {result.spent['nfe']} of 90 evaluations")
+    assert sizes[1] == sizes[0] + 1
+    assert int(text.rstrip(".").split()[-1]) > 90
+    assert why_unspent(asked_for("best-of-n", 100), GRID, 100) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -70,8 +71,9 @@ def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
 
 
 def choose(page: Any, budget: str, steps: int = 10) -> None:
-    page.fill("#budget input", budget)
-    page.press("#budget input", "Enter")
+    field = "#budget input, #budget textarea"
+    page.fill(field, budget)
+    page.press(field, "Enter")
     page.fill("#steps input[type=number]", str(steps))
     page.press("#steps input[type=number]", "Tab")
 
@@ -96,6 +98,7 @@ def no_sideways_scroll(page: Any) -> None:
 def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> None:
     page = visit()
     choose(page, "120nfe")
+    page.fill("#prompt textarea", PROMPT)
     page.click("#search")
     assert len(boards(page, "#download")) >= 2
     assert page.locator("#stage .tt-winner").count() == 1
@@ -116,11 +119,96 @@ def test_bad_words_are_explained(visit: Opener) -> None:
     page = visit()
     page.fill("#prompt textarea", "a <b>dog</b>")
     page.click("#search")
-    toast = page.wait_for_selector(".toast-body")
-    assert "The embedded model knows only" in toast.inner_text()
-    assert "<b>dog</b>" in toast.inner_text()
+    told = page.wait_for_selector("#stage .tt-error")
+    assert "The embedded model knows only" in told.inner_text()
+    assert "<b>dog</b>" in told.inner_text()
     page.click("#surprise")
     page.wait_for_function("document.querySelector('#prompt textarea').value.indexOf('dog') < 0")
+
+
+def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(visit: Opener) -> None:
+    page = visit()
+    assert page.is_disabled("#stop")
+    choose(page, "5")
+    page.wait_for_function("document.querySelector('#budget-hint').innerText.indexOf('50 evaluations') >= 0")
+    page.click("#search")
+    page.wait_for_selector("#stop:not([disabled])")
+    page.wait_for_selector("#download", state="visible")
+    page.wait_for_selector("#stop[disabled]")
+    assert "/ 50" in page.inner_text("#stage .tt-meters")
+    page.fill("#prompt textarea", "a dog")
+    page.click("#search")
+    page.wait_for_selector("#stage .tt-error")
+    page.wait_for_selector("#download", state="hidden")
+    assert page.locator("#stage .tt-board").count() == 0
+    assert "done" not in page.inner_text("#status")
+    assert page.is_disabled("#stop")
+
+
+def test_pictures_are_large_and_open_larger(visit: Opener) -> None:
+    page = visit(1366, 768)
+    page.click("#compare")
+    page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
+    page.wait_for_selector("#download", state="visible")
+    small = page.evaluate("[...document.querySelectorAll('#stage .tt-cell img')].map(image => image.clientWidth)")
+    assert min(small) >= 70
+    large = page.evaluate("[...document.querySelectorAll('#stage .tt-best img')].map(image => image.clientWidth)")
+    assert min(large) >= 240
+    marks = page.evaluate(
+        """() => { const plot = document.querySelector('.tt-curve').getBoundingClientRect();
+        return [...document.querySelectorAll('.tt-plot path, .tt-ytick, .tt-xtick')].map(e => e.getBoundingClientRect())
+            .every(b => b.left >= plot.left - 1 && b.right <= plot.right + 1 && b.bottom <= plot.bottom + 1); }"""
+    )
+    assert marks
+    page.click("#stage .tt-winner img")
+    box = page.locator(".tt-zoom img").bounding_box()
+    assert box["width"] >= 500
+    assert "seed" in page.inner_text(".tt-zoom p")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".tt-zoom", state="hidden")
+
+
+def test_the_list_of_algorithms_is_grouped_and_leaves_the_header_free(visit: Opener) -> None:
+    page = visit(1366, 768)
+    page.click("#algorithm input")
+    group = page.wait_for_selector("#algorithm li[data-index='0']")
+    assert "Choose among seeds" in page.evaluate("e => getComputedStyle(e, '::before').content", group)
+    assert page.locator("#algorithm ul").bounding_box()["y"] >= page.locator(".tt-header").bounding_box()["height"]
+    page.click("#algorithm li[aria-label^='SVDD']")
+    page.locator(".tt-hint", has_text="Adds noise at every step").wait_for()
+
+
+def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
+    page = visit(390, 844)
+    choose(page, "200nfe")
+    page.click("#search")
+    page.wait_for_selector("#download", state="visible")
+    page.wait_for_selector("#stage .tt-winner")
+    box = page.locator("#stage .tt-winner").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    no_sideways_scroll(page)
+
+
+def test_a_picture_dropped_on_the_page_restores_its_settings(visit: Opener, written: Path) -> None:
+    page = visit()
+    picture = next(written.glob("01-*.png"))
+    page.evaluate(
+        """([name, data]) => {
+            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), files = new DataTransfer();
+            files.items.add(new File([bytes], name, { type: 'image/png' }));
+            const drop = new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true });
+            document.querySelector('#stage').dispatchEvent(drop);
+        }""",
+        [picture.name, base64.b64encode(picture.read_bytes()).decode()],
+    )
+    page.wait_for_function("document.querySelector('#status').innerText.indexOf('restored') >= 0")
+    payload = read_payload(picture)
+    assert page.input_value("#prompt textarea") == payload["prompt"]
+    assert page.input_value("#seed input") == str(payload["seed"])
+    assert page.input_value("#steps input[type=number]") == "10"
+    assert page.input_value("#algorithm input").startswith("Best-first tree")
+    assert page.input_value("#budget input, #budget textarea") == "100nfe"
 
 
 def test_stopping_and_comparing(visit: Opener) -> None:
@@ -136,7 +224,7 @@ def test_stopping_and_comparing(visit: Opener) -> None:
     page.click("#compare")
     page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
     assert page.locator("#stage .tt-best img").count() == 2
-    assert page.locator("#stage .tt-plot .tt-dot0, #stage .tt-plot .tt-dot1").count() == 2
+    assert page.locator("#stage .tt-plot .tt-end").count() == 2
     page.wait_for_function("document.querySelector('#status').innerText.indexOf('done') >= 0")
 
 
@@ -153,18 +241,24 @@ def test_closing_the_page_stops_its_search(visit: Opener) -> None:
     other.wait_for_selector("#download", state="visible", timeout=40_000)
 
 
-def test_replaying_a_trace_on_a_phone(visit: Opener, written: Path) -> None:
+def test_looking_at_a_finished_search_on_a_phone(visit: Opener, written: Path, tmp_path: Path) -> None:
     page = visit(390, 844)
     no_sideways_scroll(page)
-    page.get_by_role("tab", name="Replay a trace").click()
-    page.set_input_files("#trace input[type=file]", str(written / "trace.json"))
+    page.get_by_role("tab", name="Look at a finished search").click()
+    folder = shutil.make_archive(str(tmp_path / "folder"), "zip", written)
+    page.set_input_files("#files input[type=file]", folder)
     page.wait_for_selector("#replay .tt-winner")
+    assert page.locator("#replay .tt-winner img").count() == 1  # the image from the folder, not a coloured square
+    assert page.locator("#replay .tt-won img").count() == 1
+    assert page.locator("#replay .tt-sheet img").count() == 1
+    assert PROMPT in page.inner_text("#settings .tt-settings")
     no_sideways_scroll(page)
     whole = page.inner_html("#replay .tt-board")
     page.click("#play")
     page.wait_for_function("document.querySelectorAll('#replay .tt-winner').length == 0")
     page.wait_for_selector("#replay .tt-winner")
     page.wait_for_function("html => document.querySelector('#replay .tt-board').innerHTML == html", arg=whole)
-    page.set_input_files("#picture input[type=file]", str(next(written.glob("01-*.png"))))
-    assert PROMPT in page.wait_for_selector("#settings .tt-settings").inner_text()
-    no_sideways_scroll(page)
+    page.click("#again")
+    page.wait_for_selector("#search", state="visible")
+    page.wait_for_function("document.querySelector('#status').innerText.indexOf('restored') >= 0")
+    assert page.input_value("#prompt textarea") == PROMPT

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from PIL import Image
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.demo.asked import Limits, Offer, read
-from ttsnap.demo.border import FORM, Border, uploaded
+from ttsnap.demo.border import FORM, Border, held, uploaded
+from ttsnap.demo.folder import read_folder
+from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.models import Models
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.outputs import read_payload
@@ -42,6 +47,14 @@ def client(server: tuple[str, Path], tmp_path: Path) -> Iterator[Any]:
     found = connect(server[0], tmp_path)
     yield found
     found.close()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
 
 
 def files_of(answer: Any) -> dict[str, Path]:
@@ -82,7 +95,7 @@ def test_compare_gives_both_at_the_same_budget(client: Any) -> None:
     traces = [json.loads(Path(n).read_text()) for n in answer[3] if n.endswith("trace.json")]
     assert [t["settings"]["algorithm"] for t in traces] == ["best-of-n", "ttsnap"]
     assert {t["settings"]["budget"] for t in traces} == {"80nfe"}
-    assert {"tt-line0", "tt-line1"} <= {word for word in ("tt-line0", "tt-line1") if word in answer[0]}
+    assert answer[0].count('class="tt-end tt-c0"') == answer[0].count('class="tt-end tt-c1"') == 1
     with pytest.raises(Exception, match="choose another"):
         ask(client, "/compare", algorithm="best-of-n")
 
@@ -165,8 +178,13 @@ OUTSIDE = ["/etc/passwd", "../../../../etc/passwd", "cache/../../secret", "http:
 @pytest.mark.parametrize("path", OUTSIDE, ids=repr)
 def test_only_uploads_are_read(server: tuple[str, Path], path: Any) -> None:
     payload = {"path": path, "meta": {"_type": "gradio.FileData"}, "url": path, "orig_name": "trace.json"}
-    for api, rest in (("draw_trace", [0, 1]), ("open_trace", []), ("read_picture", [])):
-        answer = post(server[0], api, [payload, *rest])
+    for api, values in (
+        ("draw_trace", [[payload], 0, 1]),
+        ("open_files", [[payload]]),
+        ("restore", [payload]),
+        ("search_again", [[payload]]),
+    ):
+        answer = post(server[0], api, values)
         assert "root:" not in answer
         assert "error" in answer
     with pytest.raises(ValueError, match="not an uploaded file"):
@@ -230,6 +248,20 @@ def test_large_bodies_are_refused(server: tuple[str, Path]) -> None:
     assert httpx.get(address).status_code == 200
 
 
+def middleware_of(server: tuple[str, Path]) -> Any:
+    """The border of the running server."""
+    import gc
+
+    return next(found for found in gc.get_objects() if isinstance(found, Border) and found.cache == server[1] / "cache")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_full_cache_takes_no_more(tmp_path: Path) -> None:
     said: list[Any] = []
 
@@ -242,13 +274,118 @@ def test_a_full_cache_takes_no_more(tmp_path: Path) -> None:
     async def send(message: Any) -> None:
         said.append(message.get("status", "body"))
 
-    border = Border(app, tmp_path, 100)
+    border = Border(app, tmp_path, 100, 1000, Listeners(None, lambda session: None))
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
     asyncio.run(border(scope, receive, send))
     assert said == ["/gradio_api/upload"]
     (tmp_path / "full").write_bytes(b"x" * 101)
     asyncio.run(border(scope, receive, send))
     assert said[1:] == [507, "body"]
+
+
+def test_the_quota_is_checked_while_an_upload_comes_in(
+    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many small files in one request, with several requests at once, and with what broken uploads leave."""
+    address, root = server
+    border = middleware_of(server)
+    monkeypatch.setattr(border, "quota", held(root / "cache") + 3 * 2**20)
+    many = [("files", (f"{i}.json", bytes([i]) * 2**20)) for i in range(8)]
+    with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
+        assert httpx.post(f"{address}gradio_api/upload", files=many).status_code == 507
+    assert held(root / "cache") <= border.quota
+    assert not list((root / "cache").glob("tmp*"))
+
+    def send(i: int) -> int:
+        try:
+            files = {"files": (f"{i}.json", bytes([100 + i]) * 2**20)}
+            return httpx.post(f"{address}gradio_api/upload", files=files).status_code
+        except httpx.TransportError:
+            return 507
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(send, range(8)))
+    assert held(root / "cache") <= border.quota
+    assert set(statuses) <= {200, 507}
+    assert 507 in statuses
+    monkeypatch.setattr(border, "most", 1000)
+    monkeypatch.setattr(border, "quota", 2**40)
+    assert httpx.post(f"{address}gradio_api/upload", files={"files": ("a.json", b" " * 5000)}).status_code == 413
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(server: tuple[str, Path]) -> None:
+    address, root = server
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    head = (f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3000000\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+            'Content-Disposition: form-data; name="files"; filename="a.json"\r\n\r\n')  # fmt: skip
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b" " * 10**6)
+        wait_for(lambda: bool(list((root / "cache").glob("tmp*"))))
+    wait_for(lambda: not list((root / "cache").glob("tmp*")))
+
+
+def test_searches_that_nobody_listens_to_do_not_keep_others_out(
+    server: tuple[str, Path], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = server[0]
+    monkeypatch.setattr(middleware_of(server).listeners, "grace", 0.3)
+    config = httpx.get(f"{address}config").json()
+    [search] = [d["id"] for d in config["dependencies"] if d["api_name"] == "search"]
+    fields = list({**FIELDS, "budget": "6400nfe", "steps": 50}.values())
+    for i in range(6):
+        body = {"data": fields, "fn_index": search, "session_hash": f"silent{i}"}
+        assert httpx.post(f"{address}gradio_api/queue/join", json=body).status_code == 200
+    begin = time.monotonic()
+    assert ask(client, budget="10nfe", steps=5)[3]
+    assert time.monotonic() - begin < 20  # one of them alone would take longer
+
+
+def test_a_search_ends_when_its_listener_leaves(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    address = server[0]
+    monkeypatch.setattr(middleware_of(server).listeners, "grace", 0.3)
+    fields = list({**FIELDS, "budget": "6400nfe", "steps": 50}.values())
+    begun = httpx.post(f"{address}gradio_api/call/search", json={"data": fields}, timeout=30).json()
+    with httpx.stream("GET", f"{address}gradio_api/call/search/{begun['event_id']}", timeout=30) as answer:
+        for line in answer.iter_lines():
+            if "tt-grid" in line:
+                break
+    wait_for(lambda: not any(thread.name == "search" for thread in threading.enumerate()))
+
+
+def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
+    job = client.submit(*{**FIELDS, "prompt": "a blue dog"}.values(), api_name="/search")
+    with pytest.raises(Exception, match="knows only"):
+        job.result(timeout=30)
+    stage, status, *_ = job.outputs()[-1]
+    assert "That cannot be searched" in stage
+    assert "dog" in stage
+    assert "done" not in status
+
+
+FORGED: dict[str, bytes] = {
+    "a name that climbs": zipped({"../../../tmp/evil/trace.json": b"{}"}),
+    "too many files": zipped({f"{i}.png": b"" for i in range(300)}),
+    "a bomb": zipped({"trace.json": b" " * (70 * 2**20)}),
+    "many large pictures": zipped({f"{i}.png": b"\x89PNG" + b"\0" * 2**22 for i in range(20)}),
+    "a picture of too many pixels": zipped(
+        {"a.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0\0\xff\xff" * 2 + b"\x08\2\0\0\0"}
+    ),
+    "no zip": b"PK\3\4" + b"x" * 100,
+    "nothing": zipped({}),
+    "two traces": zipped({"trace.json": b"{}", "x.zip": b"PK"}),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_folders_are_refused_and_write_nothing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "folder.zip"
+    path.parent.mkdir()
+    path.write_bytes(FORGED[name])
+    with pytest.raises(ValueError, match=r"\w{3}") as caught:
+        read_folder([("folder.zip", path)], 8 * 2**20)
+    assert len(str(caught.value)) < 600
+    assert [p.name for p in tmp_path.rglob("*")] == ["in", "folder.zip"]
 
 
 def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path], written: Path) -> None:
@@ -260,14 +397,27 @@ def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path]
 
     trace = upload((written / "trace.json").read_bytes(), "../../trace.json")
     assert Path(trace["path"]).is_relative_to(server[1] / "cache")
-    assert "tt-grid" in post(address, "draw_trace", [trace, 0, 2])
-    assert "whole number" in post(address, "draw_trace", [trace, 0, 10**9])
-    assert "whole number" in post(address, "draw_trace", [trace, -1, 1])
+    assert "tt-grid" in post(address, "draw_trace", [[trace], 0, 2])
+    assert "whole number" in post(address, "draw_trace", [[trace], 0, 10**9])
+    assert "whole number" in post(address, "draw_trace", [[trace], -1, 1])
     bad = upload(b'{"levels": [NaN], "results": [{}]}', "trace.json")
-    assert "finite" in post(address, "open_trace", [bad])
+    assert "finite" in post(address, "open_files", [[bad]])
     picture = upload(next(written.glob("01-*.png")).read_bytes(), "x.png")
-    assert PROMPT in post(address, "read_picture", [picture])
-    assert "cannot read" in post(address, "read_picture", [upload(b"\x89PNG\r\n\x1a\nnot one", "x.png")])
+    assert PROMPT in post(address, "restore", [picture])
+    assert PROMPT in post(address, "open_files", [[picture]])
+    assert "cannot read" in post(address, "restore", [upload(b"\x89PNG\r\n\x1a\nnot one", "x.png")])
+    sheet = upload((written / "sheet.png").read_bytes(), "sheet.png")
+    assert "carries no settings" in post(address, "restore", [sheet])
+    packed = upload(zipped({f.name: f.read_bytes() for f in written.iterdir()}), "folder.zip")
+    stage = post(address, "draw_trace", [[packed], 0, 2])
+    assert "tt-sheet" not in stage  # not before the end
+    stage = post(address, "open_files", [[packed]])
+    assert stage.count("data:image/png") >= 2
+    assert "tt-won" in stage
+    assert "tt-sheet" in stage
+    again = post(address, "search_again", [[packed]])
+    assert "best-first" in again
+    assert "100nfe" in again
 
 
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:

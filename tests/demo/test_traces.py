@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ttsnap.demo.board_html import render_board
-from ttsnap.demo.traces import board_at, read_trace
+from ttsnap.demo.folder import read_folder
+from ttsnap.demo.traces import Trace, board_at
 
 MOVE = {"uids": [0, 1], "parents": [-1, -1], "start": [0, 0], "stop": [1, 1], "seeds": [3, 4], "drop": [],
         "scores": {"0": [0.5], "1": [0.25]}, "cost": {"nfe": 4, "decodes": 2, "reward_calls": 2}}  # fmt: skip
@@ -20,6 +21,12 @@ ON = {"uids": [0, 2], "parents": [0, 0], "start": [1, 1], "stop": [2, 2], "seeds
       "scores": {"0": [0.6], "2": [0.7]}, "cost": {"nfe": 2, "decodes": 2, "reward_calls": 2}}  # fmt: skip
 GOOD = {"settings": {}, "levels": [1.0, 0.5, 0.0],
         "results": [{"prompt": "p", "images": [{"uid": 2}], "moves": [MOVE, ON]}]}  # fmt: skip
+
+
+def read_trace(path: Path, most: int) -> Trace:
+    trace = read_folder([(path.name, path)], most).trace
+    assert trace is not None
+    return trace
 
 
 def at(*keys: Any, value: Any) -> Callable[[Any], None]:

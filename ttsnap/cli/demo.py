@@ -76,11 +76,11 @@ def run(a: Namespace) -> int:
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors left is deleted then, too
     try:
-        page = page_of(a, offer, limits, root)
+        page, listeners = page_of(a, offer, limits, root)
         from ttsnap.demo.app import serve
 
         print(f"limits: {limits.nfe} evaluations and {limits.seconds:g} s a search, {limits.side} pixels; Ctrl-C ends")
-        serve(page, limits, root, host=a.host, port=a.port, share=a.share, browser=a.open)
+        serve(page, listeners, limits, root, host=a.host, port=a.port, share=a.share, browser=a.open)
     except OSError as error:
         raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
     finally:
@@ -89,7 +89,7 @@ def run(a: Namespace) -> int:
 
 
 def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
-    """The page, with the model loaded. ValueError where gradio is missing or the model cannot be loaded."""
+    """The page and its listeners, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
     # Read by gradio when it is imported: all that visitors upload and download stays in this folder.
@@ -107,9 +107,28 @@ def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
         lambda name: common.load_model(name, a.device, a.dtype),
         defaults,
         lambda prompt, name: common.canonical([prompt], name)[0],
+        judged,
     )
     models.pipeline(offer.model)
     return build(offer, limits, models, root, a.queue_size)
+
+
+def judged(prompt: str, name: str) -> Any:
+    """Says whether an image (3, H, W) is strictly right: known in the embedded world only, at its own size."""
+    from ttsnap.demo.models import nobody_knows
+
+    if name != common.EMBEDDED:
+        return nobody_knows(prompt, name)
+    from ttsnap.scenes import IMAGE_SIZE, check, parse
+
+    spec = parse(prompt)
+
+    def judge(image: Any) -> bool | None:
+        if tuple(image.shape) != (3, IMAGE_SIZE, IMAGE_SIZE):
+            return None
+        return bool(check(image.float().cpu().numpy()[None], [spec])[1][0])
+
+    return judge
 
 
 def offered(a: Namespace) -> Any:

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.budget import EFFORTS, Budget
 
-ALGORITHMS: dict[str, str] = {
-    "seed-pruning": "Seed pruning: one late check",
-    "ttsnap": "TTSnap: early checks",
-    "best-of-n": "Best-of-N: finish all",
-    "zero-order": "Zero-order: noise near the best",
-    "smc": "SMC / FK: resample",
-    "funnel": "Funnel: resample fewer",
-    "code": "CoDe: branch now and then",
-    "svdd": "SVDD: branch at every step",
-    "epsilon-greedy": "Epsilon-greedy: noise near the best of a step",
-    "nested": "Nested: prune, then branch",
-    "search-over-paths": "Search over paths",
-    "best-first": "Best-first tree",
-    "depth-first": "Depth-first tree",
-    "rbf": "Rollover budget forcing",
-}
-"""Those that turn any budget into a search without files of their own."""
+NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
+"""Those that need a file, only study, or follow gradients, which few of the rewards here have."""
+OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
+"""Algorithms that turn any budget into a search, group by group."""
 BASELINE = "best-of-n"
+BUDGETS = f"12 (images), {', '.join(EFFORTS)}, 200nfe (evaluations), 5s"
+"""How a budget may be written."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one visitor may ask for: evaluations, steps, images, characters, pixels a side, seconds, bytes."""
+    """The most that one visitor may ask for: evaluations, steps, images, characters, pixels a side, rewards, guidance
+    scale, seconds, bytes of a file."""
 
     nfe: int = 2000
     steps: int = 100
@@ -41,6 +32,7 @@ class Limits:
     prompt: int = 400
     side: int = 1024
     rewards: int = 3
+    guidance: float = 30.0
     seconds: float = 120.0
     upload: int = 8 * 2**20
 
@@ -75,7 +67,7 @@ class Asked:
 
 def title_of(algorithm: str) -> str:
     """A short name for people."""
-    return ALGORITHMS[algorithm].partition(":")[0]
+    return ALGORITHMS[algorithm].title
 
 
 def kernel_of(algorithm: str) -> str:
@@ -91,26 +83,34 @@ def read(
     limits: Limits,
     defaults: Callable[[str], Mapping[str, Any]],
 ) -> Asked:
-    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size) as an Asked.
+    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance).
 
-    defaults: the call arguments that a model recommends. ValueError that says what was wrong with a field.
+    size and guidance may be None: the model's own. defaults: the call arguments that a model recommends. ValueError
+    that says what was wrong with a field.
     """
     prompt = read_prompt(fields["prompt"], limits.prompt)
     model = _read_model(fields["model"], offer)
     algorithm = fields["algorithm"]
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {_short(algorithm)}; choose one of {', '.join(ALGORITHMS)}")
+    if not isinstance(algorithm, str) or algorithm not in OFFERED:
+        raise ValueError(f"unknown algorithm {_short(algorithm)}; choose one of {', '.join(OFFERED)}")
     steps = whole("steps", fields["steps"], 2, limits.steps)
     size = whole("image size", fields["size"] or 0, 0, limits.side)
     if size and size < 16:
-        raise ValueError(f"image size is 16 to {limits.side} pixels, or 0 for the model's own, got {size}")
-    call = {**defaults(model), "num_inference_steps": steps, **({"height": size, "width": size} if size else {})}
+        raise ValueError(f"image size is 16 to {limits.side} pixels, or empty for the model's own, got {size}")
+    negative, guidance = _read_negative(fields["negative"], limits), _read_guidance(fields["guidance"], limits)
+    call = {
+        **defaults(model),
+        "num_inference_steps": steps,
+        **({"height": size, "width": size} if size else {}),
+        **({"negative_prompt": negative} if negative else {}),
+        **({"guidance_scale": guidance} if guidance is not None else {}),
+    }
     return Asked(
         prompt,
         model,
         algorithm,
         _read_rewards(fields["rewards"], model, offer, limits),
-        _read_budget(fields["budget"], steps, limits),
+        read_budget(fields["budget"], steps, limits),
         whole("seed", fields["seed"], 0, 2**31 - 1),
         whole("images to keep", fields["keep"], 1, limits.keep),
         call,
@@ -120,13 +120,20 @@ def read(
 
 def read_prompt(text: Any, most: int) -> str:
     """One line of text of 1 to `most` characters. ValueError for control characters and broken text."""
-    if not isinstance(text, str) or not text.strip():
+    line = _line(text, "prompt", most)
+    if not line:
         raise ValueError("the prompt is empty; say what you want to see")
+    return line
+
+
+def _line(text: Any, name: str, most: int) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"the {name} must be text, got {_short(text)}")
     if len(text) > most:
-        raise ValueError(f"the prompt has {len(text)} characters; at most {most} are allowed here")
+        raise ValueError(f"the {name} has {len(text)} characters; at most {most} are allowed here")
     line = " ".join(text.split())
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
-        raise ValueError("the prompt holds control characters or broken text; write it again")
+        raise ValueError(f"the {name} holds control characters or broken text; write it again")
     return line
 
 
@@ -160,25 +167,63 @@ def _read_rewards(names: Any, model: str, offer: Offer, limits: Limits) -> tuple
     return tuple(dict.fromkeys(names))
 
 
-def _read_budget(text: Any, steps: int, limits: Limits) -> Budget:
-    """The budget, which may not exceed the demo's; one without a cap on evaluations gets the demo's."""
+def _read_negative(text: Any, limits: Limits) -> str:
+    return "" if text is None else _line(text, "negative prompt", limits.prompt)
+
+
+def _read_guidance(value: Any, limits: Limits) -> float | None:
+    if value is None or value == "":
+        return None
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= limits.guidance
+    if not good:
+        most = f"{limits.guidance:g}"
+        raise ValueError(
+            f"guidance must be a number from 0 to {most}, or empty for the model's own, got {_short(value)}"
+        )
+    return float(value)
+
+
+def read_budget(text: Any, steps: int, limits: Limits) -> Budget:
+    """The budget, which may not exceed the demo's; a number without a unit is in images.
+
+    One without a cap on evaluations gets the demo's. ValueError for what cannot be read or is too much.
+    """
     if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 60:
-        raise ValueError(f"cannot read budget {_short(text)}; write it like 200nfe, 10images or 5s")
-    budget = Budget.parse(str(text).strip().lower() or None)
-    if budget == Budget():
-        raise ValueError("the budget is empty; write it like 200nfe, 10images or 5s")
+        raise ValueError(f"cannot read budget {_short(text)}; write it like {BUDGETS}")
+    words = str(text).strip().lower()
+    if not words:
+        raise ValueError(f"the budget is empty; write it like {BUDGETS}")
+    budget = Budget.parse(f"{words}images" if re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", words) else words)
     if budget.images is not None and not math.isfinite(budget.images * steps):
         raise ValueError(f"budget {_short(text)} is too large")
     asked = [cap for cap in (budget.nfe, budget.images and int(budget.images * steps)) if cap is not None]
     if asked and min(asked) > limits.nfe:
-        how = ", ".join(EFFORTS)
         raise ValueError(
             f"a budget of {_short(text)} is {min(asked):,} evaluations at {steps} steps; this demo allows "
-            f"{limits.nfe:,}. Take fewer steps or a smaller budget ({how}, 200nfe, 10images, 5s)"
+            f"{limits.nfe:,}. Take fewer steps or a smaller budget, as {BUDGETS}"
         )
     if budget.seconds is not None and budget.seconds > limits.seconds:
         raise ValueError(f"this demo allows {limits.seconds:g} seconds for a search, got {_short(text)}")
     return budget if asked else replace(budget, nfe=limits.nfe)
+
+
+def budget_words(text: Any, steps: Any, limits: Limits) -> str:
+    """What a budget comes to, for the line below its field; what is wrong with it where it cannot be read."""
+    try:
+        steps = whole("steps", steps, 2, limits.steps)
+        budget = read_budget(text, steps, limits)
+    except ValueError as error:
+        return str(error)
+    caps = []
+    if budget.nfe is not None or budget.images is not None:
+        nfe = budget.nfe if budget.images is None else int(budget.images * steps)
+        full = (nfe or 0) / steps
+        caps.append(
+            f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole image{'' if full == 1 else 's'} take"
+        )
+    if budget.seconds is not None:
+        caps.append(f"{budget.seconds:g} seconds")
+    return f"At most {' and '.join(caps)}."
 
 
 def _short(value: Any) -> str:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ttsnap.types import Cost, Event
 
 MOST_LANES, MOST_OF_DEEP = 18, 28
 
 
+class Mark(NamedTuple):
+    """A score on the chart: evaluations spent when it came, its value, whether it is of a finished image, and whether
+    that image was strictly right (None where nobody can tell)."""
+
+    nfe: int
+    score: float
+    finished: bool = False
+    right: bool | None = None
+
+
 @dataclass
 class Lane:
     """One candidate: a column of the board. `born` is the step where it left its parent (-1: none), `aim` where it is
-    going; `scores` and `pictures` (data URIs) by step; `state` is going, waiting, dropped or finished."""
+    going; `scores` and `pictures` (data URIs) by step; `state` is going, waiting, dropped or finished; `right` says
+    whether the finished image is strictly right, where that is known."""
 
     uid: int
     seed: int
@@ -25,6 +36,12 @@ class Lane:
     state: str = "going"
     scores: dict[int, float] = field(default_factory=dict)
     pictures: dict[int, str] = field(default_factory=dict)
+    right: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called on the page: its seed, and its number where it is a branch, since branches share seeds."""
+        return f"{self.seed}" if self.parent < 0 else f"{self.seed} ↳{self.uid}"
 
     @property
     def reached(self) -> int:
@@ -42,18 +59,18 @@ class Lane:
 class Board:
     """The state of one search.
 
-    `levels` are the noise levels of steps 0..K; `curve` holds (evaluations, best reward of a finished image so far),
-    `marks` (evaluations, score) of everything that was scored; `picture` is the best finished image, large; `best` the
-    finished candidate with the highest score, the first of equals; `spent` and `seconds` so far.
+    `levels` are the noise levels of steps 0..K; `marks` holds every score; `curve` the best so far, of estimates until
+    an image is finished and of finished images from then on, which its `finished` says; `picture` is the best finished
+    image, large; `best` the finished candidate with the highest score, the first of equals; `spent`, `seconds` so far.
     """
 
     levels: Sequence[float]
     lanes: dict[int, Lane] = field(default_factory=dict)
     spent: Cost = field(default_factory=Cost)
     seconds: float = 0.0
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[Mark] = field(default_factory=list)
     best: Lane | None = None
-    marks: list[tuple[int, float]] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
     picture: str = ""
     over: bool = False
 
@@ -63,13 +80,19 @@ class Board:
         return len(self.levels) - 1
 
     @property
+    def hope(self) -> Lane | None:
+        """The candidate with the highest last score that has a picture; None where there is none."""
+        seen = [lane for lane in self.lanes.values() if lane.reached in lane.pictures]
+        return max(seen, key=lambda lane: (lane.value, -lane.uid), default=None)
+
+    @property
     def rows(self) -> list[int]:
         """The steps at which candidates were scored, or are about to be."""
         scored = {step for lane in self.lanes.values() for step in lane.scores}
         return sorted(scored | {lane.aim for lane in self.lanes.values() if lane.state == "going"})
 
-    def listen(self, event: Event, picture: str = "", large: str = "") -> None:
-        """Take in one event of the search; `picture` and `large` are its image as data URIs."""
+    def listen(self, event: Event, picture: str = "", large: str = "", right: bool | None = None) -> None:
+        """Take in one event of the search; `picture` and `large` are its image as data URIs, `right` as in `Lane`."""
         self.seconds = max(self.seconds, event.seconds)
         if event.kind == "move":
             self.move(event.move)
@@ -77,7 +100,7 @@ class Board:
             self.spent += Cost(nfe=event.nfe)
         elif event.kind == "score":
             self.spent += Cost(decodes=1, reward_calls=len(event.scores))
-            self.score(event.uids[0], event.step, event.scores, picture)
+            self.score(event.uids[0], event.step, event.scores, picture, right)
             if large:
                 self.picture = large
         elif event.kind == "drop":
@@ -96,23 +119,31 @@ class Board:
                 lane.aim, lane.state = stop, "going"
         self.drop(move["drop"])
 
-    def score(self, uid: int, step: int, scores: Sequence[float], picture: str = "") -> None:
+    def score(self, uid: int, step: int, scores: Sequence[float], picture: str = "", right: bool | None = None) -> None:
         """A candidate was looked at. Several rewards are shown by their mean."""
         lane = self.lanes.get(uid)
         if lane is None:
             return
         lane.scores[step] = sum(scores) / len(scores) if scores else math.nan
-        lane.state = "finished" if step == self.steps else "waiting"
-        self.marks.append((self.spent.nfe, lane.scores[step]))
+        finished = step == self.steps
+        lane.state, lane.right = ("finished", right) if finished else ("waiting", lane.right)
+        self.marks.append(Mark(self.spent.nfe, lane.scores[step], finished, right if finished else None))
         if picture:
             lane.pictures[step] = picture
-        if lane.state != "finished" or lane.value == -math.inf:
+        if lane.value == -math.inf:
             return
-        if self.best is None or (lane.value, -lane.uid) > (self.best.value, -self.best.uid):
+        if finished and (self.best is None or (lane.value, -lane.uid) > (self.best.value, -self.best.uid)):
             self.best = lane
-        if self.curve and self.curve[-1][0] == self.spent.nfe:
+        if finished and self.best is not None:
+            self._draw(Mark(self.spent.nfe, self.best.value, True, self.best.right))
+        elif self.best is None and (not self.curve or lane.value > self.curve[-1].score):
+            self._draw(Mark(self.spent.nfe, lane.value))
+
+    def _draw(self, mark: Mark) -> None:
+        """Go on with the curve; what came with the same batch is one point of it."""
+        if self.curve and self.curve[-1].nfe == mark.nfe:
             self.curve.pop()
-        self.curve.append((self.spent.nfe, self.best.value))
+        self.curve.append(mark)
 
     def drop(self, uids: Sequence[int]) -> None:
         """These are given up."""
@@ -133,7 +164,7 @@ class Board:
         self.over = True
         self.drop(list(self.lanes))
         if self.curve:
-            self.curve.append((max(self.spent.nfe, self.curve[-1][0]), self.curve[-1][1]))
+            self.curve.append(self.curve[-1]._replace(nfe=max(self.spent.nfe, self.curve[-1].nfe)))
 
     def lineage(self, uid: int, known: Collection[int] = (), most: int = 10_000) -> list[int]:
         """A candidate and its ancestors, itself first, up to one that is `known`, and `most` of them."""
@@ -146,7 +177,9 @@ class Board:
     def shown(self, most: int | None = None) -> list[Lane]:
         """The candidates that got furthest with their ancestors, at most `most`; each family side by side.
 
-        By default as many as the page has room for, and a few more beside a deep lineage.
+        By default as many as the page has room for, and a few more beside a deep lineage. While the search goes on they
+        stand in the order in which they were started; once it is over, the winner comes first, then what it came of,
+        and what did worse.
         """
         ranked = sorted(self.lanes.values(), key=lambda lane: (-lane.reached, -lane.value, lane.uid))
         if most is None:
@@ -159,13 +192,22 @@ class Board:
                 chosen.update(chain[:most])
             if len(chosen) == most:
                 break
+        own = {lane.uid: place for place, lane in enumerate(ranked)} if self.over else {}
+        rank = dict(own)  # of a candidate or the best of those that came of it
+        for uid in sorted(chosen if own else (), reverse=True):  # children come after their parents
+            if (parent := self.lanes[uid].parent) in chosen:
+                rank[parent] = min(rank[parent], rank[uid])
         children: dict[int, list[int]] = {}
-        for uid in sorted(chosen):
+        for uid in sorted(chosen, key=lambda uid: (rank.get(uid, 0), uid)):
             parent = self.lanes[uid].parent
             children.setdefault(parent if parent in chosen else -1, []).append(uid)
-        order: list[int] = []
-        stack = children.get(-1, [])[::-1]
-        while stack:
-            order.append(stack.pop())
-            stack += children.get(order[-1], [])[::-1]
+
+        def family(uid: int) -> list[int]:
+            """The candidate, with what did better than it before it, and what did worse after it."""
+            parts = children.get(uid, [])
+            better = [each for child in parts if own and rank[child] < own[uid] for each in family(child)]
+            worse = [each for child in parts if not own or rank[child] > own[uid] for each in family(child)]
+            return [*better, uid, *worse]
+
+        order = [each for root in children.get(-1, []) for each in family(root)]
         return [self.lanes[uid] for uid in order]

@@ -23,7 +23,8 @@ def render_board(board: Board, title: str = "", winner: int | None = None) -> st
     place = {lane.uid: column for column, lane in enumerate(lanes)}
     low, high = _range(board)
     forks = board.forks()
-    labels = "".join(_row_label(board, step, line) for line, step in enumerate(rows))
+    labels = '<div class="tt-row tt-corner" style="grid-row:1"><small>seed</small></div>'
+    labels += "".join(_row_label(board, step, line) for line, step in enumerate(rows))
     heads = "".join(_column_label(lane, column, place, crowned) for column, lane in enumerate(lanes))
     cells = "".join(
         _cell(lane, step, f"{line + 2}/{column + 2}", (low, high), board, crowned, step > forks.get(lane.uid, -1))
@@ -43,6 +44,9 @@ def _head(board: Board, title: str, shown: int) -> str:
     words = [f"{len(board.lanes)} candidates", f"{state['dropped']} pruned", f"{state['finished']} finished"]
     words += [f"{state['going']} under way"] if state["going"] else []
     words += [f"the {shown} that got furthest are shown"] if 0 < shown < len(board.lanes) else []
+    words += (
+        ["↳ marks a branch: same seed, other steps"] if any(lane.parent >= 0 for lane in board.lanes.values()) else []
+    )
     name = f"<b>{escape(title)}</b>" if title else ""
     return f'<div class="tt-boardhead">{name}<span>{" · ".join(words)}</span></div>'
 
@@ -59,11 +63,10 @@ def _row_label(board: Board, step: int, line: int) -> str:
 
 
 def _column_label(lane: Lane, column: int, place: dict[int, int], crowned: int) -> str:
-    born = "" if lane.parent < 0 else f", a branch of candidate {lane.parent} at step {lane.born}"
+    born = "" if lane.parent < 0 else f", branched off {lane.parent} at step {lane.born}"
     about = f"candidate {lane.uid}, seed {lane.seed}{born}"
-    name = f"{lane.seed}" if lane.parent < 0 else f"↳{lane.uid}"
     kind = " tt-crown" if lane.uid == crowned else " tt-off" if lane.state == "dropped" else ""
-    return f'<div class="tt-col{kind}" style="grid-column:{column + 2}" title="{about}">{name}</div>'
+    return f'<div class="tt-col{kind}" style="grid-column:{column + 2}" title="{about}">{lane.name}</div>'
 
 
 def _cell(
@@ -80,14 +83,16 @@ def _cell(
     kinds += ["tt-winner"] if lane.uid == crowned and step == board.steps else []
     share = 0.0 if math.isnan(score) or bounds[1] == bounds[0] else (score - bounds[0]) / (bounds[1] - bounds[0])
     text = "failed" if math.isnan(score) else short(score)
-    about = f"seed {lane.seed}, step {step}: {text}"
+    fate = " · pruned here" if "tt-pruned" in kinds else ""
+    right = verdict(lane.right) if step == board.steps else ""
+    about = f"seed {lane.name}, step {step}: {text}{right and WORDS[bool(lane.right)]}{fate}"
     picture = lane.pictures.get(step)
     if picture is not None:
-        inner = f'<img src="{picture}" alt="{about}" decoding="sync">'
+        inner = f'<img src="{picture}" alt="{about}" tabindex="0" decoding="sync">'
     else:
         kinds += ["tt-failed"] if math.isnan(score) else []
         inner = f'<i style="--v:{share * 100:.0f}%"></i>'
-    return f'<div class="{" ".join(kinds)}" style="{where}" title="{about}">{inner}<span>{text}</span></div>'
+    return f'<div class="{" ".join(kinds)}" style="{where}" title="{about}">{inner}<span>{text}{right}</span></div>'
 
 
 def _ways(board: Board, crowned: int) -> dict[int, int]:
@@ -95,6 +100,16 @@ def _ways(board: Board, crowned: int) -> dict[int, int]:
     line = board.lineage(crowned)
     ends = [board.steps] + [board.lanes[uid].born for uid in line[:-1]]
     return dict(zip(line, ends, strict=False))
+
+
+WORDS = {True: ", strictly right", False: ", wrong"}
+
+
+def verdict(right: bool | None) -> str:
+    """A mark for a finished image that is strictly right or wrong; nothing where nobody can tell."""
+    if right is None:
+        return ""
+    return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'
 
 
 def short(score: float) -> str:

@@ -1,28 +1,57 @@
-"""Refuses requests that the page never makes, huge ones, files from other servers, and uploads to a full cache."""
+"""Refuses requests that the page never makes, huge and endless ones, files of other servers, uploads to a full cache.
+
+It also notes who listens to which search, for the watch that ends those that nobody listens to.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
+
+from ttsnap.demo.listeners import Listeners
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
 FORM = 256 * 2**10
 """Bytes of a form, which holds no more than a prompt and a few settings."""
+SECONDS = 120.0
+"""In which a request must have been received whole."""
+LOOK = 2**20
+"""After so many received bytes the folder of uploads is measured anew."""
 
 CLOSED = ("component_server", "custom_component", "deep_link", "dev", "monitoring", "process_recording", "profiling",
           "run-history", "undo-vibe", "vibe")  # fmt: skip
 """Addresses of gradio's that this page has no use for; some of them write files or run programs."""
 
 
-class Border:
-    """ASGI middleware. `cache` is where uploads land; none is taken once it holds `quota` bytes."""
+class RefusedError(Exception):
+    """A request that is refused while it is being received: status and reason."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], cache: Path, quota: int) -> None:
-        self.app, self.cache, self.quota = app, cache, quota
+
+class Border:
+    """ASGI middleware.
+
+    cache: where uploads land; it never holds more than `quota` bytes, which is checked while an upload comes in, and
+    one request may bring `most` bytes. listeners: told about every connection that waits for results.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        cache: Path,
+        quota: int,
+        most: int,
+        listeners: Listeners,
+    ) -> None:
+        self.app, self.cache, self.quota, self.most, self.listeners = app, cache, quota, most, listeners
+        self.uploads = 0
+        self.measured = self.received = 0  # bytes held when last measured, and bytes that came in since
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,17 +59,60 @@ class Border:
         path = str(scope["path"]).lower()
         if "file=http" in path or "proxy=" in path or "\\" in path:
             return await _refuse(send, 403, "files come from this server only")
-        if path.removeprefix("/gradio_api").lstrip("/").startswith(CLOSED):
+        place = path.removeprefix("/gradio_api").strip("/")
+        if place.startswith(CLOSED):
             return await _refuse(send, 404, "not here")
-        if scope["method"] == "POST" and path.rstrip("/").endswith("/upload"):
-            if held(self.cache) > self.quota:
-                return await _refuse(send, 507, "the demo holds too many files just now; try again later")
-        elif scope["method"] in ("POST", "PUT", "PATCH"):
-            body = await _body(receive, FORM)
-            if body is None:
-                return await _refuse(send, 413, f"a request may have {FORM} bytes")
-            receive = _again(body, receive)
-        await self.app(scope, receive, send)
+        try:
+            if scope["method"] == "GET" and (key := _listener(place, scope)):
+                with self.listeners.listening(key):
+                    await self.app(scope, receive, send)
+            elif scope["method"] == "POST" and place.endswith("upload"):
+                await self._upload(scope, receive, send)
+            elif scope["method"] in ("POST", "PUT", "PATCH"):
+                body = await _body(_timed(receive), FORM)
+                await self.app(scope, _again(body, receive), send)
+                self.listeners.watch()
+            else:
+                await self.app(scope, receive, send)
+        except RefusedError as refused:
+            await _refuse(send, *refused.args)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an upload on while it fits: into the quota, with all others that are coming in, and into one request."""
+        timed, taken = _timed(receive), 0
+
+        async def counted() -> Scope:
+            nonlocal taken
+            message = await timed()
+            size = len(message.get("body", b""))
+            taken, self.received = taken + size, self.received + size
+            if taken > self.most:
+                raise RefusedError(413, f"one upload may have {self.most} bytes")
+            if self.received > LOOK or self.measured + self.received > self.quota:
+                self.measured, self.received = held(self.cache), size
+            if self.measured + self.received > self.quota:
+                raise RefusedError(507, "the demo holds too many files just now; try again later")
+            return message
+
+        self.measured, self.received = held(self.cache), 0
+        if self.measured > self.quota:
+            raise RefusedError(507, "the demo holds too many files just now; try again later")
+        self.uploads += 1
+        begun = time.time()
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.uploads -= 1
+            self._sweep(time.time() if not self.uploads else begun - SECONDS)
+
+    def _sweep(self, before: float) -> None:
+        """Delete what uploads that were broken off left: gradio writes there, and moves what is whole into folders."""
+        for path in self.cache.glob("tmp*"):
+            try:
+                if path.is_file() and path.stat().st_mtime <= before:
+                    path.unlink()
+            except OSError:  # moved or deleted meanwhile
+                continue
 
 
 def held(folder: Path) -> int:
@@ -71,14 +143,35 @@ def uploaded(payload: Any, cache: Path) -> Path | None:
     return path
 
 
-async def _body(receive: Receive, most: int) -> bytes | None:
-    """The request's body, None where it is larger than `most`."""
+def _listener(place: str, scope: Scope) -> str:
+    """What a connection waits for the results of: a session of the page, or one call's id; "" where it does not."""
+    if place == "queue/data":
+        return parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[0]
+    parts = place.split("/")
+    return parts[-1] if parts[0] == "call" and len(parts) > 2 else ""
+
+
+def _timed(receive: Receive) -> Receive:
+    """A receive under which all of a request must have come within SECONDS."""
+    end = time.monotonic() + SECONDS
+
+    async def timed() -> Scope:
+        try:
+            return await asyncio.wait_for(receive(), end - time.monotonic())
+        except TimeoutError:
+            raise RefusedError(408, "the request took too long to arrive") from None
+
+    return timed
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+    """The request's body. RefusedError where it is larger than `most`."""
     body = b""
     while True:
         message = await receive()
         body += bytes(message.get("body", b""))
         if len(body) > most:
-            return None
+            raise RefusedError(413, f"a request may have {most} bytes")
         if not message.get("more_body", False):
             return body
 

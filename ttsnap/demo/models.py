@@ -7,18 +7,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Judge = Callable[[Any], bool | None]
+
+
+def nobody_knows(prompt: str, name: str) -> Judge:
+    """The judge of models whose images nobody can tell right or wrong."""
+    return lambda image: None
+
 
 @dataclass
 class Models:
     """Loads models by name and keeps the last one.
 
     load(name) gives a search pipeline, defaults(name) the call arguments that it recommends, canonical(prompt, name)
-    the prompt in the model's own words; each raises ValueError. `lock` is held by the search that runs.
+    the prompt in the model's own words; each raises ValueError. judge(prompt, name) gives a function
+    that says whether an image (3, H, W) in [0, 1] is strictly right, for marks on the page; None where nobody can tell.
+    `lock` is held by the search that runs.
     """
 
     load: Callable[[str], Any]
     defaults: Callable[[str], Mapping[str, Any]]
     canonical: Callable[[str, str], str]
+    judge: Callable[[str, str], Judge] = nobody_knows
     lock: threading.Lock = field(default_factory=threading.Lock)
     _name: str = ""
     _pipe: Any = None

@@ -6,26 +6,35 @@ import base64
 import io
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.outputs import to_uint8
 
-LARGE = 512
+TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
+"""Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the
+winner."""
 
 
-def data_uri(picture: Image.Image, lossless: bool = False) -> str:
-    """A picture as WebP."""
+def data_uri(picture: Image.Image) -> str:
+    """A picture as WebP; a tiny one as PNG, by which the style sheet knows it, to keep its pixels sharp."""
     out = io.BytesIO()
-    picture.save(out, format="WEBP", lossless=lossless, quality=80, method=2)
+    if max(picture.size) <= TINY:
+        picture.save(out, format="PNG")
+        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    picture.save(out, format="WEBP", quality=80, method=2)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def thumbnail_uri(image: Any, most: int = 96) -> str:
-    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side; the pixels of small images stay sharp."""
-    picture = Image.fromarray(to_uint8(image))
-    times = most // max(picture.size)
-    if times > 1:
-        return data_uri(picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST), True)
+def thumbnail_uri(image: Any, most: int = SMALL) -> str:
+    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side, larger images made smaller."""
+    return shrunk_uri(to_uint8(image), most)
+
+
+def shrunk_uri(pixels: NDArray[np.uint8], most: int) -> str:
+    """(H, W, 3) -> the same."""
+    picture = Image.fromarray(pixels)
     picture.thumbnail((most, most), Image.Resampling.LANCZOS)
     return data_uri(picture)
 
@@ -33,3 +42,8 @@ def thumbnail_uri(image: Any, most: int = 96) -> str:
 def large_uri(image: Any) -> str:
     """(3, H, W) in [0, 1] -> a data URI of at most 512 pixels a side."""
     return thumbnail_uri(image, LARGE)
+
+
+def full_uri(image: Any) -> str:
+    """(3, H, W) in [0, 1] -> a data URI of at most 1024 pixels a side."""
+    return thumbnail_uri(image, FULL)

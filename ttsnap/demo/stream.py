@@ -11,26 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap import outputs
+from ttsnap.algorithms import make_algorithm
+from ttsnap.budget import Budget
 from ttsnap.demo import snippet
 from ttsnap.demo.asked import BASELINE, Asked, Limits, title_of
 from ttsnap.demo.board import Board
 from ttsnap.demo.board_html import short
 from ttsnap.demo.models import Models
-from ttsnap.demo.panels import View, render_stage
-from ttsnap.demo.pictures import large_uri, thumbnail_uri
+from ttsnap.demo.panels import View, render_plain, render_stage
+from ttsnap.demo.pictures import full_uri, large_uri, thumbnail_uri
+from ttsnap.demo.unspent import why_unspent
 from ttsnap.types import Cost, Event, Grid, Result
 from ttsnap.version import __version__
 
 PERIOD = 0.3
 """Seconds between two looks at the board."""
+LOOKS, MOST_ROWS = 40, 16
+"""On a CPU, where larger batches gain little, a search is cut into about so many, so that one sees it go on."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the page shows next; files, python and command line come with the last one."""
+    """What the page shows next. The first one is `fresh`: what an earlier search left there goes; files, python and
+    command line come with the last one."""
 
     stage: str
     status: str = ""
+    fresh: bool = False
     files: tuple[Path, ...] = ()
     python: str = ""
     command: str = ""
@@ -54,6 +61,7 @@ class Scored:
     event: Event
     picture: str = ""
     large: str = ""
+    right: bool | None = None
 
 
 class Worker(threading.Thread):
@@ -79,20 +87,18 @@ class Worker(threading.Thread):
             self.news.put(None)
 
     def _search(self, asked: Asked) -> None:
-        from ttsnap.algorithms import make_algorithm
-        from ttsnap.budget import Budget
-
         denoiser = self.pipe.denoiser(**asked.call)
         if asked.kernel != "pipeline":
             denoiser.convert(None, "pipeline")
         grid: Grid = denoiser.grid
-        budget: Budget = asked.budget.on(grid)
+        budget = asked.budget.on(grid)
         budget = replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
         seconds = min(budget.seconds or self.limits.seconds, self.limits.seconds)
         view = View(title_of(asked.algorithm), Board(grid.levels), budget, seconds)
         search = Search(replace(asked, budget=budget), grid, view, outputs.Recorder())
         self.news.put(search)
         deadline = time.monotonic() + self.limits.seconds
+        judge = self.models.judge(asked.prompt, asked.model)
 
         def listen(event: Event) -> None:
             search.recorder(event)
@@ -102,7 +108,8 @@ class Worker(threading.Thread):
                 return
             finished = event.step == grid.steps
             leads = finished and sum(event.scores) / len(event.scores) >= event.best - 1e-9
-            self.news.put(Scored(light, thumbnail_uri(event.image), large_uri(event.image) if leads else ""))
+            large = large_uri(event.image) if leads else ""
+            self.news.put(Scored(light, thumbnail_uri(event.image), large, judge(event.image) if finished else None))
 
         def should_stop() -> bool:
             self.late = self.late or time.monotonic() > deadline
@@ -116,12 +123,19 @@ class Worker(threading.Thread):
             kernel=asked.kernel,
             seed=asked.seed,
             num_images_per_prompt=asked.keep,
+            batch_size=self._rows(budget),
             on_event=listen,
             should_stop=should_stop,
             output_type="pt",
             **asked.call,
         )
         self.news.put(output.search[0])
+
+    def _rows(self, budget: Budget) -> int | None:
+        """The most candidates per batch; None for as many as fit. What a search finds does not depend on it."""
+        if self.pipe._execution_device.type != "cpu" or budget.nfe is None:
+            return None
+        return max(2, min(MOST_ROWS, budget.nfe // LOOKS))
 
 
 def stream(
@@ -140,7 +154,8 @@ def stream(
     busy = models.lock.locked()
     worker.start()
     try:
-        yield Frame("", "waiting for the device" if busy else "loading the model")
+        words = "Another search is on the device; yours is next." if busy else "The first scores are on their way."
+        yield Frame(render_plain(asked.prompt, words), "waiting for the device" if busy else "starting", True)
         for news in _batches(worker):
             for item in news:
                 if isinstance(item, Exception):
@@ -148,10 +163,10 @@ def stream(
                 if isinstance(item, Search):
                     searches.append(item)
                 elif isinstance(item, Scored):
-                    searches[-1].view.board.listen(item.event, item.picture, item.large)
+                    searches[-1].view.board.listen(item.event, item.picture, item.large, item.right)
                 elif isinstance(item, Result):
                     results.append(item)
-                    _settle(searches[-1].view, item)
+                    _settle(searches[-1], item, ended=not (stop.is_set() or worker.late))
             if searches:
                 views = [search.view for search in searches]
                 yield Frame(
@@ -164,14 +179,10 @@ def stream(
 
 def about(asked: Asked, *, both: bool = False) -> str:
     """One line that says how a search, or both that are compared, sample and score."""
-    kernel = (
-        'kernel "sde", chosen because it branches' + (", for both" if both else "")
-        if asked.kernel == "sde"
-        else "the pipeline's own sampler"
-    )
-    steps = asked.call["num_inference_steps"]
-    rewards = " + ".join(asked.rewards)
-    return f"{title_of(asked.algorithm)}, {steps} steps, {kernel}, reward {rewards}, seeds from {asked.seed}"
+    words = [title_of(asked.algorithm), f"{asked.call['num_inference_steps']} steps"]
+    if asked.kernel == "sde":
+        words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
+    return ", ".join([*words, f"reward {' + '.join(asked.rewards)}", f"seeds from {asked.seed}"])
 
 
 def _batches(worker: Worker) -> Iterator[list[Any]]:
@@ -189,20 +200,22 @@ def _batches(worker: Worker) -> Iterator[list[Any]]:
         yield [item for item in items if item is not None]
 
 
-def _settle(view: View, result: Result) -> None:
-    """The ledger has the last word on what was spent, and the result on who won."""
-    spent = result.spent
+def _settle(search: Search, result: Result, *, ended: bool) -> None:
+    """The ledger has the last word on what was spent, and the result on who won. `ended`: nobody stopped it."""
+    spent, view = result.spent, search.view
     board = view.board
     board.spent = Cost(**{name: spent[name] for name in ("nfe", "decodes", "reward_calls")})
     board.seconds = float(spent["seconds"])
     board.end()
-    view.note = "; ".join(result.warnings)
+    why = why_unspent(search.asked, search.grid, spent["nfe"]) if ended else ""
+    view.note = "; ".join([*result.warnings, *([why] if why else [])])
     if result.images:
         view.winner = result.images[0].uid
-        board.picture = large_uri(result.images[0].image)
+        board.picture = full_uri(result.images[0].image)
         rest = enumerate(result.images[1:], 2)
         view.kept = tuple(
-            (thumbnail_uri(c.image), f"{rank}. seed {c.seed}, reward {short(c.reward)}") for rank, c in rest
+            (large_uri(c.image), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
+            for rank, c in rest
         )
 
 
@@ -224,10 +237,10 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
     return Frame(
         render_stage(found.asked.prompt, views, about(found.asked, both=len(views) > 1)),
         status,
-        tuple(files),
-        caveat + snippet.python_lines(found.asked, device, dtype),
-        snippet.command_line(found.asked),
-        warnings,
+        files=tuple(files),
+        python=caveat + snippet.python_lines(found.asked, device, dtype),
+        command=snippet.command_line(found.asked),
+        warnings=warnings,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 CSS = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js")
 MARK = Path(__file__).with_name("mark.svg")
 """The project's one logo, also in the documentation: two candidates that were dropped, and one that went on."""
 HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>

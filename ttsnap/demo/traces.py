@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ttsnap import files
@@ -13,15 +12,22 @@ from ttsnap.demo.board import Board
 from ttsnap.types import Cost, Grid
 
 MOST_RESULTS, MOST_MOVES, MOST_PARTICLES, MOST_STEPS, MOST_REWARDS = 200, 5000, 20_000, 1000, 16
+MOST_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Told:
-    """One prompt's search as its trace tells it: the moves, and the uid that won (None where it does not say)."""
+    """One prompt's search as its trace tells it: the moves, and the uids of the images that it returned with the names
+    of their files, best first."""
 
     prompt: str
     moves: tuple[Mapping[str, Any], ...]
-    winner: int | None
+    images: Mapping[int, str]
+
+    @property
+    def winner(self) -> int | None:
+        """The uid that won; None where the trace does not say."""
+        return next(iter(self.images), None)
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,9 @@ class Trace:
     results: tuple[Told, ...]
 
 
-def read_trace(path: Path, most_bytes: int) -> Trace:
-    """A trace.json as `ttsnap generate` writes it. ValueError that says what is wrong with it."""
-    try:
-        data = files.parse_json(files.read_bytes(path, most_bytes, "trace"), "the file", nan=True)
-    except ValueError as error:
-        why = str(error).replace(str(path), "the file")  # where uploads lie is nobody's business
-        raise ValueError(f"this is not a trace.json: {why}") from None
+def parse_trace(text: bytes) -> Trace:
+    """The content of a trace.json as `ttsnap generate` writes it. ValueError that says what is wrong with it."""
+    data = files.parse_json(text, "the trace", nan=True)
     if not isinstance(data, dict) or not isinstance(data.get("results"), list):
         raise ValueError('this is not a trace.json: it has no list of "results"; upload one that ttsnap wrote')
     levels = _levels(data.get("levels"))
@@ -98,10 +100,17 @@ def _result(data: Any, steps: int, where: str) -> Told:
     known: set[int] = set()
     moves = _list(data.get("moves"), f"{where}: moves", MOST_MOVES)
     told = tuple(_move(move, steps, known, f"{where}, move {i}") for i, move in enumerate(moves))
-    images = data.get("images")
-    first = images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
-    winner = first.get("uid")
-    return Told(data["prompt"][:2000], told, winner if isinstance(winner, int) and winner in known else None)
+    return Told(data["prompt"][:2000], told, _images(data.get("images"), known))
+
+
+def _images(data: Any, known: set[int]) -> dict[int, str]:
+    """File names (for comparison only) by uid; entries that are not as ttsnap writes them are left out."""
+    found: dict[int, str] = {}
+    for image in data[:MOST_IMAGES] if isinstance(data, list) else ():
+        uid, name = (image.get("uid"), image.get("file")) if isinstance(image, dict) else (None, None)
+        if isinstance(uid, int) and uid in known:
+            found.setdefault(uid, name if isinstance(name, str) else "")
+    return found
 
 
 def _move(data: Any, steps: int, known: set[int], where: str) -> dict[str, Any]:

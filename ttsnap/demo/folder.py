@@ -1,0 +1,91 @@
+"""What visitors upload to look at a search that is over: its folder as a zip, or single files of it.
+
+Files are told apart by their content, never by their names, and read into memory only: nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttsnap import files, payload
+from ttsnap.demo.pictures import LARGE, shrunk_uri
+from ttsnap.demo.traces import Told, Trace, parse_trace
+
+MOST_FILES, MOST_ENTRIES, MOST_UNPACKED, MOST_PIXELS = 64, 256, 64 * 2**20, 2**24
+PNG, ZIP = b"\x89PNG", b"PK"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG as a data URI, and the settings that it carries: checked; None for a contact sheet or a foreign picture."""
+
+    name: str
+    uri: str
+    settings: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What was uploaded: a trace where there is one, and pictures by file name."""
+
+    trace: Trace | None
+    pictures: Mapping[str, Picture]
+
+    def kept(self, told: Told) -> dict[int, Picture]:
+        """The pictures of the images that a search returned, by uid, best first; those that were not uploaded lack."""
+        return {uid: self.pictures[name] for uid, name in told.images.items() if name in self.pictures}
+
+    @property
+    def sheets(self) -> list[Picture]:
+        """Contact sheets: pictures of ttsnap's own file name without settings."""
+        return [p for p in self.pictures.values() if p.settings is None and p.name.endswith("sheet.png")]
+
+    @property
+    def images(self) -> list[Picture]:
+        """Images of ttsnap."""
+        return [p for p in self.pictures.values() if p.settings is not None]
+
+
+def read_folder(uploads: Sequence[tuple[str, Path]], most_bytes: int) -> Folder:
+    """Read uploads: (name, path) of each. ValueError that says what is wrong with one, or that nothing is there.
+
+    most_bytes: of one upload. What a zip holds may be MOST_UNPACKED bytes, a picture MOST_PIXELS pixels.
+    """
+    if len(uploads) > MOST_FILES:
+        raise ValueError(f"{len(uploads)} files at once; at most {MOST_FILES} are read here")
+    found: dict[str, bytes] = {}
+    for name, path in uploads:
+        if (size := path.stat().st_size) > most_bytes:
+            raise ValueError(f"{name} has {size:,} bytes; at most {most_bytes:,} are read here")
+        data = files.read_bytes(path, most_bytes, "file")
+        if data.startswith(ZIP):
+            found |= files.read_zip(data, name, _wanted, most=MOST_UNPACKED, entries=MOST_ENTRIES)
+        else:
+            found[name] = data
+    pictures = {name: _picture(name, data) for name, data in list(found.items())[:MOST_FILES] if data.startswith(PNG)}
+    traces = [data for data in found.values() if not data.startswith(PNG)]
+    if len(traces) > 1:
+        raise ValueError(f"{len(traces)} traces at once; upload one search's files")
+    if not traces and not any(picture.settings is not None for picture in pictures.values()):
+        raise ValueError("there is neither a trace.json nor an image of ttsnap in it")
+    return Folder(parse_trace(traces[0]) if traces else None, pictures)
+
+
+def picture_settings(data: bytes, name: str) -> dict[str, Any]:
+    """The settings that a PNG of ttsnap carries, checked. ValueError where it carries none, or others than allowed."""
+    text = files.picture_text(data, name).get("ttsnap")
+    if text is None:
+        raise ValueError(f"{name} carries no settings of ttsnap; only PNGs that ttsnap wrote do")
+    return payload.checked(files.parse_json(text, f"the ttsnap metadata of {name}"), name)
+
+
+def _picture(name: str, data: bytes) -> Picture:
+    settings = picture_settings(data, name) if "ttsnap" in files.picture_text(data, name) else None
+    return Picture(name, shrunk_uri(files.picture_pixels(data, name, most=MOST_PIXELS), LARGE), settings)
+
+
+def _wanted(name: str) -> bool:
+    return name == "trace.json" or name.endswith(".png")

@@ -1,0 +1,131 @@
+"""What happens on the tab that shows searches that are over: uploads are read, boards drawn move by move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ttsnap.demo import asked as forms
+from ttsnap.demo.board_html import render_board
+from ttsnap.demo.border import uploaded
+from ttsnap.demo.folder import Folder, Picture, read_folder
+from ttsnap.demo.handlers import RESTORED, Handlers, refusal
+from ttsnap.demo.settings import render_settings
+from ttsnap.demo.traces import board_at
+
+FRAMES = 60
+"""The most pictures of a replay that plays by itself."""
+NONE = "That cannot be shown"
+
+
+@dataclass
+class Replays:
+    """The tab's functions. Uploads are read anew each time: the server remembers nothing about its visitors."""
+
+    handlers: Handlers
+
+    def open_files(self, payload: Any) -> tuple[Any, ...]:
+        """Files were uploaded: which prompts they hold, how many moves the first has, and the end of that.
+
+        Values of: the choice of prompts, the slider of moves, the button that plays, the stage, the settings, the
+        button that searches with them.
+        """
+        try:
+            folder = self._folder(payload)
+            trace = folder.trace if folder is not None else None
+            names = [f"{i + 1}. {told.prompt[:80]}" for i, told in enumerate(trace.results)] if trace else []
+            moves = len(trace.results[0].moves) if trace else 0
+            chooser = gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0 if names else None,
+                                visible=len(names) > 1)  # fmt: skip
+            slider = gr.update(maximum=max(2, moves), value=max(1, moves), interactive=moves > 1, visible=moves > 1)
+            images = folder.images if folder is not None else []
+            settings = render_settings(images[0].settings or {}) if images else ""
+            play, again = gr.update(interactive=moves > 1), gr.update(visible=bool(images))
+            return chooser, slider, play, render_folder(folder, 0, moves) if folder else "", settings, again
+        except ValueError as error:
+            raise refusal(error, NONE) from None
+
+    def choose_result(self, payload: Any, which: Any) -> tuple[Any, str]:
+        """Another prompt of the trace."""
+        try:
+            folder, which, moves = self._known(payload, which)
+            return gr.update(maximum=max(2, moves), value=max(1, moves)), render_folder(folder, which, moves)
+        except ValueError as error:
+            raise refusal(error, NONE) from None
+
+    def draw_trace(self, payload: Any, which: Any, move: Any) -> str:
+        """The board after so many moves."""
+        try:
+            folder, which, moves = self._known(payload, which)
+            return render_folder(folder, which, forms.whole("move", move, 0, max(2, moves)))
+        except ValueError as error:
+            raise refusal(error, NONE) from None
+
+    def play_trace(self, payload: Any, which: Any) -> Iterator[tuple[Any, str]]:
+        """Every move in turn, or 60 of them."""
+        try:
+            folder, which, moves = self._known(payload, which)
+            frames = min(moves, FRAMES)
+            for frame in range(1, frames + 1):
+                move = round(frame * moves / frames)
+                yield move, render_folder(folder, which, move)
+                time.sleep(min(0.6, 8 / frames))
+        except ValueError as error:
+            raise refusal(error, NONE) from None
+
+    def search_again(self, payload: Any) -> tuple[Any, ...]:
+        """The settings of the first image that was uploaded, as `Handlers.restore` gives them, and the other tab."""
+        try:
+            folder = self._folder(payload)
+            if folder is None or not folder.images:
+                return (gr.skip(),) * (len(RESTORED) + 2)
+            return *self.handlers.filled(dict(folder.images[0].settings or {})), gr.update(selected="search")
+        except ValueError as error:
+            raise refusal(error, NONE) from None
+
+    def _folder(self, payload: Any) -> Folder | None:
+        payloads = payload if isinstance(payload, list) else [payload]
+        paths = [path for each in payloads if (path := uploaded(each, self.handlers.cache)) is not None]
+        most = self.handlers.limits.upload
+        return read_folder([(path.name, path) for path in paths], most) if paths else None
+
+    def _known(self, payload: Any, which: Any) -> tuple[Folder, int, int]:
+        """The folder, the number of the prompt in it, and how many moves that has."""
+        folder = self._folder(payload)
+        if folder is None or folder.trace is None:
+            raise ValueError("upload a trace.json, or the folder that holds it as a zip, first")
+        which = forms.whole("prompt", which or 0, 0, len(folder.trace.results) - 1)
+        return folder, which, len(folder.trace.results[which].moves)
+
+
+def render_folder(folder: Folder, which: int, move: int) -> str:
+    """The stage: the board after so many moves, with the images that the folder holds. All text in it is escaped."""
+    sheets = "".join(_picture(p, "contact sheet: every scored estimate", "tt-sheet") for p in folder.sheets)
+    if folder.trace is None:
+        images = "".join(_picture(p, p.name, "tt-shown") for p in folder.images)
+        return f'<div class="tt-stage"><div class="tt-shelf">{images}</div>{sheets}</div>'
+    told = folder.trace.results[which]
+    board = board_at(folder.trace, told, move)
+    kept = folder.kept(told)
+    shelf = ""
+    for uid, picture in kept.items():
+        lane = board.lanes.get(uid)
+        if lane is not None and board.steps in lane.scores:
+            lane.pictures[board.steps] = picture.uri
+            shelf += _picture(picture, f"seed {lane.name}", "tt-shown" + (" tt-won" if uid == told.winner else ""))
+    title = f"move {min(move, len(told.moves))} of {len(told.moves)}, {board.spent.nfe:,} evaluations"
+    head = f'<div class="tt-prompt">{escape(told.prompt[:400])}</div>'
+    drawn = render_board(board, title, told.winner if board.over else None)
+    shelf = f'<div class="tt-shelf">{shelf}</div>' if shelf else ""
+    return f'<div class="tt-stage">{head}{shelf}{drawn}{sheets if board.over else ""}</div>'
+
+
+def _picture(picture: Picture, text: str, kind: str) -> str:
+    words = escape(text[:120])
+    image = f'<img src="{picture.uri}" alt="{words}" tabindex="0" decoding="sync">'
+    return f'<figure class="{kind}">{image}<figcaption>{words}</figcaption></figure>'

@@ -1,0 +1,157 @@
+"""What stands on the page's two tabs, and which function each part calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ttsnap.demo.choices import algorithm_choices, hint, hints
+from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
+from ttsnap.demo.panels import intro, render_plain
+from ttsnap.demo.replaying import Replays
+from ttsnap.scenes import showcase
+
+SCENES = (showcase.PROMPT, "a green cross above a red square", "two red circles and a blue square")
+BUDGETS = ("5 images", "20 images", "80 images")
+REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; the folder as a zip adds the images that
+were kept and the contact sheet. An image alone shows its settings. No model runs.</div>"""
+REPLAY_TEXT = """Every search leaves a folder: images, a contact sheet, and trace.json with its moves and scores. Upload
+it as a zip, or single files of it."""
+RANDOM = "() => Math.floor(Math.random() * 2 ** 31)"
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def html(text: str, **options: Any) -> gr.HTML:
+    """HTML that only our style sheet styles."""
+    return gr.HTML(text, apply_default_css=False, **options)
+
+
+def search_tab(handlers: Handlers) -> list[Any]:
+    """The tab that searches; the parts that a picture's settings fill in, and the line on that, come back."""
+    embedded = handlers.offer.model == "embedded"
+    prompts = SCENES if embedded else PROMPTS[:3]
+    with gr.Row(equal_height=False, elem_classes="tt-layout"):
+        with gr.Column(elem_classes="tt-ask"):
+            most = handlers.limits.prompt
+            prompt = gr.Textbox(prompts[0], label="Prompt", lines=2, max_length=most, elem_id="prompt")
+            with gr.Row(elem_classes="tt-chips"):
+                for text in prompts:
+                    _fills(gr.Button(text, size="sm", min_width=0), prompt, text)
+                surprise = gr.Button("Surprise me", size="sm", min_width=0, elem_id="surprise")
+            with gr.Row(elem_classes="tt-buttons"):
+                go = gr.Button("Search", variant="primary", min_width=100, elem_id="search")
+                stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop", interactive=False)
+            compare = gr.Button("Compare with best-of-N", variant="secondary", elem_id="compare")
+            status = html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status")
+        with gr.Column(elem_classes="tt-set"):
+            form = _settings(handlers, prompt)
+            restore = gr.UploadButton("Restore settings from a PNG, or drop one here", file_types=[".png"], size="sm",
+                                      elem_id="restore")  # fmt: skip
+        with gr.Column(elem_classes="tt-show"):
+            stage = html(intro(), elem_id="stage")
+            winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
+            with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
+                files = gr.File(label="Images with their settings inside, contact sheet, trace", file_count="multiple",
+                                interactive=False)  # fmt: skip
+                python = gr.Code(label="In Python", language="python", interactive=False, show_line_numbers=False)
+                command = gr.Code(label="On the command line", language="shell", interactive=False,
+                                  show_line_numbers=False, wrap_lines=True)  # fmt: skip
+    run: dict[str, Any] = {
+        "inputs": [form[name] for name in FIELDS],
+        "outputs": [stage, status, winner, files, python, command, stop],
+        "show_progress": "minimal",
+        "show_progress_on": status,
+        "concurrency_id": "device",
+        "concurrency_limit": 1,
+        "trigger_mode": "once",
+    }
+    gr.on([go.click, prompt.submit], handlers.search, api_name="search", **run)
+    compare.click(handlers.compare, api_name="compare", **run)
+    stop.click(handlers.stop, None, None, queue=False, api_name="stop")
+    surprise.click(handlers.surprise, None, [prompt, form["seed"]], queue=False, **PRIVATE)
+    filled = [*(form[name] for name in RESTORED), status]
+    restore.upload(handlers.restore, restore, filled, preprocess=False, api_name="restore",
+                   api_visibility="undocumented", show_progress="hidden")  # fmt: skip
+    return filled
+
+
+def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
+    """The settings below the prompt, as FIELDS names them."""
+    offer, limits = handlers.offer, handlers.limits
+    defaults = handlers.models.defaults(offer.model)
+    showcased = offer.model == "embedded"
+    steps_now = defaults.get("num_inference_steps", 28)
+    budget_now = showcase.BUDGET if showcased else BUDGETS[1]
+    algorithm = gr.Dropdown(algorithm_choices(), value="seed-pruning", label="Algorithm", elem_id="algorithm",
+                            filterable=False)  # fmt: skip
+    about = html(_hint(hint("seed-pruning")))
+    budget = gr.Textbox(budget_now, label="Budget", max_lines=1, elem_id="budget", max_length=60,
+                        placeholder="5 images, 200nfe, 10s")  # fmt: skip
+    with gr.Row(elem_classes="tt-chips"):
+        for text in BUDGETS:
+            _fills(gr.Button(text, size="sm", min_width=0), budget, text)
+    comes_to = html(handlers.budget_hint(budget_now, steps_now), elem_id="budget-hint")
+    steps = gr.Slider(2, limits.steps, steps_now, step=1, label="Denoising steps", elem_id="steps")
+    with gr.Row(elem_classes="tt-pair"):
+        guidance = gr.Number(defaults.get("guidance_scale"), label="Guidance", min_width=90, elem_id="guidance",
+                             placeholder="model's own", minimum=0, maximum=limits.guidance, step=0.5)  # fmt: skip
+        seed = gr.Number(showcase.SEED if showcased else 0, label="First seed", precision=0, min_width=90,
+                         elem_id="seed")  # fmt: skip
+        random = gr.Button("Random", size="sm", min_width=64, elem_id="random")
+    negative = gr.Textbox("", label="Negative prompt: what not to show", lines=1, max_length=limits.prompt,
+                          elem_id="negative")  # fmt: skip
+    with gr.Accordion("Rewards, image size, how many to keep", open=False):
+        rewards = gr.Dropdown(list(offer.rewards), value=[offer.rewards[0]], multiselect=True, label="Reward",
+                              max_choices=limits.rewards, info="What is searched for, or their mean")  # fmt: skip
+        with gr.Row():
+            keep = gr.Number(1, label="Images to keep", precision=0, min_width=90)
+            size = gr.Number(None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own")
+        model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
+                           visible=offer.any_model)  # fmt: skip
+    told = {name: _hint(text) for name, text in hints().items()}
+    algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(told)})[name]", **PRIVATE)
+    gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
+          trigger_mode="always_last", **PRIVATE)  # fmt: skip
+    random.click(None, None, seed, js=RANDOM, **PRIVATE)
+    return {"prompt": prompt, "algorithm": algorithm, "rewards": rewards, "budget": budget, "steps": steps,
+            "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
+            "guidance": guidance}  # fmt: skip
+
+
+def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:
+    """The tab that shows searches that are over. `form`: what the settings of a picture fill in on the other tab."""
+    private: dict[str, Any] = {"api_visibility": "undocumented", "show_progress": "hidden", "preprocess": False}
+    with gr.Row(equal_height=False, elem_classes="tt-layout"):
+        with gr.Column(elem_classes="tt-ask"):
+            files = gr.File(label="The folder as a zip, its trace.json, or images", file_count="multiple", height=150,
+                            file_types=[".zip", ".json", ".png"], elem_id="files")  # fmt: skip
+            html(REPLAY_HINT)
+            which = gr.Dropdown([], label="Prompt", visible=False)
+            with gr.Row(elem_classes="tt-buttons"):
+                play = gr.Button("Play", variant="primary", min_width=80, elem_id="play", interactive=False)
+            move = gr.Slider(1, 2, 1, step=1, label="After move", interactive=False, visible=False, elem_id="move")
+        with gr.Column(elem_classes="tt-set"):
+            again = gr.Button("Search with these settings", visible=False, elem_id="again")
+            settings = html("", elem_id="settings")
+        with gr.Column(elem_classes="tt-show"):
+            board = html(render_plain("Look at a finished search", REPLAY_TEXT), elem_id="replay")
+    opened = [which, move, play, board, settings, again]
+    files.change(replays.open_files, files, opened, api_name="open_files", **private)
+    which.input(replays.choose_result, [files, which], [move, board], api_name="choose_result", **private)
+    move.input(replays.draw_trace, [files, which, move], board, api_name="draw_trace", trigger_mode="always_last",
+               **private)  # fmt: skip
+    play.click(replays.play_trace, [files, which], [move, board], api_name="play_trace", **private)
+    again.click(replays.search_again, files, [*form, tabs], api_name="search_again", **private)
+
+
+def _fills(button: gr.Button, field: Any, text: str) -> None:
+    """A button that writes a text into a field."""
+    button.click(None, None, field, js=f"() => {json.dumps(text)}", **PRIVATE)
+
+
+def _hint(text: str) -> str:
+    return f'<div class="tt-hint">{escape(text)}</div>'

@@ -1,0 +1,37 @@
+"""Why a search ended before its budget was spent: most run at one size, and the next larger one costs more."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.options import options_of
+from ttsnap.budget import Budget
+from ttsnap.demo.asked import Asked, title_of
+from ttsnap.dry import DryEngine
+from ttsnap.search import fit, search
+from ttsnap.types import Grid
+
+SMALL = 0.1
+"""Less than this share of a budget left over needs no explanation."""
+
+
+def why_unspent(asked: Asked, grid: Grid, spent: int) -> str:
+    """A sentence on what a search left of its evaluations; "" where that is next to nothing, or they were not limited.
+
+    asked: the search, its budget in evaluations.
+    """
+    allowed = asked.budget.nfe
+    if not allowed or allowed - spent < SMALL * allowed:
+        return ""
+    head = f"{title_of(asked.algorithm)} ended after {spent:,} of {allowed:,} evaluations"
+    engine = DryEngine(grid, asked.rewards, stochastic=asked.kernel == "sde")
+    sized: Any = fit(make_algorithm(asked.algorithm), engine, Budget(nfe=allowed), asked.keep)
+    larger = search([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)[0].spent["nfe"]
+    if larger <= allowed:
+        return f"{head}: it came to its end, and the rest was not needed."
+    meaning = next((option.text for option in options_of(asked.algorithm) if option.name == "n"), "")
+    what = f" ({re.split('[;.]', meaning)[0]})" if meaning else ""
+    return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {larger:,}."
