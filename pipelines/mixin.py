@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, seeds, twins
@@ -172,12 +171,13 @@ class SearchMixin:
             **{name: opts[name] for name in arguments.ENGINE},
             **{name: value for name, value in call.items() if name in takes},
         )
-        _encode(engine.denoiser, prompts, texts)
-        output.tell(self, {**stock_call, "num_timesteps": len(engine.denoiser.schedule.timesteps)}, known)
+        denoiser: Any = engine.denoiser
+        _encode(denoiser, prompts, texts)
+        output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}
         listeners = [opts["on_event"]] if opts["on_event"] is not None else []
         if latent:
-            listeners.append(lambda event: _keep_finished(event, engine.grid.steps, finished))
+            listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
         settings = {
             "utility": utility,
             "seed": seeds.first_seed(source),
@@ -194,10 +194,10 @@ class SearchMixin:
         results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
         if latent:
             best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
-            images, flags = _latents(engine.denoiser, best, pipe._execution_device), None
+            images, flags = output.latents(denoiser, best, pipe._execution_device), None
         else:
-            finished_images = [c.image for result in results for c in result.images]
-            images = output.converted(finished_images, output_type, engine.denoiser.image_dtype, pipe._execution_device)
+            best = [candidate.image for result in results for candidate in result.images]
+            images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
         output.warn_of_missing(results, keep)
         return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
 
@@ -243,16 +243,3 @@ def _encode(denoiser: Any, prompts: list[str], texts: list[str]) -> None:
     if prompts != texts:
         encode = denoiser.encode
         denoiser.encode = lambda asked: encode(prompts if list(asked) == texts else asked)
-
-
-def _keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
-    if event.kind == "score" and event.step == steps:
-        finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
-
-
-def _latents(denoiser: Any, latents: list[Tensor], device: Any) -> Any:
-    """Final latents in the form in which the stock call returns them; a denoiser may convert by `finished`."""
-    if not latents:
-        return []
-    stack = denoiser.settled(torch.stack(latents).to(device), denoiser.pipe.vae)
-    return denoiser.finished(stack)

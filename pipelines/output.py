@@ -15,7 +15,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from ttsnap.scoring import score_images
-from ttsnap.types import Result, Reward
+from ttsnap.types import Event, Result, Reward
 
 TYPES = ("pil", "pt", "np", "latent")
 
@@ -107,6 +107,20 @@ def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device
         return stack.to(device, dtype)
     array = VaeImageProcessor.pt_to_numpy(stack)
     return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
+    """Note the latents of finished images, by (prompt, uid)."""
+    if event.kind == "score" and event.step == steps:
+        finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
+
+
+def latents(denoiser: Any, found: list[Tensor], device: Any) -> Any:
+    """Final latents in the form in which the stock call returns them; a denoiser may convert by `finished`."""
+    if not found:
+        return []
+    stack = denoiser.settled(torch.stack(found).to(device), denoiser.pipe.vae)
+    return denoiser.finished(stack)
 
 
 class FewerImages(UserWarning):

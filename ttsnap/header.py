@@ -65,7 +65,7 @@ class Header:
         last = Grid(self.levels, self.evals).steps
         if not self.prompts or not self.rewards:
             raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
-        if self.seeds < 1 or not 0 <= self.first_seed <= 2**63 - self.seeds:
+        if self.seeds < 1 or not 0 <= self.first_seed <= 2**64 - self.seeds:
             raise ValueError(f"seeds must be at least 1, from 0 on, got {self.seeds} from {self.first_seed} on")
         rising = all(a < b for a, b in zip((-1, *self.steps), self.steps, strict=False))
         if not self.steps or not rising or self.steps[-1] != last:

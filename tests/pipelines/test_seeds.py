@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.seeds import first_seed, source_of
 
 from ttsnap import BestOfN
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.dry import DryEngine
 from ttsnap.noises import NOISES, initial
+from ttsnap.recordings import load_recording, save_recording
+from ttsnap.replay import Recording, ReplayEngine
+from ttsnap.search import search
+from ttsnap.types import Grid
 
 from .tiny import FAMILIES, shared
 
@@ -160,6 +167,18 @@ def test_a_list_of_one_generator_is_for_one_image_as_in_stock(pipe: Any, prompts
 
 
 # --- the core ------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_of_large_seeds_is_written_read_and_played_back(tmp_path: Path) -> None:
+    grid = Grid((1.0, 0.5, 0.0))
+    made = search(["a"], KeepAll(4), DryEngine(grid, ("r",)), seed=2**63)
+    save_recording(Recording.from_results(made, grid, ("r",)), tmp_path / "found")
+    recording = load_recording(tmp_path / "found")
+    assert recording.first_seed == 2**63
+    (again,) = search(["a"], KeepAll(4), ReplayEngine(recording), seed=2**63)
+    assert again.best.seed == made[0].best.seed
+    with pytest.raises(ValueError, match=r"recorded are 9223372036854775808\.\.9223372036854775811"):
+        search(["a"], KeepAll(2), ReplayEngine(recording), seed=0)
 
 
 @pytest.mark.parametrize("kind", NOISES)
