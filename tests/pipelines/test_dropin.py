@@ -30,7 +30,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.pipelines.stable_diffusion_3 import StableDiffusion3PipelineOutput
 from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
-from ttsnap.pipelines import FAMILIES, custom_pipeline, downgrade, load, search_class, upgrade
+from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, search_class, upgrade
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
@@ -322,6 +322,50 @@ def test_pickled_weights_are_refused(saved: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ValueError, match="cannot load model"):
         load(saved)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def garbled(path: Path) -> None:
+    path.write_bytes(b"\xff" * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("transformer/diffusion_pytorch_model.safetensors", truncated),
+        ("transformer/diffusion_pytorch_model.safetensors", garbled),
+        ("transformer/config.json", truncated),
+        ("transformer/config.json", lambda path: path.write_text('{"num_layers": "x"}')),
+        ("scheduler/scheduler_config.json", lambda path: path.write_text("[" * 10**5)),
+        ("vae/config.json", Path.unlink),
+        ("model_index.json", truncated),
+        ("model_index.json", lambda path: path.write_text("[1]")),
+        ("model_index.json", lambda path: path.write_text('{"_class_name": 3}')),
+    ],
+)
+def test_damaged_models_are_one_sentence(name: str, damage: Callable[[Path], Any], saved: Path) -> None:
+    damage(saved / name)
+    with pytest.raises(ValueError, match="saved") as caught:
+        load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_names_no_code(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers imports the library that model_index.json names, and the working directory may be on the path."""
+    (tmp_path / "ttsnap_evil.py").write_text("class Thing: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    index = json.loads((saved / "model_index.json").read_text())
+    for part, kind in {"vae": ["ttsnap_evil", "Thing"], "_class_name": ["ttsnap_evil", "Thing"]}.items():
+        (saved / "model_index.json").write_text(json.dumps({**index, part: kind}))
+        with pytest.raises(ValueError, match=f"the {part} of model .*saved is code from 'ttsnap_evil'"):
+            load(saved)
+    assert "ttsnap_evil" not in sys.modules
+    (saved / "ttsnap.json").write_text('{"callback": "x"}')
+    with pytest.raises(ValueError, match=r"asks for call\.callback, which no file may set"):
+        defaults(saved)
 
 
 # --- adapters, offload, quantisation ------------------------------------------------------------------------------

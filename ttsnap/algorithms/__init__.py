@@ -31,7 +31,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         options = {**{k: v for k, v in spec.items() if k != "name"}, **options}
         spec = str(spec.get("name", ""))
     if spec not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {spec!r}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
+        raise ValueError(f"unknown algorithm {spec!r:.80}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
     module, _, attr = ALGORITHMS[spec].where.partition(":")
     build = getattr(importlib.import_module(module), attr)
     hints = _hints(build)
@@ -42,14 +42,15 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         return build(**options)  # type: ignore[no-any-return]
     except TypeError as error:
         known = list(inspect.signature(build).parameters)
-        if set(options) - set(known):
-            raise ValueError(f"{spec}: unknown option(s) {sorted(set(options) - set(known))}; it has {known}") from None
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"{spec}: unknown option(s) {str(unknown)[:200]}; it has {known}") from None
         if "forecast" in known and "forecast" not in options:
             raise ValueError(
                 f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "
                 "with `ttsnap calibrate RECORDING --out priced.json`, and give priced.json as the algorithm"
             ) from None
-        raise ValueError(f"{spec}: cannot use options {options}: {error}") from None
+        raise ValueError(f"{spec}: cannot use options {str(options)[:200]}: {error}") from None
 
 
 def _hints(build: Any) -> dict[str, Any]:

@@ -16,7 +16,9 @@ REWARD = (
 def add_config(p: Any) -> None:
     """--config, and with it jsonargparse's --print_config."""
     p.add_argument("--config", action="config", metavar="FILE", help=SETTINGS)
-    p.add_argument("--trust", action="store_true", help="use the code, models and addresses that --config names, too")
+    p.add_argument(
+        "--trust", action="store_true", help="use the code, models, addresses and files elsewhere that --config names"
+    )
 
 
 def add_prompts(p: Any) -> None:

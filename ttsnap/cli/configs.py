@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ttsnap import files
@@ -12,6 +12,7 @@ from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.rewards import REWARDS
 
 _REWARDS, _MODELS = ("reward", "report", "base"), ("model", "lora", "preview_vae")
+_TEXTS = ("prompts", "negative_prompt", "call")
 
 
 def check_configs(argv: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def check_configs(argv: Sequence[str]) -> None:
         if strange and "--trust" not in given:
             named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
             raise ValueError(
-                f"{path} names {named[:300]}: code is not run, and weights or addresses from elsewhere are not used, "
+                f"{path} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
                 f"because a configuration says so. Give --{next(iter(strange)).replace('_', '-')} yourself, or add "
                 "--trust where you trust the file"
             )
@@ -72,5 +73,8 @@ def _strange(data: Any) -> Iterator[tuple[str, str]]:
             continue
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
         model = key in _MODELS and value != EMBEDDED
-        if reward or model or (key == "kind" and ":" in value) or (key == "attention" and "hub" in value):
+        code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
+        path = PurePath(value)
+        away = path.is_absolute() or ".." in path.parts or value.startswith("~")
+        if reward or model or code or (away and name.partition(".")[0] not in _TEXTS):
             yield name, value

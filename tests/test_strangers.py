@@ -1,0 +1,424 @@
+"""Forged files for every reader: none of them imports, fetches, starts or opens anything because of what a file says.
+
+The interpreter itself is watched (audit hooks), and so are the functions by which Python code is found. Every reader
+gets files that name code, addresses, models and other files in every place, and files with anything anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import ttsnap.pipelines
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from safetensors.numpy import save
+from ttsnap.distill import checkpoints
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.data import Frames
+from ttsnap.distill.run import read_evaluation
+from ttsnap.reward_models import adapter_files
+from ttsnap.reward_models.noise_aware import NoiseAware
+
+import ttsnap
+from ttsnap import make_algorithm
+from ttsnap.cli import generate, replay
+from ttsnap.cli.configs import check_configs
+from ttsnap.demo.traces import board_at, read_trace
+from ttsnap.forecast import Forecast
+from ttsnap.header import HEADER_CRC, Header, checksum
+from ttsnap.journal import frame
+from ttsnap.recordings import OpenRecording, load_recording, progress, read_images
+from ttsnap.replay import Recording
+from ttsnap.rewards import REWARDS, make_reward
+from ttsnap.scenes.reward_files import noise_aware_path
+from ttsnap.types import Grid
+
+MODULE = "ttsnap_canary"
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile")
+OURS = tuple(os.path.realpath(p) for p in (Path(ttsnap.__file__).parents[1], sys.prefix, sys.base_prefix,
+             *sysconfig.get_paths().values(), *filter(None, sys.path), "/proc", "/sys", "/dev/null"))  # fmt: skip
+
+
+@dataclass
+class Watch:
+    """What happened while a reader read a file in `folder`."""
+
+    folder: Path
+    seen: list[str] = field(default_factory=list)
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            if not f"{path}{os.sep}".startswith((os.path.realpath(self.folder) + os.sep, *OURS)):
+                self.seen.append(f"opened {path}")
+        elif (event.startswith("socket.") and event != "socket.gethostname") or event in PROGRAMS:
+            self.seen.append(f"{event} {arguments}")
+        elif event == "import" and MODULE in str(arguments[0]):
+            self.seen.append(f"imported {arguments[0]}")
+
+
+WATCHES: list[Watch] = []  # the one that is on, if any: an audit hook cannot be taken away again
+sys.addaudithook(lambda event, arguments: WATCHES[-1].audit(event, arguments) if WATCHES else None)
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[Watch]:
+    watch = Watch(folder)
+    WATCHES.append(watch)
+    try:
+        yield watch
+    finally:
+        WATCHES.pop()
+
+
+def test_the_watch_sees(tmp_path: Path, names: list[Any]) -> None:
+    """Or else the tests below could not fail."""
+    import socket
+    import subprocess
+
+    for act, seen in {
+        lambda: importlib.import_module(MODULE): "imported",
+        lambda: make_reward(f"{MODULE}.py:score"): "opened",
+        lambda: make_reward(f"{MODULE}:score"): "imported",
+        lambda: (tmp_path.parent / "other").write_text(""): "opened",
+        lambda: socket.socket().close(): "socket.",
+        lambda: subprocess.run([sys.executable, "-c", ""], check=True): "subprocess.Popen",
+    }.items():
+        sys.modules.pop(MODULE, None)
+        with watched(tmp_path) as watch:
+            act()
+        assert any(what.startswith(seen) for what in watch.seen), (seen, watch.seen)
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What forged files name: code, addresses, models, and files outside the folder; all of it is there to be found."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / f"{MODULE}.py").write_text("def score(*_, **__):\n    return [0.0]\nclass Thing: ...\n")
+    (outside / "secret.json").write_text('{"name": "best-of-n", "n": 1}')
+    Image.new("RGB", (2, 2)).save(outside / "secret.png")
+    monkeypatch.chdir(outside)
+    monkeypatch.syspath_prepend(str(outside))
+    real = importlib.import_module
+
+    def recorded(name: str, package: str | None = None) -> Any:
+        if WATCHES and MODULE in name:
+            WATCHES[-1].seen.append(f"imported {name}")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", recorded)
+    return [
+        f"{MODULE}:score", f"{MODULE}.py:score", f"{outside}/{MODULE}.py:score", f"brightness then {MODULE}:score",
+        "http://127.0.0.1:9/score", "someone/model", f"clip:{outside}", "clip:someone/model", str(outside),
+        str(outside / "secret.json"), f"../{outside.name}/secret.json", f"../../{outside.name}/secret.png",
+        {"class_path": f"{MODULE}.Thing"}, [f"{MODULE}:score"],
+    ]  # fmt: skip
+
+
+# --- the readers --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """doc: what a whole file says. write: puts such a file into a folder. read: what the toolkit does with it."""
+
+    doc: Any
+    write: Callable[[Path, Any], None]
+    read: Callable[[Path], Any]
+
+
+def as_json(name: str) -> Callable[[Path, Any], None]:
+    return lambda folder, doc: (folder / name).write_text(json.dumps(doc)) and None
+
+
+MOVE = {"uids": [0, 1], "parents": [-1, -1], "start": [0, 0], "stop": [1, 1], "seeds": [3, 4], "drop": [0],
+        "scores": {"0": [0.5], "1": [0.25]}, "cost": {"nfe": 4}}  # fmt: skip
+TRACE = {"settings": {"model": "embedded", "reward": ["scenes"]}, "levels": [1.0, 0.5, 0.0],
+         "results": [{"prompt": "p", "images": [{"uid": 1, "file": "01.png"}], "moves": [MOVE]}]}  # fmt: skip
+PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeline", "seed": 7,
+       "prompt": "a red circle", "call": {"num_inference_steps": 4, "guidance_scale": 4.5, "sigmas": [1.0, 0.5]},
+       "lora": None, "path": None, "times": "pipeline", "noises": "independent", "branched": False,
+       "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "reward": 0.5}}  # fmt: skip
+CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"], "report": "scenes-strict",
+          "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
+DISTILL = {"reward": "scenes-learned", "student": {"kind": "lora", "options": {"a": 1}},
+           "record": {"model": "embedded", "reward": "scenes", "call": {}}, "steps": [1]}  # fmt: skip
+FORECAST = Forecast((1.0, 0.5, 0.0), (0, 2), np.zeros(2), np.eye(2), np.zeros((2, 2)), np.ones(2), np.eye(2),
+                    np.zeros(3), (-1.0, 1.0), 5.0, np.zeros((1, 2)), np.ones((1, 2)))  # fmt: skip
+NESTED = {"name": "nested", "first": {"name": "top-noises", "n": 4, "keep": 2}, "second": {"name": "code", "n": 2}}
+EVALUATION = {"levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}], "names": ["scenes"], "prompts": 1, "seeds": 2,
+              "held_out": True}  # fmt: skip
+CHECKPOINT = {"step": 3, "sha256": "0" * 64, "about": {"lr": 1}}
+SCORES = np.random.default_rng(0).random((2, 2, 3, 1))
+RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"model": "embedded"})
+HEADER = {**Header.of(RECORDING).to_json(), "images": True}
+
+
+class Pipe:
+    """Stands for a loaded pipeline, of the embedded model's family."""
+
+    denoiser_class = staticmethod(lambda pipe, num_inference_steps, guidance_scale, negative_prompt, sigmas: None)
+
+    def __call__(self, prompt: str, **call: Any) -> Any:
+        assert type(call.pop("search")).__name__ == "BestOfN"
+        assert call.pop("reward") is replay._no_reward
+        own = {"kernel", "path", "times", "noises", "seed", "output_type"}
+        assert set(call) - own <= set(inspect.signature(self.denoiser_class).parameters)
+        assert all(isinstance(value, int | float | str | list | None) for value in call.values())
+        return SimpleNamespace(images=[torch.zeros(3, 2, 2)])
+
+
+def write_png(folder: Path, doc: Any) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ttsnap", json.dumps(doc))
+    Image.new("RGB", (2, 2)).save(folder / "x.png", pnginfo=info)
+
+
+def read_png(folder: Path) -> None:
+    def load(model: str, *_: Any, lora: str | None = None) -> Pipe:
+        assert (model, lora) == ("embedded", None)
+        return Pipe()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "load_model", load)
+        replay.run(PARSERS["replay"].parse_args([str(folder / "x.png"), "--overwrite"]))
+
+
+def read_config(folder: Path) -> None:
+    path = str(folder / "x.yaml")
+    check_configs(["generate", "--config", path])
+    try:
+        a = PARSERS["generate"].parse_args(["--config", path])
+    except (ArgumentError, SystemExit) as error:  # how the command line says it
+        raise ValueError(error) from None
+    for name in (a.reward, a.report):
+        assert all(part in REWARDS for part in ([name] if isinstance(name, str) else name or []))
+    assert (a.model or "embedded", a.lora, a.preview_vae) == ("embedded", None, None)
+    assert not os.path.isabs(str(a.prompts_file))
+    make_algorithm(a.algorithm, **a.options)
+
+
+def read_distill(folder: Path) -> None:
+    check_configs(["distill", "--config", str(folder / "x.yaml")])
+    config = DistillConfig.load(folder / "x.yaml")
+    assert config.reward in REWARDS
+    assert ":" not in config.student.kind
+
+
+def write_scores(folder: Path, doc: Any) -> None:
+    """A finished recording whose header is forged, with the checksum of the forged header."""
+    doc = doc if isinstance(doc, dict) else {}
+    import zlib
+
+    doc = {**doc, "crc32": zlib.crc32(SCORES.tobytes())}
+    doc[HEADER_CRC] = checksum(doc)
+    (folder / "scores.safetensors").write_bytes(save({"scores": SCORES}, {"recording": json.dumps(doc)}))
+    (folder / "recording.json").write_text(json.dumps(doc))
+
+
+def write_journal(folder: Path, doc: Any) -> None:
+    header = Header.of(RECORDING)
+    (folder / "recording.json").write_text(json.dumps(header.to_json()))
+    first = json.dumps({"header": header.digest()}).encode() + b"\n"
+    (folder / "journal.bin").write_bytes(frame(first) + frame(json.dumps(doc).encode() + b"\n" + SCORES.tobytes()))
+
+
+def read_journal(folder: Path) -> None:
+    progress(folder)
+    OpenRecording(folder, Header.of(RECORDING)).__exit__()
+
+
+def read_recording(folder: Path) -> None:
+    load_recording(folder)
+    assert not list(read_images(folder))
+
+
+def read_shards(folder: Path) -> None:
+    read_recording(folder)
+    Frames([str(folder)])
+
+
+def write_reward(folder: Path, doc: Any) -> None:
+    as_json("adapter.json")(folder, doc)
+    if not (folder / "adapter.safetensors").exists():
+        shutil.copy(noise_aware_path() / "adapter.safetensors", folder)
+
+
+def write_checkpoint(folder: Path, doc: Any) -> None:
+    (folder / "00000003").mkdir(exist_ok=True)
+    as_json("state.json")(folder / "00000003", doc)
+    (folder / "00000003" / "state.safetensors").write_bytes(b"")
+
+
+def read_model(folder: Path) -> None:
+    """As far as reading goes: what diffusers then loads stands for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: None)
+        patch.setattr(ttsnap.pipelines, "upgrade", lambda pipe: pipe)
+        ttsnap.pipelines.load(folder)
+    ttsnap.pipelines.defaults(folder)
+
+
+def write_model(folder: Path, doc: Any) -> None:
+    as_json("model_index.json")(folder, doc)
+    as_json("ttsnap.json")(folder, doc.get("call") if isinstance(doc, dict) else doc)
+
+
+PARSERS = {"generate": generate.parser(), "replay": replay.parser()}
+PARSERS["generate"].exit_on_error = False
+READERS: dict[str, Reader] = {
+    "PNG": Reader(PNG, write_png, read_png),
+    "trace": Reader(TRACE, as_json("x"), lambda folder: _board(read_trace(folder / "x", 10**7))),
+    "tuned": Reader({"name": "seed-pruning", "n": 4, "keep": [0.5], "levels": [0.4]}, as_json("x.json"),
+                    lambda folder: make_algorithm(str(folder / "x.json"))),
+    "nested": Reader(NESTED, as_json("x.json"), lambda folder: make_algorithm(str(folder / "x.json"))),
+    "priced": Reader({"name": "price-of-compute", "forecast": FORECAST.to_json()}, as_json("x.json"),
+                     lambda folder: make_algorithm(str(folder / "x.json"))),
+    "config": Reader(CONFIG, as_json("x.yaml"), read_config),
+    "distill config": Reader(DISTILL, as_json("x.yaml"), read_distill),
+    "header": Reader({**HEADER, "shards": []}, write_scores, read_recording),
+    "shards": Reader({**HEADER, "shards": [{"name": "unit-00000.tar", "size": 0, "sha256": "0"}]}, write_scores,
+                     read_shards),
+    "settings": Reader(HEADER, as_json("recording.json"), progress),
+    "journal": Reader({"unit": 0, "shape": [2, 2, 3, 1], "shard": {"name": "unit-00000.tar", "size": 0, "sha256": "0"}},
+                      write_journal, read_journal),
+    "reward": Reader(json.loads((noise_aware_path() / "adapter.json").read_text()) | {"info": {}}, write_reward,
+                     lambda folder: NoiseAware.from_pretrained(folder)),
+    "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),
+    "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: read_evaluation(folder / "x.json")),
+    "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],
+                     "image_encoder": [None, None], "call": {"num_inference_steps": 4}}, write_model, read_model),
+}  # fmt: skip
+
+
+def _board(trace: Any) -> None:
+    for told in trace.results:
+        board_at(trace, told, 5)
+
+
+@pytest.fixture(autouse=True)
+def _base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise-aware reward's base is loaded once, where it may be loaded."""
+
+    def made(spec: str, **_: Any) -> Any:
+        assert spec in REWARDS, spec
+        if spec not in BASES:
+            BASES[spec] = make_reward(spec) if spec.startswith("scenes") else None
+        return BASES[spec]
+
+    monkeypatch.setattr(adapter_files, "make_reward", made)
+
+
+BASES: dict[str, Any] = {}
+
+
+# --- forging ------------------------------------------------------------------------------------------------------
+
+
+def places(doc: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to everything in a document; of long lists, the first entries."""
+    yield path
+    inner = doc.items() if isinstance(doc, dict) else enumerate(doc[:2]) if isinstance(doc, list) else ()
+    for key, value in inner:
+        yield from places(value, (*path, key))
+
+
+def changed(doc: Any, path: tuple[Any, ...], value: Any, add: str | None = None) -> Any:
+    """A copy with another value there; with `add`, the value goes under that new key of the object there instead."""
+    made = copy.deepcopy({"": doc})
+    at: Any = made
+    for key in ("", *path)[:-1]:
+        at = at[key]
+    last = ("", *path)[-1]
+    if add is not None and isinstance(at[last], dict):
+        at[last][add] = value
+    else:
+        at[last] = value
+    return made[""]
+
+
+def read_quietly(name: str, folder: Path, doc: Any) -> str | None:
+    """What the reader says of a forged file. The test fails where it does more than read, or raises anything else."""
+    READERS[name].write(folder, doc)
+    said = None
+    with watched(folder) as watch:
+        try:
+            READERS[name].read(folder)
+        except ValueError as error:
+            said = str(error)
+    assert not watch.seen, (doc, watch.seen)
+    assert MODULE not in sys.modules
+    return said
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a reader, which has read a whole file before: what it imports then is not because of a file."""
+    if request.param not in WARM:
+        reader, folder = READERS[request.param], tmp_path_factory.mktemp("warm")
+        reader.write(folder, reader.doc)
+        with suppress(ValueError):
+            reader.read(folder)
+        WARM.add(request.param)
+    return str(request.param)
+
+
+WARM: set[str] = set()
+every_reader = pytest.mark.parametrize("name", READERS, indirect=True)
+
+
+@every_reader
+def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
+    said = read_quietly(name, tmp_path, READERS[name].doc)
+    assert said is None or name == "shards"
+    assert name != "shards" or "unit-00000.tar are missing" in str(said)
+
+
+@every_reader
+def test_nothing_that_a_file_names_is_run_fetched_or_opened(name: str, tmp_path: Path, names: list[Any]) -> None:
+    doc = READERS[name].doc
+    for path in places(doc):
+        for value in names:
+            read_quietly(name, tmp_path, changed(doc, path, value))
+    for path in places(doc):
+        for key in ("report", "callback_on_step_end", "class_path", "config", "lora"):
+            read_quietly(name, tmp_path, changed(doc, path, names[0], add=key))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=20)
+    | st.sampled_from([10**400, -1, 0, 2**63, 1e308, "1e999", "nan", "x" * 10_000]),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=9), v, max_size=4), max_leaves=8,
+)  # fmt: skip
+
+
+@every_reader
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_anything_anywhere_in_a_file_is_one_sentence_or_read(name: str, tmp_path: Path, data: st.DataObject) -> None:
+    doc = READERS[name].doc
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from(list(places(doc))))
+        doc = changed(doc, path, data.draw(anything), data.draw(st.sampled_from([None, None, "new"])))
+    said = read_quietly(name, tmp_path, doc)
+    assert said is None or len(said) < 2000
