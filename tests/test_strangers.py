@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +43,10 @@ import ttsnap
 from ttsnap import make_algorithm
 from ttsnap.cli import generate, replay
 from ttsnap.cli.configs import check_configs
-from ttsnap.demo.traces import board_at, read_trace
+from ttsnap.demo.asked import Limits, Offer
+from ttsnap.demo.folder import read_folder
+from ttsnap.demo.settings import render_settings, restored
+from ttsnap.demo.traces import board_at
 from ttsnap.forecast import Forecast
 from ttsnap.header import HEADER_CRC, Header, checksum
 from ttsnap.journal import frame
@@ -128,10 +132,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(importlib, "import_module", recorded)
     return [
-        f"{MODULE}:score", f"{MODULE}.py:score", f"{outside}/{MODULE}.py:score", f"brightness then {MODULE}:score",
-        "http://127.0.0.1:9/score", "someone/model", f"clip:{outside}", "clip:someone/model", str(outside),
-        str(outside / "secret.json"), f"../{outside.name}/secret.json", f"../../{outside.name}/secret.png",
-        {"class_path": f"{MODULE}.Thing"}, [f"{MODULE}:score"],
+        f"{MODULE}:score", f"brightness then {outside}/{MODULE}.py:score", "http://127.0.0.1:9/score", "someone/model",
+        f"clip:{outside}", str(outside / "secret.json"), f"../{outside.name}/secret.json",
+        {"class_path": f"{MODULE}.Thing"},
     ]  # fmt: skip
 
 
@@ -288,7 +291,9 @@ PARSERS = {"generate": generate.parser(), "replay": replay.parser()}
 PARSERS["generate"].exit_on_error = False
 READERS: dict[str, Reader] = {
     "PNG": Reader(PNG, write_png, read_png),
-    "trace": Reader(TRACE, as_json("x"), lambda folder: _board(read_trace(folder / "x", 10**7))),
+    "trace": Reader(TRACE, as_json("x"), lambda folder: read_upload(folder / "x")),
+    "zip": Reader(TRACE, lambda folder, doc: write_zip(folder, doc), lambda folder: read_upload(folder / "x.zip")),
+    "PNG in the demo": Reader(PNG, write_png, lambda folder: read_upload(folder / "x.png")),
     "tuned": Reader({"name": "seed-pruning", "n": 4, "keep": [0.5], "levels": [0.4]}, as_json("x.json"),
                     lambda folder: make_algorithm(str(folder / "x.json"))),
     "nested": Reader(NESTED, as_json("x.json"), lambda folder: make_algorithm(str(folder / "x.json"))),
@@ -311,9 +316,21 @@ READERS: dict[str, Reader] = {
 }  # fmt: skip
 
 
-def _board(trace: Any) -> None:
-    for told in trace.results:
-        board_at(trace, told, 5)
+def write_zip(folder: Path, doc: Any) -> None:
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.writestr("../../trace.json", json.dumps(doc))
+
+
+def read_upload(path: Path) -> None:
+    found = read_folder([(path.name, path)], 10**7)
+    for told in found.trace.results if found.trace else ():
+        board_at(found.trace, told, 5)  # type: ignore[arg-type]
+        found.kept(told)
+    for picture in found.images:
+        render_settings(picture.settings or {})
+        values, _ = restored(picture.settings or {}, Offer("embedded", True, ("scenes",)), Limits(), lambda model: {})
+        assert values.get("rewards", ["scenes"]) == ["scenes"]
+        assert "model" not in values
 
 
 @pytest.fixture(autouse=True)
