@@ -92,9 +92,9 @@ def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> E
     )  # fmt: skip
     if objective.uncertainty is not None:
         _add_sigma(found, objective.uncertainty, plan.scale)
-    below = base_below(found) if hasattr(student, "base_below") and found.held_out else 0.0
-    if below:
-        student.base_below = below
+    below = 0.0
+    if hasattr(student, "base_below") and found.held_out:
+        below = student.base_below = base_below(found)
     found = exported(found, below)
     processes.alone(accelerator, lambda: export(student, found, config, frames, plan, out))
     accelerator.end_training()

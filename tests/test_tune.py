@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ttsnap import SeedPruning, utility
-from ttsnap.budget import Price, Rates
+from ttsnap.budget import Budget, Price, Rates
 from ttsnap.calibrate import as_one, enlarge
 from ttsnap.replay import Recording
 from ttsnap.simulate import best_of_n_curve, compare, curve, lead
-from ttsnap.tune import judge, tune
+from ttsnap.tune import judge, short_of_seeds, tune
 from ttsnap.types import Grid
 
 BUDGETS = ["40nfe", "80nfe", "160nfe"]
@@ -67,6 +67,15 @@ def test_better_is_what_beats_the_default_by_more_than_the_error(step: int, bett
     assert not alone.better
     two = judge(recording, SeedPruning(), BUDGETS[:2], utility.mean, 0)
     assert np.isnan([two.omega, two.error, two.lead]).all()
+
+
+def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:
+    """A check at step 3 costs 4 evaluations: 160 pay for 31 seeds of which one in a hundred goes on for 16 more, so
+    that 30 recorded ones fall short and 40 do not."""
+    schedule = SeedPruning(None, (0.01,), steps=(3,))
+    (few, enough) = (planted(3, seeds=n) for n in (30, 40))
+    assert short_of_seeds(few, schedule, ["40nfe", "80nfe", "160nfe"]) == Budget(nfe=160)
+    assert short_of_seeds(enough, schedule, ["40nfe", "80nfe", "160nfe"]) is None
 
 
 def test_the_lead_is_paired() -> None:

@@ -12,7 +12,8 @@ from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.budget import Budget
 from ttsnap.calibrate import as_one, enlarge
 from ttsnap.metrics import varied
-from ttsnap.replay import Recording
+from ttsnap.replay import Recording, ReplayEngine
+from ttsnap.search import fit
 from ttsnap.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 from ttsnap.types import FloatArray, Utility
 
@@ -140,6 +141,17 @@ def judge(
         if default is not None:
             above, above_error = lead(mine, default, base)
     return Worth(base, default, mine, omega, error, above, above_error)
+
+
+def short_of_seeds(recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str]) -> Budget | None:
+    """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
+    live; None where the recorded ones do for all."""
+    engine = ReplayEngine(recording)
+    for budget in (Budget.parse(b) for b in budgets):
+        sized = fit(schedule, engine, budget.on(recording.grid), most=recording.seeds + 1)
+        if sized.n is not None and sized.n > recording.seeds:
+            return budget
+    return None
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:

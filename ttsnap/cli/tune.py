@@ -49,7 +49,7 @@ def run(a: Namespace) -> int:
     from ttsnap import utility
     from ttsnap.folders import new_file
     from ttsnap.outputs import write_json
-    from ttsnap.tune import split, tune
+    from ttsnap.tune import short_of_seeds, split, tune
 
     if a.trials < 1 or a.checks < 1:
         raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")
@@ -81,7 +81,13 @@ def run(a: Namespace) -> int:
     print(_verdict(found, name, len(rest.prompts)))
     if not math.isnan(found.fitted.omega):
         omega = f"{found.fitted.omega:.1f} ± {found.fitted.error:.1f}"
-        print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, by chance too, its omega is {omega}")
+        print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
+    short = short_of_seeds(recording, schedule, budgets)
+    if short is not None:
+        print(
+            f"from {short} on it would start more seeds than the {recording.seeds} that were recorded, so that these "
+            "figures are below what it would find live; record more seeds, or fit for smaller --budgets"
+        )
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
 
