@@ -24,7 +24,7 @@ from ttsnap.interpolants import VP, Linear
 from ttsnap.live import LiveEngine
 from ttsnap.mixture import MixtureDenoiser
 from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.rewards import FunctionReward
+from ttsnap.rewards import FunctionReward, RewardError
 from ttsnap.rng import noise
 from ttsnap.samplers import Ddim, Ode, Renoise, Sde
 from ttsnap.types import Result
@@ -471,6 +471,22 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
         assert engine.guide is not None
         assert engine.guide.row_bytes
         assert engine.probed.gradients == 1
+
+
+def test_a_gradient_that_fails_from_the_start_ends_the_search() -> None:
+    """Gray images of the trial had one; with zeros in place of all others the search would be called guided."""
+
+    class Picky(Counted):
+        def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+            if images.shape[-1] == 1:
+                raise KeyError("too small")
+            return images.mean((1, 2, 3))
+
+    denoiser = mixture()
+    engine = LiveEngine(denoiser, [Picky()], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
+    with pytest.raises(RewardError, match=r"the first gradient failed: r: KeyError: 'too small' \(.*test_guidance.py:"):
+        search(["a"], make_algorithm("best-of-n", n=4), engine)
+    assert denoiser.predicted <= 1
 
 
 def test_a_reward_that_fails_costs_a_gradient_and_not_the_search(caplog: Any) -> None:

@@ -16,7 +16,7 @@ from ttsnap.forecast import fit
 from ttsnap.lockstep import lockstep
 from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.simulate import sized_for
-from ttsnap.types import Grid, Task
+from ttsnap.types import Grid, Move, Task, fresh
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 SETTLING = 1 - np.linspace(0.9, 0, 11)  # correlation with the final score
@@ -120,6 +120,17 @@ def test_pots_are_for_moves_of_one_row() -> None:
     r = recording()
     with pytest.raises(ValueError, match="one candidate at a time, got 3"):
         lockstep(SeedPruning(6, (0.5,), steps=(2,)), lambda *a: play(r, *a), 25, Task(GRID, 1, 90.0), pot=25)
+
+
+def test_moves_that_cost_nothing_come_to_an_end() -> None:
+    class Idle(BestOfN):
+        def step(self, state: Any, particles: Any, rng: Any) -> Any:
+            return fresh(self.n or 1, 0, score=False) if not len(particles) else Move(
+                particles.seed * 0, particles.step, particles.step, particles.step < 0, np.ones(particles.seed.shape)
+            ), state
+
+    with pytest.raises(RuntimeError, match=r"Idle made over 1000 moves in a row that cost nothing"):
+        lockstep(Idle(2), lambda *a: np.zeros(1), 3, Task(GRID))
 
 
 def test_lockstep_needs_a_size() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ttsnap.budget import Rates
 from ttsnap.denoiser import Denoiser
 from ttsnap.interpolants import rows
+from ttsnap.rewards import RewardError, place_of, said
 from ttsnap.rng import seeded
 from ttsnap.samplers import Prediction
 from ttsnap.types import Cost, Reward
@@ -47,6 +48,7 @@ class Differentiator:
             raise ValueError("guidance needs a reward with a weight other than 0")
         for _, reward in self.rewards:
             check_reward(reward)
+        self._found = False
         self.tried = Cost(reward_calls=len(self.rewards))
         check_networks(denoiser, through)
 
@@ -76,15 +78,20 @@ class Differentiator:
     def gradient(self, value: Callable[[], Tensor], leaf: Tensor) -> Tensor:
         """Of value() with respect to leaf; 0 where a reward fails, so that this costs a gradient and not the search.
 
-        A reward is the user's code: it may do anything. Only running out of memory is raised: fewer rows may fit.
+        A reward is the user's code: it may do anything. Only running out of memory is raised (fewer rows may fit), and
+        RewardError where the first gradient of all fails: with 0 in the place of all of them nothing would be guided.
         """
+        names = ", ".join(reward.name for _, reward in self.rewards)
         try:
             (found,) = torch.autograd.grad(value(), leaf)
+            self._found = True
             return found
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            logger.warning("no gradient of %s: %s", ", ".join(reward.name for _, reward in self.rewards), error)
+            if not self._found:
+                raise RewardError(f"the first gradient failed: {said(names, error)}{place_of(error)}") from error
+            logger.warning("no gradient of %s: %s", names, error)
             return torch.zeros_like(leaf)
 
     def cost(self, rows: int, evaluations: int, nfe: int) -> Cost:

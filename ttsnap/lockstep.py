@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap import utility as utilities
-from ttsnap.moves import drafted
+from ttsnap.moves import check_idle, drafted
 from ttsnap.types import Algorithm, BoolArray, FloatArray, IntArray, Move, Particles, Task, Utility
 
 Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
@@ -50,7 +50,8 @@ def lockstep(
 
     pot: that many neighbouring searches share `pot * task.allowance` evaluations, the most valuable moves first, and
     each is sure of one image; their moves have one row. None: every search is on its own, and the algorithm (with n
-    set) keeps to its allowance. Raises ValueError where the algorithm cannot run in lockstep.
+    set) keeps to its allowance. Raises ValueError where the algorithm cannot run in lockstep, RuntimeError where it
+    keeps making moves that cost nothing.
     """
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
@@ -58,7 +59,7 @@ def lockstep(
     everyone = np.arange(searches)
     purse = _Pots(searches, pot, task) if pot is not None else None
     asking, active = everyone, np.ones(searches, bool)
-    value, wants = np.full(searches, -np.inf), None
+    value, wants, idle = np.full(searches, -np.inf), None, 0
     while True:
         wants, value = run.ask(asking, wants, value)
         active &= value > -np.inf
@@ -69,8 +70,10 @@ def lockstep(
             go, refused, last = purse.serve(run, wants, np.where(active, value, -np.inf))
             active &= ~refused
             run.finish(last)
-        asking = np.flatnonzero(go)
+        asking, paid = np.flatnonzero(go), run.nfe.sum() + run.scored.sum()
         run.carry_out(asking, wants)
+        idle = idle + 1 if run.nfe.sum() + run.scored.sum() == paid else 0
+        check_idle(idle, algorithm)
     return run.outcomes()
 
 

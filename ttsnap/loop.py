@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.budget import Budget, Ledger, finish_cost, price_move, task_of
-from ttsnap.moves import ascends, mixes, pick, pulls, validate
+from ttsnap.moves import ascends, check_idle, mixes, pick, pulls, validate
 from ttsnap.table import ParticleTable
 from ttsnap.types import (
     Algorithm,
@@ -33,8 +33,6 @@ from ttsnap.types import (
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[Event], None]
-IDLE = 1000
-"""As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -226,10 +224,7 @@ class Loop:
             return False
         job.ledger.charge(cost, reserve)
         job.idle = job.idle + 1 if cost == Cost() else 0
-        if job.idle > IDLE:
-            who = type(self.algorithm).__name__
-            raise RuntimeError(f"{who} made over {IDLE} moves in a row that cost nothing, which no budget ends; let it "
-                               "advance or score a particle, or return None")  # fmt: skip
+        check_idle(job.idle, self.algorithm)
         known: dict[str, Any] = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
         known = {name: None if column is None else column.copy() for name, column in known.items()}
         before = dataclasses.replace(particles, **known)

@@ -8,6 +8,8 @@ import numpy as np
 
 from ttsnap.types import Algorithm, BoolArray, Grid, IntArray, Move, Particles
 
+IDLE = 1000
+"""As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
 _KINDS = {"i": "whole number", "b": "truth value", "fi": "number"}
 """What numpy's kinds of columns are called, for messages."""
 
@@ -48,6 +50,13 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
         raise ValueError(f"{who}: a move ascends, but the algorithm declares no ascends")
     for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
         raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
+
+
+def check_idle(moves: int, algorithm: Algorithm) -> None:
+    """RuntimeError after more than IDLE moves in a row that cost nothing."""
+    if moves > IDLE:
+        raise RuntimeError(f"{type(algorithm).__name__} made over {IDLE} moves in a row that cost nothing, which no "
+                           "budget ends; let it advance or score a particle, or return None")  # fmt: skip
 
 
 def _check_columns(move: Move, who: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ class RewardError(RuntimeError):
     """
 
 
+_CORE = Path(__file__).parent
+"""Where the code lies that asks rewards; their own is elsewhere."""
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
     "scenes-learned": "ttsnap.reward_models.scenes_learned:ScenesLearned",
@@ -41,6 +46,21 @@ REWARDS: dict[str, str] = {
     "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
 }
 """Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
+
+
+def said(name: str, error: Exception) -> str:
+    """What a reward's exception says, in words."""
+    return f"{name}: {type(error).__name__}: {error}"
+
+
+def place_of(error: Exception) -> str:
+    """Where in the reward's code an exception came from, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
+
+    That is the last line outside installed packages, which the reward may have called; else the last line of all.
+    """
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if Path(line.filename).parent != _CORE]
+    own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 class FunctionReward:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import sysconfig
-import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,13 +12,11 @@ from torch import Tensor
 
 from ttsnap.denoiser import Denoiser, Previewer
 from ttsnap.nodes import Row
-from ttsnap.rewards import RewardError
+from ttsnap.rewards import RewardError, place_of, said
 from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, Reward
 
 logger = logging.getLogger(__name__)
-_OURS = (__file__, inspect.getfile(RewardError))
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 
 
@@ -88,7 +83,7 @@ class Scorer:
         scores[broken] = np.nan
         for r, (_, error) in enumerate(columns):
             self._hold_on(self.names[r], scores[:, r], np.array([row.last for row in batch]), broken, error)
-        causes = {name: _said(name, e) if e else None for name, (_, e) in zip(self.names, columns, strict=True)}
+        causes = {name: said(name, e) if e else None for name, (_, e) in zip(self.names, columns, strict=True)}
         errors = [NOT_FINITE if bad else _explain(row, causes) for row, bad in zip(scores, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
@@ -108,9 +103,9 @@ class Scorer:
             n = before + int(of_kind.sum())
             self._failed[name, kind] = n
             if error is not None or n > 1:
-                said = NOT_FINITE if broken[of_kind].all() else f"{name} failed; it gave nan or inf"
-                said = f"{_said(name, error)}{_place(error)}" if error is not None else said
-                raise RewardError(f"none of the first {n} images could be scored: {said}") from error
+                why = NOT_FINITE if broken[of_kind].all() else f"{name} failed; it gave nan or inf"
+                why = f"{said(name, error)}{place_of(error)}" if error is not None else why
+                raise RewardError(f"none of the first {n} images could be scored: {why}") from error
 
     def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Any], Cost]:
         """The images of these rows, None where nobody needs one."""
@@ -154,7 +149,7 @@ def score_images(
 ) -> tuple[Any, str | None]:
     """Scores (N,) float64 with nan where the reward failed, and why, in words."""
     scores, error = ask(reward, images, prompts, levels)
-    return scores, None if error is None else _said(name or reward.name, error)
+    return scores, None if error is None else said(name or reward.name, error)
 
 
 def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, Exception | None]:
@@ -176,20 +171,6 @@ def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tupl
         return np.full(n, np.nan), error
     scores[np.isinf(scores)] = np.nan
     return scores, None
-
-
-def _said(name: str, error: Exception) -> str:
-    return f"{name}: {type(error).__name__}: {error}"
-
-
-def _place(error: Exception) -> str:
-    """Where in the reward's code an exception came from, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
-
-    That is the last line outside installed packages, which the reward may have called; else the last line of all.
-    """
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename not in _OURS]
-    own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def _to_float64(scores: Any) -> Any:

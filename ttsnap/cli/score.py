@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.signals import left_by_sigterm
 
 HELP = "rank the images of a folder by a reward"
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
@@ -44,7 +45,7 @@ def run(a: Namespace) -> int:
     """Score, write, and print the best."""
     from ttsnap.folders import reserved
 
-    with reserved(Path(a.out) if a.out else None, "scores", False) as out:
+    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, "scores", False) as out:
         return _score(a, out)
 
 

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
 
 HELP = "compare policies over a recording, in seconds"
@@ -95,7 +96,7 @@ def run(a: Namespace) -> int:
     """Print the table; write the curves where --out says."""
     from ttsnap.folders import reserved
 
-    with reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
+    with left_by_sigterm(), reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
         return _compare(a, out)
 
 
