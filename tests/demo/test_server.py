@@ -88,6 +88,17 @@ def test_the_snippet_finds_the_same_winner(client: Any, capsys: pytest.CaptureFi
             assert "Steps: 10" in picture.info["parameters"]
 
 
+def test_the_documented_call_of_the_api_runs(server: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    assert "http://127.0.0.1:7860" in code
+    exec(code.replace("http://127.0.0.1:7860", server[0]), {})
+    spent, name, command = capsys.readouterr().out.strip().splitlines()
+    assert 0 < int(spent.split()[0]) <= 120
+    assert name.startswith("01-seed")
+    assert command.startswith("ttsnap generate 'a green circle and three red squares' --algorithm seed-pruning")
+
+
 def test_compare_gives_both_at_the_same_budget(client: Any) -> None:
     answer = ask(client, "/compare", algorithm="ttsnap", budget="80nfe")
     names = [Path(name).name for name in answer[3]]

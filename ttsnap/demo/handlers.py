@@ -60,12 +60,22 @@ class Handlers:
 
     # --- searching ------------------------------------------------------------------------------------------------
 
-    def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+    # Both name what they take, as FIELDS does, since gradio makes the names of the API's arguments from it.
+
+    def search(
+        self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
+        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None,
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
+        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance)
         yield from self._run(request, values, compare=False)
 
-    def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def compare(
+        self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
+        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None,
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Best-of-N first, then the chosen algorithm on the same budget and seeds."""
+        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance)
         yield from self._run(request, values, compare=True)
 
     def _run(self, request: gr.Request, values: tuple[Any, ...], *, compare: bool) -> Iterator[tuple[Any, ...]]:

@@ -46,13 +46,14 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 go = gr.Button("Search", variant="primary", min_width=100, elem_id="search")
                 stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop", interactive=False)
             compare = gr.Button("Compare with best-of-N", variant="secondary", elem_id="compare")
-            status = html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status")
+            status = html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status",
+                          label="Status")  # fmt: skip
         with gr.Column(elem_classes="tt-set"):
             form = _settings(handlers, prompt)
             restore = gr.UploadButton("Restore settings from a PNG, or drop one here", file_types=[".png"], size="sm",
                                       elem_id="restore")  # fmt: skip
         with gr.Column(elem_classes="tt-show"):
-            stage = html(intro(), elem_id="stage")
+            stage = html(intro(), elem_id="stage", label="Board")
             winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
                 files = gr.File(label="Images with their settings inside, contact sheet, trace", file_count="multiple",
