@@ -396,10 +396,14 @@ def test_a_guided_recording_is_gone_on_with_and_replayed(engine: Any, tmp_path: 
         assert a.spent["cost"] == b.spent["cost"]
         assert a.spent["cost"].gradients > 0
     # What the gradient of a finished image goes back through is kept as well.
-    deep = replace(read, price=replace(read.price, depth=3))
+    deep = replace(read, price=replace(read.price, depth=3, asked=2))
     save_recording(deep, tmp_path / "deep")
     assert load_recording(tmp_path / "deep").price == deep.price
     header = json.loads((tmp_path / "deep" / "recording.json").read_text())
+    for name in ("passes_per_nfe", "depth", "asked"):
+        forged = {**header, "price": {**header["price"], name: -1}}
+        with pytest.raises(ValueError, match=f"is damaged: {name} of a price must be at least"):
+            Header.read(json.dumps(forged), tmp_path)
     header["price"]["guided"]["steps"].pop()
     with pytest.raises(ValueError, match=r"is damaged: guidance must say for each of 4 steps"):
         Header.read(json.dumps(header), tmp_path)

@@ -96,6 +96,11 @@ class Price:
     depth: int = 0
     asked: int = 1
 
+    def __post_init__(self) -> None:
+        for name, least in (("passes_per_nfe", 1), ("depth", 0), ("asked", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} of a price must be at least {least}, got {getattr(self, name)}")
+
     def of_gradients(self, gradients: int, backwards: int, nfe: int = 0) -> Cost:
         """The cost of so many gradients, which go back through `backwards` evaluations, of which `nfe` are new."""
         return Cost(nfe, gradients, gradients * self.asked, gradients=gradients, backwards=backwards)
