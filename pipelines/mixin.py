@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, seeds, twins
+from ttsnap.pipelines.settings import settings_of
 
 from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
 from ttsnap.budget import Budget
 from ttsnap.guidance import Guidance
 from ttsnap.live import LiveEngine
+from ttsnap.outputs import Recorder
 from ttsnap.rewards import make_rewards
 from ttsnap.samplers import make_kernel
 from ttsnap.search import search as run_search
@@ -175,7 +177,8 @@ class SearchMixin:
         _encode(denoiser, prompts, texts)
         output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}
-        listeners = [opts["on_event"]] if opts["on_event"] is not None else []
+        recorder = Recorder()
+        listeners = [recorder, *([opts["on_event"]] if opts["on_event"] is not None else [])]
         if latent:
             listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
         settings = {
@@ -192,12 +195,15 @@ class SearchMixin:
         finally:
             pipe.maybe_free_model_hooks()
         results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
+        results = output.with_thumbnails(results, recorder.thumbnails, flags)
         if latent:
             best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
             images, flags = output.latents(denoiser, best, pipe._execution_device), None
         else:
             best = [candidate.image for result in results for candidate in result.images]
             images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
+        if output_type == "pil":
+            output.label_images(images, results, settings_of(self, opts, call, budget))
         output.warn_of_missing(results, keep)
         return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
@@ -14,6 +15,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
+from ttsnap import outputs
 from ttsnap.scoring import score_images
 from ttsnap.types import Event, Result, Reward
 
@@ -42,8 +44,17 @@ def search_output(stock: Any) -> Any:
     def reduce(self: Any) -> Any:  # found again by its stock class, as it has no name in a module
         return _restore, (stock, tuple(getattr(self, field.name) for field in fields(self)))
 
+    def line(self: Any) -> str:
+        more = [f"{field.name}={getattr(self, field.name)}" for field in fields(stock) if field.name != "images"]
+        return f"{type(self).__name__}({', '.join([f'{len(self.images)} images', *more, f'search={self.search}'])})"
+
+    def page(self: Any) -> str:
+        return "".join(result._repr_html_() for result in self.search or ())
+
     names = {"__module__": __name__, "__doc__": stock.__doc__, "__reduce__": reduce}
-    return make_dataclass(f"Search{stock.__name__}", [("search", list[Result], None)], bases=(stock,), namespace=names)
+    names |= {"__repr__": line, "_repr_html_": page}
+    kind, columns = f"Search{stock.__name__}", [("search", list[Result], None)]
+    return make_dataclass(kind, columns, bases=(stock,), namespace=names, repr=False)
 
 
 def _restore(stock: Any, values: Sequence[Any]) -> Any:
@@ -125,6 +136,28 @@ def latents(denoiser: Any, found: list[Tensor], device: Any) -> Any:
 
 class FewerImages(UserWarning):
     """Some prompt has fewer images than were asked for."""
+
+
+def with_thumbnails(
+    results: Sequence[Result], thumbnails: Mapping[int, Mapping[tuple[int, int], Any]], flags: Sequence[bool] | None
+) -> list[Result]:
+    """Results with what was seen on the way, but for prompts of which the safety checker flagged an image."""
+    kept, rest = [], iter(flags or ())
+    for job, result in enumerate(results):
+        flagged = list(itertools.islice(rest, len(result.images)))
+        kept.append(result if any(flagged) else replace(result, thumbnails=thumbnails.get(job, {})))
+    return kept
+
+
+def label_images(images: Sequence[Any], results: Sequence[Result], settings: Mapping[str, Any]) -> None:
+    """Let PIL images carry what made them in `info`: ttsnap.outputs.png_info writes it into a PNG."""
+    rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
+    for picture, (index, rank) in zip(images, rows, strict=True):
+        call = {
+            name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
+            for name, value in settings["call"].items()
+        }
+        outputs.label(picture, outputs.payload_of(results[index], rank, {**settings, "call": call}))
 
 
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:

@@ -52,7 +52,9 @@ def to_uint8(image: Any) -> np.ndarray[Any, Any]:
 
 
 def _thumbnail(image: Any) -> Image.Image:
-    picture = Image.fromarray(to_uint8(image))
+    # Of large images not every pixel has to leave the device.
+    stride = max(1, min(image.shape[-2:]) // (3 * CELL))
+    picture = Image.fromarray(to_uint8(image[:, ::stride, ::stride]))
     small = max(picture.size) < CELL
     scale = CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -83,13 +85,52 @@ def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
     return "\n".join(lines)
 
 
+def payload_of(result: Result, rank: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results."""
+    candidate = result.images[rank]
+    payload: dict[str, Any] = plain(
+        {
+            **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
+            **{k: settings[k] for k in ("lora", "path", "times", "noises", "guide") if settings.get(k) is not None},
+            "prompt": result.prompt,
+            "seed": candidate.seed,
+            "branched": bool(result.particles.parent[candidate.uid] >= 0),
+            "search": {
+                **{k: settings[k] for k in ("algorithm", "options", "budget")},
+                "rank": rank + 1,
+                "reward": candidate.reward,
+                "scores": candidate.scores,
+                "metrics": candidate.metrics,
+                "nfe": result.spent["nfe"],
+                "seeds": result.spent["seeds"],
+            },
+        }
+    )
+    return payload
+
+
+def label(picture: Image.Image, payload: Mapping[str, Any]) -> None:
+    """Put the infotext and the payload into a picture's `info`, under the keys that PNGs carry them by."""
+    picture.info |= {"parameters": infotext(payload, picture.size), "ttsnap": json.dumps(payload)}
+
+
+def png_info(picture: Image.Image) -> PngImagePlugin.PngInfo:
+    """What a search put into a picture's `info`, to be written with it: picture.save(path, pnginfo=png_info(picture)).
+
+    PIL leaves `info` out of what it writes. Without such entries, as after edits that made a new picture, it is empty.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key in ("parameters", "ttsnap"):
+        if key in picture.info:
+            info.add_itxt(key, picture.info[key])
+    return info
+
+
 def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
     """Write a PNG with its metadata, whole or not at all."""
     picture = Image.fromarray(to_uint8(image))
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("parameters", infotext(payload, picture.size))
-    info.add_itxt("ttsnap", json.dumps(payload))
-    _write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
+    label(picture, payload)
+    _write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=png_info(picture)))
 
 
 def read_payload(path: Path) -> dict[str, Any]:
@@ -128,24 +169,8 @@ def write_results(
         stem = _stem(results, index)
         paths = []
         for rank, candidate in enumerate(result.images):
-            payload = {
-                **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
-                **{k: settings[k] for k in ("lora", "path", "times", "noises", "guide") if settings.get(k) is not None},
-                "prompt": result.prompt,
-                "seed": candidate.seed,
-                "branched": bool(result.particles.parent[candidate.uid] >= 0),
-                "search": {
-                    **{k: settings[k] for k in ("algorithm", "options", "budget")},
-                    "rank": rank + 1,
-                    "reward": candidate.reward,
-                    "scores": candidate.scores,
-                    "metrics": candidate.metrics,
-                    "nfe": result.spent["nfe"],
-                    "seeds": result.spent["seeds"],
-                },
-            }
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
-            save_image(paths[-1], candidate.image, _plain(payload))
+            save_image(paths[-1], candidate.image, payload_of(result, rank, settings))
         if result.images:
             sheet = recorder.sheet(result, index)
             _write(sheet_path(out, results, index), lambda path, sheet=sheet: sheet.save(path, format="PNG"))
@@ -169,7 +194,7 @@ def write_results(
                 "moves": list(result.trace),
             }
         )
-    trace = _plain({"settings": dict(settings), "levels": list(results[0].levels), "results": entries})
+    trace = plain({"settings": dict(settings), "levels": list(results[0].levels), "results": entries})
     write_json(out / "trace.json", trace)
     return written
 
@@ -198,12 +223,12 @@ def write_enlarged(path: Path, image: Any) -> bool:
     return True
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON-ready: nan becomes null, paths and such become text."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)

@@ -417,8 +417,8 @@ class Event:
     uids: tuple[int, ...] = ()
     step: int = -1
     scores: tuple[float, ...] = ()
-    image: Any = None
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    image: Any = field(default=None, repr=False)
+    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
     move: Mapping[str, Any] = field(default_factory=dict)
     nfe: int = 0
     best: float = float("nan")
@@ -432,18 +432,19 @@ class Candidate:
     seed: int
     reward: float
     scores: dict[str, float]
-    image: Any
+    image: Any = field(repr=False)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
 
     `spent` is the ledger's summary (see budget.Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
     the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
     algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
-    (K+1,) are the noise levels of the steps.
+    (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
+    where someone kept them, as pipelines do: the contact sheet (ttsnap.sheet), which notebooks show, is made of them.
     """
 
     prompt: str
@@ -454,6 +455,20 @@ class Result:
     warnings: tuple[str, ...] = ()
     state: Any = None
     levels: tuple[float, ...] = ()
+    thumbnails: Mapping[tuple[int, int], Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """A line: what was asked for, the best image and what it took."""
+        prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
+        count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
+        best = f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}" if self.images else ""
+        return f"Result({prompt!r}: {count}{best}; {self.spent.get('nfe')} NFE, {self.spent.get('seeds')} seeds)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same line, the images, and the contact sheet."""
+        from ttsnap.notebook import page_of
+
+        return page_of(self)
 
     @property
     def saturated(self) -> bool:

@@ -14,11 +14,10 @@ from ttsnap.types import Candidate, Result
 
 
 class Run(NamedTuple):
-    """One algorithm's search: results by prompt, who listened, and the settings that go into files."""
+    """One algorithm's search: results by prompt, and the settings that go into files."""
 
     name: str
     results: Sequence[Result]
-    recorder: Recorder
     settings: dict[str, Any]
 
     @property
@@ -32,7 +31,8 @@ def write_runs(out: Path, runs: Sequence[Run]) -> list[list[list[Path]]]:
     written = []
     for run in runs:
         folder = out / run.folder if written else out
-        paths = write_results(folder, run.results, run.recorder, run.settings)
+        seen = Recorder({job: dict(result.thumbnails) for job, result in enumerate(run.results)})
+        paths = write_results(folder, run.results, seen, run.settings)
         for index, result in enumerate(run.results):
             if result.images:
                 write_enlarged(enlarged_path(folder, run.results, index), result.best.image)

@@ -17,7 +17,6 @@ from ttsnap.cli.found import Run, compare, describe, write_runs
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
-from ttsnap.outputs import Recorder
 from ttsnap.types import Algorithm
 from ttsnap.version import __version__
 
@@ -176,7 +175,6 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
-            recorder = Recorder()
             output = pipe(
                 asked.prompts,
                 search=algorithm,
@@ -195,7 +193,6 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 batch_size=a.batch_size,
                 decode_batch_size=a.decode_batch_size,
                 shared=a.shared,
-                on_event=recorder,
                 should_stop=stop,
                 output_type="pt",
                 **call,
@@ -218,7 +215,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "utility": a.utility,
                 "seed": a.seed,
             }
-            runs.append(Run(name, output.search, recorder, settings))
+            runs.append(Run(name, output.search, settings))
         try:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs))
         except OSError as error:  # what makes the images again is said all the same
