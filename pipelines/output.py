@@ -16,7 +16,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from ttsnap import outputs
-from ttsnap.scoring import score_images
+from ttsnap.scoring import score_in_parts
 from ttsnap.types import Event, Result, Reward
 
 TYPES = ("pil", "pt", "np", "latent")
@@ -100,7 +100,7 @@ def reported(result: Result, metrics: Sequence[Reward]) -> Result:
     n = len(images)
     columns, failed = {}, []
     for metric in metrics:
-        columns[metric.name], error = score_images(metric, images.clone(), [result.prompt] * n, torch.zeros(n))
+        columns[metric.name], error = score_in_parts(metric, images.clone(), [result.prompt] * n, torch.zeros(n))
         failed += [f"the reported {error}"] if error else []
     scored = [
         replace(c, metrics={name: float(column[i]) for name, column in columns.items()})

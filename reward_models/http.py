@@ -7,19 +7,21 @@ server that speaks this will do; serve.py is one.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import os
 import random
 import ssl
+import sys
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import anyio
 import httpx
 import torch
-from anyio.from_thread import start_blocking_portal
 from PIL import Image
 from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
@@ -94,9 +96,12 @@ class HttpReward:
     def _ask(self, body: dict[str, Any] | None, scores: int) -> dict[str, Any]:
         """The JSON object that the server replies. RuntimeError says what came in its place."""
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        # In an event loop of its own, where a deadline interrupts whatever is waited for, byte by byte or not at all.
-        with start_blocking_portal() as portal:
-            status, text = portal.call(_exchange, self.url, data, self.timeout, REPLY_BYTES + SCORE_BYTES * scores)
+        exchange = _exchange(self.url, data, self.timeout, REPLY_BYTES + SCORE_BYTES * scores)
+        future = asyncio.run_coroutine_threadsafe(exchange, _loop())
+        try:
+            status, text = future.result()
+        finally:
+            future.cancel()  # Where Ctrl-C ended the wait.
         if status != 200:
             raise RuntimeError(f"{self.url} refused with status {status}: {_sentence(text)}")
         try:
@@ -121,7 +126,7 @@ async def _exchange(url: str, data: bytes | None, timeout: float, most: int) -> 
     """Status and body of the reply to one request, after up to three attempts within `timeout` seconds."""
     trouble = ""
     try:
-        with anyio.fail_after(timeout):
+        async with asyncio.timeout(timeout):
             async with httpx.AsyncClient(timeout=None, verify=_tls()) as client:
                 for pause in PAUSES:
                     try:
@@ -131,7 +136,7 @@ async def _exchange(url: str, data: bytes | None, timeout: float, most: int) -> 
                         trouble = f"; before that, it refused with status 503: {_sentence(text)}"
                     except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
                         trouble = f"; before that, the connection failed: {reason(error)}"
-                    await anyio.sleep(pause * random.uniform(0.5, 1.5))
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 return await _attempt(client, url, data, most)
     except TimeoutError:
         raise RuntimeError(f"{url} did not answer within {timeout:g} s{trouble}") from None
@@ -149,6 +154,19 @@ async def _attempt(client: httpx.AsyncClient, url: str, data: bytes | None, most
             if len(text) > most:
                 raise RuntimeError(f"{url} replied more than {most:,} bytes")
     return reply.status_code, bytes(text)
+
+
+@lru_cache(maxsize=1)
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all clients, in a thread of its own: there a deadline interrupts whatever is waited for, even a
+    reply that comes byte by byte, and clients work where another loop runs, as in a notebook."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="reward clients", daemon=True).start()
+    return loop
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_loop.cache_clear)  # A forked process has the loop, but not its thread.
 
 
 @lru_cache(maxsize=1)

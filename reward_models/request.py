@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ttsnap.files import parse_json, picture_pixels
-from ttsnap.scoring import score_images
-from ttsnap.types import FloatArray, Reward
+from ttsnap.scoring import score_in_parts
+from ttsnap.types import Reward
 
 BATCH_PIXELS = 4096 * 4096
 """Most pixels that are decoded at a time, and so most of one image. A reward sees them as 12 bytes each, 201 MB."""
@@ -114,8 +114,9 @@ def batches(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
         yield from (rows[i : i + n] for i in range(0, len(rows), n))
 
 
-def score(reward: Reward, request: Request) -> list[float | None]:
-    """Scores of the images, None where one failed. RefusedError for damaged images, or where the reward fails."""
+def score(reward: Reward, request: Request, device: torch.device | str = "cpu") -> list[float | None]:
+    """Scores of the images, which the reward gets on this device; None where one failed. RefusedError for damaged
+    images, or where the reward fails."""
     scores = np.full(len(request.images), np.nan)
     for rows in batches(request.sizes):
         width, height = request.sizes[rows[0]]
@@ -123,7 +124,10 @@ def score(reward: Reward, request: Request) -> list[float | None]:
         for image, row in zip(images, rows, strict=True):
             image.copy_(_decode(request.images[row], width, height))
         levels = torch.tensor([request.levels[row] for row in rows])
-        scores[rows] = _call(reward, images.div_(255), [request.prompts[row] for row in rows], levels)
+        images, prompts = images.to(device).div_(255), [request.prompts[row] for row in rows]
+        scores[rows], reason = score_in_parts(reward, images, prompts, levels.to(device))
+        if reason is not None:
+            raise RefusedError(500, reason)
     return [None if np.isnan(value) else float(value) for value in scores]
 
 
@@ -136,15 +140,3 @@ def _decode(text: str, width: int, height: int) -> Tensor:
     except ValueError as error:
         raise RefusedError(400, f"an image is not a PNG in base64: {error}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _call(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> FloatArray:
-    try:
-        scores, reason = score_images(reward, images, prompts, levels)
-    except torch.OutOfMemoryError:  # Raised for several images only: half of them may fit.
-        n = len(prompts) // 2
-        halves = (slice(None, n), slice(n, None))
-        return np.concatenate([_call(reward, images[half], prompts[half], levels[half]) for half in halves])
-    if reason is not None:
-        raise RefusedError(500, reason)
-    return np.asarray(scores)

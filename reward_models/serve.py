@@ -17,10 +17,9 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-import anyio
 import h11
+import torch
 import uvicorn
-from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -38,22 +37,30 @@ HELD, BACKLOG = 4, 512
 class RewardServer:
     """Serves one reward at `url`; port 0 takes any free one. `run` until Ctrl-C, or in a thread as a context manager.
 
-    OSError or OverflowError where it cannot listen there.
+    device: where the reward gets its images. OSError or OverflowError where it cannot listen.
     """
 
-    def __init__(self, reward: Reward, host: str = "127.0.0.1", port: int = 8765, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        host: str = "127.0.0.1",
+        port: int = 8765,
+        limits: Limits | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         limits = limits or Limits()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         config = uvicorn.Config(
-            make_app(reward, limits),
+            make_app(reward, limits, device),
             http=type("Guarded", (Guarded,), {"limits": limits}),
             ws="none",
             lifespan="off",
             loop="asyncio",
             log_config=None,
+            log_level="error",  # A malformed request is its sender's business.
             access_log=False,
             proxy_headers=False,
             backlog=BACKLOG,
@@ -76,9 +83,9 @@ class RewardServer:
         self._thread.join()
 
 
-def make_app(reward: Reward, limits: Limits) -> Starlette:
+def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu") -> Starlette:
     """The web application: GET describes the reward, POST scores images; every error is JSON with a sentence."""
-    room, turn = anyio.Semaphore(HELD), anyio.Lock()
+    room, turn = asyncio.Semaphore(HELD), asyncio.Lock()
 
     async def describe(request: Request) -> Response:
         return JSONResponse({"name": reward.name, "max_images": limits.max_images})
@@ -89,9 +96,9 @@ def make_app(reward: Reward, limits: Limits) -> Starlette:
             async with turn:
                 if await request.is_disconnected():  # It waited for longer than its client did.
                     return Response()
-                asked = await to_thread.run_sync(parse, body, limits)
+                asked = await asyncio.to_thread(parse, body, limits)
                 del body
-                scores = await to_thread.run_sync(score, reward, asked)
+                scores = await asyncio.to_thread(score, reward, asked, device)
         logger.info("%s: %d images scored", request.client, len(scores))
         return JSONResponse({"scores": scores})
 
@@ -113,7 +120,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
     """The whole body. RefusedError for a large or a slow one."""
     length, parts = int(request.headers.get("content-length", 0)), []
     try:
-        with anyio.fail_after(limits.seconds):
+        async with asyncio.timeout(limits.seconds):
             stream, read = request.stream(), 0
             while max(length, read) <= limits.max_bytes and (part := await anext(stream, None)) is not None:
                 parts.append(part)

@@ -64,6 +64,17 @@ def test_a_reward_that_writes_into_its_images_changes_no_other(folder: Path) -> 
     assert rank(paths[:1], [""], rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
 
 
+def test_fewer_images_at_a_time_where_memory_runs_out(folder: Path) -> None:
+    def large(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError
+        return images.mean((1, 2, 3))
+
+    paths = [folder / "a.png", folder / "b.png"]
+    found = rank(paths, ["", ""], make_rewards(large), mean)
+    assert [(r.path.name, r.error) for r in found] == [("b.png", ""), ("a.png", "")]
+
+
 def test_results_in_the_folder_itself_replace_nothing(folder: Path) -> None:
     before = state(folder)
     assert main(["score", str(folder), "--reward", "brightness", "--out", str(folder)]) == 2

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap import files
 from ttsnap.outputs import ENLARGED
-from ttsnap.scoring import score_images
+from ttsnap.scoring import score_in_parts
 from ttsnap.types import Reward, Utility
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
@@ -116,7 +116,7 @@ def rank(
             seen = images[:, :3]
             if images.shape[1] == 4 and isinstance(reward, ReadsAlpha):
                 seen = reward.without_alpha(images)
-            scores[rows, column], reason = score_images(reward, seen.clone(), some, levels)
+            scores[rows, column], reason = score_in_parts(reward, seen.clone(), some, levels)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{reward.name} returned nan or inf"

@@ -173,6 +173,17 @@ def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tupl
     return scores, None
 
 
+def score_in_parts(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+    """As score_images, with half as many images at a time where memory runs out."""
+    try:
+        return score_images(reward, images, prompts, levels)
+    except torch.OutOfMemoryError:  # Raised for several images only.
+        n = len(prompts) // 2
+        halves = (slice(None, n), slice(n, None))
+        parts = [score_in_parts(reward, images[half], prompts[half], levels[half]) for half in halves]
+        return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]
+
+
 def _to_float64(scores: Any) -> Any:
     """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
     if isinstance(scores, Tensor):

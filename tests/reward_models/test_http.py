@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
@@ -62,6 +68,11 @@ def flood(connection: socket.socket) -> None:
         connection.sendall(b"1," * 2**16)
 
 
+async def inside_a_loop(client: HttpReward) -> Any:
+    """As in a notebook."""
+    return client(IMAGES[:2], ["a", "b"])
+
+
 ABOUT = reply({"name": "mine"})
 
 
@@ -107,6 +118,8 @@ def test_scores_prompts_and_levels_survive_the_wire() -> None:
         assert client.name == "mine"
         scores = client(IMAGES, prompts, torch.linspace(0, 1, 5))
         assert len(client(IMAGES[:0], [], None)) == 0
+        assert asyncio.run(inside_a_loop(client)).tolist() == pytest.approx(Brightness()(IMAGES, PROMPTS)[:2].tolist())
+        del seen[2:]
     expected = Brightness()(IMAGES, prompts)
     assert scores.isnan().tolist() == [False, False, False, True, False]
     torch.testing.assert_close(scores[:3], expected[:3])
@@ -228,8 +241,54 @@ def test_scores_must_be_finite_numbers(scores: str, message: str) -> None:
             client(IMAGES[:1], ["a"])
 
 
+def test_control_c_ends_the_wait() -> None:
+    def interrupt(connection: socket.socket) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while connection.recv(65536):  # Until the client closes the connection.
+            pass
+
+    with scripted(interrupt) as url, pytest.raises(KeyboardInterrupt):
+        HttpReward(url)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+def test_a_forked_process_asks_as_well() -> None:
+    with scripted(ABOUT, ABOUT) as url:
+        HttpReward(url)
+        child = os.fork()
+        if child == 0:
+            try:
+                HttpReward(url, timeout=10)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_reply_has_a_largest_size() -> None:
     with scripted(ABOUT, flood) as url:
         client = HttpReward(url)
         with pytest.raises(RuntimeError, match="replied more than 1,048,640 bytes"):
             client(IMAGES[:1], ["a"])
+
+
+KEYS = ("scores", "error")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["scores", "error"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([200, 500]), st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_reply_is_two_scores_or_an_error(monkeypatch: pytest.MonkeyPatch, status: int, text: bytes) -> None:
+    async def exchange(url: str, data: bytes | None, *_: Any) -> tuple[int, bytes]:
+        return (status, text) if data else (200, b'{"name": "x"}')
+
+    monkeypatch.setattr(http, "_exchange", exchange)
+    scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2))
+    assert scores.shape == (2,)
+    assert reason is None or reason.startswith("x: RuntimeError: http://x ")

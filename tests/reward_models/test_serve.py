@@ -195,6 +195,38 @@ def test_batches_are_of_one_size_and_bounded(sizes: list[tuple[int, int]]) -> No
         assert len(rows) * size[0] * size[1] <= BATCH_PIXELS
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([ONE, png((2, 2))]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+BODY = st.fixed_dictionaries({}, optional={"prompts": JSON, "images": JSON | st.lists(st.just(ONE)), "levels": JSON})
+
+
+def status(body: bytes) -> int:
+    """Of the answer to a body. The reward does not fail, so that no error is the server's."""
+    try:
+        asked = parse(body, Limits())
+        assert len(score(Brightness(), asked)) == len(asked.prompts)
+    except RefusedError as refused:
+        return refused.status
+    return 200
+
+
+@given(st.binary(max_size=200) | (BODY | JSON).map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_scored_or_refused(body: bytes) -> None:
+    assert status(body) in (200, 400, 413)
+
+
+@given(st.data())
+def test_any_damage_to_a_png_is_refused_or_survived(data: st.DataObject) -> None:
+    whole = bytearray(base64.b64decode(ONE))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.none() | st.integers(0, len(whole)))
+    assert status(asking(base64.b64encode(whole[:cut]).decode())) in (200, 400, 413)
+
+
 def test_images_of_several_sizes_in_one_request() -> None:
     pictures = [torch.full((3, 4, 4), 0.2), torch.full((3, 8, 2), 0.4), torch.full((3, 4, 4), 0.6)]
     with serving(Brightness()) as url:
