@@ -31,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ttsnap.types import Reward
 
 logger = logging.getLogger(__name__)
-HELD, BACKLOG = 4, 512
+HELD, BACKLOG, GRACE = 4, 512, 5
 
 
 class RewardServer:
@@ -60,17 +60,17 @@ class RewardServer:
             lifespan="off",
             loop="asyncio",
             log_config=None,
-            log_level="error",  # A malformed request is its sender's business.
+            log_level="critical",  # Failures are logged here, and malformed requests are their senders' business.
             access_log=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=GRACE,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.run, name="reward server", daemon=True)
 
     def run(self) -> None:
-        """Serve until Ctrl-C; requests under way get some seconds to end."""
+        """Serve until Ctrl-C; requests under way get GRACE seconds to end. A call of the reward is waited for."""
         with suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
 
@@ -91,14 +91,17 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
         return JSONResponse({"name": reward.name, "max_images": limits.max_images})
 
     async def answer(request: Request) -> Response:
-        async with room:
-            body = await _body(request, limits)
-            async with turn:
-                if await request.is_disconnected():  # It waited for longer than its client did.
-                    return Response()
-                asked = await asyncio.to_thread(parse, body, limits)
-                del body
-                scores = await asyncio.to_thread(score, reward, asked, device)
+        try:
+            async with room:
+                body = await _body(request, limits)
+                async with turn:
+                    if await request.is_disconnected():  # It waited for longer than its client did.
+                        return Response()
+                    asked = await asyncio.to_thread(parse, body, limits)
+                    del body
+                    scores = await asyncio.to_thread(score, reward, asked, device)
+        except asyncio.CancelledError:
+            return _error(503, "the server is being stopped")
         logger.info("%s: %d images scored", request.client, len(scores))
         return JSONResponse({"scores": scores})
 
@@ -111,7 +114,7 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
             RefusedError: _refused,
             HTTPException: _refused_by_starlette,
             ClientDisconnect: lambda request, error: Response(),
-            Exception: lambda request, error: _error(500, f"the server failed: {type(error).__name__}"),
+            Exception: _failed,
         },
     )
 
@@ -135,6 +138,11 @@ async def _body(request: Request, limits: Limits) -> bytes:
 def _error(status: int, sentence: str) -> JSONResponse:
     # A slow client is not waited for any longer: the connection closes.
     return JSONResponse({"error": sentence}, status, {"Connection": "close"} if status == 408 else None)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    logger.error("%s: a request failed", request.client, exc_info=error)
+    return _error(500, f"the server failed: {type(error).__name__}")
 
 
 def _refused(request: Request, error: Exception) -> Response:

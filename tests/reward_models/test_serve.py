@@ -24,7 +24,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ttsnap.reward_models import request
+from ttsnap.reward_models import request, serve
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward, encode_image
 from ttsnap.reward_models.request import BATCH_PIXELS, Limits, RefusedError, batches, parse, score
@@ -318,6 +318,39 @@ def test_a_request_whose_client_has_left_is_not_scored() -> None:
         assert first.result() == (200, {"scores": [0.0]})
         assert post(url, asking(ONE, prompts=["last"]))[0] == 200
     assert seen == ["first", "last"]
+
+
+def test_who_waits_when_the_server_stops_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(images: Any, prompts: Any) -> Any:
+        begun.set()
+        go.wait(10)
+        return [0.0] * len(prompts)
+
+    monkeypatch.setattr(serve, "GRACE", 0)
+    with ThreadPoolExecutor(3) as pool:
+        server = RewardServer(FunctionReward(slow), port=0).__enter__()
+        asked = [pool.submit(post, server.url, asking(ONE)) for _ in range(2)]
+        assert begun.wait(10)
+        send(server.url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        stopped = pool.submit(server.__exit__)
+        assert [job.result() for job in asked] == [(503, {"error": "the server is being stopped"})] * 2
+        go.set()
+        stopped.result()
+    assert not caplog.records
+
+
+def test_a_failure_of_the_server_itself_is_logged_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve, "parse", never)
+    with serving(Brightness()) as url:
+        assert post(url, asking(ONE)) == (500, {"error": "the server failed: AssertionError"})
+    (record,) = caplog.records
+    assert record.exc_info
 
 
 def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
