@@ -103,6 +103,17 @@ def test_figures_that_have_a_dark_twin_are_there(extension: Any) -> None:
     assert all((ROOT / "docs" / name).is_file() for name in extension("dark_figures").FIGURES)
 
 
+def test_plots_of_notebooks_are_darkened_and_pictures_are_not(extension: Any) -> None:
+    made = extension("dark_figures")
+    plot = np.full((50, 50, 3), 255, np.uint8)
+    plot[25] = 30
+    picture = np.random.default_rng(0).integers(0, 256, (50, 50, 3)).astype(np.uint8)
+    assert made.darken_of("a.png", "notebooks/01_quick_start", plot) is made.dark_plot
+    assert made.darken_of("a.png", "notebooks/01_quick_start", picture) is None
+    assert made.darken_of("a.png", "demo", plot) is None
+    assert made.darken_of("sheet.png", "index", picture) is made.dark_sheet
+
+
 def test_options_in_docstrings_become_a_list(extension: Any) -> None:
     listed = extension("plain_docstrings").listed
     block = ["n: seeds; None for", "    as many as fit.", "keep: shares."]

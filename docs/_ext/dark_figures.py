@@ -8,6 +8,7 @@ dropped candidates, which are faded to white there, are faded to the background.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,33 +58,36 @@ FIGURES: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def write_twins(app: Sphinx) -> None:
-    """Dark twins of FIGURES in a folder that git ignores."""
-    folder = Path(app.srcdir) / FOLDER
-    folder.mkdir(exist_ok=True)
-    for name, darken in FIGURES.items():
-        source, twin = Path(app.srcdir) / name, folder / name
-        if not twin.is_file() or twin.stat().st_mtime < source.stat().st_mtime:
-            Image.fromarray(darken(np.asarray(Image.open(source).convert("RGB")))).save(twin)
+def darken_of(name: str, page: str, paper: Pixels) -> Callable[[Pixels], Pixels] | None:
+    """How to darken a figure; None where it keeps a white card. Of notebooks plots are darkened, and pictures not."""
+    if name in FIGURES:
+        return FIGURES[name]
+    white, colours = (paper.min(-1) >= 250).mean(), len(np.unique(paper.reshape(-1, 3), axis=0))
+    return dark_plot if page.startswith("notebooks/") and white >= 0.6 and colours < 2000 else None
 
 
 def show_twins(app: Sphinx, tree: nodes.document) -> None:
-    """Put the dark twin behind every figure that has one, before images are collected."""
+    """Put the dark twin behind every figure that gets one, before Sphinx collects images."""
+    page, root = app.env.docname, Path(app.srcdir)
     for image in list(tree.findall(nodes.image)):
-        name = image["uri"].rpartition("/")[2]
-        if name not in FIGURES or "only-dark" in image["classes"]:
+        source = Path(app.env.relfn2path(image["uri"], page)[1])
+        if "only-dark" in image["classes"] or source.suffix != ".png" or not source.is_file():
             continue
-        twin = image.copy()
-        twin["classes"] = [*image["classes"], "only-dark"]
-        up = "../" * app.env.docname.count("/")  # from the page, as markdown's images are written
-        twin["uri"] = f"{up}{FOLDER}/{name}"
+        paper = np.asarray(Image.open(source).convert("RGB"))
+        darken = darken_of(source.name, page, paper)
+        if darken is None:
+            continue
+        twin = root / FOLDER / source.name
+        twin.parent.mkdir(exist_ok=True)
+        Image.fromarray(darken(paper)).save(twin)
+        dark = image.copy()
+        dark["classes"], dark["uri"] = [*image["classes"], "only-dark"], os.path.relpath(twin, (root / page).parent)
         image["classes"] = [*image["classes"], "only-light"]
-        image.parent.insert(image.parent.index(image) + 1, twin)
+        image.parent.insert(image.parent.index(image) + 1, dark)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.connect("builder-inited", write_twins)
     # Sphinx's own collector of images listens to doctree-read with priority 500.
     app.connect("doctree-read", show_twins, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -118,7 +118,9 @@ class PriceOfCompute:
         lead = particles.step.shape[:-1]
         if not len(particles):
             if particles.utility is utilities.rank_sum:
-                raise ValueError("price-of-compute forecasts scores; rank_sum has none of an image by itself: use mean")
+                raise ValueError(
+                    "rank_sum only ranks images among each other; price-of-compute needs a score of each: use mean"
+                )
             most = int(state.plan.cap / state.plan.costs[0]) + 1
             return fresh(min(self.n, most), 0, score=False), state
         if state.stage.shape != particles.step.shape:
