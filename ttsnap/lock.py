@@ -44,7 +44,8 @@ def locked(folder: Path) -> Iterator[None]:
 def _holder(path: Path) -> str:
     """What the holder wrote about itself, in brackets; nothing where that cannot be read."""
     try:
-        text = path.read_bytes()[:200].decode("utf-8")
+        with path.open("rb") as file:
+            text = file.read(200).decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
     return f" ({text})" if text.isprintable() and text else ""

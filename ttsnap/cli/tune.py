@@ -78,7 +78,7 @@ def run(a: Namespace) -> int:
         worth = found.held_out
         curves = dict(zip((*NAMES, name), (worth.base, worth.default, worth.schedule), strict=True))
         print_curves({key: found for key, found in curves.items() if found is not None}, rest, combine)
-    print(_verdict(found, name, len(rest.prompts)))
+    print(f"\n{_verdict(found, name, len(rest.prompts))}")
     if not math.isnan(found.fitted.omega):
         omega = f"{found.fitted.omega:.1f} ± {found.fitted.error:.1f}"
         print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
