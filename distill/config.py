@@ -166,6 +166,8 @@ class DistillConfig:
     @classmethod
     def load(cls, path: Path) -> DistillConfig:
         """From YAML. ValueError that names the file for what cannot be read."""
+        if not path.is_file():
+            raise ValueError(f"cannot read {path}: there is no such file")
         data = files.read_yaml(path, "configuration")
         if not isinstance(data, dict):
             raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r}")

@@ -73,11 +73,11 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(
     Path("prompts.txt").write_text("\n".join(PROMPTS))
     Path("recipe.yaml").write_text(RECIPE)
     interrupt_at(8, monkeypatch)
-    assert main(["distill", "--config", "recipe.yaml", "--out", "out"]) == 130
+    assert main(["distill", "--config", "recipe.yaml", "--trust", "--out", "out"]) == 130
     assert re.search(r"interrupted; 5 optimiser steps are safe in out\nrun the same command", capsys.readouterr().err)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert main(["distill", "--config", "recipe.yaml", "--out", "out"]) == 0
+    assert main(["distill", "--config", "recipe.yaml", "--trust", "--out", "out"]) == 0
     out = capsys.readouterr().out
     assert "| noise | step | reward" in out.replace("  ", " ")
     assert "2 held-out prompts x 4 seeds" in out
@@ -87,10 +87,13 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(
         "targets.bin", "verified.json",
     ]  # fmt: skip
     # The configuration that was written repeats the run, and does not record again.
-    assert main(["distill", "--config", "out/config.yaml", "--record.out", "out/recording", "--out", "again"]) == 0
+    again = ["distill", "--config", "out/config.yaml", "--record.out", "out/recording", "--out", "again"]
+    assert main(again) == 2
+    assert f"out/config.yaml names student.kind '{WORLD}:TinyStudent'" in error_of(capsys)
+    assert main([*again, "--trust"]) == 0
     assert Path("again/evaluation.json").read_bytes() == Path("out/evaluation.json").read_bytes()
     assert losses("again") == losses("out")
-    assert main(["distill", "--config", "recipe.yaml", "--lr", "1", "--out", "out"]) == 2
+    assert main(["distill", "--config", "recipe.yaml", "--trust", "--lr", "1", "--out", "out"]) == 2
     assert "out holds a run with other settings: lr is 0.001, not 1.0" in capsys.readouterr().err
 
     argv = ["evaluate", "--reward", "brightness", "--base", "scenes", "--recordings", "out/recording"]
@@ -147,7 +150,7 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
 def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.json").write_text(json.dumps(settings(write_recording(Path("r"), prompts=4, seeds=4))))
     interrupt_at(30, monkeypatch, OSError)
-    assert main(["distill", "--config", "c.json", "--out", "out"]) == 2
+    assert main(["distill", "--config", "c.json", "--trust", "--out", "out"]) == 2
     error = capsys.readouterr().err
     assert "cannot write to out: No space left on device; what was there is safe. Free some space" in error
     assert [p.name for p in Path("out/checkpoints").iterdir()] == ["00000025"]
@@ -203,7 +206,18 @@ def test_two_processes_train_as_one(precision: str) -> None:
     }
     for count, launcher in launchers.items():
         options = ["--device", "auto", "--out", f"out{count}"]
-        command = [sys.executable, "-m", *launcher, "-m", "ttsnap", "distill", "--config", "c.json", *options]
+        command = [
+            sys.executable,
+            "-m",
+            *launcher,
+            "-m",
+            "ttsnap",
+            "distill",
+            "--config",
+            "c.json",
+            "--trust",
+            *options,
+        ]
         without_gpus = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=without_gpus)
         assert done.returncode == 0, done.stderr

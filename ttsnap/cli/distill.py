@@ -60,6 +60,7 @@ def run(a: Namespace) -> int:
         from ttsnap.distill.run import REWARD, distill
     from ttsnap.distill.report import table, usage
     from ttsnap.distill.train import CHECKPOINTS
+    from ttsnap.rewards import REWARDS
 
     again = "run the same command again to go on"
     try:
@@ -80,7 +81,10 @@ def run(a: Namespace) -> int:
     print(table(found))
     if used := usage(found):
         print(f"\n{used}")
-    print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward noise-aware:{out / REWARD}")
+    named = f"noise-aware:{out / REWARD}"
+    if config.reward not in REWARDS:  # weights elsewhere, which are used only where somebody names them
+        named = f"'{named} on {config.reward}'"
+    print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}")
     return 0
 
 
