@@ -1,4 +1,4 @@
-"""What the denoisers of all families share: the schedule, x0 estimates, rows of the encoded prompts, FLOPs."""
+"""What the denoisers of all families share: the schedule, x0 estimates, hidden features, FLOPs."""
 
 from __future__ import annotations
 
@@ -224,57 +224,6 @@ def _filling(part: Any) -> tuple[Any, ...]:
         return (size, *part.active_adapters()) if getattr(part, "peft_config", None) else (size,)
     except (AttributeError, ValueError):
         return (size,)
-
-
-def take(encoded: Any, at: Tensor) -> Any:
-    """Rows `at` (N,) of encoded prompts: of a tensor (P, ...), or of a list with one tensor a prompt; None stays."""
-    if encoded is None:
-        return None
-    if isinstance(encoded, list):
-        return [encoded[i] for i in at.tolist()]
-    return encoded[at.to(encoded.device, non_blocking=True)]
-
-
-def both(negative: Tensor, positive: Tensor, at: Tensor) -> Tensor:
-    """Rows `at` of both encodings in one batch of 2N, the negative ones first, as diffusers does."""
-    return torch.cat([take(negative, at), take(positive, at)])
-
-
-def spread(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (N, h * w, D), row by row, as a map (N, D, h, w)."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *size).contiguous()
-
-
-def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
-    """One text for each of n prompts: of one for all, or of a list (its first n). ValueError for too short a list."""
-    if value is None:
-        return None
-    if not isinstance(value, str) and len(value) < n:
-        raise ValueError(f"{len(value)} texts for {n} prompts: {value!r}")
-    return [value] * n if isinstance(value, str) else list(value)[:n]
-
-
-def first(embeds: Any, n: int) -> Any:
-    """Given embeddings, a tensor or one tensor a prompt, of the first n prompts: FLOPs are counted with a single one.
-
-    ValueError for fewer.
-    """
-    if embeds is not None and len(embeds) < n:
-        raise ValueError(f"embeddings of {len(embeds)} prompts for {n} prompts")
-    return None if embeds is None else embeds[:n]
-
-
-def tokens(embeds: Any) -> int | None:
-    """Tokens of given embeddings: a tensor (P, L, D), or one (L, D) a prompt, of which the first counts."""
-    if embeds is None or not len(embeds):
-        return None
-    return int(embeds.shape[1]) if isinstance(embeds, Tensor) else len(embeds[0])
-
-
-def unscaled(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as this VAE decodes them: by its own scale and shift, where it has them."""
-    c = vae.config
-    return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
 
 
 @contextmanager

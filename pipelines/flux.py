@@ -9,8 +9,9 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts, tokens
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import spread, take, texts, tokens
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 

@@ -10,8 +10,9 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, tokens
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import spread, take, tokens
 from ttsnap.pipelines.schedule import falling, make_schedule
 
 

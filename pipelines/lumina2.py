@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, first, spread, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import first, spread, take, texts, unscaled
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 

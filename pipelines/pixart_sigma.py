@@ -14,8 +14,9 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
 )
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import both, first, spread, take, texts, unscaled
 from ttsnap.pipelines.schedule import make_schedule, refuse_flow_match
 
 BINS: dict[int, Any] = {

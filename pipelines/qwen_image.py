@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, spread, take, texts, tokens
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import spread, take, texts, tokens
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 

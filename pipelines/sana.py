@@ -12,8 +12,9 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, spread, take, texts, tokens, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import both, first, spread, take, texts, tokens, unscaled
 from ttsnap.pipelines.schedule import make_schedule
 
 # By the transformer's sample_size.

@@ -9,8 +9,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, first, take, texts, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import both, first, take, texts, unscaled
 from ttsnap.pipelines.schedule import make_schedule, refuse_flow_match
 
 

@@ -9,8 +9,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, both, spread, take, texts, tokens
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import both, spread, take, texts, tokens
 from ttsnap.pipelines.schedule import make_schedule
 
 

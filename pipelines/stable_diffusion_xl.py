@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import both, first, take, texts, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import both, first, take, texts, unscaled
 from ttsnap.pipelines.stable_diffusion import UNetDenoiser
 
 Size = tuple[int, int]

@@ -9,8 +9,9 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser, first, spread, take, texts, tokens, unscaled
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import first, spread, take, texts, tokens, unscaled
 from ttsnap.pipelines.schedule import make_schedule, token_shift
 
 
