@@ -183,6 +183,12 @@ def test_a_reward_that_fails_at_once_leaves_one_sentence(capsys: pytest.CaptureF
     assert not Path("outputs").exists()
 
 
+def test_what_was_found_outlives_a_comparison_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--out", "o", "--compare", "svdd") == 0
+    assert "svdd did not run: " in capsys.readouterr().err
+    assert len(list(Path("o").glob("01-seed*.png"))) == 1
+
+
 def test_keep_writes_once_where_it_can() -> None:
     calls: list[Path] = []
     out = Path("x")

@@ -175,28 +175,34 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
-            output = pipe(
-                asked.prompts,
-                search=algorithm,
-                reward=rewards,
-                report=metrics,
-                budget=asked.budget,
-                utility=a.utility,
-                kernel=a.kernel,
-                path=a.path,
-                times=a.times,
-                guide=a.guide,
-                gradient_batch_size=a.gradient_batch_size,
-                noises=a.noises,
-                seed=a.seed,
-                num_images_per_prompt=a.keep,
-                batch_size=a.batch_size,
-                decode_batch_size=a.decode_batch_size,
-                shared=a.shared,
-                should_stop=stop,
-                output_type="pt",
-                **call,
-            )
+            try:
+                output = pipe(
+                    asked.prompts,
+                    search=algorithm,
+                    reward=rewards,
+                    report=metrics,
+                    budget=asked.budget,
+                    utility=a.utility,
+                    kernel=a.kernel,
+                    path=a.path,
+                    times=a.times,
+                    guide=a.guide,
+                    gradient_batch_size=a.gradient_batch_size,
+                    noises=a.noises,
+                    seed=a.seed,
+                    num_images_per_prompt=a.keep,
+                    batch_size=a.batch_size,
+                    decode_batch_size=a.decode_batch_size,
+                    shared=a.shared,
+                    should_stop=stop,
+                    output_type="pt",
+                    **call,
+                )
+            except (ValueError, RuntimeError) as error:
+                if not runs:
+                    raise
+                print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written
+                break
             settings = {
                 "ttsnap": __version__,
                 "model": a.model,
