@@ -63,8 +63,8 @@ class NoiseAscent:
         if self.ascends < 0 or (self.rounds is not None and self.rounds < 1):
             raise ValueError(f"ascends must be 0 or more and rounds 1 or more, got {self.ascends} and {self.rounds}")
         if self.held_out is not None and (self.held_out < 0 or self.weights is None):
-            raise ValueError(f"held_out is the place of a reward, from 0, and needs weights, with 0 there; got "
-                             f"{self.held_out} and {self.weights}")  # fmt: skip
+            raise ValueError(f"held_out is the index of a reward, 0 for the first, and needs weights "
+                             f"with 0 at that index; got {self.held_out} and {self.weights}")  # fmt: skip
         if self.weights is not None:
             object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
         if self.held_out is not None and (self.held_out >= len(self.weights or ()) or self.weights[self.held_out]):  # type: ignore[index]
