@@ -53,7 +53,7 @@ def to_uint8(image: Any) -> np.ndarray[Any, Any]:
 
 def _thumbnail(image: Any) -> Image.Image:
     # Of large images not every pixel has to leave the device.
-    stride = max(1, min(image.shape[-2:]) // (3 * CELL))
+    stride = max(1, min(image.shape[-2:]) // (2 * CELL))
     picture = Image.fromarray(to_uint8(image[:, ::stride, ::stride]))
     small = max(picture.size) < CELL
     scale = CELL / max(picture.size)
