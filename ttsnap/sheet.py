@@ -59,9 +59,13 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     golden = set(chain(won, origin)) if won in shown else set()
     sheet = Image.new("RGB", page.size, "white")
     draw = ImageDraw.Draw(sheet)
-    _head(draw, result, page, sum(look in thumbnails for look in shown), len(thumbnails))
-    _threads(draw, page, shown, golden)
     more = hidden_below(origin, shown)
+    words = f"{result.spent['seeds']} seeds, {result.spent['nfe']} denoiser evaluations"
+    if len(shown) < len(origin):
+        words += f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
+        words += ", +1 under one: another candidate came of it" if more else ""
+    _head(draw, result, page, words)
+    _threads(draw, page, shown, golden)
     going = {source for source in origin.values() if source is not None}
     ended = {look for look in origin if look not in going and look.step < len(result.levels) - 1}
     finished = {root for look in origin if look.step == len(result.levels) - 1 for root in chain(look, origin)}
@@ -87,13 +91,10 @@ def _most_wanted(result: Result, origin: Origins) -> list[Look]:
     return [last[uid] for uid in uids]
 
 
-def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, shown: int, looks: int) -> None:
+def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> None:
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     wide = page.size[0] - 2 * MARGIN
     draw.text((MARGIN, 6), _shorten(result.prompt, wide, draw, font), INK, font)
-    words = f"{result.spent['seeds']} seeds, {result.spent['nfe']} denoiser evaluations"
-    if shown < looks:
-        words += f"; {shown} of {looks} pictures shown, +1 under one: another candidate came of it"
     draw.text((MARGIN, 28), _shorten(words, wide, draw, small), "#666666", small)
     for step, line in page.lines.items():
         label = "finished" if step == len(result.levels) - 1 else f"step {step}\nnoise {result.levels[step]:.2f}"
