@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from ttsnap import files
 from ttsnap.folders import slug
 from ttsnap.payload import checked
-from ttsnap.sheet import CELL, contact_sheet
+from ttsnap.sheet import CELL, LOOKS, contact_sheet
 from ttsnap.types import Event, Result
 
 SMALL, TIMES = 128, 8
@@ -133,6 +133,12 @@ def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
     _write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=png_info(picture)))
 
 
+def _save_sheet(path: Path, sheet: Image.Image) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(LOOKS, sheet.info[LOOKS])
+    _write(path, lambda temporary: sheet.save(temporary, format="PNG", pnginfo=info))
+
+
 def read_payload(path: Path) -> dict[str, Any]:
     """The "ttsnap" metadata of a PNG that anyone may have written (payload.py). ValueError that says what is wrong."""
     text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path).get("ttsnap")
@@ -172,8 +178,7 @@ def write_results(
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
             save_image(paths[-1], candidate.image, payload_of(result, rank, settings))
         if result.images:
-            sheet = recorder.sheet(result, index)
-            _write(sheet_path(out, results, index), lambda path, sheet=sheet: sheet.save(path, format="PNG"))
+            _save_sheet(sheet_path(out, results, index), recorder.sheet(result, index))
         written.append(paths)
         entries.append(
             {

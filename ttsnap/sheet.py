@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
 WIDEST, TALLEST = 1740, 1500
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
+
+
+LOOKS = "ttsnap looks"
+"""The text in a sheet's PNG that says which look is where, as JSON: the side of its pictures in pixels, and rows of
+candidate, step, x and y. The demo shows a finished search with it."""
 
 
 class Page(NamedTuple):
@@ -47,7 +53,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     came of it. Dropped candidates are dimmed, the winner is framed, a score stands under each picture.
 
     thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, those that got furthest
-    are shown, and "+3" tells that three more came of a look.
+    are shown, and "+3" tells that three more came of a look. The image's info holds what LOOKS describes.
     """
     origin = origins(result, thumbnails)
     ends = _most_wanted(result, origin)
@@ -79,6 +85,8 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     if won in shown:
         x, y = page.corner(won)
         draw.rectangle((x - 3, y - 3, x + page.cell + 2, y + page.cell + 2), outline=WINNER, width=3)
+    places = [[int(look.uid), int(look.step), *page.corner(look)] for look in shown if look.step >= 0]
+    sheet.info[LOOKS] = json.dumps({"side": page.cell, "looks": places})
     return sheet
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.demo.asked import Limits, Offer, read
@@ -388,6 +388,24 @@ FORGED: dict[str, bytes] = {
 }
 
 
+def sheet_with(text: str) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ttsnap looks", text)
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, format="PNG", pnginfo=info)
+    return out.getvalue()
+
+
+BAD_LOOKS = (
+    "[", "[]", '{"side": 0, "looks": []}', '{"side": 16, "looks": [5]}', '{"side": 16, "looks": [[0, 0, 60, 60]]}',
+    '{"side": 16, "looks": [[0, 0, -5, 0]]}', '{"side": 16, "looks": [[0, 0, 1]]}',
+    '{"side": 1, "looks": ' + str([[0, 0, 0, 0]] * 1001) + "}",
+)  # fmt: skip
+FORGED |= {
+    f"a sheet that says {text[:30]}": zipped({"sheet.png": sheet_with(text), "trace.json": b"{}"}) for text in BAD_LOOKS
+}
+
+
 @pytest.mark.parametrize("name", FORGED)
 def test_forged_folders_are_refused_and_write_nothing(name: str, tmp_path: Path) -> None:
     path = tmp_path / "in" / "folder.zip"
@@ -423,7 +441,8 @@ def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path]
     stage = post(address, "draw_trace", [[packed], 0, 2])
     assert "tt-sheet" not in stage  # not before the end
     stage = post(address, "open_files", [[packed]])
-    assert stage.count("data:image/png") >= 2
+    assert stage.count("data:image/png") >= 2  # the winner, and the same on the board
+    assert stage.count("data:image/webp") > 15  # estimates, from the contact sheet
     assert "tt-won" in stage
     assert "tt-sheet" in stage
     again = post(address, "search_again", [[packed]])

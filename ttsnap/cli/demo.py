@@ -117,7 +117,7 @@ def judged(prompt: str, name: str) -> Any:
     """Says whether an image (3, H, W) is strictly right: known in the embedded world only, at its own size."""
     from ttsnap.demo.models import nobody_knows
 
-    if name != common.EMBEDDED:
+    if name != arguments.EMBEDDED:
         return nobody_knows(prompt, name)
     from ttsnap.scenes import IMAGE_SIZE, check, parse
 
@@ -135,13 +135,13 @@ def offered(a: Namespace) -> Any:
     """What visitors may choose: the operator's word, and less where strangers can reach the page."""
     from ttsnap.demo.asked import Offer
 
-    model = a.model or common.EMBEDDED
+    model = a.model or arguments.EMBEDDED
     alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
     any_model = a.any_model or (a.model is None and alone)
     rewards = list(a.reward)
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
-        rewards = embedded if model == common.EMBEDDED else [*LEARNED, *CLOSED_FORMS]
+        rewards = embedded if model == arguments.EMBEDDED else [*LEARNED, *CLOSED_FORMS]
     return Offer(model, any_model, tuple(rewards))
 
 

@@ -146,7 +146,8 @@ def uploaded(payload: Any, cache: Path) -> Path | None:
 def _listener(place: str, scope: Scope) -> str:
     """What a connection waits for the results of: a session of the page, or one call's id; "" where it does not."""
     if place == "queue/data":
-        return parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[0]
+        query = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1"))
+        return query.get("session_hash", [""])[0]
     parts = place.split("/")
     return parts[-1] if parts[0] == "call" and len(parts) > 2 else ""
 

@@ -6,25 +6,34 @@ Files are told apart by their content, never by their names, and read into memor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ttsnap import files, payload
-from ttsnap.demo.pictures import LARGE, shrunk_uri
+from ttsnap.demo.pictures import FULL, LARGE, shrunk_uri
 from ttsnap.demo.traces import Told, Trace, parse_trace
+from ttsnap.sheet import LOOKS
 
 MOST_FILES, MOST_ENTRIES, MOST_UNPACKED, MOST_PIXELS = 64, 256, 64 * 2**20, 2**24
+MOST_LOOKS, MOST_SIDE = 1000, 256
 PNG, ZIP = b"\x89PNG", b"PK"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a data URI, and the settings that it carries: checked; None for a contact sheet or a foreign picture."""
+    """A PNG as a data URI, and the settings that it carries: checked; None for a contact sheet or a foreign picture.
+
+    looks: the pictures on a contact sheet, by candidate and step.
+    """
 
     name: str
     uri: str
     settings: Mapping[str, Any] | None
+    looks: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,11 @@ class Folder:
         """The pictures of the images that a search returned, by uid, best first; those that were not uploaded lack."""
         return {uid: self.pictures[name] for uid, name in told.images.items() if name in self.pictures}
 
-    @property
-    def sheets(self) -> list[Picture]:
-        """Contact sheets: pictures of ttsnap's own file name without settings."""
-        return [p for p in self.pictures.values() if p.settings is None and p.name.endswith("sheet.png")]
+    def sheet(self, which: int) -> Picture | None:
+        """The contact sheet of the prompt of this number; None where it was not uploaded."""
+        many = self.trace is not None and len(self.trace.results) > 1
+        sheets = [p for p in self.pictures.values() if p.settings is None and p.name.endswith("sheet.png")]
+        return next((p for p in sheets if not many or p.name.startswith(f"{which:03d}-")), None)
 
     @property
     def images(self) -> list[Picture]:
@@ -83,8 +93,29 @@ def picture_settings(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _picture(name: str, data: bytes) -> Picture:
-    settings = picture_settings(data, name) if "ttsnap" in files.picture_text(data, name) else None
-    return Picture(name, shrunk_uri(files.picture_pixels(data, name, most=MOST_PIXELS), LARGE), settings)
+    texts = files.picture_text(data, name)
+    settings = picture_settings(data, name) if "ttsnap" in texts else None
+    pixels = files.picture_pixels(data, name, most=MOST_PIXELS)
+    looks = _looks(texts[LOOKS], pixels, name) if LOOKS in texts else {}
+    return Picture(name, shrunk_uri(pixels, LARGE if settings else FULL), settings, looks)
+
+
+def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, int], str]:
+    """The pictures on a contact sheet, as data URIs. ValueError where its text does not fit it."""
+    data = files.parse_json(text, f"the text of {name}")
+    side, rows = (data.get("side"), data.get("looks")) if isinstance(data, dict) else (None, None)
+    wrong = ValueError(f"{name} says where its pictures are, but not as ttsnap writes it")
+    if type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(rows, list) or len(rows) > MOST_LOOKS:
+        raise wrong
+    found: dict[tuple[int, int], str] = {}
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 4 or any(type(value) is not int or value < 0 for value in row):
+            raise wrong
+        uid, step, x, y = row
+        if y + side > pixels.shape[0] or x + side > pixels.shape[1]:
+            raise wrong
+        found[uid, step] = shrunk_uri(pixels[y : y + side, x : x + side], side)
+    return found
 
 
 def _wanted(name: str) -> bool:

@@ -105,12 +105,16 @@ class Replays:
 
 def render_folder(folder: Folder, which: int, move: int) -> str:
     """The stage: the board after so many moves, with the images that the folder holds. All text in it is escaped."""
-    sheets = "".join(_picture(p, "contact sheet: every scored estimate", "tt-sheet") for p in folder.sheets)
+    sheet = folder.sheet(which)
+    sheets = "" if sheet is None else _picture(sheet, "contact sheet", "tt-sheet")
     if folder.trace is None:
         images = "".join(_picture(p, p.name, "tt-shown") for p in folder.images)
         return f'<div class="tt-stage"><div class="tt-shelf">{images}</div>{sheets}</div>'
     told = folder.trace.results[which]
     board = board_at(folder.trace, told, move)
+    for (uid, step), uri in (sheet.looks if sheet is not None else {}).items():
+        if (lane := board.lanes.get(uid)) is not None and step in lane.scores:
+            lane.pictures[step] = uri
     kept = folder.kept(told)
     shelf = ""
     for uid, picture in kept.items():
@@ -122,7 +126,7 @@ def render_folder(folder: Folder, which: int, move: int) -> str:
     head = f'<div class="tt-prompt">{escape(told.prompt[:400])}</div>'
     drawn = render_board(board, title, told.winner if board.over else None)
     shelf = f'<div class="tt-shelf">{shelf}</div>' if shelf else ""
-    return f'<div class="tt-stage">{head}{shelf}{drawn}{sheets if board.over else ""}</div>'
+    return f'<div class="tt-stage tt-past">{head}{shelf}{drawn}{sheets if board.over else ""}</div>'
 
 
 def _picture(picture: Picture, text: str, kind: str) -> str:

@@ -17,8 +17,8 @@ from ttsnap.scenes import showcase
 
 SCENES = (showcase.PROMPT, "a green cross above a red square", "two red circles and a blue square")
 BUDGETS = ("5 images", "20 images", "80 images")
-REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; the folder as a zip adds the images that
-were kept and the contact sheet. An image alone shows its settings. No model runs.</div>"""
+REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; the folder as a zip adds the images and
+the contact sheet, from which the board is drawn. An image alone shows its settings. No model runs.</div>"""
 REPLAY_TEXT = """Every search leaves a folder: images, a contact sheet, and trace.json with its moves and scores. Upload
 it as a zip, or single files of it."""
 RANDOM = "() => Math.floor(Math.random() * 2 ** 31)"
