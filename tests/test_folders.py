@@ -16,6 +16,7 @@ import pytest
 
 from ttsnap import folders
 from ttsnap.cli import common, main
+from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.folders import keep, new_file, reserved
 
 WRITTEN = ["best-8x.png", "sheet.png", "trace.json"]  # beside the images
@@ -37,8 +38,18 @@ def score(images, prompts):
 """
 
 
+LOAD_MODEL = common.load_model
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """The embedded model, loaded once."""
+    return LOAD_MODEL(EMBEDDED, "cpu", "float32")
+
+
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    monkeypatch.setattr(common, "load_model", lambda *_, **__: pipe)
     (tmp_path / "here").mkdir()
     (tmp_path / "spare").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -106,8 +117,9 @@ def test_runs_that_start_together_get_folders_of_their_own() -> None:
         ExitStack().enter_context(reserved(Path("there"), "a", True))
 
 
-def test_a_search_within_a_search_writes_elsewhere() -> None:
-    """Two runs of one prompt that overlap, as two terminals would have them."""
+def test_a_search_within_a_search_writes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one prompt that overlap, as two terminals would have them, each with a model of its own."""
+    monkeypatch.setattr(common, "load_model", LOAD_MODEL)
     argv = [*GENERATE, "--seed", "70"]
     assert generate(first=f"from ttsnap.cli import main; assert main({argv!r}) == 0") == 0
     one, two = sorted(Path("outputs").iterdir())
