@@ -13,6 +13,7 @@ from torch import Tensor
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.attention import use_attention
 from ttsnap.pipelines.compilation import compile_denoiser
+from ttsnap.pipelines.seeds import first_seed
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc import SMC
@@ -176,3 +177,11 @@ def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.dev
     out = pipe("a cat", search=SeedPruning(4, (0.5,), steps=(1,)), reward=reward, batch_size=4, **call)
     assert (out.search[0].spent["previews"], out.search[0].spent["decodes"]) == (4, 2)
     assert set(seen) == {device.type}
+
+
+def test_a_generator_on_the_device_gives_its_own_seed_once(device: torch.device) -> None:
+    """Its state, by which it is seen to be unused, has another form on each device."""
+    mine, equal = (torch.Generator(device).manual_seed(7) for _ in range(2))
+    first, second = first_seed(mine), first_seed(mine)
+    assert first == 7 != second
+    assert [first_seed(equal), first_seed(equal)] == [first, second]
