@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ttsnap.reward_models import request, serve
 from ttsnap.reward_models.closed_form import Brightness
@@ -186,6 +186,7 @@ def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatc
         Limits(max_images=0, seconds=float("nan"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([(4096, 4096), (1024, 1024), (1025, 1023), (3000, 3000), (1, 1)]), max_size=64))
 def test_batches_are_of_one_size_and_bounded(sizes: list[tuple[int, int]]) -> None:
     found = list(batches(sizes))
@@ -213,11 +214,13 @@ def status(body: bytes) -> int:
     return 200
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | (BODY | JSON).map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_scored_or_refused(body: bytes) -> None:
     assert status(body) in (200, 400, 413)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_damage_to_a_png_is_refused_or_survived(data: st.DataObject) -> None:
     whole = bytearray(base64.b64decode(ONE))
