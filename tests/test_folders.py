@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ttsnap import folders
 from ttsnap.cli import common, main
@@ -155,12 +156,15 @@ def test_a_disk_that_fills_up_costs_nothing(
         full() if Path(to) == Path("o/sheet.png") else replace(source, to)
 
     monkeypatch.setattr(os, "replace", fills)
-    assert generate("--out", "o") == 1
+    Path("o").mkdir()
+    Path("o/trace.json").write_text("of another run")
+    assert generate("--out", "o", "--overwrite") == 1
     said = capsys.readouterr()
-    (image,) = Path("o").iterdir()
-    assert f"cannot write to o: No space left on device; it holds {image.name}; all results are" in said.err
+    (image,) = Path("o").glob("*.png")
     (spare,) = (tmp_path / "spare").glob("ttsnap-*")
     assert {path.name for path in spare.iterdir()} == {image.name, *WRITTEN}
+    only = f"of all files, only {image.name} got there"  # the trace there is another run's
+    assert f"cannot write to o: No space left on device; {only}; all are in {spare}" in said.err
     assert str(spare / image.name) in said.out
 
 
@@ -199,6 +203,19 @@ def test_what_was_found_outlives_a_comparison_that_cannot_run(capsys: pytest.Cap
     assert generate("--out", "o", "--compare", "svdd") == 0
     assert "svdd did not run: " in capsys.readouterr().err
     assert len(list(Path("o").glob("01-seed*.png"))) == 1
+
+
+def test_a_ranking_is_kept_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("images").mkdir()
+    Image.new("RGB", (8, 8)).save("images/one.png")
+    Path("mine.py").write_text(REWARD.format(first="shutil.rmtree('ranked'); Path('ranked').write_text('a file')"))
+    argv = ["score", "images", "--prompt", "a", "--device", "cpu", "--reward", "mine.py:score", "--out", "ranked"]
+    assert main(argv) == 1
+    (spare,) = (tmp_path / "spare").glob("ttsnap-*")
+    said = capsys.readouterr()
+    assert "cannot write to ranked: " in said.err
+    assert f"no file got there; all are in {spare}" in said.err
+    assert f"wrote {spare / 'scores.csv'} and {spare / 'sheet.png'}" in said.out
 
 
 def test_keep_writes_once_where_it_can() -> None:

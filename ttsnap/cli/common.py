@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.files import foreign
-from ttsnap.lock import LOCK
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -181,12 +180,17 @@ def _quiet() -> Iterator[None]:
 # --- what was written ---------------------------------------------------------------------------------------------
 
 
-def exit_status(out: Path, failure: OSError | None) -> int:
-    """0, or 1 where results could not be written to `out`, which is said, with what is there."""
+def exit_status(out: Path, where: Path, failure: OSError | None) -> int:
+    """0, or 1 where results could not be written to `out`, which is said, with the files of `where` that are there."""
     if failure is None:
         return 0
-    names = sorted(path.name for path in out.iterdir() if path.name != LOCK) if out.is_dir() else []
-    there = f"it holds {', '.join(names)}" if names else "nothing was written there"
+    files = sorted(path for path in where.rglob("*") if path.is_file())
+    both = [str(path.relative_to(where)) for path in files if _same(path, out / path.relative_to(where))]
+    there = f"of all files, only {', '.join(both)} got there" if both else "no file got there"
     why = failure.strerror or str(failure)
-    print(f"ttsnap: error: cannot write to {out}: {why}; {there}; all results are where it says above", file=sys.stderr)
+    print(f"ttsnap: error: cannot write to {out}: {why}; {there}; all are in {where}", file=sys.stderr)
     return 1
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()

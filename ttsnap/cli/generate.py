@@ -234,7 +234,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
         if len(runs) > 1:
             compare(runs, index, written)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")
-    return common.exit_status(out, failure)
+    return common.exit_status(out, where, failure)
 
 
 def _budget(a: Namespace) -> Any:

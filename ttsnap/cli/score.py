@@ -63,10 +63,10 @@ def _score(a: Namespace, out: Path) -> int:
         if hasattr(reward, "check"):
             reward.check(prompts)
     ranked = rank(paths, prompts, rewards, combine, batch_size=a.batch_size, device=device)
-    _, (table, sheet), failure = keep(out, lambda folder: write_ranking(folder, ranked, [r.name for r in rewards]))
+    where, (table, sheet), failure = keep(out, lambda folder: write_ranking(folder, ranked, [r.name for r in rewards]))
     for place, entry in enumerate(ranked[:10], 1):
         print(f"{place:3d}. {entry.value:.5g}  {entry.path}" + (f"  ({entry.error})" if entry.error else ""))
     failed = sum(bool(entry.error) for entry in ranked)
     print(f"{len(ranked)} images ranked" + (f", {failed} of them without a score" if failed else ""))
     print(f"wrote {table} and {sheet}")
-    return common.exit_status(out, failure)
+    return common.exit_status(out, where, failure)
