@@ -140,3 +140,23 @@ def test_the_head_counts_the_seeds_that_started(engine: Callable[..., Any], monk
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **options: (written.append(a[2]), text(*a, **options)))
     sheet.contact_sheet(told, {})
     assert any(line.startswith(f"0 seeds, {told.spent['nfe']} denoiser evaluations") for line in written)
+
+
+def test_long_seeds_are_told_apart_within_their_columns(
+    engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, written = outputs.Recorder(), list[tuple[str, float]]()
+    first = 2**64 - 100
+    (result,) = search(["a"], SeedPruning(12, (0.5,), steps=(1,)), engine(prompts=1), seed=first, on_event=recorder)
+    draw = ImageDraw.ImageDraw.text
+
+    def text(self: Any, at: Any, words: str, fill: Any = None, font: Any = None, *more: Any, **others: Any) -> None:
+        written.append((words, self.textlength(words, font)))
+        draw(self, at, words, fill, font, *more, **others)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    sheet.contact_sheet(result, recorder.thumbnails[0])
+    named = {words: width for words, width in written if words.startswith("seed ")}
+    assert len(named) == 12
+    assert max(named.values()) <= sheet.CELL
+    assert {int(words[-2:]) for words in named} == {(first + i) % 100 for i in range(12)}

@@ -140,7 +140,7 @@ class Differentiator:
 def differentiable(reward: Any, images: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
     """Scores (N,) with a graph: by the reward's own `differentiable`, or by calling it."""
     call = getattr(reward, "differentiable", reward)
-    scores = call(images, list(prompts), level)
+    scores = call(images.clone(), list(prompts), level)  # A reward may write into what it gets.
     if not isinstance(scores, Tensor) or not scores.requires_grad:
         raise ValueError(f"reward {reward.name!r} has no gradient: its scores do not depend on the images by "
                          "operations of torch; guide by another one, or search without guidance")  # fmt: skip
