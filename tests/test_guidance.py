@@ -489,6 +489,16 @@ def test_a_gradient_that_fails_from_the_start_ends_the_search() -> None:
     assert denoiser.predicted <= 1
 
 
+def test_a_reward_that_writes_into_its_images_changes_no_other() -> None:
+    def doubles(images: Any, prompts: Any) -> Any:
+        return images.mul_(2).mean((1, 2, 3))
+
+    rewards = [FunctionReward(doubles), FunctionReward(lambda images, prompts: images.mean((1, 2, 3)), "mean")]
+    x0 = torch.full((1, 3), 0.5).double().requires_grad_()
+    value = Differentiator(mixture(), rewards, "x0").value(x0, ["a"], torch.zeros(1))
+    assert value.item() == pytest.approx((1.0 + 0.5) / 2)
+
+
 def test_a_reward_that_fails_costs_a_gradient_and_not_the_search(caplog: Any) -> None:
     denoiser, calls = mixture(), []
 

@@ -142,9 +142,13 @@ def _score(p: Particles, look: Look) -> str:
 
 
 def _below(draw: ImageDraw.ImageDraw, page: Page, look: Look, words: str, ink: str, more: int) -> None:
-    """Under a picture: its score, and how many of its continuations are not shown."""
+    """Under a picture: its score, and how many of its continuations are not shown; or the name of a seed."""
     x, y = page.corner(look)
     font = ImageFont.load_default(12 if page.cell >= 64 else 10)
+    kind, _, number = words.rpartition(" ")
+    while kind and number and draw.textlength(words, font) > page.cell:  # the last digits of seeds tell them apart
+        number = number[1:]
+        words = f"{kind} …{number}"
     texts = [(x, words, ink)]
     if more:
         texts.append((x + page.cell - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))

@@ -16,6 +16,7 @@ from ttsnap.reward_models.aesthetics import Aesthetics
 from ttsnap.reward_models.clip import CLIPScore, OpenClipScore
 from ttsnap.reward_models.hpsv2 import HPSv2, HPSv21
 from ttsnap.reward_models.image_reward import ImageReward
+from ttsnap.reward_models.noise_aware import NoiseAware
 from ttsnap.reward_models.pickscore import PickScore
 from ttsnap.reward_models.scorer import Scorer
 
@@ -98,9 +99,12 @@ def test_alpha_is_dropped_where_the_original_package_drops_it(name: str, tmp_pat
     for path, array in zip(paths, tiny.translucent(), strict=True):
         Image.fromarray(array).save(path)
     (tmp_path / "weights").mkdir()
-    found = {r.path: r.scores[0] for r in rank(paths, tiny.PROMPTS, [load(name, tmp_path / "weights")], mean)}
+    base = load(name, tmp_path / "weights")
+    found = {r.path: r.scores for r in rank(paths, tiny.PROMPTS, [base, NoiseAware(base, rank=2)], mean)}
     golden = torch.tensor(GOLDEN[f"{name}-translucent"]["scores"])
-    torch.testing.assert_close(torch.tensor([found[path] for path in paths]), golden, rtol=1e-5, atol=1e-4)
+    for reward in (0, 1):  # Of finished images, a noise-aware reward's scores are its base's.
+        scores = torch.tensor([found[path][reward] for path in paths])
+        torch.testing.assert_close(scores, golden, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
