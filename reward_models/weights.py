@@ -49,12 +49,13 @@ def _download(repo: str, files: Sequence[str]) -> Path:
 
 
 def explained(load: Callable[[], T], source: str) -> T:
-    """What `load` returns; its errors as a ValueError that names the source and says what else to give."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    """What a library's `load` returns; its errors as a ValueError that names the source and says what else to give.
 
+    All of them, as in ttsnap.files.foreign: what is raised for damaged files is different with every library.
+    """
     try:
         return load()
-    except (OSError, HfHubHTTPError, HFValidationError, KeyError, RuntimeError, ValueError) as error:
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"cannot load {source!r}: {reason}; give a local folder or file, or the id of a hub repository that can "

@@ -202,7 +202,9 @@ def test_kernels_by_name(spec: str) -> None:
     assert make_kernel(kernel, None) is kernel
 
 
-@pytest.mark.parametrize("spec", ["euler", "sde:cubic", "ddim:2", "ddim:x", "ode:1", "sde:square:a"])
+@pytest.mark.parametrize(
+    "spec", ["euler", "sde:cubic", "ddim:2", "ddim:x", "ode:1", "sde:square:a", "sde:square:nan", "sde:square:1e999"]
+)
 def test_unknown_kernels_are_named(spec: str) -> None:
     with pytest.raises(ValueError, match="unknown kernel"):
         make_kernel(spec, mixture(Linear(), 4))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -127,7 +126,7 @@ class Budget:
         for f in fields(self):
             value = getattr(self, f.name)
             most = MOST.get(f.name, 1e15)
-            if value is not None and not (isinstance(value, Real) and 0 < value <= most):
+            if value is not None and not (isinstance(value, int | float | np.integer) and 0 < value <= most):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
                 raise ValueError(f"budget {f.name} must be a positive finite number up to {most:g}, got {shown}")
 

@@ -6,6 +6,7 @@ model's dtype. Noise comes by key (rng.py), so the batch does not matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -278,6 +279,8 @@ def make_kernel(spec: str | AnyKernel, denoiser: Any) -> AnyKernel:
             return Ddim(denoiser.path, denoiser.times, float(options[0]))
         if name == "sde" and len(options) <= 2:
             scale = float(options[1]) if len(options) == 2 else 3.0
+            if not math.isfinite(scale):
+                raise ValueError("the scale must be finite")
             return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale, denoiser.path))
         raise ValueError("too many parts")
     except (KeyError, ValueError) as error:

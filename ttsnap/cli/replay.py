@@ -9,7 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments
-from ttsnap.cli.common import EMBEDDED, check_call, load_model
+from ttsnap.cli.arguments import EMBEDDED
+from ttsnap.cli.common import check_call, load_model
 from ttsnap.cli.help import new_parser
 
 HELP = "make one image again from its PNG"

@@ -48,6 +48,8 @@ examples:
       --budgets 400:4000:200tflop --ledger published
 """
 
+MOST_BUDGETS = 1000
+
 
 def add_recording_arguments(p: ArgumentParser) -> None:
     """The recording and which part of it; shared with tune and calibrate."""
@@ -191,8 +193,10 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
             found.append(Budget.parse(text))
             continue
         low, high, step = (float(part) for part in match.groups()[:3])
-        if not 0 < step <= high - low:
-            raise ValueError(f"cannot read budgets {text!r}; write them like 400:4000:200tflop")
+        if not 0 < step <= high - low < MOST_BUDGETS * step:
+            raise ValueError(
+                f"cannot read budgets {text!r:.80}; write them like 400:4000:200tflop, at most {MOST_BUDGETS} at once"
+            )
         count = int((high - low) / step + 1e-9) + 1
         found += [Budget.parse(f"{low + i * step:.10g}{match.group(4)}") for i in range(count)]
     return found

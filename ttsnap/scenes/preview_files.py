@@ -25,8 +25,8 @@ def preview_vae(folder: str | Path) -> AutoencoderTiny:
     if not (where / "config.json").is_file():
         raise ValueError(f"no preview VAE at {where}: make one by python -m ttsnap.scenes.preview_train --out DIR")
     with foreign(f"cannot read the preview VAE in {where}"):
-        vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True)
-    return vae.eval()
+        vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True).eval()
+    return vae
 
 
 def save_preview(vae: Any, folder: Path) -> None:
