@@ -171,10 +171,12 @@ def test_settings_are_told_in_words() -> None:
 
 @pytest.mark.parametrize("prompt", ["a red circle", "--help", 'it\'s "quoted" $(rm -rf) `x` \\ ;'])
 def test_lines_to_repeat_a_search_say_what_was_asked(prompt: str) -> None:
-    wanted = asked(prompt=prompt, algorithm="svdd", rewards=["scenes", "brightness"], keep=3, size=64)
+    wanted = asked(prompt=prompt, algorithm="svdd", rewards=["scenes", "brightness"], keep=3, size=64,
+                   guidance=2.5, negative="it's \"blurred\"")  # fmt: skip
     line = shlex.split(command_line(wanted))
     a = build_parser().parse_args(line[1:])["generate"]
     assert (a.prompts, a.algorithm, a.kernel, a.reward) == ([prompt], "svdd", "sde", ["scenes", "brightness"])
     assert (a.budget, a.steps, a.seed, a.keep, a.height, a.width) == ("60nfe", 10, 3, 3, 64, 64)
+    assert (a.guidance, a.negative_prompt) == (2.5, 'it\'s "blurred"')
     code = compile(python_lines(wanted, "cuda:0", "bfloat16"), "snippet", "exec")
     assert prompt in next(c for c in code.co_consts if isinstance(c, str) and c == prompt)

@@ -275,3 +275,4 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
     assert sizes[1] == sizes[0] + 1
     assert int(text.rstrip(".").split()[-1]) > 90
     assert why_unspent(asked_for("best-of-n", 100), GRID, 100) == ""
+    assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, 40)

@@ -45,6 +45,8 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
         "reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
         "budget": budget or str(asked.budget),
         "steps": call.pop("num_inference_steps"),
+        "guidance": call.pop("guidance_scale", None),
+        "negative-prompt": call.pop("negative_prompt", None),
         "height": call.pop("height", None),
         "width": call.pop("width", None),
         "seed": asked.seed,

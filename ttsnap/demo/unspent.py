@@ -27,11 +27,15 @@ def why_unspent(asked: Asked, grid: Grid, spent: int) -> str:
     if not allowed or allowed - spent < SMALL * allowed:
         return ""
     head = f"{title_of(asked.algorithm)} ended after {spent:,} of {allowed:,} evaluations"
+    meaning = next((option.text for option in options_of(asked.algorithm) if option.name == "n"), "")
+    meaning = re.split("[;.]", meaning)[0]
+    what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
+    made: Any = make_algorithm(asked.algorithm)
+    if made.n is not None:
+        return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     engine = DryEngine(grid, asked.rewards, stochastic=asked.kernel == "sde")
-    sized: Any = fit(make_algorithm(asked.algorithm), engine, Budget(nfe=allowed), asked.keep)
+    sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
     larger = search([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)[0].spent["nfe"]
     if larger <= allowed:
-        return f"{head}: it came to its end, and the rest was not needed."
-    meaning = next((option.text for option in options_of(asked.algorithm) if option.name == "n"), "")
-    what = f" ({re.split('[;.]', meaning)[0]})" if meaning else ""
+        return f"{head}: it came to its end with less."
     return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {larger:,}."
