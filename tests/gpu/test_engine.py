@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.pipelines import defaults, load, upgrade
+from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, search
 from ttsnap.live import LiveEngine
@@ -109,12 +109,11 @@ class Dies:
 
 
 def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, device: torch.device) -> None:
-    pipe = load().to(device)
-    call = {**defaults(), "num_inference_steps": 3}
+    pipe, call = upgrade(FAMILIES["sd3"].build().to(device)), {**FAMILIES["sd3"].call, "num_inference_steps": 3}
 
     def run(folder: Path, after: int) -> None:
         engine = pipe.engine(Dies(after), batch_size=4, **call)
-        record(engine, ["a red circle", "two green crosses"], 3, folder, block=(1, 2), images=True)
+        record(engine, ["a cat", "two dogs"], 3, folder, block=(1, 2), images=True)
 
     run(tmp_path / "whole", 10**6)
     with pytest.raises(KeyboardInterrupt):

@@ -26,7 +26,7 @@ from ..pipelines.tiny import FAMILIES  # noqa: TID252
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """How far images of other batch sizes may be apart in the mean, as a share of their mean: kernels differ by batch."""
-ON_CPU = {("sd3", "bf16"), ("sdxl", "bf16"), ("flux", "bf16")}
+ON_CPU = {("sd3", "bf16"), ("flux", "bf16")}
 """What the fast suite adds to tests/pipelines/test_parity.py, which compares all families in fp32."""
 SEED = 3
 
