@@ -170,7 +170,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
 
     with StopOnSignal() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore", FewerImages)  # said below, with each prompt
-        runs = []
+        runs: list[Run] = []
         for name, algorithm in asked.algorithms.items():
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
