@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ttsnap.cli import COMMANDS
 
@@ -97,6 +98,21 @@ def test_dark_sheets_keep_pictures_and_fade_dropped_ones_to_the_background(exten
     expected = picture * (1 - made.FADED) + made.BACKGROUND * made.FADED
     assert np.abs(dark[y + down : y + down + made.CELL, x : x + made.CELL] - expected).max() <= 1
     assert dark[0, 0].tolist() == made.BACKGROUND.tolist()
+
+
+def test_the_sheet_of_the_landing_page_has_its_pictures_where_they_are_looked_for(extension: Any) -> None:
+    """Around every picture that is kept, the paper is white but for lines and frames."""
+    made = extension("dark_figures")
+    paper = np.asarray(Image.open(ROOT / "docs" / "sheet.png").convert("RGB"))
+    (y, x), (down, right) = made.FIRST, made.PITCH
+    rows = range(y, paper.shape[0] - made.CELL, down)
+    assert len(rows) == 4
+    for top in rows:
+        picture, above = paper[top : top + made.CELL, x : x + made.CELL], paper[top - 1, x : x + made.CELL]
+        assert (picture[[0, -1]].min(-1) < 255).mean() > 0.5, "cut in full height"
+        assert (above.min(-1) == 255).mean() > 0.9 or top == rows[-1]  # the winner is framed
+        assert (paper[top : top + made.CELL, x + made.CELL + 3].min(-1) == 255).all()
+    assert right == made.CELL + 8
 
 
 def test_figures_that_have_a_dark_twin_are_there(extension: Any) -> None:

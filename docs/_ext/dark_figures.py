@@ -18,10 +18,13 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 
+from ttsnap.sheet import CELL, GAP, HEAD, LEFT, MARGIN
+from ttsnap.sheet import TEXT as TEXT_HEIGHT
+
 FOLDER = "_dark"
 BACKGROUND, TEXT = np.array([19.0, 20, 22]), np.array([230.0, 232, 235])
-CELL, FIRST, PITCH = 96, (68, 76), (120, 104)
-"""Of docs/sheet.png: the side of a picture, where the first one begins (y, x), and how far apart they are."""
+FIRST, PITCH = (HEAD, LEFT), (CELL + TEXT_HEIGHT + GAP, CELL + MARGIN)
+"""Of a contact sheet with pictures of full size: where the first one begins (y, x), and how far apart they are."""
 FADED = 0.65
 """The share of white in a faded picture."""
 
