@@ -21,7 +21,7 @@ REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; t
 the contact sheet, from which the board is drawn. An image alone shows its settings. No model runs.</div>"""
 REPLAY_TEXT = """Every search leaves a folder: images, a contact sheet, and trace.json with its moves and scores. Upload
 it as a zip, or single files of it."""
-RANDOM = "() => Math.floor(Math.random() * 2 ** 31)"
+RANDOM = "() => Math.floor(Math.random() * 100000)"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
