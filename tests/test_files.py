@@ -136,7 +136,7 @@ BAD_PICTURES: dict[str, tuple[bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_bad_pictures_are_one_sentence(name: str) -> None:
     data, why = BAD_PICTURES[name]
     with pytest.raises(ValueError, match=why) as caught:

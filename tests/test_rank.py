@@ -75,6 +75,28 @@ def test_fewer_images_at_a_time_where_memory_runs_out(folder: Path) -> None:
     assert [(r.path.name, r.error) for r in found] == [("b.png", ""), ("a.png", "")]
 
 
+def test_few_bytes_wait_for_images_of_their_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of pictures of many sizes, or of large ones, is not held in memory as a whole."""
+    for size in range(20, 30):
+        for copy in "xy":
+            Image.new("RGB", (size, size), (size, size, size)).save(folder / f"{size}{copy}.png")
+    paths, sizes = sorted(folder.glob("2*.png")), []
+
+    def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.mean((1, 2, 3))
+
+    def ranked() -> list[tuple[str, tuple[float, ...]]]:
+        return [(r.path.name, r.scores) for r in rank(paths, [""] * len(paths), make_rewards(brightness), mean)]
+
+    expected = ranked()
+    assert sizes == [2] * 10
+    sizes.clear()
+    monkeypatch.setattr("ttsnap.rank.MOST_WAITING", 3 * 29**2 - 1)
+    assert ranked() == expected
+    assert 1 in sizes
+
+
 def test_results_in_the_folder_itself_replace_nothing(folder: Path) -> None:
     before = state(folder)
     assert main(["score", str(folder), "--reward", "brightness", "--out", str(folder)]) == 2

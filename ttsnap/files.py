@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -212,11 +213,14 @@ def picture_pixels(
 
 @contextmanager
 def _opened(data: bytes, where: object, formats: Sequence[str], most: int) -> Iterator[Image.Image]:
-    sentence, file = f"cannot read {where} as an image", io.BytesIO(data)
-    with foreign(sentence), Image.open(file, formats=list(formats)) as picture:
-        if picture.width * picture.height > most:
-            raise ValueError(f"{picture.width} x {picture.height} are more than {most:,} pixels")
-        yield picture
+    with foreign(f"cannot read {where} as an image"):
+        with warnings.catch_warnings():  # of what is refused right below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=list(formats))
+        with picture:
+            if picture.width * picture.height > most:
+                raise ValueError(f"{picture.width} x {picture.height} are more than {most:,} pixels")
+            yield picture
 
 
 # --- tensors ------------------------------------------------------------------------------------------------------

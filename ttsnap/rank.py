@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from ttsnap.scoring import score_in_parts
 from ttsnap.types import Reward, Utility
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
+MOST_WAITING = 2**27
+"""Bytes of the images that wait for others of their size; scoring them takes some ten times as many."""
 CELL, COLUMNS, MOST = 160, 8, 64
 
 
@@ -106,10 +109,11 @@ def rank(
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
-    waiting: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = {}
+    waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
-    def flush(batch: list[tuple[int, torch.Tensor]]) -> None:
-        rows, images = [i for i, _ in batch], torch.stack([image for _, image in batch]).to(device)
+    def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
+        rows, pixels = [i for i, _ in batch], np.stack([pixels.transpose(2, 0, 1) for _, pixels in batch])
+        images = torch.from_numpy(pixels).to(device).float() / 255
         for column, reward in enumerate(rewards):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
@@ -129,9 +133,11 @@ def rank(
             errors[i] = f"cannot be read: {error}"
             continue
         batch = waiting.setdefault(array.shape, [])
-        batch.append((i, torch.from_numpy(array).permute(2, 0, 1).float() / 255))
+        batch.append((i, array))
         if len(batch) == batch_size:
             flush(batch)
+        if sum(len(batch) * math.prod(shape) for shape, batch in waiting.items()) > MOST_WAITING:
+            flush(max(waiting.values(), key=lambda batch: sum(pixels.size for _, pixels in batch)))
     for batch in waiting.values():
         if batch:
             flush(batch)
