@@ -10,6 +10,7 @@ import numpy as np
 from ttsnap.distill.data import Entry, Frames
 from ttsnap.distill.scoring import progress, score_entries
 
+from ttsnap.files import parse_json
 from ttsnap.header import differences
 from ttsnap.journal import Journal, split
 from ttsnap.types import FloatArray
@@ -52,11 +53,13 @@ def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -
     """Fill in the scores of the journal's records; how many there are."""
     if not records:
         raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
-    found = differences(json.loads(records[0]), json.loads(header))
+    found = differences(parse_json(records[0], path), json.loads(header))
     if found:
         raise ValueError(f"{path} holds targets of other data: {'; '.join(found)}; choose another folder")
     done = 0
     for record in records[1:]:
+        if len(record) % 8 or done + len(record) // 8 > len(scores):
+            raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
         part = np.frombuffer(record, "<f8")
         scores[done : done + len(part)] = part
         done += len(part)

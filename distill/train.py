@@ -24,6 +24,7 @@ from ttsnap.distill.losses import Objective
 from ttsnap.distill.scoring import progress
 from ttsnap.distill.student import Student
 
+from ttsnap.files import parse_json
 from ttsnap.journal import write_whole
 from ttsnap.types import FloatArray
 
@@ -263,7 +264,7 @@ class _Log:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; the last may be torn."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(dict(json.loads(line)))
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(dict(parse_json(line, path, nan=True)))
     return found

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from ttsnap.distill import checkpoints, train
+from ttsnap.distill import checkpoints, targets, train
 from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
@@ -308,3 +308,11 @@ def test_tiny_student_keeps_the_contract() -> None:
     images = torch.rand(3, 3, 6, 6)
     scores = student(images, [""] * 3, torch.tensor([0.0, 0.5, 0.0]))
     torch.testing.assert_close(scores[[0, 2]], images.mean((1, 2, 3))[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    "records", [[], [b"{"], [b"[" * 10**5], [b"{}", b"123"], [b"{}", bytes(16), bytes(32)]], ids=lambda r: str(len(r))
+)
+def test_damaged_targets_are_one_sentence(records: list[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"targets\.bin is damaged"):
+        targets._read(records, b"{}", Path("targets.bin"), np.zeros(4))
