@@ -46,7 +46,8 @@ def search_output(stock: Any) -> Any:
 
     def line(self: Any) -> str:
         more = [f"{field.name}={getattr(self, field.name)}" for field in fields(stock) if field.name != "images"]
-        return f"{type(self).__name__}({', '.join([f'{len(self.images)} images', *more, f'search={self.search}'])})"
+        count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
+        return f"{type(self).__name__}({', '.join([count, *more, f'search={self.search}'])})"
 
     def page(self: Any) -> str:
         return "".join(result._repr_html_() for result in self.search or ())
