@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 def write_runs(out: Path, runs: Sequence[Run]) -> list[list[list[Path]]]:
     """Write the first run to `out`, others to folders in it; the images' paths by run and prompt."""
-    written = []
+    written: list[list[list[Path]]] = []
     for run in runs:
         folder = out / run.folder if written else out
         seen = Recorder({job: dict(result.thumbnails) for job, result in enumerate(run.results)})
