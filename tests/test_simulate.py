@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -88,6 +89,24 @@ def test_curves_keep_to_budgets_as_searches_do() -> None:
     (alone,) = search(["prompt 0"], SeedPruning(39, (0.5,), steps=(4,)), ReplayEngine(r.select(slice(0, 1))), "11flop")
     assert (alone.spent["flops"], alone.spent["decodes"]) == (11, 1)
     assert curve(r, SeedPruning(3, (0.5,), steps=(4,)), ["1000nfe"], 2).spent[0] == 3 * 5 + 2 * 5
+
+
+class _Watched(SeedPruning):
+    """Notes every number of seeds that is tried without a budget, as sizing does."""
+
+    tried: ClassVar[Counter[int | None]] = Counter()
+
+    def init(self, task: Task) -> Any:
+        self.tried[self.n] += task.allowance == np.inf
+        return super().init(task)
+
+
+def test_budgets_of_a_curve_share_the_dry_runs_that_size_them() -> None:
+    """What n seeds cost is the same for all budgets: each n is run once."""
+    budgets = ["20nfe", "25nfe", "40nfe", "80nfe", "85nfe"]
+    curve(recording(), _Watched(None, (0.5,), steps=(4,)), budgets, 1)
+    runs = set((+_Watched.tried).values())
+    assert len(runs) == 1, f"some n were run more often than others: {_Watched.tried}"
 
 
 def test_the_published_ledger_by_hand() -> None:

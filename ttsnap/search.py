@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from ttsnap import utility as utilities
 from ttsnap.algorithms.options import name_of
 from ttsnap.budget import Budget, finish_cost, task_of
 from ttsnap.dry import DryEngine
 from ttsnap.loop import Listener, Loop
-from ttsnap.types import Algorithm, Engine, Result, Utility
+from ttsnap.types import Algorithm, Cost, Engine, Result, Utility
 
 
 def search(
@@ -96,24 +97,40 @@ def check_budget(budget: Budget, engine: Engine) -> None:
         )
 
 
-def fit(algorithm: Algorithm, engine: Engine, budget: Budget, keep: int = 1, most: int = 4096) -> Algorithm:
+def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[int], Cost]:
+    """What a search with n seeds costs without a budget, as a function of n; each n is run once, with random scores."""
+
+    @cache
+    def cost(n: int) -> Cost:
+        dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic, price=engine.price)
+        sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
+        found: Cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
+        return found
+
+    return cost
+
+
+def fit(
+    algorithm: Algorithm,
+    engine: Engine,
+    budget: Budget,
+    keep: int = 1,
+    most: int = 4096,
+    costs: Callable[[int], Cost] | None = None,
+) -> Algorithm:
     """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
 
+    costs: `dry_costs` of this algorithm on this engine, where it is fitted to several budgets, which share the runs.
     Raises ValueError when the budget has no cap, as there is then nothing to fit to.
     """
     if algorithm.n is not None:
         return algorithm
     if budget == Budget():
         raise ValueError(f"{name_of(algorithm)} has no number of seeds and there is no budget; set n or give a budget")
-    short: dict[int, bool] = {}
+    costs = costs or dry_costs(algorithm, engine, keep)
 
     def affords(n: int) -> bool:
-        if n not in short:
-            dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic, price=engine.price)
-            sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-            cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
-            short[n] = budget.shortfall(cost, engine.price, seconds=True) is None
-        return short[n]
+        return budget.shortfall(costs(n), engine.price, seconds=True) is None
 
     high = 1
     while high * 2 <= most and affords(high * 2):

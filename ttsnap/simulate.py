@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.budget import Budget, task_of
-from ttsnap.dry import DryEngine
 from ttsnap.lockstep import lockstep
 from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.search import check_budget, fit, search
-from ttsnap.types import Algorithm, FloatArray, IntArray, Task, Utility
+from ttsnap.search import check_budget, dry_costs, fit
+from ttsnap.types import Algorithm, Cost, FloatArray, IntArray, Task, Utility
 
 LEDGERS = ("honest", "published")
 _FAILED = "the recording holds failed (nan) scores; simulate with prompts and seeds that have none"
@@ -75,9 +74,9 @@ def curve(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )
     found, scores, spent, most = [], [], [], []
-    rng = np.random.default_rng(seed)
+    rng, costs = np.random.default_rng(seed), dry_costs(algorithm, ReplayEngine(recording))
     for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
-        task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger)
+        task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger, costs=costs)
         lookup, searches = random_orders(recording, sized.n or 1, repeats, rng)
         pot = len(recording.prompts) if shared else None
         out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
@@ -121,11 +120,18 @@ def best_of_n_curve(
 
 
 def sized_for(
-    recording: Recording, algorithm: Algorithm, budget: Budget, *, shared: bool = False, ledger: str = "honest"
+    recording: Recording,
+    algorithm: Algorithm,
+    budget: Budget,
+    *,
+    shared: bool = False,
+    ledger: str = "honest",
+    costs: Callable[[int], Cost] | None = None,
 ) -> tuple[Task, Algorithm]:
     """The task under a budget, and the algorithm with as many seeds as it affords, at most its n and those recorded.
 
-    Where a budget does not pay for the checks of a single seed, that is best-of-one: what a search does then.
+    Where a budget does not pay for the checks of a single seed, that is best-of-one: what a search does then. costs: as
+    `fit` takes them, where there are several budgets.
     """
     engine = ReplayEngine(recording)
     budget = budget.on(recording.grid)
@@ -135,13 +141,11 @@ def sized_for(
     most = min(recording.seeds, algorithm.n or recording.seeds)
     if isinstance(algorithm, PriceOfCompute):  # it keeps to its budget with any number of seeds
         return task, dataclasses.replace(algorithm, n=most)
-    sized = fit(dataclasses.replace(algorithm, n=None), engine, budget, most=most)  # type: ignore[type-var]
-    if sized.n == 1:
-        dry = DryEngine(recording.grid, recording.reward_names, price=engine.price)
-        cost = search([""], sized, dry)[0].spent["cost"]
-        if budget.shortfall(cost, engine.price) is not None:
-            return task, BestOfN(1)
-    return task, sized
+    costs = costs or dry_costs(algorithm, engine)
+    free = dataclasses.replace(algorithm, n=None)  # type: ignore[type-var]
+    sized = fit(free, engine, budget, most=most, costs=costs)
+    unaffordable = sized.n == 1 and budget.shortfall(costs(1), engine.price) is not None
+    return task, BestOfN(1) if unaffordable else sized
 
 
 def _task(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:

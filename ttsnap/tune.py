@@ -13,7 +13,7 @@ from ttsnap.budget import Budget
 from ttsnap.calibrate import as_one, enlarge
 from ttsnap.metrics import varied
 from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.search import fit
+from ttsnap.search import dry_costs, fit
 from ttsnap.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 from ttsnap.types import FloatArray, Utility
 
@@ -147,8 +147,9 @@ def short_of_seeds(recording: Recording, schedule: SeedPruning, budgets: Sequenc
     """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
     live; None where the recorded ones do for all."""
     engine = ReplayEngine(recording)
+    costs = dry_costs(schedule, engine)
     for budget in (Budget.parse(b) for b in budgets):
-        sized = fit(schedule, engine, budget.on(recording.grid), most=recording.seeds + 1)
+        sized = fit(schedule, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
         if sized.n is not None and sized.n > recording.seeds:
             return budget
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -61,8 +62,7 @@ class SeedPruning:
             raise ValueError(f"keep ratios must be in (0, 1], got {self.keep}")
         if self.steps is None and not all(0 < a <= 1 for a in self.levels):
             raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {self.levels}")
-        order = np.diff(checks)
-        if len(order) and not (np.all(order > 0) if self.steps is not None else np.all(order < 0)):
+        if not all(a < b if self.steps is not None else a > b for a, b in pairwise(checks)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
 
     def init(self, task: Task) -> State:
