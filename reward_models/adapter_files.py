@@ -64,7 +64,7 @@ def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, 
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; it was written by another program or version")
     if header.get("kind") not in tuple(kinds):
-        raise ValueError(f"{path} is of the unknown kind {header.get('kind')!r}; known are {', '.join(kinds)}")
+        raise ValueError(f"{path} is of the unknown kind {header.get('kind')!r:.60}; known are {', '.join(kinds)}")
     return header
 
 
@@ -81,7 +81,7 @@ def base_of(
     if base is None:
         # A header from elsewhere must not make us import what it names: only registered rewards are made.
         if not isinstance(spec, str) or spec.partition(":")[0] not in REWARDS.keys() - {"noise-aware"}:
-            raise ValueError(f"{folder} is for the base {spec!r}, which is no reward's name; load it with base=")
+            raise ValueError(f"{folder} is for the base {spec!r:.200}, which is no reward's name; load it with base=")
         if ":" in spec:  # weights elsewhere: a file or a hub id that the user has not named
             raise ValueError(
                 f"{folder} is for the base {spec!r}, whose weights are not loaded because a file names them; write "

@@ -145,6 +145,12 @@ def test_files_hold_known_names_and_values_of_their_types(spec: Any, message: st
         make_algorithm(str(path))
 
 
+@pytest.mark.parametrize("spec", [None, 3, True, ["smc"]])
+def test_what_is_no_algorithm_is_said(spec: Any) -> None:
+    with pytest.raises(ValueError, match="algorithm must be of type Algorithm, got"):
+        make_algorithm(spec, n=3)
+
+
 def test_numbers_of_numpy_and_lists_are_taken_as_declared() -> None:
     made = make_algorithm("seed-pruning", n=np.int64(3), keep=[np.float32(0.5)], levels=["4e-1"])
     assert made == SeedPruning(3, (0.5,), (0.4,))

@@ -88,6 +88,20 @@ def test_plain_settings_need_no_word() -> None:
     check_configs(["generate", "--config", "{model: someone/model}"])  # the user's own words
 
 
+@pytest.mark.parametrize("text", ["3", "[1, 2]", "words", '"' + "x" * 10_000 + '"'])
+def test_a_configuration_is_keys_and_values(text: str) -> None:
+    Path("c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.yaml holds no configuration: expected keys and values") as caught:
+        check_configs(["generate", "--config", "c.yaml"])
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["options", "call", "seed", "keep", "kernel", "model", "algorithm"])
+def test_null_is_no_value(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(config(**{name: None})) == 2
+    assert f"{name} is null; leave it out for its default" in capsys.readouterr().err
+
+
 def test_no_other_way_to_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     argv = config(reward=f"{MODULE}:score")
     assert main(argv) == 2

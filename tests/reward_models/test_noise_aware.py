@@ -502,8 +502,12 @@ def test_a_header_cannot_run_code(base_of: Callable[..., Scorer], tmp_path: Path
     with pytest.raises(ValueError, match="needs a base with weights, got 'brightness'"):
         NoiseAware.from_pretrained(tmp_path)
     rewrite(tmp_path, base="imagereward:/nowhere")
-    with pytest.raises(ValueError, match=r"cannot load 'imagereward:/nowhere', the base of .*; or load it with base="):
+    with pytest.raises(
+        ValueError, match=r"base 'imagereward:/nowhere', whose weights are not loaded because a file names"
+    ):
         NoiseAware.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot load 'imagereward:/nowhere'|holds none of|/nowhere"):
+        make_reward(f"noise-aware:{tmp_path} on imagereward:/nowhere")
 
 
 @pytest.mark.parametrize("spec", ["noise-aware", "noise-aware:/nowhere", "noise-aware:"])

@@ -24,6 +24,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
     files. Raises ValueError that lists the names, or the options that the algorithm has, or their types.
     """
     if not isinstance(spec, str | Mapping):
+        typed("algorithm", spec, Algorithm)
         return dataclasses.replace(spec, **options) if options else spec  # type: ignore[type-var]
     if isinstance(spec, str) and spec.endswith(".json"):
         spec = _read(Path(spec))

@@ -26,7 +26,7 @@ from ttsnap.cli import (
     simulate,
     tune,
 )
-from ttsnap.cli.configs import check_configs
+from ttsnap.cli.configs import check_configs, refuse_nulls
 from ttsnap.cli.help import Formatter
 from ttsnap.cli.loading import CLOCK
 from ttsnap.files import printable
@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_configs(words)
         arguments = build_parser().parse_args(words)
-        return COMMANDS[arguments.command].run(arguments[arguments.command])
+        command, given = COMMANDS[arguments.command], arguments[arguments.command]
+        refuse_nulls(given, command.parser().get_defaults())
+        return command.run(given)
     except (ValueError, OSError, MemoryError) as error:
         # What was asked for, or what a file holds, cannot be done. Anything else is a mistake of ours: a traceback.
         said = f"not enough memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else str(error)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from jsonargparse import Namespace
+
 from ttsnap import files
 from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.rewards import REWARDS
@@ -25,6 +27,8 @@ def check_configs(argv: Sequence[str]) -> None:
         if not Path(path).is_file():  # text in its place, or nothing: the parser's matter
             continue
         data = files.read_yaml(path, "configuration")
+        if not isinstance(data, dict | None):
+            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
         refuse_classes(data, path)
         strange = {name: value for name, value in _strange(data) if f"--{name.replace('_', '-')}" not in given}
         if strange and "--trust" not in given:
@@ -34,6 +38,13 @@ def check_configs(argv: Sequence[str]) -> None:
                 f"because a configuration says so. Give --{next(iter(strange)).replace('_', '-')} yourself, or add "
                 "--trust where you trust the file"
             )
+
+
+def refuse_nulls(given: Namespace, defaults: Namespace) -> None:
+    """ValueError for null where an option has a value by default: the parser lets it pass for every type."""
+    for name, default in defaults.items():
+        if default is not None and given.get(name, default) is None:
+            raise ValueError(f"{name} is null; leave it out for its default, {default!r:.80}")
 
 
 def refuse_classes(data: Any, where: object) -> None:
