@@ -182,8 +182,9 @@ class Budget:
             ("NFE", cost.nfe, self.nfe),
             ("decodes", cost.decodes, self.decodes),
             ("reward calls", cost.reward_calls, self.reward_calls),
-            ("FLOPs", price.flops.of(cost), self.flops),
         ]
+        if self.flops is not None:
+            needs.append(("FLOPs", price.flops.of(cost), self.flops))
         if seconds and price.seconds is not None:
             needs.append(("seconds", price.seconds.of(cost), self.seconds))
         for name, need, cap in needs:
@@ -235,18 +236,19 @@ def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, price
     particle share the evaluation at its step.
     """
     ahead = move.score & (move.stop < grid.steps)
-    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum() + ahead.sum() + drafted(move, grid).sum())
+    scored, early = int(np.count_nonzero(move.score)), int(np.count_nonzero(ahead))
+    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum()) + early
+    if move.draft is not None:
+        calls += int(drafted(move, grid).sum())
     own = move.parent >= 0
     uids, start = move.parent[own], move.start[own]
     uses = ((move.stop > move.start) | ahead)[own] & (start == particles.step[uids]) & ~mixes(move)[own]
     shared = uids[uses]
-    paid = np.unique(shared)
-    calls -= len(shared) - int((~particles.cached[paid]).sum())
-    scored, early = int(move.score.sum()), int(ahead.sum())
+    calls -= len(shared) - len(set(shared[~particles.cached[shared]].tolist()))
     decodes = scored if price.estimates == "decode" else scored - early
     cost = Cost(calls, decodes, scored * rewards, early if price.estimates == "preview" else 0)
-    up = np.unique(move.parent[ascends(move)])
-    if len(up):  # a particle's gradient is paid once
+    if move.ascend is not None:  # a particle's gradient is paid once
+        up = np.unique(move.parent[ascends(move)])
         new = len(up) if particles.pulled is None else int((~particles.pulled[up]).sum())
         cost += price.of_gradients(new, new * price.depth, new * price.depth)
     return cost if price.guided is None else cost + _gradients(move, particles, price, price.guided)
@@ -264,14 +266,25 @@ def _gradients(move: Move, particles: Particles, price: Price, guided: Guided) -
     return price.of_gradients(pulls, pulls if guided.through else 0, again)
 
 
-def finish_cost(step: int, cached: bool, grid: Grid, rewards: int, price: Price = PLAIN, pulled: bool = False) -> Cost:
-    """Cost of taking one particle from `step` to a finished, scored image."""
-    cost = Cost(grid.nfe - int(grid.calls[step]) - int(cached and step < grid.steps), 1, rewards)
+def finish_cost(
+    step: IntArray | int,
+    cached: BoolArray | bool,
+    grid: Grid,
+    rewards: int,
+    price: Price = PLAIN,
+    pulled: BoolArray | bool = False,
+) -> Cost:
+    """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
+    step, cached = np.atleast_1d(step), np.atleast_1d(cached)
+    calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
     if (guided := price.guided) is None:
-        return cost
-    pulls = int(guided.before[-1] - guided.before[step]) - int(pulled)
-    again = int(guided.through and guided.at[step] and cached and not pulled)
-    return cost + price.of_gradients(pulls, pulls if guided.through else 0, again)
+        return Cost(int(calls.min()), 1, rewards)
+    pulls = guided.before[-1] - guided.before[step] - pulled
+    again = cached & guided.at[step] & ~np.asarray(pulled) if guided.through else np.zeros(len(step), bool)
+    least = np.lexsort((pulls, calls + again))[0]
+    gradients = int(pulls[least])
+    cost = price.of_gradients(gradients, gradients if guided.through else 0, int(again[least]))
+    return Cost(int(calls[least]), 1, rewards) + cost
 
 
 class Ledger:

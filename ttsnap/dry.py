@@ -37,8 +37,10 @@ class DryEngine:
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         # An evaluation that is paid stays so where a particle, or a child of it, waits.
-        at = np.array([self._paid.get((job, parent), -1) for parent in move.parent.tolist()], int)
-        waits = (at == move.start) & (at == move.stop) & ~mixes(move)
+        waits = (move.start == move.stop) & ~mixes(move)
+        if waits.any():
+            at = np.array([self._paid.get((job, parent), -1) for parent in move.parent.tolist()], int)
+            waits &= at == move.start
         paid = (waits | move.score) & (move.stop < self.grid.steps)
         self._paid.update(zip([(job, u) for u in uids.tolist()], np.where(paid, move.stop, -1).tolist(), strict=True))
         for scored in (True, False):

@@ -195,13 +195,11 @@ class Loop:
         resting = particles.alive.copy()
         resting[move.parent[move.parent >= 0]] = False
         resting[move.drop] = False
-        at, cached = particles.step[resting], particles.cached[resting]
-        pulled = np.zeros(len(at), bool) if particles.pulled is None else particles.pulled[resting]
-        ends = np.stack([move.stop, move.score & ~last, np.zeros(len(move), int)], 1)
-        rests = np.stack([at, cached & (at < steps), pulled], 1)
-        options = np.unique(np.concatenate([np.zeros((1, 3), int), ends, rests]), axis=0).tolist()
-        costs = [finish_cost(k, bool(c), self.grid, self.rewards, price, bool(p)) for k, c, p in options]
-        return cost, min(costs, key=lambda c: (c.nfe, c.gradients))
+        pulled = np.zeros(len(resting), bool) if particles.pulled is None else particles.pulled
+        step = np.concatenate([[0], move.stop, particles.step[resting]])
+        cached = np.concatenate([[False], move.score & ~last, particles.cached[resting]])
+        pulled = np.concatenate([np.zeros(1 + len(move), bool), pulled[resting]])
+        return cost, finish_cost(step, cached, self.grid, self.rewards, price, pulled)
 
     def _price_move(self, move: Move, particles: Particles) -> Cost:
         return price_move(move, particles, self.grid, self.rewards, self.engine.price)
@@ -225,14 +223,13 @@ class Loop:
         job.ledger.charge(cost, reserve)
         job.idle = job.idle + 1 if cost == Cost() else 0
         check_idle(job.idle, self.algorithm)
-        known: dict[str, Any] = {name: getattr(particles, name) for name in ("step", "cached", "pulled")}
-        known = {name: None if column is None else column.copy() for name, column in known.items()}
-        before = dataclasses.replace(particles, **known)
+        before = job.table.copy()
         guided = self.engine.price.guided
         pulled = np.zeros(len(move), bool) if guided is None else pulls(move, particles, guided.at)
         uids, seeds = job.table.place(move, self.seed)
         job.table.pull(uids, pulled)
-        job.table.pull(move.parent[ascends(move)], True)
+        if move.ascend is not None:
+            job.table.pull(move.parent[ascends(move)], True)
         if len(move.drop):
             job.table.drop(move.drop)
             self.engine.drop(job.index, move.drop.tolist())

@@ -40,8 +40,12 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
             f"start {move.start.tolist()} stop {move.stop.tolist()}"
         )
     stays = move.parent[own & ~mixed & ~back & (move.start == at)]
-    does = {"branches": len(np.unique(stays)) < len(stays), "renoises": bool(back.any()), "mixes": bool(mixed.any()),
-            "nears": bool(nears(move).any())}  # fmt: skip
+    does = {
+        "branches": not first_ones(stays, len(particles)).all(),
+        "renoises": bool(back.any()),
+        "mixes": bool(mixed.any()),
+        "nears": bool(nears(move).any()),
+    }
     up = ascends(move)
     if bool((up & ~mixed).any()) or bool((at[up] < grid.steps).any()):
         raise ValueError(f"{who}: rows that ascend start from mixed noise (start 0, mix below 1) of finished parents, "
@@ -79,17 +83,31 @@ def _check_given_up(move: Move, particles: Particles, who: str) -> None:
     for name, uids in (("drop", move.drop), ("reject", move.reject)):
         if len(uids) and not (uids.dtype.kind == "i" and uids.min() >= 0 and uids.max() < len(particles)):
             raise ValueError(f"{who}: {name} must list uids in 0..{len(particles) - 1}, got {uids.tolist()}")
+    if not len(move.drop):
+        return
     if bool((~particles.alive[move.drop]).any()):
         raise ValueError(f"{who}: drop {move.drop.tolist()} includes particles that were dropped before")
     needed = move.parent if move.near is None else np.concatenate([move.parent, move.near])
-    if len(both := np.intersect1d(move.drop, needed)):
-        raise ValueError(f"{who}: a move drops particles {both.tolist()}, from which its own rows go on")
+    needed = needed[(needed >= 0) & (needed < len(particles))]
+    dropped = np.zeros(len(particles), bool)
+    dropped[move.drop] = True
+    if bool(dropped[needed].any()):
+        both = sorted(set(needed[dropped[needed]].tolist()))
+        raise ValueError(f"{who}: a move drops particles {both}, from which its own rows go on")
+
+
+def first_ones(uids: IntArray, particles: int) -> BoolArray:
+    """(n,) which of these uids of so many particles are the first of their kind."""
+    rows, first = np.arange(len(uids)), np.empty(particles, int)
+    first[uids[::-1]] = rows[::-1]  # of several values for one place, numpy keeps the last
+    found: BoolArray = first[uids] == rows
+    return found
 
 
 def mixes(move: Move) -> BoolArray:
     """(n,) rows that start from their parent's initial noise, mixed with fresh noise."""
-    found: BoolArray = (move.parent >= 0) & (move.start == 0) & (move.mix < 1) & ~nears(move)
-    return found
+    found: BoolArray = (move.parent >= 0) & (move.start == 0) & (move.mix < 1)
+    return found if move.near is None else found & ~nears(move)
 
 
 def nears(move: Move) -> BoolArray:

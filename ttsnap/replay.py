@@ -102,10 +102,10 @@ class ReplayEngine(DryEngine):
         self.paid = np.full(self.recording.scores.shape[:2], -1)
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        at = np.where(move.parent >= 0, self.paid[job, self._rows(job, seeds)], -1)
-        if (move.start[move.parent >= 0] != at[move.parent >= 0]).any():
+        rows, own = self._rows(job, seeds), move.parent >= 0
+        if (move.start[own] != self.paid[job, rows[own]]).any():
             raise ValueError("a recording cannot be renoised or branched; only what was denoised once can be replayed")
-        self.paid[job, self._rows(job, seeds)] = move.stop
+        self.paid[job, rows] = move.stop
         super().submit(job, uids, seeds, move)
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.moves import mixes, nears
+from ttsnap.moves import first_ones, mixes, nears
 from ttsnap.types import BoolArray, IntArray, Move, Outcome, Particles, Utility
 
 
@@ -19,10 +19,19 @@ class ParticleTable:
         self._flags = np.empty((3, 0), bool)  # cached, alive, pulled
         self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
+        self._view = self._seen(self._ints, self._flags)
 
     def view(self) -> Particles:
+        """What is in use, read-only, as it is now and will be until particles are added."""
+        return self._view
+
+    def copy(self) -> Particles:
+        """As view, but where they are, and what is paid there, stays as it is now."""
+        return self._seen(self._ints[:, : self._n].copy(), self._flags[:, : self._n].copy())
+
+    def _seen(self, ints: IntArray, flags: BoolArray) -> Particles:
         n = self._n
-        seed, ints, flags = self._seed[:n], self._ints[:, :n], self._flags[:, :n]
+        ints, flags, seed = ints[:, :n], flags[:, :n], self._seed[:n]
         scores, ratio = self._scores[:n], self._ratio[:n]
         for array in (seed, ints, flags, scores, ratio):
             array.flags.writeable = False
@@ -38,8 +47,8 @@ class ParticleTable:
         own = np.flatnonzero(move.parent >= 0)
         if len(own):
             own = own[(move.start[own] == self._ints[1, move.parent[own]]) & ~(mixes(move) | nears(move))[own]]
-            _, first = np.unique(move.parent[own], return_index=True)
-            uids[own[first]] = move.parent[own[first]]
+            own = own[first_ones(move.parent[own], self._n)]
+            uids[own] = move.parent[own]
         new = np.flatnonzero(uids < 0)
         if len(new):
             uids[new] = self._add(move.parent[new], seed)
@@ -62,6 +71,7 @@ class ParticleTable:
         self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1
         self._flags[0, rows], self._flags[1, rows], self._flags[2, rows] = False, True, False
         self._n, self._seeds = n + more, self._seeds + int(started[-1])
+        self._view = self._seen(self._ints, self._flags)
         return rows
 
     def record(self, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ there (k + 1, where each step takes one); a score at step K is that of the finis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -41,15 +41,20 @@ class Cost:
     backwards: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Cost(self.nfe + other.nfe, self.decodes + other.decodes, self.reward_calls + other.reward_calls,
+                    self.previews + other.previews, self.gradients + other.gradients,
+                    self.backwards + other.backwards)  # fmt: skip
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+        return Cost(self.nfe - other.nfe, self.decodes - other.decodes, self.reward_calls - other.reward_calls,
+                    self.previews - other.previews, self.gradients - other.gradients,
+                    self.backwards - other.backwards)  # fmt: skip
 
     def counts(self) -> dict[str, int]:
         """JSON-ready; kinds that only some searches know are left out where they are 0."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in found.items() if v or k in ("nfe", "decodes", "reward_calls")}
+        rare = {"previews": self.previews, "gradients": self.gradients, "backwards": self.backwards}
+        found = {"nfe": self.nfe, "decodes": self.decodes, "reward_calls": self.reward_calls}
+        return found | {k: v for k, v in rare.items() if v}
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,11 @@ class Particles:
         scored = take(self.scored, rows)
         lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
         last = self.scores[(*lead, rows, scored)]
-        good = (scored >= 0) & ~np.isnan(last).any(axis=-1)
-        if good.all():
+        if scored.min(initial=0) >= 0 and not np.isnan(last).any():
             return np.asarray(self.utility(last), float)
         if rows.ndim > 1:
             return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])
+        good = (scored >= 0) & ~np.isnan(last).any(axis=-1)
         out = np.full(len(rows), -np.inf)
         if good.any():
             out[good] = self.utility(last[good])
