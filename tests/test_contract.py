@@ -84,7 +84,7 @@ def test_books_balance_and_every_prompt_gets_an_image(
     after: int | None,
 ) -> None:
     algorithm = build(name)
-    rewards = [Brightness("one", nan, broken), Brightness("two")]
+    rewards = [Brightness("one", nan, broken, spared=True), Brightness("two")]
     live = fitting(engine, algorithm, rewards, batch)
     ticks: list[int] = []
     started: list[int] = []
@@ -97,8 +97,9 @@ def test_books_balance_and_every_prompt_gets_an_image(
                      should_stop=lambda: after is not None and len(ticks) > after)  # fmt: skip
     spent = np.array([(r.spent["nfe"], r.spent["decodes"], r.spent["reward_calls"]) for r in results])
     denoiser: Any = live.denoiser
-    decodes = denoiser.decodes - sum(r.spent["gradients"] for r in results)
-    assert tuple(spent.sum(0)) == (denoiser.calls, decodes, rewards[0].images + rewards[1].images)
+    scored = rewards[0].images + rewards[1].images
+    pulled = sum(r.spent["gradients"] for r in results)  # each asks both rewards, by `differentiable`
+    assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
     for used, caps in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
         assert used[0] <= (budget.nfe or np.inf) * caps
         assert used[1] <= (budget.decodes or np.inf) * caps

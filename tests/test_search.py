@@ -329,7 +329,7 @@ def test_a_reward_that_returns_something_else_ends_the_search(engine: Any) -> No
 @pytest.mark.parametrize("batch", [1, 4])
 def test_nothing_but_nan_ends_the_search(engine: Any, batch: int) -> None:
     reward = Fails("mine", lambda call: True, error=False)
-    first = max(2, batch)
+    first = 8
     with pytest.raises(RewardError, match=f"none of the first {first} images .* mine failed; it gave nan or inf"):
         search(["a"], BestOfN(40), engine(rewards=[reward], batch_size=batch))
     assert reward.calls == first // batch

@@ -17,6 +17,9 @@ from ttsnap.stopwatch import Stopwatch
 from ttsnap.types import Cost, Grid, Reward
 
 logger = logging.getLogger(__name__)
+SILENT = 8
+"""So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
+fewer may be chance where a reward answers nan now and then."""
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 
 
@@ -102,7 +105,7 @@ class Scorer:
                 continue
             n = before + int(of_kind.sum())
             self._failed[name, kind] = n
-            if error is not None or n > 1:
+            if error is not None or n >= SILENT:
                 why = NOT_FINITE if broken[of_kind].all() else f"{name} failed; it gave nan or inf"
                 why = f"{said(name, error)}{place_of(error)}" if error is not None else why
                 raise RewardError(f"none of the first {n} images could be scored: {why}") from error
