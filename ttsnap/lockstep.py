@@ -14,7 +14,7 @@ import numpy as np
 
 from ttsnap import utility as utilities
 from ttsnap.moves import check_idle, drafted
-from ttsnap.types import Algorithm, BoolArray, FloatArray, IntArray, Move, Particles, Task, Utility
+from ttsnap.types import Algorithm, BoolArray, FloatArray, IntArray, Move, Particles, Task, Utility, take
 
 Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
 """searches (b,), (b, n) rows of their candidates, (b, n) steps -> scores (b, n, R)."""
@@ -119,10 +119,9 @@ class _Run:
         if move.draft is not None:
             calls = calls + drafted(move, self.task.grid)
         if move.parent.ndim > 1:
-            calls = calls - (np.take_along_axis(self.particles.cached, move.parent, 1) & (calls > 0))
-        shape = (self.b, calls.shape[-1])
-        done = move.score & ~ahead
-        calls, scored, finals = (np.broadcast_to(a, shape).sum(1) for a in (calls, move.score, done))
+            calls = calls - (take(self.particles.cached, move.parent) & (calls > 0))
+        counts = (np.broadcast_to(a.sum(-1), self.b) for a in (calls, move.score, move.score & ~ahead))
+        calls, scored, finals = counts
         return calls, scored, finals
 
     def carry_out(self, rows: IntArray, move: Move) -> None:
@@ -132,37 +131,40 @@ class _Run:
         if move.parent.ndim == 1:
             self._grow(len(move))
         p = self.particles
-        lead = rows[:, None]
         uids = move.parent[rows] if move.parent.ndim > 1 else np.arange(len(p) - len(move), len(p))[None]
-        uids = np.broadcast_to(uids, (len(rows), len(move.parent.T)))
-        stop = np.broadcast_to(move.stop if move.stop.ndim == 1 else move.stop[rows], uids.shape)
-        score = np.broadcast_to(move.score if move.score.ndim == 1 else move.score[rows], uids.shape)
+        uids = np.broadcast_to(uids, (len(rows), uids.shape[1]))
+        stop, score = (a if a.ndim == 1 else a[rows] for a in (move.stop, move.score))
         ahead = score & (stop < self.task.grid.steps)
-        p.step[lead, uids] = stop
-        p.cached[lead, uids] = ahead
-        self.nearest[rows] = np.maximum(self.nearest[rows], (self.task.grid.calls[stop] + ahead).max(1))
-        self.finished[rows] |= (score & (stop == self.task.grid.steps)).any(1)
+        at = uids + len(p) * rows[:, None]
+        p.step.ravel()[at] = stop
+        p.cached.ravel()[at] = ahead
+        self.nearest[rows] = np.maximum(self.nearest[rows], (self.task.grid.calls[stop] + ahead).max(-1))
+        self.finished[rows] |= (score & (stop == self.task.grid.steps)).any(-1)
         if move.drop.ndim > 1:
-            p.alive[lead, move.drop[rows]] = False
+            p.alive.ravel()[move.drop[rows] + len(p) * rows[:, None]] = False
         if score.all():
-            p.scores[lead, uids, stop] = self.lookup(rows, uids, stop)
-            p.scored[lead, uids] = stop
+            planes = np.moveaxis(p.scores, 2, 0).reshape(-1, p.scores.shape[-1])
+            planes[at + p.step.size * stop] = self.lookup(rows, uids, np.broadcast_to(stop, uids.shape))
+            p.scored.ravel()[at] = stop
         elif score.any():
             raise ValueError("lockstep moves score all of their rows or none")
 
     def _grow(self, more: int) -> None:
-        p, n = self.particles, len(self.particles)
-        seed = np.broadcast_to(np.arange(n, n + more), (self.b, more))
+        p, old, n = self.particles, len(self.particles), len(self.particles) + more
 
         def grow(array: Any, fill: Any) -> Any:
-            shape = (self.b, more, *array.shape[2:])
-            return np.concatenate([array, np.broadcast_to(np.asarray(fill, array.dtype), shape)], axis=1)
+            grown = np.full((self.b, n), fill, array.dtype)
+            grown[:, :old] = array
+            return grown
 
+        points, rewards = p.scores.shape[2:]
+        scores = np.moveaxis(np.full((points, self.b, n, rewards), np.nan), 0, 2)  # those of a step side by side
+        scores[:, :old] = p.scores
+        seed, parent = (np.broadcast_to(a, (self.b, n)) for a in (np.arange(n), -1))
         self.particles = Particles(
-            grow(p.seed, 0) if n else seed.copy(), grow(p.parent, -1), grow(p.step, 0), grow(p.cached, False),
-            grow(p.alive, True), grow(p.scores, np.nan), grow(p.scored, -1), p.utility,
+            seed, parent, grow(p.step, 0), grow(p.cached, False), grow(p.alive, True), scores, grow(p.scored, -1),
+            p.utility,
         )  # fmt: skip
-        self.particles.seed[:, n:] = seed
 
     def finish(self, chosen: dict[int, int]) -> None:
         """Take one particle of some searches to the end: {search: uid}."""
@@ -176,16 +178,17 @@ class _Run:
         self.carry_out(rows, Move(whole, at, end, np.ones((self.b, 1), bool), np.ones((self.b, 1))))
 
     def outcomes(self) -> Outcomes:
-        done = self.particles.finished
-        final, value = self.particles.scores[:, :, -1], np.full(done.shape, -np.inf)
-        if len(set(done.sum(1))) == 1:
-            uids = np.nonzero(done)[1].reshape(self.b, -1)
-            found = self.particles.utility(np.take_along_axis(final, uids[..., None], 1))
-            np.put_along_axis(value, uids, found, 1)
+        done, searches = self.particles.finished, np.arange(self.b)
+        final = self.particles.scores[:, :, -1]
+        if np.ptp(done.sum(1)) == 0:
+            uids = np.flatnonzero(done).reshape(self.b, -1) % len(self.particles)
+            value = self.particles.utility(final[searches[:, None], uids])
         else:
+            uids, value = np.broadcast_to(np.arange(done.shape[1]), done.shape), np.full(done.shape, -np.inf)
             value[done] = self.particles.utility(final[done][:, None])[:, 0]
-        winner = value.argmax(1)
-        return Outcomes(winner, value[np.arange(self.b), winner], self.nfe, self.scored, self.finals)
+        best = value.argmax(1)
+        winner, reward = uids[searches, best], value[searches, best]
+        return Outcomes(winner, reward, self.nfe, self.scored, self.finals)
 
 
 class _Pots:

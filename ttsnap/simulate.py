@@ -193,16 +193,20 @@ def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Gen
     searches = p * repeats
     draws = rng.random((searches, s), dtype=np.float32)
     order = draws.argsort(1)[:, :n] if n > 1 else draws.argmin(1)[:, None]
-    known, missing = np.asarray(recording.scored), np.isnan(recording.scores)
+    known, failed = np.asarray(recording.scored), np.isnan(recording.scores).any((0, 1, 3))
+    points, rewards = recording.scores.shape[2:]
+    flat = recording.scores.reshape(-1, rewards)
+    place = points * (order + s * (np.arange(searches) % p)[:, None])  # in `flat`, of each candidate's step 0
 
     def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
         if not known[steps].all():
             raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
                              f"{np.flatnonzero(known).tolist()}")  # fmt: skip
-        found: FloatArray = recording.scores[rows[:, None] % p, order[rows[:, None], candidates], steps]
+        of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
+        found: FloatArray = flat.take(of + steps, axis=0)
         return found
 
-    if missing[:, :, known].any():
+    if failed[known].any():
         raise ValueError(_FAILED)
     return lookup, searches
 
