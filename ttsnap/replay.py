@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class Recording:
     def final(self) -> FloatArray:
         """(P, S, R) scores of the finished images."""
         return self.scores[:, :, -1]
+
+    @cached_property
+    def failed(self) -> bool:
+        """Whether a score that was asked for is nan."""
+        return bool(np.isnan(self.scores[:, :, list(self.scored)]).any())
 
     @classmethod
     def from_results(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.budget import Budget, task_of
-from ttsnap.lockstep import lockstep
+from ttsnap.lockstep import Lookup, lockstep
 from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.search import check_budget, dry_costs, fit
 from ttsnap.types import Algorithm, Cost, FloatArray, IntArray, Task, Utility
@@ -59,11 +60,13 @@ def curve(
     utility: Utility = utilities.mean,
     ledger: str = "honest",
     seed: int = 0,
+    orders: Iterable[Orders] | None = None,
 ) -> Curve:
     """Search every prompt `repeats` times at every budget; each search sees the recorded seeds in an order of its own.
 
     shared: the prompts of one repeat draw on one pot. ledger "published" bills a schedule as the notebooks of
-    arXiv 2511.22242 do (see `published_seeds`). Raises ValueError where the algorithm cannot run on recordings.
+    arXiv 2511.22242 do (see `published_seeds`). orders: `draw_orders` of these budgets, repeats and seed, where several
+    algorithms are compared on them. Raises ValueError where the algorithm cannot run on recordings.
     """
     if ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
@@ -74,10 +77,13 @@ def curve(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )
     found, scores, spent, most = [], [], [], []
-    rng, costs = np.random.default_rng(seed), dry_costs(algorithm, ReplayEngine(recording))
-    for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
+    costs, orders = (
+        dry_costs(algorithm, ReplayEngine(recording)),
+        orders or draw_orders(recording, budgets, repeats, seed),
+    )
+    for budget, order in zip((Budget.parse(b).on(recording.grid) for b in budgets), orders, strict=True):
         task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger, costs=costs)
-        lookup, searches = random_orders(recording, sized.n or 1, repeats, rng)
+        lookup, searches = order.play(recording, sized.n or 1), len(order.draws)
         pot = len(recording.prompts) if shared else None
         out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
         total = out.spent(task)
@@ -187,34 +193,53 @@ def published_seeds(algorithm: Any, task: Task) -> int:
     return max(1, int(task.allowance / billed))
 
 
-def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Generator) -> tuple[Any, int]:
+@dataclass(frozen=True)
+class Orders:
+    """In which order each of so many searches sees the recorded seeds: that of its `draws` (searches, S)."""
+
+    draws: FloatArray
+
+    @cached_property
+    def seeds(self) -> IntArray:
+        """(searches, S)."""
+        return self.draws.argsort(1)
+
+    def play(self, recording: Recording, n: int) -> Lookup:
+        """Scores of the first n seeds of every search; search i is one of prompt i modulo their number."""
+        seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
+        known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
+        flat = recording.scores.reshape(-1, len(recording.reward_names))
+        place = len(known) * (seeds + recording.seeds * prompt[:, None])  # in `flat`, of each candidate's step 0
+
+        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
+            if not known[steps].all():
+                raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
+                                 f"{np.flatnonzero(known).tolist()}")  # fmt: skip
+            of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
+            found: FloatArray = flat.take(of + steps, axis=0)
+            return found
+
+        if recording.failed:
+            raise ValueError(_FAILED)
+        return lookup
+
+
+def draw_orders(recording: Recording, budgets: Sequence[Any], repeats: int, seed: int) -> Iterable[Orders]:
+    """Random orders of the recorded seeds for `repeats` searches of every prompt, at one budget after the other."""
+    rng, shape = np.random.default_rng(seed), (len(recording.prompts) * repeats, recording.seeds)
+    return (Orders(rng.random(shape, dtype=np.float32)) for _ in budgets)
+
+
+def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Generator) -> tuple[Lookup, int]:
     """Scores for `repeats` searches of each prompt, candidate i of a search being a random recorded seed."""
-    p, s = len(recording.prompts), recording.seeds
-    searches = p * repeats
-    draws = rng.random((searches, s), dtype=np.float32)
-    order = draws.argsort(1)[:, :n] if n > 1 else draws.argmin(1)[:, None]
-    known, failed = np.asarray(recording.scored), np.isnan(recording.scores).any((0, 1, 3))
-    points, rewards = recording.scores.shape[2:]
-    flat = recording.scores.reshape(-1, rewards)
-    place = points * (order + s * (np.arange(searches) % p)[:, None])  # in `flat`, of each candidate's step 0
-
-    def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
-        if not known[steps].all():
-            raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
-                             f"{np.flatnonzero(known).tolist()}")  # fmt: skip
-        of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
-        found: FloatArray = flat.take(of + steps, axis=0)
-        return found
-
-    if failed[known].any():
-        raise ValueError(_FAILED)
-    return lookup, searches
+    orders = Orders(rng.random((len(recording.prompts) * repeats, recording.seeds), dtype=np.float32))
+    return orders.play(recording, n), len(orders.draws)
 
 
 def require_varied(recording: Recording, utility: Utility = utilities.mean) -> None:
     """ValueError for scores that failed, and where no prompt's finished images differ in `utility`: then every search
     finds the same, and there is nothing to compare or to fit."""
-    if np.isnan(recording.scores[:, :, list(recording.scored)]).any():
+    if recording.failed:
         raise ValueError(_FAILED)
     if not metrics.varied(utility(recording.final)).any():
         raise ValueError(

@@ -14,7 +14,7 @@ from ttsnap.calibrate import as_one, enlarge
 from ttsnap.metrics import varied
 from ttsnap.replay import Recording, ReplayEngine
 from ttsnap.search import dry_costs, fit
-from ttsnap.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
+from ttsnap.simulate import Curve, best_of_n_curve, compare, curve, draw_orders, lead, require_varied, rising
 from ttsnap.types import FloatArray, Utility
 
 REPEATS = 20
@@ -90,22 +90,20 @@ def tune(
         rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
     base = best_of_n_curve(wide, budgets).mean
 
-    def worth(schedule: SeedPruning, repeats: int, on: Recording = wide, reference: FloatArray = base) -> float:
-        return gain(curve(on, schedule, budgets, repeats, seed=seed).mean, reference)
-
     pool: list[tuple[float, SeedPruning]] = []
     repeats = max(1, 600 // len(to_fit.prompts))
+    orders = tuple(draw_orders(wide, budgets, repeats, seed))
     for trial in range(trials):
         if on_progress is not None:
             on_progress(trial, trials)
         explore = trial < trials * 0.4
         parent = pool[min(int(rng.exponential(4)), len(pool) - 1)][1] if not explore else None
         schedule = _draw(rng, allowed, checks) if parent is None else _change(rng, parent, allowed, checks)
-        pool.append((worth(schedule, repeats), schedule))
+        pool.append((gain(curve(wide, schedule, budgets, repeats, orders=orders).mean, base), schedule))
         pool.sort(key=lambda entry: -entry[0])
-    base_again = best_of_n_curve(again, budgets).mean
-    finals = [(worth(schedule, 3 * repeats, again, base_again), schedule) for _, schedule in pool[:20]]
-    best = max(finals, key=lambda entry: entry[0])[1]
+    base, orders = best_of_n_curve(again, budgets).mean, tuple(draw_orders(again, budgets, 3 * repeats, seed))
+    finals = [schedule for _, schedule in pool[:20]]
+    best = max(finals, key=lambda s: gain(curve(again, s, budgets, 3 * repeats, orders=orders).mean, base))
     held_out = None
     if len(rest.prompts) and varied(utility(rest.final)).any():
         held_out = judge(rest, best, budgets, utility, seed)

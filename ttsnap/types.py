@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 BoolArray = NDArray[np.bool_]
+_Kind = TypeVar("_Kind", bound=np.generic)
 Utility = Callable[[FloatArray], FloatArray]
 """Scores (N, R) -> one number per row (N,), higher is better. It may compare rows with one another (ranks)."""
 
@@ -189,12 +190,13 @@ class Particles:
         )
 
 
-def take(array: IntArray, rows: IntArray) -> IntArray:
+def take(array: NDArray[_Kind], rows: IntArray) -> NDArray[_Kind]:
     """array[rows], along the last axis where both have a leading axis of searches in lockstep."""
     if array.ndim == 1:
         return array[rows]
     n = array.shape[1]  # what np.take_along_axis finds, in a third of its time
-    return array.reshape(-1).take(rows + n * np.arange(len(array))[:, None])
+    found: NDArray[_Kind] = array.reshape(-1).take(rows + n * np.arange(len(array))[:, None])
+    return found
 
 
 @dataclass(frozen=True)
