@@ -170,7 +170,7 @@ def test_samplers_without_noise_of_ours_are_refused(engine: Any) -> None:
         branches: ClassVar[bool] = False
 
     script = Single((lambda p: fresh(1, 2), beside([-1], 2, wait=True), beside([1], 2, wait=True)))
-    with pytest.raises(ValueError, match=r"Single draws step noise near .* stochastic kernel without a history"):
+    with pytest.raises(ValueError, match=r"Single draws step noise near .* kernel that draws noise and has no history"):
         search(["a"], script, engine())
 
     class Silent(Scripted):
