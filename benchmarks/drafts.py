@@ -27,11 +27,13 @@ from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.metrics import rank_correlation
-from ttsnap.replay import Recording
+from ttsnap.core.grid import Task
+from ttsnap.core.metrics import rank_correlation
+from ttsnap.core.moves import Move, fresh
+from ttsnap.core.particles import Particles
+from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import sample_prompts
-from ttsnap.simulate import curve
-from ttsnap.types import Move, Particles, Task, fresh
+from ttsnap.simulation.simulate import curve
 
 
 @dataclass(frozen=True)

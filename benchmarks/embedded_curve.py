@@ -21,14 +21,14 @@ import torch
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, __version__, make_algorithm
-from ttsnap.algorithms.price_of_compute import PriceOfCompute
-from ttsnap.calibrate import calibrate
-from ttsnap.metrics import rank_correlation
-from ttsnap.record import record
-from ttsnap.replay import Recording
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.metrics import rank_correlation
+from ttsnap.core.utility import weighted
+from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import sample_prompts
-from ttsnap.simulate import Curve, best_of_n_curve, curve
-from ttsnap.utility import weighted
+from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 
 REWARDS = ("scenes", "scenes-strict")
 SOFT = weighted([1.0, 0.0])

@@ -9,8 +9,8 @@ decodes and rewards included; a backward pass counts as two forward passes. Figu
 over seeds, with the standard error over prompts. Where the reward rises and the checker does not, it was hacked: for
 methods that refine, the table says what the checker gave the image before and after, and for how many prompts it fell.
 Guided methods and the particle methods that they stand beside sample the linear SDE with g = 3 t^2, all others the
-model's own Euler steps. With `--lora FOLDER` (`python -m ttsnap.scenes.train_preference`) the methods in --lora-methods
-are run on the tuned model, too. OUT is written after every run, and runs that it holds are not made again.
+model's own Euler steps. With `--lora FOLDER` (`python -m ttsnap.scenes.training.train_preference`) the methods in
+--lora-methods run on the tuned model, too. OUT is written after every run, and runs that it holds are not made again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, wri
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import make_algorithm, search
-from ttsnap.rewards import make_rewards
+from ttsnap.core.results import Result
+from ttsnap.core.utility import make
+from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
-from ttsnap.types import Result
-from ttsnap.utility import make
 
 SDE: dict[str, Any] = {"kernel": "sde"}
 WATCHED: dict[str, Any] = {"watched": True}

@@ -24,8 +24,8 @@ from ttsnap.reward_models.scenes import ScenesStrict
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.cli.common import placement
-from ttsnap.live import LiveEngine
-from ttsnap.rewards import make_rewards
+from ttsnap.engine.live import LiveEngine
+from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 

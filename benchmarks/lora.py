@@ -1,6 +1,6 @@
 """Post-training plus search: the embedded model with and without a LoRA, single samples and searches.
 
-    python -m ttsnap.scenes.train_preference --out preference
+    python -m ttsnap.scenes.training.train_preference --out preference
     python benchmarks/lora.py --lora preference --json lora.json
 
 Hard held-out prompts are searched with the reward that the LoRA was trained to please (`scenes-learned`); the exact
@@ -26,7 +26,7 @@ from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.cli.lora import load_lora, parse_lora
-from ttsnap.rewards import make_rewards
+from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 # What is searched, and its budget in images.

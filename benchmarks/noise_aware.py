@@ -29,20 +29,21 @@ import torch
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.run import REWARD, distill
 from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.noise_aware import NoiseAware
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 
 from ttsnap import Budget, __version__, make_algorithm
-from ttsnap.algorithms.price_of_compute import PriceOfCompute
-from ttsnap.budget import Price, Rates, task_of
-from ttsnap.calibrate import calibrate
-from ttsnap.metrics import best_of_n, rank_correlation
-from ttsnap.record import record
-from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.rewards import make_reward
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.metrics import best_of_n, rank_correlation
+from ttsnap.core.price import Price, Rates
+from ttsnap.core.utility import weighted
+from ttsnap.loop.budget import task_of
+from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
-from ttsnap.simulate import Curve, best_of_n_curve, compare, curve
-from ttsnap.tune import tune
-from ttsnap.utility import weighted
+from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve
+from ttsnap.simulation.tune import tune
 
 BASE, AWARE = "scenes-learned", "scenes-noise-aware"
 CHOICE = weighted([1.0, 0.0, 0.0])

@@ -23,8 +23,8 @@ import torch
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, __version__, search
-from ttsnap.noises import NOISES
-from ttsnap.rewards import make_rewards
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.sampling.noises import NOISES
 from ttsnap.scenes import sample_prompts
 
 

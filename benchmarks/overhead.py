@@ -40,11 +40,12 @@ from ttsnap.pipelines.attention import network, use_attention
 from ttsnap.pipelines.compilation import compile_denoiser
 from ttsnap.pipelines.schedule import make_schedule
 
-from ttsnap import BestOfN, SeedPruning, __version__, pipelines, rng, search
+from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
 from ttsnap.cli.common import placement
-from ttsnap.live import LiveEngine
-from ttsnap.rewards import make_rewards
-from ttsnap.samplers import Prediction, RememberingKernel
+from ttsnap.engine.live import LiveEngine
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.sampling import rng
+from ttsnap.sampling.kernels import Prediction, RememberingKernel
 from ttsnap.scenes import sample_prompts
 
 EMBEDDED = "embedded"

@@ -28,7 +28,7 @@ from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, wri
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm, search
-from ttsnap.rewards import make_rewards
+from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 KERNELS: dict[str, dict[str, Any]] = {

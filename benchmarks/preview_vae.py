@@ -34,17 +34,18 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import Budget, __version__
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
-from ttsnap.budget import Price, Rates
-from ttsnap.live import LiveEngine
-from ttsnap.metrics import rank_correlation
-from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.rewards import make_reward
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.metrics import rank_correlation
+from ttsnap.core.price import Price, Rates
+from ttsnap.core.results import Event
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.search import fit, search
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.scenes.preview_files import preview_vae
-from ttsnap.scenes.preview_train import main as train
-from ttsnap.search import fit, search
-from ttsnap.simulate import best_of_n_curve, curve, sized_for
-from ttsnap.types import Event, FloatArray
+from ttsnap.scenes.training.train_preview import main as train
+from ttsnap.simulation.simulate import best_of_n_curve, curve, sized_for
 
 REWARDS = ("scenes", "scenes-learned", "scenes-noise-aware")
 SCORED = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 14]

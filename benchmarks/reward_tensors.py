@@ -25,13 +25,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ttsnap import Budget, SeedPruning, __version__
-from ttsnap.algorithms.price_of_compute import PriceOfCompute
-from ttsnap.budget import Price, Rates, task_of
-from ttsnap.calibrate import calibrate
-from ttsnap.recordings import load_recording
-from ttsnap.replay import ReplayEngine
-from ttsnap.simulate import LEDGERS, best_of_n_curve, compare, curve
-from ttsnap.tune import tune
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.price import Price, Rates
+from ttsnap.loop.budget import task_of
+from ttsnap.recordings.folder import load_recording
+from ttsnap.recordings.replay import ReplayEngine
+from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, compare, curve
+from ttsnap.simulation.tune import tune
 
 AUTHORS = SeedPruning(None, (0.4, 0.4, 0.5), steps=(2, 6, 11))
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ttsnap import __version__
-from ttsnap.budget import Budget
-from ttsnap.types import Result
+from ttsnap.core.results import Result
+from ttsnap.loop.budget import Budget
 
 SETTINGS = ("prompts", "prompt_seed", "steps", "reward", "held_out", "dtype")
 """Arguments that all runs of one file have in common."""

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from ttsnap import SeedPruning, __version__, search
-from ttsnap.algorithms.price_of_compute import PriceOfCompute
-from ttsnap.calibrate import default_checks
-from ttsnap.forecast import fit
-from ttsnap.lockstep import lockstep
-from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.simulate import random_orders
-from ttsnap.types import Grid, Task
+from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.grid import Grid, Task
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.simulation.calibrate import default_checks
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.simulate import random_orders
 
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
 

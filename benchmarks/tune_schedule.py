@@ -19,9 +19,9 @@ import torch
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning
-from ttsnap.record import record
+from ttsnap.recordings.record import record
 from ttsnap.scenes import sample_prompts
-from ttsnap.tune import tune
+from ttsnap.simulation.tune import tune
 
 
 def main() -> None:

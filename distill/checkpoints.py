@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ttsnap import files
-from ttsnap.header import differences
-from ttsnap.journal import part_of, sha256
+from ttsnap.files import reading as files
+from ttsnap.files.writing import part_of, sha256
+from ttsnap.recordings.header import differences
 
 KEPT = 2
 TENSORS, ABOUT = "state.safetensors", "state.json"

@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from ttsnap import files
-from ttsnap.journal import write_whole
-from ttsnap.typed import typed
+from ttsnap.files import reading as files
+from ttsnap.files.typed import typed
+from ttsnap.files.writing import write_whole
 
 KINDS = ("lora", "dora", "per-level", "full", "head")
 SPACES = ("pixels", "latents", "features")

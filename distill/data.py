@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ttsnap import files
-from ttsnap.header import Header
-from ttsnap.journal import sha256, write_whole
-from ttsnap.recordings import IMAGES, SCORES, load_recording
-from ttsnap.shards import Shard
+from ttsnap.files import reading as files
+from ttsnap.files.writing import sha256, write_whole
+from ttsnap.recordings.folder import IMAGES, SCORES, load_recording
+from ttsnap.recordings.header import Header
+from ttsnap.recordings.shards import Shard
 
 EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.npy"}
 """What each space is stored as."""

@@ -12,8 +12,8 @@ import numpy as np
 from ttsnap.distill.data import Entry, Frames
 from ttsnap.distill.scoring import by_reward, progress, score_entries
 
-from ttsnap.metrics import rank_correlation, top_fraction
-from ttsnap.types import FloatArray
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.metrics import rank_correlation, top_fraction
 
 FRACTION = 0.25
 """Of the seeds that a cut keeps, in `top_accuracy` and `top_regret`."""

@@ -9,7 +9,7 @@ from typing import Any
 from ttsnap.distill.evaluate import Evaluation
 
 from ttsnap.extras import install
-from ttsnap.journal import write_whole
+from ttsnap.files.writing import write_whole
 
 COLUMNS = {
     "spearman": "Spearman",

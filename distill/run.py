@@ -20,12 +20,12 @@ from ttsnap.distill.student import Student, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
-from ttsnap import files
-from ttsnap.folders import check_free
-from ttsnap.header import differences
-from ttsnap.journal import part_of, write_whole
-from ttsnap.lock import LOCK, locked
-from ttsnap.rewards import make_reward
+from ttsnap.files import reading as files
+from ttsnap.files.lock import LOCK, locked
+from ttsnap.files.writing import part_of, write_whole
+from ttsnap.recordings.header import differences
+from ttsnap.results.folders import check_free
+from ttsnap.rewards.registry import make_reward
 from ttsnap.version import __version__
 
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.distill.data import Entry, Frames
 
-from ttsnap.types import FloatArray
+from ttsnap.core.arrays import FloatArray
 
 Score = Callable[[Tensor, list[str], Tensor], Any]
 """(x (N, ...), N prompts, levels (N,)) -> N scores."""

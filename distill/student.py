@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from ttsnap.distill.config import StudentConfig
 
 KINDS = {
-    "lora": "ttsnap.reward_models.noise_aware:NoiseAware",
-    "dora": "ttsnap.reward_models.noise_aware:NoiseAware",
-    "per-level": "ttsnap.reward_models.noise_aware:NoiseAware",
-    "full": "ttsnap.reward_models.noise_aware:NoiseAware",
-    "head": "ttsnap.reward_models.heads:Head",
+    "lora": "ttsnap.reward_models.noise_aware.student:NoiseAware",
+    "dora": "ttsnap.reward_models.noise_aware.student:NoiseAware",
+    "per-level": "ttsnap.reward_models.noise_aware.student:NoiseAware",
+    "full": "ttsnap.reward_models.noise_aware.student:NoiseAware",
+    "head": "ttsnap.reward_models.noise_aware.heads:Head",
 }
 """Kinds, and where their classes are."""
 
 
 class Student(Protocol):
-    """A noise-aware reward that can be trained. `ttsnap.reward_models.noise_aware` has the usual ones."""
+    """A noise-aware reward that can be trained. `ttsnap.reward_models.noise_aware.student` has the usual ones."""
 
     name: str
     base: Any

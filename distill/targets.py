@@ -10,10 +10,10 @@ import numpy as np
 from ttsnap.distill.data import Entry, Frames
 from ttsnap.distill.scoring import progress, score_entries
 
-from ttsnap.files import parse_json
-from ttsnap.header import differences
-from ttsnap.journal import Journal, split
-from ttsnap.types import FloatArray
+from ttsnap.core.arrays import FloatArray
+from ttsnap.files.reading import parse_json
+from ttsnap.recordings.header import differences
+from ttsnap.recordings.journal import Journal, split
 
 TARGETS = "targets.bin"
 

@@ -24,9 +24,9 @@ from ttsnap.distill.losses import Objective
 from ttsnap.distill.scoring import progress
 from ttsnap.distill.student import Student
 
-from ttsnap.files import parse_json
-from ttsnap.journal import write_whole
-from ttsnap.types import FloatArray
+from ttsnap.core.arrays import FloatArray
+from ttsnap.files.reading import parse_json
+from ttsnap.files.writing import write_whole
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 UNCERTAINTY_LR = 0.01

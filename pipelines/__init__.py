@@ -9,21 +9,21 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ttsnap.files import foreign, read_json
-from ttsnap.payload import checked_call
+from ttsnap.files.reading import foreign, read_json
+from ttsnap.results.payload import checked_call
 
 # Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
 FAMILIES: dict[str, str] = {
-    "StableDiffusionPipeline": "ttsnap.pipelines.stable_diffusion:SearchStableDiffusionPipeline",
-    "StableDiffusionXLPipeline": "ttsnap.pipelines.stable_diffusion_xl:SearchStableDiffusionXLPipeline",
-    "PixArtSigmaPipeline": "ttsnap.pipelines.pixart_sigma:SearchPixArtSigmaPipeline",
-    "StableDiffusion3Pipeline": "ttsnap.pipelines.stable_diffusion_3:SearchStableDiffusion3Pipeline",
-    "FluxPipeline": "ttsnap.pipelines.flux:SearchFluxPipeline",
-    "Flux2KleinPipeline": "ttsnap.pipelines.flux2_klein:SearchFlux2KleinPipeline",
-    "QwenImagePipeline": "ttsnap.pipelines.qwen_image:SearchQwenImagePipeline",
-    "SanaPipeline": "ttsnap.pipelines.sana:SearchSanaPipeline",
-    "ZImagePipeline": "ttsnap.pipelines.z_image:SearchZImagePipeline",
-    "Lumina2Pipeline": "ttsnap.pipelines.lumina2:SearchLumina2Pipeline",
+    "StableDiffusionPipeline": "ttsnap.pipelines.families.stable_diffusion:SearchStableDiffusionPipeline",
+    "StableDiffusionXLPipeline": "ttsnap.pipelines.families.stable_diffusion_xl:SearchStableDiffusionXLPipeline",
+    "PixArtSigmaPipeline": "ttsnap.pipelines.families.pixart_sigma:SearchPixArtSigmaPipeline",
+    "StableDiffusion3Pipeline": "ttsnap.pipelines.families.stable_diffusion_3:SearchStableDiffusion3Pipeline",
+    "FluxPipeline": "ttsnap.pipelines.families.flux:SearchFluxPipeline",
+    "Flux2KleinPipeline": "ttsnap.pipelines.families.flux2_klein:SearchFlux2KleinPipeline",
+    "QwenImagePipeline": "ttsnap.pipelines.families.qwen_image:SearchQwenImagePipeline",
+    "SanaPipeline": "ttsnap.pipelines.families.sana:SearchSanaPipeline",
+    "ZImagePipeline": "ttsnap.pipelines.families.z_image:SearchZImagePipeline",
+    "Lumina2Pipeline": "ttsnap.pipelines.families.lumina2:SearchLumina2Pipeline",
 }
 EMBEDDED = "embedded"
 

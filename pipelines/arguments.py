@@ -14,16 +14,17 @@ Search arguments (without `search` the call is the stock one):
     search: algorithm: a name of ttsnap.algorithms.ALGORITHMS, a JSON file, or an Algorithm.
     reward: reward or list of rewards: names, functions (images, prompts) -> scores, "file.py:function", Rewards.
     reward_prompts: text or list of texts that the rewards read instead of the prompts; needed with prompt_embeds.
-    budget: per prompt, like "400nfe", "20images", "40pflop", "30s", or a ttsnap.budget.Budget.
+    budget: per prompt, like "400nfe", "20images", "40pflop", "30s", or a ttsnap.loop.budget.Budget.
     effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
     utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
-    kernel: "pipeline" (the scheduler's own step), "ode", "sde", "ddim", "ancestral", "renoise" (ttsnap.samplers).
+    kernel: "pipeline" (the scheduler's own step), "ode", "sde", "ddim", "ancestral", "renoise"
+        (ttsnap.sampling.kernels).
     path, times: for the other kernels, the path between data and noise ("linear", "vp", "cosine", ...; by default the
         model's own) and its points ("pipeline", "uniform", "sqrt"): ttsnap.pipelines.convert.
     guide: steps of a stochastic kernel follow the rewards' gradient: "dps:1", "twisted:10", "tilted:0.1", with ":x0"
-        after it to spare the denoiser's backward pass, and levels as ":0.9-0.2" (ttsnap.guidance);
+        after it to spare the denoiser's backward pass, and levels as ":0.9-0.2" (ttsnap.sampling.guided_steps);
         gradient_batch_size: most rows of such a call.
-    noises: "independent" initial noises of seeds, or "orthogonal" or "antithetic" ones (ttsnap.noises).
+    noises: "independent" initial noises of seeds, or "orthogonal" or "antithetic" ones (ttsnap.sampling.noises).
     seed: candidate i starts from torch seed `seed + i`, on the CPU. By default `generator` gives the first one, and is
         advanced: its own seed as long as nothing was drawn from it, so that candidate 0 is the image of the stock call,
         and a seed drawn from it after that. Without a generator torch's global one does (torch.manual_seed).
@@ -31,10 +32,10 @@ Search arguments (without `search` the call is the stock one):
         into a GPU's memory, measured, and 16 elsewhere.
     shared: let the prompts draw on one common budget.
     report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
-    on_event, should_stop: see ttsnap.search.search. Setting `pipe._interrupt = True` stops early, too.
+    on_event, should_stop: see ttsnap.loop.search.search. Setting `pipe._interrupt = True` stops early, too.
 `num_images_per_prompt` is how many images come back per prompt, best first; fewer, with a warning, where the budget did
 not finish as many: `.search[i].images` are those of prompt i. The output is the stock one with
-`.search`, the list of ttsnap.types.Result, one per prompt; with return_dict=False it is (images, results). With
+`.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With
 output_type="latent" its images are the winners' final latents.
 """
 DEFAULTS: dict[str, Any] = {

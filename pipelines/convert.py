@@ -15,9 +15,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from ttsnap.pipelines.schedule import Schedule
 
-from ttsnap.interpolants import INTERPOLANTS, Discrete, Interpolant, Linear, level, transfer
-from ttsnap.samplers import Ode
-from ttsnap.types import Grid
+from ttsnap.core.grid import Grid
+from ttsnap.sampling.interpolants import INTERPOLANTS, Discrete, Interpolant, Linear, level, transfer
+from ttsnap.sampling.kernels import Ode
 
 TIMES = ("pipeline", "uniform", "sqrt")
 

@@ -16,11 +16,11 @@ from ttsnap.pipelines.convert import convert
 from ttsnap.pipelines.memo import Memo
 from ttsnap.pipelines.schedule import Schedule
 
-from ttsnap.flops import count_flops, on_meta
-from ttsnap.interpolants import Interpolant
-from ttsnap.rng import seeded
-from ttsnap.samplers import AnyKernel, Prediction
-from ttsnap.types import Grid
+from ttsnap.core.grid import Grid
+from ttsnap.profiling.flops import count_flops, on_meta
+from ttsnap.sampling.interpolants import Interpolant
+from ttsnap.sampling.kernels import AnyKernel, Prediction
+from ttsnap.sampling.rng import seeded
 
 logger = logging.getLogger(__name__)
 _TYPICAL = "a red circle and a blue square"

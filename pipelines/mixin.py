@@ -13,16 +13,16 @@ from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, seeds, twins
 from ttsnap.pipelines.settings import settings_of
 
-from ttsnap import utility as utilities
 from ttsnap.algorithms import make_algorithm
-from ttsnap.budget import Budget
-from ttsnap.guidance import Guidance
-from ttsnap.live import LiveEngine
-from ttsnap.outputs import Recorder
-from ttsnap.rewards import make_rewards
-from ttsnap.samplers import make_kernel
-from ttsnap.search import search as run_search
-from ttsnap.types import Event, Result
+from ttsnap.core import utility as utilities
+from ttsnap.core.results import Event, Result
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.search import search as run_search
+from ttsnap.results.outputs import Recorder
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.kernels import make_kernel
 
 
 class SearchMixin:
@@ -113,7 +113,7 @@ class SearchMixin:
         gradient_batch_size: int | None = None,
         **call: Any,
     ) -> LiveEngine:
-        """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.record.record`.
+        """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
         reward, kernel, path, times, guide, noises and batch sizes as in the call; keep and features_block as in
         LiveEngine; `call` as in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates;

@@ -15,9 +15,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from ttsnap import outputs
-from ttsnap.scoring import score_in_parts
-from ttsnap.types import Event, Result, Reward
+from ttsnap.core.protocols import Reward
+from ttsnap.core.results import Event, Result
+from ttsnap.results import outputs
+from ttsnap.rewards.scoring import score_in_parts
 
 TYPES = ("pil", "pt", "np", "latent")
 
@@ -151,7 +152,7 @@ def with_thumbnails(
 
 
 def label_images(images: Sequence[Any], results: Sequence[Result], settings: Mapping[str, Any]) -> None:
-    """Let PIL images carry what made them in `info`: ttsnap.outputs.png_info writes it into a PNG."""
+    """Let PIL images carry what made them in `info`: ttsnap.results.outputs.png_info writes it into a PNG."""
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
     for picture, (index, rank) in zip(images, rows, strict=True):
         call = {

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from ttsnap.pipelines.scheduler_kernel import CandidateKernel, NoisyKernel, RowKernel
 
-from ttsnap.interpolants import Interpolant, Linear, rows
-from ttsnap.samplers import AnyKernel, FlowEuler
-from ttsnap.types import Grid
+from ttsnap.core.grid import Grid
+from ttsnap.sampling.interpolants import Interpolant, Linear, rows
+from ttsnap.sampling.kernels import AnyKernel, FlowEuler
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 # One evaluation a step, nothing remembered but noise.

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttsnap import rng
-from ttsnap.samplers import Prediction
+from ttsnap.sampling import rng
+from ttsnap.sampling.kernels import Prediction
 
 
 class Memory(NamedTuple):

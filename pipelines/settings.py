@@ -9,7 +9,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from ttsnap.pipelines import EMBEDDED
 
 from ttsnap.algorithms.options import name_of
-from ttsnap.budget import Budget
+from ttsnap.loop.budget import Budget
 from ttsnap.scenes.weights_folder import weights_path
 from ttsnap.version import __version__
 
@@ -17,7 +17,7 @@ PLAIN = (bool, int, float, str)
 
 
 def settings_of(pipe: Any, opts: Mapping[str, Any], call: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
-    """As ttsnap.outputs.write_results takes them, of a pipeline, its search arguments and those of its own call.
+    """As `write_results` takes them, of a pipeline, its search arguments and those of its own call.
 
     Kernels and algorithms that are objects go by their names; arguments of the call that are not plain are left out.
     """

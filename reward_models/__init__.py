@@ -1,1 +1,1 @@
-"""Reward models, one file per family. Names are registered in ttsnap.rewards.REWARDS."""
+"""Reward models, one file per family. Names are registered in ttsnap.rewards.registry.REWARDS."""

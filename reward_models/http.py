@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
-from ttsnap.files import parse_json, printable, reason
+from ttsnap.files.reading import parse_json, printable, reason
 
 PAUSES = (0.25, 1.0)
 """Seconds before each further attempt, give or take a half, where a connection fails or a server is full."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.files import parse_json, picture_pixels
-from ttsnap.scoring import score_in_parts
-from ttsnap.types import Reward
+from ttsnap.core.protocols import Reward
+from ttsnap.files.reading import parse_json, picture_pixels
+from ttsnap.rewards.scoring import score_in_parts
 
 BATCH_PIXELS = 4096 * 4096
 """Most pixels that are decoded at a time, and so most of one image. A reward sees them as 12 bytes each, 201 MB."""

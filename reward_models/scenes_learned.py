@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ttsnap.reward_models.noise_aware import NoiseAware
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.preprocess import HALF, Preprocess
 from ttsnap.reward_models.scorer import Scorer
 
@@ -45,7 +45,7 @@ class ScenesLearned(Scorer):
         dtype: torch.dtype = torch.float32,
         batch_size: int = 256,
     ) -> ScenesLearned:
-        """The packaged network, or one of `python -m ttsnap.scenes.train_reward`. ValueError if it does not load."""
+        """The packaged network, or one that scenes/training/train_reward.py made. ValueError if it does not load."""
         network = load_reader(Path(name_or_path) if name_or_path is not None else reward_path())
         return cls(network.to(device, dtype), batch_size=batch_size)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import Preprocess, check_images
 
-from ttsnap.flops import count_flops
+from ttsnap.profiling.flops import count_flops
 
 logger = logging.getLogger(__name__)
 

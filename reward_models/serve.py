@@ -28,7 +28,7 @@ from starlette.routing import Route
 from ttsnap.reward_models.request import Limits, RefusedError, parse, score
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ttsnap.types import Reward
+from ttsnap.core.protocols import Reward
 
 logger = logging.getLogger(__name__)
 HELD, BACKLOG, GRACE = 4, 512, 5

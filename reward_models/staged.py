@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttsnap.types import Reward
+from ttsnap.core.protocols import Reward
 
 
 class Staged:

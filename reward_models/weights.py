@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ttsnap.files import foreign, reason
+from ttsnap.files.reading import foreign, reason
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def _download(repo: str, files: Sequence[str]) -> Path:
 def explained(load: Callable[[], T], source: str) -> T:
     """What a library's `load` returns; its errors as a ValueError that names the source and says what else to give.
 
-    All of them, as in ttsnap.files.foreign: what is raised for damaged files is different with every library.
+    All of them, as in ttsnap.files.reading.foreign: what is raised for damaged files is different with every library.
     """
     try:
         return load()

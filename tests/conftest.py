@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ttsnap.live import LiveEngine
-from ttsnap.mixture import MixtureDenoiser
+from ttsnap.engine.live import LiveEngine
+from ttsnap.sampling.mixture import MixtureDenoiser
 
 torch.set_num_threads(1)  # the tests' tensors are tiny, and threads that wait for each other are slow on busy machines
 

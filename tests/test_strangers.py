@@ -36,25 +36,25 @@ from ttsnap.distill import checkpoints
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frames
 from ttsnap.distill.run import read_evaluation
-from ttsnap.reward_models import adapter_files
-from ttsnap.reward_models.noise_aware import NoiseAware
+from ttsnap.reward_models.noise_aware import files as adapter_files
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 
 import ttsnap
 from ttsnap import make_algorithm
+from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.cli import generate, replay
 from ttsnap.cli.configs import check_configs, refuse_nulls
+from ttsnap.core.grid import Grid
 from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.folder import read_folder
 from ttsnap.demo.settings import render_settings, restored
 from ttsnap.demo.traces import board_at
-from ttsnap.forecast import Forecast
-from ttsnap.header import HEADER_CRC, Header, checksum
-from ttsnap.journal import frame
-from ttsnap.recordings import OpenRecording, load_recording, progress, read_images
-from ttsnap.replay import Recording
-from ttsnap.rewards import REWARDS, make_reward
+from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images
+from ttsnap.recordings.header import HEADER_CRC, Header, checksum
+from ttsnap.recordings.journal import frame
+from ttsnap.recordings.replay import Recording
+from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.scenes.reward_files import noise_aware_path
-from ttsnap.types import Grid
 
 MODULE = "ttsnap_canary"
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile")

@@ -3,9 +3,11 @@
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
-from ttsnap.budget import Budget
-from ttsnap.search import search
-from ttsnap.types import Candidate, Cost, Event, Grid, Result
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
+from ttsnap.core.results import Candidate, Event, Result
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.search import search
 from ttsnap.version import __version__
 
 __all__ = [

@@ -18,8 +18,8 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 
-from ttsnap.sheet import CELL, GAP, HEAD, LEFT, MARGIN
-from ttsnap.sheet import TEXT as TEXT_HEIGHT
+from ttsnap.results.sheet import CELL, GAP, HEAD, LEFT, MARGIN
+from ttsnap.results.sheet import TEXT as TEXT_HEIGHT
 
 FOLDER = "_dark"
 BACKGROUND, TEXT = np.array([19.0, 20, 22]), np.array([230.0, 232, 235])

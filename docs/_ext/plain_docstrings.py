@@ -99,7 +99,7 @@ def resolve_alias(app: Sphinx, env: Any, node: Any, contnode: Any) -> nodes.Node
         return None
     target: str = node["reftarget"]
     domain = env.get_domain("py")
-    for name in (target, f"ttsnap.types.{target.rpartition('.')[2]}"):
+    for name in (target, f"ttsnap.core.{target.rpartition('.')[2]}"):
         if name in domain.objects:
             found = domain.objects[name]
             return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, contnode, target)

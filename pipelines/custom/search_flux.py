@@ -1,3 +1,3 @@
 """For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
 
-from ttsnap.pipelines.flux import SearchFluxPipeline as SearchFluxPipeline
+from ttsnap.pipelines.families.flux import SearchFluxPipeline as SearchFluxPipeline

@@ -1,3 +1,3 @@
 """For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
 
-from ttsnap.pipelines.pixart_sigma import SearchPixArtSigmaPipeline as SearchPixArtSigmaPipeline
+from ttsnap.pipelines.families.pixart_sigma import SearchPixArtSigmaPipeline as SearchPixArtSigmaPipeline

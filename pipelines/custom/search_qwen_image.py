@@ -1,3 +1,3 @@
 """For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
 
-from ttsnap.pipelines.qwen_image import SearchQwenImagePipeline as SearchQwenImagePipeline
+from ttsnap.pipelines.families.qwen_image import SearchQwenImagePipeline as SearchQwenImagePipeline

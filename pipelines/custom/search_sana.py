@@ -1,3 +1,3 @@
 """For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
 
-from ttsnap.pipelines.sana import SearchSanaPipeline as SearchSanaPipeline
+from ttsnap.pipelines.families.sana import SearchSanaPipeline as SearchSanaPipeline

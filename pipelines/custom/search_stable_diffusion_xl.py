@@ -1,3 +1,5 @@
 """For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
 
-from ttsnap.pipelines.stable_diffusion_xl import SearchStableDiffusionXLPipeline as SearchStableDiffusionXLPipeline
+from ttsnap.pipelines.families.stable_diffusion_xl import (
+    SearchStableDiffusionXLPipeline as SearchStableDiffusionXLPipeline,
+)

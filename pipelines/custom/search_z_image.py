@@ -1,3 +1,3 @@
 """For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
 
-from ttsnap.pipelines.z_image import SearchZImagePipeline as SearchZImagePipeline
+from ttsnap.pipelines.families.z_image import SearchZImagePipeline as SearchZImagePipeline

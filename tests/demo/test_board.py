@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.budget import Budget
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
+from ttsnap.core.results import Event, Result
 from ttsnap.demo.asked import Asked, kernel_of
 from ttsnap.demo.board import Board
 from ttsnap.demo.board_html import render_board, short
@@ -24,9 +26,9 @@ from ttsnap.demo.pictures import thumbnail_uri
 from ttsnap.demo.settings import render_settings
 from ttsnap.demo.traces import board_at, parse_trace
 from ttsnap.demo.unspent import why_unspent
-from ttsnap.dry import DryEngine
-from ttsnap.search import search
-from ttsnap.types import Cost, Event, Grid, Result
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import search
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ttsnap.outputs import read_payload
+from ttsnap.results.outputs import read_payload
 
 from .conftest import PROMPT
 

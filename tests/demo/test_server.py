@@ -26,7 +26,7 @@ from ttsnap.demo.folder import read_folder
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.models import Models
 from ttsnap.demo.stream import PERIOD, stream
-from ttsnap.outputs import read_payload
+from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import sample_prompts
 
 from .conftest import FIELDS, PROMPT

@@ -15,7 +15,7 @@ import pytest
 from ttsnap.distill import train
 
 from ttsnap.cli import main
-from ttsnap.recordings import load_recording
+from ttsnap.recordings.folder import load_recording
 
 from ..golden import tiny  # noqa: TID252
 from ..said import error_of  # noqa: TID252

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ttsnap.header import Header, Unit
-from ttsnap.journal import write_whole
-from ttsnap.recordings import OpenRecording
-from ttsnap.replay import Recording
-from ttsnap.shards import ShardWriter
-from ttsnap.types import Grid
+from ttsnap.core.grid import Grid
+from ttsnap.files.writing import write_whole
+from ttsnap.recordings.folder import OpenRecording
+from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.shards import ShardWriter
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SIZE = 6

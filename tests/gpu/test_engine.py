@@ -12,9 +12,9 @@ from torch import Tensor
 from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, search
-from ttsnap.live import LiveEngine
-from ttsnap.memory import gauge_of
-from ttsnap.record import record
+from ttsnap.engine.live import LiveEngine
+from ttsnap.profiling.memory import gauge_of
+from ttsnap.recordings.record import record
 
 from ..pipelines.tiny import FAMILIES  # noqa: TID252
 

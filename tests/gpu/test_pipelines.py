@@ -16,10 +16,10 @@ from ttsnap.pipelines.compilation import compile_denoiser
 from ttsnap.pipelines.seeds import first_seed
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.algorithms.smc import SMC
-from ttsnap.gradients import Differentiator
-from ttsnap.rewards import FunctionReward
-from ttsnap.rng import seeded
+from ttsnap.algorithms.smc.smc import SMC
+from ttsnap.engine.gradients import Differentiator
+from ttsnap.rewards.registry import FunctionReward
+from ttsnap.sampling.rng import seeded
 
 from ..pipelines.tiny import FAMILIES  # noqa: TID252
 

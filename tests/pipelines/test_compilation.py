@@ -13,7 +13,7 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.attention import network
 from ttsnap.pipelines.compilation import RECOMPILE_LIMIT, compile_denoiser
 
-from ttsnap.buckets import bucket_of, buckets
+from ttsnap.profiling.buckets import bucket_of, buckets
 
 from . import tiny
 

@@ -12,8 +12,8 @@ from ttsnap.pipelines.convert import convert
 from ttsnap.pipelines.schedule import make_schedule
 
 from ttsnap import BestOfN, search
-from ttsnap.interpolants import INTERPOLANTS, rows
-from ttsnap.rng import seeded
+from ttsnap.sampling.interpolants import INTERPOLANTS, rows
+from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES
 

@@ -32,12 +32,12 @@ from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
 from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, search_class, upgrade
 from ttsnap.pipelines.arguments import refuse_step_caches
+from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 from ttsnap.pipelines.output import reported, search_output, stock_output
-from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 
 from ttsnap import BestOfN, SeedPruning
-from ttsnap.rewards import make_rewards
-from ttsnap.types import Candidate, Result
+from ttsnap.core.results import Candidate, Result
+from ttsnap.rewards.registry import make_rewards
 
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, flux, sd3, sd15, shared

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from ttsnap.pipelines import load, upgrade
 
-from ttsnap.gradients import Differentiator, check_networks
-from ttsnap.rewards import FunctionReward, make_reward
-from ttsnap.rng import seeded
+from ttsnap.engine.gradients import Differentiator, check_networks
+from ttsnap.rewards.registry import FunctionReward, make_reward
+from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES
 

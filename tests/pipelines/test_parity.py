@@ -38,7 +38,8 @@ from ttsnap.pipelines import FAMILIES as SUPPORTED
 from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, Event, SeedPruning, search
-from ttsnap.types import Algorithm, Result
+from ttsnap.core.protocols import Algorithm
+from ttsnap.core.results import Result
 
 from .tiny import DYNAMIC_SHIFT, FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.flops import count_flops
-from ttsnap.rng import seeded
+from ttsnap.profiling.flops import count_flops
+from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES, jitter, shared
 

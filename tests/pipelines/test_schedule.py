@@ -17,13 +17,13 @@ from ttsnap.pipelines.schedule import SUPPORTED, make_schedule
 from ttsnap.pipelines.scheduler_kernel import _step
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.interpolants import rows
-from ttsnap.live import LiveEngine
-from ttsnap.mixture import MixtureDenoiser
-from ttsnap.rewards import FunctionReward
-from ttsnap.rng import seeded
-from ttsnap.samplers import Prediction
-from ttsnap.types import Move, fresh
+from ttsnap.core.moves import Move, fresh
+from ttsnap.engine.live import LiveEngine
+from ttsnap.rewards.registry import FunctionReward
+from ttsnap.sampling.interpolants import rows
+from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.mixture import MixtureDenoiser
+from ttsnap.sampling.rng import seeded
 
 VP: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SOLVERS = ["FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler", "FlowMatchLCMScheduler"]

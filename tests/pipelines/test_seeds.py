@@ -13,12 +13,12 @@ from ttsnap.pipelines.seeds import first_seed, source_of
 
 from ttsnap import BestOfN
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.dry import DryEngine
-from ttsnap.noises import NOISES, initial
-from ttsnap.recordings import load_recording, save_recording
-from ttsnap.replay import Recording, ReplayEngine
-from ttsnap.search import search
-from ttsnap.types import Grid
+from ttsnap.core.grid import Grid
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import search
+from ttsnap.recordings.folder import load_recording, save_recording
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.sampling.noises import NOISES, initial
 
 from .tiny import FAMILIES, shared
 

@@ -21,8 +21,8 @@ from diffusers import (
 from ttsnap.pipelines import load, upgrade
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.live import LiveEngine
-from ttsnap.rewards import make_rewards
+from ttsnap.engine.live import LiveEngine
+from ttsnap.rewards.registry import make_rewards
 
 from .tiny import sd3
 

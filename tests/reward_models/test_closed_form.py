@@ -12,7 +12,7 @@ from PIL import Image
 from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility
 from ttsnap.reward_models.staged import Staged
 
-from ttsnap.rewards import FunctionReward, make_reward
+from ttsnap.rewards.registry import FunctionReward, make_reward
 
 
 def flat(*colour: float) -> torch.Tensor:

@@ -16,12 +16,12 @@ from ttsnap.reward_models.aesthetics import Aesthetics
 from ttsnap.reward_models.clip import CLIPScore, OpenClipScore
 from ttsnap.reward_models.hpsv2 import HPSv2, HPSv21
 from ttsnap.reward_models.image_reward import ImageReward
-from ttsnap.reward_models.noise_aware import NoiseAware
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.pickscore import PickScore
 from ttsnap.reward_models.scorer import Scorer
 
-from ttsnap.rank import rank
-from ttsnap.utility import mean
+from ttsnap.core.utility import mean
+from ttsnap.results.rank import rank
 
 from ..golden import tiny  # noqa: TID252
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.reward_models.heads import Head
-from ttsnap.reward_models.noise_aware import NoiseAware
+from ttsnap.reward_models.noise_aware.heads import Head
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.scenes_learned import ScenesLearned
 
-from ttsnap.rewards import make_reward
+from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes.reader import SceneReader
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross above a red square"]

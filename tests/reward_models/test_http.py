@@ -23,8 +23,8 @@ from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
 
-from ttsnap.rewards import FunctionReward, make_reward
-from ttsnap.scoring import score_images
+from ttsnap.rewards.registry import FunctionReward, make_reward
+from ttsnap.rewards.scoring import score_images
 
 from .test_serve import IMAGES, PROMPTS, serving
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.reward_models.adapter_files import fingerprint
 from ttsnap.reward_models.closed_form import Brightness
-from ttsnap.reward_models.level_embedding import LevelEmbedding, fourier
-from ttsnap.reward_models.noise_aware import KINDS, NoiseAware
+from ttsnap.reward_models.noise_aware.files import fingerprint
+from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding, fourier
+from ttsnap.reward_models.noise_aware.student import KINDS, NoiseAware
+from ttsnap.reward_models.noise_aware.trained_copy import ProjectedAttention, share
 from ttsnap.reward_models.scorer import Scorer
-from ttsnap.reward_models.trained_copy import ProjectedAttention, share
 
-from ttsnap.journal import sha256
-from ttsnap.rewards import make_reward
+from ttsnap.files.writing import sha256
+from ttsnap.rewards.registry import make_reward
 
 from ..golden import tiny  # noqa: TID252
 from .test_golden import load

@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from ttsnap.scenes import KINDS, WORDS, check, defaults, evaluate, parse, sample_prompts, weights_path
-from ttsnap.scenes.attention import zero_token_attention
-from ttsnap.scenes.evaluate import generate, prompts_of_kind
+from ttsnap.scenes import KINDS, WORDS, check, defaults, parse, sample_prompts, weights_path
 from ttsnap.scenes.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
+from ttsnap.scenes.training import evaluate
+from ttsnap.scenes.training.attention import zero_token_attention
+from ttsnap.scenes.training.evaluate import generate, prompts_of_kind
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import Budget, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.live import LiveEngine
-from ttsnap.rewards import make_reward
+from ttsnap.engine.live import LiveEngine
+from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import parse, render, sample_prompts, weights_path
 from ttsnap.scenes.preview_files import preview_vae, save_preview
-from ttsnap.scenes.preview_train import RECIPE, decoded, estimates, main, mixtures, rendered, train
-from ttsnap.scenes.vae import encode
+from ttsnap.scenes.training.train_preview import RECIPE, decoded, estimates, main, mixtures, rendered, train
+from ttsnap.scenes.training.vae import encode
 
 BOUND, BOUND_BLURRED = 0.09, 0.17
 """Of the mean absolute difference: .062 and .123 measured; each picture's mean colour is .319 and .286 away."""

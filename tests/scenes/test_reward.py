@@ -12,16 +12,16 @@ import torch
 import yaml
 from ttsnap.pipelines import defaults, load
 
-from ttsnap.record import record
-from ttsnap.rewards import make_reward
+from ttsnap.recordings.record import record
+from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import HARD_KINDS, Spec, caption, check, is_held_out, parse, render, sample_prompts, sample_spec
-from ttsnap.scenes.evaluate import prompts_of_kind
-from ttsnap.scenes.evaluate_reward import hard_negatives
-from ttsnap.scenes.negatives import CHANGES, changed
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, SceneReader, word_ids
-from ttsnap.scenes.reward_data import pairs, recorded, rendered
 from ttsnap.scenes.reward_files import load_reader, save_reader
-from ttsnap.scenes.train_reward import RECIPE, _ranking, main, train
+from ttsnap.scenes.training.evaluate import prompts_of_kind
+from ttsnap.scenes.training.evaluate_reward import hard_negatives
+from ttsnap.scenes.training.negatives import CHANGES, changed
+from ttsnap.scenes.training.reward_data import pairs, recorded, rendered
+from ttsnap.scenes.training.train_reward import RECIPE, _ranking, main, train
 
 RNG = np.random.default_rng
 

@@ -8,10 +8,10 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 
-from ttsnap.scenes import train as recipe
-from ttsnap.scenes.evaluate import generate
-from ttsnap.scenes.generator import Trainer, learning_rate, run
 from ttsnap.scenes.model import build_tokenizer, tokenize
+from ttsnap.scenes.training import train as recipe
+from ttsnap.scenes.training.evaluate import generate
+from ttsnap.scenes.training.generator import Trainer, learning_rate, run
 
 MINI: dict[str, Any] = {
     "seed": 3,

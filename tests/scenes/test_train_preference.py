@@ -17,15 +17,15 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.stable_diffusion_3 import SearchStableDiffusion3Pipeline
+from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 
 from ttsnap.cli import main as ttsnap
 from ttsnap.cli.lora import load_lora, parse_lora
-from ttsnap.outputs import read_payload
+from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
 from ttsnap.scenes.model import build_transformer
-from ttsnap.scenes.preference_data import load_pairs, make_pairs, split
-from ttsnap.scenes.train_preference import RECIPE, add_lora, main, preference_loss, squared_errors
+from ttsnap.scenes.training.preference_data import load_pairs, make_pairs, split
+from ttsnap.scenes.training.train_preference import RECIPE, add_lora, main, preference_loss, squared_errors
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "max_sequence_length": 1}
 PROMPT = "two red circles and a blue square"

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ttsnap import files
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
-from ttsnap.typed import typed
-from ttsnap.types import Algorithm
+from ttsnap.core.protocols import Algorithm
+from ttsnap.files import reading as files
+from ttsnap.files.typed import typed
 
 __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
 

@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.types import Move, Particles, Task, fresh
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, fresh
+from ttsnap.core.particles import Particles
 
 
 @dataclass(frozen=True)

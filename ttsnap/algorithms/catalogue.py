@@ -59,7 +59,7 @@ ALGORITHMS: dict[str, Entry] = {
         "a noise-aware reward (scenes-noise-aware, or one made by ttsnap distill)",
     ),
     "price-of-compute": _entry(
-        "price_of_compute:PriceOfCompute",
+        "pricing.price_of_compute:PriceOfCompute",
         "seeds",
         "Price of compute",
         "look where a look is worth most; stop when none is",
@@ -122,7 +122,7 @@ ALGORITHMS: dict[str, Entry] = {
         "a kernel that draws noise and keeps no history (sde, ddim, ancestral)",
     ),
     "smc": _entry(
-        "smc:SMC",
+        "smc.smc:SMC",
         "particles",
         "Sequential Monte Carlo",
         "weight candidates by score, resample at a few steps",
@@ -130,7 +130,7 @@ ALGORITHMS: dict[str, Entry] = {
         STOCHASTIC,
     ),
     "fk-steering": _entry(
-        "smc:fk_steering",
+        "smc.smc:fk_steering",
         "particles",
         "FK steering",
         "smc with 4 candidates and published settings",
@@ -138,7 +138,7 @@ ALGORITHMS: dict[str, Entry] = {
         STOCHASTIC,
     ),
     "funnel": _entry(
-        "smc:funnel",
+        "smc.smc:funnel",
         "particles",
         "Funnel",
         "smc with fewer candidates after each check",

@@ -13,7 +13,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ttsnap.algorithms.planning import evaluations
-from ttsnap.types import Move, Particles, Task, advance, branch, fresh
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, advance, branch, fresh
+from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):

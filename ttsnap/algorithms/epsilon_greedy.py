@@ -13,7 +13,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.types import IntArray, Move, Particles, Task, advance, fresh
+from ttsnap.core.arrays import IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.particles import Particles
 
 
 class Stream(NamedTuple):

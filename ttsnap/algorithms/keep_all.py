@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.types import Move, Particles, Task, advance, fresh
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.particles import Particles
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.top_noises import TopNoises
-from ttsnap.types import Algorithm, Move, Particles, Task
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move
+from ttsnap.core.particles import Particles
+from ttsnap.core.protocols import Algorithm
 
 
 class State(NamedTuple):

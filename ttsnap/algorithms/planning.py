@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttsnap.types import Task
+from ttsnap.core.grid import Task
 
 
 def evaluations(task: Task, at: int, stop: int, *, paid: bool | None = None) -> float:

@@ -10,7 +10,10 @@ import numpy as np
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.noise_ascent import NoiseAscent
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.types import Algorithm, Move, Particles, Task
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move
+from ttsnap.core.particles import Particles
+from ttsnap.core.protocols import Algorithm
 
 
 class State(NamedTuple):

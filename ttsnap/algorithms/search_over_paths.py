@@ -11,7 +11,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.types import Grid, IntArray, Move, Particles, Task, advance, branch, fresh
+from ttsnap.core.arrays import IntArray
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move, advance, branch, fresh
+from ttsnap.core.particles import Particles
 
 _EPS = 1e-6
 """Levels of a grid come from float32 times, and sums of them are to meet them again."""

@@ -10,7 +10,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.types import Move, Particles, Task, advance, fresh
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):

@@ -14,7 +14,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ttsnap.algorithms.planning import evaluations
-from ttsnap.types import FloatArray, IntArray, Move, Particles, Task
+from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move
+from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):

@@ -12,7 +12,9 @@ from typing import ClassVar
 import numpy as np
 
 from ttsnap.algorithms.rbf import RBF, State, Stream
-from ttsnap.types import IntArray, Particles, Task
+from ttsnap.core.arrays import IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.particles import Particles
 
 
 @dataclass(frozen=True)

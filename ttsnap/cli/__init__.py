@@ -29,8 +29,8 @@ from ttsnap.cli import (
 from ttsnap.cli.configs import check_configs, refuse_nulls
 from ttsnap.cli.help import Formatter
 from ttsnap.cli.loading import CLOCK
-from ttsnap.files import printable
-from ttsnap.rewards import RewardError
+from ttsnap.files.reading import printable
+from ttsnap.rewards.registry import RewardError
 from ttsnap.version import __version__
 
 

@@ -46,10 +46,10 @@ def run(a: Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from ttsnap import utility
-    from ttsnap.calibrate import calibrate
-    from ttsnap.folders import new_file
-    from ttsnap.outputs import write_json
+    from ttsnap.core import utility
+    from ttsnap.results.folders import new_file
+    from ttsnap.results.outputs import write_json
+    from ttsnap.simulation.calibrate import calibrate
 
     out = new_file(a.out, a.overwrite)
     recording = read_recording(a)

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.cli.loading import load_libraries, load_torch, loading
-from ttsnap.files import foreign
+from ttsnap.files.reading import foreign
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ def require_reward(a: Namespace) -> Any:
 
 def load_rewards(spec: Any, **where: Any) -> Any:
     """The rewards of --reward, on a device and in a dtype. ValueError for unknown ones."""
-    from ttsnap.rewards import make_rewards
+    from ttsnap.rewards.registry import make_rewards
 
     names = [spec] if isinstance(spec, str) else list(spec)
     with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):

@@ -9,9 +9,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ttsnap import files
 from ttsnap.cli.arguments import EMBEDDED
-from ttsnap.rewards import REWARDS
+from ttsnap.files import reading as files
+from ttsnap.rewards.registry import REWARDS
 
 _REWARDS, _MODELS = ("reward", "report", "base"), ("model", "lora", "preview_vae")
 _TEXTS = ("prompts", "negative_prompt", "call")

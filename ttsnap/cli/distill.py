@@ -60,7 +60,7 @@ def run(a: Namespace) -> int:
         from ttsnap.distill.run import REWARD, distill
     from ttsnap.distill.report import table, usage
     from ttsnap.distill.train import CHECKPOINTS
-    from ttsnap.rewards import REWARDS
+    from ttsnap.rewards.registry import REWARDS
 
     again = "run the same command again to go on"
     try:

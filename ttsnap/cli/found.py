@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
-from ttsnap.folders import slug
-from ttsnap.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
-from ttsnap.types import Candidate, Result
+from ttsnap.core.results import Candidate, Result
+from ttsnap.results.folders import slug
+from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
 
 
 class Run(NamedTuple):
@@ -87,7 +87,7 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
     )
     if s["energy_joules"] is not None:
-        from ttsnap.meter import carbon
+        from ttsnap.profiling.meter import carbon
 
         per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
         print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.budget import Budget
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import Run, compare, describe, write_runs
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
-from ttsnap.types import Algorithm
+from ttsnap.core.protocols import Algorithm
+from ttsnap.loop.budget import Budget
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -134,7 +134,7 @@ class Asked(NamedTuple):
 
 def run(a: Namespace) -> int:
     """Search, write what was found, and say what it took."""
-    from ttsnap.folders import reserved
+    from ttsnap.results.folders import reserved
 
     # What can be refused is refused before the model is loaded.
     asked = _asked(a)
@@ -157,7 +157,7 @@ def _asked(a: Namespace) -> Asked:
 
 def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
-    from ttsnap.folders import keep
+    from ttsnap.results.folders import keep
 
     place, _ = common.placement(a.device, a.dtype)
     rewards = common.load_rewards(asked.reward, device=place)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ttsnap.files import foreign
+from ttsnap.files.reading import foreign
 
 _ADAPTER = "lora"
 

@@ -12,7 +12,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 
 if TYPE_CHECKING:
-    from ttsnap.replay import Recording
+    from ttsnap.recordings.replay import Recording
 
 HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
@@ -69,8 +69,8 @@ def parser() -> ArgumentParser:
 def run(a: Namespace) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
     prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
-    from ttsnap.record import record
-    from ttsnap.recordings import check_folder, progress
+    from ttsnap.recordings.folder import check_folder, progress
+    from ttsnap.recordings.record import record
 
     # What can be refused is refused before the model is loaded.
     prompts, out = common.canonical(prompts, a.model), Path(a.out)
@@ -120,7 +120,7 @@ def _table(recording: Recording) -> str:
     """One line a scored step: how well its scores rank the seeds as the finished images do."""
     import numpy as np
 
-    from ttsnap.record import step_correlations
+    from ttsnap.recordings.record import step_correlations
 
     correlations, names = step_correlations(recording), recording.reward_names
     widths = [max(8, len(name)) for name in names]

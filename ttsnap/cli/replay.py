@@ -42,9 +42,11 @@ def run(a: Namespace) -> int:
     """Make the image again, write it, and say how far it is from the original."""
     import numpy as np
 
-    from ttsnap import BestOfN, files, outputs
-    from ttsnap.folders import new_file
-    from ttsnap.payload import MOST_SIDE
+    from ttsnap import BestOfN
+    from ttsnap.files import reading as files
+    from ttsnap.results import outputs
+    from ttsnap.results.folders import new_file
+    from ttsnap.results.payload import MOST_SIDE
 
     path = Path(a.image)
     payload = outputs.read_payload(path)

@@ -43,16 +43,16 @@ def parser() -> ArgumentParser:
 
 def run(a: Namespace) -> int:
     """Score, write, and print the best."""
-    from ttsnap.folders import reserved
+    from ttsnap.results.folders import reserved
 
     with left_by_sigterm(), reserved(Path(a.out) if a.out else None, "scores", False) as out:
         return _score(a, out)
 
 
 def _score(a: Namespace, out: Path) -> int:
-    from ttsnap import utility
-    from ttsnap.folders import keep
-    from ttsnap.rank import find_images, find_prompts, rank, write_ranking
+    from ttsnap.core import utility
+    from ttsnap.results.folders import keep
+    from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
 
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)

@@ -39,7 +39,7 @@ def run(a: Namespace) -> int:
         from ttsnap.reward_models.serve import RewardServer
     except ImportError as error:
         raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None
-    from ttsnap.rewards import make_reward
+    from ttsnap.rewards.registry import make_reward
 
     limits = Limits(max_images=a.max_images)
     device, dtype = common.placement(a.device, a.dtype)

@@ -96,7 +96,7 @@ def parser() -> ArgumentParser:
 
 def run(a: Namespace) -> int:
     """Print the table; write the curves where --out says."""
-    from ttsnap.folders import reserved
+    from ttsnap.results.folders import reserved
 
     with left_by_sigterm(), reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
         return _compare(a, out)
@@ -105,10 +105,10 @@ def run(a: Namespace) -> int:
 def _compare(a: Namespace, out: Path | None) -> int:
     from tqdm import tqdm
 
-    from ttsnap import utility
     from ttsnap.algorithms import make_algorithm
-    from ttsnap.algorithms.price_of_compute import PriceOfCompute
-    from ttsnap.simulate import LEDGERS, best_of_n_curve, curve, require_varied
+    from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+    from ttsnap.core import utility
+    from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, curve, require_varied
 
     if a.ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
@@ -138,7 +138,7 @@ def _compare(a: Namespace, out: Path | None) -> int:
 
 def print_curves(curves: dict[str, Any], recording: Any, utility: Any, ledger: str = "honest") -> None:
     """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more."""
-    from ttsnap.simulate import compare
+    from ttsnap.simulation.simulate import compare
 
     base = curves["best-of-n"]
     budgets, reward = base.budgets, " + ".join(recording.reward_names)
@@ -163,7 +163,7 @@ def _others(curves: dict[str, Any]) -> list[Any]:
 
 def read_recording(a: Namespace) -> Any:
     """The recording, cut to the prompts and seeds asked for."""
-    from ttsnap.recordings import load_recording
+    from ttsnap.recordings.folder import load_recording
 
     whole = load_recording(a.recording, scores=a.scores)
     part = whole.select(read_span(a.prompts), read_span(a.seeds))
@@ -184,7 +184,7 @@ def read_span(text: str) -> slice:
 
 def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
     """Budgets, with ranges from:to:step spelled out."""
-    from ttsnap.budget import Budget
+    from ttsnap.loop.budget import Budget
 
     found, number = [], r"(\d+\.?\d*)"
     for text in given or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
@@ -212,7 +212,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _as_budget(amount: float, budgets: Sequence[Any]) -> str:
     """An amount in the budgets' unit, in words."""
-    from ttsnap.simulate import unit_of
+    from ttsnap.simulation.simulate import unit_of
 
     if amount == float("inf"):
         return "not reached"
@@ -242,7 +242,7 @@ def _write(out: Path, curves: dict[str, Any], reward: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError(f"curves.csv is written; for the plot, {install('plot')}") from None
-    from ttsnap.simulate import unit_of
+    from ttsnap.simulation.simulate import unit_of
 
     unit = unit_of(next(iter(curves.values())).budgets)
     scale, label = (1e12, "TFLOPs") if unit == "flops" else (1, "denoiser evaluations" if unit == "nfe" else unit)

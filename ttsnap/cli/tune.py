@@ -11,7 +11,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.simulate import add_recording_arguments, print_curves, read_budgets, read_recording, read_span
 
 if TYPE_CHECKING:
-    from ttsnap.tune import Tuned
+    from ttsnap.simulation.tune import Tuned
 
 NAMES = ("best-of-n", "seed-pruning")
 """With what a schedule is compared, as `ttsnap simulate` calls it."""
@@ -46,10 +46,10 @@ def run(a: Namespace) -> int:
     """Search, write the winner, say what it is worth."""
     from tqdm import tqdm
 
-    from ttsnap import utility
-    from ttsnap.folders import new_file
-    from ttsnap.outputs import write_json
-    from ttsnap.tune import short_of_seeds, split, tune
+    from ttsnap.core import utility
+    from ttsnap.results.folders import new_file
+    from ttsnap.results.outputs import write_json
+    from ttsnap.simulation.tune import short_of_seeds, split, tune
 
     if a.trials < 1 or a.checks < 1:
         raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
-from ttsnap.budget import EFFORTS, Budget
+from ttsnap.loop.budget import EFFORTS, Budget
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
 """Those that need a file, only study, or follow gradients, which few of the rewards here have."""

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ttsnap.types import Cost, Event
+from ttsnap.core.cost import Cost
+from ttsnap.core.results import Event
 
 MOST_LANES, MOST_OF_DEEP = 18, 28
 

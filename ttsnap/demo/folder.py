@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ttsnap import files, payload
 from ttsnap.demo.pictures import FULL, LARGE, shrunk_uri
 from ttsnap.demo.traces import Told, Trace, parse_trace
-from ttsnap.sheet import LOOKS
+from ttsnap.files import reading as files
+from ttsnap.results import payload
+from ttsnap.results.sheet import LOOKS
 
 MOST_FILES, MOST_ENTRIES, MOST_UNPACKED, MOST_PIXELS = 64, 256, 64 * 2**20, 2**24
 MOST_LOOKS, MOST_SIDE = 1000, 256

@@ -15,7 +15,6 @@ from typing import Any
 
 import gradio as gr
 
-from ttsnap import files
 from ttsnap.demo import asked as forms
 from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.border import uploaded
@@ -25,6 +24,7 @@ from ttsnap.demo.models import Models
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.settings import restored
 from ttsnap.demo.stream import Frame, stream
+from ttsnap.files import reading as files
 
 logger = logging.getLogger(__name__)
 FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance")

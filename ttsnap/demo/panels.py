@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ttsnap.budget import Budget
 from ttsnap.demo.board import Board
 from ttsnap.demo.board_html import WORDS, render_board, short, verdict
 from ttsnap.demo.chart import render_chart
+from ttsnap.loop.budget import Budget
 
 INTRO = """<div class="tt-stage tt-empty"><div class="tt-ghosts">{ghosts}</div>
 <h2>Watch a search decide where compute goes</h2>

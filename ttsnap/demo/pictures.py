@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ttsnap.outputs import to_uint8
+from ttsnap.results.outputs import to_uint8
 
 TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
 """Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the

@@ -23,7 +23,7 @@ IGNORED = {"max_sequence_length"}
 
 
 def render_settings(payload: Mapping[str, Any]) -> str:
-    """A table of the settings of a picture, whose payload was checked (ttsnap.payload). All text in it is escaped."""
+    """A table of the settings of a picture, whose payload `checked` let pass. All text in it is escaped."""
     call, search = payload["call"], payload["search"]
     known = ALGORITHMS.get(str(search["algorithm"]))
     rows: list[tuple[str, Any]] = [("Prompt", payload["prompt"])]
@@ -53,7 +53,7 @@ def render_settings(payload: Mapping[str, Any]) -> str:
 def restored(
     payload: Mapping[str, Any], offer: Offer, limits: Limits, defaults: Callable[[str], Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values for the form from a picture's payload (checked, ttsnap.payload), and what could not be taken over.
+    """Values for the form from a picture's payload (checked, ttsnap.results.payload), and what could not be taken over.
 
     Every value passes the same checks as a visitor's own; the others stay as they are on the page, and are named. The
     first seed becomes the image's own, so that a search meets it at once.

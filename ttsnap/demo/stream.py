@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ttsnap import outputs
 from ttsnap.algorithms import make_algorithm
-from ttsnap.budget import Budget
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
+from ttsnap.core.results import Event, Result
 from ttsnap.demo import snippet
 from ttsnap.demo.asked import BASELINE, Asked, Limits, title_of
 from ttsnap.demo.board import Board
@@ -21,7 +22,8 @@ from ttsnap.demo.models import Models
 from ttsnap.demo.panels import View, render_plain, render_stage
 from ttsnap.demo.pictures import full_uri, large_uri, thumbnail_uri
 from ttsnap.demo.unspent import why_unspent
-from ttsnap.types import Cost, Event, Grid, Result
+from ttsnap.loop.budget import Budget
+from ttsnap.results import outputs
 from ttsnap.version import __version__
 
 PERIOD = 0.3

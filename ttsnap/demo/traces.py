@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttsnap import files
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
 from ttsnap.demo.board import Board
-from ttsnap.types import Cost, Grid
+from ttsnap.files import reading as files
 
 MOST_RESULTS, MOST_MOVES, MOST_PARTICLES, MOST_STEPS, MOST_REWARDS = 200, 5000, 20_000, 1000, 16
 MOST_IMAGES = 64

@@ -8,11 +8,11 @@ from typing import Any
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.options import options_of
-from ttsnap.budget import Budget
+from ttsnap.core.grid import Grid
 from ttsnap.demo.asked import Asked, title_of
-from ttsnap.dry import DryEngine
-from ttsnap.search import fit, search
-from ttsnap.types import Grid
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import fit, search
 
 SMALL = 0.1
 """Less than this share of a budget left over needs no explanation."""

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsnap.files import foreign
+from ttsnap.files.reading import foreign
 
 if TYPE_CHECKING:  # ttsnap.scenes imports with numpy and scipy only
     from diffusers import AutoencoderTiny
@@ -23,7 +23,9 @@ def preview_vae(folder: str | Path) -> AutoencoderTiny:
 
     where = Path(folder)
     if not (where / "config.json").is_file():
-        raise ValueError(f"no preview VAE at {where}: make one by python -m ttsnap.scenes.preview_train --out DIR")
+        raise ValueError(
+            f"no preview VAE at {where}: make one by python -m ttsnap.scenes.training.train_preview --out DIR"
+        )
     with foreign(f"cannot read the preview VAE in {where}"):
         vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True).eval()
     return vae

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from ttsnap.files import foreign, read_json
+from ttsnap.files.reading import foreign, read_json
 
 from .reader import SceneReader
 

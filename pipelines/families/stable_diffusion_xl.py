@@ -1,0 +1,170 @@
+"""Stable Diffusion XL (diffusers' StableDiffusionXLPipeline): two text encoders, picture sizes as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+from ttsnap.pipelines.families.stable_diffusion import UNetDenoiser
+from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.rows import both, first, take, texts, unscaled
+
+Size = tuple[int, int]
+
+
+class StableDiffusionXLDenoiser(UNetDenoiser):
+    """One call of a StableDiffusionXLPipeline, open to search. Arguments are those of its `__call__`.
+
+    `denoising_end` is not among them: it leaves latents for a refiner, which no reward can score.
+    Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionXLPipeline,
+        *,
+        prompt_2: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        eta: float = 0.0,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Size | None = None,
+        crops_coords_top_left: Size = (0, 0),
+        target_size: Size | None = None,
+        negative_original_size: Size | None = None,
+        negative_crops_coords_top_left: Size = (0, 0),
+        negative_target_size: Size | None = None,
+        clip_skip: int | None = None,
+    ) -> None:
+        super().__init__(pipe)
+        self.height = height or self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.width = width or self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        self.pipe.check_inputs(
+            None if prompt_embeds is not None else "",
+            prompt_2,
+            self.height,
+            self.width,
+            None,
+            negative_prompt,
+            negative_prompt_2,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+        )
+        self._texts = {
+            "prompt_2": prompt_2,
+            "negative_prompt": negative_prompt,
+            "negative_prompt_2": negative_prompt_2,
+        }
+        self._embeds = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        self.text_length = None if prompt_embeds is None else prompt_embeds.shape[1]
+        whole = (self.height, self.width)
+        self._ids = (original_size or whole, crops_coords_top_left, target_size or whole)
+        self._negative_ids = self._ids
+        if negative_original_size is not None and negative_target_size is not None:
+            self._negative_ids = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
+        self._settle(
+            num_inference_steps,
+            timesteps,
+            sigmas,
+            eta,
+            guidance_scale,
+            guidance_rescale,
+            clip_skip,
+            cross_attention_kwargs,
+        )
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        given = self._embeds["prompt_embeds"]
+        n = len(prompts) if given is None else len(given)
+        self._text, self._negative, self._pooled, self._negative_pooled = self.pipe.encode_prompt(
+            prompt=list(prompts) if given is None else None,
+            **{name: texts(value, n) for name, value in self._texts.items()},
+            **{name: first(value, n) for name, value in self._embeds.items()},
+            device=self.device,
+            do_classifier_free_guidance=self.guided,
+            lora_scale=self._lora_scale,
+            clip_skip=self.pipe.clip_skip,
+        )
+        self._sizes, self._negative_sizes = self._time_ids(self._ids), self._time_ids(self._negative_ids)
+
+    def _time_ids(self, sizes: tuple[Size, Size, Size]) -> Tensor:
+        """(1, 6) the original size, the crop and the target size, as the U-Net is given them."""
+        encoder = self.pipe.text_encoder_2
+        width = int(self._pooled.shape[-1]) if encoder is None else encoder.config.projection_dim
+        ids: Tensor = self.pipe._get_add_time_ids(
+            *(tuple(size) for size in sizes), dtype=self._text.dtype, text_encoder_projection_dim=width
+        )
+        return ids.to(self.device)
+
+    def _added(self, at: Tensor) -> dict[str, Tensor]:
+        pooled, sizes = take(self._pooled, at), self._sizes.repeat(len(at), 1)
+        if self.guided:
+            pooled = both(self._negative_pooled, self._pooled, at)
+            # Stock repeats the pair (negative, positive) and so mixes the two up in batches of more than one picture.
+            # Here every row has its own, as in a stock call for that picture alone.
+            sizes = torch.cat([self._negative_sizes.repeat(len(at), 1), sizes])
+        return {"text_embeds": pooled.to(sizes.device), "time_ids": sizes}
+
+    def pixels(self, vae: Any, x0: Tensor) -> Tensor:
+        with without_overflow(vae) as widened:
+            latents = unnormalised(vae, x0.to(vae.dtype) if widened else self.settled(x0, vae))
+            decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return self.postprocess(self._marked(vae, decoded))
+
+    def _marked(self, vae: Any, decoded: Tensor) -> Tensor:
+        """With the pipeline's invisible watermark, where it has one; previews are not the pipeline's pictures."""
+        if self.pipe.watermark is None or vae is not self.pipe.vae or decoded.is_meta:
+            return decoded
+        marked: Tensor = self.pipe.watermark.apply_watermark(decoded)
+        return marked.to(decoded.device)
+
+
+def unnormalised(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as `vae` decodes them; some (Playground 2.5) come with a mean and a deviation per channel."""
+    c = vae.config
+    known = c.get("latents_mean"), c.get("latents_std")
+    if None in known:
+        return unscaled(vae, latents)
+    mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in known)
+    return cast(Tensor, latents * deviation / c.scaling_factor + mean)
+
+
+@contextmanager
+def without_overflow(vae: Any) -> Iterator[bool]:
+    """SDXL's VAE overflows in half precision; those that say so (`force_upcast`) decode in single. Yields if so."""
+    half = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if half:
+        vae.to(dtype=torch.float32)
+    try:
+        yield half
+    finally:
+        if half:
+            vae.to(dtype=torch.float16)
+
+
+class SearchStableDiffusionXLPipeline(SearchMixin, StableDiffusionXLPipeline):
+    """StableDiffusionXLPipeline whose call also takes `search=`, `reward=`, `budget=` and friends."""
+
+    denoiser_class = StableDiffusionXLDenoiser

@@ -1,0 +1,119 @@
+"""Folders of noise-aware rewards: adapter.safetensors with what was trained, and adapter.json, which says on what.
+
+adapter.json: format (1), kind (one of noise_aware.KINDS), base (for make_reward), fingerprint (of the base's weights),
+sha256 (of adapter.safetensors), info (whatever its trainer noted), and what the kind needs besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ttsnap.reward_models.scorer import Scorer
+from ttsnap.reward_models.weights import read_state
+
+from ttsnap.files import reading as files
+from ttsnap.files.writing import sha256, write_whole
+from ttsnap.rewards.registry import REWARDS, make_reward
+
+FORMAT = 1
+HEADER, TENSORS = "adapter.json", "adapter.safetensors"
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of names, shapes and values, these as bfloat16: a base in float32 and in bfloat16 has the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        value = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_adapter(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Both files, each whole or not at all; where they are of two writes, reading says so. ValueError where the folder
+    cannot be made, or the header does not fit into JSON."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    try:
+        text = json.dumps({"format": FORMAT, **header, "sha256": hashlib.sha256(data).hexdigest()}, indent=1)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot save to {folder}: {error}") from error
+    write_whole(folder / TENSORS, lambda file: file.write(data))
+    write_whole(folder / HEADER, lambda file: file.write(text.encode()))
+
+
+def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, Any]:
+    """adapter.json of a folder. ValueError unless it is of this format and one of these kinds."""
+    if not folder or not Path(folder).is_dir():
+        raise ValueError(
+            f"a noise-aware reward is a folder with {HEADER}, as noise-aware:FOLDER; got {str(folder or '')!r}"
+        )
+    path = Path(folder) / HEADER
+    try:
+        header = files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read, is {folder} a noise-aware reward? {error}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}; it was written by another program or version")
+    if header.get("kind") not in tuple(kinds):
+        raise ValueError(f"{path} is of the unknown kind {header.get('kind')!r:.60}; known are {', '.join(kinds)}")
+    return header
+
+
+def base_of(
+    folder: str | Path,
+    header: Mapping[str, Any],
+    base: Scorer | None,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Scorer:
+    """`base`, or the reward that the header names. ValueError where its weights are not those that were trained on."""
+    spec = header.get("base")
+    if base is None:
+        # A header from elsewhere must not make us import what it names: only registered rewards are made.
+        if not isinstance(spec, str) or spec.partition(":")[0] not in REWARDS.keys() - {"noise-aware"}:
+            raise ValueError(f"{folder} is for the base {spec!r:.200}, which is no reward's name; load it with base=")
+        if ":" in spec:  # weights elsewhere: a file or a hub id that the user has not named
+            raise ValueError(
+                f"{folder} is for the base {spec!r}, whose weights are not loaded because a file names them; write "
+                f"'noise-aware:{folder} on {spec}' to say that you want them (in Python: base=)"
+            )
+        try:
+            made: Any = make_reward(spec, device=device, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"cannot load {spec!r}, the base of {folder}: {error}; or load it with base=") from error
+        base = made
+    if not isinstance(base, Scorer):
+        raise ValueError(f"{folder} needs a base with weights, got {getattr(base, 'name', base)!r}")
+    if fingerprint(base.network) != header.get("fingerprint"):
+        raise ValueError(
+            f"{folder} was trained for another checkpoint of {spec!r}; give that one (in float32 or bfloat16) as base="
+        )
+    return base
+
+
+def fill(parameters: Mapping[str, nn.Parameter], folder: str | Path, header: Mapping[str, Any]) -> None:
+    """Set parameters from adapter.safetensors. ValueError where that is damaged, or has other names or shapes."""
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {TENSORS}; copy both files")
+    if sha256(path) != header.get("sha256"):
+        raise ValueError(f"{path} is not the one that {HEADER} describes: damaged, or of another save; copy both again")
+    state = read_state(path)
+    wanted = {name: tuple(p.shape) for name, p in parameters.items()}
+    given = {name: tuple(t.shape) for name, t in state.items()}
+    odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if odd:
+        raise ValueError(f"{path} is for another model: {len(odd)} tensors differ, such as {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])

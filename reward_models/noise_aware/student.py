@@ -1,0 +1,265 @@
+"""Noise-aware rewards: a frozen reward with a small trained part, which scores x0 estimates as the finished images.
+
+Idea: TTSnap (arXiv 2511.22242). Adapters: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353), by peft. The noise level
+is the one of ttsnap.core.grid.Grid, sigma / (alpha + sigma), so what is learned does not depend on the number of steps.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ttsnap.reward_models.noise_aware.files import HEADER, base_of, fill, fingerprint, read_header, write_adapter
+from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding
+from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
+from ttsnap.reward_models.preprocess import check_images
+from ttsnap.reward_models.scorer import Scorer
+
+from ttsnap.files.typed import typed
+from ttsnap.profiling.flops import count_flops
+
+_HERE = "ttsnap.reward_models.noise_aware.student:NoiseAware"
+KINDS: dict[str, str] = {
+    **dict.fromkeys(("lora", "dora", "full", "per-level"), _HERE),
+    "head": "ttsnap.reward_models.noise_aware.heads:Head",
+}
+"""What adapter.json may name, and the class that loads it."""
+MOST_RANK, MOST_LEVELS = 4096, 1000
+"""Of files: no adapter needs more, and every level has a copy of its own."""
+
+
+class NoiseAware:
+    """A Reward (types.Reward) that scores finished images by `base` and estimates by a trained copy of it.
+
+    kind: "lora" or "dora" put low-rank adapters into the image side; "full" trains a copy of the image side, in the
+    base's dtype (give a float32 base to train); "per-level" keeps a LoRA for each of `levels` and scores an estimate by
+    the nearest, as the paper does. All but the last take the level through a LevelEmbedding, unless that is switched
+    off. spec: the base, for make_reward, written into saved folders. The base must be on its device already; it is left
+    as it is, and a new NoiseAware scores everything like it. ValueError where a setting does not fit.
+
+    base_below: estimates at or below this level are scored by the base as well, finished images always. distill sets it
+    to where the base ranked as well on held-out prompts: nearly clean estimates need no other judge.
+    """
+
+    name = "noise-aware"
+    space = "pixels"
+
+    def __init__(
+        self,
+        base: Scorer,
+        kind: str = "lora",
+        *,
+        rank: int = 16,
+        levels: Sequence[float] = (),
+        level_embedding: bool = True,
+        spec: str = "",
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> None:
+        if KINDS.get(kind) != _HERE:
+            raise ValueError(f"kind is one of {', '.join(k for k in KINDS if KINDS[k] == _HERE)}, got {kind!r}")
+        if not isinstance(base, Scorer) or not (base.adapted and base.trained and base.level_sites):
+            raise ValueError(
+                f"reward {getattr(base, 'name', base)!r} cannot be made noise-aware; take one whose class says "
+                "what to train (adapted, trained and level_sites of reward_models/scorer.py), such as imagereward"
+            )
+        if min(rank, batch_size) < 1:
+            raise ValueError(f"rank and batch_size must be at least 1, got {rank} and {batch_size}")
+        levels = tuple(sorted(float(level) for level in levels))
+        valid = all(0 < level <= 1 for level in levels) and len(set(levels)) == len(levels)
+        if not valid or bool(levels) != (kind == "per-level"):
+            raise ValueError(f"per-level takes different levels in (0, 1], other kinds none; got {levels} for {kind}")
+        self.name, self.base, self.spec = f"{base.name}-na", base, spec or base.name
+        self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
+        self.level_embedding = level_embedding and not levels
+        self.base_below = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network = Network(base, kind, rank, levels, self.level_embedding)
+        self._trainable = [name for name, p in self.network.named_parameters() if p.requires_grad]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """By stable name; everything else is frozen."""
+        return {name: self.network.get_parameter(name) for name in self._trainable}
+
+    def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+        """One batch: images (N, 3, H, W) in [0, 1], N prompts, levels (N,) -> (N,) float32, differentiable in
+        `trainable()`."""
+        scores: Tensor = self.network(x, list(prompts), _rows(level, len(x)))
+        return scores
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,) float32.
+        Rows at level 0 are the base's."""
+        check_images(images)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        levels = _rows(level, len(images))
+        scores = torch.zeros(len(images), device=self.base.device)
+        below = levels <= self.base_below + 1e-6
+        clean, estimates = below.nonzero()[:, 0], (~below).nonzero()[:, 0]
+        for rows in (clean, *estimates.split(self.batch_size)):
+            if len(rows):
+                x, texts, at = images[rows.to(images.device)], [prompts[i] for i in rows.tolist()], levels[rows]
+                part = self.base(x, texts) if rows is clean else self.predict(x, texts, at)
+                scores[rows.to(scores.device)] = part
+        return scores
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        """As calling it, with a graph back to the images (Scorer.differentiable), in one batch."""
+        check_images(images)
+        levels = _rows(level, len(images))
+        below = levels <= self.base_below + 1e-6
+        if bool(below.all()):
+            return self.base.differentiable(images, prompts)
+        estimates: Tensor = self.network(images, list(prompts), levels, smooth=True)
+        if not bool(below.any()):
+            return estimates
+        return torch.where(below.to(estimates.device), self.base.differentiable(images, prompts), estimates)
+
+    def begin_stage(self, level: float) -> None:
+        """Start the level's own adapter, if it has one and that is untrained, from the nearest trained one."""
+        if self.levels:
+            self.network.warm_start(level)
+
+    def without_alpha(self, images: Tensor) -> Tensor:
+        """The base's (Scorer.without_alpha)."""
+        return self.base.without_alpha(images)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """The base's warnings."""
+        self.base.check(prompts)
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of one estimate with a prompt of its own, as a Scorer counts them."""
+        size = self.base.preprocess.size
+        image = torch.full((1, 3, size, size), 0.5, device=self.base.device)
+        return count_flops(lambda: self.predict(image, [self.base.example], torch.tensor([0.5])))
+
+    def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+        """Write adapter.safetensors and adapter.json; info: whatever JSON can hold, such as how it was trained."""
+        header = {
+            "kind": self.kind,
+            "base": self.spec,
+            "fingerprint": self._fingerprint,
+            "rank": self.rank,
+            "levels": self.levels,
+            "level_embedding": self.level_embedding,
+            "base_below": self.base_below,
+            "info": dict(info or {}),
+        }
+        write_adapter(Path(folder), header, self.trainable())
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.base.network)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        base: Scorer | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+    ) -> Any:
+        """Any student that `save_pretrained` wrote, on the base that it names, or on `base` where it is already.
+        ValueError where the folder is damaged, or the base another one."""
+        header = read_header(folder, KINDS)
+        where, path = KINDS[header["kind"]], Path(str(folder))
+        if where != _HERE:
+            options = {"base": base, "device": device, "dtype": dtype, "batch_size": batch_size}
+            return _resolve(where).from_pretrained(path, **options)
+        hints: dict[str, Any] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
+        try:
+            settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
+            below = typed("base_below", header.get("base_below", 0.0), float)
+            if not (settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
+                raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
+        except ValueError as error:
+            raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
+        base = base_of(path, header, base, device=device, dtype=dtype)
+        student = cls(base, header["kind"], **settings, spec=header["base"], batch_size=batch_size)
+        student.base_below = below
+        fill(student.trainable(), path, header)
+        return student
+
+
+class Network(nn.Module):
+    """All parameters of a NoiseAware: the base's network, frozen, and the trained copies.
+
+    A copy has its own module tree but shares every tensor that it does not train, so that adapters never touch the base
+    and memory holds the weights once. One copy, or one for each of `levels`. Always in evaluation mode.
+    """
+
+    def __init__(self, base: Scorer, kind: str, rank: int, levels: tuple[float, ...], level_embedding: bool) -> None:
+        super().__init__()
+        self.base = base.network
+        self.copies = nn.ModuleList([trained_copy(base, kind, rank) for _ in levels or (0.0,)])
+        self.scorers = [base.on(network) for network in self.copies]
+        self.levels = levels
+        self.embedding: LevelEmbedding | None = None
+        if level_embedding:
+            sites = {name: module for name, module in self.base.named_modules() if re.fullmatch(base.level_sites, name)}
+            if not sites:
+                raise ValueError(f"no module of {base.name} matches {base.level_sites!r}; is it another architecture?")
+            # Of a layer, and of a block that ends with one, the last parameter is as long as the output is wide.
+            channels = {name: len(list(module.parameters())[-1]) for name, module in sites.items()}
+            self.embedding = LevelEmbedding(channels).to(base.device)
+            self.embedding.attach(self.copies[0])
+        self.eval()
+
+    def train(self, mode: bool = True) -> Network:
+        return super().train(False)  # Dropout would make a new student differ from its base.
+
+    def forward(self, x: Tensor, prompts: Sequence[str], level: Tensor, smooth: bool = False) -> Tensor:
+        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: differentiable in the images."""
+        scorers = [scorer.differentiable if smooth else scorer.score for scorer in self.scorers]
+        if self.embedding is not None:
+            with self.embedding.at(level.to(self.scorers[0].device)) as features:
+                return self.embedding.rescale(scorers[0](x, prompts), features)
+        index = torch.tensor([self.nearest(value) for value in level.tolist()])
+        groups = [(i, (index == i).nonzero()[:, 0]) for i in index.unique().tolist()]
+        parts = [scorers[i](x[rows.to(x.device)], [prompts[j] for j in rows.tolist()]) for i, rows in groups]
+        order = torch.cat([rows for _, rows in groups]).argsort()
+        return torch.cat(parts)[order.to(parts[0].device)]
+
+    def nearest(self, level: float, among: Sequence[int] | None = None) -> int:
+        """Which copy has the nearest level; of two, the cleaner one's."""
+        return min(among or range(len(self.copies)), key=lambda i: abs(self.levels[i] - level) if self.levels else 0)
+
+    @torch.no_grad()
+    def warm_start(self, level: float) -> None:
+        """Nothing is remembered, so that this may be called again: a trained level is its own nearest."""
+        tensors = [{n: p for n, p in c.named_parameters() if p.requires_grad} for c in self.copies]
+        trained = [i for i, named in enumerate(tensors) if any(p.any() for n, p in named.items() if "lora_B" in n)]
+        to = self.nearest(level)
+        if trained:
+            source = tensors[self.nearest(self.levels[to], trained)]
+            for name, parameter in tensors[to].items():
+                parameter.copy_(source[name])
+
+
+def _rows(level: Any, n: int) -> Tensor:
+    """level (N,), one for all, or None -> (N,) float32 on the CPU. ValueError unless they are noise levels."""
+    levels = torch.as_tensor(0.0 if level is None else level).detach().cpu().float()
+    if levels.shape not in ((), (n,)) or not bool((levels <= 1 + 1e-5).all()):
+        raise ValueError(f"level must be {n} noise levels in [0, 1], as sigma / (alpha + sigma); got {level}")
+    return levels.expand(n)
+
+
+def _resolve(where: str) -> Any:
+    """The object at "module:attribute"."""
+    try:
+        return pkgutil.resolve_name(where)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot load this kind of reward: {error}") from error

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import BestOfN, SeedPruning, make_algorithm, search
+from ttsnap.algorithms import ALGORITHMS
+from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.core.grid import Grid, Task
+from ttsnap.loop.dry import DryEngine
+
+GRID = Grid(tuple(np.linspace(1, 0, 21)))
+
+
+class Scripted(DryEngine):
+    """Scores by table: scores[seed, step]."""
+
+    def __init__(self, scores: Any, *, stochastic: bool = False) -> None:
+        super().__init__(GRID, ("r",), stochastic=stochastic)
+        self.table = scores
+
+    def scores(self, job: int, seeds: Any, steps: Any) -> Any:
+        return self.table[seeds, steps][:, None]
+
+
+def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
+    """The paper's loop in plain Python: winner and evaluations (a score at step s takes s + 1)."""
+    alive, paid, done = list(range(n)), 0, 0
+    for k, s in zip(keep, steps, strict=True):
+        paid += len(alive) * (s + 1 - done)
+        done = s + 1
+        alive.sort(key=lambda i: -scores[i, s])
+        alive = alive[: max(1, int(k * len(alive) + 0.5))]
+    paid += len(alive) * (20 - done)
+    return max(alive, key=lambda i: scores[i, 20]), paid
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pruning_is_the_papers_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(30, 21)).cumsum(1)
+    keep, steps = tuple(rng.uniform(0.2, 0.9, 3)), tuple(sorted(rng.choice(20, 3, replace=False).tolist()))
+    (result,) = search([""], SeedPruning(30, keep, steps=steps), Scripted(scores))
+    winner, paid = by_hand(scores, 30, keep, steps)
+    assert (result.best.seed, result.spent["nfe"]) == (winner, paid)
+
+
+def test_levels_and_steps_agree() -> None:
+    a = SeedPruning(4, (0.5, 0.5), levels=(0.7, 0.45)).init(Task(GRID))
+    b = SeedPruning(4, (0.5, 0.5), steps=(6, 11)).init(Task(GRID))
+    assert a == b == (1, ((6, 0.5), (11, 0.5), (20, 1.0)))
+
+
+def test_checks_that_meet_on_a_coarse_grid_are_merged() -> None:
+    coarse = Grid((1.0, 0.5, 0.0))
+    assert SeedPruning(4, (0.5, 0.5), levels=(0.8, 0.6)).init(Task(coarse)) == (1, ((1, 0.25), (2, 1.0)))
+
+
+def test_as_many_survive_as_are_to_be_kept() -> None:
+    scores = np.random.default_rng(0).normal(size=(64, 21))
+    (result,) = search([""], SeedPruning(), Scripted(scores), "400nfe", keep=6)
+    assert len(result.images) == 6
+    assert result.spent["nfe"] <= 400
+    (result,) = search([""], SeedPruning(), Scripted(scores), "45nfe", keep=6)
+    assert 1 <= len(result.images) < 6
+    assert "of the 6 images asked for" in result.warnings[-1]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("budget", ["20nfe", "33nfe", "400nfe"])
+def test_contract(name: str, budget: str) -> None:
+    scores = np.random.default_rng(0).normal(size=(4096, 21))
+    settings = {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, (2, 6, 11, 20))} if "price" in name else {}
+    algorithm = make_algorithm(name, **settings)
+    engines = [Scripted(scores, stochastic=algorithm.branches) for _ in range(2)]
+    results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]
+    for result in results[0]:
+        assert 20 <= result.spent["nfe"] <= int(budget[:-3])
+        assert result.images
+    assert [r.trace for r in results[0]] == [r.trace for r in results[1]]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BestOfN(0), "n must be at least 1, got 0"),
+        (lambda: SeedPruning(-1), "n must be at least 1, got -1"),
+        (lambda: SeedPruning(4, (0.5,), levels=(0.5, 0.4)), "1 keep ratios"),
+        (lambda: SeedPruning(4, (1.5,), levels=(0.5,)), r"keep ratios must be in \(0, 1\], got \(1.5,\)"),
+        (lambda: SeedPruning(4, (0.5, 0.5), levels=(0.4, 0.5)), "noisy to clean"),
+        (lambda: SeedPruning(4, (0.5,), levels=(2,)), "levels must be in"),
+        (lambda: make_algorithm("best"), "unknown algorithm 'best'; choose one of best-of-n"),
+        (lambda: make_algorithm("best-of-n", keep=[1]), r"unknown option\(s\) \['keep'\]; it has \['n'\]"),
+        (lambda: make_algorithm("missing.json"), "cannot read algorithm file missing.json"),
+    ],
+)
+def test_bad_settings_are_shown(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_algorithm_from_json(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "levels": [0.4]}))
+    assert make_algorithm(str(path), n=3) == SeedPruning(3, (0.5,), (0.4,))
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="must hold an object"):
+        make_algorithm(str(path))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "seed-pruning", "n": 2.5}, "seed-pruning: n must be of type int, got 2.5"),
+        ({"name": "seed-pruning", "n": True}, "n must be of type int, got True"),
+        ({"name": "seed-pruning", "n": [3]}, r"n must be of type int, got \[3\]"),
+        ({"name": "seed-pruning", "keep": "half"}, "keep must be of type"),
+        ({"name": "seed-pruning", "keep": [{}]}, r"keep\[0\] must be of type float, got {}"),
+        ({"name": "seed-pruning", "levels": [None]}, r"levels\[0\] must be of type float, got None"),
+        ({"name": "smc", "potential": 3}, "potential must be of type str, got 3"),
+        ({"name": "funnel", "ess": "much"}, "ess must be a finite number, got 'much'"),
+        ({"name": "fk-steering", "lam": "nan"}, "lam must be a finite number"),
+        ({"name": "verifier-threshold", "quantiles": [0.5]}, r"quantiles must be 2 values, got \[0.5\]"),
+        ({"name": "best-first", "reseed": 1}, "reseed must be of type bool, got 1"),
+        ({"name": "best-first", "n": 10**400}, None),
+        ({"name": "price-of-compute", "forecast": None}, "forecast must be of type Forecast"),
+        ({"name": "price-of-compute", "forecast": [1]}, "forecast must be of type Forecast"),
+        ({"name": "nested", "first": {"name": "top-noises", "n": 1.5}}, "top-noises: n must be of type int, got 1.5"),
+        ({"name": "nested", "first": 3}, "first must be of type Algorithm, got 3"),
+        ({"name": "nested", "first": "other.json"}, "names another file, 'other.json'"),
+        ({"name": "nested", "second": {"name": "refined", "first": ["x.json"]}}, "names another file, 'x.json'"),
+        ({"name": "os:system"}, "unknown algorithm 'os:system'"),
+        ({"name": ["best-of-n"]}, "unknown algorithm"),
+    ],
+)
+def test_files_hold_known_names_and_values_of_their_types(spec: Any, message: str | None, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"name": "top-noises"}')
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=message):
+        make_algorithm(str(path))
+
+
+@pytest.mark.parametrize("spec", [None, 3, True, ["smc"]])
+def test_what_is_no_algorithm_is_said(spec: Any) -> None:
+    with pytest.raises(ValueError, match="algorithm must be of type Algorithm, got"):
+        make_algorithm(spec, n=3)
+
+
+def test_numbers_of_numpy_and_lists_are_taken_as_declared() -> None:
+    made = make_algorithm("seed-pruning", n=np.int64(3), keep=[np.float32(0.5)], levels=["4e-1"])
+    assert made == SeedPruning(3, (0.5,), (0.4,))
+    assert type(made.n) is int
+
+
+def test_more_seeds_than_a_search_can_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="1,000,000,000,000 seeds at once"):
+        search(["a"], BestOfN(10**12), DryEngine(Grid((1.0, 0.0)), ("r",)), "4nfe")
+
+
+def test_price_of_compute_without_a_forecast_says_which_command_makes_one() -> None:
+    with pytest.raises(ValueError, match=r"needs a forecast of .* `ttsnap calibrate RECORDING --out priced\.json`"):
+        make_algorithm("price-of-compute")
+    with pytest.raises(ValueError, match=r"needs a forecast"):
+        make_algorithm("price-of-compute", n=3)

@@ -1,0 +1,98 @@
+"""The catalogue of algorithms: complete, in groups, and true."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+
+import numpy as np
+import pytest
+
+from ttsnap import search
+from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
+from ttsnap.algorithms.options import Option, builder, name_of, options_of
+from ttsnap.core.grid import Grid
+from ttsnap.loop.dry import DryEngine
+
+GRID = Grid(tuple(np.linspace(1, 0, 9)))
+NEED_MORE = {"price-of-compute"}  # a forecast, which no default can be
+
+
+def test_every_group_is_listed_together_and_has_members() -> None:
+    order = [entry.group for entry in ALGORITHMS.values()]
+    assert list(dict.fromkeys(order)) == list(GROUPS)
+    assert order == sorted(order, key=list(GROUPS).index)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_entries_are_whole(name: str) -> None:
+    entry = ALGORITHMS[name]
+    module, _, attribute = entry.where.partition(":")
+    assert callable(vars(importlib.import_module(module))[attribute])
+    assert entry.title
+    assert 20 <= len(entry.summary) <= 56  # one line of a terminal
+    assert not entry.summary.endswith(".")
+    for number in re.findall(r"\d{4}\.\d{5}", entry.source):
+        # What the module says it is from: an arXiv number that only the catalogue knew would be a slip.
+        assert number in (importlib.import_module(module).__doc__ or "") + (
+            vars(importlib.import_module(module))[attribute].__doc__ or ""
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
+def test_a_branching_algorithm_says_that_it_needs_a_kernel_that_draws_noise(name: str) -> None:
+    assert make_algorithm(name).branches == ("draws noise" in ALGORITHMS[name].needs)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_option_is_explained(name: str) -> None:
+    options = options_of(name)
+    accepted = [p.name for p in inspect.signature(builder(name)).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert [o.name for o in options][: len(accepted)] == accepted
+    for option in options:
+        assert len(option.text) > 5
+        assert "[" not in option.source
+        assert not re.search(r"\. \w+: ", option.text), "the text of another option"
+    if name not in NEED_MORE:
+        values = {o.name: o.default for o in options}
+        assert make_algorithm(name, **values) == make_algorithm(name)
+
+
+def test_options_come_with_their_own_texts_and_sources() -> None:
+    found = {o.name: o for o in options_of("svdd")}
+    assert list(found) == ["n", "streams", "alpha"]
+    assert found["n"].source == "the authors of SVDD take 20"
+    assert found["streams"] == Option(
+        "streams", 2, "particles, at least as many as images are asked for.", "as compared in arXiv 2503.19385"
+    )
+    assert "exp(score / alpha)" in found["alpha"].text
+    assert {o.name: o.default for o in options_of("funnel")}["shrink"] == 0.25
+    assert {o.name for o in options_of("verifier-threshold")} > {"streams", "thresholds"}
+    assert next(o.default for o in options_of("refined")) == make_algorithm("seed-pruning")
+    with pytest.raises(ValueError, match="unknown algorithm 'svd'"):
+        options_of("svd")
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
+def test_an_algorithm_is_called_what_people_asked_for(name: str) -> None:
+    made = make_algorithm(name)
+    assert name_of(made) == name
+    if "n" in {o.name for o in options_of(name)} and made.n is None:
+        assert name_of(make_algorithm(name, n=5)) == name
+
+
+def test_what_svdd_refuses_speaks_of_svdd() -> None:
+    with pytest.raises(ValueError, match="alpha must be at least 0, got -1"):
+        make_algorithm("svdd", alpha=-1)
+    with pytest.raises(ValueError, match=r"^svdd makes several continuations of one candidate"):
+        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",)), "40nfe")
+    with pytest.raises(ValueError, match=r"^svdd has no number of seeds"):
+        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",), stochastic=True), None)
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        n: int = 1
+
+    assert name_of(Mine()) == "Mine"

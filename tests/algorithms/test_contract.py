@@ -1,0 +1,142 @@
+"""What every algorithm of the registry promises: any budget, any batch, rewards that fail, a stop at any time.
+
+An algorithm that is added to ALGORITHMS is tested here without further ado; one that cannot run with its defaults says
+what it needs in SETTINGS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ttsnap import make_algorithm, search
+from ttsnap.algorithms import ALGORITHMS
+from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.core.protocols import Algorithm
+from ttsnap.core.results import Result
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget
+from ttsnap.sampling.kernels import KERNELS
+
+from ..conftest import Brightness  # noqa: TID252
+
+PROMPTS, STEPS = ["a", "b", "c"], 8
+LEVELS = tuple(np.linspace(1, 0, STEPS + 1))
+WALKS = np.random.default_rng(0).normal(size=(12, 24, STEPS + 1)).cumsum(-1)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "price-of-compute": {"forecast": fit(WALKS, LEVELS, (2, 4, STEPS)), "price": 1.0}
+}
+some = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Coarse(Brightness):
+    """Brightness of rounded pixels, so that the last digits, which the batch's shape may change, decide nothing."""
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        return super().__call__((images * 2**12).round() / 2**12, prompts, level)
+
+
+def build(name: str) -> Algorithm:
+    return make_algorithm(name, **SETTINGS.get(name, {}))
+
+
+def fitting(engine: Any, algorithm: Algorithm, rewards: list[Any], batch: int) -> LiveEngine:
+    """The mixture with a kernel that the algorithm can use."""
+    live = engine(STEPS, rewards, batch)
+    noisy = algorithm.branches or getattr(algorithm, "renoises", False)
+    return LiveEngine(live.denoiser, rewards, kernel=KERNELS["sde" if noisy else "pipeline"](live.denoiser),
+                      batch_size=batch)  # fmt: skip
+
+
+def moves(result: Result) -> list[Any]:
+    """What was done, in what order, without the scores."""
+    names = ("cost", "uids", "parents", "start", "stop", "seeds", "drop", "closing")
+    return [[move[name] for name in names] for move in result.trace]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@some
+@given(
+    budget=st.one_of(
+        st.builds(Budget, nfe=st.integers(STEPS, 100)),
+        st.builds(Budget, decodes=st.integers(1, 20), nfe=st.integers(STEPS, 100)),
+    ),
+    shared=st.booleans(),
+    prompts=st.integers(1, 3),
+    batch=st.integers(1, 9),
+    nan=st.sampled_from([0.0, 0.3, 1.0]),
+    broken=st.sampled_from([0.0, 0.2]),
+    after=st.one_of(st.none(), st.integers(0, 20)),
+)
+def test_books_balance_and_every_prompt_gets_an_image(
+    engine: Any,
+    name: str,
+    budget: Budget,
+    shared: bool,
+    prompts: int,
+    batch: int,
+    nan: float,
+    broken: float,
+    after: int | None,
+) -> None:
+    algorithm = build(name)
+    rewards = [Brightness("one", nan, broken, spared=True), Brightness("two")]
+    live = fitting(engine, algorithm, rewards, batch)
+    ticks: list[int] = []
+    started: list[int] = []
+
+    def watch(event: Any) -> None:
+        ticks.extend([1] if event.kind == "tick" else [])
+        started.extend([event.job] if event.kind == "start" else [])
+
+    results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared, on_event=watch,
+                     should_stop=lambda: after is not None and len(ticks) > after)  # fmt: skip
+    spent = np.array([(r.spent["nfe"], r.spent["decodes"], r.spent["reward_calls"]) for r in results])
+    denoiser: Any = live.denoiser
+    scored = rewards[0].images + rewards[1].images
+    pulled = sum(r.spent["gradients"] for r in results)  # each asks both rewards, by `differentiable`
+    assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
+    for used, caps in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
+        assert used[0] <= (budget.nfe or np.inf) * caps
+        assert used[1] <= (budget.decodes or np.inf) * caps
+    assert started
+    assert all(results[job].images for job in started)
+    assert after is not None or len(started) == prompts
+    for result in results:
+        assert all(torch.isfinite(candidate.image).all() for candidate in result.images)
+        refunds = sum(move.get("refund", {}).get("nfe", 0) for move in result.trace)
+        assert sum(move["cost"]["nfe"] for move in result.trace) - refunds == result.spent["nfe"]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@some
+@given(
+    nfe=st.integers(STEPS, 100),
+    batch=st.integers(2, 11),
+    nan=st.sampled_from([0.0, 0.3]),
+    keep=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_batch_and_company_change_nothing(
+    engine: Any, name: str, nfe: int, batch: int, nan: float, keep: int, seed: int
+) -> None:
+    algorithm = build(name)
+
+    def run(prompts: list[str], size: int) -> list[Result]:
+        live = fitting(engine, algorithm, [Coarse(nan=nan)], size)
+        denoiser: Any = live.denoiser
+        denoiser._by_prompt = denoiser._by_prompt[[PROMPTS.index(p) for p in prompts]]
+        return search(prompts, algorithm, live, Budget(nfe=nfe), keep=keep, seed=seed)
+
+    together, again, alone = run(PROMPTS[:2], batch), run(PROMPTS[:2], batch), run(PROMPTS[1:2], 1)
+    assert [r.trace for r in together] == [r.trace for r in again] or nan
+    assert [moves(r) for r in together] == [moves(r) for r in again]
+    assert moves(together[1]) == moves(alone[0])
+    for x, y in zip(together[1].images, alone[0].images, strict=True):
+        assert (x.uid, x.seed) == (y.uid, y.seed)
+        torch.testing.assert_close(x.image, y.image, atol=1e-6, rtol=1e-6)

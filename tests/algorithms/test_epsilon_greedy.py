@@ -1,0 +1,307 @@
+"""Step noise near a sibling's, and the search that draws it (arXiv 2506.03164)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ttsnap import BestOfN, Budget, search
+from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
+from ttsnap.algorithms.nested import Nested
+from ttsnap.algorithms.top_noises import TopNoises
+from ttsnap.core.grid import Grid
+from ttsnap.core.moves import Move, advance, branch, fresh, perturb
+from ttsnap.core.particles import Particles
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import fit
+from ttsnap.sampling import rng
+from ttsnap.sampling.kernels import KERNELS, Prediction, Sde
+from ttsnap.sampling.mixture import MixtureDenoiser
+
+from ..conftest import Brightness  # noqa: TID252
+
+
+@dataclass(frozen=True)
+class Watched(Sde):
+    """Writes down the step noise of every row."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Any) -> Tensor:
+        moved = super().step(x, prediction, k, keys)
+        mean, std = self.moments(x, prediction, k)
+        self.seen.extend((moved - mean) / std[:, None])
+        return moved
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Plays a list of moves, given as functions of the particles."""
+
+    moves: tuple[Any, ...]
+    n: int = 1
+    branches: ClassVar[bool] = True
+    renoises: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
+    nears: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def init(self, task: Any) -> int:
+        return 0
+
+    def step(self, state: int, particles: Any, rng: Any) -> Any:
+        return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
+
+
+def beside(near: list[int], at: int, mix: float = 0.8, parent: int = 0, *, wait: bool = False, **changes: Any) -> Any:
+    """One child of `parent` at step `at` for each of `near` (-1: plain); the parent waits."""
+
+    def move(particles: Particles) -> Move:
+        n, w = len(near), int(wait)
+        near_ = np.array([-1] * w + near)
+        stop = np.array([at] * w + [at + 1] * n)
+        parents, start = np.full(n + w, parent), np.full(n + w, at)
+        columns = {"parent": parents, "start": start, "stop": stop, "score": stop > at, "near": near_,
+                   "mix": np.where(near_ < 0, 1.0, mix)}  # fmt: skip
+        return Move(**{**columns, **changes})
+
+    return move
+
+
+def wide(batch: int, prompts: int = 1, **options: Any) -> tuple[LiveEngine, Watched]:
+    """A mixture in many dimensions, with the step noises that its kernel draws."""
+    means = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+    denoiser = MixtureDenoiser(means, torch.ones(2), torch.ones(2), steps=8)
+    kernel = Watched(denoiser.path, denoiser.times, **options)
+    return LiveEngine(denoiser, [Brightness()], kernel=kernel, batch_size=batch), kernel
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_near_noise_is_a_mixture_with_that_of_a_sibling(at: int) -> None:
+    """Also from step 0, where mixing could be taken for that of initial noise, and in a chain."""
+    script = Scripted((
+        lambda p: fresh(1, at),
+        beside([-1], at, wait=True),  # uid 1
+        beside([1, -1, 1], at, wait=True),  # 2 near 1, 3 plain, 4 near 1
+        beside([2], at, mix=0.6, wait=True),  # 5 near 2
+        lambda p: advance(p, [5, 0, 1], 8),
+    ))  # fmt: skip
+    found = []
+    for batch in (1, 2, 16):
+        live, kernel = wide(batch)
+        (result,) = search(["a"], script, live, seed=7, keep=3)
+        assert result.particles.parent.tolist() == [-1, 0, 0, 0, 0, 0]
+        # The evaluation at the parent is paid once, whoever uses it.
+        assert result.spent["nfe"] == live.nfe == at + 1 + 5 + 2 * (6 - at) + 7 - at
+        made = dict(zip(range(1, 6), kernel.seen[at : at + 5], strict=True))
+        found.append(torch.stack(list(made.values())))
+        drawn = {u: rng.noise([(7, u + 1, at)], made[1][None])[0] for u in made}
+        assert made[1].dtype == torch.float64
+        for uid, near, mix in ((2, 1, 0.8), (4, 1, 0.8), (5, 2, 0.6)):
+            torch.testing.assert_close(made[uid], mix * made[near] + math.sqrt(1 - mix**2) * drawn[uid])
+        for uid in (1, 3):
+            torch.testing.assert_close(made[uid], drawn[uid])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+    correlation = torch.corrcoef(found[0])
+    expected = torch.eye(5, dtype=torch.float64)
+    for a, b, c in ((1, 2, 0.8), (1, 4, 0.8), (2, 4, 0.64), (2, 5, 0.6), (1, 5, 0.48), (4, 5, 0.384)):
+        expected[a - 1, b - 1] = expected[b - 1, a - 1] = c
+    assert torch.allclose(correlation, expected, atol=5 / math.sqrt(20_000))
+    assert torch.allclose(found[0].std(1), torch.ones(5, dtype=torch.float64), atol=5 / math.sqrt(40_000))
+
+
+def test_noise_of_sources_is_that_of_their_rows_alone() -> None:
+    first, second = rng.near((1, 2), 0.9, (3, 4)), rng.near(rng.near((1, 2), 0.9, (3, 4)), 0.5, (5, 6))
+    like = torch.zeros(3, 2, 5, dtype=torch.float64)
+    together = rng.noise([first, (1, 2), second], like)
+    for row, source in zip(together, [first, (1, 2), second], strict=True):
+        assert torch.equal(row, rng.noise([source], like[:1])[0])
+    a, b = rng.noise([(1, 2), (3, 4)], like)
+    torch.testing.assert_close(together[0], 0.9 * a + math.sqrt(0.19) * b)
+    assert torch.equal(rng.noise([rng.near((1, 2), 1.0, (3, 4))], like), a[None])
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        beside([1], 2, wait=True, stop=np.array([2, 4])),
+        beside([3], 2, wait=True, start=np.array([2, 1])),
+        beside([9], 2, wait=True),
+        beside([-2], 2, wait=True),
+        beside([2], 2, wait=True),  # the child of another
+        beside([1], 2, wait=True),  # two steps away
+        beside([3], 4, parent=2, wait=True),
+        beside([3], 0, parent=-1, wait=True),
+        beside([3], 2),  # no plain row before it
+    ],
+)
+def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> None:
+    script = Scripted((
+        lambda p: fresh(1, 2),
+        beside([-1], 2, wait=True),  # 1
+        lambda p: branch([1, 1], 3, 4),  # 1 goes on, 2 is its child
+        beside([-1], 2, wait=True),  # 3
+        move,
+    ))  # fmt: skip
+    live = engine()
+    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    with pytest.raises(ValueError, match="near another must take one step"):
+        search(["a"], script, sde)
+    good = Scripted((*script.moves[:-1], beside([3], 2, wait=True)))
+    assert len(search(["a"], good, sde)[0].particles) == 5
+
+
+def test_noise_of_other_steps_is_not_near(engine: Any) -> None:
+    """A child that was made from mixed initial noise is where a step would have brought it, but no step did."""
+    live = engine()
+    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    script = Scripted((lambda p: fresh(1, 0), lambda p: perturb([0], 0.5, 1), beside([1], 0, wait=True)))
+    with pytest.raises(ValueError, match="particle 1 was not made by one step from where 0 is"):
+        search(["a"], script, sde)
+
+
+def test_samplers_without_noise_of_ours_are_refused(engine: Any) -> None:
+    class Single(Scripted):
+        branches: ClassVar[bool] = False
+
+    script = Single((lambda p: fresh(1, 2), beside([-1], 2, wait=True), beside([1], 2, wait=True)))
+    with pytest.raises(ValueError, match=r"Single draws step noise near .* kernel that draws noise and has no history"):
+        search(["a"], script, engine())
+
+    class Silent(Scripted):
+        nears: ClassVar[bool] = False
+
+    live = engine()
+    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    with pytest.raises(ValueError, match="nears, but the algorithm declares nears = False"):
+        search(["a"], Silent(script.moves), sde)
+    live.grid = Grid(live.grid.levels, (2,) * live.grid.steps)
+    assert not live.nears
+    with pytest.raises(ValueError, match="deterministic"):
+        search(["a"], EpsilonGreedy(4), engine())
+
+
+# --- the search --------------------------------------------------------------------------------------------------
+
+
+class Known(DryEngine):
+    """Scores are a function of (uid, step)."""
+
+    def __init__(self, seed: int, steps: int = 6, failing: float = 0.0) -> None:
+        super().__init__(Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), stochastic=True)
+        self.seed, self.failing, self.moves = seed, failing, list[Move]()
+
+    def submit(self, job: int, uids: Any, seeds: Any, move: Move) -> None:
+        self.moves.append(move)
+        super().submit(job, uids, uids, move)
+
+    def score(self, uid: int, step: int) -> float:
+        found = np.random.default_rng([self.seed, uid, step])
+        return float("nan") if found.random() < self.failing else float(found.normal())
+
+    def scores(self, job: int, uids: Any, steps: Any) -> Any:
+        return np.array([[self.score(int(u), int(s))] for u, s in zip(uids, steps, strict=True)]).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_it_is_the_papers_loop(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    n, width, steps = int(draw.integers(1, 9)), int(draw.integers(1, 5)), int(draw.integers(1, 6))
+    engine = Known(seed, steps)
+    (result,) = search([""], EpsilonGreedy(n, width, eps=0.3), engine)
+    state, born, best = 0, 1, -1
+    rounds = [min(width, n - j) for j in range(0, n, width)]
+    moves = iter(engine.moves[1:])
+    for step in range(steps - 1):
+        best, value = -1, -math.inf
+        for size in rounds:
+            move = next(moves)
+            assert move.parent.tolist() == [state] * (1 + size)
+            assert move.stop.tolist() == [step] + [step + 1] * size
+            assert move.near is not None
+            assert set(move.near.tolist()) <= {-1, best}
+            assert move.near[0] == -1
+            for uid in range(born, born + size):
+                if engine.score(uid, step + 1) > value:
+                    best, value = uid, engine.score(uid, step + 1)
+            born += size
+        state = best
+    last = next(moves)
+    assert last.parent.tolist() == [state]
+    assert result.spent["nfe"] == 1 + n * (steps - 1)
+    assert result.particles.finished.sum() == 1
+
+
+def test_how_often_and_how_near_it_draws() -> None:
+    engine = Known(0, 40)
+    search([""], EpsilonGreedy(40, 8, eps=0.25, lam=0.5), engine)
+    later = [m for m in engine.moves if m.near is not None and (m.near >= 0).any()]
+    near = np.concatenate([m.near[1:] for m in later if m.near is not None])
+    mix = np.concatenate([m.mix[1:] for m in later])
+    assert len(near) > 1000
+    assert abs((near < 0).mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(near))
+    assert (mix[near < 0] == 1).all()
+    angle = np.sqrt(1 / mix[near >= 0] ** 2 - 1)
+    assert angle.max() <= 0.5
+    assert abs(angle.mean() - 0.25) < 4 * 0.5 / math.sqrt(12 * len(angle))
+    greedy, free = Known(0, 8), Known(0, 8)
+    search([""], EpsilonGreedy(12, 4, eps=0.0), greedy)
+    search([""], EpsilonGreedy(12, 4, eps=1.0), free)
+    assert not any((m.near >= 0).any() for m in free.moves if m.near is not None)
+    # The first round of a step has no pivot.
+    assert [int((m.near >= 0).sum()) for m in greedy.moves if m.near is not None] == [0, 4, 4] * 7
+
+
+def test_it_fits_its_budget_and_survives_a_cut() -> None:
+    algorithm = EpsilonGreedy()
+    assert fit(algorithm, Known(0), Budget(nfe=100)).n == 19  # 1 + 5 n
+    for nfe in range(6, 100):
+        for failing in (0.0, 0.4, 1.0):
+            result = search([""], EpsilonGreedy(20, streams=2), Known(nfe, failing=failing), f"{nfe}nfe")[0]
+            assert result.images
+            assert result.spent["nfe"] <= nfe
+    cut = search([""], EpsilonGreedy(20, streams=2), Known(1), "40nfe")[0]
+    assert len(cut.trace) < 12  # it ends where nothing can be bought
+    assert len(search([""], EpsilonGreedy(3), Known(0), keep=3)[0].images) == 3
+    nested = Nested(TopNoises(8, 2), EpsilonGreedy(4, streams=2))
+    assert nested.nears
+    found = search([""], nested, Known(2))[0]
+    assert found.spent["nfe"] == 8 + 2 * 4 * 5
+    assert len(found.images) == 1
+
+
+def test_it_beats_single_samples(engine: Any) -> None:
+    prompts, rewards = ["a", "b", "c"], [Brightness()]
+
+    def run(algorithm: Any, seed: int) -> list[float]:
+        live = engine(rewards=rewards, batch_size=32)
+        sde = LiveEngine(live.denoiser, rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=32)
+        return [r.best.reward for r in search(prompts, algorithm, sde, seed=seed)]
+
+    found = np.array([run(EpsilonGreedy(12), seed) for seed in range(0, 600, 100)])
+    single = np.array([run(BestOfN(1), seed) for seed in range(0, 600, 100)])
+    gain = (found - single).mean(1)
+    assert gain.mean() > 3 * gain.std(ddof=1) / math.sqrt(len(gain))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n must be at least 1"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"streams": 0}, "streams must be at least 1"),
+        ({"eps": 1.1}, "eps is a probability"),
+        ({"lam": 0.0}, "copies"),
+    ],
+)
+def test_bad_settings_are_shown(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EpsilonGreedy(**options)

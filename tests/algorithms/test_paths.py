@@ -1,0 +1,404 @@
+"""Search over paths, zero-order, best-first and depth-first against plain transcriptions of their pseudocode."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import make_algorithm, search
+from ttsnap.algorithms.depth_first import DepthFirst
+from ttsnap.algorithms.search_over_paths import SearchOverPaths
+from ttsnap.algorithms.tree import BestFirst
+from ttsnap.algorithms.zero_order import ZeroOrder
+from ttsnap.core.arrays import IntArray
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move, fresh
+from ttsnap.core.particles import Particles
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.dry import DryEngine
+from ttsnap.sampling.kernels import KERNELS
+
+K = 10
+GRID = Grid(tuple(np.linspace(1, 0, K + 1)))
+seeds = pytest.mark.parametrize("seed", range(25))
+
+
+class Known(DryEngine):
+    """Scores are a function of (uid, step); a share of them fails."""
+
+    def __init__(self, seed: int, failing: float = 0.0, grid: Grid = GRID) -> None:
+        super().__init__(grid, ("r",), stochastic=True)
+        self.seed, self.failing = seed, failing
+
+    def score(self, uid: int, step: int) -> float:
+        rng = np.random.default_rng([self.seed, uid, step])
+        return float("nan") if rng.random() < self.failing else float(rng.normal() + step / 3)
+
+    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        super().submit(job, uids, uids, move)
+
+    def scores(self, job: int, uids: IntArray, steps: IntArray) -> Any:
+        return np.array([[self.score(int(u), int(s))] for u, s in zip(uids, steps, strict=True)]).reshape(-1, 1)
+
+    def value(self, uid: int, step: int) -> float:
+        score = self.score(uid, step)
+        return -math.inf if math.isnan(score) else score
+
+
+def run(algorithm: Any, engine: Known, budget: str | None = None, **options: Any) -> Any:
+    return search([""], algorithm, engine, budget, **options)[0]
+
+
+def finished(result: Any) -> list[int]:
+    return np.flatnonzero(result.particles.finished).tolist()
+
+
+# --- search over paths -----------------------------------------------------------------------------------------
+
+
+def paths_by_hand(engine: Known, streams: int, n: int, start: int, back: int, ahead: int) -> tuple[Any, list[int], int]:
+    """Parents of each round's candidates, finished uids and evaluations; everything in grid steps."""
+    at, born, paid, rounds = start, streams, streams * start, []
+    alive = list(range(streams))
+    while at < K:
+        rounds.append(alive * n)
+        stop = min(K, at + ahead)
+        paid += streams * n * (stop - max(1, at - back) + (stop < K))
+        pool = list(range(born, born + streams * n))
+        born += len(pool)
+        alive = sorted(pool, key=lambda u: -engine.value(u, stop))[:streams]
+        at = stop
+    return rounds, pool, paid
+
+
+@seeds
+def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    streams, n, start = (int(rng.integers(low, high)) for low, high in ((1, 4), (1, 5), (2, K)))
+    back, ahead = int(rng.integers(1, start)), int(rng.integers(1, 5))
+    engine = Known(seed, failing=0.3 * (seed % 2))
+    algorithm = SearchOverPaths(n, streams, 1 - start / K, back / K, ahead / K)
+    result = run(algorithm, engine)
+    rounds, pool, paid = paths_by_hand(engine, streams, n, start, back, ahead)
+    assert [move["parents"] for move in result.trace[1:]] == rounds
+    assert finished(result) == pool
+    assert result.spent["nfe"] == paid
+    assert result.best.uid == max(pool, key=lambda u: engine.value(u, K))
+
+
+def test_search_over_paths_fills_its_budget_and_survives_a_cut() -> None:
+    full = run(SearchOverPaths(), Known(0), "400nfe")
+    assert 300 < full.spent["nfe"] <= 400
+    assert not full.warnings
+    for nfe in range(K, 120):
+        cut = run(SearchOverPaths(5), Known(nfe, 0.3), f"{nfe}nfe")
+        assert cut.images
+        assert cut.spent["nfe"] <= nfe
+    # Each of the two streams has rows before the cut.
+    cut = run(SearchOverPaths(5), Known(1), "40nfe")
+    rows = cut.trace[1]
+    assert len(rows["uids"]) < 10
+    assert len(set(rows["parents"][:2])) == 2
+
+
+def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
+    assert len(run(SearchOverPaths(1), Known(0), keep=5).images) == 5
+    with pytest.raises(ValueError, match="3 steps"):
+        SearchOverPaths(1).init(Task(Grid((1.0, 0.5, 0.0))))
+    # The sampler draws no noise: candidates differ by what noised them.
+    result = search(["a"], SearchOverPaths(5), engine())[0]
+    assert len({c.reward for c in search(["a"], SearchOverPaths(5), engine(), keep=5)[0].images}) == 5
+    assert result.particles.finished.sum() == 10
+
+
+# --- zero-order ------------------------------------------------------------------------------------------------
+
+
+def climb_by_hand(engine: Known, n: int, rounds: int, check: int | None, keep: float, restart: bool) -> list[int]:
+    """The pivots, one for each round."""
+    born, pivots = 1, [0]
+    pivot: int | None = 0
+    for _ in range(rounds):
+        if pivot is None:
+            pivot, born = born, born + 1
+            pivots[-1] = pivot
+        pool = list(range(born, born + n))
+        born += n
+        if check is not None:
+            pool = sorted(pool, key=lambda u: -engine.value(u, check))[: max(1, int(keep * n + 0.5))]
+        best = max([pivot, *pool], key=lambda u: engine.value(u, K))
+        pivot = None if best == pivot and restart else best
+        pivots.append(best)
+    return pivots[:-1]
+
+
+@seeds
+def test_zero_order_is_the_papers_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, check = int(rng.integers(1, 6)), int(rng.integers(0, K)) if seed % 2 else None
+    keep, restart = float(rng.uniform(0.1, 1)), bool(rng.random() < 0.7)
+    engine = Known(seed, failing=0.3 * (seed % 3 == 0))
+    level = None if check is None else 1 - check / K
+    result = run(ZeroOrder(n, rounds=5, restart=float(restart), check=level, keep=keep), engine)
+    moves = [m["parents"] for m in result.trace if m["parents"][0] not in (-1, m["uids"][0])]
+    pivots = [parents[0] for parents in moves]
+    assert pivots == climb_by_hand(engine, n, 5, check, keep, restart)
+
+
+def test_zero_order_spends_its_budget() -> None:
+    for nfe in range(K, 160, 3):
+        for algorithm in (ZeroOrder(), ZeroOrder(check=0.5)):
+            result = run(algorithm, Known(nfe, 0.3), f"{nfe}nfe")
+            assert result.images
+            assert nfe - 2 * K < result.spent["nfe"] <= nfe
+    with pytest.raises(ValueError, match="give rounds, or a budget"):
+        run(ZeroOrder(), Known(0))
+    assert run(ZeroOrder(rounds=0), Known(0)).spent["nfe"] == K
+    assert run(ZeroOrder(rounds=2, restart=0.0), Known(0)).spent["nfe"] == 9 * K
+
+
+def test_zero_order_climbs(engine: Any) -> None:
+    """On the mixture the pivot only gets better, and near noise gives near images."""
+    result = search(["a"], ZeroOrder(rounds=8, restart=0.0), engine(), seed=3)[0]
+    rewards = result.particles.scores[:, -1, 0]
+    pivots = [move["parents"][0] for move in result.trace[1:]]
+    climbed = rewards[[*pivots, result.best.uid]]
+    assert (np.diff(climbed) >= 0).all()
+    assert climbed[-1] > climbed[0]
+    far = search(["a"], ZeroOrder(n=32, mix=0.0, rounds=1), engine(), seed=3)[0].particles.scores[1:, -1, 0]
+    near = search(["a"], ZeroOrder(n=32, rounds=1), engine(), seed=3)[0].particles.scores[1:, -1, 0]
+    assert np.abs(near - rewards[0]).mean() < 0.7 * np.abs(far - rewards[0]).mean()
+
+
+# --- best-first ------------------------------------------------------------------------------------------------
+
+
+def tree_by_hand(engine: Known, a: BestFirst, budget: int) -> tuple[list[tuple[int, int]], int]:
+    """(parent, step) of every node in order of birth, and evaluations."""
+    rng = np.random.default_rng([0, zlib.crc32(b"")])
+    block = a.block or round(K / 5)
+    nodes: list[tuple[int, int]] = []
+    spent = 0
+
+    def edge(at: int, stop: int) -> int:
+        return stop - at + (stop < K) - (at > 0)
+
+    def root(u: int) -> int:
+        return u if nodes[u][0] < 0 else root(nodes[u][0])
+
+    def values() -> dict[int, float]:
+        found: dict[int, float] = {}
+        for depth in sorted({step for _, step in nodes}):
+            group = [u for u, (_, step) in enumerate(nodes) if step == depth]
+            scores = {u: engine.score(u, depth) for u in group if not math.isnan(engine.score(u, depth))}
+            credit = np.mean([found.get(nodes[u][0], 0.0) for u in scores]) if scores else 0.0
+            deviation = np.std(list(scores.values())) if scores else 0.0
+            for u, s in scores.items():
+                found[u] = float(credit) + (s - np.mean(list(scores.values()))) / (deviation or 1.0)
+        return found
+
+    while True:
+        worth, more = values(), list[tuple[int, int]]()
+        for _ in range(a.width if nodes else a.n):
+            options: list[tuple[float, int, int]] = []
+            everyone = nodes + more
+            for u in sorted(worth):
+                at = nodes[u][1]
+                tries = sum(parent == u for parent, _ in everyone)
+                tree = sum(parent >= 0 and root(parent) == root(u) for parent, _ in everyone)
+                if at < K - 1 or (at == K - 1 and not tries):
+                    options.append((worth[u] - a.bonus * (math.log(1 + tries) + math.log(1 + tree)), u, at))
+            if a.reseed or not nodes:
+                options.append((0.0, -1, 0))
+            left, affordable = budget - spent, []
+            for value, u, at in options:
+                ahead = min(K, at + block)
+                if edge(at, ahead) + (edge(ahead, K) if ahead < K else 0) <= left:
+                    affordable.append((value, u, at, ahead))
+                elif edge(at, K) <= left:
+                    affordable.append((value, u, at, K))
+            if not affordable:
+                break
+            draw = rng.gumbel(size=len(affordable)) * a.temperature * left / budget
+            _, u, at, stop = affordable[int(np.argmax([o[0] for o in affordable] + draw))]
+            spent += edge(at, stop)
+            more.append((u, stop))
+        if not more:
+            return nodes, spent
+        nodes += more
+
+
+@seeds
+def test_best_first_is_its_pseudocode(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, width, block = (int(rng.integers(1, high)) for high in (6, 5, 6))
+    algorithm = BestFirst(n, width, block, temperature=float(rng.uniform(0, 1)), reseed=bool(seed % 2))
+    engine, budget = Known(seed, failing=0.2 * (seed % 3 == 0)), int(rng.integers(K, 150))
+    result = run(algorithm, engine, f"{budget}nfe")
+    nodes, spent = tree_by_hand(engine, algorithm, budget)
+    particles = result.particles
+    # Where all scores failed and nothing was finished, the loop finishes one node more.
+    closed = [u for move in result.trace if move["closing"] for u in move["uids"]]
+    assert len(particles) == len(nodes)
+    steps = [(int(p), int(s)) for p, s in zip(particles.parent, particles.step, strict=True)]
+    assert [x for u, x in enumerate(steps) if u not in closed] == [x for u, x in enumerate(nodes) if u not in closed]
+    assert closed or result.spent["nfe"] == spent
+    assert result.images
+
+
+def test_best_first_leaves_nothing_that_can_be_finished() -> None:
+    for budget in range(K, 200, 7):
+        result = run(BestFirst(), Known(budget), f"{budget}nfe")
+        p = result.particles
+        assert result.images
+        last = K - int(p.step[~p.finished & (p.step < K - 1)].max(initial=0))
+        assert budget - result.spent["nfe"] < last
+    with pytest.raises(ValueError, match="plans by its budget"):
+        run(BestFirst(), Known(0))
+
+
+def test_best_first_prefers_what_scores_well_and_spreads() -> None:
+    class Plain(Known):
+        def score(self, uid: int, step: int) -> float:
+            return -float(uid)
+
+    greedy = run(BestFirst(4, 1, 2, temperature=0.0, bonus=0.0, reseed=False), Plain(0), "80nfe")
+    tried = greedy.particles.parent[greedy.particles.parent >= 0]
+    assert tried[0] == 0
+    wide = run(BestFirst(4, 1, 2, temperature=0.0, bonus=3.0, reseed=False), Plain(0), "80nfe")
+    assert len(set(wide.particles.parent.tolist())) > len(set(greedy.particles.parent.tolist()))
+
+
+def test_best_first_ends_where_another_cap_bites() -> None:
+    for decodes in range(1, 30):
+        result = run(BestFirst(), Known(decodes), f"300nfe,{decodes}decodes")
+        assert result.images
+        assert result.spent["decodes"] <= decodes
+
+
+# --- depth-first -----------------------------------------------------------------------------------------------
+
+
+def descent_by_hand(engine: Known, checks: list[int], least: list[float], back: int, tries: int) -> tuple[int, int]:
+    """The finished uid and evaluations."""
+    where: dict[int, list[int]] = {}  # uids that rest at a check
+    uid, born, j, paid = 0, 1, 0, checks[0] + 1
+    while True:
+        at = checks[j]
+        if engine.value(uid, at) >= least[j]:
+            if at == K:
+                return uid, paid
+        elif tries:
+            tries -= 1
+            where.setdefault(at, []).append(uid)
+            to = max(0, at - back)
+            j = next(i for i, s in enumerate(checks) if s > to)
+            uid, born = born, born + 1
+            paid += checks[j] - to + (checks[j] < K)
+            continue
+        elif at == K:
+            return uid, paid
+        else:
+            uid = max([*where.get(at, []), uid], key=lambda u: (engine.value(u, at), -u))
+            return uid, paid + K - at - 1
+        j += 1
+        paid += checks[j] - at + (checks[j] < K) - 1
+
+
+@seeds
+def test_depth_first_is_the_papers_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    checks = [*sorted(rng.choice(np.arange(1, K), int(rng.integers(1, 4)), replace=False).tolist()), K]
+    least = [s / 3 + float(rng.uniform(-0.5, 1)) for s in checks]
+    back, tries = int(rng.integers(1, K)), int(rng.integers(0, 12))
+    engine = Known(seed, failing=0.3 * (seed % 3 == 0))
+    levels = tuple(1 - s / K for s in checks[:-1])
+    result = run(DepthFirst(levels, back / K, tuple(least), tries=tries), engine)
+    uid, paid = descent_by_hand(engine, checks, least, back, tries)
+    assert finished(result)[-1] == uid or uid in finished(result)
+    assert result.spent["nfe"] == paid
+
+
+def test_depth_first_spends_its_budget_or_stops_when_content() -> None:
+    for nfe in range(K, 160, 3):
+        result = run(DepthFirst(), Known(nfe, 0.2), f"{nfe}nfe")
+        assert result.images
+        assert nfe - 2 * K < result.spent["nfe"] <= nfe
+        assert not any(move["closing"] for move in result.trace)
+    assert run(DepthFirst((0.5,), thresholds=(-99.0, -99.0)), Known(0), "300nfe").spent["nfe"] == K
+    with pytest.raises(ValueError, match="give tries, or a budget"):
+        run(DepthFirst(), Known(0))
+    assert run(DepthFirst(tries=3), Known(0)).images
+
+
+# --- all -------------------------------------------------------------------------------------------------------
+
+
+class Handed:
+    """Seeds at step 0, then what adopts them: as nested search does."""
+
+    n, branches, renoises, mixes, lockstep = 1, True, True, True, False
+
+    def __init__(self, inner: Any, order: list[int]) -> None:
+        self.inner, self.order = inner, order
+
+    def init(self, task: Task) -> Any:
+        return task, None
+
+    def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> Any:
+        task, inner = state
+        if not len(particles):
+            return fresh(6, 0), state
+        if inner is None:
+            inner = self.inner.adopt(self.inner.init(task), np.array(self.order), particles)
+        move, inner = self.inner.step(inner, particles, rng)
+        return move, (task, inner)
+
+
+@pytest.mark.parametrize("name", ["search-over-paths", "zero-order", "best-first"])
+def test_given_particles_are_gone_on_from(name: str) -> None:
+    algorithm = make_algorithm(name, n=3)
+    for order in ([4, 2, 0, 5], [1]):
+        result = run(Handed(algorithm, order), Known(2, 0.1), "200nfe")
+        roots = [u for u in range(len(result.particles)) if result.particles.step[u] and result.particles.parent[u] < 0]
+        used = [u for u in result.trace[1]["uids"] if u < 6]
+        assert used == order[: len(used)]
+        assert used
+        assert not set(roots) & (set(range(6)) - set(order))
+        assert len(used) == {"search-over-paths": min(2, len(order)), "zero-order": 1}.get(name, min(3, len(order)))
+        assert result.images
+        assert result.spent["nfe"] <= 200
+
+
+@pytest.mark.parametrize("name", ["search-over-paths", "zero-order", "best-first", "depth-first"])
+def test_rewards_that_always_fail_end_with_an_image(engine: Any, name: str) -> None:
+    result = run(make_algorithm(name), Known(0, 1.0), "150nfe")
+    assert result.images
+    live = engine()
+    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    assert search(["a", "b"], make_algorithm(name), sde, "60nfe", shared=True, keep=2)[1].images
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SearchOverPaths(0), "at least 1"),
+        (lambda: SearchOverPaths(start=1.0), r"must be in \(0, 1\)"),
+        (lambda: ZeroOrder(0), "at least 1"),
+        (lambda: ZeroOrder(mix=1.0), "copies"),
+        (lambda: ZeroOrder(keep=0.0), r"keep and check in \(0, 1\]"),
+        (lambda: BestFirst(block=0), "at least 1"),
+        (lambda: BestFirst(bonus=-1), "at least 0"),
+        (lambda: DepthFirst(()), "must fall"),
+        (lambda: DepthFirst((0.5,), thresholds=(1.0,)), "a threshold for each"),
+        (lambda: DepthFirst(back=0.0), "back must be"),
+        (lambda: DepthFirst((0.52, 0.51)).init(Task(GRID, allowance=100)), "one step"),
+    ],
+)
+def test_bad_settings_are_shown(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,151 @@
+"""The command line as a new user meets it, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ttsnap.cli import main
+from ttsnap.results.outputs import read_payload
+
+from ..said import error_of  # noqa: TID252
+
+PROMPT = "two red circles and a blue square"
+QUICK = ["--steps", "6", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--budget", "60nfe", "--keep", "2", *QUICK]) == 0
+    folder = tmp_path / "outputs" / "0001-two-red-circles-and-a-blue-square"
+    images = sorted(folder.glob("0*.png"))
+    assert len(images) == 2
+    assert {p.name for p in folder.iterdir()} >= {"sheet.png", "trace.json"}
+    out = capsys.readouterr().out
+    assert "NFE" in out
+    assert "TFLOPs" in out
+    assert re.search(r"trace in \S+; [\d.]+ s in all, [\d.]+ s of them loading$", out.strip())
+    seed = read_payload(images[0])["seed"]
+    assert f"manual_seed({seed})" in out
+    trace = json.loads((folder / "trace.json").read_text())
+    assert trace["results"][0]["spent"]["nfe"] <= 60
+    # The command that was printed, in plain diffusers.
+    from diffusers import DiffusionPipeline
+
+    from ttsnap.scenes import weights_path
+
+    pipe = DiffusionPipeline.from_pretrained(weights_path())
+    pipe.set_progress_bar_config(disable=True)
+    code = next(line for line in out.splitlines() if line.strip().startswith("pipe("))
+    again = eval(code.strip(), {"pipe": pipe, "torch": torch}).images[0]
+    assert abs(np.asarray(again, int) - np.asarray(Image.open(images[0]), int)).max() <= 1
+
+    assert main(["replay", str(images[0])]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    replayed = images[0].with_suffix(".replay.png")
+    assert abs(np.asarray(Image.open(replayed), int) - np.asarray(Image.open(images[0]), int)).max() <= 1
+    assert main(["replay", str(images[0])]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_half_precision_and_seeds_beyond_2_63(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    half = ["--device", "cpu", "--dtype", "bfloat16"]
+    more = ["--steps", "3", "--algorithm", "best-of-n", "--budget", "7nfe", "--keep", "3", "--seed", str(2**64 - 1)]
+    assert main(["generate", "a red circle", *more, *half]) == 0
+    assert "2 of the 3 images asked for were finished" in capsys.readouterr().out
+    assert not [w for w in recwarn if "fewer images" in str(w.message)]  # it was said
+    images = sorted((tmp_path / "outputs" / "0001-a-red-circle").glob("0*.png"))
+    assert sorted(read_payload(image)["seed"] for image in images) == [0, 2**64 - 1]
+    assert main(["replay", str(images[0]), *half]) == 0
+    assert int(re.search(r": (\d+) of 255", capsys.readouterr().out)[1]) <= 3  # type: ignore[index]
+
+
+def test_replay_is_exact_in_float(tmp_path: Path) -> None:
+    from ttsnap.pipelines import defaults, load
+
+    from ttsnap import BestOfN
+
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {**defaults(), "num_inference_steps": 6, "output_type": "pt", "reward": "scenes"}
+    many = pipe([PROMPT, "a green cross"], search="seed-pruning", budget="60nfe", seed=0, batch_size=7, **call)
+    for result in many.search:
+        alone = pipe(result.prompt, search=BestOfN(1), seed=result.best.seed, **call)
+        torch.testing.assert_close(alone.images[0], result.best.image, atol=1e-4, rtol=0)
+
+
+def test_config_file_and_prompts_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# two prompts\na red circle\n\na blue square\n")
+    (tmp_path / "run.yaml").write_text(
+        "prompts_file: prompts.txt\nbudget: 12nfe\nsteps: 6\nalgorithm: best-of-n\nout: there\nkernel: sde\n"
+    )
+    assert main(["generate", "--config", "run.yaml", "--seed", "3"]) == 0
+    names = {p.name for p in (tmp_path / "there").iterdir()}
+    assert {"000-a-red-circle-sheet.png", "001-a-blue-square-sheet.png", "trace.json"} <= names
+    trace = json.loads((tmp_path / "there" / "trace.json").read_text())
+    assert trace["settings"]["algorithm"] == "best-of-n"
+    assert {m for r in trace["results"] for m in r["moves"][0]["seeds"]} == {3, 4}
+
+
+def test_own_reward_and_options(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
+    argv = ["generate", "a red circle", "--reward", "mine.py:redness", "--out", "o", "--options.n", "4", *QUICK]
+    assert main([*argv, "--options.steps", "[2]", "--options.keep", "[0.5]"]) == 0
+    spent = json.loads((tmp_path / "o" / "trace.json").read_text())["results"][0]["spent"]
+    assert (spent["seeds"], spent["finished"]) == (4, 2)
+    assert main(argv) == 2  # the folder is taken
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["generate"], "no prompt"),
+        (["generate", " "], "prompt 1 of 1 is empty"),
+        (["generate", "a photo of a cat"], "unknown word.*'photo'.*knows only: .*circle"),
+        (["generate", "a red circle", "--budget", "3nfe"], "too small for one image"),
+        (["generate", "a red circle", "--budget", "lots"], "cannot read budget 'lots'"),
+        (["generate", "a red circle", "--algorithm", "magic"], "unknown algorithm 'magic'"),
+        (["generate", "a red circle", "--options.speed", "3"], "unknown option"),
+        (["generate", "a red circle", "--reward", "magic"], "unknown reward 'magic'"),
+        (["generate", "a red circle", "--model", "./nowhere"], "needs a --reward"),
+        (["generate", "a red circle", "--model", "./nowhere", "--reward", "scenes"], "no diffusers pipeline at"),
+        (["generate", "a red circle", "--device", "toaster"], "unknown device 'toaster'"),
+        (["generate", "a red circle", "--dtype", "int4"], "unknown dtype 'int4'"),
+        (["generate", "a red circle", "--steps", "0"], "at least 1, got 0"),
+        (["generate", "a red circle", "--call.colour", "red"], "unknown argument.*colour"),
+        (["generate", "a red circle", "--keep", "0"], "keep must be at least 1"),
+        (["generate", "--prompts-file", "missing.txt"], "cannot read prompts file missing.txt"),
+        (["replay", "missing.png"], "no such image: missing.png"),
+    ],
+    ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
+)
+def test_bad_input_gets_a_clear_message(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(argv) == 2
+    error = error_of(capsys)
+    assert error.startswith("ttsnap: error: ")
+    assert re.search(message, error, re.DOTALL), error
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["generate", "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    for word in ("examples:", "--budget", "400nfe", "best-of-n", "seed-pruning", "file.py:function"):
+        assert word in out

@@ -1,0 +1,86 @@
+"""`generate --compare`: another algorithm at the same budget; copies of small images for the eye; `make demo`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttsnap.cli import main
+from ttsnap.loop.budget import Budget
+from ttsnap.results.outputs import read_payload, write_enlarged
+from ttsnap.scenes import showcase
+
+from ..said import error_of  # noqa: TID252
+
+QUICK = ["--steps", "4", "--device", "cpu", "--budget", "24nfe", "--out", "o"]
+
+
+def test_another_algorithm_searches_with_the_same_budget_and_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = ["a red circle", "a blue square"]
+    argv = ["generate", *prompts, "--seed", "7", "--compare", "best-of-n", "--options.keep", "[0.5]", *QUICK]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    main_trace, other = (json.loads(Path(p).read_text()) for p in ("o/trace.json", "o/best-of-n/trace.json"))
+    for key in ("budget", "reward", "seed", "call", "kernel"):
+        assert main_trace["settings"][key] == other["settings"][key]
+    assert (main_trace["settings"]["algorithm"], other["settings"]["algorithm"]) == ("seed-pruning", "best-of-n")
+    assert other["settings"]["options"] == {}
+    assert other["results"][0]["spent"]["finished"] == 6
+    assert {seed for move in other["results"][0]["moves"] for seed in move["seeds"]} == set(range(7, 13))
+    for stem in ("000-a-red-circle", "001-a-blue-square"):
+        assert Path(f"o/best-of-n/{stem}-sheet.png").exists()
+        (image,) = Path("o/best-of-n").glob(f"{stem}-01-seed*.png")
+        assert read_payload(image)["search"]["algorithm"] == "best-of-n"
+        reward = f"{read_payload(image)['search']['reward']:.4g}"
+        assert re.search(
+            rf"at the same budget of 24nfe:\n    seed-pruning  scenes .*\n    best-of-n     scenes {reward}.*{image}",
+            out,
+        )
+        assert f"contact sheet: o/{stem}-sheet.png" in out
+    (image,) = Path("o").glob("000-a-red-circle-01-seed*.png")
+    large = Path("o/000-a-red-circle-best-8x.png")
+    assert f"the best, 8 times as large: {large}" in out
+    assert np.array_equal(np.asarray(Image.open(large))[::8, ::8], np.asarray(Image.open(image)))
+    assert Image.open(large).size == (256, 256)
+
+    from ttsnap.results.rank import find_images
+
+    found = [p.name for p in find_images(Path("o"))]
+    assert len(found) == 2
+    assert not any("8x" in name for name in found), "a copy is not another image"
+
+
+def test_what_cannot_be_compared_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a red circle", "--compare", "seed-pruning", *QUICK]) == 2
+    assert "--compare seed-pruning is the algorithm itself; name another" in error_of(capsys)
+    assert main(["generate", "a red circle", "--compare", "best", *QUICK]) == 2
+    assert "unknown algorithm 'best'" in error_of(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_small_images_get_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    assert not write_enlarged(path, np.zeros((3, 64, 128)))
+    assert not path.exists()
+    assert write_enlarged(path, np.zeros((3, 64, 127)))
+    assert Image.open(path).size == (127 * 8, 64 * 8)
+
+
+def test_make_demo_shows_what_was_measured() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    values = dict(re.findall(r"^(PROMPT|BUDGET|SEED) \?= (.*)$", makefile, re.M))
+    assert values["PROMPT"] == showcase.PROMPT
+    assert Budget.parse(values["BUDGET"]) == Budget.parse(showcase.BUDGET)
+    assert int(values["SEED"]) == showcase.SEED
+    assert "--seed $(SEED) --compare best-of-n" in makefile

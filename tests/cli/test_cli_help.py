@@ -1,0 +1,137 @@
+"""What a newcomer reads: help that fits a terminal, algorithms and their options, settings that come back whole."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+
+from ttsnap.algorithms import ALGORITHMS, GROUPS
+from ttsnap.cli import COMMANDS, config_first, main
+from ttsnap.cli.algorithms import described
+from ttsnap.extras import install
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command line that only tells something prints."""
+    with contextlib.suppress(SystemExit):
+        assert main(argv) == 0
+    out, error = capsys.readouterr()
+    assert not error
+    return out
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_terminal_and_is_free_of_noise(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed([*command.split(), "--help"], capsys)
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"type: |default: (null|None|False|\[\]|\{\})|default: \)|==SUPPRESS==", text)
+    assert len(text.split("\n\n")[0].splitlines()) <= 2, "the usage is a line or two"
+
+
+def test_options_of_generate_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(["generate", "--help"], capsys)
+    titles = ["what to make:", "search:", "sampler:", "model and memory:", "output:", "algorithms:"]
+    places = [text.index(f"\n{title}\n") for title in titles]
+    assert places == sorted(places)
+    parts = dict(zip(titles, re.split("\n(?:" + "|".join(titles) + ")\n", text)[1:], strict=True))
+    for title, option in zip(titles, ["--prompts-file", "--budget", "--kernel", "--offload", "--out"], strict=False):
+        assert f"\n  {option} " in f"\n{parts[title]}"
+    assert "(default: 0)" in parts["what to make:"], "a default of 0 says something"
+    for name, entry in ALGORITHMS.items():
+        assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", parts["algorithms:"], re.M)
+
+
+def test_algorithms_are_listed_by_group_and_told_about_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(["algorithms"], capsys)
+    assert all(f"  {name} " in text for name in ALGORITHMS)
+    assert all(title[:30] in text for title in GROUPS.values())
+    text = printed(["algorithms", "svdd"], capsys)
+    flat = " ".join(text.split())
+    assert "streams particles, at least as many as images are asked for. Default: 2 (as compared in arXiv" in flat
+    assert "needs: a kernel that draws noise" in flat
+    assert "source: arXiv 2408.08252" in flat
+    assert main(["algorithms", "svd"]) == 2
+    assert "unknown algorithm 'svd'; choose one of best-of-n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None:
+    import json
+    import shlex
+
+    from ttsnap.algorithms import make_algorithm
+    from ttsnap.cli import build_parser
+
+    text = described(name)
+    command = next(line for line in text.splitlines() if line.startswith("  ttsnap generate"))
+    build_parser().parse_args(shlex.split(command)[1:])
+    spec = json.loads(text.splitlines()[-1])
+    if name != "price-of-compute":  # whose forecast no file here holds
+        make_algorithm(spec)
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("generate", ["a red circle", "two blue squares: big", "--options.n", "4", "--budget", "40nfe", "--keep", "2"]),
+        ("record", ["a red circle", "--out", "o", "--score-steps", "[2, 6]"]),
+        ("simulate", ["a red circle", "--budgets", "10nfe", "20nfe"]),
+        ("tune", ["a red circle"]),
+        ("calibrate", ["a red circle", "--checks", "[3, 9]"]),
+        ("distill", ["--out", "o", "--recordings", "a red circle", "--reward", "scenes"]),
+        ("evaluate", ["--reward", "scenes", "--recordings", "a red circle"]),
+    ],
+)
+def test_printed_settings_given_back_are_the_same_settings(
+    command: str, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed([command, *given, "--print_config"], capsys)
+    Path("run.yaml").write_text(text)
+    assert printed([command, "--config", "run.yaml", "--print_config"], capsys) == text
+    assert "a red circle" in text
+
+
+@pytest.mark.parametrize(
+    ("written", "typed", "expected"),
+    [
+        ("prompts: [a red circle, a blue square]", [], ["a red circle", "a blue square"]),
+        ("prompts: a red circle", [], ["a red circle"]),
+        ("prompts: [a red circle]", ["a green cross"], ["a green cross"]),
+    ],
+)
+def test_prompts_of_a_config_file_are_read(written: str, typed: list[str], expected: list[str]) -> None:
+    from ttsnap.cli import build_parser
+    from ttsnap.cli.common import read_prompts
+
+    Path("run.yaml").write_text(f"{written}\nseed: 5\nkeep: 2\n")
+    for argv in ([*typed, "--config", "run.yaml", "--seed", "3"], ["--seed=3", "--config=run.yaml", *typed]):
+        a = build_parser().parse_args(config_first(["generate", *argv])).generate
+        assert read_prompts(a, "generate") == expected
+        assert (a.seed, a.keep) == (3, 2), "what is typed wins, wherever it stands"
+
+
+def test_prompts_of_another_kind_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.yaml").write_text("prompts: [1, 2]\n")
+    assert main(["generate", "--config", "run.yaml"]) == 2
+    assert "prompts must be a text or a list of texts, got [1, 2]" in capsys.readouterr().err
+
+
+def test_what_is_said_about_installing_works() -> None:
+    assert re.fullmatch(r"pip install 'gradio>=[\d.]+'", install("demo"))
+    assert re.fullmatch(r"pip install 'xformers>=[\d.]+'", install("xformers"))
+    told = [*ROOT.rglob("*.py"), *ROOT.rglob("*.md"), *ROOT.rglob("*.ipynb")]
+    for path in told:
+        if ".venv" not in path.parts and "build" not in path.parts and path != Path(__file__):
+            assert not re.search(r"pip install [^`\n]*ttsnap\[", path.read_text(encoding="utf-8")), path

@@ -1,0 +1,126 @@
+"""`ttsnap record` as a new user meets it, on the embedded model, and its recordings replayed against live searches."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.cli import main
+from ttsnap.recordings.folder import load_recording, read_images
+from ttsnap.recordings.replay import ReplayEngine
+
+from ..said import error_of  # noqa: TID252
+
+MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "co2", "pue", "verifier")  # of live runs only
+PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
+SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--device", "cpu"]
+"""Two units, of both prompts and three seeds each."""
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_interrupted_resumed_and_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttsnap.pipelines import defaults, load
+    from ttsnap.reward_models.scenes import ScenesReward
+
+    assert main(["record", *PROMPTS, *SIZES, "--out", "whole", "--images"]) == 0
+    out = capsys.readouterr().out
+    assert "noise     scenes" in out
+    assert len(re.findall(r"^ +\d   [01]\.\d{3}   ", out, re.MULTILINE)) == 4
+    assert "2 prompts x 6 seeds recorded in whole, their images in images/" in out
+
+    score, calls = ScenesReward.__call__, 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 42:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(ScenesReward, "__call__", interrupted)
+    assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 130
+    error = capsys.readouterr().err
+    assert re.search(r"interrupted; 1 of 2 units of work are safe in part\nrun the same command again", error), error
+    with pytest.raises(ValueError, match=r"unfinished: 1 of 2 units"):
+        load_recording("part")
+    assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 0
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    assert len(list(read_images("part"))) == 2 * 6 * 5
+    # Finished already: nothing is computed.
+    calls = 0
+    assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 0
+    assert calls == 0
+
+    recording = load_recording("part")
+    assert not np.isnan(recording.scores).any()
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    call = {**defaults(), "num_inference_steps": 4, "reward": "scenes", "seed": 3}
+    for algorithm in (BestOfN(5), SeedPruning(6, (0.5, 0.5), steps=(0, 2))):
+        live = pipe(PROMPTS, search=algorithm, budget="21nfe", **call).search
+        again = search(recording.prompts, algorithm, ReplayEngine(recording), "21nfe", seed=3)
+        for a, b in zip(live, again, strict=True):
+            assert a.best.seed == b.best.seed
+            assert a.best.reward == pytest.approx(b.best.reward, abs=1e-6)
+            assert [(m["uids"], m["stop"], m["drop"]) for m in a.trace] == [
+                (m["uids"], m["stop"], m["drop"]) for m in b.trace
+            ]
+            timeless = [k for k in a.spent if not k.startswith(MEASURED)]
+            assert {k: a.spent[k] for k in timeless} == {k: b.spent[k] for k in timeless}
+
+
+def test_settings_that_differ_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["record", PROMPTS[0], "--seeds", "2", "--steps", "2", "--device", "cpu", "--out", "r"]
+    assert main([*argv, "--score-steps", "[1]"]) == 0
+    assert load_recording("r").scored == (False, True, True)
+    before = contents(tmp_path / "r")
+    capsys.readouterr()
+    for extra, message in [
+        ([], "steps has 2 entries, not 3"),
+        (["--seed", "4"], "first_seed is 0, not 4"),
+        (["--score-steps", "[1]", "--guidance", "3"], r"info\.call\.guidance_scale is 4\.0, not 3\.0"),
+        (["--score-steps", "[1]", "--kernel", "sde"], 'info.kernel is "pipeline", not "sde"'),
+        (["--score-steps", "[1]", "--dtype", "bfloat16"], 'info.dtype is "float32", not "bfloat16"'),
+    ]:
+        assert main([*argv, *extra]) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error), error
+    assert contents(tmp_path / "r") == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], 'no prompt: ttsnap record "a red circle"'),
+        (["a photo of a cat"], "unknown word.*'photo'"),
+        (["a red circle", "--seeds", "0"], "seeds must be at least 1, from 0 on, got 0"),
+        (["a red circle", "--steps", "4", "--score-steps", "[9]"], "do not fit a grid of 4 steps"),
+        (["a red circle", "--reward", "magic"], "unknown reward 'magic'"),
+        (["a red circle", "--kernel", "magic"], "unknown kernel 'magic'"),
+        (["a red circle", "--model", "./nowhere"], "needs a --reward"),
+    ],
+    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",
+)
+def test_bad_input_gets_a_clear_message(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["record", *argv, "--device", "cpu", "--out", "r"]) == 2
+    error = error_of(capsys)
+    assert error.startswith("ttsnap: error: ")
+    assert re.search(message, error, re.DOTALL), error
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,260 @@
+"""`ttsnap simulate`, `tune` and `calibrate` as a new user meets them, and what they write in use."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import SeedPruning, make_algorithm
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.cli import main
+from ttsnap.core.grid import Grid
+from ttsnap.recordings.folder import load_recording, save_recording
+from ttsnap.recordings.replay import Recording
+
+PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
+FEW = ["--budgets", "8nfe", "16nfe", "40nfe"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of 12 prompts x 20 seeds on the embedded model's grid of four steps, with random scores."""
+    from ttsnap.pipelines import defaults, load
+
+    grid: Grid = load().denoiser(**{**defaults(), "num_inference_steps": 4}).grid
+    rng = np.random.default_rng(0)
+    known, final = np.array([0.1, 0.6, 0.8, 0.9, 1.0]), rng.normal(size=(12, 20, 1))
+    scores = rng.normal(size=(12, 1, 1)) + known * final + np.sqrt(1 - known**2) * rng.normal(size=(12, 20, 5))
+    out = tmp_path_factory.mktemp("recordings") / "r"
+    save_recording(Recording(tuple(f"prompt {i}" for i in range(12)), scores[..., None], grid, ("scenes",)), out)
+    return out
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    monkeypatch.chdir(tmp_path)
+    return str(folder)
+
+
+def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", inside, "--trials", "5", "--checks", "2", *FEW]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"checks at steps \[.*\] \(noise levels \[.*\]\), keeping \[", out)
+    assert re.search(r"than seed pruning as it is by default: its omega is [\d.]+ ± [\d.]+ (above|below)", out), out
+    # What it prints of the prompts kept out is what `simulate` prints of them, to the last digit.
+    assert "the prompts that were kept out of the fit, 9:12 of the recording:\n3 prompts x 20 seeds" in out
+    assert main(["simulate", inside, "--prompts", "9:12", "--algorithms", "seed-pruning", "tuned.json", *FEW]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 8
+    assert table in out
+    assert main(["calibrate", inside, "--checks", "[1, 2, 4]"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"explain, within a prompt: step 1: \d+%, step 2: \d+%, step 4: 100%", out), out
+    assert "counts as 0 evaluations" in out
+    schedule, priced = make_algorithm("tuned.json"), make_algorithm("priced.json", width=4)
+    assert isinstance(schedule, SeedPruning)
+    assert isinstance(priced, PriceOfCompute)
+    assert priced.forecast.checks == (1, 2, 4)
+
+    argv = ["simulate", inside, "--algorithms", "best-of-n", "tuned.json", "priced.json", "--repeats", "4", *FEW]
+    for shared in ([], ["--shared"]):
+        assert main([*argv, *shared, "--out", f"curves{len(shared)}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "12 prompts x 20 seeds, honest ledger, mean scenes of the winner"
+        assert lines[1].split() == ["budget", "best-of-n", "tuned", "priced"]
+        assert [line.split()[0] for line in lines[2:5]] == ["8nfe", "16nfe", "40nfe"]
+        assert re.fullmatch(r"omega, % +0 +-?[\d.]+ ± [\d.]+ +-?[\d.]+ ± [\d.]+", lines[5])
+        assert re.match(r"equals N +10 ", lines[6])
+        assert re.match(r"equals best-of-n at 40nfe from ", lines[7])
+        with Path(f"curves{len(shared)}/curves.csv").open() as file:
+            table = list(csv.DictReader(file))
+        assert [row["algorithm"] for row in table] == ["best-of-n"] * 3 + ["tuned"] * 3 + ["priced"] * 3
+        assert all(float(row["spent_mean"]) <= float(row["budget"][:-3]) for row in table)
+        assert Path(f"curves{len(shared)}/curves.png").read_bytes()[:4] == b"\x89PNG"
+
+    call = ["--steps", "4", "--device", "cpu", "--budget", "12nfe"]
+    runs: list[list[str]] = [
+        ["tuned.json"],
+        ["priced.json"],
+        ["priced.json", "--shared"],
+        ["priced.json", "--options.width", "4"],
+        ["priced.json", "--options.width", "4", "--shared"],
+    ]
+    for i, extra in enumerate(runs):
+        assert main(["generate", *PROMPTS, *call, "--out", f"o{i}", "--algorithm", *extra]) == 0
+        spent = [int(n) for n in re.findall(r"spent (\d+) NFE", capsys.readouterr().out)]
+        assert len(spent) == 2
+        assert min(spent) >= 4
+        assert sum(spent) <= 24
+        assert "--shared" in extra or max(spent) <= 12
+        assert len(list((tmp_path / f"o{i}").rglob("*.png"))) >= 2
+
+
+def test_nothing_is_overwritten_unless_asked(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands: list[tuple[list[str], str]] = [
+        (["tune", inside, "--trials", "2", *FEW], "tuned.json"),
+        (["calibrate", inside], "priced.json"),
+        (["simulate", inside, *FEW, "--repeats", "1", "--out", "curves"], "curves/curves.csv"),
+    ]
+    for argv, name in commands:
+        file = Path(name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+        assert main(argv) == 2
+        assert re.search(r"--overwrite", capsys.readouterr().err)
+        assert file.read_text() == "mine"
+        assert main([*argv, "--overwrite"]) == 0
+        assert file.read_text() != "mine"
+
+
+def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    save_file({k: rng.normal(size=(5, 30, 20)).astype(np.float32) for k in ("base", "noise_aware")}, "t.safetensors")
+    Path("steps.json").write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "steps": [4]}))
+    argv = ["simulate", "t.safetensors", "--budgets", "400:1200:400tflop", "--repeats", "2", "--ledger", "published"]
+    assert main([*argv, "--algorithms", "steps.json", "--prompts", "1:5", "--scores", "base"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("4 prompts x 30 seeds, published ledger")
+    assert re.search(r"^800tflop +-?[\d.]+ ± [\d.]+ ", out, re.MULTILINE)
+    assert main([*argv, "--algorithms", "seed-pruning"]) == 2
+    assert "the published ledger bills pruning schedules given in steps only" in capsys.readouterr().err
+
+
+def test_names_that_meet_are_told_apart(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, keep in (("a", 0.5), ("b", 0.2)):
+        Path(name).mkdir()
+        (Path(name) / "t.json").write_text(json.dumps({"name": "seed-pruning", "keep": [keep], "levels": [0.6]}))
+    assert main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["budget", "best-of-n", "a/t.json", "b/t.json"]
+
+
+@pytest.mark.parametrize("command", ["simulate", "tune", "calibrate"])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--prompts", "3"], "cannot read range '3'; write it like 0:20"),
+        (["--seeds", "a:b"], "cannot read range 'a:b'"),
+        (["--prompts", "12:20"], "leaves nothing of the recorded 12 prompts x 20 seeds"),
+        (["--utility", "magic"], "unknown utility 'magic'"),
+        (["--utility", "[1, 2]"], "2 weights for 1 rewards"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_parts_of_a_recording(command: str, extra: list[str], message: str, inside: str, capsys: Any) -> None:
+    refuse([command, inside, *extra], message, capsys)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["simulate", "R", "--budgets", "magic"], "cannot read budget 'magic'"),
+        (["simulate", "R", "--budgets", "3nfe"], "too small for one image, which takes 4 NFE of 3"),
+        (["simulate", "R", "--budgets", "30s"], "a budget of 30s caps nothing that this recording counts"),
+        (["simulate", "R", "--budgets", "40:20:5nfe"], "cannot read budgets '40:20:5nfe'; write them like"),
+        (["simulate", "R", "--budgets", "1:1000000000:1nfe"], "at most 1000 at once"),
+        (["simulate", "R", "--budgets", "1:" + "9" * 400 + ":1nfe"], "at most 1000 at once"),
+        (["simulate", "R", "--budgets", "1e308nfe"], "must be a positive finite number up to"),
+        (["simulate", "R", "--budgets", "8nfe", "4images", "20nfe"], "in one unit, got 8nfe, 4images, 20nfe"),
+        (["simulate", "R", "--algorithms", "magic"], "unknown algorithm 'magic'"),
+        (["simulate", "R", "--algorithms", "price-of-compute"], "`ttsnap calibrate RECORDING --out priced.json`"),
+        (["simulate", "R", "--algorithms", "none.json"], "cannot read algorithm file none.json"),
+        (["simulate", "R", "--ledger", "magic"], "ledger must be one of .*, got 'magic'"),
+        (["simulate", "R", "--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["simulate", "R", "--utility", "rank_sum"], "rank_sum has none"),
+        (["tune", "R", "--trials", "0"], "must be at least 1, got 0 and 5"),
+        (["tune", "R", "--checks", "0"], "must be at least 1, got 400 and 0"),
+        (["tune", "R", "--holdout", "1"], "holdout 1.0 of 12 prompts leaves 0"),
+        (["tune", "R", "--out", "no/t.json"], "no folder no to write t.json to"),
+        (["calibrate", "R", "--checks", "[1, 3]"], r"checks must rise and end at the last grid step 4, got \(1, 3\)"),
+        (["calibrate", "R", "--score-cost", "-1"], "--score-cost must not be negative, got -1"),
+        (["calibrate", "R", "--prompts", "0:2"], "at least 3 prompts of 5 seeds to calibrate, got 2 of 20"),
+        (["calibrate", "R", "--utility", "rank_sum"], "rank_sum scores no image by itself"),
+        (["simulate", "nowhere"], "nowhere"),
+        (["tune", "nowhere"], "nowhere"),
+        (["calibrate", "nowhere"], "nowhere"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input_gets_one_clear_line(argv: list[str], message: str, inside: str, capsys: Any) -> None:
+    refuse([inside if part == "R" else part for part in argv], message, capsys)
+    assert not list(Path().iterdir())
+
+
+def test_an_unfinished_recording_is_refused(inside: str, capsys: Any) -> None:
+    from ttsnap.recordings.folder import OpenRecording
+    from ttsnap.recordings.header import Header
+
+    whole = load_recording(inside)
+    with OpenRecording(Path("part"), Header.of(whole)):
+        pass
+    for command in ("simulate", "tune", "calibrate"):
+        refuse([command, "part"], "unfinished", capsys)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words in {
+        "simulate": ["omega, %", "equals N", "--shared", "examples:"],
+        "tune": ["kept out of the fit", "example:"],
+        "calibrate": ["20 prompts x 40 seeds suffice", "example:"],
+    }.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        out = capsys.readouterr().out
+        assert all(word in out for word in words)
+        assert max(len(line) for line in out.splitlines()) <= 160
+
+
+def test_rewards_that_do_not_vary_or_failed(inside: str, capsys: Any) -> None:
+    whole = load_recording(inside)
+    scores = {"same": np.full_like(whole.scores, 0.3), "failed": whole.scores.copy()}
+    scores["failed"][0, 0, 1] = np.nan
+    message = {"same": r"do not vary within any prompt \(12 prompts x 20 seeds\)", "failed": r"failed \(nan\) scores"}
+    for name in scores:
+        save_recording(dataclasses.replace(whole, scores=scores[name]), name)
+        for command in ("simulate", "tune", "calibrate"):
+            refuse([command, name], message[name], capsys)
+    # Prompts that were kept out do not vary: the schedule is written, and nothing is said of it.
+    half = whole.scores.copy()
+    half[9:] = 0.3
+    save_recording(dataclasses.replace(whole, scores=half), "half")
+    assert main(["tune", "half", "--trials", "2", *FEW]) == 0
+    assert "do not vary within any prompt that was kept out, so nothing says what" in capsys.readouterr().out
+    assert isinstance(make_algorithm("tuned.json"), SeedPruning)
+
+
+def test_one_prompt_and_budgets_that_buy_the_same(inside: str, capsys: Any) -> None:
+    assert main(["simulate", inside, "--prompts", "0:1", *FEW]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("1 prompt x 20 seeds, honest ledger")
+    assert "±" not in out.out
+    assert "Warning" not in out.err
+    assert main(["simulate", inside, "--budgets", "8nfe", "9nfe", "10nfe"]) == 0
+    out = capsys.readouterr()
+    assert re.search(r"omega, % +- +-\n", out.out), out.out
+    assert "omega is not defined: best-of-n gains nothing from the smallest budget to the largest" in out.out
+    assert main(["tune", inside, "--holdout", "0.1", "--trials", "2", *FEW]) == 0
+    assert "a single prompt tells no error; record more prompts" in capsys.readouterr().out
+
+
+def refuse(argv: list[str], message: str, capsys: Any) -> None:
+    capsys.readouterr()
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    line = error.splitlines()[-1]
+    assert line.startswith("ttsnap: error: ")
+    assert re.search(message, line), error
+
+
+def test_tuning_says_when_no_prompt_was_kept_out(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", inside, "--trials", "2", "--holdout", "0", "--out", "whole.json", *FEW]) == 0
+    assert "no prompt was kept out" in capsys.readouterr().out

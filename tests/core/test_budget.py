@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.price import Price, Rates, finish_cost, price_move
+from ttsnap.core.protocols import Outcome
+from ttsnap.core.table import ParticleTable
+from ttsnap.core.utility import mean
+from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.ledger import Ledger
+
+GRID = Grid(tuple(np.linspace(1, 0, 11)))
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("400nfe", Budget(nfe=400)),
+        ("400", Budget(nfe=400)),
+        ("1_000 NFE", Budget(nfe=1000)),
+        ("2pflop", Budget(flops=2e15)),
+        ("1.5TFLOPs", Budget(flops=1.5e12)),
+        ("30s", Budget(seconds=30)),
+        ("5min", Budget(seconds=300)),
+        ("400nfe,30s", Budget(nfe=400, seconds=30)),
+        ("12decodes, 20rewards", Budget(decodes=12, reward_calls=20)),
+        ("20images", Budget(images=20)),
+        ("2.5 images,30s", Budget(images=2.5, seconds=30)),
+        ("high", Budget(images=80)),
+        (None, Budget()),
+    ],
+)
+def test_parse(text: str | None, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+    if budget != Budget():
+        assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize("text", ["", "nfe", "-5nfe", "0nfe", "4.5nfe", "10 parsecs", "3nfe,4nfe", "nan s", "1e999s"])
+def test_bad_budgets_are_shown(text: str) -> None:
+    with pytest.raises(ValueError, match="budget"):
+        Budget.parse(text)
+
+
+def test_efforts_are_counted_on_a_grid() -> None:
+    assert Budget.of_effort("medium").on(GRID) == Budget(nfe=200)
+    assert Budget.of_effort(0.25).on(GRID) == Budget(nfe=200)
+    assert Budget.of_effort(0.001).on(GRID) == Budget(nfe=10)
+    assert Budget(images=3, nfe=25, flops=1.0).on(GRID) == Budget(nfe=25, flops=1.0)
+    for bad in ("huge", 0, 1.5, -1, "nan"):
+        with pytest.raises(ValueError, match="effort is low, medium, high or a fraction"):
+            Budget.of_effort(bad)
+    with pytest.raises(ValueError, match="counted on a grid first"):
+        Ledger(Budget(images=3), Price())
+
+
+def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
+    engine = DryEngine(GRID, ("a", "b"))
+    engine.price = Price(Rates(nfe=10.0, decode=2.0, reward_call=4.0), Rates(nfe=0.5))
+    assert task_of(Budget(nfe=100), engine) == Task(GRID, 1, 100.0, 0.0)
+    assert task_of(Budget(nfe=100, flops=1000), engine, keep=3) == Task(GRID, 3, 100.0, 1.0)
+    assert task_of(Budget(seconds=10, nfe=100), engine, shared=True) == Task(GRID, 1, 20.0, 0.0, True)
+    assert task_of(Budget(decodes=10), engine).allowance == np.inf
+
+
+def table(*moves: Move) -> ParticleTable:
+    t = ParticleTable(GRID.steps, 1, mean)
+    for move in moves:
+        uids, _ = t.place(move, 0)
+        for scored in (True, False):
+            r = move.score == scored
+            t.record(
+                Outcome(
+                    0,
+                    uids[r],
+                    move.stop[r],
+                    move.score[r] & (move.stop[r] < GRID.steps),
+                    np.zeros((1, 1)) if scored else None,
+                )
+            )
+    return t
+
+
+def test_price_of_moves() -> None:
+    empty = table().view()
+    assert price_move(fresh(3, 10), empty, GRID, 2) == Cost(30, 3, 6)
+    assert price_move(fresh(3, 4), empty, GRID, 2) == Cost(15, 3, 6)
+    assert price_move(fresh(3, 4, score=False), empty, GRID, 2) == Cost(12, 0, 0)
+    scored = table(fresh(3, 4)).view()
+    assert price_move(advance(scored, [0, 2], 10), scored, GRID, 1) == Cost(10, 2, 2)
+    unscored = table(fresh(3, 4, score=False)).view()
+    assert price_move(advance(unscored, [0, 2], 10), unscored, GRID, 1) == Cost(12, 2, 2)
+    assert finish_cost(4, True, GRID, 1) == Cost(5, 1, 1)
+    assert finish_cost(10, False, GRID, 1) == Cost(0, 1, 1)
+
+
+def test_children_share_the_first_call() -> None:
+    unscored = table(fresh(1, 4, score=False)).view()
+    zeros = np.zeros(3, int)
+    move = Move(zeros, zeros + 4, zeros + 6, zeros == 0, np.ones(3))
+    assert price_move(move, unscored, GRID, 1) == Cost(1 + 3 * 2, 3, 3)
+
+
+def test_renoising_pays_from_where_it_starts() -> None:
+    scored = table(fresh(1, 10)).view()
+    move = Move(np.array([0]), np.array([6]), np.array([10]), np.array([True]), np.ones(1))
+    assert price_move(move, scored, GRID, 1) == Cost(4, 1, 1)
+
+
+def test_ledger_with_reserve_and_parent() -> None:
+    pot = Ledger(Budget(nfe=50), Price())
+    one, two = Ledger(Budget(), Price(), pot), Ledger(Budget(nfe=30), Price(), pot)
+    one.hold(Cost(10))
+    two.hold(Cost(10))
+    assert pot.reserve == Cost(20)
+    assert one.affords(Cost(40))
+    assert not one.affords(Cost(41))
+    assert not two.affords(Cost(31))
+    one.charge(Cost(35))
+    assert pot.spent == Cost(35)
+    assert not two.affords(Cost(16))
+    with pytest.raises(ValueError, match="exceeds 30nfe"):
+        two.charge(Cost(16))
+    one.refund(Cost(5))
+    two.charge(Cost(16))
+    assert pot.spent == Cost(46)
+
+
+def test_flops_and_seconds() -> None:
+    price = Price(Rates(nfe=10, decode=5, reward_call=1), Rates(nfe=0.1), passes_per_nfe=2)
+    assert Budget(flops=100).shortfall(Cost(9, 1, 1), price) is None
+    assert Budget(flops=95).shortfall(Cost(9, 1, 1), price) == "96 FLOPs of 95"
+    assert Budget(seconds=1).shortfall(Cost(11), price, seconds=True) == "1.1 seconds of 1"
+    assert Budget(seconds=1).shortfall(Cost(11), price) is None
+    ledger = Ledger(Budget(nfe=20), price)
+    ledger.charge(Cost(9, 1, 1))
+    assert ledger.summary()["forward_passes"] == 18
+    assert ledger.summary()["flops"] == 96
+
+
+def test_table_views_are_read_only_and_grow() -> None:
+    t = table(fresh(40, 3))
+    view = t.view()
+    assert len(view) == 40
+    assert view.seed.tolist() == list(range(40))
+    with pytest.raises(ValueError, match="read-only"):
+        view.step[0] = 5
+
+
+def test_grid() -> None:
+    assert GRID.step_at(1.0) == 0
+    assert GRID.step_at(0.5) == 5
+    assert GRID.step_at(0.45) == 6
+    for bad in ((1.0,), (0.0, 1.0), (1.0, 0.5), (1.0, 1.0, 0.0)):
+        with pytest.raises(ValueError, match="fall strictly"):
+            Grid(bad)
+
+
+@pytest.mark.parametrize("text", ["1e308nfe", "1e308images", "1e308flop", "1e300min", "1e16decodes", "9" * 400])
+def test_budgets_beyond_all_measure_are_one_sentence(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"budget \w+ must be a positive finite number up to|cannot read budget"
+    ) as caught:
+        Budget.parse(text)
+    assert len(str(caught.value)) < 600
+
+
+def test_the_largest_budget_can_be_counted_on_a_grid() -> None:
+    assert Budget.parse("1e9images").on(Grid((1.0, 0.5, 0.0))).nfe == 2 * 10**9

@@ -1,0 +1,182 @@
+"""Rewards that read estimates as latents or hidden features: no decode is charged or made for those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.staged import Staged
+
+from ttsnap import Budget, SeedPruning, make_algorithm, search
+from ttsnap.core.price import Rates
+from ttsnap.core.results import Event
+from ttsnap.loop.search import fit
+from ttsnap.recordings.record import record
+from ttsnap.rewards.registry import make_reward
+from ttsnap.sampling.rng import seeded
+
+CALL = {**defaults(), "num_inference_steps": 6}
+PROMPTS = ["a red circle and a blue square", "three green crosses"]
+
+
+class Peek:
+    """Scores estimates by what it is given, finished images by their brightness, and remembers the shapes."""
+
+    name = "peek"
+    flops = 10.0
+
+    def __init__(self, estimates: str, features_block: int | None = None) -> None:
+        self.estimates, self.features_block = estimates, features_block
+        self.shapes: list[tuple[int, ...]] = []
+        self.calls = 0
+
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+        assert len(x) == len(prompts) == len(level)
+        assert bool((torch.as_tensor(level) > 0).all())
+        self.shapes.append(tuple(x.shape[1:]))
+        return x.float().mean((1, 2, 3))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+        self.calls += len(images)
+        assert bool((torch.as_tensor(level) <= 0).all())
+        return images.float().mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return load()
+
+
+@pytest.mark.parametrize(("space", "block", "shape"), [("latents", None, (8, 8, 8)), ("features", 2, (192, 8, 8))])
+def test_no_decode_is_charged_or_made_for_estimates(pipe: Any, space: str, block: int | None, shape: Any) -> None:
+    reward = Peek(space, block)
+    engine = pipe.engine(reward, batch_size=8, **CALL)
+    events: list[Event] = []
+    algorithm = make_algorithm("seed-pruning")
+    results = search(PROMPTS, algorithm, engine, Budget(nfe=40), seed=3, on_event=events.append)
+    finished = sum(r.spent["finished"] for r in results)
+    assert set(reward.shapes) == {shape}
+    assert engine.stats["decodes"] == finished == reward.calls == sum(r.spent["decodes"] for r in results)
+    assert sum(r.spent["reward_calls"] for r in results) == engine.stats["reward_calls"] > finished
+    assert sum(r.spent["nfe"] for r in results) == engine.stats["nfe"]
+    scored = [e for e in events if e.kind == "score"]
+    assert all((e.image is None) == (e.step < 6) for e in scored)
+
+
+def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
+    engine = pipe.engine([Peek("latents"), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL)
+    results = search(PROMPTS, make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3)
+    assert sum(r.spent["decodes"] for r in results) * 2 == sum(r.spent["reward_calls"] for r in results)
+    assert engine.stats["decodes"] == sum(r.spent["decodes"] for r in results)
+
+
+def test_latents_are_the_estimates_that_would_be_decoded(pipe: Any) -> None:
+    """The same search once with pixels and once with latents: decoding the latents gives the pixels."""
+    seen: dict[str, list[Any]] = {"image": [], "latent": []}
+
+    def listen(event: Event) -> None:
+        if event.kind == "score" and event.step == 3:
+            seen["image"].append(event.image)
+            seen["latent"].append(event.kept["latent"])
+
+    engine = pipe.engine("scenes", batch_size=8, keep=["latents", "features"], features_block=1, **CALL)
+    search(PROMPTS[:1], make_algorithm("best-of-n", n=2), engine, Budget(nfe=20), seed=3)
+    from ttsnap.algorithms.keep_all import KeepAll
+
+    search(PROMPTS[:1], KeepAll(2, (3, 6)), engine, seed=3, on_event=listen)
+    assert len(seen["image"]) == 2
+    decoded = engine.denoiser.decode(torch.stack(seen["latent"]))
+    torch.testing.assert_close(decoded, torch.stack(seen["image"]), atol=1e-5, rtol=0)
+
+
+def test_features_are_the_conditional_half_of_the_block_and_leave_no_hook(pipe: Any) -> None:
+    denoiser = pipe.denoiser(**CALL)
+    denoiser.encode(PROMPTS)
+    x, step, cond = denoiser.init_latents([seeded(0), seeded(1)]), torch.tensor([0, 2]), torch.tensor([0, 1])
+    assert denoiser.predict(x, step, cond).features is None
+    denoiser.capture(1)
+    both = denoiser.predict(x, step, cond).features
+    assert both is not None
+    assert both.shape == (2, 192, 8, 8)
+    one = denoiser.predict(x[1:], step[1:], cond[1:]).features
+    torch.testing.assert_close(both[1:], one, atol=1e-4, rtol=1e-4)
+    denoiser.guidance_scale = 9.0  # guidance acts on the output alone
+    torch.testing.assert_close(denoiser.predict(x, step, cond).features, both)
+    assert not any(len(block._forward_hooks) for block in pipe.transformer.transformer_blocks)
+    with pytest.raises(ValueError, match="blocks 0 to"):
+        denoiser.capture(99)
+
+
+def test_unknown_spaces_and_two_blocks_are_refused(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="latents and features"):
+        pipe.engine(Peek("sound"), **CALL)
+    first, second = Peek("features", 0), Peek("features", 1)
+    second.name = "other"
+    with pytest.raises(ValueError, match="one block"):
+        pipe.engine([first, second], **CALL)
+
+
+def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    from ttsnap.recordings.folder import load_recording, read_images
+
+    engine = pipe.engine("scenes", batch_size=8, keep=["latents", "features"], features_block=2, **CALL)
+    options: dict[str, Any] = {"images": True, "extras": ["latents", "features:2"], "steps": [1, 3, 6]}
+    record(engine, PROMPTS, 2, tmp_path / "rec", **options)
+    tars = sorted((tmp_path / "rec" / "images").glob("*.tar"))
+    names, shapes = [], {}
+    for path in tars:
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                names.append(entry.name)
+                if entry.name.endswith(".npy"):
+                    file = tar.extractfile(entry)
+                    assert file is not None
+                    array = np.load(io.BytesIO(file.read()), allow_pickle=False)
+                    assert array.dtype == np.float16
+                    shapes[entry.name.partition(".")[2]] = array.shape
+    assert shapes == {"latent.npy": (8, 8, 8), "features.npy": (192, 8, 8)}
+    # 2 prompts x 2 seeds x (2 estimates with image, latent, features; a finished one without features)
+    assert len(names) == 4 * (2 * 3 + 2)
+    assert len(list(read_images(tmp_path / "rec"))) == 4 * 3
+    assert load_recording(tmp_path / "rec").seeds == 2
+    with pytest.raises(ValueError, match="extras"):
+        record(engine, PROMPTS, 2, tmp_path / "rec", images=True, steps=[1, 3, 6])
+    with pytest.raises(ValueError, match="with images"):
+        record(engine, PROMPTS, 2, tmp_path / "other", extras=["latents"])
+
+
+@pytest.mark.parametrize(
+    "early", ["brightness", Peek("latents"), Peek("features", 2)], ids=["pixels", "latents", "features"]
+)
+def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
+    staged = Staged(make_reward(early), make_reward("scenes"))
+    engine = pipe.engine(staged, batch_size=8, **CALL)
+    result = search(PROMPTS[:1], make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3)[0]
+    image = result.best.image[None]
+    assert result.best.reward == pytest.approx(float(make_reward("scenes")(image, PROMPTS[:1], None)[0]), abs=1e-6)
+    assert not result.warnings
+    assert result.spent["decodes"] == result.spent["reward_calls" if early == "brightness" else "finished"]
+
+
+def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:
+    assert pipe.engine("scenes", **CALL).price.estimates == "decode"
+    assert pipe.engine(Peek("latents"), **CALL).price.estimates == "nothing"
+
+
+def test_checks_without_a_decode_leave_more_to_seeds(pipe: Any) -> None:
+    sizes = []
+    for reward in ("scenes", Peek("latents")):
+        engine = pipe.engine(reward, **CALL)
+        engine._price = replace(engine.price, flops=Rates(nfe=1.0, decode=10.0))
+        sizes.append(fit(SeedPruning(keep=(0.2,), steps=(2,)), engine, Budget(flops=400.0)).n)
+    assert sizes[1] > 1.5 * sizes[0]

@@ -1,0 +1,645 @@
+"""The loop: ledgers against independent counters, the reserve, batching, stopping, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ttsnap.reward_models.staged import Staged
+
+from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search
+from ttsnap.core.moves import Move, advance, branch, fresh, perturb
+from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.store import Node
+from ttsnap.loop.search import fit
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.rewards.registry import FunctionReward, RewardError
+from ttsnap.sampling.rng import seeded
+
+from ..conftest import Brightness  # noqa: TID252
+
+PROMPTS = ["a", "b", "c"]
+NAN = float("nan")
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def counts(result: Any) -> tuple[int, int, int]:
+    return result.spent["nfe"], result.spent["decodes"], result.spent["reward_calls"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wild:
+    """Asks for anything legal, at random: what the loop must survive."""
+
+    n: int | None = 6
+    moves: int = 6
+    seed: int = 0
+    branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def init(self, task: Any) -> tuple[int, int]:
+        return task.grid.steps, self.moves
+
+    def step(self, state: tuple[int, int], particles: Any, rng: Any) -> tuple[Move | None, tuple[int, int]]:
+        steps, left = state
+        if not left:
+            return None, state
+        rng = np.random.default_rng([self.seed, left, len(particles)])
+        alive = np.flatnonzero(particles.alive)
+        if not len(alive) or rng.random() < 0.4:
+            stop = rng.integers(0, steps + 1)
+            return fresh(int(rng.integers(1, self.n + 1)), int(stop), score=bool(rng.random() < 0.7)), (steps, left - 1)
+        rows = rng.choice(alive, size=int(rng.integers(1, self.n + 1)))
+        at = particles.step[rows]
+        stop = np.array([rng.integers(a, steps + 1) for a in at])
+        drop = np.setdiff1d(alive[rng.random(len(alive)) < 0.2], rows)
+        score = rng.random(len(rows)) < 0.6
+        return Move(rows, at, stop, score, np.ones(len(rows)), drop=drop), (steps, left - 1)
+
+
+algorithms = st.one_of(
+    st.builds(BestOfN, n=st.one_of(st.none(), st.integers(1, 9))),
+    st.builds(
+        lambda n, checks: SeedPruning(n, tuple(k for _, k in checks), steps=tuple(s for s, _ in checks)),
+        st.one_of(st.none(), st.integers(1, 12)),
+        st.lists(
+            st.tuples(st.integers(0, 7), st.floats(0.05, 1)), min_size=1, max_size=4, unique_by=lambda c: c[0]
+        ).map(sorted),
+    ),
+    st.builds(Wild, n=st.integers(1, 7), moves=st.integers(0, 8), seed=st.integers(0, 10**6)),
+)
+budgets = st.one_of(
+    st.builds(Budget, nfe=st.integers(8, 90)),
+    st.builds(Budget, decodes=st.integers(1, 12), nfe=st.integers(8, 200)),
+    st.builds(Budget, reward_calls=st.integers(2, 30), flops=st.floats(2000, 30000)),
+)
+
+
+@relaxed
+@given(
+    algorithm=algorithms,
+    budget=budgets,
+    shared=st.booleans(),
+    batch=st.integers(1, 9),
+    nan=st.sampled_from([0.0, 0.3, 1.0]),
+    broken=st.sampled_from([0.0, 0.2, 1.0]),
+    prompts=st.integers(1, 3),
+)
+def test_ledger_equals_counter_and_no_budget_is_exceeded(
+    engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int
+) -> None:
+    rewards = [Brightness("one", nan, broken), Brightness("two")]
+    kernel = "sde" if algorithm.branches else "pipeline"
+    live = with_kernel(engine(rewards=rewards, batch_size=batch), kernel)
+    try:
+        results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared)
+    except RewardError:
+        assert rewards[0].hopeless
+        return
+    assert not rewards[0].hopeless
+    total = np.array([counts(r) for r in results]).sum(0)
+    denoiser: Any = live.denoiser
+    assert tuple(total) == (denoiser.calls, denoiser.decodes, rewards[0].images + rewards[1].images)
+    caps = (budget.nfe, budget.decodes, budget.reward_calls)
+    groups = [total] if shared else [np.array(counts(r)) for r in results]
+    for spent in groups:
+        times = prompts if shared else 1
+        assert all(cap is None or s <= cap * times for s, cap in zip(spent, caps, strict=True))
+        flops = live.price.flops
+        cost = flops.nfe * spent[0] + flops.decode * spent[1]
+        assert budget.flops is None or cost <= budget.flops * times * (1 + 1e-9)
+    for result in results:
+        assert result.images
+        assert result.best.image.shape == (3, 1, 1)
+        assert sum(m["cost"]["nfe"] for m in result.trace) == result.spent["nfe"]
+
+
+def with_kernel(live: LiveEngine, name: str) -> LiveEngine:
+    from ttsnap.sampling.kernels import KERNELS
+
+    kernel = KERNELS[name](live.denoiser)
+    return LiveEngine(live.denoiser, live.rewards, kernel=kernel, batch_size=live.batch_size)
+
+
+def test_a_twin_left_behind_pays_for_itself(engine: Any) -> None:
+    """Children of one particle share its evaluation within a move; one that stays behind pays when it goes on."""
+    live = with_kernel(engine(batch_size=1), "sde")
+    results = search(PROMPTS[:2], Wild(n=5, moves=6, seed=3), live, Budget(nfe=32))
+    assert sum(r.spent["nfe"] for r in results) == live.denoiser.calls
+
+
+@relaxed
+@given(algorithm=algorithms, batch=st.integers(1, 11), order=st.permutations(PROMPTS), nfe=st.integers(8, 90))
+def test_batching_changes_nothing(engine: Any, algorithm: Any, batch: int, order: list[str], nfe: int) -> None:
+    # By prompt, whatever the batch size, the order of the prompts and the company they keep.
+    kernel = "sde" if algorithm.branches else "pipeline"
+
+    def run(prompts: list[str], batch_size: int) -> dict[str, Any]:
+        live = engine(batch_size=batch_size)
+        offsets = live.denoiser._by_prompt[[PROMPTS.index(p) for p in prompts]]
+        live.denoiser._by_prompt = offsets
+        return {r.prompt: r for r in search(prompts, algorithm, with_kernel(live, kernel), Budget(nfe=nfe), keep=3)}
+
+    together, alone = run(order, batch), {p: run([p], 1)[p] for p in PROMPTS}
+    for prompt in PROMPTS:
+        a, b = together[prompt], alone[prompt]
+        assert [c.uid for c in a.images] == [c.uid for c in b.images]
+        assert counts(a) == counts(b)
+        for x, y in zip(a.images, b.images, strict=True):
+            torch.testing.assert_close(x.image, y.image, atol=1e-6, rtol=1e-6)
+
+
+def test_same_search_twice_is_the_same(engine: Any) -> None:
+    one, two = (search(PROMPTS, SeedPruning(8), engine(), seed=5, keep=4) for _ in range(2))
+    assert [c.seed for r in one for c in r.images] == [c.seed for r in two for c in r.images]
+    assert [r.trace for r in one] == [r.trace for r in two]
+
+
+def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
+    live = engine(steps=6)
+    (result,) = search(["a"], BestOfN(7), live, seed=100, keep=7)
+    assert sorted(c.seed for c in result.images) == list(range(100, 107))
+    x = live.denoiser.init_latents([seeded(s) for s in range(100, 107)])
+    live.denoiser.encode(["a"])
+    for k in range(6):
+        step = torch.full((7,), k)
+        x = live.kernel.step(x, live.denoiser.predict(x, step, torch.zeros(7, dtype=torch.long)), step, [])
+    scores = live.denoiser.decode(x).mean((1, 2, 3))
+    assert result.best.seed == 100 + int(scores.argmax())
+    assert result.best.reward == pytest.approx(float(scores.max()), abs=1e-7)
+    assert [c.reward for c in result.images] == sorted((c.reward for c in result.images), reverse=True)
+
+
+def test_pruning_pays_for_estimates_once(engine: Any) -> None:
+    # 8 seeds to step 2 scored (3 calls each), 4 go on to step 5 (2 + 1 - 0 cached), 2 finish.
+    live = engine(steps=8)
+    (result,) = search(["a"], SeedPruning(8, (0.5, 0.5), steps=(2, 5)), live)
+    assert counts(result) == (8 * 3 + 4 * 3 + 2 * 2, 8 + 4 + 2, 14)
+    assert live.denoiser.calls == 40
+    assert result.spent["finished"] == 2
+
+
+def test_children_share_their_parents_evaluation(engine: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Twins:
+        n: int = 1
+        branches: ClassVar[bool] = True
+        lockstep: ClassVar[bool] = False
+
+        def init(self, task: Any) -> int:
+            return 0
+
+        def step(self, state: int, particles: Any, rng: Any) -> Any:
+            if state == 0:
+                return fresh(1, 3, score=False), 1
+            if state == 1:
+                zeros = np.zeros(4, int)
+                return Move(zeros, zeros + 3, zeros + 8, zeros == 0, np.ones(4)), 2
+            return None, state
+
+    live = with_kernel(engine(), "sde")
+    (result,) = search(["a"], Twins(), live, keep=4)
+    assert counts(result) == (3 + 1 + 4 * 4, 4, 4)
+    assert live.denoiser.calls == 20
+    images = torch.stack([c.image for c in result.images])
+    assert len(torch.unique(images, dim=0)) == 4  # they diverge
+    assert {int(p) for p in result.particles.parent} == {-1, 0}
+
+
+def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Spender:
+        n: int = 50
+        branches: ClassVar[bool] = False
+        lockstep: ClassVar[bool] = False
+
+        def init(self, task: Any) -> int:
+            return 0
+
+        def step(self, state: int, particles: Any, rng: Any) -> Any:
+            return fresh(self.n, 1), state
+
+    (result,) = search(["a"], Spender(), engine(), "41nfe")
+    assert result.best.image is not None
+    assert result.spent["nfe"] <= 41
+    # 17 seeds scored at step 1 cost 34, finishing the best one 6 more.
+    assert result.spent["seeds"] == 17
+    assert result.spent["nfe"] == 40
+    assert result.trace[-1]["closing"]
+    uid = result.best.uid
+    assert result.particles.scores[uid, 1, 0] == result.particles.scores[:, 1, 0].max()
+    assert any("afforded" in w for w in result.warnings)
+
+
+def test_n_is_fitted_to_the_budget(engine: Any) -> None:
+    (result,) = search(["a"], BestOfN(), engine(), "50nfe")
+    assert result.spent["nfe"] == 48
+    assert result.spent["seeds"] == 6
+    (result,) = search(["a"], SeedPruning(None, (0.5,), steps=(3,)), engine(), "50nfe")
+    assert 44 <= result.spent["nfe"] <= 50
+    for budget, most, n in ((50, 4096, 6), (50, 5, 5), (10_000, 48, 48), (10_000, 1, 1), (8, 64, 1), (520, 64, 64)):
+        assert fit(BestOfN(), engine(), Budget(nfe=budget), most=most).n == n, (budget, most)
+
+
+def test_shared_budget_is_one_pot(engine: Any) -> None:
+    firsts = [r.best.reward for r in search(PROMPTS, BestOfN(1), engine())]
+
+    @dataclasses.dataclass(frozen=True)
+    class Greedy:
+        """A prompt is content with one image unless it is a dark one; what it leaves, the others may use."""
+
+        n: int = 1
+        branches: ClassVar[bool] = False
+        lockstep: ClassVar[bool] = False
+
+        def init(self, task: Any) -> None:
+            return None
+
+        def step(self, state: None, particles: Any, rng: Any) -> Any:
+            if not len(particles):
+                return fresh(1, 8), state
+            first = float(particles.scores[0, -1, 0])
+            return (None if first > min(firsts) else dataclasses.replace(fresh(1, 8), value=1 - first)), state
+
+    results = search(PROMPTS, Greedy(), engine(), "40nfe", shared=True)
+    spent = [r.spent["nfe"] for r in results]
+    assert sum(spent) == 120
+    assert max(spent) > 40 > min(spent)
+    assert all(r.images for r in results)
+
+
+def test_failed_reward_ranks_last_and_is_reported(engine: Any) -> None:
+    class Once(Brightness):
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            scores = super().__call__(images, prompts, level)
+            scores[scores.argmax()] = float("nan")
+            return scores
+
+    (result,) = search(["a"], BestOfN(4), engine(rewards=[Once()]), keep=4)
+    assert np.isnan(result.images[-1].reward)
+    assert not np.isnan(result.best.reward)
+    assert "particle" in result.warnings[0]
+    assert "seed" in result.warnings[0]
+
+
+class Fails:
+    """Raises or returns nan at the calls that `when` names, counted from 0; else the brightness."""
+
+    def __init__(self, name: str, when: Any, error: bool = True) -> None:
+        self.name, self.when, self.error, self.calls = name, when, error, 0
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        self.calls += 1
+        if self.when(self.calls - 1) and self.error:
+            raise KeyError("no such key")
+        scores = images.mean((1, 2, 3))
+        return scores * NAN if self.when(self.calls - 1) else scores
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_reward_that_fails_from_the_start_ends_the_search(engine: Any, prompts: int) -> None:
+    reward = Fails("mine", lambda call: True)
+    live = engine(rewards=[Brightness(), reward])
+    with pytest.raises(RewardError) as found:
+        search(PROMPTS[:prompts], SeedPruning(40, (0.5,), steps=(3,)), live)
+    line = Fails.__call__.__code__.co_firstlineno + 3
+    assert str(found.value) == (
+        f"none of the first 4 images could be scored: mine: KeyError: 'no such key' ({__file__}:{line}, in __call__)"
+    )
+    assert isinstance(found.value.__cause__, KeyError)
+    assert reward.calls == 1
+    assert live.denoiser.calls <= 2 * 4 * 4  # one batch to step 3, and what is under way
+
+
+def test_a_reward_that_returns_something_else_ends_the_search(engine: Any) -> None:
+    class Wrong(Brightness):
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            return images.mean()
+
+    with pytest.raises(RewardError, match=r"odd: ValueError: returned shape \(\) for 2 images; it must be \(2,\)$"):
+        search(["a"], BestOfN(2), engine(rewards=[Wrong("odd")]))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_nothing_but_nan_ends_the_search(engine: Any, batch: int) -> None:
+    reward = Fails("mine", lambda call: True, error=False)
+    first = 8
+    with pytest.raises(RewardError, match=f"none of the first {first} images .* mine failed; it gave nan or inf"):
+        search(["a"], BestOfN(40), engine(rewards=[reward], batch_size=batch))
+    assert reward.calls == first // batch
+
+
+def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
+    live = engine()
+    decode = live.denoiser.decode
+    live.denoiser.decode = lambda x0: decode(x0) * NAN
+    with pytest.raises(RewardError, match=r"in half precision, try bfloat16"):
+        search(["a"], BestOfN(40), live)
+
+
+@pytest.mark.parametrize(("when", "batch", "error"), [
+    (lambda call: call == 0, 1, False),  # one nan is no batch
+    (lambda call: call > 0, 4, True),
+    (lambda call: call > 0, 4, False),
+    (lambda call: call % 2 == 1, 1, True),
+])  # fmt: skip
+def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, batch: int, error: bool) -> None:
+    results = search(PROMPTS, BestOfN(8), engine(rewards=[Fails("mine", when, error)], batch_size=batch), "64nfe")
+    assert all(r.images and r.spent["nfe"] == 64 for r in results)
+    assert any("no score for particle" in w for r in results for w in r.warnings)
+
+
+def test_a_second_judge_that_fails_ends_the_search_when_it_is_first_asked(engine: Any) -> None:
+    """ "A then B": estimates say nothing about B, which sees finished images only."""
+    reward = Staged(Brightness("early"), Fails("late", lambda call: True))
+    with pytest.raises(RewardError, match=r"early then late: KeyError: 'no such key'"):
+        search(["a"], SeedPruning(8, (0.5,), steps=(3,)), engine(rewards=[reward]))
+
+
+def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
+    """Only a reward that runs is stopped: a recording whose first scores failed is played to its end."""
+    scores = np.full((1, 8, 9, 1), NAN)
+    scores[0, -1] = 1.0
+    recording = Recording(("a",), scores, engine().grid, ("r",))
+    (result,) = search(["a"], BestOfN(8), ReplayEngine(recording))
+    assert result.best.seed == 7
+    (nothing,) = search(["a"], BestOfN(4), ReplayEngine(recording), keep=2)
+    assert np.isnan([c.reward for c in nothing.images]).all()
+    assert "no image has a score" in " ".join(nothing.warnings)
+
+
+def test_stop_keeps_what_is_finished_and_refunds_the_rest(engine: Any) -> None:
+    live = engine(batch_size=2)
+    asked = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return live.denoiser.batches >= 10
+
+    results = search(PROMPTS, BestOfN(6), live, "60nfe", should_stop=stop)
+    total = np.array([counts(r) for r in results]).sum(0)
+    assert total[0] == live.denoiser.calls
+    assert total[1] == live.denoiser.decodes
+    assert results[0].images
+    assert "stopped early" in " ".join(results[0].warnings)
+    assert not results[2].images
+    with pytest.raises(ValueError, match="stopped before"):
+        _ = results[2].best
+
+
+@relaxed
+@given(algorithm=algorithms, after=st.integers(0, 25), batch=st.integers(1, 6), prompts=st.integers(1, 3))
+def test_stopping_anywhere_keeps_the_books(engine: Any, algorithm: Any, after: int, batch: int, prompts: int) -> None:
+    live = with_kernel(engine(batch_size=batch), "sde" if algorithm.branches else "pipeline")
+    ticks: list[int] = []
+    results = search(
+        PROMPTS[:prompts],
+        algorithm,
+        live,
+        "80nfe",
+        should_stop=lambda: len(ticks) > after,
+        on_event=lambda e: ticks.append(1) if e.kind == "tick" else None,
+    )
+    denoiser: Any = live.denoiser
+    total = np.array([counts(r) for r in results]).sum(0)
+    assert tuple(total[:2]) == (denoiser.calls, denoiser.decodes)
+    assert results[0].images
+
+
+def test_deadline_ends_every_prompt_with_an_image(engine: Any) -> None:
+    live = engine(batch_size=4)
+    now = [0.0]
+    denoiser: Any = live.denoiser
+    plain = denoiser.predict
+
+    def slow(x: Any, step: Any, cond: Any) -> Any:
+        now[0] += 1.0
+        return plain(x, step, cond)
+
+    denoiser.predict = slow
+    from ttsnap.core.price import Price, Rates
+
+    live._price = Price(seconds=Rates(call=1.0))
+    results = search(PROMPTS, BestOfN(50), live, "20s", clock=lambda: now[0])
+    assert all(r.images for r in results)
+    assert now[0] <= 60
+    assert sum(r.spent["nfe"] for r in results) == denoiser.calls
+
+
+def test_events_tell_the_story(engine: Any) -> None:
+    events: list[Any] = []
+    (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(3,)), engine(), on_event=events.append)
+    kinds = [e.kind for e in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "end"
+    assert kinds.count("score") == 6 + 3
+    assert sum(e.nfe for e in events if e.kind == "tick") == result.spent["nfe"]
+    assert [len(e.uids) for e in events if e.kind == "drop"] == [3]
+    assert [e for e in events if e.kind == "score"][-1].best == pytest.approx(result.best.reward)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": "7nfe"}, "too small for one image.*8 NFE of 7"),
+        ({"prompts": []}, "no prompts"),
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"algorithm": BestOfN(), "budget": None}, "set n or give a budget"),
+        ({"algorithm": Wild()}, "deterministic"),
+        ({"algorithm": SeedPruning(4, (0.5,), steps=(8,))}, r"do not fit a grid of 8 steps"),
+    ],
+)
+def test_bad_input_is_refused_before_any_compute(engine: Any, change: dict[str, Any], message: str) -> None:
+    live = engine()
+    arguments = {"prompts": ["a"], "algorithm": BestOfN(2), "budget": "100nfe", **change}
+    with pytest.raises(ValueError, match=message):
+        search(arguments.pop("prompts"), arguments.pop("algorithm"), live, **arguments)
+    assert live.denoiser.calls == 0
+
+
+def test_effort_and_saturation(engine: Any) -> None:
+    (result,) = search(["a"], BestOfN(), engine(), "low")
+    assert result.spent["nfe"] == 40
+    finished = result.particles.scores[:, -1, 0]
+    pairs = [max(a, b) for a, b in itertools.combinations(finished, 2)]
+    assert result.spent["gain_of_second_half"] == pytest.approx(max(finished) - np.mean(pairs))
+    assert not result.saturated
+    (flat,) = search(["a"], BestOfN(8), engine(rewards=[FunctionReward(lambda images, prompts: [1.0] * len(images))]))
+    assert flat.saturated
+    assert search(["a"], BestOfN(3), engine())[0].spent["gain_of_second_half"] is None
+
+
+def test_illegal_moves_are_caught(engine: Any) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Back:
+        n: int = 1
+        branches: ClassVar[bool] = False
+        lockstep: ClassVar[bool] = False
+
+        def init(self, task: Any) -> int:
+            return 0
+
+        def step(self, state: int, particles: Any, rng: Any) -> Any:
+            return (fresh(1, 4), 1) if state == 0 else (advance(particles, [0], 2), 2)
+
+    with pytest.raises(ValueError, match="Back: rows must go"):
+        search(["a"], Back(), engine())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """Plays a list of moves, given as functions of the particles."""
+
+    moves: tuple[Any, ...]
+    n: int = 1
+    branches: ClassVar[bool] = False
+    renoises: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def init(self, task: Any) -> int:
+        return 0
+
+    def step(self, state: int, particles: Any, rng: Any) -> Any:
+        return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
+
+
+def alter(move: Move, **changes: Any) -> Move:
+    return dataclasses.replace(move, **changes)
+
+
+@pytest.mark.parametrize(("move", "message"), [
+    (lambda p: perturb([0], NAN, 8), r"mix must be in \[0, 1\], got \[nan\]"),
+    (lambda p: alter(fresh(1, 8), value=NAN), r"the value of a move is nan"),
+    (lambda p: alter(fresh(2, 8), mix=np.zeros(1)), r"mix must hold one number for each of the 2 rows"),
+    (lambda p: alter(fresh(1, 8), stop=np.array([7.5])), r"stop must hold one whole number .* got float64"),
+    (lambda p: alter(fresh(1, 8), near=np.array([False])), r"near must hold one whole number"),
+    (lambda p: advance(p, [0], 8, drop=[2]), r"drop must list uids in 0..1, got \[2\]"),
+    (lambda p: advance(p, [0], 8, drop=[-1]), r"drop must list uids in 0..1, got \[-1\]"),
+    (lambda p: advance(p, [0], 8, drop=[0]), r"drops particles \[0\], from which its own rows go on"),
+    (lambda p: alter(fresh(1, 8), reject=np.array([5])), r"reject must list uids in 0..1, got \[5\]"),
+])  # fmt: skip
+def test_moves_that_mean_nothing_are_refused(engine: Any, move: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(["a"], Scripted((lambda p: fresh(2, 3), move)), engine())
+
+
+def test_a_particle_is_dropped_once(engine: Any) -> None:
+    again = tuple(lambda p, stop=stop: advance(p, [0], stop, drop=[1]) for stop in (5, 8))
+    with pytest.raises(ValueError, match=r"drop \[1\] includes particles that were dropped before"):
+        search(["a"], Scripted((lambda p: fresh(2, 3), *again)), engine())
+
+
+@pytest.mark.parametrize("idle", [lambda p: advance(p, [0], 3, score=False), lambda p: fresh(1, 0, score=False)])
+def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
+    (result,) = search(["a"], Scripted((lambda p: fresh(1, 3), *[idle] * 20, lambda p: advance(p, [0], 8))), engine())
+    assert result.images
+    with pytest.raises(RuntimeError, match=r"Scripted made over 1000 moves in a row that cost nothing"):
+        search(["a"], Scripted((lambda p: fresh(1, 3), *[idle] * 1100)), engine(), "90nfe")
+
+
+@pytest.mark.parametrize("first", [2**63 - 2, 2**64 - 2])
+def test_the_largest_seeds_count_on_as_those_of_torch(engine: Any, first: int) -> None:
+    (result,) = search(["a"], BestOfN(4), engine(), seed=first, keep=4)
+    seeds = [(first + i) % 2**64 for i in range(4)]
+    assert sorted(c.seed for c in result.images) == sorted(seeds)
+    assert result.trace[0]["seeds"] == seeds
+    r = Recording.from_results([result], engine().grid, ("brightness",))
+    (again,) = search(["a"], BestOfN(4), ReplayEngine(r), seed=first)
+    assert again.best.seed == result.best.seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_torch_does_not_have(engine: Any, seed: int) -> None:
+    with pytest.raises(ValueError, match=r"seed must be in 0..2\^64 - 1"):
+        search(["a"], BestOfN(1), engine(), seed=seed)
+
+
+def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
+    whole = Scripted((lambda p: fresh(2, 8), lambda p: perturb([0, 0, 1], 0.8, 8), lambda p: perturb([2], 0.6, 8)))
+    found = []
+    for batch in (1, 3, 16):
+        live = engine(batch_size=batch)
+        latents: list[torch.Tensor] = []
+        predict = live.denoiser.predict
+
+        def watched(x: Any, step: Any, cond: Any, predict: Any = predict, latents: Any = latents) -> Any:
+            latents.extend(x[step == 0])
+            return predict(x, step, cond)
+
+        live.denoiser.predict = watched
+        (result,) = search(["a"], whole, live, seed=5, keep=6)
+        assert counts(result) == (6 * 8, 6, 6)
+        assert live.denoiser.calls == 48
+        found.append(torch.stack(latents))
+        assert [int(s) for s in result.particles.seed] == [5, 6, 5, 5, 6, 5]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    first, second, a, b, c, d = found[0]
+    fresh_part = [(a - 0.8 * first) / 0.6, (b - 0.8 * first) / 0.6, (c - 0.8 * second) / 0.6, (d - 0.6 * a) / 0.8]
+    assert len({tuple(f.tolist()) for f in fresh_part}) == 4
+    big = engine()
+    noise = torch.stack([big._restarted(Node(0, s, 0), 0, 0.5, (s, 1)).x for s in range(4000)])
+    assert noise.std() == pytest.approx(1.0, abs=0.03)
+    assert noise.mean() == pytest.approx(0.0, abs=0.03)
+
+
+def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> None:
+    """From step 6 back to step 2: the latents there are spread as those that came there from noise."""
+    there: dict[str, list[torch.Tensor]] = {}
+    for name, moves in {
+        "forward": (lambda p: fresh(600, 2),),
+        "back": (lambda p: fresh(600, 6, score=False), lambda p: branch(np.arange(600), 2, 2)),
+    }.items():
+        live = engine(steps=8, batch_size=600, keep=("latents",))
+        seen: list[torch.Tensor] = []
+        predict = live.denoiser.predict
+
+        def watched(x: Any, step: Any, cond: Any, predict: Any = predict, seen: Any = seen) -> Any:
+            seen.append(x[step == 2])
+            return predict(x, step, cond)
+
+        live.denoiser.predict = watched
+        search(["a"], Scripted(moves), live)
+        there[name] = [x for x in seen if len(x) == 600]
+    forward, back = there["forward"][-1], there["back"][-1]
+    assert (len(there["forward"]), len(there["back"])) == (1, 2)
+    assert torch.allclose(forward.mean(0), back.mean(0), atol=0.2)
+    assert torch.allclose(forward.std(0), back.std(0), rtol=0.15)
+
+
+def test_renoising_needs_a_path(engine: Any) -> None:
+    live = engine()
+    live.denoiser.path = None
+    with pytest.raises(ValueError, match="noisier steps"):
+        search(["a"], Scripted((lambda p: fresh(1, 8),)), live)
+
+
+@pytest.mark.parametrize(("name", "move"), [
+    ("branches", lambda p: branch([0, 0], 3, 8)),
+    ("renoises", lambda p: branch([0], 1, 8)),
+    ("mixes", lambda p: perturb([0], 0.5, 8)),
+])  # fmt: skip
+def test_moves_that_an_algorithm_did_not_declare_are_refused(engine: Any, name: str, move: Any) -> None:
+    class Plain(Scripted):
+        renoises: ClassVar[bool] = False
+        mixes: ClassVar[bool] = False
+
+    with pytest.raises(ValueError, match=f"{name} = False"):
+        search(["a"], Plain((lambda p: fresh(1, 3), move)), engine())
+
+
+@pytest.mark.parametrize("name", ["zero-order", "best-first", "rbf"])
+def test_algorithms_that_plan_by_their_budget_take_seconds(engine: Any, name: str) -> None:
+    live = with_kernel(engine(), "sde")
+    (result,) = search(["a"], make_algorithm(name), live, "1s")
+    assert result.images
+    assert result.spent["seconds_all_prompts"] < 10
+    with pytest.raises(ValueError, match="budget"):
+        search(["a"], make_algorithm(name), live, None)

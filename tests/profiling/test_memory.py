@@ -1,0 +1,153 @@
+"""Batch sizes from measured memory, halving when it runs out, padding for compiled networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.engine.live import LiveEngine
+from ttsnap.profiling.buckets import buckets
+from ttsnap.profiling.memory import fit_rows
+
+from ..conftest import Brightness  # noqa: TID252
+
+
+class FakeGauge:
+    """A device of `total` bytes; what a run holds is set by hand."""
+
+    def __init__(self, total: int, taken: int = 0) -> None:
+        self.total, self.now, self.most = total, taken, taken
+
+    def reset(self) -> int:
+        self.most = self.now
+        return self.now
+
+    def peak(self) -> int:
+        return self.most
+
+    def free(self) -> int:
+        return self.total - self.now
+
+    def hold(self, more: int) -> None:
+        self.most = max(self.most, self.now + more)
+        if self.most > self.total:
+            raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.parametrize("weights", [0, 300])
+def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
+    gauge, brought = FakeGauge(10_000, taken=500), False
+
+    def run(n: int) -> None:
+        nonlocal brought
+        if not brought:  # as an offload hook brings the network in by the first call
+            gauge.now, brought = gauge.now + weights, True
+        gauge.hold(200 + 100 * n)
+
+    found, rows = fit_rows(run, gauge, 1000)
+    assert rows == 4
+    run(found)
+    assert gauge.most <= 500 + 0.85 * 9_500 < gauge.most + 200
+    assert fit_rows(run, gauge, 7)[0] == 7
+    assert fit_rows(run, gauge, 1) == (1, 1)
+
+
+def test_three_rows_that_do_not_fit_are_no_error_but_one_is() -> None:
+    gauge = FakeGauge(1_000)
+    assert fit_rows(lambda n: gauge.hold(400 * n), gauge, 64) == (2, 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit_rows(lambda n: gauge.hold(4000 * n), FakeGauge(1_000), 64)
+
+
+def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
+    results = search(prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, keep=3)
+    return [[(c.seed, round(c.reward, 6)) for c in r.images] for r in results], sum(r.spent["nfe"] for r in results)
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = outcome(engine(batch_size=8))
+    live = engine(batch_size=8)
+    predict, decode = live.denoiser.predict, live.denoiser.decode
+
+    def cramped(call: Any, most: int) -> Any:
+        def wrapped(x: Any, *rest: Any) -> Any:
+            if len(x) > most:
+                raise torch.OutOfMemoryError("out of memory")
+            return call(x, *rest)
+
+        return wrapped
+
+    monkeypatch.setattr(live.denoiser, "predict", cramped(predict, 3))
+    monkeypatch.setattr(live.denoiser, "decode", cramped(decode, 1))
+    assert outcome(live) == expected
+    assert (live.batch_size, live.decode_batch_size) == (2, 1)
+    assert live.stats["out_of_memory"] == 5
+    assert live.denoiser.calls == live.nfe == expected[1]
+    monkeypatch.setattr(live.denoiser, "predict", cramped(predict, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        outcome(live)
+
+
+def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = outcome(engine(batch_size=9), ("a",))
+    live = engine(batch_size=9, padded=True)
+    seen, predict = set(), live.denoiser.predict
+    monkeypatch.setattr(live.denoiser, "predict", lambda x, *rest: (seen.add(len(x)), predict(x, *rest))[1])
+    assert outcome(live, ("a",)) == expected
+    assert seen <= set(buckets(9))
+    assert live.nfe == expected[1] < live.denoiser.calls
+
+
+def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine(batch_size=None).batch_size == 16
+    asked = []
+
+    def planned(run: Any, gauge: Any, most: int) -> tuple[int, int]:
+        run(2)
+        asked.append(most)
+        return (5, 2) if len(asked) == 1 else (3, 2)
+
+    monkeypatch.setattr("ttsnap.engine.live.gauge_of", lambda device: FakeGauge(1))
+    monkeypatch.setattr("ttsnap.engine.trial_batches.fit_rows", planned)
+    live = engine(rewards=[Brightness("a"), Brightness("b")], batch_size=None)
+    (result,) = search(["a"], BestOfN(4), live)
+    assert (live.batch_size, live.decode_batch_size) == (5, 3)
+    assert asked == [64, 5]
+    assert result.spent["calibration"] == {"nfe": 2, "decodes": 2, "reward_calls": 4}
+    assert live.denoiser.calls == result.spent["nfe"] + 2
+
+
+def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model offload: decodes wait until the denoiser has nothing left to do: here, for both prompts."""
+    phases: dict[bool, list[str]] = {}
+    for offloaded in (False, True):
+        live = engine(batch_size=8, decode_batch_size=3)
+        live.denoiser.offloaded = offloaded
+        order: list[str] = []
+        predict, decode = live.denoiser.predict, live.denoiser.decode
+        monkeypatch.setattr(live.denoiser, "predict", lambda *a, f=predict, o=order: (o.append("net"), f(*a))[1])
+        monkeypatch.setattr(live.denoiser, "decode", lambda *a, f=decode, o=order: (o.append("vae"), f(*a))[1])
+        outcome(live)
+        phases[offloaded] = [b for a, b in zip(["", *order], order, strict=False) if a != b]
+    assert phases[True] == ["net", "vae"] * 2
+    assert len(phases[False]) > 4
+
+
+def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = engine(batch_size=4)
+    decode = live.denoiser.decode
+
+    def broken(x0: Any) -> Any:
+        images = decode(x0)
+        images[0, 0] = float("nan")
+        return images
+
+    monkeypatch.setattr(live.denoiser, "decode", broken)
+    live.rewards[0].nan = 0.0
+    (result,) = search(["a"], BestOfN(6), live, keep=6)
+    good = [c for c in result.images if c.reward == c.reward]
+    assert len(good) == 4
+    assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)

@@ -1,0 +1,171 @@
+"""Whatever the recording, the algorithm and the budget: what replayed searches and lockstep must never do."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from ttsnap import BestOfN, Budget, SeedPruning, search
+from ttsnap.algorithms.pricing.forecast import Forecast, fit
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.grid import Grid
+from ttsnap.core.price import Price, Rates
+from ttsnap.loop.budget import task_of
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.simulate import sized_for
+
+relaxed = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Spy(ReplayEngine):
+    """Counts what every submitted row takes, from the steps alone, and checks every score that is read."""
+
+    def __init__(self, recording: Recording, **kwargs: Any) -> None:
+        super().__init__(recording, **kwargs)
+        self.evaluations = np.zeros(recording.scores.shape[:2], int)
+        self.looks = np.zeros(recording.scores.shape[:2], int)
+
+    def submit(self, job: int, uids: Any, seeds: Any, move: Any) -> None:
+        rows, steps = seeds - self.recording.first_seed, self.grid.steps
+        reached = np.minimum(move.stop + move.score, steps)  # a look ahead is an evaluation more
+        self.evaluations[job, rows] = np.maximum(self.evaluations[job, rows], reached)
+        self.looks[job, rows] += move.score
+        super().submit(job, uids, seeds, move)
+
+    def scores(self, job: int, seeds: Any, steps: Any) -> Any:
+        rows = seeds - self.recording.first_seed
+        assert (self.evaluations[job, rows] >= np.minimum(steps + 1, self.grid.steps)).all()
+        return super().scores(job, seeds, steps)
+
+
+@cache
+def forecast(steps: int) -> Forecast:
+    """Fitted once per grid, as its tables take a moment; what it says is of no matter here."""
+    rng = np.random.default_rng(steps)
+    known = np.linspace(0.2, 1, steps + 1)
+    final, noise = rng.normal(size=(6, 12, 1)), rng.normal(size=(6, 12, steps + 1))
+    checks = {3: (0, 1, 2, 3), 6: (2, 4, 6)}[steps]
+    return fit(known * final + np.sqrt(1 - known**2) * noise, levels(steps), checks)
+
+
+def levels(steps: int) -> tuple[float, ...]:
+    return tuple(np.linspace(1, 0, steps + 1).tolist())
+
+
+@st.composite
+def recordings(draw: Any, failures: bool) -> Recording:
+    prompts, seeds, steps = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.sampled_from([3, 6]))
+    rewards = draw(st.integers(1, 2))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    scores = rng.normal(size=(prompts, seeds, steps + 1, rewards)).cumsum(2)
+    if draw(st.booleans()):
+        scores = scores.round()  # ties
+    if failures:
+        scores[rng.random(scores.shape) < draw(st.sampled_from([0.1, 0.5, 1.0]))] = np.nan
+    price = draw(st.sampled_from([Price(Rates(10.0, 0.0, 3.0)), Price(Rates(2.0, 1.5, 1.5))]))
+    names = tuple(f"{i}" for i in range(prompts))
+    first = draw(st.sampled_from([0, 7]))
+    return Recording(names, scores, Grid(levels(steps)), ("a", "b")[:rewards], first, price=price)
+
+
+@st.composite
+def algorithms(draw: Any, recording: Recording) -> Any:
+    steps, most = recording.grid.steps, recording.seeds
+    n = draw(st.integers(1, most))
+    kind = draw(st.sampled_from(["best", "prune", "price", "price"]))
+    if kind == "best":
+        return BestOfN(n)
+    if kind == "prune":
+        checks = draw(st.lists(st.integers(0, steps - 1), min_size=1, max_size=3, unique=True).map(sorted))
+        keep = draw(st.lists(st.floats(0.05, 1), min_size=len(checks), max_size=len(checks)))
+        return SeedPruning(n, tuple(keep), steps=tuple(checks))
+    return PriceOfCompute(
+        forecast(steps),
+        n,
+        draw(st.integers(1, 4)),
+        price=draw(st.floats(1e-5, 10)),
+        floor=draw(st.sampled_from([0.0, 0.05])),
+        cap=draw(st.floats(1, 4)),
+        kappa=draw(st.floats(0.005, 1)),
+    )
+
+
+@st.composite
+def budgets(draw: Any, recording: Recording) -> Budget:
+    """From one image on, in evaluations, in FLOPs, or in both."""
+    price, steps = recording.price.flops, recording.grid.steps
+    image = steps * price.nfe + price.decode + len(recording.reward_names) * price.reward_call
+    nfe = draw(st.integers(steps, 6 * steps))
+    flops = image * draw(st.floats(1, 6))
+    kind = draw(st.sampled_from(["nfe", "flops", "both"]))
+    return Budget(nfe=None if kind == "flops" else nfe, flops=None if kind == "nfe" else flops)
+
+
+@relaxed
+@given(st.data())
+def test_the_loop_on_any_recording(data: Any) -> None:
+    recording = data.draw(recordings(failures=data.draw(st.booleans())))
+    algorithm, budget = data.draw(algorithms(recording)), data.draw(budgets(recording))
+    shared, keep = data.draw(st.booleans()), data.draw(st.integers(1, 3))
+    engine = Spy(recording, capacity=data.draw(st.sampled_from([1, 3, 100])))
+    results = search(recording.prompts, algorithm, engine, budget, shared=shared, keep=keep, seed=recording.first_seed)
+    spent = [r.spent for r in results]
+    # The ledger is what the engine was asked for, counted independently.
+    assert [s["nfe"] for s in spent] == engine.evaluations.sum(1).tolist()
+    assert [s["decodes"] for s in spent] == engine.looks.sum(1).tolist()
+    share = len(results) if shared else 1
+    task = task_of(budget, engine, shared=shared)
+    for cap, name in ((budget.nfe, "nfe"), (budget.flops, "flops")):
+        if cap is not None:
+            each = [s[name] for s in spent]
+            assert sum(each) <= len(results) * cap * (1 + 1e-9)
+            assert max(each) <= share * cap * (1 + 1e-9)
+    if shared and isinstance(algorithm, PriceOfCompute):
+        most = max(s["nfe"] + task.score_cost * s["decodes"] for s in spent)
+        assert most <= max(algorithm.cap * task.allowance, task.grid.steps + task.score_cost) * (1 + 1e-9)
+    for i, r in enumerate(results):
+        assert 1 <= len(r.images) <= keep
+        finished = r.particles.scored == task.grid.steps
+        for c in r.images:
+            assert finished[c.uid]
+            row = c.seed - recording.first_seed
+            np.testing.assert_array_equal(list(c.scores.values()), recording.final[i, row])
+        value = recording.final[i, r.particles.seed[finished] - recording.first_seed].mean(-1)
+        if not np.isnan(value).all():
+            assert r.best.reward == np.nanmax(value)
+
+
+@relaxed
+@given(st.data())
+def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
+    recording = data.draw(recordings(failures=False))
+    algorithm, budget = data.draw(algorithms(recording)), data.draw(budgets(recording))
+    priced = isinstance(algorithm, PriceOfCompute)
+    shared = priced and data.draw(st.booleans())
+    if priced:
+        algorithm = PriceOfCompute(**{**vars(algorithm), "width": 1})  # lockstep advances one at a time
+    engine, prompts = Spy(recording), len(recording.prompts)
+    # With two caps, only the tighter one is in the task; where they cut differently, there is nothing to compare.
+    assume(not priced or budget.nfe is None or budget.flops is None)
+    task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
+    loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
+
+    def lookup(searches: Any, candidates: Any, steps: Any) -> Any:
+        found: Any = recording.scores[searches[:, None], candidates, steps]
+        return found
+
+    out = lockstep(
+        algorithm, lookup, prompts, task, rewards=len(recording.reward_names), pot=prompts if shared else None
+    )
+    assert out.nfe.tolist() == [r.spent["nfe"] for r in loop]
+    assert out.scored.tolist() == [r.spent["decodes"] for r in loop]
+    assert (out.winner + recording.first_seed).tolist() == [r.best.seed for r in loop]
+    assert out.reward.tolist() == [r.best.reward for r in loop]
+    total = out.nfe + task.score_cost * out.scored
+    assert total.sum() <= prompts * task.allowance * (1 + 1e-9)
+    assert shared or total.max() <= task.allowance * (1 + 1e-9)

@@ -1,0 +1,267 @@
+"""Folders for results: each run has its own, tried before anything is computed, and nothing computed is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ttsnap.cli import common, main
+from ttsnap.cli.arguments import EMBEDDED
+from ttsnap.results import folders
+from ttsnap.results.folders import keep, new_file, reserved
+
+WRITTEN = ["best-8x.png", "sheet.png", "trace.json"]  # beside the images
+GENERATE = ["generate", "a red circle", "--steps", "4", "--device", "cpu", "--budget", "32nfe"]
+REWARD = """
+import os, shutil, signal
+from pathlib import Path
+
+calls = []
+
+def first():
+    {first}
+
+def score(images, prompts):
+    calls.append(len(images))
+    if len(calls) == 1:
+        first()
+    return images.mean((1, 2, 3))
+"""
+
+
+LOAD_MODEL = common.load_model
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """The embedded model, loaded once."""
+    return LOAD_MODEL(EMBEDDED, "cpu", "float32")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    monkeypatch.setattr(common, "load_model", lambda *_, **__: pipe)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "spare").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def generate(*more: str, first: str = "pass", name: str = "mine") -> int:
+    """A search whose reward does something when it is first asked."""
+    Path(f"{name}.py").write_text(REWARD.format(first=first))
+    return main([*GENERATE, "--reward", f"{name}.py:score", *more])
+
+
+# --- a folder for each --------------------------------------------------------------------------------------------
+
+
+def test_folders_are_numbered_made_and_removed_where_nothing_came_of_them() -> None:
+    with reserved(None, "A red Circle!", False) as one:
+        assert str(one) == "outputs/0001-a-red-circle"
+        assert one.is_dir()
+    assert not Path("outputs").exists()
+    with reserved(None, "A red Circle!", False) as one, reserved(None, "../../etc", False) as two:
+        assert str(two) == "outputs/0002-etc"
+        (one / "x").write_text("mine")
+    assert [path.name for path in Path("outputs").iterdir()] == ["0001-a-red-circle"]
+    assert [path.name for path in one.iterdir()] == ["x"]
+
+
+def test_what_is_there_stays() -> None:
+    one = Path("mine")
+    one.mkdir()
+    (one / "x").write_text("mine")
+    for out, overwrite, message in (
+        (one, False, "holds files already"),
+        (one / "x", True, "is a file"),
+        (one / "x" / "y", True, "not a folder"),
+    ):
+        with pytest.raises(ValueError, match=message), reserved(out, "a", overwrite):
+            pass
+    with reserved(one, "a", True) as there:
+        assert there == one
+    assert [path.name for path in one.iterdir()] == ["x"]
+    assert (one / "x").read_text() == "mine"
+
+
+def test_runs_that_start_together_get_folders_of_their_own() -> None:
+    found, together = [], threading.Barrier(8)
+
+    def run() -> None:
+        together.wait()
+        with reserved(None, "a red circle", False) as folder:
+            found.append(folder)
+            together.wait()
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in found) == [f"{i:04d}-a-red-circle" for i in range(1, 9)]
+    with reserved(Path("there"), "a", True), pytest.raises(ValueError, match="another process is writing to there"):
+        ExitStack().enter_context(reserved(Path("there"), "a", True))
+
+
+def test_a_search_within_a_search_writes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one prompt that overlap, as two terminals would have them, each with a model of its own."""
+    monkeypatch.setattr(common, "load_model", LOAD_MODEL)
+    argv = [*GENERATE, "--seed", "70"]
+    assert generate(first=f"from ttsnap.cli import main; assert main({argv!r}) == 0") == 0
+    one, two = sorted(Path("outputs").iterdir())
+    assert [path.name for path in (one, two)] == ["0001-a-red-circle", "0002-a-red-circle"]
+    seeds = [int(next(folder.glob("01-seed*.png")).stem[7:]) for folder in (one, two)]
+    assert seeds[0] < 70 <= seeds[1]
+    assert all(sorted(p.name for p in folder.iterdir())[1:] == WRITTEN for folder in (one, two))
+
+
+# --- what cannot be written ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_tried_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(folders.tempfile, "TemporaryFile", full)
+    assert main([*GENERATE, "--out", "a/b"]) == 2
+    assert "cannot write to a/b: No space left on device; choose another --out" in capsys.readouterr().err
+    assert main(GENERATE) == 2
+    assert "cannot write to outputs: No space left on device" in capsys.readouterr().err
+    assert not list(Path().iterdir())
+    with pytest.raises(ValueError, match="No space left on device"):
+        new_file("one.json", False)
+
+
+def test_a_disk_that_fills_up_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    replace = os.replace
+
+    def fills(source: Any, to: Any) -> None:
+        full() if Path(to) == Path("o/sheet.png") else replace(source, to)
+
+    monkeypatch.setattr(os, "replace", fills)
+    Path("o").mkdir()
+    Path("o/trace.json").write_text("of another run")
+    assert generate("--out", "o", "--overwrite") == 1
+    said = capsys.readouterr()
+    (image,) = Path("o").glob("*.png")
+    (spare,) = (tmp_path / "spare").glob("ttsnap-*")
+    assert {path.name for path in spare.iterdir()} == {image.name, *WRITTEN}
+    only = f"of all files, only {image.name} got there"  # the trace there is another run's
+    assert f"cannot write to o: No space left on device; {only}; all are in {spare}" in said.err
+    assert str(spare / image.name) in said.out
+
+
+@pytest.mark.parametrize(("first", "lost"), [
+    ("shutil.rmtree('o')", False),
+    ("shutil.rmtree('o'); Path('o').write_text('a file')", True),
+])  # fmt: skip
+def test_a_folder_that_vanishes(first: str, lost: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert generate("--out", "o", first=first) == int(lost)
+    where = next((tmp_path / "spare").glob("ttsnap-*")) if lost else Path("o")
+    assert len(list(where.glob("01-seed*.png"))) == 1
+    assert ("cannot write to o: " in capsys.readouterr().err) == lost
+
+
+def test_where_nothing_can_be_written_the_seeds_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "replace", full)
+    assert generate() == 1
+    said = capsys.readouterr()
+    assert "(not written)" in said.out
+    assert "manual_seed(" in said.out
+    assert "cannot write to outputs/0001-a-red-circle (No space left on device), nor to " in said.err
+
+
+def test_a_reward_that_fails_at_once_leaves_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(first="raise KeyError('no such key')") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    place = f"({Path('mine.py').absolute()}:8, in first)"
+    assert error.startswith("ttsnap: error: none of the first ")
+    assert error.endswith(f"images could be scored: score: KeyError: 'no such key' {place}")
+    assert not Path("outputs").exists()
+
+
+def test_what_was_found_outlives_a_comparison_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--out", "o", "--compare", "svdd") == 0
+    assert "svdd did not run: " in capsys.readouterr().err
+    assert len(list(Path("o").glob("01-seed*.png"))) == 1
+
+
+def test_a_ranking_is_kept_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("images").mkdir()
+    Image.new("RGB", (8, 8)).save("images/one.png")
+    Path("mine.py").write_text(REWARD.format(first="shutil.rmtree('ranked'); Path('ranked').write_text('a file')"))
+    argv = ["score", "images", "--prompt", "a", "--device", "cpu", "--reward", "mine.py:score", "--out", "ranked"]
+    assert main(argv) == 1
+    (spare,) = (tmp_path / "spare").glob("ttsnap-*")
+    said = capsys.readouterr()
+    assert "cannot write to ranked: " in said.err
+    assert f"no file got there; all are in {spare}" in said.err
+    assert f"wrote {spare / 'scores.csv'} and {spare / 'sheet.png'}" in said.out
+
+
+def test_keep_writes_once_where_it_can() -> None:
+    calls: list[Path] = []
+    out = Path("x")
+    assert keep(out, lambda folder: calls.append(folder) or len(calls)) == (out, 1, None)  # type: ignore[func-returns-value]
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handlers() -> Any:
+    """Handlers that tell when the command leaves signals to them; afterwards those from before."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    unheard: Callable[..., Any] = lambda number, _: pytest.fail(f"signal {number} was left to others")  # noqa: E731
+    signal.signal(signal.SIGTERM, unheard)
+    yield {**before, signal.SIGTERM: unheard}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_search_with_its_best_image(
+    name: str, handlers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("--out", "o", "--batch-size", "2", first=f"os.kill(os.getpid(), signal.{name})") == 0
+    said = capsys.readouterr()
+    assert "stopped early; the budget was not used up" in said.out
+    assert "the best finished image will be written" in said.err
+    assert len(list(Path("o").glob("01-seed*.png"))) == 1
+    assert all(signal.getsignal(number) == handler for number, handler in handlers.items())
+
+
+def test_signals_while_loading(
+    monkeypatch: pytest.MonkeyPatch, handlers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "load_model", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main(GENERATE) == 130
+    error = capsys.readouterr().err
+    assert error.endswith("ttsnap: interrupted\n")
+    assert "Traceback" not in error
+    monkeypatch.setattr(common, "load_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        main(GENERATE)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert not list(Path().iterdir())
+    assert all(signal.getsignal(number) == handler for number, handler in handlers.items())

@@ -1,0 +1,99 @@
+"""What is written: metadata that comes back, sheets, traces, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttsnap import SeedPruning, search
+from ttsnap.results import outputs
+from ttsnap.rewards.registry import FunctionReward
+
+SETTINGS: dict[str, Any] = {
+    "ttsnap": "0.0", "model": "toy, v1", "sampler": "Ode", "kernel": "pipeline",
+    "call": {"num_inference_steps": 8, "guidance_scale": 4.0, "negative_prompt": "fog"},
+    "algorithm": "seed-pruning", "options": {}, "budget": "60nfe", "reward": "brightness",
+}  # fmt: skip
+
+
+@pytest.fixture
+def finished(engine: Any) -> tuple[list[Any], outputs.Recorder]:
+    recorder = outputs.Recorder()
+    algorithm = SeedPruning(6, (0.5, 0.5), steps=(2, 5))
+    return search(["a", "b: c/d"], algorithm, engine(), keep=2, on_event=recorder), recorder
+
+
+def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
+    results, recorder = finished
+    written = outputs.write_results(tmp_path, results, recorder, SETTINGS)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
+    assert len(names) == 3 + 4
+    best = results[1].best
+    path = written[1][0]
+    assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
+    payload = outputs.read_payload(path)
+    assert payload["seed"] == best.seed
+    assert payload["call"] == SETTINGS["call"]
+    assert payload["search"]["reward"] == pytest.approx(best.reward)
+    text = Image.open(path).info["parameters"]
+    assert text.splitlines()[0] == "b: c/d"
+    assert text.splitlines()[1] == "Negative prompt: fog"
+    assert f'Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: "toy, v1"' in text
+    assert np.array_equal(np.asarray(Image.open(path)), outputs.to_uint8(best.image))
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    entry = trace["results"][1]
+    assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent["nfe"]
+    assert entry["images"][0]["file"] == path.name
+
+
+def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None:
+    """A reward that breaks down after its first batch: all images are unscored, and none of them is lost."""
+    calls: list[int] = []
+
+    def breaks_down(images: Any, prompts: Any) -> Any:
+        calls.append(len(images))
+        return images.mean((1, 2, 3)) if len(calls) == 1 else [float("nan")] * len(images)
+
+    recorder, reward = outputs.Recorder(), FunctionReward(breaks_down, "mine")
+    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2, on_event=recorder)
+    (paths,) = outputs.write_results(tmp_path, results, recorder, SETTINGS)
+    assert len(paths) == 2
+    payload = outputs.read_payload(paths[0])
+    assert payload["search"]["reward"] is payload["search"]["scores"]["mine"] is None
+    assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]
+    assert "no image has a score: which of them is the best is not known" in results[0].warnings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p.write_bytes(b"no image"), "cannot read .* as an image"),
+        (lambda p: Image.new("RGB", (2, 2)).save(p), "carries no ttsnap metadata"),
+        (lambda p: _save(p, "{"), "is damaged"),
+        (lambda p: _save(p, "[1]"), "lacks"),
+        (
+            lambda p: _save(p, '{"prompt": "a"}'),
+            r"lacks \['call', 'kernel', 'model', 'sampler', 'search', 'seed', 'ttsnap'\]",
+        ),
+        (lambda p: None, "no such image"),
+    ],
+)
+def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    make(path)
+    with pytest.raises(ValueError, match=message):
+        outputs.read_payload(path)
+
+
+def _save(path: Path, text: str) -> None:
+    from PIL import PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ttsnap", text)
+    Image.new("RGB", (2, 2)).save(path, pnginfo=info)

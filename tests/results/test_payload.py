@@ -1,0 +1,175 @@
+"""Pictures from strangers: what of their metadata is taken, and that nothing of it is run or loaded unasked."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from ttsnap.pipelines import FAMILIES
+
+from ttsnap.cli import main, replay
+from ttsnap.results import payload
+from ttsnap.results.outputs import read_payload
+
+PLAIN: dict[str, Any] = {
+    "ttsnap": "0.1.0", "model": "embedded", "sampler": "FlowMatchEulerDiscreteScheduler", "kernel": "pipeline",
+    "call": {"num_inference_steps": 4, "guidance_scale": 4.5}, "prompt": "a red circle", "seed": 7, "branched": False,
+    "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "rank": 1, "reward": 0.5,
+               "scores": {"scenes": 0.5}, "metrics": {}, "nfe": 8, "seeds": 2},
+}  # fmt: skip
+
+
+def forged(folder: Path, change: Any = None, **values: Any) -> Path:
+    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in its place."""
+    found: Any = copy.deepcopy(PLAIN)
+    for name, value in values.items():
+        inner, _, key = name.rpartition("__")
+        (found[inner] if inner else found)[key] = value
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ttsnap", change if isinstance(change, str) else json.dumps(found))
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (32, 32)).save(folder / "theirs.png", pnginfo=info)
+    return folder / "theirs.png"
+
+
+REFUSED = {
+    "report": ({"call__report": "evil.py:score"}, "asks for call.report, which no file may set"),
+    "reward": ({"call__reward": "http://host"}, "asks for call.reward,"),
+    "search": ({"call__search": "evil.json"}, "asks for call.search,"),
+    "callback": ({"call__callback_on_step_end": "x"}, "asks for call.callback_on_step_end,"),
+    "generator": ({"call__generator": 1}, "asks for call.generator,"),
+    "several": ({"call__on_event": 1, "call__should_stop": 1}, "asks for call.on_event, call.should_stop,"),
+    "top": ({"report": "evil.py:score"}, "asks for report,"),
+    "inner": ({"search__reward_file": "x"}, "asks for search.reward_file,"),
+    "steps": ({"call__num_inference_steps": 10**7}, "num_inference_steps .* whole number from 1 to 1000, got"),
+    "half a step": ({"call__num_inference_steps": 2.5}, "must be a whole number from 1 to 1000, got 2.5"),
+    "true": ({"call__num_inference_steps": True}, "must be a whole number from 1 to 1000, got True"),
+    "height": ({"call__height": 10**6}, "call.height .* from 8 to 4096, got 1000000"),
+    "guidance": ({"call__guidance_scale": "4"}, "call.guidance_scale .* must be a number .* got '4'"),
+    "sigmas": ({"call__sigmas": [1.0, [0.5]]}, "call.sigmas .* must be a list of at most 1000 numbers"),
+    "many sigmas": ({"call__sigmas": [0.5] * 1001}, "call.sigmas .* must be a list of at most 1000 numbers"),
+    "negative": ({"call__negative_prompt": "x" * 10_001}, "call.negative_prompt .* 10,000 characters"),
+    "object": ({"call__negative_prompt": {"a": 1}}, "call.negative_prompt .* must be text"),
+    "attention": ({"call__joint_attention_kwargs": {"ip_adapter_masks": 1}}, 'nothing but a "scale"'),
+    "prompt": ({"prompt": "x" * 10_001}, "prompt .* 10,000 characters"),
+    "no prompt": ({"prompt": None}, "prompt .* must be text"),
+    "seed": ({"seed": -1}, "seed .* must be a whole number"),
+    "text seed": ({"seed": "7"}, "seed .* must be a whole number"),
+    "model": ({"model": ["x"]}, "model .* must be text"),
+    "steering": ({"model": "a\x1b[2J"}, "printable characters"),
+    "kernel": ({"kernel": 3}, "kernel .* must be text"),
+    "reward score": ({"search__reward": "high"}, "search.reward .* must be a number"),
+    "call": ({"call": [1]}, "call .* must be an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_picture_may_not_say_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    values, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        read_payload(forged(tmp_path, **values))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**5, '{"seed": 1e999}', '{"a": NaN}', '{"seed": ' + "9" * 400 + "}", "{", "3"]
+)
+def test_damaged_metadata_is_one_sentence(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the ttsnap metadata of .*theirs.png (is damaged|lacks)"):
+        read_payload(forged(tmp_path, text))
+
+
+def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:
+    assert read_payload(forged(tmp_path)) == PLAIN
+    more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5", "noises": "x"}
+    assert read_payload(forged(tmp_path, **more))["call"]["sigmas"] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_plain_argument_of_every_family_is_known(family: str) -> None:
+    import pkgutil
+
+    denoiser = pkgutil.resolve_name(FAMILIES[family]).denoiser_class
+    takes = inspect.signature(denoiser).parameters
+    tensors = {n for n in takes if "embeds" in n or n.endswith("attention_mask")}
+    assert set(takes) - tensors - {"pipe"} <= set(payload.CALL)
+
+
+class Pipe:
+    """Stands for a loaded pipeline: takes the call's arguments that the embedded model's family takes."""
+
+    def __init__(self) -> None:
+        from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
+
+        self.calls: list[dict[str, Any]] = []
+        type(self).denoiser_class = SearchStableDiffusion3Pipeline.denoiser_class  # type: ignore[attr-defined]
+
+    def __call__(self, prompt: str, **call: Any) -> Any:
+        self.calls.append({"prompt": prompt, **call})
+        return SimpleNamespace(images=[torch.zeros(3, 32, 32)])
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, Pipe]]:
+    """What `ttsnap replay` loaded: model, LoRA and pipeline."""
+    found: list[tuple[str, str | None, Pipe]] = []
+
+    def load(model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None) -> Pipe:
+        found.append((model, lora, Pipe()))
+        return found[-1][2]
+
+    monkeypatch.setattr(replay, "load_model", load)
+    return found
+
+
+def test_nothing_is_loaded_because_a_picture_names_it(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(forged(tmp_path, model="someone/their model", lora="someone/lora:2"))
+    both = "asks for the model 'someone/their model' and LoRA 'someone/lora:2'"
+    assert main(["replay", path]) == 2
+    error = capsys.readouterr().err
+    assert both in error
+    assert "add --model 'someone/their model' --lora someone/lora:2, name others, or add --trust" in error
+    assert main(["replay", path, "--model", "mine"]) == 2
+    assert "asks for the LoRA 'someone/lora:2'" in capsys.readouterr().err
+    assert main(["replay", path, "--lora", "mine"]) == 2
+    assert "asks for the model 'someone/their model';" in capsys.readouterr().err
+    assert not loaded
+    assert main(["replay", path, "--model", "mine", "--lora", "too"]) == 0
+    assert main(["replay", path, "--trust", "--overwrite"]) == 0
+    assert [(model, lora) for model, lora, _ in loaded] == [
+        ("mine", "too"), ("someone/their model", "someone/lora:2")]  # fmt: skip
+
+
+def test_arguments_of_another_family_are_refused(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(forged(tmp_path, call__true_cfg_scale=2.0))]) == 2
+    assert "unknown argument(s) ['true_cfg_scale'] for this pipeline" in capsys.readouterr().err
+    assert not loaded[0][2].calls
+
+
+def test_only_plain_arguments_reach_the_pipeline(loaded: list[Any], tmp_path: Path) -> None:
+    assert main(["replay", str(forged(tmp_path))]) == 0
+    (call,) = loaded[0][2].calls
+    assert {k: v for k, v in call.items() if k in PLAIN["call"]} == PLAIN["call"]
+    assert (call["prompt"], call["seed"], call["kernel"]) == ("a red circle", 7, "pipeline")
+
+
+def test_a_picture_that_says_it_is_huge_is_not_decoded(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = forged(tmp_path)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("ttsnap", json.dumps(PLAIN))
+    Image.new("1", (4097, 4097)).save(path, pnginfo=info)
+    assert main(["replay", str(path)]) == 2
+    assert "4097 x 4097 are more than 16,777,216 pixels" in capsys.readouterr().err
+    assert not loaded

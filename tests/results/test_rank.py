@@ -1,0 +1,138 @@
+"""`ttsnap score`: ranks what is there and leaves it alone."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from ttsnap.cli import main
+from ttsnap.core.utility import mean
+from ttsnap.results.rank import rank
+from ttsnap.rewards.registry import make_rewards
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four grey images of two sizes with infotext, one of them a JPEG without, and a truncated one."""
+    where = tmp_path / "images"
+    where.mkdir()
+    for name, grey, size in (("b.png", 200, 8), ("a.png", 50, 8), ("d.png", 120, 12)):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("parameters", f"a grey\nsquare {name}\nNegative prompt: blur\nSteps: 4, Seed: 1")
+        Image.fromarray(np.full((size, size, 3), grey, np.uint8)).save(where / name, pnginfo=info)
+    (where / "c.png").write_bytes((where / "d.png").read_bytes()[:120])
+    (where / "notes.txt").write_text("not an image")
+    return where
+
+
+def state(folder: Path) -> dict[str, tuple[str, int]]:
+    return {p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with open(out / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_path: Path) -> None:
+    before, out = state(folder), tmp_path / "ranked"
+    assert main(["score", str(folder), "--reward", "brightness", "compressibility", "--out", str(out)]) == 0
+    assert state(folder) == before
+    rows = table(out)
+    assert [Path(r["file"]).name for r in rows] == ["b.png", "d.png", "a.png", "c.png"]
+    assert rows[0]["prompt"] == "a grey\nsquare b.png"
+    assert float(rows[0]["brightness"]) == pytest.approx(200 / 255)
+    assert "cannot be read" in rows[3]["error"]
+    assert Image.open(out / "sheet.png").width > 500
+
+
+def test_a_reward_that_writes_into_its_images_changes_no_other(folder: Path) -> None:
+    def vandal(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        prompts.clear()
+        return images.zero_().mean((1, 2, 3))
+
+    paths, rewards = [folder / "a.png", folder / "b.png"], make_rewards([vandal, "brightness"])
+    found = {r.path: r.scores for r in rank(paths, ["", ""], rewards, mean)}
+    assert found == {paths[0]: (0.0, pytest.approx(50 / 255)), paths[1]: (0.0, pytest.approx(200 / 255))}
+    Image.new("RGBA", (8, 8), (200, 200, 200, 30)).save(paths[0])
+    assert rank(paths[:1], [""], rewards, mean)[0].scores == (0.0, pytest.approx(200 / 255))
+
+
+def test_fewer_images_at_a_time_where_memory_runs_out(folder: Path) -> None:
+    def large(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError
+        return images.mean((1, 2, 3))
+
+    paths = [folder / "a.png", folder / "b.png"]
+    found = rank(paths, ["", ""], make_rewards(large), mean)
+    assert [(r.path.name, r.error) for r in found] == [("b.png", ""), ("a.png", "")]
+
+
+def test_few_bytes_wait_for_images_of_their_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of pictures of many sizes, or of large ones, is not held in memory as a whole."""
+    for size in range(20, 30):
+        for copy in "xy":
+            Image.new("RGB", (size, size), (size, size, size)).save(folder / f"{size}{copy}.png")
+    paths, sizes = sorted(folder.glob("2*.png")), []
+
+    def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.mean((1, 2, 3))
+
+    def ranked() -> list[tuple[str, tuple[float, ...]]]:
+        return [(r.path.name, r.scores) for r in rank(paths, [""] * len(paths), make_rewards(brightness), mean)]
+
+    expected = ranked()
+    assert sizes == [2] * 10
+    sizes.clear()
+    monkeypatch.setattr("ttsnap.results.rank.MOST_WAITING", 3 * 29**2 - 1)
+    assert ranked() == expected
+    assert 1 in sizes
+
+
+def test_results_in_the_folder_itself_replace_nothing(folder: Path) -> None:
+    before = state(folder)
+    assert main(["score", str(folder), "--reward", "brightness", "--out", str(folder)]) == 2
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "x", "--prompts-file", "p.txt"], "not both"),
+        (["--prompts-file", "nowhere.txt"], "cannot read prompts file nowhere.txt"),
+        (["--utility", "lovely"], "unknown utility 'lovely'"),
+        (["--batch-size", "0"], "batch size must be at least 1"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["score", str(folder), "--reward", "brightness", "--out", str(tmp_path / "out")]
+    assert main([*common, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_must_be_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (4, 4)).save(folder / "e.jpg")
+    common = ["score", str(folder), "--reward", "brightness", "--out"]
+    assert main([*common, str(tmp_path / "1")]) == 2
+    assert "carry no prompt; give --prompt or --prompts-file" in capsys.readouterr().err
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\nb\n")
+    assert main([*common, str(tmp_path / "1"), "--prompts-file", str(prompts)]) == 2
+    assert "holds 2 prompts for 5 images" in capsys.readouterr().err
+    assert main([*common, str(tmp_path / "1"), "--prompt", "x"]) == 0
+    assert {r["prompt"] for r in table(tmp_path / "1")} == {"x"}
+    assert main(["score", str(tmp_path / "1" / "scores.csv"), "--reward", "brightness"]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main(["score", str(tmp_path / "empty"), "--reward", "brightness"]) == 2
+    assert "holds no image" in capsys.readouterr().err

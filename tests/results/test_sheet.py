@@ -1,0 +1,164 @@
+"""Contact sheets: every look under the one that it came from, what is dropped dimmed, the winner framed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ImageDraw
+
+from ttsnap import SeedPruning, make_algorithm, search
+from ttsnap.core.results import Result
+from ttsnap.engine.live import LiveEngine
+from ttsnap.results import outputs, sheet
+from ttsnap.results.lineage import Look, Origins, chain, choose, hidden_below, origins, place
+from ttsnap.sampling.kernels import Sde
+
+BRANCHING = ["svdd", "code", "smc", "rbf", "best-first", "search-over-paths", "zero-order", "depth-first", "nested"]
+
+
+@pytest.fixture
+def searched(engine: Callable[..., Any]) -> Callable[..., tuple[Result, outputs.Recorder]]:
+    def run(algorithm: Any) -> tuple[Result, outputs.Recorder]:
+        recorder, live = outputs.Recorder(), engine(prompts=1)
+        live = LiveEngine(live.denoiser, live.rewards, kernel=Sde(live.denoiser.path, live.denoiser.times))
+        (result,) = search(["a"], algorithm, live, "200nfe", on_event=recorder)
+        return result, recorder
+
+    return run
+
+
+@pytest.mark.parametrize("name", BRANCHING)
+def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: Any) -> None:
+    result, recorder = searched(make_algorithm(name))
+    looks = recorder.thumbnails[0]
+    origin = origins(result, looks)
+    p = result.particles
+    assert {look for look in origin if look.step >= 0} == set(looks)
+    for look, source in origin.items():
+        root = look.uid
+        while p.parent[root] >= 0:
+            root = int(p.parent[root])
+        assert chain(look, origin)[-1] == Look(root, -1), "every line begins at the seed"
+        if source is None or source.step < 0:
+            continue
+        assert source.step < look.step
+        assert source.uid in {look.uid, *ancestors(look.uid, p.parent)}
+    ends = sheet._most_wanted(result, origin)
+    assert ends[0] == Look(result.best.uid, len(result.levels) - 1)
+    for most in (1, 4, 16):
+        shown = choose(ends, origin, most)
+        columns = place(shown, ends)
+        assert chain(ends[0], origin)[0] in shown
+        assert max(columns.values()) < most
+        assert no_overlap(shown, columns)
+        assert all(source is None or source in shown for source in shown.values()), "nothing hangs in the air"
+        assert len({columns[look] for look in chain(ends[0], shown)}) == 1, "the winner's line goes straight down"
+        hidden = {uid for uid, _ in looks} - {look.uid for look in shown if look.step >= 0}
+        told = [uid for uid in hidden if chain(last_of(uid, origin), origin)[-1] in shown]
+        assert sum(hidden_below(origin, shown).values()) == len(told), "all but whole families are counted"
+    picture = recorder.sheet(result)
+    assert picture.width <= sheet.WIDEST + sheet.MARGIN
+    assert picture.height <= sheet.TALLEST + 2 * sheet.HEAD
+
+
+def ancestors(uid: int, parent: Any) -> set[int]:
+    found = set()
+    while parent[uid] >= 0:
+        uid = int(parent[uid])
+        found.add(uid)
+    return found
+
+
+def last_of(uid: int, origin: Origins) -> Look:
+    return max(look for look in origin if look.uid == uid)
+
+
+def no_overlap(shown: Origins, columns: dict[Look, int]) -> bool:
+    """Whether no look lies on another, or on a line to another."""
+    lines = {step: i for i, step in enumerate(sorted({look.step for look in shown}))}
+    taken = set()
+    for look, column in columns.items():
+        source = shown[look]
+        rows = range(lines[look.step] if source is None else lines[source.step] + 1, lines[look.step] + 1)
+        for row in rows:
+            if (row, column) in taken:
+                return False
+            taken.add((row, column))
+    return True
+
+
+def test_what_is_shared_is_drawn_once_and_what_is_hidden_is_counted() -> None:
+    """Seed 0 is looked at, branches into 1 and 2, and 1 into 3: 3 looks share one ancestor."""
+    a, b, c, d = Look(0, 2), Look(1, 4), Look(2, 4), Look(3, 6)
+    origin: Origins = {Look(0, -1): None, a: Look(0, -1), b: a, c: a, d: b}
+    assert place(origin, [d, c]) == {Look(0, -1): 0, a: 0, b: 0, d: 0, c: 1}
+    assert place(origin, [c, d]) == {Look(0, -1): 0, a: 0, c: 0, b: 1, d: 1}
+    shown = choose([d, c, b, a], origin, 1)
+    assert list(shown) == [Look(0, -1), a, b, d]
+    assert hidden_below(origin, shown) == {a: 1}
+
+
+def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(engine: Callable[..., Any]) -> None:
+    recorder = outputs.Recorder()
+    (result,) = search(["a"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), keep=2, on_event=recorder)
+    picture = recorder.sheet(result)
+    cell, pitch = sheet.CELL, sheet.CELL + sheet.TEXT + sheet.GAP
+    assert picture.height == sheet.HEAD + 3 * pitch + sheet.MARGIN
+    assert picture.width == sheet.LEFT + 6 * (cell + sheet.MARGIN) + sheet.MARGIN
+    p, pixels = result.particles, np.asarray(picture).astype(float)
+    assert len(recorder.thumbnails[0]) == 6 + 3 + 2
+    best_first = sorted(range(6), key=lambda u: (u != result.best.uid, -p.scored[u], -p.value([u])[0]))
+    for column, uid in enumerate(best_first):
+        for line, step in enumerate((2, 5, 8)):
+            at = (sheet.HEAD + line * pitch + 40, sheet.LEFT + column * (cell + sheet.MARGIN) + 40)
+            if step > p.scored[uid]:
+                assert (pixels[at] == 255).all() or p.scored[uid] < 0
+                continue
+            color = np.asarray(recorder.thumbnails[0][uid, step])[40, 40].astype(float)
+            dropped = step == p.scored[uid] < 8
+            np.testing.assert_allclose(pixels[at], color * 0.35 + 255 * 0.65 if dropped else color, atol=1.5)
+    frame = (sheet.HEAD + 2 * pitch - 2, sheet.LEFT + 40)
+    assert tuple(pixels[frame]) == (0x1A, 0x7F, 0x37)
+
+
+def test_a_sheet_without_pictures_or_images_is_a_sheet(engine: Callable[..., Any]) -> None:
+    (result,) = search(["a"], SeedPruning(2, (0.5,), steps=(2,)), engine(), should_stop=lambda: False)
+    assert sheet.contact_sheet(result, {}).width >= 480
+
+
+def test_the_head_counts_the_seeds_that_started(engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed that was listed, but never evaluated, is no candidate."""
+    (result,) = search(["a"], SeedPruning(2, (0.5,), steps=(2,)), engine())
+    never = result.particles.step * 0
+    particles = replace(result.particles, step=never, cached=never > 0)
+    told = replace(result, spent={**result.spent, "seeds": 0}, particles=particles)
+    written: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **options: (written.append(a[2]), text(*a, **options)))
+    sheet.contact_sheet(told, {})
+    assert any(line.startswith(f"0 seeds, {told.spent['nfe']} denoiser evaluations") for line in written)
+
+
+def test_long_seeds_are_told_apart_within_their_columns(
+    engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, written = outputs.Recorder(), list[tuple[str, float]]()
+    first = 2**64 - 100
+    (result,) = search(["a"], SeedPruning(12, (0.5,), steps=(1,)), engine(prompts=1), seed=first, on_event=recorder)
+    draw = ImageDraw.ImageDraw.text
+
+    def text(self: Any, at: Any, words: str, fill: Any = None, font: Any = None, *more: Any, **others: Any) -> None:
+        if words.startswith("seed "):
+            written.append((words, self.textlength(words, font)))
+        draw(self, at, words, fill, font, *more, **others)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    sheet.contact_sheet(result, recorder.thumbnails[0])
+    named = dict(written)
+    assert len(named) == 12
+    assert max(named.values()) <= sheet.CELL
+    assert {int(words[-2:]) for words in named} == {(first + i) % 100 for i in range(12)}

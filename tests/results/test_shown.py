@@ -1,0 +1,140 @@
+"""What people see of a result: one line, a page in notebooks, and images that know how they were made."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttsnap import SeedPruning, search
+from ttsnap.results.outputs import Recorder, png_info, read_payload
+
+
+@pytest.fixture(scope="module")
+def found() -> Any:
+    """Two prompts with two images each, of the embedded model."""
+    from ttsnap.pipelines import defaults, load
+
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    call = {**defaults(), "num_inference_steps": 4, "negative_prompt": ["a blue cross", "a red cross"]}
+    return pipe(
+        ["a red circle", "a green square"],
+        search="seed-pruning",
+        reward="scenes",
+        budget="16nfe",
+        num_images_per_prompt=2,
+        seed=5,
+        **call,
+    )
+
+
+def pictures(page: str) -> list[Image.Image]:
+    data = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in data]
+
+
+def test_a_result_is_a_line(engine: Callable[..., Any]) -> None:
+    prompt = "a very long prompt " * 20
+    results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), keep=2)
+    for result in results:
+        line = repr(result)
+        assert "\n" not in line
+        assert len(line) < 200
+        assert f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}" in line
+        assert f"{result.spent['nfe']} NFE, 6 seeds" in line
+        assert "tensor" not in repr(result.images)
+    assert repr(results[0]).startswith("Result('a': ")
+
+
+def test_an_output_is_a_line_of_its_own_class(found: Any) -> None:
+    line = repr(found)
+    assert line == str(found)
+    assert line.startswith("SearchStableDiffusion3PipelineOutput(4 images, search=[Result('a red circle': ")
+    assert "\n" not in line
+    assert "tensor" not in line
+
+
+def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., Any]) -> None:
+    shown = pictures(found.search[0]._repr_html_())
+    assert [picture.size for picture in shown[:2]] == [(32, 32)] * 2
+    assert np.array_equal(np.asarray(shown[0]), np.asarray(found.images[0]))
+    assert shown[2].size[0] >= 480, "the contact sheet"
+    assert len(pictures(found._repr_html_())) == 6
+    recorder = Recorder()
+    (result,) = search(["<script>"], SeedPruning(2, (0.5,), steps=(2,)), engine(), on_event=recorder)
+    page = result._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert len(pictures(page)) == 1, "no sheet, where nobody kept thumbnails"
+
+
+def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ttsnap.cli import main
+
+    for index, picture in enumerate(found.images):
+        result, rank = found.search[index // 2], index % 2
+        payload = json.loads(picture.info["ttsnap"])
+        assert payload["prompt"] == result.prompt
+        assert payload["seed"] == result.images[rank].seed
+        assert payload["model"] == "embedded"
+        assert payload["call"]["negative_prompt"] == ["a blue cross", "a red cross"][index // 2]
+        assert payload["search"]["algorithm"] == "seed-pruning"
+        assert picture.info["parameters"].startswith(f"{result.prompt}\nNegative prompt: a ")
+        assert f"Seed: {payload['seed']}, Size: 32x32, Model: embedded" in picture.info["parameters"]
+    path = tmp_path / "saved.png"
+    found.images[2].save(path, pnginfo=png_info(found.images[2]))
+    assert read_payload(path) == json.loads(found.images[2].info["ttsnap"])
+    assert main(["replay", str(path)]) == 0
+    assert int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1  # type: ignore[index]
+
+
+def test_what_is_not_plain_is_left_out_or_named() -> None:
+    from ttsnap.pipelines import load
+    from ttsnap.pipelines.arguments import DEFAULTS
+    from ttsnap.pipelines.settings import settings_of
+
+    from ttsnap.loop.budget import Budget
+
+    pipe = load()
+    opts = {**DEFAULTS, "search": SeedPruning(4, (0.5,), steps=(2,)), "kernel": object()}
+    found = settings_of(pipe, opts, {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}, Budget(nfe=3))
+    assert found["call"] == {"guidance_scale": 2.0}
+    assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
+    assert found["options"]["keep"] == (0.5,)
+    assert settings_of(pipe, {**opts, "search": {"name": "svdd", "n": 2}}, {}, Budget())["options"] == {"n": 2}
+    json.dumps(found)
+
+
+def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (2, 2))
+    picture.save(tmp_path / "x.png", pnginfo=png_info(picture))
+    assert not Image.open(tmp_path / "x.png").info
+
+
+def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
+    from ttsnap.results.outputs import _thumbnail, to_uint8
+
+    y, x = np.mgrid[0:1024, 0:768] / 1024
+    image = np.stack([x, y, np.sin(6 * x) ** 2])
+    whole = Image.fromarray(to_uint8(image)).resize((72, 96), Image.Resampling.LANCZOS)
+    assert _thumbnail(image).size == (72, 96)
+    assert np.abs(np.asarray(_thumbnail(image), int) - np.asarray(whole, int)).max() <= 6
+
+
+def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) -> None:
+    from ttsnap.pipelines.output import with_thumbnails
+
+    results = search(["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), keep=2)
+    seen = {job: {(0, 2): object()} for job in range(3)}
+    flags = [False, False, False, True, False, False]
+    assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [True, False, True]
+    assert all(r.thumbnails for r in with_thumbnails(results, seen, None))

@@ -1,0 +1,116 @@
+"""Conversions to 1e-12 in float64, derivatives, SNR transfer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttsnap.sampling import interpolants as ip
+from ttsnap.sampling.interpolants import INTERPOLANTS, VP, Cosine, Linear
+
+paths = pytest.mark.parametrize("path", INTERPOLANTS.values(), ids=INTERPOLANTS)
+exact = {"rtol": 1e-12, "atol": 1e-12}
+T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+
+
+def sample(path: ip.Interpolant) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, len(T), 2, 3, generator=generator, dtype=torch.float64)
+    return x0, eps, ip.rows(path.alpha(T), x0) * x0 + ip.rows(path.sigma(T), x0) * eps
+
+
+@paths
+def test_every_conversion_recovers_the_pair(path: ip.Interpolant) -> None:
+    x0, eps, x = sample(path)
+    velocity = ip.rows(path.d_alpha(T), x) * x0 + ip.rows(path.d_sigma(T), x) * eps
+    score = -eps / ip.rows(path.sigma(T), x)
+    # Against what each conversion amplifies rounding by: 1 / alpha reaches 2e4 for VP at t = 0.99.
+    scale = ip.rows(1 / path.alpha(T).clamp(min=1e-300) + 1 / path.sigma(T) + 1, x)
+
+    def same(a: torch.Tensor, b: torch.Tensor) -> None:
+        torch.testing.assert_close(a / scale, b / scale, **exact)
+
+    same(ip.eps_from_x0(path, x, x0, T), eps)
+    same(ip.x0_from_eps(path, x, eps, T), x0)
+    steep = ip.rows(1 + path.d_sigma(T), x)
+    same(ip.velocity_from_x0(path, x, x0, T) / steep, velocity / steep)
+    same(ip.x0_from_velocity(path, x, velocity, T), x0)
+    same(ip.score_from_x0(path, x, x0, T) * ip.rows(path.sigma(T), x), score * ip.rows(path.sigma(T), x))
+    same(ip.x0_from_score(path, x, score, T), x0)
+
+
+@paths
+def test_derivatives_are_those_of_autograd(path: ip.Interpolant) -> None:
+    for value, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
+        t = T.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(value(t).sum(), t, allow_unused=True)
+        expected = torch.zeros_like(T) if gradient is None else gradient
+        torch.testing.assert_close(derivative(T), expected, **exact)
+
+
+@paths
+def test_ends_and_snr_inverse(path: ip.Interpolant) -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert path.alpha(ends)[0] == 1
+    assert path.sigma(ends)[0] == 0
+    assert path.alpha(ends)[1] < 0.01
+    assert path.sigma(ends)[1] > 0.9999
+    torch.testing.assert_close(path.inverse_ratio(ip.ratio(path, T)), T, **exact)
+    assert path.inverse_ratio(torch.tensor([float("inf")], dtype=torch.float64)) == 0
+
+
+@pytest.mark.parametrize("source", INTERPOLANTS.values(), ids=INTERPOLANTS)
+@pytest.mark.parametrize("target", INTERPOLANTS.values(), ids=INTERPOLANTS)
+def test_transfer_keeps_x0_and_eps(source: ip.Interpolant, target: ip.Interpolant) -> None:
+    # Nearer to 1 a time itself no longer tells signal-to-noise ratios apart (LinearVP: 1 - t is about rho^2 / 2).
+    s = T[T < 0.95]
+    x0, eps, x = (v[: len(s)] for v in sample(target))
+    t, scale = ip.transfer(source, target, s)
+    there = ip.rows(source.alpha(t), x) * x0 + ip.rows(source.sigma(t), x) * eps
+    torch.testing.assert_close(there * ip.rows(scale, x), x, **exact)
+    torch.testing.assert_close(ip.level(source, t), ip.level(target, s), **exact)
+    back, inverse = ip.transfer(target, source, t)
+    torch.testing.assert_close(back, s, **exact)
+    torch.testing.assert_close(scale * inverse, torch.ones_like(scale), **exact)
+
+
+def test_discrete_schedule_is_exact_at_its_timesteps_and_inverts() -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = (1 - betas).cumprod(0)
+    path, t = ip.Discrete(kept), torch.linspace(0, 1, 1000, dtype=torch.float64)
+    torch.testing.assert_close(path.alpha(t) ** 2, kept, **exact)
+    torch.testing.assert_close(path.alpha(T) ** 2 + path.sigma(T) ** 2, torch.ones_like(T), **exact)
+    torch.testing.assert_close(path.inverse_ratio(ip.ratio(path, T)), T, **exact)
+    ends = path.inverse_ratio(torch.tensor([float("inf"), 0.0], dtype=torch.float64))
+    assert ends.tolist() == [0.0, 1.0]
+    # Derivatives between the timesteps, by central differences within one piece.
+    middle, h = (torch.arange(10, 990, 7, dtype=torch.float64) + 0.5) / 999, 1e-6
+    for value, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
+        slope = (value(middle + h) - value(middle - h)) / (2 * h)
+        torch.testing.assert_close(derivative(middle), slope, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match="falling"):
+        ip.Discrete(kept.flip(0))
+
+
+def test_transferred_velocity_is_the_papers() -> None:
+    # ubar_s(x) = (c'/c) x + c t' u_t(x / c), the derivatives by autograd (arXiv 2503.19385).
+    source, target = Linear(), VP()
+    x0, _, x = sample(target)
+    s = T.clone().requires_grad_()
+    t, c = ip.transfer(source, target, s)
+    dt, dc = (torch.autograd.grad(v.sum(), s, retain_graph=True)[0] for v in (t, c))
+    t, c = t.detach(), c.detach()
+    u = ip.velocity_from_x0(source, x / ip.rows(c, x), x0, t)
+    paper = ip.rows(dc / c, x) * x + ip.rows(c * dt, x) * u
+    ours = ip.velocity_from_x0(target, x, x0, T)
+    torch.testing.assert_close(ours, paper, rtol=1e-9, atol=1e-9)
+
+
+def test_level_is_rectified_flow_time() -> None:
+    torch.testing.assert_close(ip.level(Linear(), T), T, **exact)
+    assert ip.level(Cosine(), torch.tensor([0.5], dtype=torch.float64)) == pytest.approx(0.5)
+
+
+def test_bad_vp_is_refused() -> None:
+    with pytest.raises(ValueError, match="beta_min"):
+        VP(2.0, 1.0)

@@ -1,0 +1,48 @@
+"""Curve and prediction metrics against brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ttsnap.core import metrics
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 6])
+def test_best_of_n_is_the_mean_over_all_subsets(n: int) -> None:
+    rewards = np.random.default_rng(0).normal(size=(3, 6))
+    brute = [np.mean([max(c) for c in itertools.combinations(r, n)]) for r in rewards]
+    np.testing.assert_allclose(metrics.best_of_n(rewards, n), brute, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"1\.\.6"):
+        metrics.best_of_n(rewards, 7)
+
+
+def test_omega_of_known_curves() -> None:
+    budgets = np.arange(400, 4001, 200.0)
+    base = np.log(budgets)
+    assert metrics.omega(budgets, base, base) == 0
+    assert metrics.omega(budgets, base[0] + 1.3 * (base - base[0]), base) == pytest.approx(30)
+
+
+def test_equivalents() -> None:
+    rewards = np.random.default_rng(0).normal(size=(40, 30))
+    assert metrics.equivalent_n(metrics.best_of_n(rewards, 8).mean(), rewards) == pytest.approx(8)
+    assert metrics.equivalent_n(99.0, rewards) == float("inf")
+    budgets, curve = np.array([10.0, 20, 40]), np.array([1.0, 2, 4])
+    assert metrics.matching_budget(budgets, curve, 3.0) == 30
+    assert metrics.matching_budget(budgets, curve, 0.5) == 10
+    assert metrics.matching_budget(budgets, curve, 5.0) == float("inf")
+
+
+def test_prediction_metrics() -> None:
+    final = np.array([[1.0, 2, 3, 4], [4, 3, 2, 1]])
+    early = np.array([[1.0, 2, 3, 4], [1, 2, 3, 4]])
+    assert metrics.rank_correlation(early, final) == pytest.approx(0)
+    assert metrics.rank_correlation(early[:1], final[:1], kind="kendall") == pytest.approx(1)
+    assert metrics.top_fraction(early, final, 0.5) == (0.5, 1.0)
+    with pytest.raises(ValueError, match="fraction"):
+        metrics.top_fraction(early, final, 0)
+    with pytest.raises(ValueError, match="kind"):
+        metrics.rank_correlation(early, final, kind="pearson")

@@ -1,0 +1,287 @@
+"""Price of compute: buy one check of one candidate at a time, where it is worth most, and stop when none is worth it.
+
+Every candidate, and a fresh seed, has a reservation value at a price per evaluation (forecast.py; Weitzman 1979).
+The highest is advanced to its next check; when the best finished image beats them all, nothing is worth its price.
+Two ways to set the price:
+
+- a budget of one prompt's own: the price is `kappa` over what is left of it, in units of the prompt's spread, and
+  falls until something is worth buying; only candidates that can still be finished are bought;
+- a pot that prompts share: every prompt stops at the price that spends the pot on average (by calibration), then the
+  price falls in rungs, each prompt saying (Move.value) at which it would go on; the loop serves the highest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ttsnap.algorithms.pricing.forecast import Forecast, break_even, look_up, reservation, update
+from ttsnap.core import utility as utilities
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, fresh
+from ttsnap.core.particles import Particles
+
+_FIRST = 2.0
+"""A pot starts above its calibrated price: prices only fall, and one too low for these prompts wastes the pot."""
+_RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
+
+
+class Plan(NamedTuple):
+    """What does not change during a search: costs (d,) of each check from the one before and finish (d+1,) of going
+    straight to the end, in evaluations; table of reservation values; price that a pot starts from, 0 for an own
+    budget; cap, the most that this prompt may spend."""
+
+    task: Task
+    costs: FloatArray
+    finish: FloatArray
+    table: FloatArray
+    price: float
+    cap: float
+
+
+class State(NamedTuple):
+    """Beliefs about the prompt; every array may have a leading axis of searches in lockstep."""
+
+    plan: Plan
+    mean: FloatArray
+    cov: FloatArray
+    squares: FloatArray
+    seen: FloatArray
+    stage: IntArray  # checks paid by each particle, -1 when its reward failed
+    pull: FloatArray  # its scores' part of the forecast
+    best: FloatArray
+    spent: FloatArray
+    rung: FloatArray  # how often the price of a pot has fallen
+    lower: FloatArray  # factor on the price for the present rung
+    asked: IntArray  # uids of the last move
+    stop: IntArray  # where they were to go
+
+
+@dataclass(frozen=True)
+class PriceOfCompute:
+    """One candidate at a time is taken to its next check; which one, and when to stop, follows from the forecast.
+
+    forecast: what `ttsnap calibrate` found in a recording of this model, steps and reward; the file that it writes is
+        an algorithm by itself (--algorithm priced.json).
+    n: most seeds of a prompt.
+    width: candidates advanced at once, to fill a batch where there are few prompts.
+    price: per evaluation, for a pot, in place of the calibrated one.
+    floor: the price at which a pot's prompts stop.
+    cap: a prompt's most in a pot, in shares.
+    kappa: with a budget of the prompt's own, the price is kappa over what is left of it.
+    """
+
+    forecast: Forecast
+    n: int = 256
+    width: int = 1
+    price: float | None = None
+    floor: float = 0.0
+    cap: float = 3.0
+    kappa: float = 0.06
+    branches: ClassVar[bool] = False
+    lockstep: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forecast, dict):
+            object.__setattr__(self, "forecast", Forecast.from_json(self.forecast))
+        for name in ("n", "width", "price", "cap", "kappa"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.cap < 1 or self.floor < 0:
+            raise ValueError(f"cap must be at least 1 share and floor at least 0, got {self.cap} and {self.floor}")
+
+    def init(self, task: Task) -> State:
+        f = self.forecast
+        if len(f.levels) != task.grid.steps + 1 or not np.allclose(f.levels, task.grid.levels, atol=1e-3):
+            raise ValueError(
+                f"calibrated on a grid of {len(f.levels) - 1} steps with levels {f.levels[:3]}..., asked to search one "
+                f"of {task.grid.steps} with {task.grid.levels[:3]}...; record and calibrate with these steps"
+            )
+        if not np.isfinite(task.allowance):
+            raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
+        ahead = np.array(f.checks) < task.grid.steps
+        calls = task.grid.calls[list(f.checks)] + ahead
+        costs = np.diff(calls, prepend=0) + np.where(ahead, task.checking, task.score_cost)
+        finish = np.append(task.grid.nfe - np.append(0, calls[:-1]) + task.score_cost, 0.0)
+        price = 0.0
+        if task.shared:
+            price = self.price if self.price is not None else _FIRST * f.price_for(task.allowance)
+        table = reservation(f, tuple(costs.tolist()))
+        plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
+        none = np.empty(0, int)
+        zero, d = np.zeros(()), len(f.checks)
+        return State(plan, f.mean, f.cov, zero, zero, none, np.empty(0), zero - np.inf, zero, zero, zero + 1,
+                     none, np.zeros((0, d)).argmax(-1))  # fmt: skip
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        lead = particles.step.shape[:-1]
+        if not len(particles):
+            if particles.utility is utilities.rank_sum:
+                raise ValueError(
+                    "rank_sum only ranks images among each other; price-of-compute needs a score of each: use mean"
+                )
+            most = int(state.plan.cap / state.plan.costs[0]) + 1
+            return fresh(min(self.n, most), 0, score=False), state
+        if state.stage.shape != particles.step.shape:
+            state = self._begin(state, particles.step.shape)
+        state = self._learn(state, particles)
+        chosen: list[tuple[Any, ...]] = []
+        trial = state
+        for i in range(self.width if not lead else 1):
+            uid, stop, value, trial = self._choose(trial)
+            chosen.append((uid, stop, value))
+            if i == 0:  # what goes beside it must not lower the price at which its score is looked at
+                state = state._replace(rung=trial.rung, lower=trial.lower)
+        uid, stop, value = (np.stack([c[k] for c in chosen], -1) for k in range(3))
+        # A pot serves a move by its value, so all its rows are worth that; with an own budget the batch is filled.
+        wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.plan.task.shared))
+        if not lead:
+            uid, stop = uid[wanted], stop[wanted]
+            if not len(uid):
+                return None, state
+        at = np.take_along_axis(particles.step, uid, -1)
+        worth: Any = value[..., 0] if lead else float(value[0])
+        move = Move(uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape), value=worth)
+        return move, state._replace(asked=uid, stop=stop)
+
+    def _begin(self, state: State, shape: tuple[int, ...]) -> State:
+        def spread(a: Any) -> Any:
+            return np.array(np.broadcast_to(a, (*shape[:-1], *np.shape(a))))
+
+        wide = {k: spread(getattr(state, k)) for k in State._fields[1:] if k not in ("stage", "pull")}
+        return State(state.plan, stage=np.zeros(shape, int), pull=np.full(shape, -np.inf), **wide)
+
+    def _learn(self, state: State, particles: Particles) -> State:
+        """Take in the scores of the last move's rows that were carried out."""
+        f, plan = self.forecast, state.plan
+        checks, d = np.array(f.checks), len(f.checks)
+        mean, cov, squares, seen, best, spent = (
+            state.mean, state.cov, state.squares, state.seen, state.best, state.spent)  # fmt: skip
+        stage, pull = state.stage.copy(), state.pull.copy()
+        for w in range(state.asked.shape[-1]):
+            uid, stop = state.asked[..., w, None], state.stop[..., w]
+            went = np.take_along_axis(particles.scored, uid, -1)[..., 0] == stop
+            j = np.take_along_axis(stage, uid, -1)[..., 0]
+            went &= (j >= 0) & (j < d)
+            straight = stop != checks[np.clip(j, 0, d - 1)]  # to the end, past its checks
+            spent = spent + went * np.where(straight, plan.finish[j], plan.costs[np.minimum(j, d - 1)])
+            j = np.where(straight, d - 1, np.clip(j, 0, d - 1))
+            lead = (np.arange(len(uid))[:, None],) if uid.ndim > 1 else ()
+            x = particles.utility(particles.scores[(*lead, uid, checks)])
+            last = np.take_along_axis(x, j[..., None], -1)[..., 0]
+            failed = went & np.isnan(last)
+            x = np.where(np.arange(d) <= j[..., None], np.nan_to_num(x), 0.0)
+            learn = went & ~failed & ~straight
+            if learn.any():
+                new = update(f, x, j, mean, cov, self._variance(mean, squares, seen))
+                mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
+                squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
+            best = np.where(went & ~failed & (j == d - 1), np.fmax(best, last), best)
+            reached = np.where(failed, -1, j + 1)
+            _put(stage, uid, reached, went)
+            _put(pull, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
+        none = np.zeros((*state.asked.shape[:-1], 0), int)
+        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, pull=pull, best=best,
+                              spent=spent, asked=none, stop=none)  # fmt: skip
+
+    def _variance(self, mean: FloatArray, squares: FloatArray, seen: FloatArray) -> FloatArray:
+        f = self.forecast
+        return np.asarray((f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + seen))
+
+    def _choose(self, state: State) -> tuple[IntArray, IntArray, FloatArray, State]:
+        """The candidate with the highest reservation value, where it goes, at what price; -inf when none is worth it.
+
+        Also the state as if the choice had been paid for, to choose another one beside it.
+        """
+        f, plan = self.forecast, state.plan
+        d, steps = len(f.checks), plan.task.grid.steps
+        stages = np.arange(d)
+        first = np.stack([np.where(state.stage == j, state.pull if j else 0.0, -np.inf).argmax(-1) for j in stages], -1)
+        there = np.take_along_axis(state.stage, first, -1) == stages
+        top = np.where(there & (stages > 0), np.take_along_axis(state.pull, first, -1), 0.0)
+        left = (plan.cap - state.spent)[..., None]
+        must = np.asarray(not plan.task.shared) | (state.best == -np.inf)
+        open_ = there & (np.where(must[..., None], plan.finish[:-1], plan.costs) <= left + 1e-9)
+        center = state.mean[..., -1:]
+        spread = np.sqrt(self._variance(state.mean, state.squares, state.seen))[..., None]
+        forecast = top + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
+        z = np.where(stages > 0, (forecast - center) / spread, 0.0)
+        level = self._level(state, spread[..., 0])
+        limit = break_even(plan.table, stages, z, (state.best[..., None] - center) / spread)
+        limit = np.where(open_, limit, 0.0).max(-1) / level
+        rung, lower = self._fall(state, np.where(open_.any(-1), limit, np.inf))
+        price = self._rung_price(plan, rung)
+        asked = price * lower
+        worth = asked < limit
+        index = look_up(plan.table, (asked * level)[..., None], stages, z)
+        index = np.where(open_, center + spread * index, -np.inf)
+        j = index.argmax(-1)
+        uid = np.take_along_axis(first, j[..., None], -1)[..., 0]
+        straight = must & (j < d - 1) & (plan.costs[j] + plan.finish[j + 1] > left[..., 0] + 1e-9)
+        stop = np.where(straight, steps, np.array(f.checks)[j])
+        value = np.where(worth, price if plan.task.shared else index.max(-1), -np.inf)
+        cost = np.where(worth, np.where(straight, plan.finish[j], plan.costs[j]), 0.0)
+        stage = state.stage.copy()
+        _put(stage, uid[..., None], np.full(uid.shape, -1), worth)
+        paid = state._replace(stage=stage, spent=state.spent + cost, rung=rung, lower=lower)
+        return uid, stop, value, paid
+
+    @property
+    def _shifted_gamma(self) -> FloatArray:
+        """gamma of the check before each stage; zeros for stage 0."""
+        return np.vstack([np.zeros_like(self.forecast.gamma[:1]), self.forecast.gamma[:-1]])
+
+    def _level(self, s: State, spread: FloatArray) -> FloatArray:
+        """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of an own budget."""
+        task = s.plan.task
+        if not task.shared:
+            return np.asarray(self.kappa / np.maximum(s.plan.cap - s.spent, 3.0))
+        return np.asarray(np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0] / spread)
+
+    def _rung_price(self, plan: Plan, rung: FloatArray) -> FloatArray:
+        """By whole rungs, so that it is the same number for every prompt on a rung; 1 with an own budget."""
+        return np.asarray((plan.price if plan.task.shared else 1.0) * _RUNG**rung)
+
+    def _fall(self, s: State, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The first rung and `lower` whose price is below `limit`, falling from the present ones.
+
+        On every rung, `lower` dips in steps to a floor of its own before the price falls to the next. Where nothing is
+        below the limit, both end at their lowest.
+        """
+        task, limit = s.plan.task, limit * (1 - 1e-9)  # so that rounding leaves them below
+        rung, lower = (np.array(np.broadcast_to(a, limit.shape)) for a in (s.rung, s.lower))
+        least = np.full(limit.shape, _LEAST)
+        if task.shared:
+            least = np.maximum(np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST)
+            deepest, below = (a * _LOWER ** _times(_LOWER, least / a) for a in (lower, np.ones(limit.shape)))
+            end = max(self.floor, 1e-6 * (s.plan.price or 1.0)) * (1 - 1e-9)
+            most = np.maximum(_times(_RUNG, end / self._rung_price(s.plan, np.zeros(())), strict=True) - 1, rung)
+            needed = _times(_RUNG, limit / (self._rung_price(s.plan, np.zeros(())) * below), strict=True)
+            fall = self._rung_price(s.plan, rung) * deepest >= limit
+            needed = np.where(fall, np.clip(needed, rung + 1, most), rung)
+            rung, lower = needed, np.where(needed > rung, 1.0, lower)
+        top = self._rung_price(s.plan, rung) * lower
+        dips = np.minimum(_times(_LOWER, limit / top, strict=True), _times(_LOWER, least / lower))
+        return rung, lower * _LOWER**dips
+
+    def _pacing(self, task: Task) -> tuple[float, float]:
+        """How fast the price rises above the allowance and may dip below it: gentler for a few images each."""
+        return (2.0, 0.0) if task.allowance <= 5 * (task.grid.nfe + task.score_cost) else (4.0, 1.0)
+
+
+def _put(array: Any, uid: IntArray, value: Any, where: BoolArray) -> None:
+    """array[uid] = value where `where`, in place; uid (..., 1)."""
+    old = np.take_along_axis(array, uid, -1)
+    np.put_along_axis(array, uid, np.where(where[..., None], np.asarray(value)[..., None], old), -1)
+
+
+def _times(factor: float, target: FloatArray, *, strict: bool = False) -> FloatArray:
+    """How often 1 must be multiplied by `factor` < 1 to be at most `target`, or below it; 0 where it is already."""
+    with np.errstate(divide="ignore"):
+        t = np.log(target) / np.log(factor)
+    found: FloatArray = np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)
+    return found

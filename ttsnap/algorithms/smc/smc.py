@@ -1,0 +1,164 @@
+"""Sequential Monte Carlo over the denoising path: particles are weighted by early scores and resampled on the way.
+
+FK steering (arXiv 2501.06848), DAS (arXiv 2501.05803; with guidance "twisted"), the breadth-first search of arXiv
+2505.23614 and the funnel (arXiv 2508.12361) are settings of it. Under guidance (guidance.py) weights also carry the
+ratio of the plain sampler to the guided one. Whatever the potentials, their product along a path is exp(lam r), r the
+reward of the finished image, so that weighted images are drawn from p(x) exp(lam r(x)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ttsnap.algorithms.smc import feynman_kac as fk
+from ttsnap.algorithms.smc.feynman_kac import State
+from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, normalised, temper_by_ess
+from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, branch, fresh
+from ttsnap.core.particles import Particles
+from ttsnap.core.tempering import scheduled
+
+
+@dataclass(frozen=True)
+class SMC:
+    """Particles go together; where the effective sample size at a check is low, they are resampled.
+
+    n: particles; None for as many as the budget affords.
+    lam: the target is p(x) exp(lam r(x)): 2 to 10 over the spread of a prompt's rewards [FK steering's code].
+    potential: of a check, from the score there (current), the max or sum of all so far, or the difference from the last
+        [arXiv 2505.23614].
+    temper: how the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step - 1, 1)) or
+        adaptive (as far as the effective sample size allows) [arXiv 2501.05803].
+    gamma: of temper increase; None so that 1 is reached after 87 % of the steps [arXiv 2501.05803].
+    resampler: ssp, systematic, stratified, residual or multinomial [arXiv 2505.23614].
+    ess: share of the particles below which their effective number makes for resampling; 1: always.
+    every: grid steps from check to check; None: a fifth of them [FK steering, for SDXL].
+    first: noise level of the first check [FK steering, for SDXL].
+    last: noise level of the last check [FK steering, for SDXL].
+    shrink: share of particles left after the last check; each check leaves the same share of the former.
+    """
+
+    n: int | None = None
+    lam: float = 10.0
+    potential: str = "max"
+    temper: str = "increase"
+    gamma: float | None = None
+    resampler: str = "ssp"
+    ess: float = 0.5
+    every: int | None = None
+    first: float = 0.84
+    last: float = 0.36
+    shrink: float = 1.0
+    branches: ClassVar[bool] = True
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            "n and every must be at least 1": all(x is None or x >= 1 for x in (self.n, self.every)),
+            "lam and gamma must be positive": 0 < self.lam < np.inf and (self.gamma is None or self.gamma > 0),
+            f"potential is one of {fk.POTENTIALS}": self.potential in fk.POTENTIALS,
+            f"temper is one of {fk.TEMPERS}": self.temper in fk.TEMPERS,
+            f"resampler is one of {tuple(RESAMPLERS)}": self.resampler in RESAMPLERS,
+            "adaptive needs an ess below 1": self.ess < 1 or self.temper != "adaptive",
+            "ess must be in [0, 1], and shrink in (0, 1]": 0 <= self.ess <= 1 and 0 < self.shrink <= 1,
+            "levels must be 0 <= last <= first <= 1": 0 <= self.last <= self.first <= 1,
+        }
+        broken = [rule for rule, kept in rules.items() if not kept]
+        if broken:
+            raise ValueError(f"{'; '.join(broken)}; got {self}")
+
+    def init(self, task: Task) -> State:
+        # Not before the last step: samplers draw no noise in it, and the estimate there is the image already.
+        levels, end = np.asarray(task.grid.levels[:-2]), task.grid.steps
+        inside = np.flatnonzero((levels <= self.first + 1e-9) & (levels >= self.last - 1e-9))
+        checks = inside[:: self.every or max(1, round(end / 5))].tolist()
+        return State((*checks, end), task.keep, self.n or 1)
+
+    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+        """Go on from these living particles at step 0, best first, repeated up to n, in place of fresh seeds.
+
+        There is no check at step 0 then: they were chosen by their scores there.
+        """
+        n = self.n or len(uids)
+        if not len(uids):
+            return state
+        return state._replace(steps=tuple(s for s in state.steps if s), n=n, uids=np.resize(uids, n))
+
+    def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        if s.at < 0:
+            move = _branched(s.uids, 0, s.steps[0], particles) if len(s.uids) else fresh(s.n, s.steps[0])
+            none = fk.nothing_yet(self.potential, s.n)
+            even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
+            s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
+        else:
+            s = self._weighed(fk.arrived(s, particles), particles)
+            if s.last:
+                return None, s
+            s = self._resampled(s, rng)
+            move = _branched(s.uids, s.steps[s.at], s.steps[s.at + 1], particles)
+        return move, s._replace(at=s.at + 1, uids=fk.placed(move.parent, len(particles)))
+
+    def _size(self, s: State, at: int) -> int:
+        """How many particles go to steps[at]."""
+        share = float(self.shrink ** (at / max(1, len(s.steps) - 1)))
+        return max(1, min(s.n, s.least), round(s.n * share))
+
+    def _weighed(self, s: State, particles: Particles) -> State:
+        """The weights times the potentials of the scores at this check; 0 where a score is missing."""
+        r = particles.value(s.uids)
+        known = np.isfinite(r)
+        if not known.any() and not s.last:
+            return s  # nothing was learnt
+        r, ratio = np.where(known, r, 0.0), fk.ratios(particles, s.uids)
+
+        def weighed(lam: float) -> State:
+            log_g, stat = self._log_potential(s, r, lam), fk.running(self.potential, s.stat, r)
+            logw = np.where(known, s.logw + log_g + ratio - s.ratio, -np.inf)
+            return s._replace(lam=lam, stat=stat, total=s.total + log_g, logw=logw, ratio=ratio)
+
+        if self.temper == "adaptive" and not s.last:
+            least = self.ess * self._size(s, s.at)
+            return weighed(temper_by_ess(lambda lam: weighed(lam).logw, s.lam, self.lam, least))
+        share = scheduled(self.temper, s.steps[s.at], s.steps[-1], s.at + 1, len(s.steps), self.gamma)
+        return weighed(self.lam if s.last else self.lam * share)
+
+    def _log_potential(self, s: State, r: FloatArray, lam: float) -> FloatArray:
+        """The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was resampled."""
+        if s.last:
+            return lam * r - s.total
+        return fk.log_potential(self.potential, lam, fk.running(self.potential, s.stat, r), s.total)
+
+    def _resampled(self, s: State, rng: np.random.Generator) -> State:
+        """Who goes on, the heaviest first: drawn by weight where weights are uneven or fewer are to go on."""
+        m, now = self._size(s, s.at + 1), self._size(s, s.at)
+        rows, logw = np.asarray(np.flatnonzero(s.logw > -np.inf), int), s.logw
+        if self.ess >= 1 or m < now or ess(logw) < self.ess * now:
+            rows = RESAMPLERS[self.resampler](normalised(logw), m, rng)
+            logw = np.full(len(logw), s.log_z - np.log(m))
+        rows = rows[np.argsort(-s.logw[rows], kind="stable")]
+        return s._replace(logw=logw).of(rows)
+
+
+def fk_steering(n: int | None = 4, lam: float = 10.0, potential: str = "max", every: int | None = None) -> SMC:
+    """FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps.
+
+    n: particles; None for as many as the budget affords [FK steering's code].
+    """
+    return SMC(n, lam, potential, "constant", resampler="multinomial", every=every)
+
+
+def funnel(n: int | None = None, lam: float = 10.0, shrink: float = 0.25, **options: Any) -> SMC:
+    """SMC from many particles to few, early rewards weighing less (arXiv 2508.12361).
+
+    shrink: share of particles left after the last check [ours; the paper's schedule is not known to us].
+    """
+    return SMC(n, lam, shrink=shrink, **options)
+
+
+def _branched(parents: IntArray, start: int, stop: int, particles: Particles) -> Move:
+    """From these alone: all others are given up."""
+    return branch(parents, start, stop, drop=np.setdiff1d(np.flatnonzero(particles.alive), parents))

@@ -1,0 +1,73 @@
+"""The denoising grid of a search, and what one search is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ttsnap.core.arrays import IntArray
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The denoising grid of one search: noise levels at steps 0..K.
+
+    `levels` (K+1,), falling to 0, holds sigma / (alpha + sigma): the rectified-flow time of equal signal-to-noise
+    ratio, so that a level means the same for every model, scheduler and step count. `evals` (K,) holds how many
+    denoiser evaluations each step takes, by default one; solvers of two stages (Heun) take two.
+    """
+
+    levels: tuple[float, ...]
+    evals: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        levels = np.asarray(self.levels, float)
+        if len(levels) < 2 or np.any(np.diff(levels) >= 0) or levels[0] > 1 + 1e-6 or abs(levels[-1]) > 1e-6:
+            raise ValueError(f"grid levels must fall strictly from at most 1 to 0, got {self.levels}")
+        if self.evals is not None and (len(self.evals) != self.steps or min(self.evals) < 1):
+            raise ValueError(f"grid evals must be {self.steps} numbers from 1 on, got {self.evals}")
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.levels) - 1
+
+    @cached_property
+    def calls(self) -> IntArray:
+        """(K+1,) denoiser evaluations that it takes to get from noise to each step."""
+        evals = np.ones(self.steps, int) if self.evals is None else np.asarray(self.evals)
+        return np.concatenate([[0], np.cumsum(evals)])
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations of one image: K where each step takes one."""
+        return int(self.calls[-1])
+
+    def step_at(self, level: float) -> int:
+        """The first step whose noise level is at most `level` (in (0, 1])."""
+        return int(np.argmax(np.asarray(self.levels) <= level + 1e-9))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one search is asked for: a grid, how many finished images, and what it may spend on them.
+
+    `allowance` is the most that this prompt may spend (its share of a pot, where the budget is `shared`), and
+    `score_cost` what a decode with its reward calls takes, both in units of one denoiser evaluation: the unit in
+    which the tightest cap is counted in images. inf and 0 where nothing caps evaluations. `check_cost` is what scoring
+    an unfinished estimate takes, less than that where it takes no decode (the same by default).
+    """
+
+    grid: Grid
+    keep: int = 1
+    allowance: float = float("inf")
+    score_cost: float = 0.0
+    shared: bool = False
+    check_cost: float | None = None
+
+    @property
+    def checking(self) -> float:
+        """check_cost, or score_cost where that is not set."""
+        return self.score_cost if self.check_cost is None else self.check_cost

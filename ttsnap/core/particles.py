@@ -1,0 +1,82 @@
+"""The table of particles as an algorithm sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
+
+Utility = Callable[[FloatArray], FloatArray]
+"""Scores (N, R) -> one number per row (N,), higher is better. It may compare rows with one another (ranks)."""
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Every particle that a search ever started, as an algorithm may see them. Row i is the particle with uid i.
+
+    An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once,
+    every array with a leading axis B; that is how simulation is fast.
+
+    seed (N,) uint64, of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether
+    the prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
+    failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R. Under guidance by a
+    reward's gradient (guidance.py), log_ratio (N,) is log p - log q of the path to where it is, p the plain sampler and
+    q the guided one, and pulled (N,) whether the gradient at its step is already paid; elsewhere they are None.
+    """
+
+    seed: IntArray
+    parent: IntArray
+    step: IntArray
+    cached: BoolArray
+    alive: BoolArray
+    scores: FloatArray
+    scored: IntArray
+    utility: Utility
+    log_ratio: FloatArray | None = None
+    pulled: BoolArray | None = None
+
+    def __len__(self) -> int:
+        return int(self.step.shape[-1])
+
+    @property
+    def finished(self) -> BoolArray:
+        """(N,) whether the image is done and has been looked at by the rewards."""
+        done: BoolArray = self.scored == self.scores.shape[-2] - 1
+        return done
+
+    def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
+        """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed."""
+        rows = np.asarray(uids, int)
+        scored = take(self.scored, rows)
+        lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
+        last = self.scores[(*lead, rows, scored)]
+        if scored.min(initial=0) >= 0 and not np.isnan(last).any():
+            return np.asarray(self.utility(last), float)
+        if rows.ndim > 1:
+            return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])
+        good = (scored >= 0) & ~np.isnan(last).any(axis=-1)
+        out = np.full(len(rows), -np.inf)
+        if good.any():
+            out[good] = self.utility(last[good])
+        return out
+
+    def ranked(self) -> IntArray:
+        """Uids of the living, best first by their last scores; ties in order of birth. (n,)"""
+        uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(1, len(self))
+        return take(uids, np.argsort(-self.value(uids), axis=-1, kind="stable"))
+
+    def of(self, b: int) -> Particles:
+        """Search b of a stack of searches in lockstep (see simulate.lockstep): a view."""
+        return Particles(
+            self.seed[b],
+            self.parent[b],
+            self.step[b],
+            self.cached[b],
+            self.alive[b],
+            self.scores[b],
+            self.scored[b],
+            self.utility,
+        )

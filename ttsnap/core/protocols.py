@@ -1,0 +1,138 @@
+"""What the core asks of an algorithm, an engine and a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move
+from ttsnap.core.particles import Particles
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A search policy: a frozen dataclass of hyperparameters with two pure methods.
+
+    `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `branches` says
+    whether it makes several children of one particle, which needs a stochastic kernel. Optional class variables:
+    `renoises`, whether it takes particles back to noisier steps, `mixes`, whether it starts from mixed noise, `nears`,
+    whether it draws step noise near that of another child, `ascends`, through how many evaluations gradients of
+    finished images go back (0: all; None: it takes none), and `weights`, of the rewards in those (None: all alike).
+    """
+
+    branches: ClassVar[bool]
+    lockstep: ClassVar[bool]
+    """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
+
+    @property
+    def n(self) -> int | None: ...
+
+    def init(self, task: Task) -> Any:
+        """State before the first move. Raises ValueError where the settings do not fit the task."""
+
+    def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
+        """The next move, or None when done. Called only when every row of the last move has been carried out."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images. `name` labels it; higher is better.
+
+    A reward whose `estimates` attribute is "latents" or "features" reads unfinished x0 estimates without a decode:
+    `score_estimates(x, prompts, level)` takes the latents (N, C, h, w), or the denoiser's hidden features (N, D, h, w)
+    after the transformer block `features_block`, in place of images; finished images are scored as by any other.
+    One whose calls carry no gradient may have `differentiable`, with the arguments and result of a call, that does.
+    """
+
+    name: str
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:
+        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate -> (N,) float32.
+
+        Ordinary rewards ignore `level`; noise-aware ones do not. A NaN counts as a failed call on that image.
+        """
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Rows of one job's move that are done, or how far they got before they were cancelled.
+
+    uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
+    `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
+    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward; `drafted`
+    (n,) counts the evaluations that drafts took; log_ratio (n,) is as in Particles, and so is pulled (n,), which only
+    rows that were cancelled need to tell.
+    """
+
+    job: int
+    uids: IntArray
+    step: IntArray
+    cached: BoolArray
+    scores: FloatArray | None = None
+    images: Sequence[Any] | None = None
+    errors: Sequence[str | None] = ()
+    kept: Sequence[Mapping[str, Any]] = ()
+    drafted: IntArray | None = None
+    log_ratio: FloatArray | None = None
+    pulled: BoolArray | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Carries moves out. Rows of several jobs (one job per prompt) share its batches."""
+
+    grid: Grid
+    reward_names: tuple[str, ...]
+    stochastic: bool
+
+    @property
+    def renoises(self) -> bool:
+        """Whether it can take particles back to noisier steps, and make drafts: it has a path and no history."""
+
+    @property
+    def nears(self) -> bool:
+        """Whether it can draw step noise near that of another child: the sampler draws noise, and keeps no history."""
+
+    @property
+    def capacity(self) -> int:
+        """Pending rows that keep it busy; with fewer, another prompt may be taken up."""
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far, for progress."""
+
+    @property
+    def price(self) -> Any:
+        """The budget.Price of its work."""
+
+    def calibrate(self) -> Cost:
+        """Measure price.seconds; returns what that took."""
+
+    def differentiate(self, depth: int, weights: Any = None) -> None:
+        """Get ready for moves that ascend, `depth` evaluations back (0: all), with these weights of the rewards.
+
+        ValueError where it cannot."""
+
+    def start(self, prompts: Sequence[str], seed: int) -> None:
+        """Get ready for these prompts; job j is prompts[j]."""
+
+    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        """Queue the rows of a move; row i becomes particle uids[i]."""
+
+    def pending(self) -> int:
+        """Rows queued or under way."""
+
+    def tick(self) -> list[Outcome]:
+        """One denoiser batch and whatever became ready for scoring; the rows that are now complete."""
+
+    def cancel(self, job: int) -> Outcome:
+        """Take this job's rows off the queue; says how far each got."""
+
+    def drop(self, job: int, uids: Sequence[int]) -> None:
+        """Forget these particles' state."""

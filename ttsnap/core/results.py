@@ -1,0 +1,95 @@
+"""What a search tells while it runs, and what it gives in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ttsnap.core.particles import Particles
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened, for progress bars, contact sheets and live views.
+
+    kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
+    batch ran; `nfe` evaluations), "score" (a particle was scored; `image` holds the decoded estimate, `kept` its latent
+    and features where the engine keeps them), "drop", "end" (a prompt is done).
+    """
+
+    kind: str
+    job: int = -1
+    seconds: float = 0.0
+    uids: tuple[int, ...] = ()
+    step: int = -1
+    scores: tuple[float, ...] = ()
+    image: Any = field(default=None, repr=False)
+    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    move: Mapping[str, Any] = field(default_factory=dict)
+    nfe: int = 0
+    best: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished image. `reward` is its utility among the finished ones, `scores` (R,) by reward name."""
+
+    uid: int
+    seed: int
+    reward: float
+    scores: dict[str, float]
+    image: Any = field(repr=False)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
+
+    `spent` is the ledger's summary (see budget.Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
+    the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
+    algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
+    (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
+    where someone kept them, as pipelines do: contact sheets (results/sheet.py), as notebooks show, are of them.
+    """
+
+    prompt: str
+    images: tuple[Candidate, ...]
+    spent: dict[str, Any]
+    trace: tuple[dict[str, Any], ...]
+    particles: Particles
+    warnings: tuple[str, ...] = ()
+    state: Any = None
+    levels: tuple[float, ...] = ()
+    thumbnails: Mapping[tuple[int, int], Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """A line: what was asked for, the best image and what it took."""
+        prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
+        count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
+        best = f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}" if self.images else ""
+        return f"Result({prompt!r}: {count}{best}; {self.spent.get('nfe')} NFE, {self.spent.get('seeds')} seeds)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same line, the images, and the contact sheet."""
+        from ttsnap.results.notebook import page_of
+
+        return page_of(self)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether more of the same budget would be nearly pointless: the second half of the finished images raised the
+        best by less than 1 % of their spread."""
+        gain, done = self.spent.get("gain_of_second_half"), self.particles.finished
+        value = self.particles.value(np.flatnonzero(done))
+        value = value[np.isfinite(value)]
+        return gain is not None and bool(gain < 0.01 * (value.max() - value.min()) + 1e-12)
+
+    @property
+    def best(self) -> Candidate:
+        if not self.images:
+            raise ValueError(f"no image for {self.prompt!r}: the search was stopped before this prompt was taken up")
+        return self.images[0]

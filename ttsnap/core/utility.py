@@ -1,0 +1,48 @@
+"""Several rewards into one number. Each function maps scores (..., N, R) to (..., N) float64, higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.particles import Utility
+
+
+def mean(scores: FloatArray) -> FloatArray:
+    """The plain mean. With one reward, that reward."""
+    return np.asarray(np.mean(scores, axis=-1, dtype=float))
+
+
+def rank_sum(scores: FloatArray) -> FloatArray:
+    """Sum over rewards of the rank within this set (ties share the mean rank), as in TTSnap (arXiv 2511.22242)."""
+    from scipy.stats import rankdata  # imported late: it would double the start of the command line
+
+    return np.asarray(rankdata(scores, axis=-2).sum(axis=-1))
+
+
+def weighted(weights: Sequence[float]) -> Utility:
+    """Weighted sum; one weight per reward."""
+    w = np.asarray(weights, float)
+    if w.ndim != 1 or not len(w) or not np.isfinite(w).all():
+        raise ValueError(f"weights must be a list of finite numbers, one per reward, got {list(weights)}")
+
+    def utility(scores: FloatArray) -> FloatArray:
+        if scores.shape[-1] != len(w):
+            raise ValueError(f"{len(w)} weights for {scores.shape[-1]} rewards; give one weight per reward")
+        return np.asarray(scores @ w)
+
+    return utility
+
+
+def make(spec: str | Sequence[float]) -> Utility:
+    """ "mean", "rank_sum" or a list of weights -> utility."""
+    if not isinstance(spec, str):
+        return weighted(spec)
+    if spec not in UTILITIES:
+        raise ValueError(f"unknown utility {spec!r}; choose one of {sorted(UTILITIES)} or give a list of weights")
+    return UTILITIES[spec]
+
+
+UTILITIES: dict[str, Utility] = {"mean": mean, "rank_sum": rank_sum}

@@ -1,0 +1,164 @@
+"""Rewards on rows of latents: decode what they read in pixels, ask them, and say what went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
+from ttsnap.core.protocols import Reward
+from ttsnap.engine.denoiser import Denoiser, Previewer
+from ttsnap.engine.store import Row
+from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.rewards.registry import RewardError, place_of, said
+from ttsnap.rewards.scoring import SILENT, TwoRewards, ask
+
+logger = logging.getLogger(__name__)
+
+
+NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
+
+
+class Scored(NamedTuple):
+    """Of n rows: scores (n, R), nan where one failed, and why; the images, None where nobody needed them; what was
+    scored, (n, ...) latents; what it took."""
+
+    scores: Any
+    errors: list[str | None]
+    images: list[Any]
+    latents: Tensor
+    cost: Cost
+
+
+class Scorer:
+    """Scores rows with every reward.
+
+    estimates: what becomes of unfinished ones, as in budget.Price: "decode", "preview" or "nothing". ValueError for
+    rewards without names of their own, or in a space that nobody knows.
+
+    A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
+    its first batch, ends the search by RewardError; batches of one image are taken together until there are two,
+    unless it raises an exception. What judges estimates and what judges finished images begin separately where they
+    are not the same code.
+    """
+
+    def __init__(self, denoiser: Denoiser, rewards: Sequence[Reward], grid: Grid, *, preview: bool = False) -> None:
+        self.names = tuple(r.name for r in rewards)
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"need at least one reward, each with a name of its own, got {self.names}")
+        if preview and not isinstance(denoiser, Previewer):
+            raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
+        self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
+        self.spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
+        if set(self.spaces) - {"pixels", "latents", "features"}:
+            raise ValueError(f"known are pixels, latents and features, got {self.spaces}")
+        split = [isinstance(r, TwoRewards) or s != "pixels" for r, s in zip(rewards, self.spaces, strict=True)]
+        self._split = dict(zip(self.names, split, strict=True))
+        # By reward, and whether of finished images: those that failed so far where none was scored yet, -1 afterwards.
+        self._failed: dict[tuple[str, bool], int] = {}
+        # Whoever wants the images kept pays for their decodes, too.
+        self.estimates = "nothing" if "pixels" not in self.spaces else "preview" if preview else "decode"
+
+    def __call__(self, batch: list[Row], prompts: list[str], watch: Stopwatch) -> Scored:
+        latents = torch.stack([row.judged.x0 for row in batch])
+        points = [row.stop if row.probe is None else row.probe.at for row in batch]
+        levels = torch.tensor([self.grid.levels[point] for point in points], device=latents.device)
+        last = [i for i, row in enumerate(batch) if row.last]
+        early = [i for i, row in enumerate(batch) if not row.last]
+        with watch("decode", latents.device):
+            images, cost = self._images(latents, last, early)
+        with watch("reward", latents.device):
+            columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
+        broken = _broken(latents, images)
+        scores = np.stack([column for column, _ in columns], axis=1)
+        scores[broken] = np.nan
+        for r, (_, error) in enumerate(columns):
+            self._hold_on(self.names[r], scores[:, r], np.array([row.last for row in batch]), broken, error)
+        causes = {name: said(name, e) if e else None for name, (_, e) in zip(self.names, columns, strict=True)}
+        errors = [NOT_FINITE if bad else _explain(row, causes) for row, bad in zip(scores, broken, strict=True)]
+        # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
+        if last:
+            for i, image in zip(last, torch.stack([images[i] for i in last]).cpu(), strict=True):
+                images[i] = image
+        return Scored(scores, errors, images, latents, cost + Cost(0, 0, len(batch) * len(self.rewards)))
+
+    def _hold_on(self, name: str, scores: Any, last: Any, broken: Any, error: Exception | None) -> None:
+        """RewardError where this reward has failed on all that it was asked about so far: scores (N,) of a batch,
+        of which `last` (N,) are finished images, and `broken` (N,) nan or inf before any reward saw them."""
+        last = last & self._split[name]
+        for kind in np.unique(last).tolist():
+            of_kind, before = last == kind, self._failed.get((name, kind), 0)
+            if before < 0 or not np.isnan(scores[of_kind]).all():
+                self._failed[name, kind] = -1
+                continue
+            n = before + int(of_kind.sum())
+            self._failed[name, kind] = n
+            if error is not None or n >= SILENT:
+                why = NOT_FINITE if broken[of_kind].all() else f"{name} failed; it gave nan or inf"
+                why = f"{said(name, error)}{place_of(error)}" if error is not None else why
+                raise RewardError(f"none of the first {n} images could be scored: {why}") from error
+
+    def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Any], Cost]:
+        """The images of these rows, None where nobody needs one."""
+        images: list[Any] = [None] * len(latents)
+        decoded = sorted(last + early) if self.estimates == "decode" else last
+        previewed = early if self.estimates == "preview" else []
+        for rows, call in ((decoded, self.denoiser.decode), (previewed, self.previews)):
+            for i, image in zip(rows, call(latents[rows]) if rows else (), strict=True):
+                images[i] = image
+        return images, Cost(0, len(decoded), 0, len(previewed))
+
+    def previews(self, latents: Tensor) -> Tensor:
+        if not isinstance(self.denoiser, Previewer):
+            raise ValueError(f"{type(self.denoiser).__name__} has no preview VAE")
+        return self.denoiser.preview(latents)
+
+    def _column(
+        self, r: int, batch: list[Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor
+    ) -> tuple[Any, Exception | None]:
+        """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
+        reward, space = self.rewards[r], self.spaces[r]
+        ahead = [i for i, row in enumerate(batch) if space != "pixels" and not row.last]
+        seen = [i for i in range(len(batch)) if i not in set(ahead)]
+        scores, errors = np.full(len(batch), np.nan), []
+        for rows in (seen, ahead):
+            if not rows:
+                continue
+            call, x = reward, None
+            if rows is seen:
+                x = torch.stack([images[i] for i in rows])
+            else:
+                call = reward.score_estimates  # type: ignore[attr-defined]
+                x = latents[rows] if space == "latents" else torch.stack([_features(batch[i]) for i in rows])
+            scores[rows], error = ask(call, x, [prompts[i] for i in rows], levels[rows])
+            errors += [error] if error else []
+        return scores, errors[0] if errors else None
+
+
+def _features(row: Row) -> Tensor:
+    if row.judged.features is None:
+        raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
+    return row.judged.features
+
+
+def _broken(latents: Tensor, images: list[Any]) -> Any:
+    """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
+    found = ~torch.isfinite(latents).flatten(1).all(1)
+    seen = [i for i, image in enumerate(images) if image is not None]
+    if seen:
+        found[seen] |= ~torch.isfinite(torch.stack([images[i] for i in seen])).flatten(1).all(1)
+    return found.cpu().numpy()
+
+
+def _explain(scores: Any, causes: dict[str, str | None]) -> str | None:
+    if not np.isnan(scores).any():
+        return None
+    known = [cause for cause in causes.values() if cause]
+    bad = [name for name, s in zip(causes, scores, strict=True) if np.isnan(s)]
+    return "; ".join(known) or f"{', '.join(bad)} returned nan or inf"

@@ -1,0 +1,82 @@
+"""Throw-away calls of a model before a search: how many rows fit into memory, and how long a call takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.price import Rates
+from ttsnap.engine.denoiser import Denoiser
+from ttsnap.engine.scoring import Scorer
+from ttsnap.profiling.memory import Gauge, fit_rows
+from ttsnap.rewards.scoring import score_images
+from ttsnap.sampling import rng
+
+MOST = 64
+"""The most rows of a batch: more gain no speed."""
+
+
+@torch.no_grad()
+def fit_batches(
+    denoiser: Denoiser, scorer: Scorer, gauge: Gauge, denoise: int | None, decode: int | None
+) -> tuple[int, int, Cost]:
+    """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took."""
+    spent, rewards = Cost(), scorer.rewards
+
+    def judge(n: int) -> None:
+        images = denoiser.decode(_noise(denoiser, n))
+        for reward in rewards:
+            score_images(reward, images, [""] * n, torch.zeros(n, device=images.device))
+
+    if denoise is None:
+        denoise, rows = fit_rows(lambda n: _predict(denoiser, n), gauge, MOST)
+        spent += Cost(rows)
+    if decode is None:
+        decode, rows = fit_rows(judge, gauge, denoise)
+        spent += Cost(0, rows, rows * len(rewards))
+    return denoise, decode, spent
+
+
+@torch.no_grad()
+def seconds_of(
+    denoiser: Denoiser,
+    scorer: Scorer,
+    batch_size: int,
+    halving: Callable[[Sequence[Any], Callable[[Sequence[Any]], Any]], Any],
+) -> tuple[Rates, Cost]:
+    """Seconds per unit, for budgets in seconds, and what measuring them took. halving: call with a batch that fits."""
+    denoiser.encode([""])
+    _timed(lambda: _predict(denoiser, 1))
+    one = _timed(lambda: _predict(denoiser, 1))
+    many, n = halving([0] * batch_size, lambda rows: (_timed(lambda: _predict(denoiser, len(rows))), len(rows)))
+    nfe = max(many - one, 0.2 * many) / max(1, n - 1)
+    latent = _noise(denoiser, 1)
+    image = denoiser.decode(latent)
+    decode = _timed(lambda: denoiser.decode(latent).cpu())
+    previews = scorer.estimates == "preview"
+    preview = _timed(lambda: scorer.previews(latent).cpu()) if previews else 0.0
+    level = torch.ones(1, device=image.device)
+    rewards = [_timed(partial(score_images, r, image, [""], level)) for r in scorer.rewards]
+    rates = Rates(nfe, decode, sum(rewards) / len(rewards), max(0.0, one - nfe), preview)
+    return rates, Cost(n + 2, 2, len(rewards), int(previews))
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _noise(denoiser: Denoiser, n: int) -> Tensor:
+    return denoiser.init_latents([rng.seeded(i) for i in range(n)])
+
+
+def _predict(denoiser: Denoiser, n: int) -> Tensor:
+    zeros = torch.zeros(n, dtype=torch.long)
+    return denoiser.predict(_noise(denoiser, n), zeros, zeros).x0.cpu()

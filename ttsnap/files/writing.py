@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+T = TypeVar("T")
+
+
+def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
+    """Let `save` write to a temporary file beside `path`, and give it that name once it is on the disk.
+
+    Returns what `save` returned. Where it raises, no file is left.
+    """
+    temporary = part_of(path)
+    try:
+        with temporary.open("wb") as file:
+            value = save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+        return value
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(f".{path.name}.part")
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is safe only when its folder is on the disk, too; some systems do not offer that."""
+    if os.name == "posix":
+        fd = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+        os.close(fd)

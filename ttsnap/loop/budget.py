@@ -1,0 +1,150 @@
+"""Budgets: what a search may spend, read from what the user writes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.price import Price, finish_cost
+from ttsnap.core.protocols import Engine
+
+_SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
+
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+
+
+_EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
+
+
+EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
+"""Presets, in images' worth of evaluations."""
+
+
+MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
+"""The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far from overflow."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Caps for one prompt; None is no cap. `nfe`, `decodes`, `reward_calls` in units of Cost, `flops`, `seconds`.
+
+    `images` caps evaluations as well, in units of one image's: `on` turns it into `nfe` for a grid.
+    """
+
+    nfe: int | None = None
+    decodes: int | None = None
+    reward_calls: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    images: float | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            most = MOST.get(f.name, 1e15)
+            if value is not None and not (isinstance(value, int | float | np.integer) and 0 < value <= most):
+                shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+                raise ValueError(f"budget {f.name} must be a positive finite number up to {most:g}, got {shown}")
+
+    @classmethod
+    def parse(cls, text: str | Budget | int | None) -> Budget:
+        """Read "400nfe", "2pflop", "30s", "5min", several with commas; a bare whole number is in NFE."""
+        if text is None:
+            return cls()
+        if isinstance(text, Budget):
+            return text
+        if isinstance(text, str) and text.strip().lower() in EFFORTS:
+            return cls.of_effort(text.strip().lower())
+        caps: dict[str, Any] = {}
+        for part in str(text).lower().replace("_", "").split(","):
+            match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
+            name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
+            if not name or name in caps:
+                raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
+            caps[name] = value if name in ("flops", "seconds", "images") else int(value)
+        return cls(**caps)
+
+    @classmethod
+    def of_effort(cls, effort: str | float) -> Budget:
+        """low, medium or high (5, 20, 80 images' worth of evaluations), or a fraction of high in (0, 1]."""
+        if isinstance(effort, str) and effort in EFFORTS:
+            return cls(images=EFFORTS[effort])
+        try:
+            fraction = float(effort)
+        except ValueError:
+            fraction = 0.0
+        if not 0 < fraction <= 1:
+            raise ValueError(f"effort is {', '.join(EFFORTS)} or a fraction of high in (0, 1], got {effort!r}")
+        return cls(images=max(1.0, fraction * EFFORTS["high"]))
+
+    def on(self, grid: Grid) -> Budget:
+        """With `images` counted in this grid's evaluations."""
+        if self.images is None:
+            return self
+        nfe = int(self.images * grid.nfe + 1e-9)
+        return replace(self, images=None, nfe=nfe if self.nfe is None else min(nfe, self.nfe))
+
+    def __str__(self) -> str:
+        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "seconds": "s", "images": "images"}
+        caps = [f"{getattr(self, k):.6g}{u}" for k, u in units.items() if getattr(self, k) is not None]
+        if self.flops is not None:
+            prefix, size = max((x for x in _SI.items() if x[1] <= self.flops), key=lambda x: x[1], default=("", 1.0))
+            caps.append(f"{self.flops / size:.6g}{prefix}flop")
+        return ",".join(caps) or "no limit"
+
+    def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
+        """None when `cost` fits, else which cap it breaks, for a message. Seconds only where asked for."""
+        needs: list[tuple[str, float, float | None]] = [
+            ("NFE", cost.nfe, self.nfe),
+            ("decodes", cost.decodes, self.decodes),
+            ("reward calls", cost.reward_calls, self.reward_calls),
+        ]
+        if self.flops is not None:
+            needs.append(("FLOPs", price.flops.of(cost), self.flops))
+        if seconds and price.seconds is not None:
+            needs.append(("seconds", price.seconds.of(cost), self.seconds))
+        for name, need, cap in needs:
+            if cap is not None and need > cap * (1 + 1e-12):
+                return f"{need:.6g} {name} of {cap:.6g}"
+        return None
+
+
+def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
+    """The task of one search under `budget`, in evaluations: by the cap that affords the fewest images."""
+    grid, rewards = engine.grid, len(engine.reward_names)
+    found = [(float(budget.nfe), 0.0, 0.0)] if budget.nfe is not None else []
+    for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
+        if cap is not None and rates is not None and rates.nfe > 0:
+            check, scoring = rates.pixels(engine.price.estimates), rewards * rates.reward_call
+            whole = finish_cost(0, False, grid, rewards, engine.price)
+            unit = (rates.of(whole) - rates.decode - scoring) / grid.nfe  # an evaluation with its share of gradients
+            found.append((cap / unit, (rates.decode + scoring) / unit, (check + scoring) / unit))
+    allowance, score, check = min(found, key=lambda f: f[0] / (grid.nfe + f[1]), default=(np.inf, 0.0, 0.0))
+    return Task(grid, keep, allowance, score, shared, None if engine.price.estimates == "decode" else check)
+
+
+def _read_part(number: str, unit: str) -> tuple[str, float]:
+    try:
+        value = float(number)
+    except ValueError:
+        return "", 0.0
+    if not np.isfinite(value):
+        return "", 0.0
+    if unit in ("image", "images"):
+        return "images", value
+    if unit in _SECONDS:
+        return "seconds", value * _SECONDS[unit]
+    if unit in ("", "nfe", "nfes") and value == int(value):
+        return "nfe", value
+    if unit in ("decode", "decodes") and value == int(value):
+        return "decodes", value
+    if unit in ("reward", "rewards") and value == int(value):
+        return "reward_calls", value
+    flop = re.fullmatch(r"([kmgtpe]?)flops?", unit)
+    return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)

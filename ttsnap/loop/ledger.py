@@ -1,0 +1,72 @@
+"""The ledger of one search: what has been spent, what is held back, what still fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.price import Price
+from ttsnap.loop.budget import Budget
+
+NOTHING = Cost()
+
+
+class Ledger:
+    """Charges against a budget, with a reserve that guarantees one finished image.
+
+    `reserve` is held back while nothing is finished. A ledger may have a `parent` that several prompts share: a
+    charge must then fit both, and the reserves of the other prompts count in the parent.
+    """
+
+    def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
+        if budget.images is not None:
+            raise ValueError(f"budget {budget} must be counted on a grid first (Budget.on)")
+        self.budget, self.price, self.parent = budget, price, parent
+        self.spent = Cost()
+        self.reserve = Cost()
+
+    def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
+        """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
+        if self.budget.shortfall(self.spent + cost + reserve, self.price) is not None:
+            return False
+        return self.parent is None or self.parent.affords(cost, self.parent.reserve - self.reserve + reserve)
+
+    def hold(self, reserve: Cost) -> None:
+        """Set the amount held back."""
+        if self.parent is not None:
+            self.parent.hold(self.parent.reserve - self.reserve + reserve)
+        self.reserve = reserve
+
+    def charge(self, cost: Cost, reserve: Cost = NOTHING) -> None:
+        """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
+        if not self.affords(cost, reserve):
+            raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")
+        self.hold(reserve)
+        self._add(cost)
+
+    def refund(self, cost: Cost) -> None:
+        """Take back what was charged for work that was cancelled before it ran."""
+        self._add(Cost() - cost)
+
+    def _add(self, cost: Cost) -> None:
+        self.spent = self.spent + cost
+        if self.parent is not None:
+            self.parent._add(cost)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready: counts, forward passes, FLOPs by kind, flops_gradient being those of backward passes alone."""
+        flops, c = self.price.flops, self.spent
+        return {
+            "nfe": c.nfe,
+            "forward_passes": c.nfe * self.price.passes_per_nfe,
+            "decodes": c.decodes,
+            "previews": c.previews,
+            "reward_calls": c.reward_calls,
+            "flops": flops.of(c),
+            "flops_denoise": flops.nfe * c.nfe,
+            "flops_decode": flops.decode * c.decodes + flops.preview * c.previews,
+            "flops_reward": flops.reward_call * c.reward_calls,
+            "gradients": c.gradients,
+            "flops_gradient": flops.pulling(c),
+            "budget": str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts",
+        }

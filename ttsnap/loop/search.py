@@ -1,0 +1,146 @@
+"""THE loop: many prompts at once, ask the algorithm, price, charge, submit, collect, keep the best.
+
+Every search, live or replayed, with any algorithm, runs through `search`. It is the only place that charges. Three
+promises: no budget is exceeded; every search that starts returns an image (the cost of finishing one is held back
+until one is finished); what a prompt gets does not depend on the other prompts or on the batch size, unless they
+share a budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from ttsnap.algorithms.options import name_of
+from ttsnap.core import utility as utilities
+from ttsnap.core.cost import Cost
+from ttsnap.core.particles import Utility
+from ttsnap.core.price import finish_cost
+from ttsnap.core.protocols import Algorithm, Engine
+from ttsnap.core.results import Result
+from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.run import Listener, Loop
+
+
+def search(
+    prompts: Sequence[str],
+    algorithm: Algorithm,
+    engine: Engine,
+    budget: Budget | str | None = None,
+    *,
+    utility: Utility = utilities.mean,
+    seed: int = 0,
+    keep: int = 1,
+    shared: bool = False,
+    on_event: Listener | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Result]:
+    """Run `algorithm` for every prompt on `engine` within `budget`; one Result per prompt, in order.
+
+    budget: caps per prompt; with `shared` the prompts draw on one pot of that many times the number of prompts.
+    A cap in seconds is for all prompts together (seconds times prompts): the engine is theirs in common.
+    seed: candidate i of a prompt starts from the noise of torch seed `seed + i`; seeds are those of torch, from 0 to
+    2^64 - 1, and 0 comes after the last. keep: how many finished images come back, best first. on_event: called with
+    every Event. should_stop: asked once per batch; when it says True, running prompts end with their best finished
+    image (one is finished first if there is none), and prompts not yet taken up come back without images.
+
+    Raises ValueError before any compute when the budget cannot pay for one image, the algorithm does not fit the
+    grid, or it branches on an engine that is deterministic; RuntimeError for an algorithm that keeps making moves which
+    cost nothing, and rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
+    """
+    budget = Budget.parse(budget).on(engine.grid)
+    if not prompts:
+        raise ValueError("no prompts: give at least one")
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {seed}")
+    if algorithm.branches and not engine.stochastic:
+        raise ValueError(
+            f"{name_of(algorithm)} makes several continuations of one candidate, but this sampler is "
+            "deterministic and they would stay copies; choose a kernel that draws noise: --kernel sde, kernel='sde'"
+        )
+    if getattr(algorithm, "draft", 1) > 1 and not engine.renoises:
+        raise ValueError(f"this sampler has no path to make drafts on, and draft is {getattr(algorithm, 'draft')}; "  # noqa: B009
+                         "choose a kernel that has one (ode, sde)")  # fmt: skip
+    if getattr(algorithm, "renoises", False) and not engine.renoises:
+        raise ValueError(f"{name_of(algorithm)} takes candidates back to noisier steps, which this sampler cannot "
+                         "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip
+    if getattr(algorithm, "nears", False) and not engine.nears:
+        raise ValueError(f"{name_of(algorithm)} draws step noise near other step noise, which this sampler does "
+                         "not allow; choose a kernel that draws noise and has no history (sde, ddim)")  # fmt: skip
+    if getattr(algorithm, "ascends", None) is not None:
+        engine.differentiate(getattr(algorithm, "ascends"), getattr(algorithm, "weights", None))  # noqa: B009
+    begin = clock()
+    task = task_of(budget, engine, keep, shared)
+    if budget.seconds is not None and engine.price.seconds is None:
+        # What that affords is measured below; until then, any amount will do to see whether the algorithm fits.
+        task = dataclasses.replace(task, allowance=min(task.allowance, 100.0 * engine.grid.nfe))
+    algorithm.init(task)
+    check_budget(budget, engine)
+    if budget.seconds is not None and engine.price.seconds is None:
+        engine.calibrate()
+        check_budget(budget, engine)
+    algorithm = fit(algorithm, engine, budget, keep)
+    loop = Loop(list(prompts), algorithm, engine, budget, utility, seed, keep, shared, on_event, clock, begin)
+    return loop.run(should_stop or (lambda: False))
+
+
+def check_budget(budget: Budget, engine: Engine) -> None:
+    """ValueError when `budget` does not pay for one finished image."""
+    one = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price)
+    short = budget.shortfall(one, engine.price, seconds=True)
+    if short:
+        raise ValueError(
+            f"budget {budget} is too small for one image, which takes {short}; "
+            f"raise the budget or lower the number of steps ({engine.grid.steps})"
+        )
+
+
+def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[int], Cost]:
+    """What a search with n seeds costs without a budget, as a function of n; each n is run once, with random scores."""
+
+    @cache
+    def cost(n: int) -> Cost:
+        dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic, price=engine.price)
+        sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
+        found: Cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
+        return found
+
+    return cost
+
+
+def fit(
+    algorithm: Algorithm,
+    engine: Engine,
+    budget: Budget,
+    keep: int = 1,
+    most: int = 4096,
+    costs: Callable[[int], Cost] | None = None,
+) -> Algorithm:
+    """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
+
+    costs: `dry_costs` of this algorithm on this engine, where it is fitted to several budgets, which share the runs.
+    Raises ValueError when the budget has no cap, as there is then nothing to fit to.
+    """
+    if algorithm.n is not None:
+        return algorithm
+    if budget == Budget():
+        raise ValueError(f"{name_of(algorithm)} has no number of seeds and there is no budget; set n or give a budget")
+    costs = costs or dry_costs(algorithm, engine, keep)
+
+    def affords(n: int) -> bool:
+        return budget.shortfall(costs(n), engine.price, seconds=True) is None
+
+    high = 1
+    while high * 2 <= most and affords(high * 2):
+        high *= 2
+    low, high = high, min(high * 2, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if affords(middle) else (low, middle)
+    return dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]

@@ -1,0 +1,301 @@
+"""Recordings on disk: a folder that can be gone on with after any interruption (docs/recordings.md).
+
+recording.json   the settings (header.Header), written first
+journal.bin      a digest of the settings, and a checksummed record per finished unit of work, until all are there
+images/          where asked for, one tar of PNGs per unit
+scores.safetensors   the scores (P, S, K+1, R) float64, written last, whole or not at all
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.grid import Grid
+from ttsnap.core.price import Price, Rates
+from ttsnap.files import reading as files
+from ttsnap.files.lock import LOCK, locked
+from ttsnap.files.writing import part_of, write_whole
+from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
+from ttsnap.recordings.journal import Journal, split
+from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.shards import RecordedImage, Shard, read_shard
+from ttsnap.results.folders import check_free
+
+RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
+PUBLISHED = Price(Rates(nfe=9.9e12, reward_call=1.2e12))
+"""FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward tensors."""
+
+
+def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
+    """A finished recording: its folder, its scores.safetensors, or a file of published reward tensors.
+
+    Reward tensors are `base` and `noise_aware`, each (P, S, K): column k the reward of the x0 estimate after call
+    k + 1, the last column that of the finished image. `scores` says which of the two the estimates come from (nan in
+    `noise_aware` is replaced by `base`; the last column is always `base`), `price` what a unit cost there; neither is
+    used for a recording of ttsnap. The grid is then linspace(1, 0, K + 1), the prompts "prompt 0", "prompt 1", ...
+
+    Raises ValueError that says what is wrong: no such file, unfinished, damaged, another layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _require_finished(path)
+        path = path / SCORES
+    tensors, metadata = _read_tensors(path)
+    if "recording" in metadata:
+        header, values, _ = _check_scores(path, tensors, metadata)
+        return header.recording(values)
+    return _published(path, tensors, scores, price)
+
+
+def save_recording(recording: Recording, folder: str | Path) -> None:
+    """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
+    with OpenRecording(Path(folder), Header.of(recording)) as there:
+        for unit in there.missing():
+            there.add(unit, recording.scores)
+        written = there.finish()
+    if not np.array_equal(written.scores, recording.scores, equal_nan=True):
+        raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
+
+
+def read_images(folder: str | Path) -> Iterator[RecordedImage]:
+    """(prompt index, seed, step, pixels) of every scored estimate, each file checked before it is read.
+
+    Raises ValueError where the recording is unfinished, has no images, or a file is missing or damaged.
+    """
+    folder = Path(folder)
+    _require_finished(folder)
+    header, _, shards = _check_scores(folder / SCORES, *_read_tensors(folder / SCORES))
+    if not header.images:
+        raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
+    for shard in shards:
+        yield from read_shard(folder / IMAGES / shard.name, shard)
+
+
+def progress(folder: str | Path) -> tuple[int, int]:
+    """(units of work that are there, units in all) of a recording's folder; nothing is changed."""
+    folder = Path(folder)
+    header = _read_header(folder)
+    units = header.units()
+    if (folder / SCORES).exists():
+        return len(units), len(units)
+    records = split((folder / JOURNAL).read_bytes())[0] if (folder / JOURNAL).exists() else []
+    return len({done.unit for done in _unpack(records, header, units, folder)}), len(units)
+
+
+def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
+    """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
+    check_free(folder, overwrite=True)
+    if (folder / RECORDING).exists():
+        there = {"extras": [], **_read_header(folder).to_json()}
+        found = differences({key: there.get(key) for key in asked}, dict(asked))
+        if found:
+            raise ValueError(
+                f"{folder} holds a recording with other settings: {'; '.join(found[:4])}; "
+                "ask for the same ones to go on with it, or choose another folder"
+            )
+    elif folder.is_dir():
+        known = (folder / LOCK, part_of(folder / RECORDING))
+        others = sorted(p.name for p in folder.iterdir() if p not in known)
+        if others:
+            names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise ValueError(f"{folder} holds other files ({names}); choose another folder")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One record of the journal: a unit's scores (prompts, seeds, K+1, R), and its images' shard."""
+
+    unit: int
+    scores: FloatArray
+    shard: Shard | None
+
+
+class OpenRecording:
+    """A folder that a recording is written to, begun or gone on with; open for one process at a time.
+
+    Raises ValueError where the folder holds other files, a recording with other settings, or is in use.
+    """
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        asked = {"extras": [], **header.to_json()}
+        check_folder(folder, asked)
+        self.folder, self.header, self._units = folder, header, header.units()
+        with ExitStack() as held:
+            if not (folder / SCORES).exists():
+                held.enter_context(locked(folder))
+                check_folder(folder, asked)  # again: another process may have begun here just before
+            self.finished = (folder / SCORES).exists()
+            if self.finished:
+                (folder / JOURNAL).unlink(missing_ok=True)  # left by a process that was killed just before this
+                self._held = ExitStack()
+                return
+            if header.images:
+                (folder / IMAGES).mkdir(exist_ok=True)
+            if not (folder / RECORDING).exists():
+                text = json.dumps(header.to_json(), indent=1, ensure_ascii=False)
+                write_whole(folder / RECORDING, lambda file: file.write(text.encode()))
+            self._journal = held.enter_context(Journal(folder / JOURNAL))
+            if not self._journal.records:
+                self._journal.append(json.dumps({"header": header.digest()}).encode())
+            done = _unpack(self._journal.records, header, self._units, folder)
+            self._done = {d.unit: d for d in done if d.shard is None or self._has(d.shard)}
+            self._held = held.pop_all()
+
+    def _has(self, shard: Shard) -> bool:
+        """Whether a recorded shard still lies there; else its unit is recorded again."""
+        path = self.folder / IMAGES / shard.name
+        return path.is_file() and path.stat().st_size == shard.size
+
+    def missing(self) -> list[Unit]:
+        """The units that are still to be recorded, in order."""
+        return [] if self.finished else [unit for unit in self._units if unit.index not in self._done]
+
+    def shard_path(self, unit: Unit) -> Path:
+        """Where a unit's images go."""
+        return self.folder / IMAGES / f"unit-{unit.index:05d}.tar"
+
+    def add(self, unit: Unit, scores: FloatArray) -> None:
+        """Keep a unit: its rows of `scores` (P, S, K+1, R), or those alone. Its shard must be in place by now."""
+        if scores.shape == self.header.shape:
+            scores = scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop]
+        done = _Done(unit.index, scores, Shard.of(self.shard_path(unit)) if self.header.images else None)
+        self._journal.append(_pack(done))
+        self._done[unit.index] = done
+
+    def finish(self) -> Recording:
+        """Write the scores and remove the journal. ValueError when units are missing."""
+        if self.finished:
+            return load_recording(self.folder)
+        if self.missing():
+            raise ValueError(f"{len(self.missing())} of {len(self._units)} units are missing in {self.folder}")
+        scores = np.full(self.header.shape, np.nan)
+        for unit in self._units:
+            block = self._done[unit.index].scores
+            scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop] = block
+        shards = [dataclasses.asdict(d.shard) for _, d in sorted(self._done.items()) if d.shard is not None]
+        # One key, since safetensors writes several in any order and the bytes should be the same every time.
+        about = {**self.header.to_json(), "shards": shards, "crc32": zlib.crc32(scores.tobytes())}
+        metadata = {"recording": json.dumps({**about, HEADER_CRC: checksum(about)})}
+        write_whole(self.folder / SCORES, lambda file: file.write(save({"scores": scores}, metadata)))
+        self._journal.close()
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        self.finished = True
+        return self.header.recording(scores)
+
+    def __enter__(self) -> OpenRecording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+
+def _pack(done: _Done) -> bytes:
+    """A line of JSON, then the scores' bytes, float64 little-endian."""
+    shard = None if done.shard is None else dataclasses.asdict(done.shard)
+    head = {"unit": done.unit, "shape": list(done.scores.shape), "shard": shard}
+    return json.dumps(head).encode() + b"\n" + np.ascontiguousarray(done.scores, "<f8").tobytes()
+
+
+def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Path) -> list[_Done]:
+    """The units of a journal's records. ValueError where the journal, though whole, is not of this recording.
+
+    The first record is the digest of the settings; journals that were begun before there was one lack it.
+    """
+    where = folder / JOURNAL
+    heads = [(files.parse_json(line, where), data) for line, _, data in (record.partition(b"\n") for record in records)]
+    if not all(isinstance(head, dict) for head, _ in heads):
+        raise ValueError(f"{where} is damaged: a record of it says not what it holds")
+    if heads and "header" in heads[0][0] and heads.pop(0)[0]["header"] != header.digest():
+        raise ValueError(
+            f"{folder / JOURNAL} was begun with other settings than {folder / RECORDING} holds: the two files are of "
+            f"different recordings. Put back the {RECORDING} that the journal was begun with, or remove {JOURNAL} to "
+            f"record everything again with the settings of this one"
+        )
+    found = []
+    for head, data in heads:
+        index, shape, shard = (head.get(name) for name in ("unit", "shape", "shard"))
+        unit = units[index] if isinstance(index, int) and 0 <= index < len(units) else None
+        wanted = [] if unit is None else [len(unit.prompts), len(unit.seeds), *header.shape[2:]]
+        if unit is None or shape != wanted or len(data) != 8 * math.prod(wanted):
+            raise ValueError(
+                f"{where} does not belong to {RECORDING} beside it: unit {str(index)[:20]} of shape {str(shape)[:60]}"
+            )
+        scores = np.frombuffer(data, "<f8").reshape(wanted).astype(float)
+        found.append(_Done(unit.index, scores, None if shard is None else Shard.read(shard, where)))
+    return found
+
+
+def _read_header(folder: Path) -> Header:
+    where = folder / RECORDING
+    try:
+        text = files.read_bytes(where, files.JSON_BYTES).decode()
+    except ValueError:
+        raise ValueError(f"{folder} is no recording: it has no readable {RECORDING}") from None
+    return Header.read(text, where)[0]
+
+
+def _require_finished(folder: Path) -> None:
+    if not (folder / SCORES).exists():
+        there, units = progress(folder)
+        raise ValueError(
+            f"the recording in {folder} is unfinished: {there} of {units} units of work are there "
+            f"({there / units:.0%}); run the same command again to go on with it"
+        )
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata."""
+    return files.read_tensors(path, "recording")
+
+
+def _check_scores(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> tuple[Header, FloatArray, list[Shard]]:
+    """Header, scores and shards of a scores.safetensors, each held to its checksum."""
+    header, extra = Header.read(metadata.get("recording", ""), path)
+    unknown = set(extra) - {"format", "shards", "crc32", HEADER_CRC}
+    if unknown:
+        raise ValueError(f"{path} is damaged: its header has keys that no ttsnap writes: {sorted(unknown)}")
+    scores = tensors.get("scores")
+    if scores is None or scores.shape != header.shape or scores.dtype != np.float64:
+        raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, float64")
+    if zlib.crc32(scores.tobytes()) != extra.get("crc32"):
+        raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
+    shards = extra.get("shards", [])
+    if not isinstance(shards, list):
+        raise ValueError(f"{path} is damaged: its shards are no list")
+    return header, scores, [Shard.read(shard, path) for shard in shards]
+
+
+def _published(path: Path, tensors: Mapping[str, Any], which: str, price: Price) -> Recording:
+    """The layout of published reward tensors: see load_recording."""
+    if which not in ("base", "noise_aware"):
+        raise ValueError(f"scores must be base or noise_aware, got {which!r}")
+    base, aware = tensors.get("base"), tensors.get("noise_aware")
+    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape or not base.size:
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {found}")
+    base, aware = base.astype(float), aware.astype(float)
+    estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
+    prompts, _, steps = base.shape
+    final = base[..., -1:]
+    return Recording(
+        prompts=tuple(f"prompt {i}" for i in range(prompts)),
+        scores=np.concatenate([estimates[..., :-1], final, final], -1)[..., None],
+        grid=Grid(tuple(np.linspace(1, 0, steps + 1).tolist())),
+        reward_names=(path.stem,),
+        price=price,
+        info={"source": path.name, "scores": which},
+    )

@@ -1,0 +1,228 @@
+"""What a recording is: its settings, the units of work it falls into, and every check of them, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.grid import Grid
+from ttsnap.core.price import Guided, Price, Rates
+from ttsnap.files import reading as files
+from ttsnap.files.typed import typed
+from ttsnap.recordings.replay import Recording
+
+FORMAT = 1
+MOST_UNITS, MOST_SCORES = 10**7, 10**10
+HEADER_CRC = "header_crc32"
+"""Key of scores.safetensors' header for the checksum of its other keys; files that are older than it lack it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows `prompts` x `seeds` of a recording's scores (both counted from 0): what one search call records."""
+
+    index: int
+    prompts: range
+    seeds: range
+
+
+@dataclass(frozen=True)
+class Header:
+    """The settings of a recording: what recording.json holds, and what must be the same to go on with it.
+
+    Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
+    grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
+    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", "features:BLOCK"), `evals`
+    the grid's where a step takes more than one evaluation, `info` what else is known (model, call, versions),
+    JSON-ready.
+
+    Raises ValueError for settings that do not fit together.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: int
+    first_seed: int
+    levels: tuple[float, ...]
+    steps: tuple[int, ...]
+    rewards: tuple[str, ...]
+    block: tuple[int, int]
+    images: bool
+    price: Price
+    info: Mapping[str, Any]
+    extras: tuple[str, ...] = ()
+    evals: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        last = Grid(self.levels, self.evals).steps
+        if not self.prompts or not self.rewards:
+            raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
+        if self.seeds < 1 or not 0 <= self.first_seed <= 2**64 - self.seeds:
+            raise ValueError(f"seeds must be at least 1, from 0 on, got {self.seeds} from {self.first_seed} on")
+        rising = all(a < b for a, b in zip((-1, *self.steps), self.steps, strict=False))
+        if not self.steps or not rising or self.steps[-1] != last:
+            raise ValueError(f"steps must rise within 0..{last} and end with {last}, got {self.steps}")
+        if len(self.block) != 2 or min(self.block) < 1:
+            raise ValueError(f"block must be two numbers from 1 on (prompts, seeds), got {self.block}")
+        units = math.prod(-(-n // of) for n, of in zip(self.shape, self.block, strict=False))
+        if units > MOST_UNITS or math.prod(self.shape) > MOST_SCORES:
+            raise ValueError(
+                f"a recording may hold {MOST_SCORES:,} scores in {MOST_UNITS:,} units of work, got "
+                f"{math.prod(self.shape):,} in {units:,}"
+            )
+        guided = self.price.guided
+        if guided is not None and len(guided.steps) != last:
+            raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(P, S, K+1, R)"""
+        return len(self.prompts), self.seeds, len(self.levels), len(self.rewards)
+
+    def units(self) -> list[Unit]:
+        """The units of work, block by block: all seeds of the first prompts, then the next prompts."""
+        p, s = len(self.prompts), self.seeds
+        blocks = [
+            (range(i, min(p, i + self.block[0])), range(j, min(s, j + self.block[1])))
+            for i in range(0, p, self.block[0])
+            for j in range(0, s, self.block[1])
+        ]
+        return [Unit(index, prompts, seeds) for index, (prompts, seeds) in enumerate(blocks)]
+
+    def recording(self, scores: FloatArray) -> Recording:
+        """With these scores (P, S, K+1, R)."""
+        scored = tuple(k in set(self.steps) for k in range(len(self.levels)))
+        grid = Grid(self.levels, self.evals)
+        return Recording(self.prompts, scores, grid, self.rewards, self.first_seed, scored, self.price, self.info)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
+        try:
+            found = dict(json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)})))
+        except TypeError as error:
+            raise ValueError(f"info must hold plain JSON values: {error}") from None
+        if not self.extras:  # as recordings were written before there were any
+            del found["extras"]
+        if self.evals is None:
+            del found["evals"]
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of the settings, in hexadecimal: the same for equal settings, however their JSON is written."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Any]]:
+        """A header, and the keys beside it, from JSON.
+
+        ValueError that names `where` for what is no header, a damaged one, or one of another format.
+        """
+        data = files.parse_json(text, where)
+        if not isinstance(data, dict) or "format" not in data:
+            raise ValueError(f"{where} does not describe a recording of ttsnap")
+        if data["format"] != FORMAT:
+            there = str(data["format"])[:40]
+            raise ValueError(f"{where} has format {there}, this ttsnap reads {FORMAT}; update ttsnap")
+        if HEADER_CRC in data and data[HEADER_CRC] != checksum({k: v for k, v in data.items() if k != HEADER_CRC}):
+            raise ValueError(f"{where} is damaged: its header does not have the checksum with which it was written")
+        names = [f.name for f in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in data and name not in ("extras", "evals")]
+        if missing:
+            raise ValueError(f"{where} is damaged: it lacks {missing}")
+        return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
+
+    @classmethod
+    def _from(cls, data: dict[str, Any], where: Path) -> Header:
+        try:
+            return cls(
+                prompts=tuple(str(p) for p in data["prompts"]),
+                seeds=int(data["seeds"]),
+                first_seed=int(data["first_seed"]),
+                levels=tuple(float(v) for v in data["levels"]),
+                steps=tuple(int(k) for k in data["steps"]),
+                rewards=tuple(str(r) for r in data["rewards"]),
+                block=(int(data["block"][0]), int(data["block"][1])),
+                images=bool(data["images"]),
+                price=_price(data["price"]),
+                info=dict(data["info"]),
+                extras=tuple(str(e) for e in data.get("extras", ())),
+                evals=None if data.get("evals") is None else tuple(int(n) for n in data["evals"]),
+            )
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+            raise ValueError(f"{where} is damaged: {error}") from None
+
+    @classmethod
+    def of(cls, recording: Recording) -> Header:
+        """Of a recording in memory, as one unit without images."""
+        r = recording
+        return cls(
+            prompts=r.prompts,
+            seeds=r.seeds,
+            first_seed=r.first_seed,
+            levels=tuple(float(v) for v in r.grid.levels),
+            evals=r.grid.evals,
+            steps=tuple(np.flatnonzero(r.scored).tolist()),
+            rewards=r.reward_names,
+            block=(len(r.prompts), r.seeds),
+            images=False,
+            price=r.price,
+            info=r.info,
+        )
+
+
+def checksum(about: Mapping[str, Any]) -> int:
+    """CRC-32 of JSON values, however they are written."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _price(data: dict[str, Any]) -> Price:
+    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and know of no guidance."""
+    seconds, guided = data["seconds"], data.get("guided")
+    estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
+    if estimates not in ("decode", "preview", "nothing"):
+        raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
+    return Price(
+        _rates(data["flops"]),
+        None if seconds is None else _rates(seconds),
+        int(data["passes_per_nfe"]),
+        str(estimates),
+        None if guided is None else Guided(tuple(bool(at) for at in guided["steps"]), bool(guided["through"])),
+        int(data.get("depth", 0)),
+        int(data.get("asked", 1)),
+    )
+
+
+def _rates(data: Mapping[str, Any]) -> Rates:
+    return Rates(**{name: typed(f"the price of {name}", value, float) for name, value in data.items()})
+
+
+def differences(there: Any, asked: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, each named by its key ("info.call.guidance_scale is 4.0, not 5.0")."""
+    if there == asked:
+        return []
+    if isinstance(there, dict) and isinstance(asked, dict):
+        found = []
+        for key in {**there, **asked}:
+            path = f"{name}.{key}" if name else str(key)
+            found += differences(there.get(key), asked.get(key), path)
+        return found
+    if isinstance(there, list) and isinstance(asked, list):
+        if len(there) != len(asked):
+            return [f"{name} has {len(there)} entries, not {len(asked)}"]
+        at = next(i for i, (a, b) in enumerate(zip(there, asked, strict=True)) if a != b)
+        return differences(there[at], asked[at], f"{name}[{at}]")
+    return [f"{name} is {_short(there)}, not {_short(asked)}"]
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,167 @@
+"""Record every seed of every prompt to the end, unit by unit, into a folder that survives interruption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.grid import Task
+from ttsnap.core.metrics import rank_correlation
+from ttsnap.core.protocols import Engine
+from ttsnap.core.results import Event
+from ttsnap.files.writing import write_whole
+from ttsnap.loop.search import search
+from ttsnap.recordings.folder import OpenRecording
+from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.shards import ShardWriter
+from ttsnap.rewards.registry import RewardError
+from ttsnap.version import __version__
+
+
+def record(
+    engine: Engine,
+    prompts: Sequence[str],
+    seeds: int,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] | None = None,
+    images: bool = False,
+    extras: Sequence[str] = (),
+    block: tuple[int, int] | None = None,
+    info: Mapping[str, Any] | None = None,
+    progress_bar: bool = False,
+) -> Recording:
+    """Denoise the seeds `seed`..`seed + seeds - 1` of every prompt with KeepAll on `engine`, and score on the way.
+
+    steps: which to score (all by default; the finished image always). images: keep the decoded estimates, too, and
+    beside them `extras`: "latents" and "features:BLOCK", as the engine was told to (LiveEngine's keep).
+    block: (prompts, seeds) of one unit of work, that is, of one search call; by default about four full batches.
+    info: what else to note, JSON-ready (model, call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
+
+    Called again with the same arguments after an interruption (any exception, Ctrl-C, a kill) it goes on after the
+    last finished unit. Units run in the batches that they would have had, so the result is the same to the last bit
+    where the engine is deterministic for equal batches.
+
+    Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
+    reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
+    """
+    grid, names = engine.grid, engine.reward_names
+    for reward in getattr(engine, "rewards", ()):
+        if hasattr(reward, "check"):
+            reward.check(prompts)
+    scored = KeepAll(max(1, seeds), None if steps is None else tuple(steps)).init(Task(grid))
+    header = Header(
+        prompts=tuple(prompts),
+        seeds=seeds,
+        first_seed=seed,
+        levels=tuple(float(level) for level in grid.levels),
+        evals=grid.evals,
+        steps=scored,
+        rewards=names,
+        block=block or _block(len(prompts), seeds, engine.capacity),
+        images=images,
+        extras=tuple(extras),
+        price=replace(engine.price, seconds=None),
+        info={**_versions(), **_batches(engine), **(info or {})},
+    )
+    if extras and not images:
+        raise ValueError(f"{list(extras)} are kept beside images only; record with images, too")
+    if not _kinds(extras) <= set(getattr(engine, "keep", ())):
+        raise ValueError(f"the engine does not keep {list(extras)}; make it with keep={sorted(_kinds(extras))}")
+    with OpenRecording(Path(folder), header) as there:
+        missing = there.missing()
+        total = len(prompts) * seeds * grid.nfe
+        quiet = not (progress_bar and missing)
+        left = sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * grid.nfe
+        with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
+            for unit in missing:
+                run = partial(_run, engine, header, unit, bar)
+                there.add(unit, write_whole(there.shard_path(unit), run) if images else run())
+        return there.finish()
+
+
+def step_correlations(recording: Recording) -> FloatArray:
+    """(K+1, R) Spearman correlation of each reward's scores at a step with its final ones, mean over prompts.
+
+    Over the prompts where both vary and no score failed; nan where there is none, and at steps not scored.
+    """
+    found = np.full((recording.grid.steps + 1, len(recording.reward_names)), np.nan)
+    for step in np.flatnonzero(recording.scored):
+        for r in range(found.shape[1]):
+            early, final = recording.scores[:, :, step, r], recording.final[..., r]
+            varied = (np.ptp(early, axis=1) > 0) & (np.ptp(final, axis=1) > 0)  # a nan makes it False
+            if varied.any():
+                found[step, r] = rank_correlation(early[varied], final[varied])
+    return found
+
+
+def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | None = None) -> FloatArray:
+    """One unit's scores (prompts, seeds, K+1, R); its images go to `file`, where there is one."""
+    first = header.first_seed + unit.seeds.start
+    shard = ShardWriter(file) if file is not None else None
+    singular = {"latent" if kind == "latents" else kind for kind in _kinds(header.extras)}
+
+    def listen(event: Event) -> None:
+        if event.kind == "tick":
+            bar.update(event.nfe)
+        elif event.kind == "score" and shard is not None:
+            kept = {name: value for name, value in event.kept.items() if name in singular}
+            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
+
+    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
+    try:
+        results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)
+    except RewardError as error:
+        raise ValueError(str(error)) from error
+    if shard is not None:
+        shard.close()
+    scores = np.stack([result.particles.scores for result in results])
+    for name, final in zip(header.rewards, np.moveaxis(scores[:, :, -1], -1, 0), strict=True):
+        if np.isnan(final).all():
+            why = next((w for result in results for w in result.warnings), "it returned nan")
+            raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
+    return scores
+
+
+def _kinds(extras: Sequence[str]) -> set[str]:
+    """latents, features."""
+    return {extra.partition(":")[0] for extra in extras}
+
+
+def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:
+    """Prompts and seeds of a unit: seeds in equal parts, and enough prompts for about four full batches.
+
+    Small enough that little is lost by an interruption, large enough that the batches stay full.
+    """
+    rows = 2 * capacity
+    parts = math.ceil(max(1, seeds) / rows)
+    size = math.ceil(max(1, seeds) / parts)
+    return min(max(1, prompts), math.ceil(rows / size)), size
+
+
+def _batches(engine: Engine) -> dict[str, Any]:
+    """Batch sizes change floating point in the last digits, so they are part of what must stay the same."""
+    names = ("batch_size", "decode_batch_size")
+    return {name: getattr(engine, name) for name in names if hasattr(engine, name)}
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, str | None] = {"ttsnap": __version__}
+    for name in ("torch", "diffusers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {"versions": found}

@@ -1,0 +1,110 @@
+"""Images of one unit of a recording as one tar of PNGs, named as webdataset names them.
+
+Beside an image may lie its latent and the denoiser's hidden features, as float16 .npy of the same name.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ttsnap.files import reading as files
+from ttsnap.files.writing import sha256
+from ttsnap.results.outputs import to_uint8
+
+_NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
+_SHARD = re.compile(r"unit-[0-9]{5,9}\.tar")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar as it was when written: its file's name, size in bytes and SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Shard:
+        return cls(path.name, path.stat().st_size, sha256(path))
+
+    @classmethod
+    def read(cls, data: Any, where: object) -> Shard:
+        """Of JSON that anyone may have written. ValueError unless it names a tar by the names that recordings have."""
+        if not isinstance(data, dict) or set(data) != {"name", "size", "sha256"}:
+            raise ValueError(f"{where} is damaged: a shard is a name, a size and a sha256, got {str(data)[:60]}")
+        name, size, digest = (data[key] for key in ("name", "size", "sha256"))
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise ValueError(f"{where} names {str(name)[:60]!r}, which is no file of a recording (unit-00000.tar, ...)")
+        if not isinstance(size, int) or not isinstance(digest, str):
+            raise ValueError(f"{where} is damaged: the size or sha256 of {name} is no number or text")
+        return cls(name, size, digest)
+
+
+class RecordedImage(NamedTuple):
+    """The decoded x0 estimate of `seed` for prompt number `prompt` at `step`: pixels (H, W, 3) uint8."""
+
+    prompt: int
+    seed: int
+    step: int
+    pixels: NDArray[np.uint8]
+
+
+class ShardWriter:
+    """Adds images to an open file as they come. The bytes depend on the images alone: no times, no owners."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+
+    def add(self, prompt: int, seed: int, step: int, image: Any, kept: Mapping[str, Any] | None = None) -> None:
+        """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent" and "features", each (C, h, w)."""
+        name, file = f"{prompt:05d}-{seed}-{step:03d}", io.BytesIO()
+        Image.fromarray(to_uint8(image)).save(file, format="PNG")
+        self._write(f"{name}.png", file)
+        for kind, value in (kept or {}).items():
+            file = io.BytesIO()
+            on_cpu = value.float().cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
+            np.save(file, on_cpu.astype(np.float16), allow_pickle=False)
+            self._write(f"{name}.{kind}.npy", file)
+
+    def _write(self, name: str, file: io.BytesIO) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size = file.tell()
+        file.seek(0)
+        self._tar.addfile(entry, file)
+
+    def close(self) -> None:
+        """Write the tar's end; the file stays open."""
+        self._tar.close()
+
+
+def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
+    """Its images in the order of writing. ValueError where the file is missing or not what was written."""
+    if not path.is_file():
+        raise ValueError(f"the images {path} are missing; record again, or restore the file")
+    if path.stat().st_size != shard.size or sha256(path) != shard.sha256:
+        raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
+    for entry, data in _entries(path):
+        match = _NAME.fullmatch(entry)
+        if match is None:
+            raise ValueError(f"{path} holds {entry!r}, which is no name of a recorded image")
+        if match[4] == "png":
+            prompt, seed, step = (int(part) for part in match.groups()[:3])
+            yield RecordedImage(prompt, seed, step, files.picture_pixels(data, f"{entry} in {path}"))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of what a tar holds; links, devices and such have no content."""
+    with files.foreign(f"the images {path} are damaged"), tarfile.open(path, mode="r:") as tar:
+        for entry in tar:
+            file = tar.extractfile(entry) if entry.isreg() else None
+            yield entry.name, b"" if file is None else file.read(files.PICTURE_BYTES)

@@ -1,0 +1,127 @@
+"""Where results go: found free, made and tried before anything is computed, elsewhere where writing fails later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ttsnap.files.lock import LOCK, locked
+
+T = TypeVar("T")
+PROBE = bytes(2**16)
+"""Written and removed again where results are to go: a full disk lets files be made, but not filled."""
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """ValueError where `out` is no folder, holds files already (unless `overwrite`), or cannot be written to."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+    if out.is_dir() and not overwrite and any(path.name != LOCK for path in out.iterdir()):
+        raise ValueError(f"{out} holds files already; choose another --out, or pass --overwrite to replace them")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"cannot write to {out}: {there} is not a folder that you may write to")
+
+
+@contextlib.contextmanager
+def reserved(out: Path | None, prompt: str, overwrite: bool) -> Iterator[Path]:
+    """A folder to write to: `out`, or the next free outputs/NNNN-prompt. It is made, and no other process gets it.
+
+    Where nothing was written to it by the end, it is removed again, with the folders that were made around it.
+    ValueError, before anything is computed, where it holds files already (unless `overwrite`), another process has it,
+    or nothing can be written to it.
+    """
+    if out is not None:
+        check_free(out, overwrite)
+    with contextlib.ExitStack() as held:
+        made: list[Path] = []
+        held.callback(_remove_empty, made)
+        try:
+            folder = _numbered(prompt, made) if out is None else _make(out, made)
+            held.enter_context(locked(folder))
+            _probe(folder)
+        except OSError as error:
+            where = "outputs" if out is None else out
+            raise ValueError(f"cannot write to {where}: {error.strerror or error}; choose another --out") from error
+        check_free(folder, overwrite)  # again: another process may have been there before the lock was taken
+        yield folder
+
+
+def new_file(path: str | Path, overwrite: bool) -> Path:
+    """A path to write a file to, where one can be written. ValueError where it exists, or its folder does not."""
+    out = Path(path)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give a file")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
+    if not out.parent.is_dir():
+        raise ValueError(f"no folder {out.parent} to write {out.name} to")
+    try:
+        _probe(out.parent)
+    except OSError as error:
+        raise ValueError(f"cannot write to {out.parent}: {error.strerror or error}; choose another --out") from error
+    return out
+
+
+def keep(out: Path, write: Callable[[Path], T]) -> tuple[Path, T, OSError | None]:
+    """write(out), or write(a new temporary folder) where that fails: which folder, what it returned, what failed.
+
+    What took long to compute must not be lost to a full disk, or to a folder that has vanished. OSError that names both
+    where the temporary folder cannot be written to, either.
+    """
+    try:
+        return out, write(out), None
+    except OSError as error:
+        first = error
+    spare = Path(tempfile.gettempdir())
+    try:
+        spare = Path(tempfile.mkdtemp(prefix="ttsnap-"))
+        return spare, write(spare), first
+    except OSError as error:
+        what, then = first.strerror or first, error.strerror or error
+        raise OSError(f"cannot write to {out} ({what}), nor to {spare} ({then})") from error
+
+
+def slug(text: str, most: int = 40) -> str:
+    """A short piece of a prompt that is safe as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "prompt"
+
+
+def _numbered(prompt: str, made: list[Path]) -> Path:
+    """The next free outputs/NNNN-prompt, made: whoever makes a folder has it, whatever others found free meanwhile."""
+    while True:
+        root = _make(Path("outputs"), made)
+        taken = [int(match.group(1)) for path in root.iterdir() if (match := re.match(r"(\d+)-", path.name))]
+        folder = root / f"{max(taken, default=0) + 1:04d}-{slug(prompt)}"
+        try:
+            folder.mkdir(exist_ok=False)
+        except FileExistsError:
+            continue
+        made.append(folder)
+        return folder
+
+
+def _make(folder: Path, made: list[Path]) -> Path:
+    """Make a folder and those that it lies in, where they are missing; `made` gets the new ones, outermost first."""
+    made += reversed([path for path in (folder, *folder.parents) if not path.exists()])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _remove_empty(made: list[Path]) -> None:
+    for folder in reversed(made):
+        with contextlib.suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()
+
+
+def _probe(folder: Path) -> None:
+    """OSError where a file cannot be written to this folder."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(PROBE)
+        file.flush()
+        os.fsync(file.fileno())

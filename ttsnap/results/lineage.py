@@ -1,0 +1,117 @@
+"""The tree of what a search looked at: which look came from which, and where each is drawn.
+
+A look is a candidate at a step where it was scored. It came from the look before it: the candidate's own, or that of
+the candidate which it branched off. What several candidates share is one look, so that it is drawn once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from ttsnap.core.results import Result
+
+
+class Look(NamedTuple):
+    """A candidate (uid) scored at a step; at step -1 the seed itself, of which there is no picture."""
+
+    uid: int
+    step: int
+
+
+Origins = dict[Look, Look | None]
+"""Every look with the one that it came from; None for seeds."""
+
+
+def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
+    """Where each of these looks (uid, step) of a search came from, in the order in which they were made.
+
+    What came from a look at the same step or a later one hangs on its seed: a candidate that was taken back to noisier
+    steps, or that started from noise near another's.
+    """
+    found: Origins = {}
+    last: dict[int, Look] = {}
+    seed: dict[int, Look] = {}
+    for move in result.trace:
+        rows = list(zip(move["uids"], move["parents"], move["stop"], strict=True))
+        for uid, parent, _ in rows:
+            seed.setdefault(uid, seed.get(parent, Look(uid, -1)))
+        # All rows of a move start from where their parents were before it.
+        before = [last.get(uid, last.get(parent, seed[uid])) for uid, parent, _ in rows]
+        for (uid, _, stop), source in zip(rows, before, strict=True):
+            look = Look(uid, stop)
+            last[uid] = look if look in looks else source
+            if look in looks and look not in found:
+                found.setdefault(seed[uid], None)
+                found[look] = source if source.step < stop else seed[uid]
+    return found
+
+
+def chain(look: Look | None, origin: Origins) -> list[Look]:
+    """A look and those that it came from, itself first."""
+    found = []
+    while look is not None:
+        found.append(look)
+        look = origin[look]
+    return found
+
+
+def choose(ends: list[Look], origin: Origins, most: int) -> Origins:
+    """As many of these looks, the most wanted first, as fit into `most` columns, with all that they came from."""
+    shown: Origins = {}
+    refused: Counter[int] = Counter()
+    for end in ends:
+        if end in shown or refused[end.step] > most:  # where so many found no room, others will not
+            continue
+        wider = {*shown, *chain(end, origin)}
+        tried = {look: source for look, source in origin.items() if look in wider}
+        if shown and max(place(tried, ends).values()) >= most:
+            refused[end.step] += 1
+        else:
+            shown = tried
+    return shown
+
+
+def place(origin: Origins, ends: list[Look]) -> dict[Look, int]:
+    """A column for each look: below the one that it came from where there is room, else to the right of it.
+
+    The families of seeds stand side by side, in the order of their first look among `ends`; a look's most wanted
+    continuation goes straight down.
+    """
+    rank = {look: len(ends) for look in origin}
+    for position, end in enumerate(ends):
+        for look in chain(end, origin) if end in origin else []:
+            rank[look] = min(rank[look], position)
+    below: dict[Look | None, list[Look]] = {}
+    for look in sorted(origin, key=lambda look: rank[look]):
+        below.setdefault(origin[look], []).append(look)
+    steps = sorted({look.step for look in origin})
+    line = {step: i for i, step in enumerate(steps)}
+    columns: dict[Look, int] = {}
+    taken: set[tuple[int, int]] = set()
+    free = 0
+    for root in below.get(None, []):
+        stack = [(root, free)]
+        while stack:
+            look, column = stack.pop()
+            top = line[look.step] if (source := origin[look]) is None else line[source.step] + 1
+            rows = range(top, line[look.step] + 1)
+            while any((row, column) in taken for row in rows):
+                column += 1
+            columns[look] = column
+            taken |= {(row, column) for row in rows}
+            stack += [(child, column) for child in below.get(look, [])[::-1]]
+        free = max(columns.values()) + 1
+    return columns
+
+
+def hidden_below(origin: Origins, shown: Collection[Look]) -> Mapping[Look, int]:
+    """How many continuations of each shown look are not shown, with all that came of them, in candidates."""
+    found: dict[Look, set[int]] = {}
+    for look in origin:
+        if look not in shown:
+            nearest = next((source for source in chain(look, origin) if source in shown), None)
+            if nearest is not None and (nearest.uid != look.uid or nearest.step < 0):
+                found.setdefault(nearest, set()).add(look.uid)
+    return Counter({look: len(uids) for look, uids in found.items()})

@@ -1,0 +1,38 @@
+"""How results look in a notebook: a line of text, the images, the contact sheet."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any
+
+from PIL import Image
+
+from ttsnap.core.results import Result
+from ttsnap.results.outputs import to_uint8
+from ttsnap.results.sheet import contact_sheet
+
+HIGH = 192
+"""Pixels of an image's height on the page."""
+
+
+def page_of(result: Result) -> str:
+    """A result as HTML, its pictures in it."""
+    images = [_element(Image.fromarray(to_uint8(c.image)), f"height:{HIGH}px", f"seed {c.seed}") for c in result.images]
+    sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
+    parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]
+    if sheet is not None:
+        parts.append(_element(sheet, "max-width:100%", "contact sheet"))
+    return "".join(parts)
+
+
+def _element(picture: Image.Image, style: str, text: str) -> str:
+    buffer = io.BytesIO()
+    # Small pictures are of few colours and sharp edges; photographs would make large PNGs.
+    kind: dict[str, Any] = {"format": "PNG"} if max(picture.size) < HIGH else {"format": "JPEG", "quality": 90}
+    picture.save(buffer, **kind)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    style += ";image-rendering:pixelated" if max(picture.size) < HIGH else ""
+    kind_name = str(kind["format"]).lower()
+    return f'<img src="data:image/{kind_name};base64,{data}" alt="{html.escape(text)}" style="{style}">'

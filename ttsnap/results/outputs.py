@@ -1,0 +1,239 @@
+"""What a search leaves on disk: images that know how they were made, a contact sheet, a trace.
+
+PNG metadata comes twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read
+by `ttsnap replay`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from ttsnap.core.results import Event, Result
+from ttsnap.files import reading as files
+from ttsnap.results.folders import slug
+from ttsnap.results.payload import checked
+from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
+
+SMALL, TIMES = 128, 8
+"""Of images of fewer pixels a side the best gets a copy so many times as large."""
+ENLARGED = f"best-{TIMES}x.png"
+
+
+@dataclass
+class Recorder:
+    """Listens to a search and keeps a thumbnail of every scored estimate. `rewards` combine as in the search."""
+
+    thumbnails: dict[int, dict[tuple[int, int], Image.Image]] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "score" and event.image is not None:
+            self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = _thumbnail(event.image)
+
+    def sheet(self, result: Result, job: int = 0) -> Image.Image:
+        """The contact sheet of a search that this listened to, of its prompt number `job`."""
+        return contact_sheet(result, self.thumbnails.get(job, {}))
+
+
+def to_uint8(image: Any) -> np.ndarray[Any, Any]:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded."""
+    on_cpu = image.cpu() if hasattr(image, "cpu") else image
+    array = np.asarray(on_cpu, dtype=np.float64).transpose(1, 2, 0)
+    rounded: np.ndarray[Any, Any] = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    return rounded
+
+
+def _thumbnail(image: Any) -> Image.Image:
+    # Of large images not every pixel has to leave the device.
+    stride = max(1, min(image.shape[-2:]) // (2 * CELL))
+    picture = Image.fromarray(to_uint8(image[:, ::stride, ::stride]))
+    small = max(picture.size) < CELL
+    scale = CELL / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+
+
+def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """The payload in the form that A1111, Forge, SD.Next and others read back."""
+    call, search = payload["call"], payload["search"]
+    lines = [payload["prompt"].replace("\n", " ")]
+    if call.get("negative_prompt"):
+        lines.append(f"Negative prompt: {call['negative_prompt']}")
+    fields = {
+        "Steps": call.get("num_inference_steps"),
+        "Sampler": payload["sampler"],
+        "CFG scale": call.get("guidance_scale"),
+        "Seed": payload["seed"],
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": payload["model"],
+        "ttsnap LoRA": payload.get("lora"),
+        "ttsnap algorithm": search["algorithm"],
+        "ttsnap budget": search["budget"],
+        "ttsnap reward": None if search["reward"] is None else f"{search['reward']:.6g}",
+        "Version": f"ttsnap {payload['ttsnap']}",
+    }
+    quoted = {k: f'"{v}"' if re.search(r"[,:]", str(v)) else v for k, v in fields.items() if v is not None}
+    lines.append(", ".join(f"{k}: {v}" for k, v in quoted.items()))
+    return "\n".join(lines)
+
+
+def payload_of(result: Result, rank: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results."""
+    candidate = result.images[rank]
+    payload: dict[str, Any] = plain(
+        {
+            **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
+            **{k: settings[k] for k in ("lora", "path", "times", "noises", "guide") if settings.get(k) is not None},
+            "prompt": result.prompt,
+            "seed": candidate.seed,
+            "branched": bool(result.particles.parent[candidate.uid] >= 0),
+            "search": {
+                **{k: settings[k] for k in ("algorithm", "options", "budget")},
+                "rank": rank + 1,
+                "reward": candidate.reward,
+                "scores": candidate.scores,
+                "metrics": candidate.metrics,
+                "nfe": result.spent["nfe"],
+                "seeds": result.spent["seeds"],
+            },
+        }
+    )
+    return payload
+
+
+def label(picture: Image.Image, payload: Mapping[str, Any]) -> None:
+    """Put the infotext and the payload into a picture's `info`, under the keys that PNGs carry them by."""
+    picture.info |= {"parameters": infotext(payload, picture.size), "ttsnap": json.dumps(payload)}
+
+
+def png_info(picture: Image.Image) -> PngImagePlugin.PngInfo:
+    """What a search put into a picture's `info`, to be written with it: picture.save(path, pnginfo=png_info(picture)).
+
+    PIL leaves `info` out of what it writes. Without such entries, as after edits that made a new picture, it is empty.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key in ("parameters", "ttsnap"):
+        if key in picture.info:
+            info.add_itxt(key, picture.info[key])
+    return info
+
+
+def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
+    """Write a PNG with its metadata, whole or not at all."""
+    picture = Image.fromarray(to_uint8(image))
+    label(picture, payload)
+    _write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=png_info(picture)))
+
+
+def _save_sheet(path: Path, sheet: Image.Image) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(LOOKS, sheet.info[LOOKS])
+    _write(path, lambda temporary: sheet.save(temporary, format="PNG", pnginfo=info))
+
+
+def read_payload(path: Path) -> dict[str, Any]:
+    """The "ttsnap" metadata of a PNG that anyone may have written (payload.py). ValueError that says what is wrong."""
+    text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path).get("ttsnap")
+    if text is None:
+        raise ValueError(f"{path} carries no ttsnap metadata; only PNGs written by ttsnap can be replayed")
+    return checked(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
+
+
+def _write(path: Path, save: Any) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    _write(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def write_results(
+    out: Path, results: Sequence[Result], recorder: Recorder, settings: Mapping[str, Any]
+) -> list[list[Path]]:
+    """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
+
+    settings: model, sampler, kernel, call, algorithm, options, budget, reward, ttsnap (the version); where they are
+    other than the model's own, lora, path, times, noises and guide.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written, entries = [], []
+    for index, result in enumerate(results):
+        stem = _stem(results, index)
+        paths = []
+        for rank, candidate in enumerate(result.images):
+            paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
+            save_image(paths[-1], candidate.image, payload_of(result, rank, settings))
+        if result.images:
+            _save_sheet(sheet_path(out, results, index), recorder.sheet(result, index))
+        written.append(paths)
+        entries.append(
+            {
+                "prompt": result.prompt,
+                "spent": {k: v for k, v in result.spent.items() if k != "cost"},
+                "images": [
+                    {
+                        "file": p.name,
+                        "seed": c.seed,
+                        "uid": c.uid,
+                        "reward": c.reward,
+                        "scores": c.scores,
+                        "metrics": c.metrics,
+                    }
+                    for p, c in zip(paths, result.images, strict=True)
+                ],
+                "warnings": list(result.warnings),
+                "moves": list(result.trace),
+            }
+        )
+    trace = plain({"settings": dict(settings), "levels": list(results[0].levels), "results": entries})
+    write_json(out / "trace.json", trace)
+    return written
+
+
+def sheet_path(out: Path, results: Sequence[Result], index: int) -> Path:
+    """Where `write_results` puts the contact sheet of a result, where it has images."""
+    return out / f"{_stem(results, index)}sheet.png"
+
+
+def _stem(results: Sequence[Result], index: int) -> str:
+    return f"{index:03d}-{slug(results[index].prompt)}-" if len(results) > 1 else ""
+
+
+def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
+    """Where `write_enlarged` puts the copy of a result's best image."""
+    return out / f"{_stem(results, index)}{ENLARGED}"
+
+
+def write_enlarged(path: Path, image: Any) -> bool:
+    """Write a copy of a small image for the eye, TIMES as large, without metadata; False for other images."""
+    picture = Image.fromarray(to_uint8(image))
+    if max(picture.size) >= SMALL:
+        return False
+    large = picture.resize((picture.width * TIMES, picture.height * TIMES), Image.Resampling.NEAREST)
+    _write(path, lambda temporary: large.save(temporary, format="PNG"))
+    return True
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready: nan becomes null, paths and such become text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

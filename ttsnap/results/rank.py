@@ -1,0 +1,190 @@
+"""Rank images that are on disk already. They are only read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ttsnap.core.particles import Utility
+from ttsnap.core.protocols import Reward
+from ttsnap.files import reading as files
+from ttsnap.results.outputs import ENLARGED
+from ttsnap.rewards.scoring import score_in_parts
+
+SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
+MOST_WAITING = 2**27
+"""Bytes of the images that wait for others of their size; scoring them takes some ten times as many."""
+CELL, COLUMNS, MOST = 160, 8, 64
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One image: its scores by reward (nan where one failed), their utility (-inf without), and what went wrong."""
+
+    path: Path
+    prompt: str
+    scores: tuple[float, ...]
+    value: float
+    error: str = ""
+
+
+@runtime_checkable
+class ReadsAlpha(Protocol):
+    """A reward whose reference looks at images with an alpha channel in a way of its own."""
+
+    def without_alpha(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 4, H, W) float in [0, 1] -> (N, 3, h, w): images to call the reward with."""
+
+
+def find_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """The folder's images in the order of their names, without contact sheets and enlarged copies. ValueError where
+    there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    there = folder.rglob("*") if recursive else folder.iterdir()
+    found = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED)))
+    if not found:
+        raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
+    return found
+
+
+def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | None = None) -> list[str]:
+    """One prompt an image: the one given, the file's lines, or from the images' metadata. ValueError where it lacks."""
+    if prompt is not None and file is not None:
+        raise ValueError("give --prompt or --prompts-file, not both")
+    if prompt is not None:
+        return [prompt] * len(paths)
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read prompts file {file}: {error}") from None
+        if len(lines) != len(paths):
+            raise ValueError(
+                f"prompts file {file} holds {len(lines)} prompts for {len(paths)} images; one line an image"
+            )
+        return lines
+    prompts = [read_prompt(path) for path in paths]
+    lacking = [path for path, found in zip(paths, prompts, strict=True) if found is None]
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or --prompts-file"
+        )
+    return [found for found in prompts if found is not None]
+
+
+def read_prompt(path: Path) -> str | None:
+    """The prompt in an image's infotext, as ttsnap, A1111 and others write it; None without one."""
+    try:
+        text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get("parameters")
+    except ValueError:
+        return ""  # It cannot be scored either, and is reported then.
+    if text is None:
+        return None
+    lines = text.splitlines()
+    end = next((i for i, line in enumerate(lines) if line.startswith(("Negative prompt:", "Steps:"))), len(lines))
+    return "\n".join(lines[:end])
+
+
+def rank(
+    paths: Sequence[Path],
+    prompts: Sequence[str],
+    rewards: Sequence[Reward],
+    utility: Utility,
+    *,
+    batch_size: int = 16,
+    device: Any = "cpu",
+) -> list[Ranked]:
+    """Best first; images that cannot be read or scored come last, with the reason."""
+    if batch_size < 1:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
+    waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
+
+    def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
+        rows, pixels = [i for i, _ in batch], np.stack([pixels.transpose(2, 0, 1) for _, pixels in batch])
+        images = torch.from_numpy(pixels).to(device).float() / 255
+        for column, reward in enumerate(rewards):
+            some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
+            # A copy for each reward: what one of them writes into its images must not be what the next one sees.
+            seen = images[:, :3]
+            if images.shape[1] == 4 and isinstance(reward, ReadsAlpha):
+                seen = reward.without_alpha(images)
+            scores[rows, column], reason = score_in_parts(reward, seen.clone(), some, levels)
+            for i in rows:
+                if np.isnan(scores[i, column]) and not errors[i]:
+                    errors[i] = reason or f"{reward.name} returned nan or inf"
+        batch.clear()
+
+    for i, path in enumerate(paths):
+        try:
+            array = _pixels(path, alpha=True)
+        except ValueError as error:
+            errors[i] = f"cannot be read: {error}"
+            continue
+        batch = waiting.setdefault(array.shape, [])
+        batch.append((i, array))
+        if len(batch) == batch_size:
+            flush(batch)
+        if sum(len(batch) * math.prod(shape) for shape, batch in waiting.items()) > MOST_WAITING:
+            flush(max(waiting.values(), key=lambda batch: sum(pixels.size for _, pixels in batch)))
+    for batch in waiting.values():
+        if batch:
+            flush(batch)
+    good = ~np.isnan(scores).any(axis=1)
+    values = np.full(len(paths), -np.inf)
+    if good.any():
+        values[good] = utility(scores[good])
+    order = np.argsort(-values, kind="stable")
+    return [Ranked(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
+
+
+def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
+    data = files.read_bytes(path, files.PICTURE_BYTES, "image")
+    return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
+
+
+def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> tuple[Path, Path]:
+    """scores.csv and sheet.png in a folder; their paths. OSError where one is there already or cannot be written."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["rank", "file", *names, "utility", "prompt", "error"])
+    for place, r in enumerate(ranked, 1):
+        writer.writerow([place, r.path, *r.scores, r.value, r.prompt, r.error])
+    picture = io.BytesIO()
+    contact_sheet(ranked).save(picture, format="PNG")
+    files = {out / "scores.csv": text.getvalue().encode(), out / "sheet.png": picture.getvalue()}
+    out.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        with open(path, "xb") as file:  # Exclusive: nothing that is there is replaced.
+            file.write(content)
+            os.fsync(file.fileno())
+    table, sheet = files
+    return table, sheet
+
+
+def contact_sheet(ranked: Sequence[Ranked]) -> Image.Image:
+    """Thumbnails of the best, row by row, with their places, values and names."""
+    shown = [r for r in ranked if np.isfinite(r.value)][:MOST]
+    rows, font = max(1, -(-len(shown) // COLUMNS)), ImageFont.load_default(11)
+    sheet = Image.new("RGB", (COLUMNS * (CELL + 8) + 8, rows * (CELL + 38) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, r in enumerate(shown):
+        x, y = 8 + place % COLUMNS * (CELL + 8), 8 + place // COLUMNS * (CELL + 38)
+        small = Image.fromarray(_pixels(r.path))
+        small.thumbnail((CELL, CELL))
+        sheet.paste(small, (x, y))
+        draw.text((x, y + CELL + 2), f"{place + 1}. {r.value:.4g}", "black", font)
+        draw.text((x, y + CELL + 16), r.path.name[:26], "#666666", font)
+    return sheet

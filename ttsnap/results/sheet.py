@@ -1,0 +1,169 @@
+"""The contact sheet of a search: every look at a candidate, over the steps, with the lines of descent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ttsnap.core.particles import Particles
+from ttsnap.core.results import Result
+from ttsnap.results.lineage import Look, Origins, chain, choose, hidden_below, origins, place
+
+CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
+TEXT, GAP = 15, 10
+"""Pixels below a picture: for its score, and for the lines to the next row."""
+WIDEST, TALLEST = 1740, 1500
+INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
+
+
+LOOKS = "ttsnap looks"
+"""The text in a sheet's PNG that says which look is where, as JSON: the side of its pictures in pixels, and rows of
+candidate, step, x and y. The demo shows a finished search with it."""
+
+
+class Page(NamedTuple):
+    """Where things are: the side of a picture, the line of each step, and what is drawn where."""
+
+    cell: int
+    lines: dict[int, int]
+    columns: dict[Look, int]
+
+    def corner(self, look: Look) -> tuple[int, int]:
+        """The upper left corner of a look's picture; a seed stands above the first row."""
+        line = self.lines.get(look.step, -1)
+        return LEFT + self.columns[look] * (self.cell + MARGIN), HEAD + line * self.pitch
+
+    @property
+    def pitch(self) -> int:
+        """From row to row."""
+        return self.cell + TEXT + GAP
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the sheet."""
+        wide = LEFT + (max(self.columns.values(), default=0) + 1) * (self.cell + MARGIN) + MARGIN
+        return max(480, wide), HEAD + len(self.lines) * self.pitch + MARGIN
+
+
+def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
+    """What a search looked at: steps are rows, the winner's column is the first, and lines lead from each look to what
+    came of it. Dropped candidates are dimmed, the winner is framed, a score stands under each picture.
+
+    thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, those that got furthest
+    are shown, and "+3" tells that three more came of a look. The image's info holds what LOOKS describes.
+    """
+    origin = origins(result, thumbnails)
+    ends = _most_wanted(result, origin)
+    steps = sorted({step for _, step in thumbnails})
+    cell = max(LEAST_CELL, min(CELL, TALLEST // max(1, len(steps)) - TEXT - GAP))
+    shown = choose(ends, origin, (WIDEST - LEFT) // (cell + MARGIN))
+    page = Page(cell, {step: line for line, step in enumerate(steps)}, place(shown, ends))
+    won = Look(result.images[0].uid, len(result.levels) - 1) if result.images else None
+    golden = set(chain(won, origin)) if won in shown else set()
+    sheet = Image.new("RGB", page.size, "white")
+    draw = ImageDraw.Draw(sheet)
+    more = hidden_below(origin, shown)
+    words = f"{result.spent['seeds']} seeds, {result.spent['nfe']} denoiser evaluations"
+    if len(shown) < len(origin):
+        words += f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
+        words += ", +1 under one: another candidate came of it" if more else ""
+    _head(draw, result, page, words)
+    _threads(draw, page, shown, golden)
+    going = {source for source in origin.values() if source is not None}
+    ended = {look for look in origin if look not in going and look.step < len(result.levels) - 1}
+    finished = {root for look in origin if look.step == len(result.levels) - 1 for root in chain(look, origin)}
+    for look in shown:
+        ink = PALE if look in ended or (look.step < 0 and look not in finished) else INK
+        if look.step < 0:
+            _below(draw, page, look, f"seed {result.particles.seed[look.uid]}", ink, more[look])
+            continue
+        _picture(sheet, page, look, thumbnails[look], dimmed=look in ended)
+        _below(draw, page, look, _score(result.particles, look), ink, more[look])
+    if won in shown:
+        x, y = page.corner(won)
+        draw.rectangle((x - 3, y - 3, x + page.cell + 2, y + page.cell + 2), outline=WINNER, width=3)
+    places = [[int(look.uid), int(look.step), *page.corner(look)] for look in shown if look.step >= 0]
+    sheet.info[LOOKS] = json.dumps({"side": page.cell, "looks": places})
+    return sheet
+
+
+def _most_wanted(result: Result, origin: Origins) -> list[Look]:
+    """The last look at each candidate: the winner's, then by how far it got, then by its score."""
+    p = result.particles
+    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
+    winner = result.images[0].uid if result.images else -1
+    uids = sorted(last, key=lambda uid: (uid != winner, -last[uid].step, -p.value([uid])[0], uid))
+    return [last[uid] for uid in uids]
+
+
+def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> None:
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    wide = page.size[0] - 2 * MARGIN
+    draw.text((MARGIN, 6), _shorten(result.prompt, wide, draw, font), INK, font)
+    draw.text((MARGIN, 28), _shorten(words, wide, draw, small), "#666666", small)
+    for step, line in page.lines.items():
+        label = "finished" if step == len(result.levels) - 1 else f"step {step}\nnoise {result.levels[step]:.2f}"
+        draw.multiline_text((MARGIN, HEAD + line * page.pitch + page.cell // 2 - 16), label, "#333333", small)
+
+
+def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[Look]) -> None:
+    """A line from each look to those that came of it; the winner's last, so that it lies on top."""
+    half = page.cell // 2
+    for look in sorted(shown, key=lambda look: look in golden):
+        source = shown[look]
+        if source is None:
+            continue
+        (x0, y0), (x1, y1) = page.corner(source), page.corner(look)
+        bend = y0 + page.pitch - GAP // 2
+        points = [(x0 + half, bend), (x1 + half, bend), (x1 + half, y1)]
+        if source.step >= 0:
+            points.insert(0, (x0 + half, y0 + page.cell))
+        elif x0 == x1 and page.lines[look.step] == 0:
+            continue  # the seed's name stands right above
+        draw.line(points, WINNER if look in golden else LINE, 2 if look in golden else 1)
+
+
+def _picture(sheet: Image.Image, page: Page, look: Look, picture: Image.Image, *, dimmed: bool) -> None:
+    if page.cell < CELL:
+        scale = page.cell / CELL
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BOX)
+    if dimmed:
+        picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
+    sheet.paste(picture, page.corner(look))
+
+
+def _score(p: Particles, look: Look) -> str:
+    score = p.utility(p.scores[look.uid : look.uid + 1, look.step])[0]
+    return f"{score:.3f}" if np.isfinite(score) else "failed"
+
+
+def _below(draw: ImageDraw.ImageDraw, page: Page, look: Look, words: str, ink: str, more: int) -> None:
+    """Under a picture: its score, and how many of its continuations are not shown; or the name of a seed."""
+    x, y = page.corner(look)
+    font = ImageFont.load_default(12 if page.cell >= 64 else 10)
+    kind, _, number = words.rpartition(" ")
+    while kind and number and draw.textlength(words, font) > page.cell:  # the last digits of seeds tell them apart
+        number = number[1:]
+        words = f"{kind} …{number}"
+    texts = [(x, words, ink)]
+    if more:
+        texts.append((x + page.cell - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))
+    for left, text, colour in texts:
+        at = (left, y + page.cell + 2)
+        draw.rectangle(draw.textbbox(at, text, font), "white")  # a line of descent may pass behind it
+        draw.text(at, text, colour, font)
+
+
+def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """The text, cut with an ellipsis where it would be wider than `width` pixels."""
+    text = text.replace("\n", " ")
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[: -max(1, len(text) // 50)]
+    return text + "…"

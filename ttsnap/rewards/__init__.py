@@ -1,0 +1,8 @@
+"""From whatever a user gives (a name, a function, a file) to rewards. The reward models are in `ttsnap.reward_models`.
+
+It imports the core, and reaches reward models by name only.
+"""
+
+from ttsnap.rewards.registry import REWARDS, FunctionReward, make_reward, make_rewards
+
+__all__ = ["REWARDS", "FunctionReward", "make_reward", "make_rewards"]

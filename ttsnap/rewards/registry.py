@@ -1,0 +1,152 @@
+"""From whatever a user gives (a name, a function, a file) to a Reward (types.Reward)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ttsnap.core.protocols import Reward
+
+
+class RewardError(RuntimeError):
+    """A reward failed on all of the first images that it was to score, so a search would spend its budget on nothing.
+
+    The message names the reward, what went wrong, and where in its code; `__cause__` is its own exception, where it
+    raised one.
+    """
+
+
+_CORE = Path(__file__).parent
+"""Where the code lies that asks rewards; their own is elsewhere."""
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+REWARDS: dict[str, str] = {
+    "scenes": "ttsnap.reward_models.scenes:ScenesReward",
+    "scenes-learned": "ttsnap.reward_models.scenes_learned:ScenesLearned",
+    "scenes-noise-aware": "ttsnap.reward_models.scenes_learned:ScenesNoiseAware",
+    "scenes-strict": "ttsnap.reward_models.scenes:ScenesStrict",
+    "clip": "ttsnap.reward_models.clip:CLIPScore",
+    "open_clip": "ttsnap.reward_models.clip:OpenClipScore",
+    "pickscore": "ttsnap.reward_models.pickscore:PickScore",
+    "hpsv2": "ttsnap.reward_models.hpsv2:HPSv2",
+    "hpsv2.1": "ttsnap.reward_models.hpsv2:HPSv21",
+    "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
+    "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
+    "noise-aware": "ttsnap.reward_models.noise_aware.student:NoiseAware",
+    "vqascore": "ttsnap.reward_models.vqa:VQAScore",
+    "counting": "ttsnap.reward_models.detection:CountReward",
+    "compressibility": "ttsnap.reward_models.closed_form:Compressibility",
+    "incompressibility": "ttsnap.reward_models.closed_form:Incompressibility",
+    "brightness": "ttsnap.reward_models.closed_form:Brightness",
+    "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
+}
+"""Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
+
+
+def said(name: str, error: Exception) -> str:
+    """What a reward's exception says, in words."""
+    return f"{name}: {type(error).__name__}: {error}"
+
+
+def place_of(error: Exception) -> str:
+    """Where in the reward's code an exception came from, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
+
+    That is the last line outside installed packages, which the reward may have called; else the last line of all.
+    """
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if Path(line.filename).parent != _CORE]
+    own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
+
+
+class FunctionReward:
+    """Any function of (images, prompts) or (images, prompts, level) as a reward.
+
+    images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self._function = function
+        try:
+            inspect.signature(function).bind(None, None, None)
+            self._takes_level = True
+        except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
+            self._takes_level = False
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:
+        return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
+
+
+def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> Reward:
+    """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward as it is.
+
+    "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B;
+    "noise-aware:FOLDER on BASE" names the reward that a noise-aware one was trained for, where its weights are not the
+    published ones. `weights` is a local file or folder, or a hub id, in their place. `device` and `dtype` place rewards
+    that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
+    executed. Raises ValueError that says what was wrong.
+    """
+    weights, more = "", {"device": device, "dtype": dtype}
+    if isinstance(spec, str) and " then " in spec:
+        early, late = (make_reward(part.strip(), device=device, dtype=dtype) for part in spec.split(" then ", 1))
+        staged: Reward = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
+        return staged
+    if isinstance(spec, str) and spec.startswith(("http://", "https://")):
+        remote: Reward = _load("ttsnap.reward_models.http:HttpReward", spec)(spec)
+        return remote
+    if isinstance(spec, str):
+        name, _, argument = spec.partition(":")
+        known = name in REWARDS
+        if name == "noise-aware" and " on " in argument and not Path(argument).is_dir():
+            argument, _, base = argument.rpartition(" on ")
+            more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
+        weights, asked = (argument, spec) if known else ("", spec)
+        spec = _load(REWARDS[name], asked) if known else _load(spec, asked)
+        if weights and not hasattr(spec, "from_pretrained"):
+            raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
+    if isinstance(spec, type) and hasattr(spec, "from_pretrained"):
+        spec = spec.from_pretrained(*[weights] * bool(weights), **{k: v for k, v in more.items() if v is not None})
+    elif isinstance(spec, type):
+        spec = spec()
+    if isinstance(getattr(spec, "name", None), str) and callable(spec):
+        return spec  # type: ignore[return-value]
+    if callable(spec):
+        return FunctionReward(spec)
+    raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {spec!r}")
+
+
+def make_rewards(specs: Any, *, device: Any = None, dtype: Any = None) -> tuple[Reward, ...]:
+    """One spec or a list of them -> rewards with different names."""
+    many = specs if isinstance(specs, list | tuple) else [specs]
+    rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)
+    names = [r.name for r in rewards]
+    if not rewards or len(set(names)) < len(names):
+        raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
+    return rewards
+
+
+def _load(path: str, asked: str) -> Any:
+    """The object at "module:attribute" or "file.py:attribute", for the spec that the user wrote."""
+    known = f"choose one of {', '.join(REWARDS)}, or write file.py:function or module:attribute"
+    where, _, attr = path.rpartition(":")
+    if not where:
+        raise ValueError(f"unknown reward {asked!r}; {known}")
+    try:
+        module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        return getattr(module, attr)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ValueError(f"cannot load reward {asked!r}: {error}; {known}") from error
+
+
+def _load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"no such file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,75 @@
+"""Rewards asked for scores: what they return is checked, and a failure costs one score, not the search."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap.rewards.registry import said
+
+logger = logging.getLogger(__name__)
+
+
+SILENT = 8
+"""So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
+fewer may be chance where a reward answers nan now and then."""
+
+
+@runtime_checkable
+class TwoRewards(Protocol):
+    """One that asks `early` about estimates, and `final` about finished images (reward_models/staged.py)."""
+
+    early: Any
+    final: Any
+
+
+def score_images(
+    reward: Any, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
+) -> tuple[Any, str | None]:
+    """Scores (N,) float64 with nan where the reward failed, and why, in words."""
+    scores, error = ask(reward, images, prompts, levels)
+    return scores, None if error is None else said(name or reward.name, error)
+
+
+def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, Exception | None]:
+    """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
+
+    One broken score must not cost a long search its other images, so an exception marks its whole batch as failed. A
+    reward may also write into its images: callers that need them afterwards pass a copy.
+    Only running out of memory on several images is raised: fewer may fit.
+    """
+    n = len(prompts)
+    try:
+        scores = _to_float64(reward(images, list(prompts), levels))
+        if scores.shape != (n,):
+            raise ValueError(f"returned shape {scores.shape} for {n} images; it must be ({n},)")
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) and n > 1:
+            raise
+        logger.debug("reward %r failed", reward, exc_info=True)
+        return np.full(n, np.nan), error
+    scores[np.isinf(scores)] = np.nan
+    return scores, None
+
+
+def score_in_parts(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+    """As score_images, with half as many images at a time where memory runs out."""
+    try:
+        return score_images(reward, images, prompts, levels)
+    except torch.OutOfMemoryError:  # Raised for several images only.
+        n = len(prompts) // 2
+        halves = (slice(None, n), slice(n, None))
+        parts = [score_in_parts(reward, images[half], prompts[half], levels[half]) for half in halves]
+        return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]
+
+
+def _to_float64(scores: Any) -> Any:
+    """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
+    if isinstance(scores, Tensor):
+        return scores.detach().cpu().double().numpy()  # In this order: numpy has no bfloat16, and MPS no float64.
+    parts = [_to_float64(s) if isinstance(s, Tensor) else s for s in scores]
+    return np.asarray(parts).astype(np.float64)

@@ -1,0 +1,288 @@
+"""Kernels: how a particle goes from grid point k to k + 1, given the network's prediction at k.
+
+All take rows at different steps in one call and compute in float32 (float64 for float64 latents) whatever the
+model's dtype. Noise comes by key (rng.py), so the batch does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ttsnap.sampling import rng
+from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0
+
+
+class Prediction(NamedTuple):
+    """One guided evaluation: `out` in the scheduler's own parametrisation, and the x0 estimate; both (N, ...).
+
+    features: (N, D, h, w) hidden states of the conditional pass, where the denoiser was asked to capture them.
+    """
+
+    out: Tensor
+    x0: Tensor
+    features: Tensor | None = None
+
+
+class Kernel(Protocol):
+    """Where a grid step takes several evaluations (Grid.evals), k counts evaluations, and one call follows each."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise; only then do children of one particle come apart."""
+
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+        """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype."""
+
+
+@runtime_checkable
+class RememberingKernel(Protocol):
+    """A kernel whose step depends on more than x: earlier predictions, or the state of a particle's generator.
+
+    What a particle remembers is opaque, and never changed in place: several children may start from it.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        """As Kernel.stochastic."""
+
+    def begin(self, key: rng.Key, generator: torch.Generator) -> Any:
+        """What a particle (seed, branch) remembers at first; its initial noise was just drawn from `generator`."""
+
+    def step_from(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key], memory: Sequence[Any]
+    ) -> tuple[Tensor, list[Any]]:
+        """As Kernel.step, with what each row remembers (N,), before and after."""
+
+
+@runtime_checkable
+class GaussianKernel(Kernel, Protocol):
+    """A kernel whose step is a draw of N(mean, std^2 I): what guidance (guidance.py) can shift and weigh."""
+
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, ...) at steps k (N,) -> mean (N, ...) and std (N,) of x at steps k + 1, both float32 or float64.
+
+        std is 0 in the last step, whose mean is the x0 estimate.
+        """
+
+
+AnyKernel = Kernel | RememberingKernel
+
+
+def draw(kernel: GaussianKernel, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+    """A step of a GaussianKernel, in x's dtype. No noise is drawn where std is 0 in every row."""
+    mean, std = kernel.moments(x, prediction, k)
+    if bool((std > 0).any()):
+        mean = mean + rows(std, mean) * rng.noise(keys, mean)
+    return mean.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class FlowEuler:
+    """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
+
+    sigmas (K+1,) float32 from the scheduler. Its `stochastic_sampling` is another kernel: see pipelines/schedule.py.
+    """
+
+    sigmas: Tensor
+    stochastic: bool = False
+
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+        out, wide = prediction.out, x.float()
+        now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
+        # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
+        moved = wide + (after - now).to(out.dtype) * out
+        return moved.to(out.dtype)
+
+
+@dataclass(frozen=True)
+class Ode:
+    """Deterministic step along the probability-flow ODE: x_s = alpha_s x0 + sigma_s eps with the estimate held.
+
+    That is Euler for the linear interpolant and DDIM (eta 0) for others. times (K+1,) falling to 0.
+    """
+
+    path: Interpolant
+    times: Tensor
+    stochastic: bool = False
+
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+        return self.jump(x, prediction, k, k + 1)
+
+    def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
+        """From grid points k (N,) to later ones `to` (N,) in one step."""
+        wide, x0 = _wide(x), _wide(prediction.x0)
+        t, s = self.times[k], self.times[to]
+        eps = eps_from_x0(self.path, wide, x0, t)
+        moved = rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps
+        return torch.where(_last(self.times, to - 1, wide), x0, moved).to(x.dtype)
+
+
+def power(scale: float = 3.0, exponent: float = 2.0) -> Callable[[Tensor], Tensor]:
+    """Diffusion coefficient g(t) = scale * t ** exponent; RBF uses 3 t^2 (arXiv 2503.19385)."""
+    return lambda t: scale * t**exponent
+
+
+RBF_DIFFUSION = power(3.0, 2.0)
+DIFFUSIONS: dict[str, Callable[[float, Interpolant], Callable[[Tensor], Tensor]]] = {
+    "square": lambda scale, path: power(scale, 2.0),
+    "linear": lambda scale, path: power(scale, 1.0),
+    "constant": lambda scale, path: power(scale, 0.0),
+    "sigma": lambda scale, path: lambda t: scale * path.sigma(t),
+    "sin": lambda scale, path: lambda t: scale * torch.sin(0.5 * torch.pi * t),
+    "sin2": lambda scale, path: lambda t: scale * torch.sin(0.5 * torch.pi * t) ** 2,
+    "exp": lambda scale, path: lambda t: scale * torch.expm1(t) / torch.expm1(torch.ones_like(t)),
+    "clipping": lambda scale, path: lambda t: scale * (2 * t - 1).clamp(min=0.0),
+    "tan": lambda scale, path: lambda t: scale * torch.tan(0.5 * torch.pi * t.clamp(max=0.95)),
+}
+"""Diffusion coefficients g(t) by name, given scale and path. scale is g(1), but for "tan", which reaches 12.7 times it.
+
+All but "sin2" are choices of RBF's code (whose "exp" is another); any function of t may be passed to Sde."""
+
+
+@dataclass(frozen=True)
+class Sde:
+    """Euler-Maruyama on the reverse SDE with the ODE's marginals (arXiv 2503.19385, Proposition 1).
+
+    x_{t-h} = x - (u - g^2/2 score) h + g sqrt(h) xi, for any g(t) >= 0. The last step is the ODE's: it returns the
+    x0 estimate without noise.
+    """
+
+    path: Interpolant
+    times: Tensor
+    g: Callable[[Tensor], Tensor] = RBF_DIFFUSION
+    stochastic: bool = True
+
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
+        wide, x0 = _wide(x), _wide(prediction.x0)
+        t, h = self.times[k], self.times[k] - self.times[k + 1]
+        g = self.g(t)
+        drift = velocity_from_x0(self.path, wide, x0, t)
+        drift = drift - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
+        return _ending(self.times, k, wide - drift * rows(h, wide), x0, g * h.sqrt())
+
+    step = draw
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c xi with the estimate held, for any path (DDIM, 2010.02502).
+
+    c = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2), eq. 16 in terms of the path: eta 0 is the ODE's
+    step, 1 the DDPM posterior, which is also k-diffusion's Euler ancestral step in these terms.
+    """
+
+    path: Interpolant
+    times: Tensor
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
+        t, s = self.times[k], self.times[k + 1]
+        a, b = self.path.alpha(s), self.path.sigma(s)
+        shrink = self.path.alpha(t) * b / (a * self.path.sigma(t))
+        c = self.eta * b * torch.sqrt((1 - shrink**2).clamp(min=0.0))
+        return _ending(self.times, k, *_toward(self.path, x, prediction.x0, t, s, c), c)
+
+    step = draw
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """x_s = alpha_s x0 + sigma_s xi: all noise is fresh, as consistency models sample (diffusers' stochastic Euler).
+
+    Marginals are kept only where x0 is a sample, not a mean: with many steps of an ordinary model images lose variety.
+    """
+
+    path: Interpolant
+    times: Tensor
+    stochastic: bool = True
+
+    def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
+        t, s = self.times[k], self.times[k + 1]
+        c = self.path.sigma(s)
+        return _ending(self.times, k, *_toward(self.path, x, prediction.x0, t, s, c), c)
+
+    step = draw
+
+
+def _toward(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_s x0 + sqrt(sigma_s^2 - c^2) eps, to which c xi may be added, and x0; both float32 or float64."""
+    wide, x0 = _wide(x), _wide(x0)
+    eps = eps_from_x0(path, wide, x0, t)
+    kept = torch.sqrt((path.sigma(s) ** 2 - c**2).clamp(min=0.0))
+    return rows(path.alpha(s), wide) * x0 + rows(kept, wide) * eps, x0
+
+
+def _ending(times: Tensor, k: Tensor, mean: Tensor, x0: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of a step, but for rows whose next point is the image: they take the x0 estimate, without noise."""
+    return torch.where(_last(times, k, mean), x0, mean), torch.where(k + 1 == len(times) - 1, 0.0, std)
+
+
+def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+    """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s | x_t).
+
+    x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over paths uses it
+    (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
+    """
+    wide = _wide(x)
+    a, b = path.alpha(s), path.sigma(s)
+    ratio = torch.where(path.alpha(t) > 0, a / path.alpha(t).clamp(min=1e-300), torch.ones_like(a))
+    spread = torch.sqrt((b**2 - (ratio * path.sigma(t)) ** 2).clamp(min=0.0))
+    return (rows(ratio, wide) * wide + rows(spread, wide) * rng.noise(keys, wide)).to(x.dtype)
+
+
+def _last(times: Tensor, k: Tensor, like: Tensor) -> Tensor:
+    """Rows whose next point is the image: they take the x0 estimate, also where a path ends with a little noise."""
+    return rows(k + 1 == len(times) - 1, like)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+KERNELS: dict[str, Callable[..., AnyKernel]] = {
+    "pipeline": lambda denoiser: denoiser.kernel,
+    "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
+    "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),
+    "ddim": lambda denoiser: Ddim(denoiser.path, denoiser.times),
+    "ancestral": lambda denoiser: Ddim(denoiser.path, denoiser.times),
+    "renoise": lambda denoiser: Renoise(denoiser.path, denoiser.times),
+}
+"""Kernel by name, for a Denoiser (live.py)."""
+
+
+def make_kernel(spec: str | AnyKernel, denoiser: Any) -> AnyKernel:
+    """A name of KERNELS, one with a number or a diffusion ("ddim:0.5", "sde:constant:1", "sde:square:3"), or a Kernel.
+
+    ValueError for an unknown one.
+    """
+    if not isinstance(spec, str):
+        return spec
+    name, *options = spec.split(":")
+    try:
+        if not options:
+            return KERNELS[name](denoiser)
+        if name == "ddim" and len(options) == 1:
+            return Ddim(denoiser.path, denoiser.times, float(options[0]))
+        if name == "sde" and len(options) <= 2:
+            scale = float(options[1]) if len(options) == 2 else 3.0
+            if not math.isfinite(scale):
+                raise ValueError("the scale must be finite")
+            return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale, denoiser.path))
+        raise ValueError("too many parts")
+    except (KeyError, ValueError) as error:
+        known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE with {', '.join(DIFFUSIONS)}"
+        raise ValueError(f"unknown kernel {spec!r}; choose one of {known}") from error

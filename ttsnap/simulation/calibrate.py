@@ -1,0 +1,110 @@
+"""Fit a price-of-compute policy to a small recording (20 prompts x 40 seeds suffice)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ttsnap.algorithms.pricing.forecast import Forecast, fit
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core import metrics
+from ttsnap.core import utility as utilities
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.grid import Task
+from ttsnap.core.particles import Utility
+from ttsnap.core.price import Rates
+from ttsnap.recordings.replay import Recording
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.simulate import random_orders, require_varied
+
+IMAGES = (2, 3, 5, 8, 12, 20, 30)
+"""Budgets, in whole images, for which the price of a shared pot is found by default."""
+_SMOOTHING = 0.5
+
+
+def default_checks(steps: int) -> tuple[int, ...]:
+    """Grid steps at which candidates are looked at: densest in the first half, where ranking settles."""
+    found = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
+    return (*sorted({int(k) for k in found if k < steps}), steps)
+
+
+def calibrate(
+    recording: Recording,
+    *,
+    checks: Sequence[int] | None = None,
+    score_cost: float = 0.0,
+    check_cost: float | None = None,
+    images: Sequence[float] = IMAGES,
+    utility: Utility = utilities.mean,
+    seeds: int = 200,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Forecast:
+    """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
+
+    score_cost, check_cost: as in Task. on_progress: called with (done, of). Raises ValueError
+    where the recording lacks a check, has too few trajectories or failed scores, or where its rewards do not vary.
+    """
+    if utility is utilities.rank_sum:
+        raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
+    require_varied(recording, utility)
+    grid = recording.grid
+    if checks is None:
+        checks = [k for k in default_checks(grid.steps) if recording.scored[k]]
+    rewards = utility(recording.scores)
+    forecast = fit(rewards, grid.levels, tuple(checks))
+    wide = enlarge(rewards, recording, seeds, np.random.default_rng(seed))
+    prices: list[tuple[float, float]] = []
+    for done, count in enumerate(sorted(images)):
+        if on_progress is not None:
+            on_progress(done, len(images))
+        allowance = count * (grid.nfe + score_cost)
+        task = Task(grid, 1, allowance, score_cost, True, check_cost)
+        prices.append((allowance, _price_that_spends(forecast, wide, task, seed)))
+    return dataclasses.replace(forecast, prices=np.array(prices))
+
+
+def enlarge(rewards: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
+    """A recording of one reward with `seeds` trajectories a prompt: other prompts' are moved to its mean and spread.
+
+    Forty recorded seeds would otherwise be used up by the larger budgets. Each trajectory is mixed with Gaussian noise
+    of the trajectories' covariance (a smoothed bootstrap, Silverman and Young 1987), so that what is fitted does not
+    hang on a few recorded ones; means and covariances stay. rewards: (P, S, K+1), utilities; nan columns stay nan.
+    """
+    mean, spread = rewards.mean(1, keepdims=True), rewards[..., -1:].std(1, keepdims=True)
+    varied = metrics.varied(rewards[..., -1])
+    known = np.flatnonzero(recording.scored)
+    pool = ((rewards - mean)[varied] / spread[varied]).reshape(-1, rewards.shape[-1])[:, known]
+    drawn = rng.random((len(rewards), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
+    noise = rng.multivariate_normal(np.zeros(len(known)), np.atleast_2d(np.cov(pool.T)), drawn.shape)
+    made = np.full((*drawn.shape, rewards.shape[-1]), np.nan)
+    made[..., known] = np.sqrt(1 - _SMOOTHING**2) * pool[drawn] + _SMOOTHING * noise
+    return dataclasses.replace(as_one(recording, mean + spread * made), first_seed=0)
+
+
+def as_one(recording: Recording, rewards: FloatArray) -> Recording:
+    """The recording of a single reward (P, S, K+1) that is made of all recorded ones, and takes a call of each."""
+    price, count = recording.price, len(recording.reward_names)
+
+    def all_of(rates: Rates) -> Rates:
+        return dataclasses.replace(rates, reward_call=count * rates.reward_call)
+
+    price = dataclasses.replace(
+        price, flops=all_of(price.flops), seconds=None if price.seconds is None else all_of(price.seconds)
+    )
+    return dataclasses.replace(recording, scores=rewards[..., None], reward_names=("utility",), price=price)
+
+
+def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, seed: int, repeats: int = 10) -> float:
+    """By bisection: a higher price spends less."""
+    low, high = (float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0))
+    n = recording.seeds
+    for _ in range(14):
+        price = float(np.sqrt(low * high))
+        lookup, searches = random_orders(recording, n, repeats, np.random.default_rng(seed))
+        out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, searches, task)
+        spent = float(out.spent(task).mean())
+        low, high = (price, high) if spent > task.allowance else (low, price)
+    return float(np.sqrt(low * high))

@@ -1,0 +1,198 @@
+"""Fit a pruning schedule, steps and keep ratios, to a recording: random search, then small changes to the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.core import utility as utilities
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.metrics import varied
+from ttsnap.core.particles import Utility
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.search import dry_costs, fit
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.simulation.calibrate import as_one, enlarge
+from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, draw_orders, lead, require_varied, rising
+
+REPEATS = 20
+"""Searches per prompt and budget by which a schedule is judged: as many as `ttsnap simulate` takes by default."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a schedule is worth on some prompts: found as `ttsnap simulate` finds it, on the seeds that were recorded.
+
+    base, default, schedule: the curves of best-of-N, of seed pruning as it is by default (None where its checks were
+    not recorded), and of the schedule. omega, error: of the schedule against best-of-N. lead, lead_error: by how much
+    its omega is above the default's. They are nan with fewer than three budgets, which have no omega, where best-of-N
+    gains nothing, without a default to compare with, and the errors with a single prompt.
+    """
+
+    base: Curve
+    default: Curve | None
+    schedule: Curve
+    omega: float
+    error: float
+    lead: float
+    lead_error: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the schedule is above the default by more than one standard error."""
+        return self.lead > self.lead_error
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """schedule: the winner, of `tried` ones. fitted: its worth on the prompts that it was chosen on, which is higher by
+    what was fitted to their accidents. held_out: on the others; None where there is none, or where the finished
+    images' rewards do not vary within any of them, so that nothing can be found there."""
+
+    schedule: SeedPruning
+    fitted: Worth
+    held_out: Worth | None
+    tried: int
+
+
+def tune(
+    recording: Recording,
+    budgets: Sequence[Budget | str],
+    *,
+    trials: int = 400,
+    holdout: float = 0.3,
+    checks: int = 5,
+    seeds: int = 200,
+    utility: Utility = utilities.mean,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
+
+    The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
+    prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
+    that large budgets do not use up what was recorded; judging uses the recorded seeds only. Raises ValueError with
+    too few prompts, seeds or budgets, for failed scores, and where the rewards to fit on do not vary.
+    """
+    if utility is utilities.rank_sum:
+        raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
+    to_fit, rest = split(recording, holdout)
+    require_varied(recording, utility)
+    require_varied(to_fit, utility)
+    rng = np.random.default_rng(seed)
+    wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one has the last word
+    allowed = np.flatnonzero(wide.scored[:-1])
+    if not len(allowed):
+        raise ValueError("the recording scored only finished images: there is nothing to prune on")
+    if len(budgets) > 2:
+        rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
+    base = best_of_n_curve(wide, budgets).mean
+
+    pool: list[tuple[float, SeedPruning]] = []
+    repeats = max(1, 600 // len(to_fit.prompts))
+    orders = tuple(draw_orders(wide, budgets, repeats, seed))
+    for trial in range(trials):
+        if on_progress is not None:
+            on_progress(trial, trials)
+        explore = trial < trials * 0.4
+        parent = pool[min(int(rng.exponential(4)), len(pool) - 1)][1] if not explore else None
+        schedule = _draw(rng, allowed, checks) if parent is None else _change(rng, parent, allowed, checks)
+        pool.append((gain(curve(wide, schedule, budgets, repeats, orders=orders).mean, base), schedule))
+        pool.sort(key=lambda entry: -entry[0])
+    base, orders = best_of_n_curve(again, budgets).mean, tuple(draw_orders(again, budgets, 3 * repeats, seed))
+    finals = [schedule for _, schedule in pool[:20]]
+    best = max(finals, key=lambda s: gain(curve(again, s, budgets, 3 * repeats, orders=orders).mean, base))
+    held_out = None
+    if len(rest.prompts) and varied(utility(rest.final)).any():
+        held_out = judge(rest, best, budgets, utility, seed)
+    return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
+
+
+def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
+    """The prompts to fit on, and the last `holdout` share, to judge on. ValueError with fewer than 2 to fit on."""
+    prompts = len(recording.prompts)
+    fit_prompts = prompts - int(holdout * prompts)
+    if not 0 <= holdout < 1 or fit_prompts < 2:
+        raise ValueError(
+            f"holdout {holdout} of {prompts} prompts leaves {fit_prompts} to fit on; at least 2 are needed"
+        )
+    return recording.select(slice(0, fit_prompts)), recording.select(slice(fit_prompts, None))
+
+
+def judge(
+    recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str], utility: Utility, seed: int
+) -> Worth:
+    """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
+
+    def found(algorithm: SeedPruning) -> Curve:
+        return curve(recording, algorithm, budgets, REPEATS, utility=utility, seed=seed)
+
+    base, mine = best_of_n_curve(recording, budgets, utility=utility), found(schedule)
+    steps = [recording.grid.step_at(level) for level in SeedPruning().levels]
+    default = found(SeedPruning()) if all(recording.scored[step] for step in steps) else None
+    omega = error = above = above_error = float("nan")
+    if len(budgets) > 2:
+        versus = compare(mine, base, recording, utility)
+        omega, error = versus.omega, versus.error
+        if default is not None:
+            above, above_error = lead(mine, default, base)
+    return Worth(base, default, mine, omega, error, above, above_error)
+
+
+def short_of_seeds(recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str]) -> Budget | None:
+    """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
+    live; None where the recorded ones do for all."""
+    engine = ReplayEngine(recording)
+    costs = dry_costs(schedule, engine)
+    for budget in (Budget.parse(b) for b in budgets):
+        sized = fit(schedule, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
+        if sized.n is not None and sized.n > recording.seeds:
+            return budget
+    return None
+
+
+def gain(found: FloatArray, base: FloatArray) -> float:
+    """Excess over best-of-N at all budgets, over what best-of-N gains above its first: what tuning maximises."""
+    gained = float((base - base[0]).sum())
+    if gained <= 0:
+        raise ValueError("best-of-N gains nothing from the smallest budget to the largest; give budgets further apart")
+    return float((found - base).sum()) / gained
+
+
+def _single(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
+    """One reward, the utility, with more seeds by enlarging where there are fewer than asked for."""
+    rewards = utility(recording.scores)
+    return enlarge(rewards, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, rewards)
+
+
+def _draw(rng: np.random.Generator, allowed: np.ndarray, most: int) -> SeedPruning:
+    n = int(rng.integers(1, min(most, len(allowed)) + 1))
+    steps = np.sort(rng.choice(allowed, n, replace=False))
+    share = np.exp(rng.uniform(np.log(0.03), np.log(0.5)))  # that reaches the end
+    keep = np.exp(np.log(share) * rng.dirichlet(np.ones(n)))
+    return _schedule(steps, keep)
+
+
+def _change(rng: np.random.Generator, schedule: SeedPruning, allowed: np.ndarray, most: int) -> SeedPruning:
+    steps, keep = list(schedule.steps or ()), list(schedule.keep)
+    free = [int(k) for k in allowed if k not in steps]
+    what = rng.random()
+    if what < 0.4 and free:
+        i = int(rng.integers(len(steps)))
+        steps[i] = min(free, key=lambda k: abs(k - steps[i]) + rng.random() * 3)
+    elif what < 0.55 and free and len(steps) < most:
+        steps.append(int(rng.choice(free)))
+        keep.append(float(rng.uniform(0.4, 0.95)))
+    elif what < 0.7 and len(steps) > 1:
+        i = int(rng.integers(len(steps)))
+        del steps[i], keep[i]
+    order = np.argsort(steps)
+    scaled = np.exp(np.log(np.array(keep)) * np.exp(0.25 * rng.standard_normal(len(keep))))
+    return _schedule(np.array(steps)[order], scaled[order])
+
+
+def _schedule(steps: np.ndarray, keep: np.ndarray) -> SeedPruning:
+    return SeedPruning(None, tuple(np.clip(keep, 0.05, 0.98).round(3).tolist()), steps=tuple(steps.tolist()))
