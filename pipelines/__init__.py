@@ -1,4 +1,7 @@
-"""Diffusers pipelines open to search, one file per family."""
+"""Diffusers pipelines open to search: what all families share, and `families/`, one short file for each.
+
+It imports the engine and what lies below it, and algorithms and rewards by name.
+"""
 
 from __future__ import annotations
 

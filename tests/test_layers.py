@@ -1,10 +1,11 @@
-"""Who may import whom, and that the light parts stay light."""
+"""Who may import whom, and that the light rooms stay light. docs/architecture.md shows the same as a picture."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,86 +15,77 @@ import ttsnap.reward_models
 
 import ttsnap
 
-ROOT = Path(ttsnap.__file__).parent
-NUMPY_ONLY = [
-    "types",
-    "typed",
-    "payload",
-    "search",
-    "loop",
-    "moves",
-    "lockstep",
-    "forecast",
-    "simulate",
-    "tune",
-    "calibrate",
-    "metrics",
-    "dry",
-    "replay",
-    "resampling",
-    "table",
-    "buckets",
-    "budget",
-    "utility",
-    "rewards",
-    "files",
-    "outputs",
-    "sheet",
-    "lineage",
-    "extras",
-    "header",
-    "journal",
-    "lock",
-    "shards",
-    "recordings",
-    "record",
-    "version",
-    "algorithms/*",
-]
-PACKAGES = {
-    "core": ROOT,
+MAY_IMPORT: dict[str, set[str]] = {
+    "files": set(),
+    "core": set(),
+    "profiling": set(),
+    "algorithms": {"core", "files"},
+    "loop": {"core"},
+    "sampling": {"core"},
+    "rewards": {"core"},
+    "engine": {"core", "sampling", "rewards", "profiling"},
+    "results": {"core", "files", "rewards"},
+    "recordings": {"core", "files", "algorithms", "loop", "results"},
+    "simulation": {"core", "files", "algorithms", "loop", "recordings"},
+    "scenes": {"core", "files", "rewards", "recordings"},
+    "pipelines": {"core", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results", "scenes"},
+    "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
+    "distill": {"core", "files", "rewards", "reward_models", "recordings", "results"},
+}
+"""Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
+LIGHT = ("files", "core", "algorithms", "loop", "recordings", "simulation")
+"""Rooms without torch: what decides, prices, records and simulates must run where there is none, and start at once."""
+FLAT = {"__init__", "__main__", "extras", "version"}
+"""Modules that stand in no room; any room may import them."""
+WHERE = {
     "pipelines": Path(ttsnap.pipelines.__file__).parent,
     "reward_models": Path(ttsnap.reward_models.__file__).parent,
     "distill": Path(ttsnap.distill.__file__).parent,
 }
+ROOT = Path(ttsnap.__file__).parent
 
 
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else list(ast.walk(tree))
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+def files(room: str) -> list[Path]:
+    found = sorted(WHERE.get(room, ROOT / room).rglob("*.py"))
+    assert found
     return found
 
 
-@pytest.mark.parametrize("pattern", NUMPY_ONLY)
-def test_light_modules_do_not_import_torch(pattern: str) -> None:
-    files = list(ROOT.glob(f"{pattern}.py"))
-    assert files
-    for path in files:
-        assert not [m for m in imports(path) if m.split(".")[0] in ("torch", "diffusers", "transformers")], path
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, inside functions, too; names from a package as its modules."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names if node.module == "ttsnap" else [node.module]
 
 
-def test_arrows_point_one_way() -> None:
-    for path in ROOT.rglob("*.py"):
-        found = imports(path, top_level=True)
-        upward = {m for m in found if m.startswith(("ttsnap.pipelines", "ttsnap.reward_models", "ttsnap.distill"))}
-        assert not upward or path.is_relative_to(PACKAGES["pipelines"]), (path, upward)
-        if path.name != "demo.py" and path.parent.name not in ("cli", "scenes"):
-            assert not {m for m in imports(path) if m.startswith("ttsnap.pipelines")}, path
-        if path.parent.name != "cli":
-            assert not {m for m in imports(path) if m.startswith("ttsnap.distill")}, path
-    for name, above in {
-        "pipelines": ("ttsnap.distill",),
-        "reward_models": ("ttsnap.pipelines", "ttsnap.distill"),
-        "distill": ("ttsnap.pipelines",),
-    }.items():
-        for path in PACKAGES[name].rglob("*.py"):
-            assert not {m for m in imports(path) if m.startswith(above)}, path
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    public = set(ttsnap.__all__)  # from ttsnap import search
+    for path in files(room):
+        rooms = {name.split(".")[1] for name in imports(path) if name.startswith("ttsnap.")}
+        assert rooms - {room} - FLAT - public <= MAY_IMPORT[room], path
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_light_rooms_import_no_torch(room: str) -> None:
+    for path in files(room):
+        assert not {name.split(".")[0] for name in imports(path)} & {"torch", "diffusers", "transformers"}, path
+
+
+def test_every_module_stands_in_a_room() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == FLAT
+    rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms - set(WHERE) == set(MAY_IMPORT) - set(WHERE) | {"demo", "cli"}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_says_what_it_holds(room: str) -> None:
+    text = ast.get_docstring(ast.parse((WHERE.get(room, ROOT / room) / "__init__.py").read_text(encoding="utf-8")))
+    assert text is not None
+    assert len(text.split()) > 10
 
 
 def test_importing_and_help_stay_free_of_torch() -> None:

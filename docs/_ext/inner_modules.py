@@ -14,18 +14,18 @@ from sphinx.application import Sphinx
 import ttsnap
 
 PAGE = "reference/inner"
-PACKAGES = (ttsnap, ttsnap.algorithms, ttsnap.pipelines, ttsnap.reward_models, ttsnap.distill)
+PACKAGES = (ttsnap, ttsnap.pipelines, ttsnap.reward_models, ttsnap.distill)
 
 
 def modules() -> list[str]:
-    """All modules of the packages above, without packages inside them and those that start a program."""
+    """All modules in the rooms of the packages above, without those of programs and of the embedded world."""
     found = [
-        f"{package.__name__}.{module.name}"
+        module.name
         for package in PACKAGES
-        for module in pkgutil.iter_modules(package.__path__)
-        if not module.ispkg and not module.name.startswith("_")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.ispkg and not re.search(r"\.(_\w+|cli|demo|scenes|custom)\b", module.name)
     ]
-    return sorted(found)
+    return sorted(set(found))
 
 
 def append(app: Sphinx, name: str, source: list[str]) -> None:
