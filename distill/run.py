@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -31,34 +32,45 @@ from ttsnap.version import __version__
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
 
 
-def distill(config: DistillConfig, out: str | Path, *, bar: bool = False) -> Evaluation:
+Recorder = Callable[[dict[str, Any]], None]
+"""Records with these options of `ttsnap record`, or goes on with it."""
+
+
+def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False) -> Evaluation:
     """Train a noise-aware reward, export it to out/reward, and evaluate what was exported on held-out prompts.
 
     Called again after an interruption it goes on: recordings after their last unit, targets after their last batch,
     training after its last checkpoint; finished, it returns the evaluation. Files: see docs/distill.md. `bar` says in
-    how many processes it runs, and shows how far it is. Under a launcher every process calls it, and gets the result.
+    how many processes it runs, and shows how far it is. `record` carries out the configuration's record section
+    and is needed where there is one; the command line gives it. Under a launcher every process calls this, and gets
+    the result.
 
     Raises ValueError where `out` is in use, holds something else or a run with other settings, before anything is
     changed there, and for everything that does not fit. OSError where the disk is full: nothing that was there is lost.
     """
     out = Path(out)
+    if config.record is not None and record is None:
+        raise ValueError(
+            "the configuration has a record section, which `ttsnap distill` carries out; in Python, record first and "
+            "name the folder in `recordings`, or give record="
+        )
     check_out(config, out)
     accelerator = processes.start(config, out, shown=bar)
     with ExitStack() as held:
-        processes.alone(accelerator, lambda: _begin(config, out, held))
+        processes.alone(accelerator, lambda: _begin(config, out, held, record))
         if (out / EVALUATION).exists():  # written last
             return read_evaluation(out / EVALUATION)
         processes.track(accelerator, config)
         return _distill(config, out, accelerator, bar)
 
 
-def _begin(config: DistillConfig, out: Path, held: ExitStack) -> None:
+def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder | None) -> None:
     """What the main process does before the others go on. It holds the folder until the run ends."""
     held.enter_context(locked(out))
     check_out(config, out)  # again: another process may have begun here just before
     config.save(out / CONFIG)
-    if config.record is not None:
-        _record(config, out)
+    if record is not None and config.record is not None:
+        record(_asked(config, config.record, out))
 
 
 def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> Evaluation:
@@ -193,25 +205,14 @@ def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
     return curriculum.held_out(texts, config.validation, config.seed)[1]
 
 
-def _record(config: DistillConfig, out: Path) -> None:
-    """`ttsnap record` with the options of the record section, into out/recording unless it says otherwise."""
-    from ttsnap.cli import record
-    from ttsnap.cli.configs import refuse_classes
-
-    asked = {"out": str(out / RECORDING), **dict(config.record or {}), "images": True}
+def _asked(config: DistillConfig, section: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Options of `ttsnap record`: the record section, into out/recording unless it says otherwise."""
+    asked = {"out": str(out / RECORDING), **section, "images": True}
     if config.student.space == "latents":
         asked["latents"] = True
     if config.student.space == "features" and asked.get("features") is None:
         raise ValueError("student.space is features: give record.features, the transformer block to keep")
-    refuse_classes(asked, "the record section")
-    parser = record.parser()
-    parser.exit_on_error = False
-    try:
-        arguments = parser.parse_object(asked)
-    except Exception as error:  # jsonargparse raises several kinds
-        raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
-    if record.run(arguments) == 130:
-        raise KeyboardInterrupt
+    return asked
 
 
 def _add_sigma(found: Evaluation, uncertainty: Any, scale: float) -> None:

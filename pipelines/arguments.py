@@ -32,7 +32,7 @@ Search arguments (without `search` the call is the stock one):
         into a GPU's memory, measured, and 16 elsewhere.
     shared: let the prompts draw on one common budget.
     report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
-    on_event, should_stop: see ttsnap.loop.search.search. Setting `pipe._interrupt = True` stops early, too.
+    on_event, should_stop: see ttsnap.search. Setting `pipe._interrupt = True` stops early, too.
 `num_images_per_prompt` is how many images come back per prompt, best first; fewer, with a warning, where the budget did
 not finish as many: `.search[i].images` are those of prompt i. The output is the stock one with
 `.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With

@@ -25,7 +25,7 @@ class Scorer:
     images per forward pass; max_tokens: what the text encoder reads of a prompt, None without a limit. Scores are
     float32, on the network's device.
 
-    For noise_aware.py a class names, as regular expressions of whole names in `network`: `adapted`, the modules on the
+    For student.py a class names, as regular expressions of whole names in `network`: `adapted`, the modules on the
     image side that low-rank adapters go into (an nn.MultiheadAttention as its .in_proj and .out_proj); `trained`, the
     parameters that full finetuning changes; `level_sites`, the modules to whose outputs, (N, C, h, w) or (N, T, C) with
     a row per image, an embedding of the noise level is added. Text towers that encode each prompt once stay out.

@@ -57,5 +57,5 @@ class Staged:
         return scores
 
     def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Any:
-        """Where the early reward reads latents or features (see types.Reward): its scores of those."""
+        """Where the early reward reads latents or features (see core.Reward): its scores of those."""
         return self.early.score_estimates(x, prompts, level)  # type: ignore[attr-defined]

@@ -113,7 +113,7 @@ def test_what_is_missing_is_said(
     package = PathFinder.find_spec("ttsnap", [path])
     assert package is not None
     inside = list(package.submodule_search_locations or ())
-    for name in ("pipelines", "reward_models", "distill", "scenes", "search"):
+    for name in ("pipelines", "reward_models", "distill", "scenes", "loop"):
         assert PathFinder.find_spec(f"ttsnap.{name}", inside) is not None
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for given, why in (([], "no accelerator here; --device cpu --tiny"), (["--device", "cpu"], "add --tiny")):

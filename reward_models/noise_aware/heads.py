@@ -59,7 +59,7 @@ class Stem(nn.Module):
 
 
 class Head:
-    """A Reward whose estimates are latents or features, trained by distill; see types.Reward for `estimates`.
+    """A Reward whose estimates are latents or features, trained by distill; see core.Reward for `estimates`.
 
     base: a Scorer that says where a stem goes (`graft`). space: "latents" or "features"; channels: of what is read;
     features_block: the denoiser's transformer block that the features come from. ValueError for what does not fit.

@@ -35,7 +35,7 @@ MOST_RANK, MOST_LEVELS = 4096, 1000
 
 
 class NoiseAware:
-    """A Reward (types.Reward) that scores finished images by `base` and estimates by a trained copy of it.
+    """A Reward (core.Reward) that scores finished images by `base` and estimates by a trained copy of it.
 
     kind: "lora" or "dora" put low-rank adapters into the image side; "full" trains a copy of the image side, in the
     base's dtype (give a float32 base to train); "per-level" keeps a LoRA for each of `levels` and scores an estimate by

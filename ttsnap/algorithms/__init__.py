@@ -1,4 +1,4 @@
-"""Search algorithms: one short file per family, each a frozen dataclass of hyperparameters (types.Algorithm)."""
+"""Search algorithms: one short file per family, each a frozen dataclass of hyperparameters (core.Algorithm)."""
 
 from __future__ import annotations
 

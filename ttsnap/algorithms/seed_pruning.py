@@ -34,7 +34,7 @@ class SeedPruning:
     keep: share kept at each check, in (0, 1].
     levels: noise levels of the checks, in (0, 1] (1: pure noise), falling, the same for any number of steps.
     steps: the checks as grid steps, rising, in place of levels.
-    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (types.Move.draft).
+    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Move.draft).
 
     The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
     model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.

@@ -58,13 +58,14 @@ def run(a: Namespace) -> int:
     with loading("torch and accelerate"):
         from ttsnap.distill import checkpoints, processes
         from ttsnap.distill.run import REWARD, distill
+    from ttsnap.cli.record import run_with
     from ttsnap.distill.report import table, usage
     from ttsnap.distill.train import CHECKPOINTS
     from ttsnap.rewards.registry import REWARDS
 
     again = "run the same command again to go on"
     try:
-        found = distill(config, out, bar=True)
+        found = distill(config, out, record=run_with, bar=True)
     except KeyboardInterrupt:
         if not processes.is_main():
             return 130

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
+from ttsnap.cli.configs import refuse_classes
 from ttsnap.cli.help import new_parser
 
 if TYPE_CHECKING:
@@ -64,6 +65,19 @@ def parser() -> ArgumentParser:
         help="with --images: keep the denoiser's hidden states after this transformer block as well (large)",
     )
     return p
+
+
+def run_with(options: dict[str, Any]) -> None:
+    """The command with these options, as of the record section of a configuration. ValueError where they do not fit."""
+    refuse_classes(options, "the record section")
+    asked = parser()
+    asked.exit_on_error = False
+    try:
+        arguments = asked.parse_object(options)
+    except Exception as error:  # jsonargparse raises several kinds
+        raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
+    if run(arguments) == 130:
+        raise KeyboardInterrupt
 
 
 def run(a: Namespace) -> int:

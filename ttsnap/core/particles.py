@@ -23,7 +23,7 @@ class Particles:
     seed (N,) uint64, of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether
     the prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
     failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R. Under guidance by a
-    reward's gradient (guidance.py), log_ratio (N,) is log p - log q of the path to where it is, p the plain sampler and
+    reward's gradient, log_ratio (N,) is log p - log q of the path to where it is, p the plain sampler and
     q the guided one, and pulled (N,) whether the gradient at its step is already paid; elsewhere they are None.
     """
 
@@ -69,7 +69,7 @@ class Particles:
         return take(uids, np.argsort(-self.value(uids), axis=-1, kind="stable"))
 
     def of(self, b: int) -> Particles:
-        """Search b of a stack of searches in lockstep (see simulate.lockstep): a view."""
+        """Search b of a stack of searches in lockstep (see simulation/lockstep.py): a view."""
         return Particles(
             self.seed[b],
             self.parent[b],

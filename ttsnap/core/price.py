@@ -46,7 +46,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Guided:
-    """Which steps (K,) a reward's gradient guides, and whether it goes back `through` the denoiser (guidance.py).
+    """Which steps (K,) a reward's gradient guides, and whether it goes back `through` the denoiser (guided_steps.py).
 
     A particle that moves on from such a step takes one gradient there, which its siblings share. Where it goes back
     through the denoiser it is had with the evaluation, or by another one where that was made without.

@@ -109,7 +109,7 @@ class Engine(Protocol):
 
     @property
     def price(self) -> Any:
-        """The budget.Price of its work."""
+        """The Price of its work."""
 
     def calibrate(self) -> Cost:
         """Measure price.seconds; returns what that took."""

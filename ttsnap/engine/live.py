@@ -53,7 +53,7 @@ class LiveEngine:
     few throw-away calls (`probed`), 16 elsewhere. Either is halved when the device runs out of memory.
     padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
     preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default.
-    guidance: steps follow the rewards' gradient (guidance.py); gradient_batch_size: most rows of those calls.
+    guidance: steps follow the rewards' gradient (guided_steps.py); gradient_batch_size: most rows of those calls.
     noises: "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py). keep:
     "latents" and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer
     block whose hidden states those are (rewards that read features name their own).

@@ -39,7 +39,7 @@ class Scored(NamedTuple):
 class Scorer:
     """Scores rows with every reward.
 
-    estimates: what becomes of unfinished ones, as in budget.Price: "decode", "preview" or "nothing". ValueError for
+    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". ValueError for
     rewards without names of their own, or in a space that nobody knows.
 
     A reward that fails now and then costs those images their scores. One that fails from the start, on all images of

@@ -23,7 +23,7 @@ class Node:
     tells how it was mixed since, (mix, key of the fresh noise, or what was mixed in) each time. `memory` is what a
     RememberingKernel keeps.
     `noise` is that of the one step which made a particle from another; None after any other step. `gradient` of the
-    rewards is there where a guided step is to be taken from it (guidance.py); `log_ratio`, of the path to it, is a
+    rewards is there where a guided step is to be taken from it (guided_steps.py); `log_ratio`, of the path to it, is a
     tensor () once there was one. `trail` holds the last latents before it, where images are to be differentiated
     (ascent.py), and `upward` where that says its initial noise should turn.
     """

@@ -1,4 +1,4 @@
-"""From whatever a user gives (a name, a function, a file) to a Reward (types.Reward)."""
+"""From whatever a user gives (a name, a function, a file) to a Reward (core.Reward)."""
 
 from __future__ import annotations
 

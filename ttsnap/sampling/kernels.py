@@ -62,7 +62,7 @@ class RememberingKernel(Protocol):
 
 @runtime_checkable
 class GaussianKernel(Kernel, Protocol):
-    """A kernel whose step is a draw of N(mean, std^2 I): what guidance (guidance.py) can shift and weigh."""
+    """A kernel whose step is a draw of N(mean, std^2 I): what guidance (guided_steps.py) can shift and weigh."""
 
     def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, ...) at steps k (N,) -> mean (N, ...) and std (N,) of x at steps k + 1, both float32 or float64.

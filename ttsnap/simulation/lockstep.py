@@ -118,7 +118,7 @@ class _Run:
         return Move(**parts), value
 
     def costs(self, move: Move) -> tuple[IntArray, IntArray, IntArray]:
-        """Evaluations, scored images and finished ones of them (B,) of a move, as budget.price_move counts them."""
+        """Evaluations, scored images and finished ones of them (B,) of a move, as price_move counts them."""
         ahead = move.score & (move.stop < self.task.grid.steps)
         calls = self.task.grid.calls[move.stop] - self.task.grid.calls[move.start] + ahead
         if move.draft is not None:

@@ -1,0 +1,116 @@
+"""Draws docs/architecture.svg from the imports: every room of the code, and an arrow to each room that it rests on.
+
+    python scripts/draw_architecture.py          # rewrites docs/architecture.svg
+    python scripts/draw_architecture.py --check  # fails where the drawing is not what the imports say
+
+An arrow that follows from two others is left out: the engine imports the core, but its arrow to sampling leads there.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "docs" / "architecture.svg"
+APART = ("pipelines", "reward_models", "distill")
+"""Packages of ttsnap that have folders of their own beside ttsnap/."""
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 152, 40, 44, 54, 20
+
+
+def folder_of(room: str) -> Path:
+    return ROOT / room if room in APART else ROOT / "ttsnap" / room
+
+
+def rooms() -> list[str]:
+    inside = [path.parent.name for path in (ROOT / "ttsnap").glob("*/__init__.py")]
+    return sorted([*inside, *APART])
+
+
+def imported(room: str, known: set[str]) -> set[str]:
+    """The other rooms that this one imports, inside functions, too."""
+    found: set[str] = set()
+    for path in folder_of(room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [f"ttsnap.{a.name}" for a in node.names] if node.module == "ttsnap" else [node.module]
+            found |= {name.split(".")[1] for name in names if name.startswith("ttsnap.")}
+    return found & known - {room}
+
+
+def reach(room: str, arrows: dict[str, set[str]]) -> set[str]:
+    """Every room that can be reached from this one by arrows."""
+    return arrows[room].union(*(reach(below, arrows) for below in arrows[room]))
+
+
+def levels(arrows: dict[str, set[str]]) -> dict[str, int]:
+    """How high each room stands: one above the highest that it rests on."""
+
+    def height(room: str) -> int:
+        return 1 + max((height(below) for below in arrows[room]), default=-1)
+
+    return {room: height(room) for room in arrows}
+
+
+def draw() -> str:
+    known = set(rooms())
+    arrows = {room: imported(room, known) for room in rooms()}
+    graphlib.TopologicalSorter(arrows).prepare()  # CycleError where rooms rest on each other in a circle
+    shown = {
+        room: {b for b in below if not any(b in reach(other, arrows) for other in below - {b})}
+        for room, below in arrows.items()
+    }
+    level = levels(arrows)
+    rows = [sorted(room for room in arrows if level[room] == k) for k in range(max(level.values()) + 1)]
+    place: dict[str, tuple[float, float]] = {}
+    widest = max(map(len, rows)) * (WIDTH + GAP_X) - GAP_X
+    for k, row in enumerate(rows):
+        # Rooms stand over the middle of what they rest on, so that arrows cross seldom.
+        row.sort(key=lambda room: (sum(place[b][0] for b in shown[room]) / max(1, len(shown[room])), room))
+        left = MARGIN + (widest - len(row) * (WIDTH + GAP_X) + GAP_X) / 2
+        y = MARGIN + (len(rows) - 1 - k) * (HEIGHT + GAP_Y)
+        place |= {room: (left + i * (WIDTH + GAP_X), y) for i, room in enumerate(row)}
+    width, height = widest + 2 * MARGIN, len(rows) * (HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-family="sans-serif">',
+        "<title>The rooms of ttsnap, and which rests on which</title>",
+        '<defs><marker id="head" markerWidth="7" markerHeight="7" refX="6" refY="3" orient="auto">'
+        '<path d="M0,0 L6,3 L0,6 z" fill="#7a8699"/></marker></defs>',
+        f'<rect width="{width:g}" height="{height:g}" rx="8" fill="#ffffff"/>',
+    ]
+    for room in sorted(shown):
+        x, y = place[room]
+        for below in sorted(shown[room]):
+            to_x, to_y = place[below]
+            lines.append(
+                f'<line x1="{x + WIDTH / 2:g}" y1="{y + HEIGHT:g}" x2="{to_x + WIDTH / 2:g}" y2="{to_y - 2:g}" '
+                'stroke="#7a8699" stroke-width="1.2" marker-end="url(#head)"/>'
+            )
+    for room, (x, y) in sorted(place.items()):
+        name = f"{room}/" if room in APART else f"ttsnap/{room}/"
+        lines.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef3fb" stroke="#4a6fa5"/>'
+            f'<text x="{x + WIDTH / 2:g}" y="{y + HEIGHT / 2 + 5:g}" font-size="14" text-anchor="middle" '
+            f'fill="#1c2b41">{escape(name)}</text>'
+        )
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def main() -> int:
+    picture = draw()
+    if "--check" in sys.argv[1:]:
+        if PICTURE.is_file() and PICTURE.read_text(encoding="utf-8") == picture:
+            return 0
+        print(f"{PICTURE.relative_to(ROOT)} is not what the imports say; run scripts/draw_architecture.py")
+        return 1
+    PICTURE.write_text(picture, encoding="utf-8")
+    print(f"wrote {PICTURE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
