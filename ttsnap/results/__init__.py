@@ -1,4 +1,8 @@
 """What a search leaves behind: images that know how they were made, contact sheets, traces, rankings of folders.
 
-It imports the core, and no torch.
+It imports the core, files and rewards. Torch is needed by `rank` only, which asks rewards about images.
 """
+
+from ttsnap.results.outputs import Recorder, png_info
+
+__all__ = ["Recorder", "png_info"]
