@@ -48,12 +48,13 @@ class ParticleTable:
         They are those of torch, uint64: 0 comes after 2^64 - 1.
         """
         uids = np.full(len(move), -1)
-        own = np.flatnonzero(move.parent >= 0)
+        (own,) = (move.parent >= 0).nonzero()
         if len(own):
-            own = own[(move.start[own] == self._ints[1, move.parent[own]]) & ~(mixes(move) | nears(move))[own]]
+            plain = ~mixes(move) if move.near is None else ~(mixes(move) | nears(move))
+            own = own[(move.start[own] == self._ints[1, move.parent[own]]) & plain[own]]
             own = own[first_ones(move.parent[own], self._n)]
             uids[own] = move.parent[own]
-        new = np.flatnonzero(uids < 0)
+        (new,) = (uids < 0).nonzero()
         if len(new):
             uids[new] = self._add(move.parent[new], seed)
         return uids, self._seed[uids]

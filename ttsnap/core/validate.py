@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
@@ -9,12 +11,15 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.rows import ascends, mixes, nears
+from ttsnap.core.rows import mixes, nears
 
 IDLE = 1000
 """As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
 
 
+_COLUMNS = {"parent": "i", "start": "i", "stop": "i", "score": "b", "mix": "fi"}
+_COLUMNS |= {"draft": "i", "near": "i", "ascend": "b"}
+"""Of what kinds the columns of a move are, by numpy's letters."""
 _KINDS = {"i": "whole number", "b": "truth value", "fi": "number"}
 """What numpy's kinds of columns are called, for messages."""
 
@@ -23,10 +28,10 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
     """ValueError where a move is not possible; an algorithm's bug, caught before it costs anything."""
     who = type(algorithm).__name__
     _check_columns(move, who)
-    own = move.parent >= 0
-    if bool((move.parent >= len(particles)).any()) or bool((move.parent < -1).any()):
+    if move.parent.max(initial=-1) >= len(particles) or move.parent.min(initial=-1) < -1:
         raise ValueError(f"{who}: parents {move.parent.tolist()} outside -1..{len(particles) - 1}")
-    if bool((~particles.alive[move.parent[own]]).any()):
+    own = move.parent >= 0
+    if not particles.alive[move.parent[own]].all():
         raise ValueError(f"{who}: parents {move.parent[own].tolist()} include dropped particles")
     at = np.where(own, particles.step[move.parent] if len(particles) else 0, 0)
     if bool(((move.start < 0) | (move.start > at) | (move.stop < move.start) | (move.stop > grid.steps)).any()):
@@ -34,29 +39,29 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
             f"{who}: rows must go 0 <= start <= the parent's step and start <= stop <= {grid.steps}, got "
             f"start {move.start.tolist()} stop {move.stop.tolist()} parents at {at.tolist()}"
         )
-    if not bool(((move.mix >= 0) & (move.mix <= 1)).all()):  # a nan is in no range
+    if not (move.mix.min(initial=1) >= 0 and move.mix.max(initial=0) <= 1):  # a nan is in no range
         raise ValueError(f"{who}: mix must be in [0, 1], got {move.mix.tolist()}")
     _check_given_up(move, particles, who)
-    mixed, back = mixes(move), own & (move.start < at) & (move.start > 0)
+    mixed, back = mixes(move), (move.start < at) & (move.start > 0)
     if move.near is not None and not _siblings(move, move.near, particles, at):
         raise ValueError(
             f"{who}: a row near another must take one step from its parent, as that one did, after a plain row of it, "
             f"got near {move.near.tolist()} parents {move.parent.tolist()} at {at.tolist()} "
             f"start {move.start.tolist()} stop {move.stop.tolist()}"
         )
-    stays = move.parent[own & ~mixed & ~back & (move.start == at)]
+    stays = move.parent[own & ~mixed & (move.start == at)]
     does = {
         "branches": not first_ones(stays, len(particles)).all(),
         "renoises": bool(back.any()),
         "mixes": bool(mixed.any()),
-        "nears": bool(nears(move).any()),
+        "nears": move.near is not None and bool(nears(move).any()),
     }
-    up = ascends(move)
-    if bool((up & ~mixed).any()) or bool((at[up] < grid.steps).any()):
-        raise ValueError(f"{who}: rows that ascend start from mixed noise (start 0, mix below 1) of finished parents, "
-                         f"got parents at {at[up].tolist()} mix {move.mix[up].tolist()}")  # fmt: skip
-    if bool(up.any()) and getattr(algorithm, "ascends", None) is None:
-        raise ValueError(f"{who}: a move ascends, but the algorithm declares no ascends")
+    if (up := move.ascend) is not None:
+        if bool((up & ~mixed).any()) or bool((at[up] < grid.steps).any()):
+            raise ValueError(f"{who}: rows that ascend start from mixed noise (start 0, mix below 1) of finished "
+                             f"parents, got parents at {at[up].tolist()} mix {move.mix[up].tolist()}")  # fmt: skip
+        if bool(up.any()) and getattr(algorithm, "ascends", None) is None:
+            raise ValueError(f"{who}: a move ascends, but the algorithm declares no ascends")
     for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
         raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
 
@@ -70,16 +75,15 @@ def check_idle(moves: int, algorithm: Algorithm) -> None:
 
 def _check_columns(move: Move, who: str) -> None:
     """ValueError where the columns of a move are no arrays of one value a row, of the kinds that Move names."""
-    rows = {"parent": "i", "start": "i", "stop": "i", "score": "b", "mix": "fi"}
-    more = {"draft": "i", "near": "i", "ascend": "b"}
-    for name, kinds in (rows | more).items():
+    shape = move.parent.shape
+    for name, kinds in _COLUMNS.items():
         column = getattr(move, name)
-        if name in more and column is None:
+        if column is None and name in ("draft", "near", "ascend"):
             continue
-        if column.shape != move.parent.shape or column.ndim != 1 or column.dtype.kind not in kinds:
+        if column.shape != shape or len(shape) != 1 or column.dtype.kind not in kinds:
             raise ValueError(f"{who}: {name} must hold one {_KINDS[kinds]} for each of the {move.parent.size} rows of "
                              f"the move, got {column.dtype} of shape {column.shape}")  # fmt: skip
-    if np.isnan(move.value):
+    if math.isnan(move.value):
         raise ValueError(f"{who}: the value of a move is nan")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ class DryEngine:
     ) -> None:
         self.grid, self.reward_names, self.stochastic, self.price = grid, reward_names, stochastic, price or Price()
         self._done: list[Outcome] = []
-        self._paid: dict[tuple[int, int], int] = {}
+        self._paid: defaultdict[int, dict[int, int]] = defaultdict(dict)  # by job and uid
         self._rng = np.random.default_rng(0)
 
     def calibrate(self) -> Cost:
@@ -37,18 +38,17 @@ class DryEngine:
         """Nothing to do: the price that it was given says what gradients take."""
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
-        self._done, self._paid = [], {}
+        self._done, self._paid = [], defaultdict(dict)
 
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         # An evaluation that is paid stays so where a particle, or a child of it, waits.
-        waits = (move.start == move.stop) & ~mixes(move)
+        waits, known = move.start == move.stop, self._paid[job]
         if waits.any():
-            at = np.array([self._paid.get((job, parent), -1) for parent in move.parent.tolist()], int)
-            waits &= at == move.start
+            at = np.array([known.get(parent, -1) for parent in move.parent.tolist()], int)
+            waits &= (at == move.start) & ~mixes(move)
         paid = (waits | move.score) & (move.stop < self.grid.steps)
-        self._paid.update(zip([(job, u) for u in uids.tolist()], np.where(paid, move.stop, -1).tolist(), strict=True))
-        for scored in (True, False):
-            rows = np.flatnonzero(move.score == scored)
+        known.update(zip(uids.tolist(), np.where(paid, move.stop, -1).tolist(), strict=True))
+        for scored, (rows,) in ((True, move.score.nonzero()), (False, (~move.score).nonzero())):
             if len(rows):
                 stop = move.stop[rows]
                 scores = self.scores(job, seeds[rows], stop) if scored else None

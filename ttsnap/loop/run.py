@@ -101,6 +101,7 @@ class Loop:
             self._run(should_stop)
         self.seconds = self.clock() - self.begin
         self.usage = meter.summary() if meter is not None else {}
+        self.total = sum(job.ledger.spent.nfe for job in self.jobs) or 1
         return [self._result(job) for job in self.jobs]
 
     def _run(self, should_stop: Callable[[], bool]) -> None:
@@ -184,7 +185,7 @@ class Loop:
         """
         cost, steps = self._price_move(move, particles), self.grid.steps
         last, price = move.stop == steps, self.engine.price
-        if bool((move.score & last).any()) or bool(particles.finished.any()):
+        if particles.finished.any() or (move.score & last).any():
             return cost, Cost()
         resting = particles.alive.copy()
         resting[move.parent[move.parent >= 0]] = False
@@ -366,8 +367,7 @@ class Loop:
             job.warnings.append("no image has a score: which of them is the best is not known")
         if 0 < len(images) < self.keep:
             job.warnings.append(f"{len(images)} of the {self.keep} images asked for were finished")
-        total = sum(j.ledger.spent.nfe for j in self.jobs) or 1
-        share = job.ledger.spent.nfe / total
+        share = job.ledger.spent.nfe / self.total
         phases = getattr(self.engine, "timings", {})
         spent = {
             **job.ledger.summary(),
