@@ -28,6 +28,14 @@ def ascends(move: Move) -> BoolArray:
     return np.zeros(move.parent.shape, bool) if move.ascend is None else move.ascend
 
 
+def first_ones(uids: IntArray, particles: int) -> BoolArray:
+    """(n,) which of these uids of so many particles are the first of their kind."""
+    rows, first = np.arange(len(uids)), np.empty(particles, int)
+    first[uids[::-1]] = rows[::-1]  # of several values for one place, numpy keeps the last
+    found: BoolArray = first[uids] == rows
+    return found
+
+
 def pulls(move: Move, particles: Particles, guided: BoolArray) -> BoolArray:
     """(n,) rows whose particle waits where it is, at a step whose gradient is paid when the move is done.
 

@@ -8,8 +8,7 @@ from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.moves import Move
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.protocols import Outcome
-from ttsnap.core.rows import mixes, nears
-from ttsnap.core.validate import first_ones
+from ttsnap.core.rows import first_ones, mixes, nears
 
 
 class ParticleTable:

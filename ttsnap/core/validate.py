@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from ttsnap.core.arrays import BoolArray, IntArray
+from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.rows import mixes, nears
+from ttsnap.core.rows import first_ones, mixes, nears
 
 IDLE = 1000
 """As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
@@ -103,14 +103,6 @@ def _check_given_up(move: Move, particles: Particles, who: str) -> None:
     if bool(dropped[needed].any()):
         both = sorted(set(needed[dropped[needed]].tolist()))
         raise ValueError(f"{who}: a move drops particles {both}, from which its own rows go on")
-
-
-def first_ones(uids: IntArray, particles: int) -> BoolArray:
-    """(n,) which of these uids of so many particles are the first of their kind."""
-    rows, first = np.arange(len(uids)), np.empty(particles, int)
-    first[uids[::-1]] = rows[::-1]  # of several values for one place, numpy keeps the last
-    found: BoolArray = first[uids] == rows
-    return found
 
 
 def _siblings(move: Move, near: IntArray, particles: Particles, at: IntArray) -> bool:
