@@ -8,7 +8,7 @@ PROMPT ?= a green circle and three red squares
 BUDGET ?= 6images
 SEED ?= 48
 
-.PHONY: demo test test-slow gpu notebooks lint docs format clean
+.PHONY: demo test test-slow gpu notebooks lint docs measure format clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Signs of how simple the code is.
+measure:
+	@$(PYTHON) scripts/measure.py
 
 # Warnings are errors, broken links and references among them. Nothing is fetched, and no notebook is run.
 docs: $(VENV)/.installed
