@@ -9,13 +9,18 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, x0_from_eps
+from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, rows
 from ttsnap.sampling.kernels import DIFFUSIONS as NAMES
 from ttsnap.sampling.kernels import Ddim, FlowEuler, Kernel, Ode, Prediction, Renoise, Sde, forward, make_kernel, power
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.rng import noise, seeded
 
 PATHS: list[Interpolant] = [Linear(), VP(), Cosine()]
+
+
+def x0_from_eps(path: Interpolant, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The x0 estimate (N, ...) of a noise estimate `eps` at x (N, ...) and times t (N,): (x - sigma eps) / alpha."""
+    return (x - rows(path.sigma(t), x) * eps) / rows(path.alpha(t), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

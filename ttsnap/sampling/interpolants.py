@@ -211,7 +211,7 @@ def rows(value: Tensor, like: Tensor) -> Tensor:
 
 
 # Conversions. x, x0, eps, velocity and score are (N, ...); t is (N,). Limits at t = 0 and t = 1 are those of the
-# formulas: eps and score from x0 need sigma > 0, x0 from eps needs alpha > 0.
+# formulas: they need sigma > 0.
 
 
 def eps_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -219,30 +219,14 @@ def eps_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     return (x - rows(path.alpha(t), x) * x0) / rows(path.sigma(t), x)
 
 
-def x0_from_eps(path: Interpolant, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """The Tweedie estimate that eps implies: (x - sigma eps) / alpha."""
-    return (x - rows(path.sigma(t), x) * eps) / rows(path.alpha(t), x)
-
-
 def velocity_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """dx/dt = alpha' x0 + sigma' eps."""
     return rows(path.d_alpha(t), x) * x0 + rows(path.d_sigma(t), x) * eps_from_x0(path, x, x0, t)
 
 
-def x0_from_velocity(path: Interpolant, x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """(sigma v - sigma' x) / (alpha' sigma - sigma' alpha); for Linear x - t v."""
-    a, s, da, ds = (rows(f(t), x) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma))
-    return (s * velocity - ds * x) / (da * s - ds * a)
-
-
 def score_from_x0(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """grad log p_t(x) = -eps / sigma."""
     return -eps_from_x0(path, x, x0, t) / rows(path.sigma(t), x)
-
-
-def x0_from_score(path: Interpolant, x: Tensor, score: Tensor, t: Tensor) -> Tensor:
-    """(x + sigma^2 score) / alpha, Tweedie's formula."""
-    return (x + rows(path.sigma(t), x) ** 2 * score) / rows(path.alpha(t), x)
 
 
 def ratio(path: Interpolant, t: Tensor) -> Tensor:

@@ -22,11 +22,6 @@ def log_sum_exp(logw: FloatArray) -> float:
     return top + float(np.log(np.exp(logw - top).sum())) if np.isfinite(top) else top
 
 
-def log_mean_exp(logw: FloatArray) -> float:
-    """log of the mean of exp(logw)."""
-    return log_sum_exp(logw) - float(np.log(len(logw)))
-
-
 def normalised(logw: FloatArray) -> FloatArray:
     """(n,) weights of sum 1, whatever the size of logw; all equal where every one is -inf."""
     top = float(np.max(logw, initial=-np.inf))
