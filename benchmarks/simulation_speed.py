@@ -26,7 +26,7 @@ from ttsnap.core.grid import Grid, Task
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import default_checks
 from ttsnap.simulation.lockstep import lockstep
-from ttsnap.simulation.simulate import random_orders
+from ttsnap.simulation.orders import Orders
 
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
 
@@ -73,9 +73,9 @@ def main() -> None:
         sized = PriceOfCompute(forecast, n=a.recorded, price=0.01) if algorithm is priced else algorithm
 
         def together(sized: Any = sized, task: Task = task, pot: int | None = pot) -> int:
-            lookup, searches = random_orders(recording, sized.n, a.searches, np.random.default_rng(0))
-            lockstep(sized, lookup, searches, task, pot=pot)
-            return searches
+            orders = Orders.drawn(recording, a.searches, np.random.default_rng(0))
+            lockstep(sized, orders.play(recording, sized.n), len(orders), task, pot=pot)
+            return len(orders)
 
         def alone(sized: Any = sized, algorithm: Any = algorithm, shared: bool = shared) -> int:
             budget = f"{int(allowance)}nfe" if algorithm is priced else None

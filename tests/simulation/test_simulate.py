@@ -21,12 +21,12 @@ from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import calibrate, default_checks, enlarge
 from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.simulate import (
     best_of_n_curve,
     compare,
     curve,
     published_seeds,
-    random_orders,
     require_varied,
     sized_for,
 )
@@ -91,6 +91,17 @@ def test_curves_keep_to_budgets_as_searches_do() -> None:
     (alone,) = search(["prompt 0"], SeedPruning(39, (0.5,), steps=(4,)), ReplayEngine(r.select(slice(0, 1))), "11flop")
     assert (alone.spent["flops"], alone.spent["decodes"]) == (11, 1)
     assert curve(r, SeedPruning(3, (0.5,), steps=(4,)), ["1000nfe"], 2).spent[0] == 3 * 5 + 2 * 5
+
+
+def test_curves_on_the_same_orders_are_those_of_their_seed() -> None:
+    """Orders that are drawn once for several schedules, as `tune` draws them, are those that each would draw."""
+    r, budgets = recording(), ["10nfe", "40nfe", "80nfe"]
+    orders = tuple(draw_orders(r, budgets, 3, 5))
+    for algorithm in (SeedPruning(None, (0.5,), steps=(4,)), BestOfN()):
+        mine, drawn = curve(r, algorithm, budgets, 3, orders=orders), curve(r, algorithm, budgets, 3, seed=5)
+        np.testing.assert_array_equal(mine.rewards, drawn.rewards)
+    with pytest.raises(ValueError, match="zip"):
+        curve(r, BestOfN(), budgets, 3, orders=orders[:2])
 
 
 class _Watched(SeedPruning):
@@ -189,7 +200,8 @@ def test_where_there_is_nothing_to_find_there_is_no_omega() -> None:
 
 def test_random_orders_are_orders() -> None:
     r = recording(3, 7)
-    lookup, searches = random_orders(r, 7, 4, np.random.default_rng(0))
+    orders = Orders.drawn(r, 4, np.random.default_rng(0))
+    lookup, searches = orders.play(r, 7), len(orders)
     assert searches == 12
     every = np.tile(np.arange(7), (12, 1))
     seen = lookup(np.arange(12), every, np.full((12, 7), 10))[..., 0]
@@ -222,7 +234,8 @@ def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, image
     other, allowance = recording(60, 80, seed=6), images * 10.0
     price = priced.forecast.price_for(allowance)
     stops = dataclasses.replace(priced, n=80, price=price, floor=price)
-    lookup, searches = random_orders(other, 80, 5, np.random.default_rng(0))
+    orders = Orders.drawn(other, 5, np.random.default_rng(0))
+    lookup, searches = orders.play(other, 80), len(orders)
     out = lockstep(stops, lookup, searches, Task(GRID, 1, allowance, 0.0, True))
     assert out.nfe.mean() == pytest.approx(allowance, rel=0.15)
     # Sharing what is left spends it to the last whole move.

@@ -17,7 +17,8 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.price import Rates
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import lockstep
-from ttsnap.simulation.simulate import random_orders, require_varied
+from ttsnap.simulation.orders import Orders
+from ttsnap.simulation.simulate import require_varied
 
 IMAGES = (2, 3, 5, 8, 12, 20, 30)
 """Budgets, in whole images, for which the price of a shared pot is found by default."""
@@ -101,10 +102,11 @@ def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, see
     """By bisection: a higher price spends less."""
     low, high = (float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0))
     n = recording.seeds
+    orders = Orders.drawn(recording, repeats, np.random.default_rng(seed))
+    lookup = orders.play(recording, n)
     for _ in range(14):
         price = float(np.sqrt(low * high))
-        lookup, searches = random_orders(recording, n, repeats, np.random.default_rng(seed))
-        out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, searches, task)
+        out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, len(orders), task)
         spent = float(out.spent(task).mean())
         low, high = (price, high) if spent > task.allowance else (low, price)
     return float(np.sqrt(low * high))

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
-from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.particles import Utility
@@ -25,10 +24,10 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.search import check_budget, dry_costs, fit
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.simulation.lockstep import Lookup, lockstep
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.orders import FAILED, Orders, draw_orders
 
 LEDGERS = ("honest", "published")
-_FAILED = "the recording holds failed (nan) scores; simulate with prompts and seeds that have none"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def curve(
     )
     for budget, order in zip((Budget.parse(b).on(recording.grid) for b in budgets), orders, strict=True):
         task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger, costs=costs)
-        lookup, searches = order.play(recording, sized.n or 1), len(order.draws)
+        lookup, searches = order.play(recording, sized.n or 1), len(order)
         pot = len(recording.prompts) if shared else None
         out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
         total = out.spent(task)
@@ -113,7 +112,7 @@ def best_of_n_curve(
     """
     final = utility(recording.final)
     if np.isnan(final).any():
-        raise ValueError(_FAILED)
+        raise ValueError(FAILED)
     if utility is utilities.rank_sum:
         raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
@@ -197,54 +196,11 @@ def published_seeds(algorithm: Any, task: Task) -> int:
     return max(1, int(task.allowance / billed))
 
 
-@dataclass(frozen=True)
-class Orders:
-    """In which order each of so many searches sees the recorded seeds: that of its `draws` (searches, S)."""
-
-    draws: FloatArray
-
-    @cached_property
-    def seeds(self) -> IntArray:
-        """(searches, S)."""
-        return self.draws.argsort(1)
-
-    def play(self, recording: Recording, n: int) -> Lookup:
-        """Scores of the first n seeds of every search; search i is one of prompt i modulo their number."""
-        seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
-        known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
-        flat = recording.scores.reshape(-1, len(recording.reward_names))
-        place = len(known) * (seeds + recording.seeds * prompt[:, None])  # in `flat`, of each candidate's step 0
-
-        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
-            if not known[steps].all():
-                raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
-                                 f"{np.flatnonzero(known).tolist()}")  # fmt: skip
-            of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
-            found: FloatArray = flat.take(of + steps, axis=0)
-            return found
-
-        if recording.failed:
-            raise ValueError(_FAILED)
-        return lookup
-
-
-def draw_orders(recording: Recording, budgets: Sequence[Any], repeats: int, seed: int) -> Iterable[Orders]:
-    """Random orders of the recorded seeds for `repeats` searches of every prompt, at one budget after the other."""
-    rng, shape = np.random.default_rng(seed), (len(recording.prompts) * repeats, recording.seeds)
-    return (Orders(rng.random(shape, dtype=np.float32)) for _ in budgets)
-
-
-def random_orders(recording: Recording, n: int, repeats: int, rng: np.random.Generator) -> tuple[Lookup, int]:
-    """Scores for `repeats` searches of each prompt, candidate i of a search being a random recorded seed."""
-    orders = Orders(rng.random((len(recording.prompts) * repeats, recording.seeds), dtype=np.float32))
-    return orders.play(recording, n), len(orders.draws)
-
-
 def require_varied(recording: Recording, utility: Utility = utilities.mean) -> None:
     """ValueError for scores that failed, and where no prompt's finished images differ in `utility`: then every search
     finds the same, and there is nothing to compare or to fit."""
     if recording.failed:
-        raise ValueError(_FAILED)
+        raise ValueError(FAILED)
     if not metrics.varied(utility(recording.final)).any():
         raise ValueError(
             "the rewards of the finished images do not vary within any prompt "

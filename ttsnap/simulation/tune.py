@@ -16,7 +16,8 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import dry_costs, fit
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import as_one, enlarge
-from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, draw_orders, lead, require_varied, rising
+from ttsnap.simulation.orders import draw_orders
+from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 
 REPEATS = 20
 """Searches per prompt and budget by which a schedule is judged: as many as `ttsnap simulate` takes by default."""

@@ -1,0 +1,63 @@
+"""In which order searches see the recorded seeds: each of thousands in an order of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.recordings.replay import Recording
+from ttsnap.simulation.lockstep import Lookup
+
+FAILED = "the recording holds failed (nan) scores; simulate with prompts and seeds that have none"
+"""What is said where nothing can be simulated, as scores are missing."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """In which order each of so many searches sees the recorded seeds: that of its `draws` (searches, S)."""
+
+    draws: FloatArray
+
+    def __len__(self) -> int:
+        """Searches."""
+        return len(self.draws)
+
+    @classmethod
+    def drawn(cls, recording: Recording, repeats: int, rng: np.random.Generator) -> Orders:
+        """Random ones, for `repeats` searches of every prompt."""
+        return cls(rng.random((repeats * len(recording.prompts), recording.seeds), dtype=np.float32))
+
+    @cached_property
+    def seeds(self) -> IntArray:
+        """(searches, S)."""
+        return self.draws.argsort(1)
+
+    def play(self, recording: Recording, n: int) -> Lookup:
+        """Scores of the first n seeds of every search; search i is one of prompt i modulo their number."""
+        seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
+        known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
+        flat = recording.scores.reshape(-1, len(recording.reward_names))
+        place = len(known) * (seeds + recording.seeds * prompt[:, None])  # in `flat`, of each candidate's step 0
+
+        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
+            if not known[steps].all():
+                raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
+                                 f"{np.flatnonzero(known).tolist()}")  # fmt: skip
+            of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
+            found: FloatArray = flat.take(of + steps, axis=0)
+            return found
+
+        if recording.failed:
+            raise ValueError(FAILED)
+        return lookup
+
+
+def draw_orders(recording: Recording, budgets: Sequence[Any], repeats: int, seed: int) -> Iterable[Orders]:
+    """Random orders for `repeats` searches of every prompt at each of these budgets, drawn one after the other."""
+    rng = np.random.default_rng(seed)
+    return (Orders.drawn(recording, repeats, rng) for _ in budgets)
