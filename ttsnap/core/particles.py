@@ -53,7 +53,7 @@ class Particles:
         scored = take(self.scored, rows)
         lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
         last = self.scores[(*lead, rows, scored)]
-        if scored.min(initial=0) >= 0 and not np.isnan(last).any():
+        if not (np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))):
             return np.asarray(self.utility(last), float)
         if rows.ndim > 1:
             return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])

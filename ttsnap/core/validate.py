@@ -31,10 +31,11 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
     if move.parent.max(initial=-1) >= len(particles) or move.parent.min(initial=-1) < -1:
         raise ValueError(f"{who}: parents {move.parent.tolist()} outside -1..{len(particles) - 1}")
     own = move.parent >= 0
-    if not particles.alive[move.parent[own]].all():
+    if np.count_nonzero(~particles.alive[move.parent[own]]):
         raise ValueError(f"{who}: parents {move.parent[own].tolist()} include dropped particles")
     at = np.where(own, particles.step[move.parent] if len(particles) else 0, 0)
-    if bool(((move.start < 0) | (move.start > at) | (move.stop < move.start) | (move.stop > grid.steps)).any()):
+    ways = (move.start >= 0) & (move.start <= at) & (move.stop >= move.start) & (move.stop <= grid.steps)
+    if np.count_nonzero(ways) < len(move):
         raise ValueError(
             f"{who}: rows must go 0 <= start <= the parent's step and start <= stop <= {grid.steps}, got "
             f"start {move.start.tolist()} stop {move.stop.tolist()} parents at {at.tolist()}"
@@ -51,9 +52,9 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
         )
     stays = move.parent[own & ~mixed & (move.start == at)]
     does = {
-        "branches": not first_ones(stays, len(particles)).all(),
-        "renoises": bool(back.any()),
-        "mixes": bool(mixed.any()),
+        "branches": np.count_nonzero(first_ones(stays, len(particles))) < len(stays),
+        "renoises": np.count_nonzero(back) > 0,
+        "mixes": np.count_nonzero(mixed) > 0,
         "nears": move.near is not None and bool(nears(move).any()),
     }
     if (up := move.ascend) is not None:
@@ -94,13 +95,13 @@ def _check_given_up(move: Move, particles: Particles, who: str) -> None:
             raise ValueError(f"{who}: {name} must list uids in 0..{len(particles) - 1}, got {uids.tolist()}")
     if not len(move.drop):
         return
-    if bool((~particles.alive[move.drop]).any()):
+    if np.count_nonzero(~particles.alive[move.drop]):
         raise ValueError(f"{who}: drop {move.drop.tolist()} includes particles that were dropped before")
     needed = move.parent if move.near is None else np.concatenate([move.parent, move.near])
     needed = needed[(needed >= 0) & (needed < len(particles))]
     dropped = np.zeros(len(particles), bool)
     dropped[move.drop] = True
-    if bool(dropped[needed].any()):
+    if np.count_nonzero(dropped[needed]):
         both = sorted(set(needed[dropped[needed]].tolist()))
         raise ValueError(f"{who}: a move drops particles {both}, from which its own rows go on")
 

@@ -185,7 +185,7 @@ class Loop:
         """
         cost, steps = self._price_move(move, particles), self.grid.steps
         last, price = move.stop == steps, self.engine.price
-        if particles.finished.any() or (move.score & last).any():
+        if np.count_nonzero(particles.finished) or np.count_nonzero(move.score & last):
             return cost, Cost()
         resting = particles.alive.copy()
         resting[move.parent[move.parent >= 0]] = False
