@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ttsnap.reward_models.staged import Staged
 
-from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search
+from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
 from ttsnap.core.moves import Move, advance, branch, fresh, perturb
+from ttsnap.core.price import Price, Rates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
-from ttsnap.loop.search import fit
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import dry_costs, fit
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
 from ttsnap.sampling.rng import seeded
@@ -235,6 +237,20 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
     uid = result.best.uid
     assert result.particles.scores[uid, 1, 0] == result.particles.scores[:, 1, 0].max()
     assert any("afforded" in w for w in result.warnings)
+
+
+def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
+    """By trying every number of seeds: caps of several kinds, survivors by the handful, where costs rise in jumps."""
+    rng, price = np.random.default_rng(0), Price(Rates(1.0, 0.3, 0.1))
+    dry = DryEngine(Grid(tuple(np.linspace(1, 0, 9).tolist())), ("r",), price=price)
+    for _ in range(12):
+        steps = tuple(sorted(rng.choice(8, 2, replace=False).tolist()))
+        schedule = SeedPruning(None, tuple(rng.uniform(0.05, 1, 2).tolist()), steps=steps)
+        costs = dry_costs(schedule, dry)
+        for text in ("20nfe", "90nfe", "140flop", "60rewards", "25decodes,200nfe"):
+            budget = Budget.parse(text)
+            affordable = [n for n in range(1, 61) if budget.shortfall(costs(n), price) is None]
+            assert fit(schedule, dry, budget, most=60).n == max(affordable, default=1), (schedule, text)
 
 
 def test_n_is_fitted_to_the_budget(engine: Any) -> None:

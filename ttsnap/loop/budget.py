@@ -100,6 +100,17 @@ class Budget:
 
     def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
         """None when `cost` fits, else which cap it breaks, for a message. Seconds only where asked for."""
+        for name, need, cap in self._needs(cost, price, seconds):
+            if need > cap * (1 + 1e-12):
+                return f"{need:.6g} {name} of {cap:.6g}"
+        return None
+
+    def share(self, cost: Cost, price: Price, *, seconds: bool = False) -> float:
+        """The share of the tightest cap that `cost` takes: up to 1 where it fits, 0 without caps."""
+        return max((need / cap for _, need, cap in self._needs(cost, price, seconds)), default=0.0)
+
+    def _needs(self, cost: Cost, price: Price, seconds: bool) -> list[tuple[str, float, float]]:
+        """What `cost` takes of each cap that there is: its name, the amount, the cap."""
         needs: list[tuple[str, float, float | None]] = [
             ("NFE", cost.nfe, self.nfe),
             ("decodes", cost.decodes, self.decodes),
@@ -109,10 +120,7 @@ class Budget:
             needs.append(("FLOPs", price.flops.of(cost), self.flops))
         if seconds and price.seconds is not None:
             needs.append(("seconds", price.seconds.of(cost), self.seconds))
-        for name, need, cap in needs:
-            if cap is not None and need > cap * (1 + 1e-12):
-                return f"{need:.6g} {name} of {cap:.6g}"
-        return None
+        return [(name, need, cap) for name, need, cap in needs if cap is not None]
 
 
 def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:

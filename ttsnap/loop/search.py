@@ -142,5 +142,8 @@ def fit(
     low, high = high, min(high * 2, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
+        if algorithm.lockstep and high <= most:  # what scores do not change rises evenly with n
+            part, whole = (budget.share(costs(n), engine.price, seconds=True) for n in (low, high))
+            middle = min(max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1)
         low, high = (middle, high) if affords(middle) else (low, middle)
     return dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
