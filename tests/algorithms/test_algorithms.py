@@ -13,18 +13,14 @@ from ttsnap.algorithms.pricing.forecast import fit
 from ttsnap.core.grid import Grid, Task
 from ttsnap.loop.dry import DryEngine
 
+from ..scripted import Scripted  # noqa: TID252
+
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
 
 
-class Scripted(DryEngine):
-    """Scores by table: scores[seed, step]."""
-
-    def __init__(self, scores: Any, *, stochastic: bool = False) -> None:
-        super().__init__(GRID, ("r",), stochastic=stochastic)
-        self.table = scores
-
-    def scores(self, job: int, seeds: Any, steps: Any) -> Any:
-        return self.table[seeds, steps][:, None]
+def by_table(scores: Any, *, stochastic: bool = False) -> Scripted:
+    """Scores by table: scores[uid, step]; the uids of fresh seeds count from 0, as their seeds do."""
+    return Scripted(lambda uid, step: float(scores[uid, step]), grid=GRID, stochastic=stochastic)
 
 
 def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
@@ -44,7 +40,7 @@ def test_pruning_is_the_papers_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(30, 21)).cumsum(1)
     keep, steps = tuple(rng.uniform(0.2, 0.9, 3)), tuple(sorted(rng.choice(20, 3, replace=False).tolist()))
-    (result,) = search([""], SeedPruning(30, keep, steps=steps), Scripted(scores))
+    (result,) = search([""], SeedPruning(30, keep, steps=steps), by_table(scores))
     winner, paid = by_hand(scores, 30, keep, steps)
     assert (result.best.seed, result.spent["nfe"]) == (winner, paid)
 
@@ -62,10 +58,10 @@ def test_checks_that_meet_on_a_coarse_grid_are_merged() -> None:
 
 def test_as_many_survive_as_are_to_be_kept() -> None:
     scores = np.random.default_rng(0).normal(size=(64, 21))
-    (result,) = search([""], SeedPruning(), Scripted(scores), "400nfe", keep=6)
+    (result,) = search([""], SeedPruning(), by_table(scores), "400nfe", keep=6)
     assert len(result.images) == 6
     assert result.spent["nfe"] <= 400
-    (result,) = search([""], SeedPruning(), Scripted(scores), "45nfe", keep=6)
+    (result,) = search([""], SeedPruning(), by_table(scores), "45nfe", keep=6)
     assert 1 <= len(result.images) < 6
     assert "of the 6 images asked for" in result.warnings[-1]
 
@@ -76,7 +72,7 @@ def test_contract(name: str, budget: str) -> None:
     scores = np.random.default_rng(0).normal(size=(4096, 21))
     settings = {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, (2, 6, 11, 20))} if "price" in name else {}
     algorithm = make_algorithm(name, **settings)
-    engines = [Scripted(scores, stochastic=algorithm.branches) for _ in range(2)]
+    engines = [by_table(scores, stochastic=algorithm.branches) for _ in range(2)]
     results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]
     for result in results[0]:
         assert 20 <= result.spent["nfe"] <= int(budget[:-3])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,44 +21,10 @@ from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import fresh, perturb
 from ttsnap.core.table import ParticleTable
 from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
 from ttsnap.sampling.kernels import Sde
 
-Score = Callable[[int, int], float]
-
-
-class Scripted(DryEngine):
-    """Scores by rule: score(uid, step)."""
-
-    def __init__(self, score: Score, steps: int = 8) -> None:
-        super().__init__(Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), stochastic=True)
-        self.score = score
-
-    def submit(self, job: int, uids: Any, seeds: Any, move: Any) -> None:
-        super().submit(job, uids, uids, move)
-
-    def scores(self, job: int, seeds: Any, steps: Any) -> Any:
-        return np.array([[self.score(u, k)] for u, k in zip(seeds.tolist(), steps.tolist(), strict=True)])
-
-
-def noisy(seed: int, fail: float = 0.0) -> Score:
-    """Scores that rise a little along the path; some calls fail."""
-
-    def score(uid: int, step: int) -> float:
-        rng = np.random.default_rng([seed, uid, step])
-        value = rng.normal() + 0.1 * step
-        return float("nan") if rng.random() < fail else float(value)
-
-    return score
-
-
-def ranked(score: Score) -> Score:
-    def value(uid: int, step: int) -> float:
-        found = score(uid, step)
-        return found if found == found else -np.inf
-
-    return value
+from ..scripted import Score, Scripted, noisy, ranked  # noqa: TID252
 
 
 class Watched:

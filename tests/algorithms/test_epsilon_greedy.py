@@ -19,13 +19,13 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move, advance, branch, fresh, perturb
 from ttsnap.core.particles import Particles
 from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import KERNELS, Prediction, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 from ..conftest import Brightness  # noqa: TID252
+from ..scripted import Scripted, noisy  # noqa: TID252
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Watched(Sde):
 
 
 @dataclass(frozen=True)
-class Scripted:
+class Played:
     """Plays a list of moves, given as functions of the particles."""
 
     moves: tuple[Any, ...]
@@ -86,7 +86,7 @@ def wide(batch: int, prompts: int = 1, **options: Any) -> tuple[LiveEngine, Watc
 @pytest.mark.parametrize("at", [0, 3])
 def test_near_noise_is_a_mixture_with_that_of_a_sibling(at: int) -> None:
     """Also from step 0, where mixing could be taken for that of initial noise, and in a chain."""
-    script = Scripted((
+    script = Played((
         lambda p: fresh(1, at),
         beside([-1], at, wait=True),  # uid 1
         beside([1, -1, 1], at, wait=True),  # 2 near 1, 3 plain, 4 near 1
@@ -144,7 +144,7 @@ def test_noise_of_sources_is_that_of_their_rows_alone() -> None:
     ],
 )
 def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> None:
-    script = Scripted((
+    script = Played((
         lambda p: fresh(1, 2),
         beside([-1], 2, wait=True),  # 1
         lambda p: branch([1, 1], 3, 4),  # 1 goes on, 2 is its child
@@ -155,7 +155,7 @@ def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> 
     sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
     with pytest.raises(ValueError, match="near another must take one step"):
         search(["a"], script, sde)
-    good = Scripted((*script.moves[:-1], beside([3], 2, wait=True)))
+    good = Played((*script.moves[:-1], beside([3], 2, wait=True)))
     assert len(search(["a"], good, sde)[0].particles) == 5
 
 
@@ -163,20 +163,20 @@ def test_noise_of_other_steps_is_not_near(engine: Any) -> None:
     """A child that was made from mixed initial noise is where a step would have brought it, but no step did."""
     live = engine()
     sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
-    script = Scripted((lambda p: fresh(1, 0), lambda p: perturb([0], 0.5, 1), beside([1], 0, wait=True)))
+    script = Played((lambda p: fresh(1, 0), lambda p: perturb([0], 0.5, 1), beside([1], 0, wait=True)))
     with pytest.raises(ValueError, match="particle 1 was not made by one step from where 0 is"):
         search(["a"], script, sde)
 
 
 def test_samplers_without_noise_of_ours_are_refused(engine: Any) -> None:
-    class Single(Scripted):
+    class Single(Played):
         branches: ClassVar[bool] = False
 
     script = Single((lambda p: fresh(1, 2), beside([-1], 2, wait=True), beside([1], 2, wait=True)))
     with pytest.raises(ValueError, match=r"Single draws step noise near .* kernel that draws noise and has no history"):
         search(["a"], script, engine())
 
-    class Silent(Scripted):
+    class Silent(Played):
         nears: ClassVar[bool] = False
 
     live = engine()
@@ -192,30 +192,16 @@ def test_samplers_without_noise_of_ours_are_refused(engine: Any) -> None:
 # --- the search --------------------------------------------------------------------------------------------------
 
 
-class Known(DryEngine):
+def known(seed: int, steps: int = 6, failing: float = 0.0) -> Scripted:
     """Scores are a function of (uid, step)."""
-
-    def __init__(self, seed: int, steps: int = 6, failing: float = 0.0) -> None:
-        super().__init__(Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), stochastic=True)
-        self.seed, self.failing, self.moves = seed, failing, list[Move]()
-
-    def submit(self, job: int, uids: Any, seeds: Any, move: Move) -> None:
-        self.moves.append(move)
-        super().submit(job, uids, uids, move)
-
-    def score(self, uid: int, step: int) -> float:
-        found = np.random.default_rng([self.seed, uid, step])
-        return float("nan") if found.random() < self.failing else float(found.normal())
-
-    def scores(self, job: int, uids: Any, steps: Any) -> Any:
-        return np.array([[self.score(int(u), int(s))] for u, s in zip(uids, steps, strict=True)]).reshape(-1, 1)
+    return Scripted(noisy(seed, failing, rise=0.0), steps)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_it_is_the_papers_loop(seed: int) -> None:
     draw = np.random.default_rng(seed)
     n, width, steps = int(draw.integers(1, 9)), int(draw.integers(1, 5)), int(draw.integers(1, 6))
-    engine = Known(seed, steps)
+    engine = known(seed, steps)
     (result,) = search([""], EpsilonGreedy(n, width, eps=0.3), engine)
     state, born, best = 0, 1, -1
     rounds = [min(width, n - j) for j in range(0, n, width)]
@@ -241,7 +227,7 @@ def test_it_is_the_papers_loop(seed: int) -> None:
 
 
 def test_how_often_and_how_near_it_draws() -> None:
-    engine = Known(0, 40)
+    engine = known(0, 40)
     search([""], EpsilonGreedy(40, 8, eps=0.25, lam=0.5), engine)
     later = [m for m in engine.moves if m.near is not None and (m.near >= 0).any()]
     near = np.concatenate([m.near[1:] for m in later if m.near is not None])
@@ -252,7 +238,7 @@ def test_how_often_and_how_near_it_draws() -> None:
     angle = np.sqrt(1 / mix[near >= 0] ** 2 - 1)
     assert angle.max() <= 0.5
     assert abs(angle.mean() - 0.25) < 4 * 0.5 / math.sqrt(12 * len(angle))
-    greedy, free = Known(0, 8), Known(0, 8)
+    greedy, free = known(0, 8), known(0, 8)
     search([""], EpsilonGreedy(12, 4, eps=0.0), greedy)
     search([""], EpsilonGreedy(12, 4, eps=1.0), free)
     assert not any((m.near >= 0).any() for m in free.moves if m.near is not None)
@@ -262,18 +248,18 @@ def test_how_often_and_how_near_it_draws() -> None:
 
 def test_it_fits_its_budget_and_survives_a_cut() -> None:
     algorithm = EpsilonGreedy()
-    assert fit(algorithm, Known(0), Budget(nfe=100)).n == 19  # 1 + 5 n
+    assert fit(algorithm, known(0), Budget(nfe=100)).n == 19  # 1 + 5 n
     for nfe in range(6, 100):
         for failing in (0.0, 0.4, 1.0):
-            result = search([""], EpsilonGreedy(20, streams=2), Known(nfe, failing=failing), f"{nfe}nfe")[0]
+            result = search([""], EpsilonGreedy(20, streams=2), known(nfe, failing=failing), f"{nfe}nfe")[0]
             assert result.images
             assert result.spent["nfe"] <= nfe
-    cut = search([""], EpsilonGreedy(20, streams=2), Known(1), "40nfe")[0]
+    cut = search([""], EpsilonGreedy(20, streams=2), known(1), "40nfe")[0]
     assert len(cut.trace) < 12  # it ends where nothing can be bought
-    assert len(search([""], EpsilonGreedy(3), Known(0), keep=3)[0].images) == 3
+    assert len(search([""], EpsilonGreedy(3), known(0), keep=3)[0].images) == 3
     nested = Nested(TopNoises(8, 2), EpsilonGreedy(4, streams=2))
     assert nested.nears
-    found = search([""], nested, Known(2))[0]
+    found = search([""], nested, known(2))[0]
     assert found.spent["nfe"] == 8 + 2 * 4 * 5
     assert len(found.images) == 1
 

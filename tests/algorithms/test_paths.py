@@ -14,42 +14,25 @@ from ttsnap.algorithms.depth_first import DepthFirst
 from ttsnap.algorithms.search_over_paths import SearchOverPaths
 from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.zero_order import ZeroOrder
-from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move, fresh
+from ttsnap.core.moves import fresh
 from ttsnap.core.particles import Particles
 from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.dry import DryEngine
 from ttsnap.sampling.kernels import KERNELS
+
+from ..scripted import Scripted, noisy, ranked  # noqa: TID252
 
 K = 10
 GRID = Grid(tuple(np.linspace(1, 0, K + 1)))
 seeds = pytest.mark.parametrize("seed", range(25))
 
 
-class Known(DryEngine):
+def known(seed: int, failing: float = 0.0) -> Scripted:
     """Scores are a function of (uid, step); a share of them fails."""
-
-    def __init__(self, seed: int, failing: float = 0.0, grid: Grid = GRID) -> None:
-        super().__init__(grid, ("r",), stochastic=True)
-        self.seed, self.failing = seed, failing
-
-    def score(self, uid: int, step: int) -> float:
-        rng = np.random.default_rng([self.seed, uid, step])
-        return float("nan") if rng.random() < self.failing else float(rng.normal() + step / 3)
-
-    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        super().submit(job, uids, uids, move)
-
-    def scores(self, job: int, uids: IntArray, steps: IntArray) -> Any:
-        return np.array([[self.score(int(u), int(s))] for u, s in zip(uids, steps, strict=True)]).reshape(-1, 1)
-
-    def value(self, uid: int, step: int) -> float:
-        score = self.score(uid, step)
-        return -math.inf if math.isnan(score) else score
+    return Scripted(noisy(seed, failing, rise=1 / 3), grid=GRID)
 
 
-def run(algorithm: Any, engine: Known, budget: str | None = None, **options: Any) -> Any:
+def run(algorithm: Any, engine: Scripted, budget: str | None = None, **options: Any) -> Any:
     return search([""], algorithm, engine, budget, **options)[0]
 
 
@@ -60,7 +43,9 @@ def finished(result: Any) -> list[int]:
 # --- search over paths -----------------------------------------------------------------------------------------
 
 
-def paths_by_hand(engine: Known, streams: int, n: int, start: int, back: int, ahead: int) -> tuple[Any, list[int], int]:
+def paths_by_hand(
+    engine: Scripted, streams: int, n: int, start: int, back: int, ahead: int
+) -> tuple[Any, list[int], int]:
     """Parents of each round's candidates, finished uids and evaluations; everything in grid steps."""
     at, born, paid, rounds = start, streams, streams * start, []
     alive = list(range(streams))
@@ -70,7 +55,7 @@ def paths_by_hand(engine: Known, streams: int, n: int, start: int, back: int, ah
         paid += streams * n * (stop - max(1, at - back) + (stop < K))
         pool = list(range(born, born + streams * n))
         born += len(pool)
-        alive = sorted(pool, key=lambda u: -engine.value(u, stop))[:streams]
+        alive = sorted(pool, key=lambda u: -ranked(engine.score)(u, stop))[:streams]
         at = stop
     return rounds, pool, paid
 
@@ -80,33 +65,33 @@ def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     streams, n, start = (int(rng.integers(low, high)) for low, high in ((1, 4), (1, 5), (2, K)))
     back, ahead = int(rng.integers(1, start)), int(rng.integers(1, 5))
-    engine = Known(seed, failing=0.3 * (seed % 2))
+    engine = known(seed, failing=0.3 * (seed % 2))
     algorithm = SearchOverPaths(n, streams, 1 - start / K, back / K, ahead / K)
     result = run(algorithm, engine)
     rounds, pool, paid = paths_by_hand(engine, streams, n, start, back, ahead)
     assert [move["parents"] for move in result.trace[1:]] == rounds
     assert finished(result) == pool
     assert result.spent["nfe"] == paid
-    assert result.best.uid == max(pool, key=lambda u: engine.value(u, K))
+    assert result.best.uid == max(pool, key=lambda u: ranked(engine.score)(u, K))
 
 
 def test_search_over_paths_fills_its_budget_and_survives_a_cut() -> None:
-    full = run(SearchOverPaths(), Known(0), "400nfe")
+    full = run(SearchOverPaths(), known(0), "400nfe")
     assert 300 < full.spent["nfe"] <= 400
     assert not full.warnings
     for nfe in range(K, 120):
-        cut = run(SearchOverPaths(5), Known(nfe, 0.3), f"{nfe}nfe")
+        cut = run(SearchOverPaths(5), known(nfe, 0.3), f"{nfe}nfe")
         assert cut.images
         assert cut.spent["nfe"] <= nfe
     # Each of the two streams has rows before the cut.
-    cut = run(SearchOverPaths(5), Known(1), "40nfe")
+    cut = run(SearchOverPaths(5), known(1), "40nfe")
     rows = cut.trace[1]
     assert len(rows["uids"]) < 10
     assert len(set(rows["parents"][:2])) == 2
 
 
 def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
-    assert len(run(SearchOverPaths(1), Known(0), keep=5).images) == 5
+    assert len(run(SearchOverPaths(1), known(0), keep=5).images) == 5
     with pytest.raises(ValueError, match="3 steps"):
         SearchOverPaths(1).init(Task(Grid((1.0, 0.5, 0.0))))
     # The sampler draws no noise: candidates differ by what noised them.
@@ -118,7 +103,7 @@ def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
 # --- zero-order ------------------------------------------------------------------------------------------------
 
 
-def climb_by_hand(engine: Known, n: int, rounds: int, check: int | None, keep: float, restart: bool) -> list[int]:
+def climb_by_hand(engine: Scripted, n: int, rounds: int, check: int | None, keep: float, restart: bool) -> list[int]:
     """The pivots, one for each round."""
     born, pivots = 1, [0]
     pivot: int | None = 0
@@ -129,8 +114,8 @@ def climb_by_hand(engine: Known, n: int, rounds: int, check: int | None, keep: f
         pool = list(range(born, born + n))
         born += n
         if check is not None:
-            pool = sorted(pool, key=lambda u: -engine.value(u, check))[: max(1, int(keep * n + 0.5))]
-        best = max([pivot, *pool], key=lambda u: engine.value(u, K))
+            pool = sorted(pool, key=lambda u: -ranked(engine.score)(u, check))[: max(1, int(keep * n + 0.5))]
+        best = max([pivot, *pool], key=lambda u: ranked(engine.score)(u, K))
         pivot = None if best == pivot and restart else best
         pivots.append(best)
     return pivots[:-1]
@@ -141,7 +126,7 @@ def test_zero_order_is_the_papers_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, check = int(rng.integers(1, 6)), int(rng.integers(0, K)) if seed % 2 else None
     keep, restart = float(rng.uniform(0.1, 1)), bool(rng.random() < 0.7)
-    engine = Known(seed, failing=0.3 * (seed % 3 == 0))
+    engine = known(seed, failing=0.3 * (seed % 3 == 0))
     level = None if check is None else 1 - check / K
     result = run(ZeroOrder(n, rounds=5, restart=float(restart), check=level, keep=keep), engine)
     moves = [m["parents"] for m in result.trace if m["parents"][0] not in (-1, m["uids"][0])]
@@ -152,13 +137,13 @@ def test_zero_order_is_the_papers_loop(seed: int) -> None:
 def test_zero_order_spends_its_budget() -> None:
     for nfe in range(K, 160, 3):
         for algorithm in (ZeroOrder(), ZeroOrder(check=0.5)):
-            result = run(algorithm, Known(nfe, 0.3), f"{nfe}nfe")
+            result = run(algorithm, known(nfe, 0.3), f"{nfe}nfe")
             assert result.images
             assert nfe - 2 * K < result.spent["nfe"] <= nfe
     with pytest.raises(ValueError, match="give rounds, or a budget"):
-        run(ZeroOrder(), Known(0))
-    assert run(ZeroOrder(rounds=0), Known(0)).spent["nfe"] == K
-    assert run(ZeroOrder(rounds=2, restart=0.0), Known(0)).spent["nfe"] == 9 * K
+        run(ZeroOrder(), known(0))
+    assert run(ZeroOrder(rounds=0), known(0)).spent["nfe"] == K
+    assert run(ZeroOrder(rounds=2, restart=0.0), known(0)).spent["nfe"] == 9 * K
 
 
 def test_zero_order_climbs(engine: Any) -> None:
@@ -177,7 +162,7 @@ def test_zero_order_climbs(engine: Any) -> None:
 # --- best-first ------------------------------------------------------------------------------------------------
 
 
-def tree_by_hand(engine: Known, a: BestFirst, budget: int) -> tuple[list[tuple[int, int]], int]:
+def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tuple[int, int]], int]:
     """(parent, step) of every node in order of birth, and evaluations."""
     rng = np.random.default_rng([0, zlib.crc32(b"")])
     block = a.block or round(K / 5)
@@ -237,7 +222,7 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, width, block = (int(rng.integers(1, high)) for high in (6, 5, 6))
     algorithm = BestFirst(n, width, block, temperature=float(rng.uniform(0, 1)), reseed=bool(seed % 2))
-    engine, budget = Known(seed, failing=0.2 * (seed % 3 == 0)), int(rng.integers(K, 150))
+    engine, budget = known(seed, failing=0.2 * (seed % 3 == 0)), int(rng.integers(K, 150))
     result = run(algorithm, engine, f"{budget}nfe")
     nodes, spent = tree_by_hand(engine, algorithm, budget)
     particles = result.particles
@@ -252,30 +237,29 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
 
 def test_best_first_leaves_nothing_that_can_be_finished() -> None:
     for budget in range(K, 200, 7):
-        result = run(BestFirst(), Known(budget), f"{budget}nfe")
+        result = run(BestFirst(), known(budget), f"{budget}nfe")
         p = result.particles
         assert result.images
         last = K - int(p.step[~p.finished & (p.step < K - 1)].max(initial=0))
         assert budget - result.spent["nfe"] < last
     with pytest.raises(ValueError, match="plans by its budget"):
-        run(BestFirst(), Known(0))
+        run(BestFirst(), known(0))
 
 
 def test_best_first_prefers_what_scores_well_and_spreads() -> None:
-    class Plain(Known):
-        def score(self, uid: int, step: int) -> float:
-            return -float(uid)
+    def plain() -> Scripted:
+        return Scripted(lambda uid, step: -float(uid), grid=GRID)
 
-    greedy = run(BestFirst(4, 1, 2, temperature=0.0, bonus=0.0, reseed=False), Plain(0), "80nfe")
+    greedy = run(BestFirst(4, 1, 2, temperature=0.0, bonus=0.0, reseed=False), plain(), "80nfe")
     tried = greedy.particles.parent[greedy.particles.parent >= 0]
     assert tried[0] == 0
-    wide = run(BestFirst(4, 1, 2, temperature=0.0, bonus=3.0, reseed=False), Plain(0), "80nfe")
+    wide = run(BestFirst(4, 1, 2, temperature=0.0, bonus=3.0, reseed=False), plain(), "80nfe")
     assert len(set(wide.particles.parent.tolist())) > len(set(greedy.particles.parent.tolist()))
 
 
 def test_best_first_ends_where_another_cap_bites() -> None:
     for decodes in range(1, 30):
-        result = run(BestFirst(), Known(decodes), f"300nfe,{decodes}decodes")
+        result = run(BestFirst(), known(decodes), f"300nfe,{decodes}decodes")
         assert result.images
         assert result.spent["decodes"] <= decodes
 
@@ -283,13 +267,13 @@ def test_best_first_ends_where_another_cap_bites() -> None:
 # --- depth-first -----------------------------------------------------------------------------------------------
 
 
-def descent_by_hand(engine: Known, checks: list[int], least: list[float], back: int, tries: int) -> tuple[int, int]:
+def descent_by_hand(engine: Scripted, checks: list[int], least: list[float], back: int, tries: int) -> tuple[int, int]:
     """The finished uid and evaluations."""
     where: dict[int, list[int]] = {}  # uids that rest at a check
     uid, born, j, paid = 0, 1, 0, checks[0] + 1
     while True:
         at = checks[j]
-        if engine.value(uid, at) >= least[j]:
+        if ranked(engine.score)(uid, at) >= least[j]:
             if at == K:
                 return uid, paid
         elif tries:
@@ -303,7 +287,7 @@ def descent_by_hand(engine: Known, checks: list[int], least: list[float], back: 
         elif at == K:
             return uid, paid
         else:
-            uid = max([*where.get(at, []), uid], key=lambda u: (engine.value(u, at), -u))
+            uid = max([*where.get(at, []), uid], key=lambda u: (ranked(engine.score)(u, at), -u))
             return uid, paid + K - at - 1
         j += 1
         paid += checks[j] - at + (checks[j] < K) - 1
@@ -315,7 +299,7 @@ def test_depth_first_is_the_papers_loop(seed: int) -> None:
     checks = [*sorted(rng.choice(np.arange(1, K), int(rng.integers(1, 4)), replace=False).tolist()), K]
     least = [s / 3 + float(rng.uniform(-0.5, 1)) for s in checks]
     back, tries = int(rng.integers(1, K)), int(rng.integers(0, 12))
-    engine = Known(seed, failing=0.3 * (seed % 3 == 0))
+    engine = known(seed, failing=0.3 * (seed % 3 == 0))
     levels = tuple(1 - s / K for s in checks[:-1])
     result = run(DepthFirst(levels, back / K, tuple(least), tries=tries), engine)
     uid, paid = descent_by_hand(engine, checks, least, back, tries)
@@ -325,14 +309,14 @@ def test_depth_first_is_the_papers_loop(seed: int) -> None:
 
 def test_depth_first_spends_its_budget_or_stops_when_content() -> None:
     for nfe in range(K, 160, 3):
-        result = run(DepthFirst(), Known(nfe, 0.2), f"{nfe}nfe")
+        result = run(DepthFirst(), known(nfe, 0.2), f"{nfe}nfe")
         assert result.images
         assert nfe - 2 * K < result.spent["nfe"] <= nfe
         assert not any(move["closing"] for move in result.trace)
-    assert run(DepthFirst((0.5,), thresholds=(-99.0, -99.0)), Known(0), "300nfe").spent["nfe"] == K
+    assert run(DepthFirst((0.5,), thresholds=(-99.0, -99.0)), known(0), "300nfe").spent["nfe"] == K
     with pytest.raises(ValueError, match="give tries, or a budget"):
-        run(DepthFirst(), Known(0))
-    assert run(DepthFirst(tries=3), Known(0)).images
+        run(DepthFirst(), known(0))
+    assert run(DepthFirst(tries=3), known(0)).images
 
 
 # --- all -------------------------------------------------------------------------------------------------------
@@ -363,7 +347,7 @@ class Handed:
 def test_given_particles_are_gone_on_from(name: str) -> None:
     algorithm = make_algorithm(name, n=3)
     for order in ([4, 2, 0, 5], [1]):
-        result = run(Handed(algorithm, order), Known(2, 0.1), "200nfe")
+        result = run(Handed(algorithm, order), known(2, 0.1), "200nfe")
         roots = [u for u in range(len(result.particles)) if result.particles.step[u] and result.particles.parent[u] < 0]
         used = [u for u in result.trace[1]["uids"] if u < 6]
         assert used == order[: len(used)]
@@ -376,7 +360,7 @@ def test_given_particles_are_gone_on_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["search-over-paths", "zero-order", "best-first", "depth-first"])
 def test_rewards_that_always_fail_end_with_an_image(engine: Any, name: str) -> None:
-    result = run(make_algorithm(name), Known(0, 1.0), "150nfe")
+    result = run(make_algorithm(name), known(0, 1.0), "150nfe")
     assert result.images
     live = engine()
     sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)

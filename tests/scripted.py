@@ -1,0 +1,52 @@
+"""An engine whose scores follow a rule, for algorithms that are held against their papers' pseudocode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.grid import Grid
+from ttsnap.core.moves import Move
+from ttsnap.loop.dry import DryEngine
+
+Score = Callable[[int, int], float]
+"""(uid, step) -> score."""
+
+
+class Scripted(DryEngine):
+    """Scores particles by their uids; `moves` keeps what was submitted."""
+
+    def __init__(self, score: Score, steps: int = 8, *, grid: Grid | None = None, stochastic: bool = True) -> None:
+        super().__init__(grid or Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), stochastic=stochastic)
+        self.score, self.moves = score, list[Move]()
+
+    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
+        self.moves.append(move)
+        super().submit(job, uids, uids, move)
+
+    def scores(self, job: int, seeds: IntArray, steps: IntArray) -> FloatArray:
+        found = [self.score(uid, step) for uid, step in zip(seeds.tolist(), steps.tolist(), strict=True)]
+        return np.array(found, float).reshape(-1, 1)
+
+
+def noisy(seed: int, fail: float = 0.0, rise: float = 0.1) -> Score:
+    """Random scores that rise by `rise` a step; a share `fail` of the calls gives nan."""
+
+    def score(uid: int, step: int) -> float:
+        rng = np.random.default_rng([seed, uid, step])
+        value = rng.normal() + rise * step
+        return float("nan") if rng.random() < fail else float(value)
+
+    return score
+
+
+def ranked(score: Score) -> Score:
+    """The same scores as a search compares them: nan counts as -inf."""
+
+    def value(uid: int, step: int) -> float:
+        found = score(uid, step)
+        return found if found == found else -np.inf
+
+    return value
