@@ -29,9 +29,9 @@ MOST_CHANNELS = 2**16
 
 
 class Stem(nn.Module):
-    """Stands in a network where its first layers end, and gives what it is holding, not its input.
+    """Replaces a network's first layers: ignores its input, and returns features of the tensor that it holds.
 
-    (N, channels, h, w) -> (N, out, *size): normalised per place, since hidden states have channels of any size.
+    (N, channels, h, w) -> (N, out, *size), normalised per place, since hidden states have channels of any size.
     """
 
     def __init__(self, channels: int, out: int, size: tuple[int, int]) -> None:

@@ -21,7 +21,12 @@ from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):
-    """Ours are uids from `born` on and `given`, roots in waiting, before which `before` was spent; nodes: at last."""
+    """What the search remembers between moves.
+
+    block: grid steps between a node and its children. nodes: size of the tree at the last move, -1 before the first.
+    born: its own particles have uids from here on; earlier ones belong to whoever handed over to it. given: uids of the
+    roots that it adopted from there. before: evaluations that were spent before it adopted them.
+    """
 
     task: Task
     block: int

@@ -1,4 +1,4 @@
-"""Names for the numpy arrays that every room passes around."""
+"""Names for the numpy arrays that every room passes around, and indexing that also works on stacks of searches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
-
-
 IntArray = NDArray[np.integer[Any]]
-
-
 BoolArray = NDArray[np.bool_]
-
-
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 

@@ -1,4 +1,4 @@
-"""What something takes, in whole units."""
+"""The kinds of cost that everything is counted in."""
 
 from __future__ import annotations
 

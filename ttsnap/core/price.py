@@ -48,8 +48,8 @@ class Rates:
 class Guided:
     """Which steps (K,) a reward's gradient guides, and whether it goes back `through` the denoiser (guided_steps.py).
 
-    A particle that moves on from such a step takes one gradient there, which its siblings share. Where it goes back
-    through the denoiser it is had with the evaluation, or by another one where that was made without.
+    A particle that moves on from such a step takes one gradient there, which its siblings share. Through the denoiser,
+    the gradient is computed with the evaluation; an earlier evaluation without a graph is rerun and charged again.
     """
 
     steps: tuple[bool, ...]

@@ -1,4 +1,4 @@
-"""What the rows of a move are: mixed, near another, ascending, drafted."""
+"""What the rows of a move are (mixed, near another, ascending, drafted, staying with a gradient), and some of them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def first_ones(uids: IntArray, particles: int) -> BoolArray:
 
 
 def pulls(move: Move, particles: Particles, guided: BoolArray) -> BoolArray:
-    """(n,) rows whose particle waits where it is, at a step whose gradient is paid when the move is done.
+    """(n,) rows that stay at a guided step and own its gradient afterwards: it was paid before, or by this move.
 
-    guided (K+1,) steps. Siblings that move on pay for the gradient that the waiting one keeps.
+    guided: (K+1,) whether a reward's gradient guides the step on from there. A staying row comes to own the gradient
+    because a moving sibling pays for it: all children of one particle share that.
     """
     own = (move.parent >= 0) & ~mixes(move)
     parent = np.where(own, move.parent, 0)

@@ -1,4 +1,4 @@
-"""Checks of a move before it costs anything."""
+"""Checks of a move before it costs anything, and of algorithms that go on making moves which cost nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from ttsnap.core.rows import first_ones, mixes, nears
 
 IDLE = 1000
 """As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
-
-
 _COLUMNS = {"parent": "i", "start": "i", "stop": "i", "score": "b", "mix": "fi"}
 _COLUMNS |= {"draft": "i", "near": "i", "ascend": "b"}
 """Of what kinds the columns of a move are, by numpy's letters."""

@@ -63,7 +63,10 @@ class Guide:
         return self.differentiate.cost(1, int(self.through), 1)
 
     def mark(self, rows: Sequence[Row]) -> None:
-        """Tell the rows of a move from which steps they need gradients, and those that wait beside others to wait."""
+        """Mark guided steps in the rows of a move; a staying row waits for its sibling's gradient.
+
+        A row stays where it ends at the step at which its particle is. Its sibling moves on from there, guided.
+        """
         for row in rows:
             row.guided = self.guided.at
         going = {id(row.node) for row in rows if row.node.at < row.end and self.guided.at[row.node.at]}

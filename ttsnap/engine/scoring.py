@@ -20,8 +20,6 @@ from ttsnap.rewards.registry import RewardError, place_of, said
 from ttsnap.rewards.scoring import SILENT, TwoRewards, ask
 
 logger = logging.getLogger(__name__)
-
-
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 
 

@@ -24,8 +24,9 @@ class Node:
     RememberingKernel keeps.
     `noise` is that of the one step which made a particle from another; None after any other step. `gradient` of the
     rewards is there where a guided step is to be taken from it (guided_steps.py); `log_ratio`, of the path to it, is a
-    tensor () once there was one. `trail` holds the last latents before it, where images are to be differentiated
-    (ascent.py), and `upward` where that says its initial noise should turn.
+    tensor () once there was one. `trail` holds the last latents before this one, for backpropagation through the
+    evaluations between them (ascent.py); `upward` is the ascent direction that this gives for the initial noise, None
+    until computed.
     """
 
     __slots__ = ("at", "features", "gradient", "job", "latent", "log_ratio", "memory", "noise", "origin", "prediction",
@@ -96,7 +97,8 @@ class Row:
     leaves another particle; -1 for one that goes on.
     `stop` is the step it goes to, `end` the evaluations that have brought it there. A row that is scored by a draft
     goes on from there on a node of its own, `probe`, over the points in `ahead`; the particle itself stays at `stop`.
-    `climbs`: the node from whose noise it is to start, upward, and its share of it.
+    `climbs`: (finished parent, share of its noise kept), until noise is drawn: the row starts from the parent's initial
+    noise, turned along the gradient of the parent's reward. None for other rows.
     `guided` (K+1,) says from which steps it goes on with a gradient; `held`: it waits until its node has one, too.
     """
 

@@ -14,18 +14,10 @@ from ttsnap.core.price import Price, finish_cost
 from ttsnap.core.protocols import Engine
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
-
-
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
-
-
 _EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
-
-
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
 """Presets, in images' worth of evaluations."""
-
-
 MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
 """The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far from overflow."""
 

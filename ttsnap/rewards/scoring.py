@@ -12,8 +12,6 @@ from torch import Tensor
 from ttsnap.rewards.registry import said
 
 logger = logging.getLogger(__name__)
-
-
 SILENT = 8
 """So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
 fewer may be chance where a reward answers nan now and then."""

@@ -98,7 +98,7 @@ class _Run:
         self.rng = np.random.default_rng(0)
 
     def ask(self, rows: IntArray, wants: Move | None, value: FloatArray) -> tuple[Move | None, FloatArray]:
-        """The next moves of these searches, beside the moves that others still want."""
+        """Ask the searches `rows` for their next moves; others keep their proposal."""
         if len(rows) == self.b:
             move, self.state = self.algorithm.step(self.state, self.particles, self.rng)
             if move is None:
