@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from ttsnap.reward_models.noise_aware import KINDS
 
 from ttsnap.files import reading as files
 from ttsnap.files.typed import typed
-from ttsnap.files.writing import write_whole
+from ttsnap.files.writing import write_text
 
-KINDS = ("lora", "dora", "per-level", "full", "head")
 SPACES = ("pixels", "latents", "features")
 LOSSES = ("mse", "mse-uncertain", "pairwise", "listwise")
 SCHEDULES = ("linear", "cosine", "rex")
@@ -161,7 +161,7 @@ class DistillConfig:
     def save(self, path: Path) -> None:
         """As YAML, whole or not at all."""
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: Path) -> DistillConfig:

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttsnap.files import reading as files
-from ttsnap.files.writing import sha256, write_whole
+from ttsnap.files.writing import sha256, write_text
 from ttsnap.recordings.folder import IMAGES, SCORES, load_recording
 from ttsnap.recordings.header import Header
-from ttsnap.recordings.shards import Shard
+from ttsnap.recordings.shards import NAME, Shard
 
 EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.npy"}
 """What each space is stored as."""
-_NAME = re.compile(r"(\d{5,})-(\d+)-(\d{3,})\.([a-z.]+)")
 
 
 class Entry(NamedTuple):
@@ -227,7 +226,7 @@ def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
                 raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
             known[str(path.resolve())] = mark
     if verified is not None and known != before:
-        write_whole(verified, lambda file: file.write(json.dumps(known).encode()))
+        write_text(verified, json.dumps(known))
 
 
 def _index(part: _Part) -> None:
@@ -237,7 +236,7 @@ def _index(part: _Part) -> None:
     for number, shard in enumerate(part.shards):
         path = part.folder / IMAGES / shard.name
         for name, offset, size in _entries(path):
-            match = _NAME.fullmatch(name)
+            match = NAME.fullmatch(name)
             at = None if match is None else _position(match, header)
             if match is None or at is None:
                 raise ValueError(f"{path} holds {name!r}, which is no name of a recorded estimate")

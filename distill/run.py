@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,12 @@ from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
 from ttsnap.files import reading as files
-from ttsnap.files.lock import LOCK, locked
-from ttsnap.files.writing import part_of, write_whole
+from ttsnap.files.lock import locked
+from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
-from ttsnap.results.folders import check_free
+from ttsnap.results.folders import check_same
 from ttsnap.rewards.registry import make_reward
-from ttsnap.version import __version__
+from ttsnap.version import versions
 
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
 
@@ -115,18 +113,12 @@ def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> E
 
 def check_out(config: DistillConfig, out: Path) -> None:
     """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
-    check_free(out, overwrite=True)
-    if (out / CONFIG).exists():
+
+    def differing() -> list[str]:
         found = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
-        if found and (out / TARGETS).exists():  # before that nothing was computed, and a slip may be mended
-            raise ValueError(
-                f"{out} holds a run with other settings: {'; '.join(found[:4])}; ask for the same ones to go on with "
-                "it, or choose another folder"
-            )
-    elif out.is_dir():
-        others = sorted(p.name for p in out.iterdir() if p not in (out / LOCK, part_of(out / CONFIG)))
-        if others:
-            raise ValueError(f"{out} holds other files ({', '.join(others[:3])}); choose another folder")
+        return found if (out / TARGETS).exists() else []  # before that nothing was computed: a slip may be mended
+
+    check_same(out, CONFIG, differing, "run")
 
 
 def open_frames(config: DistillConfig, out: Path, accelerator: Any) -> Frames:
@@ -148,15 +140,14 @@ def export(student: Student, found: Evaluation, config: DistillConfig, frames: F
     info = {
         "config": config.to_dict(),
         "recording": describe(frames),
-        "versions": _versions(),
+        "versions": versions("torch", "accelerate", "peft", "transformers"),
         "target_spread": plan.scale,
         "evaluation": found.to_json(),
     }
     student.save_pretrained(out / REWARD, info)
     with contextlib.suppress(ValueError):
         report.plot(found, out / PLOT)
-    text = json.dumps(found.to_json(), indent=1)
-    write_whole(out / EVALUATION, lambda file: file.write(text.encode()))
+    write_json(out / EVALUATION, found.to_json())
 
 
 def base_below(found: Evaluation) -> float:
@@ -225,13 +216,3 @@ def _add_sigma(found: Evaluation, uncertainty: Any, scale: float) -> None:
 
 def _other(name: str, base: Any) -> str:
     return name if name != getattr(base, "name", "base") else f"{name}-na"
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"ttsnap": __version__}
-    for name in ("torch", "accelerate", "peft", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from ttsnap.distill.config import StudentConfig
+from ttsnap.reward_models.noise_aware import KINDS
 
-KINDS = {
-    "lora": "ttsnap.reward_models.noise_aware.student:NoiseAware",
-    "dora": "ttsnap.reward_models.noise_aware.student:NoiseAware",
-    "per-level": "ttsnap.reward_models.noise_aware.student:NoiseAware",
-    "full": "ttsnap.reward_models.noise_aware.student:NoiseAware",
-    "head": "ttsnap.reward_models.noise_aware.heads:Head",
-}
-"""Kinds, and where their classes are."""
+from ttsnap.core.loading import load_object
 
 
 class Student(Protocol):
@@ -56,7 +48,10 @@ def make_student(
     A class of your own is called as Class(base, **student.options), and with those of spec, levels, channels,
     features_block, seed and batch_size that it takes. ValueError for a base or options that do not fit.
     """
-    made = _load(config.kind)
+    try:
+        made = load_object(KINDS.get(config.kind, config.kind))
+    except ImportError as error:
+        raise ValueError(f"cannot load student {config.kind!r}: {error}") from error
     takes = inspect.signature(made).parameters
     offered: dict[str, Any] = {"spec": spec, "seed": seed, "batch_size": batch_size}
     offered |= {"space": config.space, "channels": channels}
@@ -76,19 +71,3 @@ def make_student(
     if student.space != config.space:
         raise ValueError(f"the student reads {student.space}, but student.space is {config.space!r}")
     return student
-
-
-def _load(kind: str) -> Any:
-    where, _, name = KINDS.get(kind, kind).rpartition(":")
-    try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-            if spec is None or spec.loader is None or not Path(where).is_file():
-                raise ImportError(f"no such file: {where}")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        return getattr(module, name)
-    except (ImportError, AttributeError, OSError) as error:
-        raise ValueError(f"cannot load student {kind!r}: {error}") from error

@@ -26,7 +26,7 @@ from ttsnap.distill.student import Student
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.files.reading import parse_json
-from ttsnap.files.writing import write_whole
+from ttsnap.files.writing import write_text
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 UNCERTAINTY_LR = 0.01
@@ -238,7 +238,7 @@ class _Log:
             return
         kept = [line for line in _lines(path) if line["step"] <= first]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, step: int, level: float | None, loss: float, lr: float, seconds: float) -> None:

@@ -6,12 +6,12 @@ It imports the engine and what lies below it, and algorithms and rewards by name
 from __future__ import annotations
 
 import functools
-import importlib
 import types
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ttsnap.core.loading import load_object
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.results.payload import checked_call
 
@@ -64,14 +64,13 @@ def search_class(cls: Any) -> Any:
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None:
         raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(FAMILIES)}")
-    module, _, name = FAMILIES[base.__name__].partition(":")
-    found = getattr(importlib.import_module(module), name)
+    found = load_object(FAMILIES[base.__name__])
     if base is cls:
         return found
     if cls.__call__ is not base.__call__:
         raise ValueError(
             f"{cls.__name__} has a __call__ of its own, which a search would not run; "
-            f"{name}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
+            f"{found.__name__}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
         )
     return types.new_class(f"Search{cls.__name__}", (found, cls))
 

@@ -1,3 +1,18 @@
-"""The version, readable without importing anything else."""
+"""The version of ttsnap, readable without importing anything else, and those of the packages that it ran with."""
+
+from __future__ import annotations
 
 __version__ = "0.1.0"
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of ttsnap and of these packages by name, for what is to be repeated; None for one not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {"ttsnap": __version__}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -18,7 +18,7 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import read_state
 
 from ttsnap.files import reading as files
-from ttsnap.files.writing import sha256, write_whole
+from ttsnap.files.writing import sha256, write_text, write_whole
 from ttsnap.rewards.registry import REWARDS, make_reward
 
 FORMAT = 1
@@ -47,7 +47,7 @@ def write_adapter(folder: Path, header: Mapping[str, Any], tensors: Mapping[str,
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot save to {folder}: {error}") from error
     write_whole(folder / TENSORS, lambda file: file.write(data))
-    write_whole(folder / HEADER, lambda file: file.write(text.encode()))
+    write_text(folder / HEADER, text)
 
 
 def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ is the one of ttsnap.core.grid.Grid, sigma / (alpha + sigma), so what is learned
 
 from __future__ import annotations
 
-import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,21 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.noise_aware.files import HEADER, base_of, fill, fingerprint, read_header, write_adapter
 from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding
 from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
 
+from ttsnap.core.loading import load_object
 from ttsnap.files.typed import typed
 from ttsnap.profiling.flops import count_flops
 
-_HERE = "ttsnap.reward_models.noise_aware.student:NoiseAware"
-KINDS: dict[str, str] = {
-    **dict.fromkeys(("lora", "dora", "full", "per-level"), _HERE),
-    "head": "ttsnap.reward_models.noise_aware.heads:Head",
-}
-"""What adapter.json may name, and the class that loads it."""
+_HERE = KINDS["lora"]
 MOST_RANK, MOST_LEVELS = 4096, 1000
 """Of files: no adapter needs more, and every level has a copy of its own."""
 
@@ -178,7 +174,11 @@ class NoiseAware:
         where, path = KINDS[header["kind"]], Path(str(folder))
         if where != _HERE:
             options = {"base": base, "device": device, "dtype": dtype, "batch_size": batch_size}
-            return _resolve(where).from_pretrained(path, **options)
+            try:
+                other = load_object(where)
+            except ImportError as error:
+                raise ValueError(f"cannot load this kind of reward: {error}") from error
+            return other.from_pretrained(path, **options)
         hints: dict[str, Any] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
         try:
             settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
@@ -255,11 +255,3 @@ def _rows(level: Any, n: int) -> Tensor:
     if levels.shape not in ((), (n,)) or not bool((levels <= 1 + 1e-5).all()):
         raise ValueError(f"level must be {n} noise levels in [0, 1], as sigma / (alpha + sigma); got {level}")
     return levels.expand(n)
-
-
-def _resolve(where: str) -> Any:
-    """The object at "module:attribute"."""
-    try:
-        return pkgutil.resolve_name(where)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load this kind of reward: {error}") from error

@@ -100,7 +100,7 @@ def test_resumed_run_equals_undisturbed(tmp_path: Path, stop: int) -> None:
     run(second, tmp_path / "part.pt", save_every=100)
 
     assert _equal(whole.state(), second.state())
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_decay_from_here(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
+from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files import reading as files
 from ttsnap.files.typed import typed
@@ -33,8 +33,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         spec = str(spec.get("name", ""))
     if spec not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {spec!r:.80}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
-    module, _, attr = ALGORITHMS[spec].where.partition(":")
-    build = getattr(importlib.import_module(module), attr)
+    build = load_object(ALGORITHMS[spec].where)
     hints = _hints(build)
     for key in options.keys() & hints.keys():
         if hints[key] is not Algorithm or not isinstance(options[key], str):  # a name, of which the algorithm makes one

@@ -7,13 +7,13 @@ lines that follow; what stands in square brackets at the end is the source of th
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS
+from ttsnap.core.loading import load_object
 
 START = re.compile(r"(\w+): (?=\S)(.*)")
 
@@ -46,8 +46,7 @@ def builder(name: str) -> Callable[..., Any]:
     """The class or function that makes an algorithm. ValueError for an unknown name."""
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}; choose one of {', '.join(ALGORITHMS)}")
-    module, _, attribute = ALGORITHMS[name].where.partition(":")
-    found: Callable[..., Any] = vars(importlib.import_module(module))[attribute]
+    found: Callable[..., Any] = load_object(ALGORITHMS[name].where)
     return found
 
 

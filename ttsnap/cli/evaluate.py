@@ -58,7 +58,7 @@ def run(a: Namespace) -> int:
     from ttsnap.distill.data import Entry, Frames
     from ttsnap.distill.evaluate import evaluate
     from ttsnap.distill.scoring import progress, score_entries
-    from ttsnap.results.outputs import write_json
+    from ttsnap.files.writing import write_json
     from ttsnap.rewards.registry import make_reward
 
     frames = Frames(a.recordings)

@@ -47,8 +47,8 @@ def run(a: Namespace) -> int:
     from tqdm import tqdm
 
     from ttsnap.core import utility
+    from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
-    from ttsnap.results.outputs import write_json
     from ttsnap.simulation.tune import short_of_seeds, split, tune
 
     if a.trials < 1 or a.checks < 1:

@@ -25,13 +25,13 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price, Rates
 from ttsnap.files import reading as files
-from ttsnap.files.lock import LOCK, locked
-from ttsnap.files.writing import part_of, write_whole
+from ttsnap.files.lock import locked
+from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.journal import Journal, split
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard
-from ttsnap.results.folders import check_free
+from ttsnap.results.folders import check_same
 
 RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
 PUBLISHED = Price(Rates(nfe=9.9e12, reward_call=1.2e12))
@@ -96,21 +96,12 @@ def progress(folder: str | Path) -> tuple[int, int]:
 
 def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
     """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
-    check_free(folder, overwrite=True)
-    if (folder / RECORDING).exists():
+
+    def differing() -> list[str]:
         there = {"extras": [], **_read_header(folder).to_json()}
-        found = differences({key: there.get(key) for key in asked}, dict(asked))
-        if found:
-            raise ValueError(
-                f"{folder} holds a recording with other settings: {'; '.join(found[:4])}; "
-                "ask for the same ones to go on with it, or choose another folder"
-            )
-    elif folder.is_dir():
-        known = (folder / LOCK, part_of(folder / RECORDING))
-        others = sorted(p.name for p in folder.iterdir() if p not in known)
-        if others:
-            names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            raise ValueError(f"{folder} holds other files ({names}); choose another folder")
+        return differences({key: there.get(key) for key in asked}, dict(asked))
+
+    check_same(folder, RECORDING, differing, "recording")
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ class OpenRecording:
                 (folder / IMAGES).mkdir(exist_ok=True)
             if not (folder / RECORDING).exists():
                 text = json.dumps(header.to_json(), indent=1, ensure_ascii=False)
-                write_whole(folder / RECORDING, lambda file: file.write(text.encode()))
+                write_text(folder / RECORDING, text)
             self._journal = held.enter_context(Journal(folder / JOURNAL))
             if not self._journal.records:
                 self._journal.append(json.dumps({"header": header.digest()}).encode())

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +25,7 @@ from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import ShardWriter
 from ttsnap.rewards.registry import RewardError
-from ttsnap.version import __version__
+from ttsnap.version import versions
 
 
 def record(
@@ -74,7 +73,7 @@ def record(
         images=images,
         extras=tuple(extras),
         price=replace(engine.price, seconds=None),
-        info={**_versions(), **_batches(engine), **(info or {})},
+        info={"versions": versions("torch", "diffusers"), **_batches(engine), **(info or {})},
     )
     if extras and not images:
         raise ValueError(f"{list(extras)} are kept beside images only; record with images, too")
@@ -155,13 +154,3 @@ def _batches(engine: Engine) -> dict[str, Any]:
     """Batch sizes change floating point in the last digits, so they are part of what must stay the same."""
     names = ("batch_size", "decode_batch_size")
     return {name: getattr(engine, name) for name in names if hasattr(engine, name)}
-
-
-def _versions() -> dict[str, Any]:
-    found: dict[str, str | None] = {"ttsnap": __version__}
-    for name in ("torch", "diffusers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return {"versions": found}

@@ -21,7 +21,8 @@ from ttsnap.files import reading as files
 from ttsnap.files.writing import sha256
 from ttsnap.results.outputs import to_uint8
 
-_NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
+NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
+"""Prompt, seed, step and extension of a file in a tar; the most digits of each keep the numbers within 64 bits."""
 _SHARD = re.compile(r"unit-[0-9]{5,9}\.tar")
 
 
@@ -94,7 +95,7 @@ def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
     if path.stat().st_size != shard.size or sha256(path) != shard.sha256:
         raise ValueError(f"the images {path} are damaged: size or SHA-256 differ from what was written")
     for entry, data in _entries(path):
-        match = _NAME.fullmatch(entry)
+        match = NAME.fullmatch(entry)
         if match is None:
             raise ValueError(f"{path} holds {entry!r}, which is no name of a recorded image")
         if match[4] == "png":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ttsnap.files.lock import LOCK, locked
+from ttsnap.files.writing import part_of
 
 T = TypeVar("T")
 PROBE = bytes(2**16)
@@ -26,6 +27,26 @@ def check_free(out: Path, overwrite: bool) -> None:
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"cannot write to {out}: {there} is not a folder that you may write to")
+
+
+def check_same(folder: Path, about: str, differing: Callable[[], list[str]], what: str) -> None:
+    """ValueError unless work may begin in `folder`, or go on there with the settings that it was begun with.
+
+    about: the name of the file that holds those settings, the first one written there. differing: says in words how
+    they differ from those asked for now; only called where the file is there. what: "recording", for messages.
+    """
+    check_free(folder, overwrite=True)
+    if (folder / about).exists():
+        if found := differing():
+            raise ValueError(
+                f"{folder} holds a {what} with other settings: {'; '.join(found[:4])}; "
+                "ask for the same ones to go on with it, or choose another folder"
+            )
+    elif folder.is_dir():
+        others = sorted(p.name for p in folder.iterdir() if p not in (folder / LOCK, part_of(folder / about)))
+        if others:
+            names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise ValueError(f"{folder} holds other files ({names}); choose another folder")
 
 
 @contextlib.contextmanager

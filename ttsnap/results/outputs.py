@@ -7,7 +7,6 @@ by `ttsnap replay`).
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
+from ttsnap.files.writing import write_json, write_whole
 from ttsnap.results.folders import slug
 from ttsnap.results.payload import checked
 from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
@@ -130,13 +130,13 @@ def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
     """Write a PNG with its metadata, whole or not at all."""
     picture = Image.fromarray(to_uint8(image))
     label(picture, payload)
-    _write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=png_info(picture)))
+    write_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=png_info(picture)))
 
 
 def _save_sheet(path: Path, sheet: Image.Image) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_itxt(LOOKS, sheet.info[LOOKS])
-    _write(path, lambda temporary: sheet.save(temporary, format="PNG", pnginfo=info))
+    write_whole(path, lambda file: sheet.save(file, format="PNG", pnginfo=info))
 
 
 def read_payload(path: Path) -> dict[str, Any]:
@@ -145,20 +145,6 @@ def read_payload(path: Path) -> dict[str, Any]:
     if text is None:
         raise ValueError(f"{path} carries no ttsnap metadata; only PNGs written by ttsnap can be replayed")
     return checked(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
-
-
-def _write(path: Path, save: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    _write(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 def write_results(
@@ -224,7 +210,7 @@ def write_enlarged(path: Path, image: Any) -> bool:
     if max(picture.size) >= SMALL:
         return False
     large = picture.resize((picture.width * TIMES, picture.height * TIMES), Image.Resampling.NEAREST)
-    _write(path, lambda temporary: large.save(temporary, format="PNG"))
+    write_whole(path, lambda file: large.save(file, format="PNG"))
     return True
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import sysconfig
 import traceback
@@ -11,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
 
 
@@ -133,20 +132,9 @@ def make_rewards(specs: Any, *, device: Any = None, dtype: Any = None) -> tuple[
 def _load(path: str, asked: str) -> Any:
     """The object at "module:attribute" or "file.py:attribute", for the spec that the user wrote."""
     known = f"choose one of {', '.join(REWARDS)}, or write file.py:function or module:attribute"
-    where, _, attr = path.rpartition(":")
-    if not where:
+    if not path.rpartition(":")[0]:
         raise ValueError(f"unknown reward {asked!r}; {known}")
     try:
-        module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        return getattr(module, attr)
-    except (ImportError, AttributeError, OSError) as error:
+        return load_object(path)
+    except ImportError as error:
         raise ValueError(f"cannot load reward {asked!r}: {error}; {known}") from error
-
-
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ImportError(f"no such file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -9,7 +9,6 @@ one exactly.
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from ttsnap.files.writing import write_whole
 from ttsnap.scenes.model import build_text_encoder, build_transformer
 from ttsnap.scenes.render import NUM_LABELS
 from ttsnap.scenes.training.attention import zero_token_attention
@@ -162,9 +162,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; the old one stays until the new one is whole."""
-        temporary = path.with_suffix(".tmp")
-        torch.save(self.state(), temporary)
-        os.replace(temporary, path)
+        write_whole(path, lambda file: torch.save(self.state(), file))
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ttsnap.files.writing import write_whole
 from ttsnap.scenes.grammar import sample_prompts
 from ttsnap.scenes.weights_folder import defaults
 
@@ -111,7 +112,5 @@ def load_pairs(pipe: Any, prompts: Sequence[str], reward: Any, config: dict[str,
     latents = sample(pipe, prompts, d["seeds"], config["seed"] * 1_000_003, bf16=config["bf16"])
     scores = score(pipe, latents, prompts, [reward])[reward.name]
     pairs = make_pairs(prompts, latents, scores, d["margin"])
-    part = path.with_suffix(".new")
-    torch.save({"made_by": made_by, **vars(pairs)}, part)
-    part.replace(path)
+    write_whole(path, lambda file: torch.save({"made_by": made_by, **vars(pairs)}, file))
     return pairs

@@ -20,6 +20,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
+from ttsnap.files.writing import write_whole
 from ttsnap.scenes.model import build_tokenizer, tokenize
 from ttsnap.scenes.training.data import make_data
 from ttsnap.scenes.training.evaluate import evaluate, table
@@ -47,8 +48,7 @@ def prepare(config: dict[str, Any], out: Path, device: torch.device) -> tuple[An
     if not cache.exists():
         raw = encode(vae, images, device).float()
         scaled = ((raw - vae.config.shift_factor) * vae.config.scaling_factor).half().numpy()
-        np.save(out / "latents.new.npy", scaled)
-        os.replace(out / "latents.new.npy", cache)
+        write_whole(cache, lambda file: np.save(file, scaled))
     return vae, torch.from_numpy(np.load(cache))
 
 
