@@ -89,4 +89,4 @@ def test_unpaid_columns_are_hidden() -> None:
     again = Move(np.array([0, 0]), np.array([1, 1]), np.array([2, 2]), np.array([True, True]), np.ones(2))
     assert search(["a"], BestOfN(2), engine)[0].best.seed == 1
     with pytest.raises(ValueError, match="renoised or branched"):
-        engine.submit(0, np.array([0]), np.array([1]), dataclasses.replace(again, start=np.array([0, 0])))
+        engine.submit(0, np.array([0, 4]), np.array([1, 1]), dataclasses.replace(again, start=np.array([0, 0])))
