@@ -1,40 +1,43 @@
-"""What the denoisers of all families share: the schedule, x0 estimates, hidden features, FLOPs."""
+"""What the denoisers of all families share: the call's size and schedule, noise, x0 estimates, hidden features."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from ttsnap.pipelines import flops
 from ttsnap.pipelines.convert import convert
+from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.hooks import captured
 from ttsnap.pipelines.memo import Memo
+from ttsnap.pipelines.rows import spread, unscaled
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.core.grid import Grid
-from ttsnap.profiling.flops import count_flops, on_meta
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import AnyKernel, Prediction
-from ttsnap.sampling.rng import seeded
-
-logger = logging.getLogger(__name__)
-_TYPICAL = "a red circle and a blue square"
 
 
 class PipelineDenoiser:
-    """A live.Denoiser of one call of a pipeline. A family defines `encode`, `init_latents`, `output` and `pixels`.
+    """A live.Denoiser of one call of a pipeline. A family defines `encode_prompts` and `output`.
 
-    It calls `_use(schedule, guided)` in its constructor, whose arguments are those of the stock call that it honours;
-    SearchMixin refuses all others.
+    It redefines what it does otherwise than most. Its constructor, whose arguments are those of the stock call that it
+    honours (SearchMixin refuses all others), sets the size and `cfg_scale` and calls `_use(schedule, guided)`.
     """
 
     network: ClassVar[str] = "transformer"
     """The attribute of the pipeline that is the denoiser."""
+    blocks: ClassVar[str | None] = "transformer_blocks"
+    """The network's attribute that is the list of its transformer blocks; None: hidden features cannot be captured."""
+    noise_dtype: ClassVar[torch.dtype | None] = None
+    """That of initial noise; None: that of the encoded prompts (`_text`)."""
+    cfg_scale: float
+    """Of classifier-free guidance: the output is unconditional + cfg_scale * (conditional - unconditional)."""
     height: int
     width: int
     grid: Grid
@@ -44,6 +47,9 @@ class PipelineDenoiser:
     passes_per_nfe: int
     text_length: Hashable = None
     """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
+    _given: Given
+    _text: Any
+    """The encoded prompts: a tensor (P, L, D), or a list with one tensor a prompt."""
     image_dtype: torch.dtype = torch.float32
     """That of the images which the pipeline's VAE decoded last; `decode` widens them."""
 
@@ -53,9 +59,10 @@ class PipelineDenoiser:
         self.pipe: Any = copy.copy(pipe)
         self._block: int | None = None
         self._stepped: torch.dtype | None = None
+        self._instead: tuple[list[str], list[str]] = ([], [])
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
-        if getattr(getattr(self.pipe, self.network), "is_cache_enabled", False):
+        if getattr(self.net, "is_cache_enabled", False):
             raise ValueError("search cannot use a denoiser with a cache, whose rows change; call its disable_cache()")
         self.schedule, self.guided = schedule, guided
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
@@ -69,6 +76,11 @@ class PipelineDenoiser:
         self._use(convert(self.schedule, path, times), guided=self.guided)
 
     @property
+    def net(self) -> Any:
+        """The network that denoises."""
+        return getattr(self.pipe, self.network)
+
+    @property
     def offloaded(self) -> bool:
         """Whether only one of the pipeline's networks is on the device at a time (enable_model_cpu_offload)."""
         return bool(getattr(self.pipe, "_all_hooks", ()))
@@ -77,14 +89,15 @@ class PipelineDenoiser:
     def device(self) -> torch.device:
         return cast(torch.device, self.pipe._execution_device)  # walks through all modules
 
+    def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """This size, with the pipeline's own where a side is not given."""
+        native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        return height or native, width or native
+
     # --- what a family defines ------------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
         """Encode these prompts; rows of a batch name them by index."""
-        raise NotImplementedError
-
-    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Initial noise (N, ...), as the pipeline's prepare_latents draws it from these generators."""
         raise NotImplementedError
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
@@ -95,9 +108,46 @@ class PipelineDenoiser:
         """
         raise NotImplementedError
 
+    # --- what a family may do otherwise ---------------------------------------------------------------------------
+
+    @property
+    def channels(self) -> int:
+        """Channels of latents, as `prepare_latents` is given them."""
+        return int(self.net.config.in_channels)
+
+    def prepared(self, generators: Sequence[torch.Generator]) -> Any:
+        """What the pipeline's `prepare_latents` returns for these generators: initial noise (N, ...)."""
+        dtype = self.noise_dtype or self._text.dtype
+        return self.pipe.prepare_latents(
+            len(generators), self.channels, self.height, self.width, dtype, self.device, list(generators)
+        )
+
+    def encoded(self, prompts: Sequence[str]) -> Any:
+        """What the pipeline's encode_prompt returns for these prompts and, under guidance, for the negative ones."""
+        return self.pipe.encode_prompt(
+            **self._given.arguments(prompts), device=self.device, do_classifier_free_guidance=self.guided
+        )
+
+    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """Classifier-free guidance of outputs (N, ...)."""
+        return unconditional + self.cfg_scale * (conditional - unconditional)
+
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
-        raise NotImplementedError
+        return self.postprocess(self.decoded(vae, unscaled(vae, x0.to(vae.dtype))))
+
+    def picture(self, states: Any, x: Tensor) -> Tensor:
+        """The picture's tokens (N, h * w, D) in what a block put out in a call on x (N, ...).
+
+        Where all prompts are passed in one call, the last N rows are those of the conditional pass.
+        """
+        tokens: Tensor = states[-len(x) :]
+        return tokens
+
+    def token_grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the picture's tokens in a call on x."""
+        patch = self.net.config.patch_size
+        return x.shape[-2] // patch, x.shape[-1] // patch
 
     def finished(self, latents: Tensor) -> Tensor:
         """Finished latents (N, ...) as the pipeline puts them out for output_type="latent"."""
@@ -107,6 +157,11 @@ class PipelineDenoiser:
         """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
         return cast(Tensor, self.pipe.image_processor.postprocess(decoded, output_type="pt"))
 
+    def decoded(self, vae: Any, latents: Tensor) -> Tensor:
+        """What a VAE makes of latents in its own scale."""
+        images: Tensor = vae.decode(latents, return_dict=False)[0]
+        return images
+
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
         """Latents in the dtype in which the scheduler's steps leave them, in which the stock call unscales them.
 
@@ -115,6 +170,18 @@ class PipelineDenoiser:
         return latents.to(vae.dtype if self._stepped is None else self._stepped)
 
     # --- live.Denoiser --------------------------------------------------------------------------------------------
+
+    def encode_instead(self, prompts: Sequence[str], of: Sequence[str]) -> None:
+        """Let `encode` take these prompts where it is asked for the texts `of`, which the rewards read."""
+        self._instead = (list(of), list(prompts))
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        texts, meant = self._instead
+        self.encode_prompts(meant if list(prompts) == texts else prompts)
+
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        latents: Tensor = self.prepared(generators)
+        return latents
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
@@ -136,11 +203,11 @@ class PipelineDenoiser:
 
     def _blocks(self) -> Any:
         """The network's transformer blocks, or None where features cannot be captured."""
-        return None
+        return None if self.blocks is None else self.net.get_submodule(self.blocks)
 
     def features(self, states: Any, x: Tensor) -> Tensor:
         """(N, D, h, w) of the conditional pass, from what a block put out in a call on x."""
-        raise NotImplementedError
+        return spread(self.picture(states, x), self.token_grid(x))
 
     def capture(self, block: int) -> None:
         """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
@@ -154,18 +221,10 @@ class PipelineDenoiser:
     # --- FLOPs ----------------------------------------------------------------------------------------------------
 
     def flops(self) -> tuple[float, float]:
-        return self._counted("decode")
+        return flops.counted(self, "decode")
 
     def preview_flops(self) -> float:
-        return self._counted("preview")[1]
-
-    def _counted(self, decoder: str) -> tuple[float, float]:
-        """FLOPs of a prediction and of a decode, for a prompt of typical length; kept with the pipeline per size."""
-        key = ("flops", *self.setting(decoder))
-        if key not in self.memo:
-            self.memo[key] = self._count(decoder)
-        found: tuple[float, float] = self.memo[key]
-        return found
+        return flops.counted(self, "preview")[1]
 
     @property
     def memo(self) -> Memo:
@@ -175,64 +234,10 @@ class PipelineDenoiser:
     def setting(self, decoder: str = "decode") -> tuple[Any, ...]:
         """What the cost and the memory of a row depend on."""
         vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
-        parts = (getattr(self.pipe, self.network), vae)
+        parts = (self.net, vae)
         call = (self.height, self.width, self.passes_per_nfe, self.text_length)
-        return (*(weakref.ref(p) for p in parts), *(_filling(p) for p in parts), *call)
+        return (*(weakref.ref(p) for p in parts), *(flops.filling(p) for p in parts), *call)
 
-    @torch.no_grad()
-    def _count(self, decoder: str) -> tuple[float, float]:
-        self.encode([_TYPICAL])
-        x, zero = self.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
-        try:
-            twin = self._meta_twin()
-            latent, t = x.to("meta"), self.schedule.timesteps[:1].to("meta")
-            decode = count_flops(lambda: getattr(twin, decoder)(latent))
-            return count_flops(lambda: twin.output(latent, t, zero, zero)), decode
-        except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
-            logger.debug("FLOPs are counted by a real call", exc_info=True)
-        fused = x.device.type != "cpu"
-        return (
-            count_flops(lambda: self.predict(x, zero, zero), fused=fused),
-            count_flops(lambda: getattr(self, decoder)(x), fused=fused),
-        )
-
-    def _meta_twin(self) -> Any:
-        """This denoiser with its network, decoders and encoded prompts on the meta device."""
-        twin = copy.copy(self)
-        vars(twin).update({name: _on_meta(value) for name, value in vars(self).items()})
-        vars(twin).pop("device", None)
-        twin.pipe = copy.copy(self.pipe)
-        for name in (self.network, "vae", "preview_vae"):
-            part = getattr(self.pipe, name, None)
-            if isinstance(part, torch.nn.Module):
-                vars(twin.pipe)[name] = on_meta(part)
-        return twin
-
-
-def _on_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to("meta")
-    if isinstance(value, list):
-        return [_on_meta(v) for v in value]
-    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _filling(part: Any) -> tuple[Any, ...]:
-    """What changes in a network that stays the same: its numbers of weights, and the names of active LoRA adapters."""
-    size = sum(parameter.numel() for parameter in part.parameters())
-    try:
-        return (size, *part.active_adapters()) if getattr(part, "peft_config", None) else (size,)
-    except (AttributeError, ValueError):
-        return (size,)
-
-
-@contextmanager
-def captured(blocks: Any, block: int | None) -> Iterator[list[Any]]:
-    """A list that receives what `block` puts out, in one call; None: nothing."""
-    states: list[Any] = []
-    hook = blocks[block].register_forward_hook(lambda _, __, out: states.append(out)) if block is not None else None
-    try:
-        yield states
-    finally:
-        if hook is not None:
-            hook.remove()
+    def meta_twin(self) -> Any:
+        """This denoiser with all that `output` and a decode compute with on the meta device."""
+        return flops.meta_twin(self)

@@ -174,7 +174,7 @@ class SearchMixin:
             **{name: value for name, value in call.items() if name in takes},
         )
         denoiser: Any = engine.denoiser
-        _encode(denoiser, prompts, texts)
+        denoiser.encode_instead(prompts, of=texts)
         output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}
         recorder = Recorder()
@@ -242,10 +242,3 @@ class SearchMixin:
         finally:
             if bar is not None:
                 bar.close()
-
-
-def _encode(denoiser: Any, prompts: list[str], texts: list[str]) -> None:
-    """Let the denoiser encode `prompts` where the engine, whose prompts the rewards read, hands it `texts`."""
-    if prompts != texts:
-        encode = denoiser.encode
-        denoiser.encode = lambda asked: encode(prompts if list(asked) == texts else asked)

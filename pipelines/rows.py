@@ -58,3 +58,10 @@ def unscaled(vae: Any, latents: Tensor) -> Tensor:
     """Latents as this VAE decodes them: by its own scale and shift, where it has them."""
     c = vae.config
     return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
+
+
+def as_long(guided: Tensor, conditional: Tensor) -> Tensor:
+    """Guided outputs at the length of the conditional ones, along the last dimension."""
+    norm, too_large = (torch.norm(out, dim=-1, keepdim=True) for out in (conditional, guided))
+    rescaled: Tensor = guided * (norm / too_large)
+    return rescaled

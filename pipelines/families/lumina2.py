@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.given import Given
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.rows import first, spread, take, texts, unscaled
+from ttsnap.pipelines.partly_guided import PartlyGuidedDenoiser
+from ttsnap.pipelines.rows import as_long, take, texts, unscaled
 from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 
-class Lumina2Denoiser(PipelineDenoiser):
+class Lumina2Denoiser(PartlyGuidedDenoiser):
     """One call of a Lumina2Pipeline, open to search. Arguments are those of its `__call__`.
 
     Steps beyond `cfg_trunc_ratio` take one pass instead of two; prices count two for all.
     Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
     """
+
+    blocks = "layers"
 
     def __init__(
         self,
@@ -42,75 +46,59 @@ class Lumina2Denoiser(PipelineDenoiser):
         max_sequence_length: int = 256,
     ) -> None:
         super().__init__(pipe)
-        self.guidance_scale, self._normalise = guidance_scale, cfg_normalization
-        self.height = height or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.width = width or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self._embeds = {
+        self.cfg_scale, self._normalise = guidance_scale, cfg_normalization
+        self.height, self.width = self.native_size(height, width)
+        embeds = {
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
             "prompt_attention_mask": prompt_attention_mask,
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
         }
+        options = {"system_prompt": system_prompt, "max_sequence_length": max_sequence_length}
+        self._given = Given({"negative_prompt": negative_prompt}, embeds, options)
         self.pipe.check_inputs(
-            None if prompt_embeds is not None else "",
+            self._given.checked,
             self.height,
             self.width,
             negative_prompt,
             max_sequence_length=max_sequence_length,
-            **self._embeds,
+            **embeds,
         )
-        self._negative_prompt, self._attention_kwargs = negative_prompt, attention_kwargs
-        self._encoding = {"system_prompt": system_prompt, "max_sequence_length": max_sequence_length}
+        self._attention_kwargs = attention_kwargs
         seen = [None if m is None else int(m[0].sum()) for m in (prompt_attention_mask, negative_prompt_attention_mask)]
         self.text_length = (max_sequence_length, system_prompt, *(texts(negative_prompt, 1) or ()), *seen)
         # The pipeline takes its channels for its tokens.
-        mu = token_shift(self.pipe.scheduler, self.pipe.transformer.config.in_channels)
+        mu = token_shift(self.pipe.scheduler, self.channels)
         given = falling(num_inference_steps) if sigmas is None else sigmas
         schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=given, mu=mu)
         steps = len(schedule.timesteps)
-        self._guided_at = [guidance_scale > 1 and (k + 1) / steps <= cfg_trunc_ratio for k in range(steps)]
-        self._use(schedule, guided=any(self._guided_at))
+        self.use_at(schedule, [guidance_scale > 1 and (k + 1) / steps <= cfg_trunc_ratio for k in range(steps)])
 
-    def encode(self, prompts: Sequence[str]) -> None:
-        n = len(prompts)
-        self._text, self._mask, self._negative, self._negative_mask = self.pipe.encode_prompt(
-            list(prompts) if self._embeds["prompt_embeds"] is None else None,
-            self.guided,
-            negative_prompt=texts(self._negative_prompt, n),
-            device=self.device,
-            **{name: first(embeds, n) for name, embeds in self._embeds.items()},
-            **self._encoding,
-        )
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
+        self._text, self._mask, self._negative, self._negative_mask = self.encoded(prompts)
 
-    def _meta_twin(self) -> Any:
+    def meta_twin(self) -> Any:
         # The network reads the lengths of texts off their masks, which need values until then.
-        twin = super()._meta_twin()
+        twin = super().meta_twin()
         twin._mask, twin._negative_mask = self._mask, self._negative_mask
-        for block in twin.pipe.transformer.context_refiner:
+        for block in twin.net.context_refiner:
             block.register_forward_pre_hook(lambda _, arguments: tuple(a.to("meta") for a in arguments))
         return twin
-
-    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        channels, size = self.pipe.transformer.config.in_channels, (self.height, self.width)
-        latents: Tensor = self.pipe.prepare_latents(
-            len(generators), channels, *size, self._text.dtype, self.device, list(generators)
-        )
-        return latents
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         time = 1 - t / self.pipe.scheduler.config.num_train_timesteps
         mask = take(self._mask, at)
         self._words = mask.sum(1).tolist()  # for `features`
         out = self._pass(x, time, take(self._text, at), mask)
-        guided = [i for i, k in enumerate(step.tolist()) if self._guided_at[k]]
+        guided = self.guided_rows(step)
         if guided:
             own = at[guided]
             negative = self._pass(x[guided], time[guided], take(self._negative, own), take(self._negative_mask, own))
-            out = out.index_copy(0, torch.tensor(guided, device=out.device), self._guide(out[guided], negative))
+            out = out.index_copy(0, torch.tensor(guided, device=out.device), self.guide(negative, out[guided]))
         return -out
 
     def _pass(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.pipe.transformer(
+        out: Tensor = self.net(
             hidden_states=x,
             timestep=time,
             encoder_hidden_states=text,
@@ -120,25 +108,17 @@ class Lumina2Denoiser(PipelineDenoiser):
         )[0]
         return out
 
-    def _guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        guided = unconditional + self.guidance_scale * (conditional - unconditional)
-        if not self._normalise:
-            return guided
-        norms: list[Tensor] = [torch.norm(out, dim=-1, keepdim=True) for out in (conditional, guided)]
-        return guided * (norms[0] / norms[1])
+    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        guided = super().guide(unconditional, conditional)
+        return as_long(guided, conditional) if self._normalise else guided
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        return self.postprocess(vae.decode(unscaled(vae, self.settled(x0, vae)).to(vae.dtype), return_dict=False)[0])
+        return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae)).to(vae.dtype)))
 
-    def _blocks(self) -> Any:
-        return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).layers
-
-    def features(self, states: Any, x: Tensor) -> Tensor:
-        patch = self.pipe.transformer.config.patch_size
-        size = (x.shape[-2] // patch, x.shape[-1] // patch)
+    def picture(self, states: Any, x: Tensor) -> Tensor:
         # The picture follows right after the text, whose length differs; states are those of the first pass.
-        picture = torch.stack([row[n : n + size[0] * size[1]] for row, n in zip(states, self._words, strict=True)])
-        return spread(picture, size)
+        n = math.prod(self.token_grid(x))
+        return torch.stack([row[k : k + n] for row, k in zip(states, self._words, strict=True)])
 
 
 class SearchLumina2Pipeline(SearchMixin, Lumina2Pipeline):

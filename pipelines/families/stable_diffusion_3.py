@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.given import Given
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.rows import both, spread, take, texts, tokens
+from ttsnap.pipelines.paired import PairedDenoiser
+from ttsnap.pipelines.rows import tokens, unscaled
 from ttsnap.pipelines.schedule import make_schedule
 
 
-class StableDiffusion3Denoiser(PipelineDenoiser):
+class StableDiffusion3Denoiser(PairedDenoiser):
     """One call of a StableDiffusion3Pipeline, open to search. Arguments are those of its `__call__`.
 
     Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
@@ -45,37 +45,34 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
         mu: float | None = None,
     ) -> None:
         super().__init__(pipe)
-        self.guidance_scale = guidance_scale
-        self.height = height or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.width = width or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.pipe.check_inputs(
-            None if prompt_embeds is not None else "",
-            None,
-            None,
-            self.height,
-            self.width,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            max_sequence_length=max_sequence_length,
-            callback_on_step_end_tensor_inputs=[],
-        )
-        self._texts = {
+        self.cfg_scale = guidance_scale
+        self.height, self.width = self.native_size(height, width)
+        texts = {
             "prompt_2": prompt_2,
             "prompt_3": prompt_3,
             "negative_prompt": negative_prompt,
             "negative_prompt_2": negative_prompt_2,
             "negative_prompt_3": negative_prompt_3,
         }
-        self._embeds = {
+        embeds = {
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
-        self._joint_attention_kwargs, self._clip_skip = joint_attention_kwargs, clip_skip
-        self._max_sequence_length = max_sequence_length
+        options = {"clip_skip": clip_skip, "max_sequence_length": max_sequence_length}
+        options["lora_scale"] = (joint_attention_kwargs or {}).get("scale")
+        self._given, self._joint_attention_kwargs = Given(texts, embeds, options), joint_attention_kwargs
+        self.pipe.check_inputs(
+            self._given.checked,
+            None,
+            None,
+            self.height,
+            self.width,
+            **embeds,
+            max_sequence_length=max_sequence_length,
+            callback_on_step_end_tensor_inputs=[],
+        )
         self.text_length = (max_sequence_length, tokens(prompt_embeds))
         extra: dict[str, Any] = {}
         if self.pipe.scheduler.config.get("use_dynamic_shifting"):
@@ -92,56 +89,25 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
         limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
         return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.16)))
 
-    def encode(self, prompts: Sequence[str]) -> None:
-        given = self._embeds["prompt_embeds"]
-        n = len(prompts) if given is None else len(given)
-        self._text, self._negative, self._pooled, self._negative_pooled = self.pipe.encode_prompt(
-            prompt=list(prompts) if given is None else None,
-            **{"prompt_2": None, "prompt_3": None, **{k: texts(v, n) for k, v in self._texts.items()}},
-            **self._embeds,
-            do_classifier_free_guidance=self.guided,
-            device=self.device,
-            clip_skip=self._clip_skip,
-            lora_scale=(self._joint_attention_kwargs or {}).get("scale"),
-            max_sequence_length=self._max_sequence_length,
-        )
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
+        self._text, self._negative, self._pooled, self._negative_pooled = self.encoded(prompts)
 
-    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        channels, size = self.pipe.transformer.config.in_channels, (self.height, self.width)
-        latents: Tensor = self.pipe.prepare_latents(
-            len(generators), channels, *size, self._text.dtype, self.device, list(generators)
-        )
-        return latents
-
-    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        text, pooled = take(self._text, at), take(self._pooled, at)
-        if self.guided:
-            text, pooled = both(self._negative, self._text, at), both(self._negative_pooled, self._pooled, at)
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-        out: Tensor = self.pipe.transformer(
+    def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:
+        out: Tensor = self.net(
             hidden_states=x,
             timestep=t,
-            encoder_hidden_states=text,
-            pooled_projections=pooled,
+            encoder_hidden_states=self.pairs(self._negative, self._text, at),
+            pooled_projections=self.pairs(self._negative_pooled, self._pooled, at),
             joint_attention_kwargs=self._joint_attention_kwargs,
             return_dict=False,
         )[0]
-        if not self.guided:
-            return out
-        unconditional, conditional = out.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        latents = (self.settled(x0, vae) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
-        return self.postprocess(vae.decode(latents, return_dict=False)[0])
+        return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae))))
 
-    def _blocks(self) -> Any:
-        return getattr(self.pipe.transformer, "_orig_mod", self.pipe.transformer).transformer_blocks
-
-    def features(self, states: Any, x: Tensor) -> Tensor:
-        patch = self.pipe.transformer.config.patch_size
-        size = (x.shape[-2] // patch, x.shape[-1] // patch)
-        return spread(states[1][-len(x) :], size)  # the conditional half
+    def picture(self, states: Any, x: Tensor) -> Tensor:
+        return super().picture(states[1], x)
 
 
 class SearchStableDiffusion3Pipeline(SearchMixin, StableDiffusion3Pipeline):

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
-from ttsnap.pipelines.families.stable_diffusion import UNetDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.rows import both, first, take, texts, unscaled
+from ttsnap.pipelines.rows import tokens, unscaled
+from ttsnap.pipelines.unet import UNetDenoiser
 
 Size = tuple[int, int]
 
@@ -52,61 +52,28 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         clip_skip: int | None = None,
     ) -> None:
         super().__init__(pipe)
-        self.height = height or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.width = width or self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        self.pipe.check_inputs(
-            None if prompt_embeds is not None else "",
-            prompt_2,
-            self.height,
-            self.width,
-            None,
-            negative_prompt,
-            negative_prompt_2,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-        )
-        self._texts = {
-            "prompt_2": prompt_2,
-            "negative_prompt": negative_prompt,
-            "negative_prompt_2": negative_prompt_2,
-        }
-        self._embeds = {
+        self.height, self.width = self.native_size(height, width)
+        texts = {"prompt_2": prompt_2, "negative_prompt": negative_prompt, "negative_prompt_2": negative_prompt_2}
+        embeds = {
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
-        self.text_length = None if prompt_embeds is None else prompt_embeds.shape[1]
-        whole = (self.height, self.width)
-        self._ids = (original_size or whole, crops_coords_top_left, target_size or whole)
+        self.settle(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
+        self._given = self.given(texts, embeds)
+        size = (self.height, self.width)
+        self.pipe.check_inputs(self._given.checked, prompt_2, *size, None, negative_prompt, negative_prompt_2, **embeds)
+        self.text_length = tokens(prompt_embeds)
+        self._ids = (original_size or size, crops_coords_top_left, target_size or size)
         self._negative_ids = self._ids
         if negative_original_size is not None and negative_target_size is not None:
             self._negative_ids = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
-        self._settle(
-            num_inference_steps,
-            timesteps,
-            sigmas,
-            eta,
-            guidance_scale,
-            guidance_rescale,
-            clip_skip,
-            cross_attention_kwargs,
-        )
+        guided = self.pipe.do_classifier_free_guidance
+        self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guided)
 
-    def encode(self, prompts: Sequence[str]) -> None:
-        given = self._embeds["prompt_embeds"]
-        n = len(prompts) if given is None else len(given)
-        self._text, self._negative, self._pooled, self._negative_pooled = self.pipe.encode_prompt(
-            prompt=list(prompts) if given is None else None,
-            **{name: texts(value, n) for name, value in self._texts.items()},
-            **{name: first(value, n) for name, value in self._embeds.items()},
-            device=self.device,
-            do_classifier_free_guidance=self.guided,
-            lora_scale=self._lora_scale,
-            clip_skip=self.pipe.clip_skip,
-        )
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
+        self._text, self._negative, self._pooled, self._negative_pooled = self.encoded(prompts)
         self._sizes, self._negative_sizes = self._time_ids(self._ids), self._time_ids(self._negative_ids)
 
     def _time_ids(self, sizes: tuple[Size, Size, Size]) -> Tensor:
@@ -118,10 +85,9 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         )
         return ids.to(self.device)
 
-    def _added(self, at: Tensor) -> dict[str, Tensor]:
-        pooled, sizes = take(self._pooled, at), self._sizes.repeat(len(at), 1)
+    def added(self, at: Tensor) -> dict[str, Tensor]:
+        pooled, sizes = self.pairs(self._negative_pooled, self._pooled, at), self._sizes.repeat(len(at), 1)
         if self.guided:
-            pooled = both(self._negative_pooled, self._pooled, at)
             # Stock repeats the pair (negative, positive) and so mixes the two up in batches of more than one picture.
             # Here every row has its own, as in a stock call for that picture alone.
             sizes = torch.cat([self._negative_sizes.repeat(len(at), 1), sizes])
@@ -130,7 +96,7 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         with without_overflow(vae) as widened:
             latents = unnormalised(vae, x0.to(vae.dtype) if widened else self.settled(x0, vae))
-            decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+            decoded = self.decoded(vae, latents.to(vae.dtype))
         return self.postprocess(self._marked(vae, decoded))
 
     def _marked(self, vae: Any, decoded: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""FLOPs of a family's denoiser: counted on copies of its networks without memory, or on a real call."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttsnap.profiling.flops import count_flops, on_meta
+from ttsnap.sampling.rng import seeded
+
+logger = logging.getLogger(__name__)
+_TYPICAL = "a red circle and a blue square"
+
+
+def counted(denoiser: Any, decoder: str) -> tuple[float, float]:
+    """As `count`; kept with the pipeline for every setting."""
+    key = ("flops", *denoiser.setting(decoder))
+    if key not in denoiser.memo:
+        denoiser.memo[key] = count(denoiser, decoder)
+    flops: tuple[float, float] = denoiser.memo[key]
+    return flops
+
+
+@torch.no_grad()
+def count(denoiser: Any, decoder: str) -> tuple[float, float]:
+    """FLOPs of a guided evaluation of a `PipelineDenoiser` and of its `decoder`, for a prompt of typical length.
+
+    decoder: "decode" or "preview". The denoiser encodes that prompt, so its own are to be encoded afterwards.
+    """
+    denoiser.encode([_TYPICAL])
+    x, zero = denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
+    try:
+        twin = denoiser.meta_twin()
+        latent, t = x.to("meta"), denoiser.schedule.timesteps[:1].to("meta")
+        decode = count_flops(lambda: getattr(twin, decoder)(latent))
+        return count_flops(lambda: twin.output(latent, t, zero, zero)), decode
+    except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
+        logger.debug("FLOPs are counted by a real call", exc_info=True)
+    fused = x.device.type != "cpu"
+    return (
+        count_flops(lambda: denoiser.predict(x, zero, zero), fused=fused),
+        count_flops(lambda: getattr(denoiser, decoder)(x), fused=fused),
+    )
+
+
+def meta_twin(denoiser: Any) -> Any:
+    """This denoiser with its network, decoders and encoded prompts on the meta device."""
+    twin = copy.copy(denoiser)
+    vars(twin).update({name: _on_meta(value) for name, value in vars(denoiser).items()})
+    vars(twin).pop("device", None)
+    twin.pipe = copy.copy(denoiser.pipe)
+    for name in (denoiser.network, "vae", "preview_vae"):
+        part = getattr(denoiser.pipe, name, None)
+        if isinstance(part, torch.nn.Module):
+            vars(twin.pipe)[name] = on_meta(part)
+    return twin
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, list):
+        return [_on_meta(v) for v in value]
+    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def filling(part: Any) -> tuple[Any, ...]:
+    """What changes in a network that stays the same: its number of weights, and the names of active LoRA adapters."""
+    size = sum(parameter.numel() for parameter in part.parameters())
+    try:
+        return (size, *part.active_adapters()) if getattr(part, "peft_config", None) else (size,)
+    except (AttributeError, ValueError):
+        return (size,)
