@@ -22,8 +22,6 @@ FORM = 256 * 2**10
 """Bytes of a form, which holds no more than a prompt and a few settings."""
 SECONDS = 120.0
 """In which a request must have been received whole."""
-LOOK = 2**20
-"""After so many received bytes the folder of uploads is measured anew."""
 
 CLOSED = ("component_server", "custom_component", "deep_link", "dev", "monitoring", "process_recording", "profiling",
           "run-history", "undo-vibe", "vibe")  # fmt: skip
@@ -51,7 +49,8 @@ class Border:
     ) -> None:
         self.app, self.cache, self.quota, self.most, self.listeners = app, cache, quota, most, listeners
         self.uploads = 0
-        self.measured = self.received = 0  # bytes held when last measured, and bytes that came in since
+        self.settled = 0  # bytes of whole files, as last measured, and of what came in since
+        self.coming = 0  # bytes of uploads that are coming in, whether they are written yet or not
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,28 +84,36 @@ class Border:
             nonlocal taken
             message = await timed()
             size = len(message.get("body", b""))
-            taken, self.received = taken + size, self.received + size
+            taken, self.coming = taken + size, self.coming + size
             if taken > self.most:
                 raise RefusedError(413, f"one upload may have {self.most} bytes")
-            if self.received > LOOK or self.measured + self.received > self.quota:
-                self.measured, self.received = held(self.cache), size
-            if self.measured + self.received > self.quota:
-                raise RefusedError(507, "the demo holds too many files just now; try again later")
+            self._check()
             return message
 
-        self.measured, self.received = held(self.cache), 0
-        if self.measured > self.quota:
-            raise RefusedError(507, "the demo holds too many files just now; try again later")
+        self.settled = self._whole()
+        self._check()
         self.uploads += 1
         begun = time.time()
         try:
             await self.app(scope, counted, send)
         finally:
             self.uploads -= 1
+            self.coming, self.settled = self.coming - taken, self.settled + taken
             self._sweep(time.time() if not self.uploads else begun - SECONDS)
 
+    def _check(self) -> None:
+        """RefusedError where all that was let in does not fit into the quota."""
+        if self.settled + self.coming > self.quota:
+            self.settled = self._whole()
+        if self.settled + self.coming > self.quota:
+            raise RefusedError(507, "the demo holds too many files just now; try again later")
+
+    def _whole(self) -> int:
+        """Bytes of the files in the cache that are not being written: gradio moves what is whole into folders."""
+        return held(self.cache) - sum(_size(path) for path in self.cache.glob("tmp*") if path.is_file())
+
     def _sweep(self, before: float) -> None:
-        """Delete what uploads that were broken off left: gradio writes there, and moves what is whole into folders."""
+        """Delete what uploads that were broken off left."""
         for path in self.cache.glob("tmp*"):
             try:
                 if path.is_file() and path.stat().st_mtime <= before:
@@ -117,14 +124,14 @@ class Border:
 
 def held(folder: Path) -> int:
     """Bytes of the files in a folder, those below included."""
-    sizes = 0
-    for where, _, names in os.walk(folder):
-        for name in names:
-            try:
-                sizes += os.lstat(os.path.join(where, name)).st_size
-            except OSError:  # deleted meanwhile
-                continue
-    return sizes
+    return sum(_size(Path(where, name)) for where, _, names in os.walk(folder) for name in names)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:  # deleted meanwhile
+        return 0
 
 
 def uploaded(payload: Any, cache: Path) -> Path | None:

@@ -107,18 +107,22 @@ SEARCH: dict[str, tuple[str, Check]] = {
 
 
 def checked(payload: Any, where: object) -> dict[str, Any]:
-    """The payload as it is, once everything in it is known and fits. ValueError that names what does not."""
+    """The payload, once everything in it is known and fits. ValueError that names what does not.
+
+    Optional keys that hold null are left out, so that one that is there holds a value.
+    """
     found = payload if isinstance(payload, dict) else {}
     missing = sorted(set(NEEDED) - set(found))
     if missing:
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing}")
     _check(found, {**NEEDED, **OPTIONAL}, "", where)
-    _check(found["search"], SEARCH, "search.", where)
-    missing = sorted({"algorithm", "budget", "reward"} - set(found["search"]))
-    if missing:
+    search, needed = found["search"], {"algorithm", "budget", "reward"}
+    _check(search, SEARCH, "search.", where)
+    if missing := sorted(needed - set(search)):
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing} in search")
     checked_call(found["call"], where)
-    return dict(found)
+    search = {name: value for name, value in search.items() if value is not None or name in needed}
+    return {**{name: value for name, value in found.items() if value is not None}, "search": search}
 
 
 def checked_call(call: Any, where: object) -> dict[str, Any]:
