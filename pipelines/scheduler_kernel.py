@@ -24,7 +24,7 @@ from ttsnap.sampling.kernels import Prediction
 class Memory(NamedTuple):
     """What a candidate (`owner`: seed, branch) keeps: the state of its generator, and its scheduler, where needed."""
 
-    owner: rng.Key
+    owner: tuple[int, ...]
     generator: torch.Generator
     scheduler: Any = None
 
