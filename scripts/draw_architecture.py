@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import sys
+from collections import Counter
 from html import escape
 from pathlib import Path
 
@@ -56,6 +57,43 @@ def levels(arrows: dict[str, set[str]]) -> dict[str, int]:
     return {room: height(room) for room in arrows}
 
 
+def above(room: str, shown: dict[str, set[str]]) -> set[str]:
+    """The rooms that an arrow leads from to this one."""
+    return {upper for upper, below in shown.items() if room in below}
+
+
+def port(
+    room: str, others: set[str], place: dict[str, tuple[float, float]], down: float
+) -> dict[str, tuple[float, float]]:
+    """Where the arrows between a room and these others touch its edge, side by side in the others' order."""
+    x, y = place[room]
+    order = sorted(others, key=lambda other: (place[other][0], place[other][1]))
+    return {other: (x + WIDTH * (i + 1) / (len(order) + 1), y + down) for i, other in enumerate(order)}
+
+
+def around(
+    start: tuple[float, float],
+    end: tuple[float, float],
+    between: list[list[tuple[float, float]]],
+    used: Counter[tuple[float, float]],
+) -> list[tuple[float, float]]:
+    """Points by which an arrow passes the rows of rooms between its ends, through gaps that are little out of the way.
+
+    `used` counts the arrows through each gap, so that they pass beside one another.
+    """
+    points = []
+    for row in between:
+        y = row[0][1]
+        straight = start[0] + (end[0] - start[0]) * (y - start[1]) / (end[1] - start[1])
+        lefts = sorted(x for x, _ in row)
+        gaps = [lefts[0] - GAP_X / 2, *(x + WIDTH + GAP_X / 2 for x in lefts)]
+        gap = min(gaps, key=lambda gap: abs(gap - straight))
+        x = gap + 10 * used[gap, y]
+        used[gap, y] += 1
+        points += [(x, y - 6), (x, y + HEIGHT + 6)]
+    return points
+
+
 def draw() -> str:
     known = set(rooms())
     arrows = {room: imported(room, known) for room in rooms()}
@@ -82,13 +120,16 @@ def draw() -> str:
         '<path d="M0,0 L6,3 L0,6 z" fill="#7a8699"/></marker></defs>',
         f'<rect width="{width:g}" height="{height:g}" rx="8" fill="#ffffff"/>',
     ]
-    for room in sorted(shown):
-        x, y = place[room]
-        for below in sorted(shown[room]):
-            to_x, to_y = place[below]
+    used: Counter[tuple[float, float]] = Counter()
+    for upper in sorted(shown):
+        for lower in sorted(shown[upper]):
+            between = [[place[room] for room in rows[k]] for k in range(level[upper] - 1, level[lower], -1)]
+            ends = port(upper, shown[upper], place, HEIGHT), port(lower, above(lower, shown), place, -2)
+            start, end = (ends[0][lower], ends[1][upper])
+            points = " ".join(f"{x:g},{y:g}" for x, y in [start, *around(start, end, between, used), end])
             lines.append(
-                f'<line x1="{x + WIDTH / 2:g}" y1="{y + HEIGHT:g}" x2="{to_x + WIDTH / 2:g}" y2="{to_y - 2:g}" '
-                'stroke="#7a8699" stroke-width="1.2" marker-end="url(#head)"/>'
+                f'<polyline points="{points}" fill="none" stroke="#7a8699" stroke-width="1.2" stroke-linejoin="round" '
+                'marker-end="url(#head)"/>'
             )
     for room, (x, y) in sorted(place.items()):
         name = f"{room}/" if room in APART else f"ttsnap/{room}/"
