@@ -21,7 +21,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
-from ttsnap.rewards.registry import RewardError
+from ttsnap.rewards import RewardError
 from ttsnap.sampling.kernels import KERNELS
 
 from ..conftest import Brightness  # noqa: TID252

@@ -3,6 +3,6 @@
 It imports the core, and reaches reward models by name only.
 """
 
-from ttsnap.rewards.registry import REWARDS, FunctionReward, make_reward, make_rewards
+from ttsnap.rewards.registry import REWARDS, FunctionReward, RewardError, make_reward, make_rewards
 
-__all__ = ["REWARDS", "FunctionReward", "make_reward", "make_rewards"]
+__all__ = ["REWARDS", "FunctionReward", "RewardError", "make_reward", "make_rewards"]
