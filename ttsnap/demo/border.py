@@ -51,6 +51,7 @@ class Border:
         self.uploads = 0
         self.settled = 0  # bytes of whole files, as last measured, and of what came in since
         self.coming = 0  # bytes of uploads that are coming in, whether they are written yet or not
+        self.broken = 0  # bytes of uploads that failed, whose files may lie there until they are swept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,16 +97,20 @@ class Border:
         begun = time.time()
         try:
             await self.app(scope, counted, send)
+        except BaseException:
+            self.broken += taken
+            raise
         finally:
-            self.uploads -= 1
             self.coming, self.settled = self.coming - taken, self.settled + taken
-            self._sweep(time.time() if not self.uploads else begun - SECONDS)
+            self._sweep(time.time() if self.uploads == 1 else begun - SECONDS)
+            self.broken *= self.uploads > 1
+            self.uploads -= 1
 
     def _check(self) -> None:
         """RefusedError where all that was let in does not fit into the quota."""
-        if self.settled + self.coming > self.quota:
+        if self.settled + self.coming + self.broken > self.quota:
             self.settled = self._whole()
-        if self.settled + self.coming > self.quota:
+        if self.settled + self.coming + self.broken > self.quota:
             raise RefusedError(507, "the demo holds too many files just now; try again later")
 
     def _whole(self) -> int:
