@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -13,6 +15,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
 from ttsnap.core.particles import Particles
+from ttsnap.core.price import Price
 
 
 @runtime_checkable
@@ -83,56 +86,99 @@ class Outcome:
     pulled: BoolArray | None = None
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Carries moves out. Rows of several jobs (one job per prompt) share its batches."""
+class Usage(Protocol):
+    """What a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
+
+    def summary(self) -> dict[str, Any]:
+        """By name, JSON-ready."""
+
+
+class Engine(ABC):
+    """Carries moves out. Rows of several jobs (one job per prompt) share its batches.
+
+    What is not abstract has a default, which is right for an engine that runs no model.
+    """
 
     grid: Grid
     reward_names: tuple[str, ...]
     stochastic: bool
+    keep: tuple[str, ...] = ()
+    """What it hands to listeners of each scored row beside the image: "latents", "features"."""
+    probed: Cost = Cost()
+    """What it has spent before searches, on finding batch sizes and the like."""
 
     @property
+    @abstractmethod
     def renoises(self) -> bool:
         """Whether it can take particles back to noisier steps, and make drafts: it has a path and no history."""
 
     @property
+    @abstractmethod
     def nears(self) -> bool:
         """Whether it can draw step noise near that of another child: the sampler draws noise, and keeps no history."""
 
     @property
+    @abstractmethod
     def capacity(self) -> int:
         """Pending rows that keep it busy; with fewer, another prompt may be taken up."""
 
     @property
+    @abstractmethod
     def nfe(self) -> int:
         """Evaluations so far, for progress."""
 
     @property
-    def price(self) -> Any:
-        """The Price of its work."""
+    @abstractmethod
+    def price(self) -> Price:
+        """The price of its work."""
 
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The sizes of its batches by name, on which the last digits of its results depend; none where they do not."""
+        return {}
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by phase since `start`; none where it does not take the time."""
+        return {}
+
+    def meter(self) -> AbstractContextManager[Usage | None]:
+        """Measures what runs inside it; gives None where nothing is measured."""
+        return nullcontext()
+
+    def check(self, prompts: Sequence[str]) -> None:  # noqa: B027 (nothing to check is a fine default)
+        """ValueError for prompts that its rewards cannot score."""
+
+    @abstractmethod
     def calibrate(self) -> Cost:
         """Measure price.seconds; returns what that took."""
 
+    @abstractmethod
     def differentiate(self, depth: int, weights: Any = None) -> None:
         """Get ready for moves that ascend, `depth` evaluations back (0: all), with these weights of the rewards.
 
         ValueError where it cannot."""
 
+    @abstractmethod
     def start(self, prompts: Sequence[str], seed: int) -> None:
         """Get ready for these prompts; job j is prompts[j]."""
 
+    @abstractmethod
     def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
         """Queue the rows of a move; row i becomes particle uids[i]."""
 
+    @abstractmethod
     def pending(self) -> int:
         """Rows queued or under way."""
 
+    @abstractmethod
     def tick(self) -> list[Outcome]:
         """One denoiser batch and whatever became ready for scoring; the rows that are now complete."""
 
+    @abstractmethod
     def cancel(self, job: int) -> Outcome:
         """Take this job's rows off the queue; says how far each got."""
 
+    @abstractmethod
     def drop(self, job: int, uids: Sequence[int]) -> None:
         """Forget these particles' state."""

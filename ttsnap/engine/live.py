@@ -21,7 +21,7 @@ from ttsnap.core.arrays import IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.moves import Move
 from ttsnap.core.price import Price, Rates
-from ttsnap.core.protocols import Outcome, Reward
+from ttsnap.core.protocols import Engine, Outcome, Reward
 from ttsnap.core.rows import ascends, mixes, nears
 from ttsnap.engine.ascent import Ascent
 from ttsnap.engine.denoiser import Denoiser, Previewer
@@ -45,7 +45,7 @@ DEFAULT_BATCH = 16
 """The batch size where memory cannot be measured."""
 
 
-class LiveEngine:
+class LiveEngine(Engine):
     """Runs a Denoiser and rewards in full batches.
 
     batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
@@ -171,6 +171,10 @@ class LiveEngine:
     def decode_batch_size(self) -> int:
         return self._planned()[1]
 
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "decode_batch_size": self.decode_batch_size}
+
     def _planned(self) -> tuple[int, int]:
         """The batch sizes, found when first asked for."""
         denoise, decode = self._sizes
@@ -235,13 +239,16 @@ class LiveEngine:
 
     # --- moves ------------------------------------------------------------------------------------------------------
 
+    def check(self, prompts: Sequence[str]) -> None:
+        for reward in self.rewards:
+            if hasattr(reward, "check"):
+                reward.check(prompts)
+
     def start(self, prompts: Sequence[str], seed: int) -> None:
         self._prompts = list(prompts)
         self._rows, self._resting = [], {}
         self._watch.reset()
-        for reward in self.rewards:
-            if hasattr(reward, "check"):
-                reward.check(self._prompts)
+        self.check(self._prompts)
         with torch.no_grad():
             self.denoiser.encode(self._prompts)
         if self.guide is not None:

@@ -12,16 +12,17 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
 from ttsnap.core.price import Price
-from ttsnap.core.protocols import Outcome
+from ttsnap.core.protocols import Engine, Outcome
 from ttsnap.core.rows import mixes
 
 
-class DryEngine:
+class DryEngine(Engine):
     """Carries every move out at once with standard normal scores."""
 
     capacity = 1
     nfe = 0
     renoises = nears = True
+    price = Price()
 
     def __init__(
         self, grid: Grid, reward_names: tuple[str, ...], *, stochastic: bool = False, price: Price | None = None

@@ -7,7 +7,6 @@ import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -97,7 +96,7 @@ class Loop:
     # --- the loop -------------------------------------------------------------------------------------------
 
     def run(self, should_stop: Callable[[], bool]) -> list[Result]:
-        with getattr(self.engine, "meter", nullcontext)() as meter:
+        with self.engine.meter() as meter:
             self._run(should_stop)
         self.seconds = self.clock() - self.begin
         self.usage = meter.summary() if meter is not None else {}
@@ -368,7 +367,7 @@ class Loop:
         if 0 < len(images) < self.keep:
             job.warnings.append(f"{len(images)} of the {self.keep} images asked for were finished")
         share = job.ledger.spent.nfe / self.total
-        phases = getattr(self.engine, "timings", {})
+        phases = self.engine.timings
         spent = {
             **job.ledger.summary(),
             "cost": job.ledger.spent,
@@ -380,7 +379,7 @@ class Loop:
             "seeds": int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
             "finished": int(particles.finished.sum()),
             "gain_of_second_half": _second_half(particles),
-            "calibration": getattr(self.engine, "probed", Cost()).counts(),
+            "calibration": self.engine.probed.counts(),
         }
         told = (spent, tuple(job.trace), particles, tuple(job.warnings))
         return Result(job.prompt, images, *told, state=job.state, levels=self.grid.levels)

@@ -57,9 +57,7 @@ def record(
     reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
     """
     grid, names = engine.grid, engine.reward_names
-    for reward in getattr(engine, "rewards", ()):
-        if hasattr(reward, "check"):
-            reward.check(prompts)
+    engine.check(prompts)
     scored = KeepAll(max(1, seeds), None if steps is None else tuple(steps)).init(Task(grid))
     header = Header(
         prompts=tuple(prompts),
@@ -73,11 +71,11 @@ def record(
         images=images,
         extras=tuple(extras),
         price=replace(engine.price, seconds=None),
-        info={"versions": versions("torch", "diffusers"), **_batches(engine), **(info or {})},
+        info={"versions": versions("torch", "diffusers"), **engine.batch_sizes, **(info or {})},
     )
     if extras and not images:
         raise ValueError(f"{list(extras)} are kept beside images only; record with images, too")
-    if not _kinds(extras) <= set(getattr(engine, "keep", ())):
+    if not _kinds(extras) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(extras)}; make it with keep={sorted(_kinds(extras))}")
     with OpenRecording(Path(folder), header) as there:
         missing = there.missing()
@@ -148,9 +146,3 @@ def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:
     parts = math.ceil(max(1, seeds) / rows)
     size = math.ceil(max(1, seeds) / parts)
     return min(max(1, prompts), math.ceil(rows / size)), size
-
-
-def _batches(engine: Engine) -> dict[str, Any]:
-    """Batch sizes change floating point in the last digits, so they are part of what must stay the same."""
-    names = ("batch_size", "decode_batch_size")
-    return {name: getattr(engine, name) for name in names if hasattr(engine, name)}
