@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap import SeedPruning, __version__, search
-from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid, Task
 from ttsnap.recordings.replay import Recording, ReplayEngine

@@ -9,7 +9,7 @@ import pytest
 
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
-from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.grid import Grid, Task
 from ttsnap.loop.dry import DryEngine
 

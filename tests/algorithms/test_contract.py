@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
-from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine

@@ -11,7 +11,9 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from ttsnap.algorithms.pricing.forecast import PRICES, STATES, Forecast, break_even, fit, look_up, reservation, update
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.forecast import Forecast, update
+from ttsnap.algorithms.pricing.reservation import PRICES, STATES, break_even, look_up, reservation
 
 LEVELS, CHECKS = (1.0, 0.75, 0.5, 0.25, 0.0), (1, 2, 4)
 MEAN = np.array([-0.5, 0.2, 1.0])

@@ -10,7 +10,7 @@ import pytest
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.algorithms.pricing.forecast import fit
+from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move, fresh

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
-from ttsnap.algorithms.pricing.forecast import Forecast, fit
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price, Rates

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeAlias, get_args, get_origin
+
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+"""A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and mappings."""
 
 _FITS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (Integral,), float: (Real, str), str: (str,)}
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ttsnap.algorithms.pricing.forecast import Forecast, fit
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities

@@ -1,6 +1,6 @@
 """Price of compute: buy one check of one candidate at a time, where it is worth most, and stop when none is worth it.
 
-Every candidate, and a fresh seed, has a reservation value at a price per evaluation (forecast.py; Weitzman 1979).
+Every candidate, and a fresh seed, has a reservation value at a price per evaluation (reservation.py; Weitzman 1979).
 The highest is advanced to its next check; when the best finished image beats them all, nothing is worth its price.
 Two ways to set the price:
 
@@ -17,7 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.pricing.forecast import Forecast, break_even, look_up, reservation, update
+from ttsnap.algorithms.pricing.forecast import Forecast, update
+from ttsnap.algorithms.pricing.reservation import break_even, look_up, reservation
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.grid import Task
