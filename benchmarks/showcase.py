@@ -1,0 +1,114 @@
+"""How often the showcase of the demo goes as it is shown: best-of-N beside seed pruning, one prompt, one budget.
+
+    python benchmarks/showcase.py --json showcase.json
+
+Seeds of the prompt of ttsnap/scenes/showcase.py are recorded: every seed to the end, with the checker's soft score
+(searched) and its strict verdict (only reported) at every step. Then both algorithms search the recording again and
+again, each time with the recorded seeds in another random order, the same for both. Printed are the shares of searches
+whose winner is strictly right, and how the two winners compare. The draws share one recording, so that more of them do
+not make the figures better than its seeds are: the standard errors are over bootstraps of the recorded seeds. At last
+the search from the showcase's own first seed is looked up, as the demo runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from ttsnap.pipelines import defaults, load
+
+from ttsnap import Budget, __version__, make_algorithm
+from ttsnap.core.grid import Task
+from ttsnap.core.protocols import Algorithm
+from ttsnap.core.utility import weighted
+from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording
+from ttsnap.scenes import showcase
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.orders import Orders
+from ttsnap.simulation.simulate import sized_for
+
+REWARDS = ("scenes", "scenes-strict")
+SOFT = weighted([1.0, 0.0])
+ALGORITHMS = ("best-of-n", "seed-pruning")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seeds", type=int, default=1000, help="recorded, from seed 0 on")
+    p.add_argument("--repeats", type=int, default=400, help="draws of seeds from the recording, for both algorithms")
+    p.add_argument("--bootstraps", type=int, default=200, help="of the recorded seeds, for the standard errors")
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--dtype", default="float32", help="as the demo and the command line run it on a CPU")
+    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    call = defaults()
+    engine = load(dtype=getattr(torch, a.dtype)).engine(list(REWARDS), batch_size=a.batch_size, **call)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (a.recordings or Path(temporary)) / "showcase"
+        recording = record(engine, [showcase.PROMPT], a.seeds, folder, info=call, progress_bar=True)
+    sized = {name: sized_for(recording, make_algorithm(name), Budget.parse(showcase.BUDGET)) for name in ALGORITHMS}
+    found = shares(recording, Orders.drawn(recording, a.repeats, np.random.default_rng(0)), sized)
+    errors = standard_errors(recording, sized, a.repeats, a.bootstraps)
+    print(f"{showcase.PROMPT!r}, {showcase.BUDGET}: {a.repeats} draws from {recording.seeds} recorded seeds")
+    for name, share in found.items():
+        print(f"{name:>44}: {100 * share:5.1f} ± {100 * errors[name]:.1f} %")
+    shown = shares(recording, from_seed(recording, showcase.SEED), sized)
+    print(f"from seed {showcase.SEED}: {', '.join(name for name, share in shown.items() if share == 1)}")
+    if a.json:
+        settings = {"prompt": showcase.PROMPT, "budget": showcase.BUDGET, "seeds": a.seeds, "repeats": a.repeats,
+                    "dtype": a.dtype, "call": call}  # fmt: skip
+        told = {"ttsnap": __version__, "settings": settings, "shares": found, "errors": errors, "from seed": shown}
+        a.json.write_text(json.dumps(told, indent=1))
+
+
+def shares(recording: Recording, orders: Orders, sized: Mapping[str, tuple[Task, Algorithm]]) -> dict[str, float]:
+    """Shares in [0, 1]: of the recorded seeds that are right, then of searches in these orders, by what holds of them.
+
+    sized: each algorithm with the seeds that the budget affords, and its task.
+    """
+    soft, winner = {}, {}
+    for name, (task, algorithm) in sized.items():
+        assert algorithm.n is not None  # `sized_for` sets it
+        lookup = orders.play(recording, algorithm.n)
+        out = lockstep(algorithm, lookup, len(orders), task, rewards=len(recording.reward_names), utility=SOFT)
+        soft[name] = out.reward
+        winner[name] = np.take_along_axis(orders.seeds, out.winner[:, None], 1)[:, 0]
+    strict = recording.final[0, :, 1] == 1
+    plain, pruned = ALGORITHMS
+    return {
+        "recorded seeds strictly right": float(strict.mean()),
+        **{f"{name} strictly right": float(strict[winner[name]].mean()) for name in ALGORITHMS},
+        f"lead of {pruned}": float(strict[winner[pruned]].mean() - strict[winner[plain]].mean()),
+        f"{pruned} of higher reward": float((soft[pruned] > soft[plain]).mean()),
+        f"{pruned} of lower reward": float((soft[pruned] < soft[plain]).mean()),
+        "same image": float((winner[pruned] == winner[plain]).mean()),
+    }
+
+
+def standard_errors(
+    recording: Recording, sized: Mapping[str, tuple[Task, Algorithm]], repeats: int, bootstraps: int
+) -> dict[str, float]:
+    """Of `shares`: their spread where the recorded seeds are resampled and other orders are drawn."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(bootstraps):
+        rows = rng.integers(recording.seeds, size=recording.seeds)
+        resampled = dataclasses.replace(recording, scores=recording.scores[:, rows])
+        found.append(shares(resampled, Orders.drawn(resampled, repeats, rng), sized))
+    return {name: float(np.std([one[name] for one in found])) for name in found[0]}
+
+
+def from_seed(recording: Recording, seed: int) -> Orders:
+    """The order of a live search whose first seed is `seed`, as a single search."""
+    return Orders(((np.arange(recording.seeds) - seed) % recording.seeds)[None].astype(float))
+
+
+if __name__ == "__main__":
+    main()
