@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -19,12 +19,13 @@ from ttsnap.pipelines.rows import spread, unscaled
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.core.grid import Grid
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import AnyKernel, Prediction
 
 
-class PipelineDenoiser:
-    """A live.Denoiser of one call of a pipeline. A family defines `encode_prompts` and `output`.
+class PipelineDenoiser(Denoiser):
+    """The denoiser of one call of a pipeline. A family defines `encode_prompts` and `output`.
 
     It redefines what it does otherwise than most. Its constructor, whose arguments are those of the stock call that it
     honours (SearchMixin refuses all others), sets the size and `cfg_scale` and calls `_use(schedule, guided)`.
@@ -81,8 +82,11 @@ class PipelineDenoiser:
         return getattr(self.pipe, self.network)
 
     @property
-    def offloaded(self) -> bool:
-        """Whether only one of the pipeline's networks is on the device at a time (enable_model_cpu_offload)."""
+    def has_path(self) -> bool:
+        return self.schedule.path is not None and self.schedule.times is not None
+
+    @property
+    def offloaded(self) -> bool:  # enable_model_cpu_offload
         return bool(getattr(self.pipe, "_all_hooks", ()))
 
     @cached_property
@@ -169,7 +173,7 @@ class PipelineDenoiser:
         """
         return latents.to(vae.dtype if self._stepped is None else self._stepped)
 
-    # --- live.Denoiser --------------------------------------------------------------------------------------------
+    # --- sampling.Denoiser----------------------------------------------------------------------------------------
 
     def encode_instead(self, prompts: Sequence[str], of: Sequence[str]) -> None:
         """Let `encode` take these prompts where it is asked for the texts `of`, which the rewards read."""
@@ -196,6 +200,10 @@ class PipelineDenoiser:
         self.image_dtype = images.dtype
         return images if images.dtype == torch.float64 else images.float()
 
+    @property
+    def previews(self) -> bool:
+        return getattr(self.pipe, "preview_vae", None) is not None
+
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()
 
@@ -213,10 +221,27 @@ class PipelineDenoiser:
         """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
         blocks = self._blocks()
         if blocks is None:
-            raise ValueError(f"{type(self).__name__} cannot hand out hidden features; use pixels or latents")
+            return super().capture(block)
         if not 0 <= block < len(blocks):
             raise ValueError(f"this transformer has blocks 0 to {len(blocks) - 1}, got {block}")
         self._block = block
+
+    # --- gradients ------------------------------------------------------------------------------------------------
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return bool(getattr(self.net, "is_gradient_checkpointing", False))
+
+    def check_differentiable(self, through: str) -> None:
+        for name in ["vae", *[self.network] * (through == "denoiser")]:
+            quantizer = getattr(getattr(self.pipe, name), "hf_quantizer", None)
+            if quantizer is not None and not quantizer.is_trainable:
+                raise ValueError(f"{name} is quantised by {type(quantizer).__name__}, which carries no gradients; "
+                                 "load it in bfloat16, or guide through x0 alone")  # fmt: skip
+
+    def parameters(self) -> Iterable[Tensor]:
+        networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        return [parameter for network in networks for parameter in network.parameters()]
 
     # --- FLOPs ----------------------------------------------------------------------------------------------------
 

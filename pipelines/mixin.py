@@ -133,7 +133,7 @@ class SearchMixin:
             batch_size=batch_size,
             decode_batch_size=decode_batch_size,
             padded=getattr(self, "_search_buckets", False),
-            preview=getattr(self, "preview_vae", None) is not None,
+            preview=denoiser.previews,
             keep=keep,
             features_block=features_block,
             noises=noises,

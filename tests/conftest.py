@@ -16,7 +16,9 @@ torch.set_num_threads(1)  # the tests' tensors are tiny, and threads that wait f
 
 
 class Counted(MixtureDenoiser):
-    """Counts what runs, row by row, independently of the engine and the ledger."""
+    """Counts what runs, row by row, independently of the engine and the ledger. Tests may set what it says it has."""
+
+    has_path, offloaded = True, False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -97,8 +97,8 @@ def test_simulation_counts_a_draft_as_the_ledger_does() -> None:
     assert lockstep(algorithm, lookup, 4, task).nfe.tolist() == [5 * (3 + 2) + 2 * (12 - 3)] * 4
 
 
-def test_drafts_need_a_path_and_a_replay_refuses_them() -> None:
+def test_drafts_need_a_path_and_a_replay_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     live = make()
-    live.denoiser.path = None  # type: ignore[assignment]
+    monkeypatch.setattr(MixtureDenoiser, "has_path", False)
     with pytest.raises(ValueError, match="drafts"):
         search(["a"], SeedPruning(2, draft=3), live)

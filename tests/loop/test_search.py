@@ -632,7 +632,7 @@ def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> Non
 
 def test_renoising_needs_a_path(engine: Any) -> None:
     live = engine()
-    live.denoiser.path = None
+    live.denoiser.has_path = False
     with pytest.raises(ValueError, match="noisier steps"):
         search(["a"], Scripted((lambda p: fresh(1, 8),)), live)
 

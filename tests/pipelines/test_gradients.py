@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from ttsnap.pipelines import load, upgrade
 
-from ttsnap.engine.gradients import Differentiator, check_networks
+from ttsnap.engine.gradients import Differentiator
 from ttsnap.rewards.registry import FunctionReward, make_reward
 from ttsnap.sampling.rng import seeded
 
@@ -34,7 +34,7 @@ def doubled(value: Any) -> Any:
 def test_gradients_of_every_family(name: str, through: str) -> None:
     pipe = upgrade(FAMILIES[name].build())
     denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
-    if not hasattr(denoiser, "path") or denoiser.grid.evals is not None:
+    if not denoiser.has_path or denoiser.grid.evals is not None:
         denoiser.convert()
     with torch.no_grad():
         denoiser.encode(["a cat"])
@@ -89,10 +89,10 @@ def test_quantised_networks_are_refused() -> None:
 
     pipe.transformer.hf_quantizer = Frozen()
     with pytest.raises(ValueError, match=r"transformer is quantised by Frozen, which carries no gradients"):
-        check_networks(denoiser, "denoiser")
-    check_networks(denoiser, "x0")
+        denoiser.check_differentiable("denoiser")
+    denoiser.check_differentiable("x0")
     Frozen.is_trainable = True
-    check_networks(denoiser, "denoiser")
+    denoiser.check_differentiable("denoiser")
 
 
 def bright(images: Tensor, prompts: Any) -> Tensor:

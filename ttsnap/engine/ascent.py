@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.protocols import Reward
-from ttsnap.engine.denoiser import Denoiser
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.store import Node
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import AnyKernel, RememberingKernel
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Rates
 from ttsnap.core.protocols import Reward
-from ttsnap.engine.denoiser import Denoiser
 from ttsnap.rewards.registry import RewardError, place_of, said
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
@@ -51,7 +51,7 @@ class Differentiator:
             check_reward(reward)
         self._found = False
         self.tried = Cost(reward_calls=len(self.rewards))
-        check_networks(denoiser, through)
+        denoiser.check_differentiable(through)
 
     def __call__(
         self, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str], known: Prediction | None = None
@@ -111,8 +111,7 @@ class Differentiator:
     @property
     def _passes(self) -> int:
         """Forward passes of the denoiser that its backward pass takes as long as."""
-        network: Any = getattr(getattr(self.denoiser, "pipe", None), getattr(self.denoiser, "network", ""), None)
-        return 3 if getattr(network, "is_gradient_checkpointing", False) else 2
+        return 3 if self.denoiser.gradient_checkpointing else 2
 
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
         """With the price of backward passes in seconds, timed on one row, and what timing them took."""
@@ -167,17 +166,6 @@ def check_reward(reward: Any) -> None:
         raise ValueError(f"the gradient of reward {reward.name!r} is nan or inf on a gray image")
 
 
-def check_networks(denoiser: Any, through: str) -> None:
-    """ValueError for quantised networks that a gradient cannot go back through."""
-    pipe = getattr(denoiser, "pipe", None)
-    names = ["vae"] + ([denoiser.network] if through == "denoiser" and hasattr(denoiser, "network") else [])
-    for name in names if pipe is not None else []:
-        quantizer = getattr(getattr(pipe, name, None), "hf_quantizer", None)
-        if quantizer is not None and not quantizer.is_trainable:
-            raise ValueError(f"{name} is quantised by {type(quantizer).__name__}, which carries no gradients; "
-                             "load it in bfloat16, or guide through x0 alone")  # fmt: skip
-
-
 def saved_bytes(differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str]) -> int:
     """Bytes that autograd keeps for the backward pass of these rows: what a gradient takes beyond an evaluation."""
     seen: dict[int, int] = {}
@@ -195,7 +183,6 @@ def saved_bytes(differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tens
 
 
 def _parameters(differentiator: Differentiator) -> list[Tensor]:
-    pipe = getattr(differentiator.denoiser, "pipe", None)
-    parts = list(pipe.components.values()) if pipe is not None else []
-    parts += [getattr(reward, "network", None) for _, reward in differentiator.rewards]
-    return [p for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    parts = [getattr(reward, "network", None) for _, reward in differentiator.rewards]
+    own = [p for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    return [*differentiator.denoiser.parameters(), *own]

@@ -14,11 +14,11 @@ from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Guided
 from ttsnap.core.protocols import Reward
-from ttsnap.engine.denoiser import Denoiser
 from ttsnap.engine.gradients import Differentiator, saved_bytes
 from ttsnap.engine.store import Node, Row, stacked
 from ttsnap.profiling.memory import SHARE, gauge_of
 from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import Guidance, guided_step
 from ttsnap.sampling.kernels import AnyKernel, GaussianKernel, Prediction
 

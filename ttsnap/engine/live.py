@@ -24,7 +24,6 @@ from ttsnap.core.price import Price, Rates
 from ttsnap.core.protocols import Engine, Outcome, Reward
 from ttsnap.core.rows import ascends, mixes, nears
 from ttsnap.engine.ascent import Ascent
-from ttsnap.engine.denoiser import Denoiser, Previewer
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.guide import Guide
 from ttsnap.engine.scoring import Scorer
@@ -36,6 +35,7 @@ from ttsnap.profiling.meter import Meter
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.sampling import noises as initial_noises
 from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import AnyKernel, Ode, RememberingKernel, forward
@@ -113,8 +113,6 @@ class LiveEngine(Engine):
             return
         if len(wanted) > 1 or None in wanted:
             raise ValueError(f"features come from one block of the denoiser, got {sorted(wanted, key=str)}")
-        if not hasattr(self.denoiser, "capture"):
-            raise ValueError(f"{type(self.denoiser).__name__} cannot hand out hidden features; use pixels or latents")
         self.denoiser.capture(wanted.pop())
 
     # --- what it can do and what that costs ---------------------------------------------------------------------
@@ -125,8 +123,7 @@ class LiveEngine(Engine):
         if self._price is None:
             predict, decode = self.denoiser.flops()
             reward = float(np.mean([getattr(r, "flops", 0.0) for r in self.rewards]))
-            previews = self.scorer.estimates == "preview" and isinstance(self.denoiser, Previewer)
-            preview = self.denoiser.preview_flops() if previews else 0.0  # type: ignore[attr-defined]
+            preview = self.denoiser.preview_flops() if self.scorer.estimates == "preview" else 0.0
             rates, guide = Rates(predict, decode, reward, preview=preview), self.guide
             rates = rates if self._pulls is None else self._pulls.rates(rates)
             guided, depth = None if guide is None else guide.guided, 0 if self.ascent is None else self.ascent.depth
@@ -161,7 +158,7 @@ class LiveEngine(Engine):
 
     @property
     def _path(self) -> Interpolant | None:
-        return getattr(self.denoiser, "path", None)
+        return self.denoiser.path if self.denoiser.has_path else None
 
     @property
     def batch_size(self) -> int:
@@ -190,9 +187,7 @@ class LiveEngine(Engine):
 
     def _measured(self, gauge: Gauge, denoise: int | None, decode: int | None) -> tuple[int, int]:
         """Batch sizes that fit into memory; kept with the pipeline, where the denoiser offers to."""
-        memo = getattr(self.denoiser, "memo", {})
-        setting = self.denoiser.setting() if hasattr(self.denoiser, "setting") else ()
-        key = ("batches", *setting, self.reward_names, denoise, decode)
+        memo, key = self.denoiser.memo, ("batches", *self.denoiser.setting(), self.reward_names, denoise, decode)
         if key not in memo:
             self.denoiser.encode([""] if self._prompts is None else self._prompts[:1])
             *memo[key], spent = fit_batches(self.denoiser, self.scorer, gauge, denoise, decode)
@@ -370,7 +365,7 @@ class LiveEngine(Engine):
         done = [self._rest(job, [ready[i] for i in rows]) for job, rows in _by_job(ready).items()]
         # Decode full batches; the rest only when the denoiser has nothing left to do meanwhile.
         full = len(scored) // self.decode_batch_size * self.decode_batch_size if going else len(scored)
-        if going and getattr(self.denoiser, "offloaded", False):
+        if going and self.denoiser.offloaded:
             full = 0  # every change between denoiser and decoder moves one of them
         try:
             while full:

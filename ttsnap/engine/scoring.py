@@ -13,11 +13,11 @@ from torch import Tensor
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.protocols import Reward
-from ttsnap.engine.denoiser import Denoiser, Previewer
 from ttsnap.engine.store import Row
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.rewards.registry import RewardError, place_of, said
 from ttsnap.rewards.scoring import SILENT, TwoRewards, ask
+from ttsnap.sampling.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
@@ -50,7 +50,7 @@ class Scorer:
         self.names = tuple(r.name for r in rewards)
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"need at least one reward, each with a name of its own, got {self.names}")
-        if preview and not isinstance(denoiser, Previewer):
+        if preview and not denoiser.previews:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
@@ -107,15 +107,10 @@ class Scorer:
         images: list[Any] = [None] * len(latents)
         decoded = sorted(last + early) if self.estimates == "decode" else last
         previewed = early if self.estimates == "preview" else []
-        for rows, call in ((decoded, self.denoiser.decode), (previewed, self.previews)):
+        for rows, call in ((decoded, self.denoiser.decode), (previewed, self.denoiser.preview)):
             for i, image in zip(rows, call(latents[rows]) if rows else (), strict=True):
                 images[i] = image
         return images, Cost(0, len(decoded), 0, len(previewed))
-
-    def previews(self, latents: Tensor) -> Tensor:
-        if not isinstance(self.denoiser, Previewer):
-            raise ValueError(f"{type(self.denoiser).__name__} has no preview VAE")
-        return self.denoiser.preview(latents)
 
     def _column(
         self, r: int, batch: list[Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor

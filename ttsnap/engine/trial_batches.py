@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Rates
-from ttsnap.engine.denoiser import Denoiser
 from ttsnap.engine.scoring import Scorer
 from ttsnap.profiling.memory import Gauge, fit_rows
 from ttsnap.rewards.scoring import score_images
 from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Denoiser
 
 MOST = 64
 """The most rows of a batch: more gain no speed."""
@@ -60,7 +60,7 @@ def seconds_of(
     image = denoiser.decode(latent)
     decode = _timed(lambda: denoiser.decode(latent).cpu())
     previews = scorer.estimates == "preview"
-    preview = _timed(lambda: scorer.previews(latent).cpu()) if previews else 0.0
+    preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
     level = torch.ones(1, device=image.device)
     rewards = [_timed(partial(score_images, r, image, [""], level)) for r in scorer.rewards]
     rates = Rates(nfe, decode, sum(rewards) / len(rewards), max(0.0, one - nfe), preview)

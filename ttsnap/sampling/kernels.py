@@ -261,7 +261,7 @@ KERNELS: dict[str, Callable[..., AnyKernel]] = {
     "ancestral": lambda denoiser: Ddim(denoiser.path, denoiser.times),
     "renoise": lambda denoiser: Renoise(denoiser.path, denoiser.times),
 }
-"""Kernel by name, for a Denoiser (live.py)."""
+"""Kernel by name, for a Denoiser."""
 
 
 def make_kernel(spec: str | AnyKernel, denoiser: Any) -> AnyKernel:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import Interpolant, Linear, level, rows, velocity_from_x0
 from ttsnap.sampling.kernels import AnyKernel, Ode, Prediction
 
 
-class MixtureDenoiser:
-    """x0 ~ sum_i weights[i] N(means[i], stds[i]^2 I) in D dimensions; E[x0 | x_t] in closed form (a live.Denoiser).
+class MixtureDenoiser(Denoiser):
+    """x0 ~ sum_i weights[i] N(means[i], stds[i]^2 I) in D dimensions; E[x0 | x_t] in closed form.
 
     means (M, D), stds (M,), weights (M,), float64. With `by_prompt` (P, D) prompt j's mixture is moved by
     by_prompt[j % P]. `decode` squashes the first three coordinates into one RGB pixel (N, 3, 1, 1).

@@ -1,0 +1,115 @@
+"""What is asked of a model that denoises: the base class of every denoiser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttsnap.core.grid import Grid
+from ttsnap.sampling.interpolants import Interpolant
+from ttsnap.sampling.kernels import AnyKernel, Prediction
+
+
+class Denoiser(ABC):
+    """One pipeline family, set up for one call: fixed size, steps and guidance.
+
+    A subclass sets the attributes without a value and defines the abstract methods. The rest has a default, which says
+    that this denoiser cannot do it, or that there is nothing to know.
+    """
+
+    grid: Grid
+    path: Interpolant
+    times: Tensor
+    """(K+1,) float64, the path's times at the grid points. Denoisers that follow a scheduler may have neither."""
+    kernel: AnyKernel
+    """The pipeline's own scheduler."""
+    passes_per_nfe: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts; `cond` below indexes them."""
+
+    @abstractmethod
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Initial noise (N, ...), row i as stock diffusers draws it from generators[i]."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        """One guided evaluation of x (N, ...); every row has its own step (N,) and prompt (N,), long on the CPU.
+
+        Where a grid step takes several evaluations, `step` counts evaluations (Grid.calls).
+        """
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """(N, ...) -> images (N, 3, H, W) float32 in [0, 1]; as `predict`, with a graph where gradients are enabled."""
+
+    @abstractmethod
+    def flops(self) -> tuple[float, float]:
+        """FLOPs of one guided evaluation and of one decode, per particle."""
+
+    @property
+    def has_path(self) -> bool:
+        """Whether `path` and `times` are there."""
+        return True
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether only one of its networks is on the device at a time, so that going from one to another is slow."""
+        return False
+
+    # --- cheap decodes --------------------------------------------------------------------------------------------
+
+    @property
+    def previews(self) -> bool:
+        """Whether it can also decode cheaply, by `preview`."""
+        return False
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """As `decode`, by a small VAE. ValueError where there is none."""
+        raise ValueError(f"{type(self).__name__} has no preview VAE; set pipe.preview_vae")
+
+    def preview_flops(self) -> float:
+        """FLOPs of one preview."""
+        return 0.0
+
+    # --- hidden features ------------------------------------------------------------------------------------------
+
+    def capture(self, block: int) -> None:
+        """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
+        raise ValueError(f"{type(self).__name__} cannot hand out hidden features; use pixels or latents")
+
+    # --- gradients ------------------------------------------------------------------------------------------------
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether a backward pass makes the forward pass again, to save memory."""
+        return False
+
+    def check_differentiable(self, through: str) -> None:  # noqa: B027 (nothing to check is a fine default)
+        """ValueError where gradients cannot go back through its decoder and, where `through` is "denoiser" and not
+        "x0" (guided_steps.Guidance), through its network."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """The weights of its networks."""
+        return ()
+
+    # --- what was measured before ---------------------------------------------------------------------------------
+
+    @property
+    def memo(self) -> MutableMapping[tuple[Any, ...], Any]:
+        """What was measured of this model before, by what it was measured with; by default nothing is kept."""
+        return {}
+
+    def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
+        """What the cost and the memory of a row depend on, with the decoder "decode" or "preview"."""
+        return ()
