@@ -45,7 +45,7 @@ from ttsnap.cli.common import placement
 from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Prediction, RememberingKernel
+from ttsnap.sampling.kernels import Prediction
 from ttsnap.scenes import sample_prompts
 
 EMBEDDED = "embedded"
@@ -341,17 +341,15 @@ def our_step(name: str, x: Tensor, out: Tensor, k: Tensor) -> Callable[[], Calla
     def keys(at: Tensor) -> list[rng.Key]:
         return [(i, 0, position) for i, position in enumerate(at.tolist())]
 
-    if not isinstance(kernel, RememberingKernel):
-        return lambda: lambda: kernel.step(x, Prediction(out, out), k, keys(k))
-    memory = [kernel.begin((i, 0), rng.seeded(i)) for i in range(ROWS)]
-    for position in range(int(k.max())):
+    state = [kernel.init((i, 0), rng.seeded(i)) for i in range(ROWS)]
+    for position in range(int(k.max()) if kernel.keeps_history else 0):
         here = (k > position).nonzero()[:, 0].tolist()
         at = torch.full((ROWS,), position)
-        names, kept = [keys(at)[i] for i in here], [memory[i] for i in here]
-        _, kept = kernel.step_from(x[here], Prediction(out[here], out[here]), at[here], names, kept)
+        names, kept = [keys(at)[i] for i in here], [state[i] for i in here]
+        _, kept = kernel.step(x[here], Prediction(out[here], out[here]), at[here], names, kept)
         for i, after in zip(here, kept, strict=True):
-            memory[i] = after
-    return lambda: lambda: kernel.step_from(x, Prediction(out, out), k, keys(k), memory)
+            state[i] = after
+    return lambda: lambda: kernel.step(x, Prediction(out, out), k, keys(k), state)
 
 
 # --- batching -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ttsnap.pipelines.schedule import Schedule
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import Interpolant
-from ttsnap.sampling.kernels import AnyKernel, Prediction
+from ttsnap.sampling.kernels import Kernel, Prediction
 
 
 class PipelineDenoiser(Denoiser):
@@ -44,7 +44,7 @@ class PipelineDenoiser(Denoiser):
     grid: Grid
     path: Interpolant
     times: Tensor
-    kernel: AnyKernel
+    kernel: Kernel
     passes_per_nfe: int
     text_length: Hashable = None
     """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""

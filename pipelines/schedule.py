@@ -23,7 +23,7 @@ from ttsnap.pipelines.scheduler_kernel import CandidateKernel, NoisyKernel, RowK
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant, Linear, rows
-from ttsnap.sampling.kernels import AnyKernel, FlowEuler
+from ttsnap.sampling.kernels import FlowEuler, Kernel
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 # One evaluation a step, nothing remembered but noise.
@@ -75,7 +75,7 @@ class Schedule:
     grid: Grid
     path: Interpolant | None
     times: Tensor | None
-    kernel: AnyKernel
+    kernel: Kernel
     narrows: bool = False
 
     def stepped(self, noise: torch.dtype, out: torch.dtype) -> torch.dtype:
@@ -215,7 +215,7 @@ def _prediction(scheduler: Any) -> str:
     return known[kind]
 
 
-def _kernel(scheduler: Any, arguments: dict[str, Any]) -> AnyKernel:
+def _kernel(scheduler: Any, arguments: dict[str, Any]) -> Kernel:
     """Exactly the scheduler's own step."""
     name, config = type(scheduler).__name__, scheduler.config
     if name == FLOW_EULER and not config.stochastic_sampling:

@@ -12,13 +12,13 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.kernels import Prediction, Stateless
 
 
 class Memory(NamedTuple):
@@ -28,21 +28,31 @@ class Memory(NamedTuple):
     generator: torch.Generator
     scheduler: Any = None
 
-    def of(self, key: rng.Key) -> torch.Generator:
-        """A generator for the step of this key: a copy of the candidate's own, a new one for a branch."""
-        return self.generator.clone_state() if key[:-1] == self.owner else rng.generator(key)
+    def at(self, key: rng.Source) -> tuple[rng.Key, torch.Generator]:
+        """Who takes the step of this key (seed, branch, step), and the generator that its noise comes from.
+
+        That is a copy of the candidate's own generator, and a new one for a branch. TypeError for noise near other
+        noise.
+        """
+        if isinstance(key, rng.Mixture):
+            raise TypeError("a diffusers scheduler draws its noise from a generator and cannot mix it with other "
+                            "noise; choose a kernel that draws noise by key (sde, ddim)")  # fmt: skip
+        owner = key[:-1]
+        return owner, self.generator.clone_state() if owner == self.owner else rng.generator(key)
 
 
 @dataclass(frozen=True)
-class RowKernel:
+class RowKernel(Stateless):
     """A deterministic scheduler of one evaluation a step that remembers nothing (DDIM, Euler)."""
 
     scheduler: Any
     arguments: Mapping[str, Any]
     stochastic: bool = False
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
-        return _by_position(self.scheduler, x, prediction.out, k, self.arguments, None)
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[None]
+    ) -> tuple[Tensor, Sequence[None]]:
+        return _by_position(self.scheduler, x, prediction.out, k, self.arguments, None), state
 
 
 @dataclass(frozen=True)
@@ -53,15 +63,17 @@ class NoisyKernel:
     arguments: Mapping[str, Any]
     stochastic: bool = True
 
-    def begin(self, key: rng.Key, generator: torch.Generator) -> Memory:
+    keeps_history: ClassVar[bool] = True
+
+    def init(self, key: rng.Key, generator: torch.Generator) -> Memory:
         return Memory(key, generator)
 
-    def step_from(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key], memory: Sequence[Memory]
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Memory]
     ) -> tuple[Tensor, list[Memory]]:
-        generators = [m.of(key) for m, key in zip(memory, keys, strict=True)]
-        moved = _by_position(self.scheduler, x, prediction.out, k, self.arguments, generators)
-        return moved, [Memory(key[:-1], g) for key, g in zip(keys, generators, strict=True)]
+        after = [Memory(*before.at(key)) for before, key in zip(state, keys, strict=True)]
+        generators = [memory.generator for memory in after]
+        return _by_position(self.scheduler, x, prediction.out, k, self.arguments, generators), after
 
 
 @dataclass(frozen=True)
@@ -72,18 +84,20 @@ class CandidateKernel:
     stochastic: bool
     arguments: Mapping[str, Any]
 
-    def begin(self, key: rng.Key, generator: torch.Generator) -> Memory:
+    keeps_history: ClassVar[bool] = True
+
+    def init(self, key: rng.Key, generator: torch.Generator) -> Memory:
         return Memory(key, generator, self.scheduler)
 
-    def step_from(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key], memory: Sequence[Memory]
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Memory]
     ) -> tuple[Tensor, list[Memory]]:
         moved, after = [], []
-        for i, (key, before) in enumerate(zip(keys, memory, strict=True)):
-            own, generator = _copied(before.scheduler), before.of(key)
+        for i, (key, before) in enumerate(zip(keys, state, strict=True)):
+            own, (owner, generator) = _copied(before.scheduler), before.at(key)
             here = slice(i, i + 1)
             moved.append(_step(own, x[here], prediction.out[here], int(k[i]), self.arguments, [generator]))
-            after.append(Memory(key[:-1], generator, own))
+            after.append(Memory(owner, generator, own))
         return torch.cat(moved), after
 
 

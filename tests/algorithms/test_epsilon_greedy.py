@@ -34,11 +34,11 @@ class Watched(Sde):
 
     seen: list[Tensor] = field(default_factory=list)
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Any) -> Tensor:
-        moved = super().step(x, prediction, k, keys)
+    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Any, state: Any) -> tuple[Tensor, Any]:
+        moved, state = super().step(x, prediction, k, keys, state)
         mean, std = self.moments(x, prediction, k)
         self.seen.extend((moved - mean) / std[:, None])
-        return moved
+        return moved, state
 
 
 @dataclass(frozen=True)

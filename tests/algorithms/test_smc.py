@@ -289,7 +289,7 @@ def test_unbiased_on_the_live_engine() -> None:
         step, zero = torch.tensor([k]), torch.tensor([0])
 
         def moved(x: Any, key: int, step: Any = step, zero: Any = zero, k: int = k) -> Any:
-            return kernel.step(x, denoiser.predict(x, step, zero), step, [(0, key, k)])[0]
+            return kernel.step(x, denoiser.predict(x, step, zero), step, [(0, key, k)], [None])[0][0]
 
         at0, at1, other = (moved(torch.full((1, 3), v).double(), key) for v, key in ((0.0, 0), (1.0, 0), (0.0, 1)))
         xi, xi2 = noise([(0, 0, k), (0, 1, k)], torch.zeros(2, 3).double())

@@ -51,7 +51,7 @@ def finished(denoiser: Plain, noise: Tensor, depth: int) -> Node:
     for k in range(denoiser.grid.steps):
         trail.append(x[0])
         at = torch.tensor([k])
-        x = denoiser.kernel.step(x, denoiser.predict(x, at, torch.tensor([0])), at, [()])
+        x = denoiser.kernel.step(x, denoiser.predict(x, at, torch.tensor([0])), at, [()], [None])[0]
     node = Node(0, 0, denoiser.grid.steps, x[0])
     node.trail = tuple(trail[-depth:])
     return node
@@ -95,7 +95,7 @@ def test_a_cut_gradient_is_that_of_its_last_evaluations() -> None:
             x = x[None]
             for k in (4, 5):
                 at = torch.tensor([k])
-                x = denoiser.kernel.step(x, denoiser.predict(x, at, torch.tensor([0])), at, [()])
+                x = denoiser.kernel.step(x, denoiser.predict(x, at, torch.tensor([0])), at, [()], [None])[0]
             pair.append(float(score(x[..., None, None], None)))
         ends.append((pair[0] - pair[1]) / 2e-6)
     g, x = torch.tensor(ends).double(), noise[0]

@@ -171,7 +171,7 @@ def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
     live.denoiser.encode(["a"])
     for k in range(6):
         step = torch.full((7,), k)
-        x = live.kernel.step(x, live.denoiser.predict(x, step, torch.zeros(7, dtype=torch.long)), step, [])
+        x, _ = live.kernel.step(x, live.denoiser.predict(x, step, torch.zeros(7, dtype=torch.long)), step, [], [])
     scores = live.denoiser.decode(x).mean((1, 2, 3))
     assert result.best.seed == 100 + int(scores.argmax())
     assert result.best.reward == pytest.approx(float(scores.max()), abs=1e-7)

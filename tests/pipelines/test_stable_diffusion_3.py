@@ -93,7 +93,7 @@ def test_unpruned_seeds_equal_the_stock_batch(change: dict[str, Any], scheduler:
         x = denoiser.init_latents(generators([4, 5, 6]))
         for k in range(denoiser.grid.steps):
             step = torch.full((3,), k)
-            x = denoiser.kernel.step(x, denoiser.predict(x, step, torch.zeros(3, dtype=torch.long)), step, [])
+            x, _ = denoiser.kernel.step(x, denoiser.predict(x, step, torch.zeros(3, dtype=torch.long)), step, [], [])
     assert torch.equal(x, latents)
 
 

@@ -124,7 +124,7 @@ def law(denoiser: Plain, kernel: Any) -> tuple[Tensor, Tensor]:
 
         def moved(value: float, key: int, step: Any = step, k: int = k) -> Any:
             x = torch.full((1, 3), value).double()
-            return kernel.step(x, denoiser.predict(x, step, zero), step, [(0, key, k)])[0]
+            return kernel.step(x, denoiser.predict(x, step, zero), step, [(0, key, k)], [None])[0][0]
 
         at0, at1, other = moved(0.0, 0), moved(1.0, 0), moved(0.0, 1)
         xi, xi2 = noise([(0, 0, k), (0, 1, k)], torch.zeros(2, 3).double())
@@ -203,7 +203,7 @@ def test_no_gradient_no_guidance() -> None:
             guidance = Guidance.parse(spec)
             lam = guidance.tempered(denoiser.grid)
             moved, ratio = guided_step(kernel, guidance, lam, x, prediction, gradient, k, [(0, 0, 2)])
-            torch.testing.assert_close(moved, kernel.step(x, prediction, k, [(0, 0, 2)]))
+            torch.testing.assert_close(moved, kernel.step(x, prediction, k, [(0, 0, 2)], [None])[0])
             assert float(ratio) == pytest.approx(0, abs=1e-12)
 
 

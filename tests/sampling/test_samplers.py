@@ -31,7 +31,7 @@ def test_flow_euler_is_diffusers_step_at_every_row(dtype: torch.dtype, shift: fl
     kernel = FlowEuler(scheduler.sigmas)
     x, out = torch.randn(2, 7, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     k = torch.randperm(7, generator=torch.Generator().manual_seed(1))
-    ours = kernel.step(x, Prediction(out, out), k, [])
+    ours, _ = kernel.step(x, Prediction(out, out), k, [], [])
     for i in range(7):
         one = FlowMatchEulerDiscreteScheduler(shift=shift)
         one.set_timesteps(7)
@@ -45,7 +45,7 @@ def test_renoising_has_the_moments_of_diffusers_stochastic_euler() -> None:
     x, out = torch.full((4000, 1), 0.7), torch.full((4000, 1), -0.2)
     k = torch.full((4000,), 2)
     sigmas, keys = scheduler.sigmas.double(), [(0, i) for i in range(4000)]
-    ours = Renoise(Linear(), sigmas).step(x, Prediction(out, x - sigmas[2].float() * out), k, keys)
+    ours, _ = Renoise(Linear(), sigmas).step(x, Prediction(out, x - sigmas[2].float() * out), k, keys, [])
     torch.manual_seed(0)
     stock = scheduler.step(out, scheduler.timesteps[2], x, return_dict=False)[0]
     assert ours.mean() == pytest.approx(float(stock.mean()), abs=0.03)
@@ -66,7 +66,7 @@ def run(kernel: Kernel, denoiser: MixtureDenoiser, n: int) -> torch.Tensor:
     for step in range(denoiser.grid.steps):
         k = torch.full((n,), step)
         keys = [(9, i, step) for i in range(n)] if kernel.stochastic else []
-        x = kernel.step(x, denoiser.predict(x, k, cond), k, keys)
+        x, _ = kernel.step(x, denoiser.predict(x, k, cond), k, keys, [None] * n)
     return x
 
 
@@ -158,9 +158,9 @@ def test_ddim_is_diffusers_step() -> None:
         for eta in (0.0, 0.7, 1.0):
             expected = stock.step(eps, stock.timesteps[k], x, eta=eta, variance_noise=noise_).prev_sample
             with mock.patch("ttsnap.sampling.rng.noise", return_value=noise_):
-                ours = Ddim(path, times, eta).step(x, Prediction(eps, x0), at, [])
+                ours, _ = Ddim(path, times, eta).step(x, Prediction(eps, x0), at, [], [])
             torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
-    assert torch.equal(Ddim(path, times).step(x, Prediction(eps, x0), torch.full((6,), 4), []), x0)
+    assert torch.equal(Ddim(path, times).step(x, Prediction(eps, x0), torch.full((6,), 4), [], [])[0], x0)
 
 
 def test_euler_ancestral_is_ddim_with_eta_1() -> None:
@@ -176,7 +176,7 @@ def test_euler_ancestral_is_ddim_with_eta_1() -> None:
         drawn = torch.randn(y.shape, generator=seeded(1), dtype=y.dtype)
         x = alpha[k] * y
         with mock.patch("ttsnap.sampling.rng.noise", return_value=drawn):
-            ours = Ddim(path, times).step(x, Prediction(eps, x0_from_eps(path, x, eps, times[at])), at, [])
+            ours, _ = Ddim(path, times).step(x, Prediction(eps, x0_from_eps(path, x, eps, times[at])), at, [], [])
         torch.testing.assert_close(ours / alpha[k + 1], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_renoise_draws_all_noise_anew() -> None:
     times = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
     x, x0 = torch.randn(2, 4000, 1, generator=seeded(0), dtype=torch.float64)
     keys = [(7, i) for i in range(4000)]
-    moved = Renoise(Linear(), times).step(x, Prediction(x, x0), torch.zeros(4000, dtype=torch.long), keys)
+    moved, _ = Renoise(Linear(), times).step(x, Prediction(x, x0), torch.zeros(4000, dtype=torch.long), keys, [])
     torch.testing.assert_close(moved, 0.5 * x0 + 0.5 * noise(keys, x0))
 
 
@@ -220,10 +220,10 @@ def test_wrong_drift_would_be_seen() -> None:
     denoiser = mixture(Linear(), 120)
 
     class Broken(Sde):
-        def step(self, x, prediction, k, keys):  # type: ignore[no-untyped-def]
+        def step(self, x, prediction, k, keys, state):  # type: ignore[no-untyped-def]
             h = (self.times[k] - self.times[k + 1])[:, None]
             g = self.g(self.times[k])[:, None]
-            return x - prediction.out * h + g * h.sqrt() * noise(keys, x)
+            return x - prediction.out * h + g * h.sqrt() * noise(keys, x), state
 
     with pytest.raises(AssertionError):
         check_moments(run(Broken(Linear(), denoiser.times), denoiser, 1_000), denoiser)

@@ -19,7 +19,7 @@ from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.store import Node
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
-from ttsnap.sampling.kernels import AnyKernel, RememberingKernel
+from ttsnap.sampling.kernels import Kernel
 
 
 class Ascent:
@@ -29,9 +29,9 @@ class Ascent:
     """
 
     def __init__(
-        self, denoiser: Denoiser, kernel: AnyKernel, rewards: Sequence[Reward], depth: int | None, weights: Any = None
+        self, denoiser: Denoiser, kernel: Kernel, rewards: Sequence[Reward], depth: int | None, weights: Any = None
     ) -> None:
-        if kernel.stochastic or isinstance(kernel, RememberingKernel) or denoiser.grid.evals is not None:
+        if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
             raise ValueError(f"climbing in initial noise needs a deterministic sampler without a history, and "
                              f"{type(kernel).__name__} is none; choose kernel ode")  # fmt: skip
         self.denoiser, self.kernel = denoiser, kernel
@@ -54,7 +54,8 @@ class Ascent:
             for back in range(1, self.depth + 1):
                 leaf = torch.stack([node.trail[-back] for node in nodes]).detach().requires_grad_()
                 k = torch.full((len(nodes),), steps - back)
-                moved = self.kernel.step(leaf, self.denoiser.predict(leaf, k, cond), k, [()] * len(nodes))
+                none = [None] * len(nodes)
+                moved, _ = self.kernel.step(leaf, self.denoiser.predict(leaf, k, cond), k, [()] * len(nodes), none)
                 (gradient,) = torch.autograd.grad(moved, leaf, gradient.to(moved.dtype))
         cost = self.differentiate.cost(len(nodes), self.depth, len(nodes) * self.depth)
         return _sideways(gradient, noise), cost

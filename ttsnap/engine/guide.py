@@ -20,7 +20,7 @@ from ttsnap.profiling.memory import SHARE, gauge_of
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import Guidance, guided_step
-from ttsnap.sampling.kernels import AnyKernel, GaussianKernel, Prediction
+from ttsnap.sampling.kernels import GaussianKernel, Kernel, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Guide:
     def __init__(
         self,
         guidance: Guidance,
-        kernel: AnyKernel,
+        kernel: Kernel,
         denoiser: Denoiser,
         rewards: Sequence[Reward],
         batch_size: int | None,
@@ -108,7 +108,7 @@ class Guide:
                 moved, more = guided_step(self.kernel, self.guidance, self._lam, *state)
                 ratios = [before + one for before, one in zip(ratios, more, strict=True)]
             else:
-                moved = self.kernel.step(x[there], part, k[at], names)
+                moved, _ = self.kernel.step(x[there], part, k[at], names, [None] * len(names))
             found[there] = moved
             for i, ratio in zip(rows.tolist(), ratios, strict=True):
                 totals[i] = ratio

@@ -38,7 +38,7 @@ from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.interpolants import Interpolant
-from ttsnap.sampling.kernels import AnyKernel, Ode, RememberingKernel, forward
+from ttsnap.sampling.kernels import Kernel, Ode, State, forward
 
 logger = logging.getLogger(__name__)
 DEFAULT_BATCH = 16
@@ -65,7 +65,7 @@ class LiveEngine(Engine):
         denoiser: Denoiser,
         rewards: Sequence[Reward],
         *,
-        kernel: AnyKernel | None = None,
+        kernel: Kernel | None = None,
         batch_size: int | None = None,
         decode_batch_size: int | None = None,
         padded: bool = False,
@@ -149,12 +149,12 @@ class LiveEngine(Engine):
     @property
     def renoises(self) -> bool:
         """Whether the sampler has a path along which a latent can be noised, and keeps no history."""
-        return self._path is not None and self.grid.evals is None and not isinstance(self.kernel, RememberingKernel)
+        return self._path is not None and self.grid.evals is None and not self.kernel.keeps_history
 
     @property
     def nears(self) -> bool:
         """Whether the sampler draws the noise that it is given a key for."""
-        return self.stochastic and self.grid.evals is None and not isinstance(self.kernel, RememberingKernel)
+        return self.stochastic and self.grid.evals is None and not self.kernel.keeps_history
 
     @property
     def _path(self) -> Interpolant | None:
@@ -308,8 +308,7 @@ class LiveEngine(Engine):
         key = (*key, self.grid.nfe)
         latest, origin = rng.generator(key), (*node.origin, (mix, key))
         x = mix * self._noise(node) + math.sqrt(1 - mix * mix) * self.denoiser.init_latents([latest])[0]
-        memory = self.kernel.begin(key[:-1], latest) if isinstance(self.kernel, RememberingKernel) else None
-        return Node(node.job, node.seed, 0, x, memory, origin)
+        return Node(node.job, node.seed, 0, x, self.kernel.init(key[:-1], latest), origin)
 
     def _noise(self, node: Node) -> Tensor:
         """The initial noise that this node came from."""
@@ -454,8 +453,7 @@ class LiveEngine(Engine):
         self._device = drawn.device
         for node, noise, generator in zip(fresh, drawn, generators, strict=True):
             node.latent = noise
-            if isinstance(self.kernel, RememberingKernel):
-                node.memory = self.kernel.begin((node.seed, 0), generator)
+            node.memory = self.kernel.init((node.seed, 0), generator)
 
     def _advance(self) -> None:
         """Move every row whose prediction is there to its next point: no network call."""
@@ -466,13 +464,10 @@ class LiveEngine(Engine):
             keys = [row.noise for row in moving]
             depth = 0 if self.ascent is None else self.ascent.depth
             trails = [(*row.node.trail, row.node.x)[-depth:] if depth else () for row in moving]
-            memory: list[Any] = [row.node.memory for row in moving]
+            memory: Sequence[State] = [row.node.memory for row in moving]
             ratios: list[Any] = [0.0] * len(moving)
-            if isinstance(self.kernel, RememberingKernel):
-                owners = [(*row.key, row.node.at) for row in moving]
-                moved, memory = self.kernel.step_from(x, prediction, k, owners, memory)
-            elif self.guide is None:
-                moved = self.kernel.step(x, prediction, k, keys)
+            if self.guide is None:
+                moved, memory = self.kernel.step(x, prediction, k, keys, memory)
             else:
                 moved, ratios = self.guide.step([row.node for row in moving], x, prediction, k, keys)
             new = zip(moving, moved, memory, keys, ratios, trails, strict=True)

@@ -20,8 +20,8 @@ class Node:
     """A latent after `at` evaluations, with its prediction once paid. Children of a particle share it until they move.
 
     Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `origin`
-    tells how it was mixed since, (mix, key of the fresh noise, or what was mixed in) each time. `memory` is what a
-    RememberingKernel keeps.
+    tells how it was mixed since, (mix, key of the fresh noise, or what was mixed in) each time. `memory` is the
+    state that the kernel keeps for it.
     `noise` is that of the one step which made a particle from another; None after any other step. `gradient` of the
     rewards is there where a guided step is to be taken from it (guided_steps.py); `log_ratio`, of the path to it, is a
     tensor () once there was one. `trail` holds the last latents before this one, for backpropagation through the

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant
-from ttsnap.sampling.kernels import AnyKernel, Prediction
+from ttsnap.sampling.kernels import Kernel, Prediction
 
 
 class Denoiser(ABC):
@@ -25,7 +25,7 @@ class Denoiser(ABC):
     path: Interpolant
     times: Tensor
     """(K+1,) float64, the path's times at the grid points. Denoisers that follow a scheduler may have neither."""
-    kernel: AnyKernel
+    kernel: Kernel
     """The pipeline's own scheduler."""
     passes_per_nfe: int
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,35 +29,50 @@ class Prediction(NamedTuple):
     features: Tensor | None = None
 
 
+State = Any
+"""What one particle carries from step to step beside its latent. Only the kernel that made it looks inside; it is None
+for kernels that keep no history, and it is never changed in place, since several children may start from it."""
+
+
 class Kernel(Protocol):
-    """Where a grid step takes several evaluations (Grid.evals), k counts evaluations, and one call follows each."""
+    """One step of many particles. Where a grid step takes several evaluations (Grid.evals), `k` counts evaluations, and
+    one call follows each.
+
+    A kernel without a history derives from `Stateless`, and then has `stochastic` and `step` alone to write.
+    """
 
     @property
     def stochastic(self) -> bool:
         """Whether it draws noise; only then do children of one particle come apart."""
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
-        """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype."""
-
-
-@runtime_checkable
-class RememberingKernel(Protocol):
-    """A kernel whose step depends on more than x: earlier predictions, or the state of a particle's generator.
-
-    What a particle remembers is opaque, and never changed in place: several children may start from it.
-    """
-
     @property
-    def stochastic(self) -> bool:
-        """As Kernel.stochastic."""
+    def keeps_history(self) -> bool:
+        """Whether a step depends on more than x: on earlier predictions, or on the state of a particle's generator.
 
-    def begin(self, key: rng.Key, generator: torch.Generator) -> Any:
-        """What a particle (seed, branch) remembers at first; its initial noise was just drawn from `generator`."""
+        Only kernels without a history can take particles back to noisier steps, draw noise near other noise, or climb
+        in initial noise.
+        """
 
-    def step_from(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Key], memory: Sequence[Any]
-    ) -> tuple[Tensor, list[Any]]:
-        """As Kernel.step, with what each row remembers (N,), before and after."""
+    def init(self, key: rng.Key, generator: torch.Generator) -> State:
+        """The state of a new particle `key` (seed, branch), whose initial noise was just drawn from `generator`."""
+
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
+    ) -> tuple[Tensor, Sequence[State]]:
+        """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype; and the state of each row after the step.
+
+        Row i draws its noise from keys[i] (rng.noise), never from a generator of the batch. state[i] is what `init` or
+        the step before gave for that particle.
+        """
+
+
+class Stateless:
+    """Base of kernels whose step depends on x and its prediction alone: their state is None."""
+
+    keeps_history: ClassVar[bool] = False
+
+    def init(self, key: rng.Key, generator: torch.Generator) -> State:
+        return None
 
 
 @runtime_checkable
@@ -71,19 +86,23 @@ class GaussianKernel(Kernel, Protocol):
         """
 
 
-AnyKernel = Kernel | RememberingKernel
-
-
-def draw(kernel: GaussianKernel, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+def draw(
+    kernel: GaussianKernel,
+    x: Tensor,
+    prediction: Prediction,
+    k: Tensor,
+    keys: Sequence[rng.Source],
+    state: Sequence[State],
+) -> tuple[Tensor, Sequence[State]]:
     """A step of a GaussianKernel, in x's dtype. No noise is drawn where std is 0 in every row."""
     mean, std = kernel.moments(x, prediction, k)
     if bool((std > 0).any()):
         mean = mean + rows(std, mean) * rng.noise(keys, mean)
-    return mean.to(x.dtype)
+    return mean.to(x.dtype), state
 
 
 @dataclass(frozen=True)
-class FlowEuler:
+class FlowEuler(Stateless):
     """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
 
     sigmas (K+1,) float32 from the scheduler. Its `stochastic_sampling` is another kernel: see pipelines/schedule.py.
@@ -92,16 +111,18 @@ class FlowEuler:
     sigmas: Tensor
     stochastic: bool = False
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
+    ) -> tuple[Tensor, Sequence[State]]:
         out, wide = prediction.out, x.float()
         now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
         # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
         moved = wide + (after - now).to(out.dtype) * out
-        return moved.to(out.dtype)
+        return moved.to(out.dtype), state
 
 
 @dataclass(frozen=True)
-class Ode:
+class Ode(Stateless):
     """Deterministic step along the probability-flow ODE: x_s = alpha_s x0 + sigma_s eps with the estimate held.
 
     That is Euler for the linear interpolant and DDIM (eta 0) for others. times (K+1,) falling to 0.
@@ -111,8 +132,10 @@ class Ode:
     times: Tensor
     stochastic: bool = False
 
-    def step(self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source]) -> Tensor:
-        return self.jump(x, prediction, k, k + 1)
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
+    ) -> tuple[Tensor, Sequence[State]]:
+        return self.jump(x, prediction, k, k + 1), state
 
     def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
         """From grid points k (N,) to later ones `to` (N,) in one step."""
@@ -146,7 +169,7 @@ All but "sin2" are choices of RBF's code (whose "exp" is another); any function 
 
 
 @dataclass(frozen=True)
-class Sde:
+class Sde(Stateless):
     """Euler-Maruyama on the reverse SDE with the ODE's marginals (arXiv 2503.19385, Proposition 1).
 
     x_{t-h} = x - (u - g^2/2 score) h + g sqrt(h) xi, for any g(t) >= 0. The last step is the ODE's: it returns the
@@ -170,7 +193,7 @@ class Sde:
 
 
 @dataclass(frozen=True)
-class Ddim:
+class Ddim(Stateless):
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c xi with the estimate held, for any path (DDIM, 2010.02502).
 
     c = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2), eq. 16 in terms of the path: eta 0 is the ODE's
@@ -200,7 +223,7 @@ class Ddim:
 
 
 @dataclass(frozen=True)
-class Renoise:
+class Renoise(Stateless):
     """x_s = alpha_s x0 + sigma_s xi: all noise is fresh, as consistency models sample (diffusers' stochastic Euler).
 
     Marginals are kept only where x0 is a sample, not a mean: with many steps of an ordinary model images lose variety.
@@ -253,7 +276,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-KERNELS: dict[str, Callable[..., AnyKernel]] = {
+KERNELS: dict[str, Callable[..., Kernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
     "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),
@@ -264,7 +287,7 @@ KERNELS: dict[str, Callable[..., AnyKernel]] = {
 """Kernel by name, for a Denoiser."""
 
 
-def make_kernel(spec: str | AnyKernel, denoiser: Any) -> AnyKernel:
+def make_kernel(spec: str | Kernel, denoiser: Any) -> Kernel:
     """A name of KERNELS, one with a number or a diffusion ("ddim:0.5", "sde:constant:1", "sde:square:3"), or a Kernel.
 
     ValueError for an unknown one.

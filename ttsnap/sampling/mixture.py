@@ -10,7 +10,7 @@ from torch import Tensor
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import Interpolant, Linear, level, rows, velocity_from_x0
-from ttsnap.sampling.kernels import AnyKernel, Ode, Prediction
+from ttsnap.sampling.kernels import Kernel, Ode, Prediction
 
 
 class MixtureDenoiser(Denoiser):
@@ -38,7 +38,7 @@ class MixtureDenoiser(Denoiser):
         self.path: Interpolant = path if path is not None else Linear()
         self.times = times.double() if times is not None else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         self.grid = Grid(tuple(level(self.path, self.times).tolist()))
-        self.kernel: AnyKernel = Ode(self.path, self.times)
+        self.kernel: Kernel = Ode(self.path, self.times)
         self._by_prompt = torch.zeros(1, means.shape[1]) if by_prompt is None else by_prompt
         self._offset = self._by_prompt[:1].double()
 
