@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ import yaml
 from ttsnap.reward_models.noise_aware import KINDS
 
 from ttsnap.files import reading as files
-from ttsnap.files.typed import typed
+from ttsnap.files.settings import Bounded, Count, Decay, Natural, NotNegative, Positive, Share, build, one_of, to_json
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_text
 
 SPACES = ("pixels", "latents", "features")
@@ -30,50 +30,48 @@ def option(default: Any, text: str, *, determines: bool = True) -> Any:
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Bounded):
     """The network that is trained."""
 
     kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class")
     space: str = option("pixels", "what it reads: pixels, latents or features (recorded with --latents, --features)")
-    rank: int = option(16, "rank of a LoRA or DoRA")
+    rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
-    options: Mapping[str, Any] | None = option(None, "more arguments of its class, as a dictionary")
+    options: Mapping[str, Json] | None = option(None, "more arguments of its class, as a dictionary")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in KINDS and ":" not in self.kind:
             raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
-        _one_of("student.space", self.space, SPACES)
+        one_of("student.space", self.space, SPACES)
         if self.kind in KINDS and (self.kind == "head") != (self.space != "pixels"):
             raise ValueError(
                 f"student.kind {self.kind!r} does not read {self.space}: heads read latents or features, others pixels"
             )
-        _at_least("student.rank", self.rank, 1)
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Bounded):
     """What is minimised. Predictions and targets count in standard deviations of the targets within a prompt."""
 
     name: str = option("mse", f"one of {', '.join(LOSSES)}")
     centred: bool = option(True, "mse, mse-uncertain: compare seeds of a prompt only, less their mean")
-    plain: float = option(0.1, "weight of the plain mean squared error, which is added to keep the scores' scale")
-    temperature: float = option(1.0, "pairwise, listwise: what scores are divided by to be compared")
+    plain: NotNegative = option(0.1, "weight of the plain mean squared error, which is added to keep the scores' scale")
+    temperature: Positive = option(1.0, "pairwise, listwise: what scores are divided by to be compared")
 
     def __post_init__(self) -> None:
-        _one_of("loss.name", self.name, LOSSES)
-        _at_least("loss.plain", self.plain, 0)
-        if not self.temperature > 0:
-            raise ValueError(f"loss.temperature must be above 0, got {self.temperature}")
+        super().__post_init__()
+        one_of("loss.name", self.name, LOSSES)
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Bounded):
     """One run of distillation. Raises ValueError, with the value, for what does not fit."""
 
     recordings: tuple[str, ...] = option(
         (), "folders written by `ttsnap record --images`, with the same noise levels", determines=False
     )
-    record: Mapping[str, Any] | None = option(
+    record: Mapping[str, Json] | None = option(
         None, "options of `ttsnap record`, to record first; into OUT/recording unless it has `out`", determines=False
     )
     reward: str = option("", "the base reward, whose score of the finished image is to be learnt")
@@ -81,31 +79,32 @@ class DistillConfig:
     steps: tuple[int, ...] | None = option(None, "recorded steps to train on (default: all that were scored)")
     levels: tuple[float, ...] | None = option(None, "in place of steps: noise levels to train on, to three digits")
     order: str = option("clean-to-noisy", f"in which order levels are trained: {', '.join(ORDERS)}")
-    steps_per_level: int = option(200, "optimiser steps per noise level")
-    earlier: float = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
+    steps_per_level: Count = option(200, "optimiser steps per noise level")
+    earlier: Share = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
     loss: LossConfig = field(default_factory=LossConfig)
-    groups: int = option(8, "prompts per optimiser step, each at one noise level")
-    group_size: int = option(8, "seeds per prompt of a batch, compared with each other")
-    lr: float = option(1e-4, "AdamW's learning rate")
+    groups: Count = option(8, "prompts per optimiser step, each at one noise level")
+    group_size: Count = option(8, "seeds per prompt of a batch, compared with each other")
+    lr: Positive = option(1e-4, "AdamW's learning rate")
     schedule: str = option("rex", f"how the learning rate falls: {', '.join(SCHEDULES)}")
-    final_lr: float = option(0.05, "the share of the learning rate that is left at the end")
-    warmup: int = option(20, "steps over which the learning rate rises")
+    final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
+    warmup: Natural = option(20, "steps over which the learning rate rises")
     span: str = option("run", "what the schedule runs over: run, or level (it starts anew with each level)")
-    weight_decay: float = option(0.01, "AdamW's weight decay, of matrices; vectors are not decayed")
-    clip: float = option(1.0, "gradients with a larger norm are scaled down to it; 0 for no limit")
-    ema: float = option(0.99, "decay of the running average of the weights, which is exported; 0 for none")
+    weight_decay: NotNegative = option(0.01, "AdamW's weight decay, of matrices; vectors are not decayed")
+    clip: NotNegative = option(1.0, "gradients with a larger norm are scaled down to it; 0 for no limit")
+    ema: Decay = option(0.99, "decay of the running average of the weights, which is exported; 0 for none")
     precision: str = option("no", "mixed precision: no or bf16")
-    accumulation: int = option(1, "in how many parts a batch is computed, one after the other, to save memory")
-    seed: int = option(0, "decides the first weights, the batches and which prompts are held out")
-    validation: float = option(0.1, "share of the prompts that is held out and evaluated")
-    batch_size: int = option(64, "images per call when scoring and evaluating", determines=False)
-    checkpoint_every: int = option(100, "optimiser steps between checkpoints", determines=False)
+    accumulation: Count = option(1, "in how many parts a batch is computed, one after the other, to save memory")
+    seed: Natural = option(0, "decides the first weights, the batches and which prompts are held out")
+    validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
+    batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
+    checkpoint_every: Count = option(100, "optimiser steps between checkpoints", determines=False)
     trackers: tuple[str, ...] = option((), "where the run is reported: trackio, tensorboard, wandb", determines=False)
-    workers: int = option(0, "processes that read images", determines=False)
-    cache: int = option(256, "megabytes of compressed images to keep in memory", determines=False)
+    workers: Natural = option(0, "processes that read images", determines=False)
+    cache: Natural = option(256, "megabytes of compressed images to keep in memory", determines=False)
     device: str = option("auto", "auto (as accelerate finds) or cpu", determines=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("recordings", "trackers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("steps", "levels"):
@@ -121,42 +120,32 @@ class DistillConfig:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{name} must be different numbers, at least one, got {list(values)}")
-        _one_of("order", self.order, ORDERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("span", self.span, ("run", "level"))
-        _one_of("precision", self.precision, ("no", "bf16"))
-        _one_of("device", self.device, ("auto", "cpu"))
+        one_of("order", self.order, ORDERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("span", self.span, ("run", "level"))
+        one_of("precision", self.precision, ("no", "bf16"))
+        one_of("device", self.device, ("auto", "cpu"))
         for tracker in self.trackers:
-            _one_of("tracker", tracker, tuple(TRACKERS))
-        for name in ("steps_per_level", "groups", "group_size", "accumulation", "batch_size", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("warmup", "weight_decay", "clip", "seed", "workers", "cache"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("earlier", "final_lr"):
-            _between(name, getattr(self, name), 0, 1)
-        for name in ("ema", "validation"):
-            _between(name, getattr(self, name), 0, 1, open_above=True)
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
+            one_of("tracker", tracker, tuple(TRACKERS))
         if self.groups % self.accumulation:
             raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
         compares = self.loss.name in ("pairwise", "listwise") or self.loss.centred
         if compares and self.group_size < 2:
             raise ValueError(f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or more")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values, for YAML and JSON."""
-        return dict(_plain(dataclasses.asdict(self)))
+        return to_json(self)
 
-    def determining(self) -> dict[str, Any]:
+    def determining(self) -> dict[str, Json]:
         """The keys on which the result depends; the recordings count by their content instead."""
         skipped = [f.name for f in dataclasses.fields(self) if not f.metadata.get("determines", True)]
         return {key: value for key, value in self.to_dict().items() if key not in skipped}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DistillConfig:
+    def from_dict(cls, data: Mapping[str, Json]) -> DistillConfig:
         """ValueError for unknown keys and for values of another type."""
-        return typing.cast(DistillConfig, _build(cls, data, ""))
+        return build(cls, data)
 
     def save(self, path: Path) -> None:
         """As YAML, whole or not at all."""
@@ -186,38 +175,3 @@ def options(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
         else:
             found.append((prefix + f.name, hints[f.name], f.default, f.metadata["help"]))
     return found
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where.rstrip('.')} must hold keys and values, got {data!r}")
-    hints = get_type_hints(cls)
-    unknown = [f"{where}{key}" for key in data if key not in hints]
-    if unknown:
-        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known are {', '.join(where + key for key in hints)}")
-    values = {}
-    for key, value in data.items():
-        section = dataclasses.is_dataclass(hints[key])
-        values[key] = _build(hints[key], value, f"{key}.") if section else typed(where + key, value, hints[key])
-    return cls(**values)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _between(name: str, value: float, low: float, high: float, *, open_above: bool = False) -> None:
-    if not (low <= value < high or (value == high and not open_above)):
-        raise ValueError(f"{name} must be in [{low}, {high}{')' if open_above else ']'}, got {value}")

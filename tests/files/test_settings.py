@@ -1,0 +1,64 @@
+"""Settings: dataclasses from plain values, their bounds, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+
+from ttsnap.files.settings import Bounded, Bounds, Count, Decay, Positive, Share, build, to_json
+
+
+@dataclass(frozen=True)
+class Part(Bounded):
+    width: Count
+    shares: Annotated[tuple[float, ...], Bounds(0, 1)] = (0.5,)
+
+
+@dataclass(frozen=True)
+class Whole(Bounded):
+    rate: Positive = 0.1
+    keep: Decay = 0.9
+    share: Share = 1.0
+    one: Part = Part(1)
+    many: tuple[Part, ...] = (Part(2), Part(3))
+
+
+def test_what_is_left_out_keeps_its_default() -> None:
+    assert build(Whole, {}) == Whole()
+    found = build(Whole, {"rate": "1e-3", "one": {"width": 4}, "many": [{"width": 5, "shares": [0, 1]}]})
+    assert found == Whole(rate=0.001, one=Part(4), many=(Part(5, (0.0, 1.0)),))
+
+
+def test_there_and_back() -> None:
+    settings = Whole(one=Part(7), many=())
+    plain = to_json(settings)
+    assert plain == {"rate": 0.1, "keep": 0.9, "share": 1.0, "one": {"width": 7, "shares": [0.5]}, "many": []}
+    assert build(Whole, plain) == settings
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"rate": 0}, r"^rate must be above 0, got 0\.0$"),
+        ({"keep": 1}, r"^keep must be in \[0, 1\), got 1\.0$"),
+        ({"share": float("1.5")}, r"^share must be in \[0, 1\], got 1\.5$"),
+        ({"rate": "nan"}, "^rate must be a finite number"),
+        ({"one": {"width": 0}}, r"^one\.width must be at least 1, got 0$"),
+        ({"one": {"width": 2.5}}, r"^one\.width must be of type int, got 2\.5$"),
+        ({"many": [{"width": 1}, {"width": 1, "shares": [0.5, 2]}]}, r"^many\[1\]\.shares must be in \[0, 1\], got 2"),
+        ({"one": {}}, r"^missing key\(s\) one\.width$"),
+        ({"one": 3}, "^one must hold keys and values, got 3"),
+        ({"other": 3}, r"^unknown key\(s\) other; known are rate, keep, share, one, many$"),
+        ([], "^the settings must hold keys and values"),
+    ],
+)
+def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(Whole, data)
+
+
+def test_bounds_hold_without_a_file_too() -> None:
+    with pytest.raises(ValueError, match="rate must be above 0, got -1"):
+        Whole(rate=-1)

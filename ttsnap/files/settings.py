@@ -1,0 +1,126 @@
+"""Settings as frozen dataclasses: built from plain values of YAML or JSON, held against types and bounds, written back.
+
+A field says its type, and its bounds where it has any: `steps: Annotated[int, Bounds(1)] = 100`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
+
+from ttsnap.files.typed import Json, typed
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S")
+
+
+class OutOfBoundsError(ValueError):
+    """A number that is not within the bounds of its field."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number may be: from `low` to `high`, both included unless they are open."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """OutOfBoundsError with the value where it is outside."""
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        if not (above and below):
+            raise OutOfBoundsError(f"{name} must be {self}, got {value}")
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+Count = Annotated[int, Bounds(1)]
+Natural = Annotated[int, Bounds(0)]
+Positive = Annotated[float, Bounds(0, open_low=True)]
+NotNegative = Annotated[float, Bounds(0)]
+Share = Annotated[float, Bounds(0, 1)]
+Decay = Annotated[float, Bounds(0, 1, open_high=True)]
+"""Of a running average: what is kept of it in each step."""
+
+
+class Bounded:
+    """Base of settings that check their bounds when they are made. OutOfBoundsError names the field and its value."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bounds in (part for part in get_args(hint)[1:] if isinstance(part, Bounds)):
+                value = getattr(self, name)
+                for number in value if isinstance(value, tuple) else (value,):
+                    bounds.check(name, number)
+
+
+def build(cls: type[S], data: object, where: str = "") -> S:
+    """Settings of this dataclass from plain values; those that are left out keep their defaults.
+
+    where: what goes before a key in messages ("student."). ValueError for unknown keys, missing ones, and values of
+    another type or out of bounds.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where.rstrip('.') or 'the settings'} must hold keys and values, got {data!r}")
+    hints = get_type_hints(cls)
+    unknown = [f"{where}{key}" for key in data if key not in hints]
+    if unknown:
+        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known are {', '.join(where + key for key in hints)}")
+    missing = [where + name for name in required(cls) if name not in data]
+    if missing:
+        raise ValueError(f"missing key(s) {', '.join(missing)}")
+    values = {key: _value(where + key, value, hints[key]) for key, value in data.items()}
+    try:
+        return cls(**values)
+    except OutOfBoundsError as error:
+        raise OutOfBoundsError(f"{where}{error}") from None
+
+
+def required(cls: type) -> list[str]:
+    """The names of a dataclass's fields that have no default."""
+    none = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is none and f.default_factory is none]
+
+
+def _value(name: str, value: object, hint: typing.Any) -> object:
+    """One field's value: of its type, a section of its own, or a tuple of sections."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, value, f"{name}.")
+    item = get_args(hint)[0] if get_origin(hint) is tuple else None
+    if isinstance(item, type) and dataclasses.is_dataclass(item) and isinstance(value, list | tuple):
+        return tuple(build(item, part, f"{name}[{i}].") for i, part in enumerate(value))
+    return typed(name, value, hint)
+
+
+def to_json(settings: DataclassInstance) -> dict[str, Json]:
+    """A dataclass as plain values: sections as dictionaries, tuples as lists. `build` reads it back."""
+    return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
+
+
+def plain(value: object) -> Json:
+    """Mappings as dictionaries of text keys, tuples as lists, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"settings hold numbers, texts, lists and dictionaries, got {value!r}")
+
+
+def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    """ValueError unless the value is one of these."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
