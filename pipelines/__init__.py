@@ -13,6 +13,7 @@ from typing import Any
 
 from ttsnap.core.loading import load_object
 from ttsnap.files.reading import foreign, read_json
+from ttsnap.options.model import EMBEDDED
 from ttsnap.results.payload import checked_call
 
 # Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
@@ -28,7 +29,6 @@ FAMILIES: dict[str, str] = {
     "ZImagePipeline": "ttsnap.pipelines.families.z_image:SearchZImagePipeline",
     "Lumina2Pipeline": "ttsnap.pipelines.families.lumina2:SearchLumina2Pipeline",
 }
-EMBEDDED = "embedded"
 
 
 def upgrade(pipe: Any) -> Any:

@@ -4,63 +4,53 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-SEARCH_ARGUMENTS = """
+from ttsnap.options.engine import BatchOptions
+from ttsnap.options.option import Option, changed, options_of, same, taken
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
+
+
+class Asked(NamedTuple):
+    """The search arguments of a call."""
+
+    search: SearchOptions
+    sampler: SamplerOptions
+    batches: BatchOptions
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Asked:
+        """From the arguments of a call, out of which they are taken; those that are not there at their defaults."""
+        return cls(taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given))
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of those that are not at their defaults."""
+        return sorted(name for part in self for name in changed(part))
+
+
+DECLARED = [option for kind in (SearchOptions, SamplerOptions, BatchOptions) for option in options_of(kind)]
+"""The search arguments: what each is called, its default, and the words that explain it."""
+
+
+def _explained(option: Option) -> str:
+    text = f"{option.name}: {option.documented}"
+    return textwrap.fill(text, 120, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+
+SEARCH_ARGUMENTS = f"""
 Search arguments (without `search` the call is the stock one):
-    search: algorithm: a name of ttsnap.algorithms.ALGORITHMS, a JSON file, or an Algorithm.
-    reward: reward or list of rewards: names, functions (images, prompts) -> scores, "file.py:function", Rewards.
-    reward_prompts: text or list of texts that the rewards read instead of the prompts; needed with prompt_embeds.
-    budget: per prompt, like "400nfe", "20images", "40pflop", "30s", or a ttsnap.loop.budget.Budget.
-    effort: instead of a budget, "low", "medium" or "high" (5, 20, 80 images' worth of evaluations), or a fraction.
-    utility: how several rewards become one number: "mean", "rank_sum" or a list of weights.
-    kernel: "pipeline" (the scheduler's own step), "ode", "sde", "ddim", "ancestral", "renoise"
-        (ttsnap.sampling.kernels).
-    path, times: for the other kernels, the path between data and noise ("linear", "vp", "cosine", ...; by default the
-        model's own) and its points ("pipeline", "uniform", "sqrt"): ttsnap.pipelines.convert.
-    guide: steps of a stochastic kernel follow the rewards' gradient: "dps:1", "twisted:10", "tilted:0.1", with ":x0"
-        after it to spare the denoiser's backward pass, and levels as ":0.9-0.2" (ttsnap.sampling.guided_steps);
-        gradient_batch_size: most rows of such a call.
-    noises: "independent" initial noises of seeds, or "orthogonal" or "antithetic" ones (ttsnap.sampling.noises).
-    seed: candidate i starts from torch seed `seed + i`, on the CPU. By default `generator` gives the first one, and is
-        advanced: its own seed as long as nothing was drawn from it, so that candidate 0 is the image of the stock call,
-        and a seed drawn from it after that. Without a generator torch's global one does (torch.manual_seed).
-    batch_size, decode_batch_size: most particles per denoiser call and images per decode; by default as many as fit
-        into a GPU's memory, measured, and 16 elsewhere.
-    shared: let the prompts draw on one common budget.
-    report: rewards that only score the returned images (`Candidate.metrics`), outside the budget.
-    on_event, should_stop: see ttsnap.search. Setting `pipe._interrupt = True` stops early, too.
+{chr(10).join(map(_explained, DECLARED))}
 `num_images_per_prompt` is how many images come back per prompt, best first; fewer, with a warning, where the budget did
 not finish as many: `.search[i].images` are those of prompt i. The output is the stock one with
 `.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With
 output_type="latent" its images are the winners' final latents.
 """
-DEFAULTS: dict[str, Any] = {
-    "search": None,
-    "reward": None,
-    "reward_prompts": None,
-    "budget": None,
-    "effort": None,
-    "utility": "mean",
-    "kernel": "pipeline",
-    "path": None,
-    "times": "pipeline",
-    "noises": "independent",
-    "guide": None,
-    "gradient_batch_size": None,
-    "seed": None,
-    "batch_size": None,
-    "decode_batch_size": None,
-    "shared": False,
-    "report": None,
-    "on_event": None,
-    "should_stop": None,
-}
-ENGINE = ("kernel", "path", "times", "guide", "gradient_batch_size", "noises", "batch_size", "decode_batch_size")
-"""Those of them that SearchMixin.engine takes."""
 # What to do instead, where a family's search does not take an argument of the stock call.
 INSTEAD: dict[str, str] = {
     "latents": "every candidate draws its own from its seed",
@@ -77,7 +67,7 @@ INSTEAD: dict[str, str] = {
 
 def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
     """A stock signature and the search arguments, by keyword only."""
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=v) for name, v in DEFAULTS.items()]
+    added = [inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default) for o in DECLARED]
     return inspect.Signature(sorted([*stock.values(), *added], key=lambda parameter: parameter.kind))
 
 
@@ -98,7 +88,7 @@ def bound(
 
 def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:
     """ValueError for arguments, other than at their defaults, that the family's denoiser does not take."""
-    refused = [n for n, v in call.items() if n not in takes and not (n in known and _same(v, known[n].default))]
+    refused = [n for n, v in call.items() if n not in takes and not (n in known and same(v, known[n].default))]
     for name in refused:
         if name in INSTEAD:
             raise ValueError(f"{name}= cannot be used with search=: {INSTEAD[name]}")
@@ -109,18 +99,8 @@ def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Paramete
 
 def _meant(name: str, known: Iterable[str]) -> str:
     """A question, where a name looks like a misspelt one."""
-    near = difflib.get_close_matches(name, [*known, *DEFAULTS], n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name, [*known, *(option.name for option in DECLARED)], n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def changed(chosen: Mapping[str, Any]) -> list[str]:
-    """Which of these search arguments are not at their defaults."""
-    return sorted(name for name, value in chosen.items() if not _same(value, DEFAULTS[name]))
-
-
-def _same(value: Any, default: Any) -> bool:
-    plain = (bool, int, float, str, list, tuple, dict)
-    return value is default or (isinstance(value, plain) and isinstance(default, plain) and value == default)
 
 
 def refuse_step_caches(parts: Mapping[str, Any]) -> None:

@@ -19,6 +19,9 @@ from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
+from ttsnap.options.engine import BatchOptions, CaptureOptions
+from ttsnap.options.option import taken, values
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import Recorder
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.guided_steps import Guidance
@@ -45,7 +48,7 @@ class SearchMixin:
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            chosen = {name: kwargs.pop(name) for name in arguments.DEFAULTS if name in kwargs}
+            asked = arguments.Asked.of(kwargs)
             given = arguments.bound(parameters, (self, *args), kwargs)
             if isinstance(given.get("prompt"), Iterator):  # it can be read once only
                 given["prompt"] = list(given["prompt"])
@@ -53,12 +56,12 @@ class SearchMixin:
                 for text in arguments.texts_in(given.get("prompt")):
                     if isinstance(text, str):  # the call itself refuses others
                         self.check_prompt(text)
-            if chosen.get("search") is None:
-                if changed := arguments.changed(chosen):
-                    raise ValueError(f"{changed} given without search=; name one, as search='best-of-n'")
+            if asked.search.search is None:
+                if asked.changed:
+                    raise ValueError(f"{asked.changed} given without search=; name one, as search='best-of-n'")
                 return stock(self, *args, **kwargs)
             given.pop("self")
-            return self._search({**arguments.DEFAULTS, **chosen}, parameters, given)
+            return self._search(asked, parameters, given)
 
         call.__signature__ = arguments.signature(parameters)  # type: ignore[attr-defined]
         call.__doc__ = (stock.__doc__ or "") + arguments.SEARCH_ARGUMENTS
@@ -97,80 +100,65 @@ class SearchMixin:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
 
-    def engine(
-        self,
-        reward: Any,
-        *,
-        kernel: Any = "pipeline",
-        path: Any = None,
-        times: Any = "pipeline",
-        noises: str = "independent",
-        batch_size: int | None = None,
-        decode_batch_size: int | None = None,
-        keep: Sequence[str] = (),
-        features_block: int | None = None,
-        guide: Any = None,
-        gradient_batch_size: int | None = None,
-        **call: Any,
-    ) -> LiveEngine:
+    def engine(self, reward: Any, **given: Any) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
-        reward, kernel, path, times, guide, noises and batch sizes as in the call; keep and features_block as in
-        LiveEngine; `call` as in `denoiser`. Where the pipeline has a `preview_vae` it decodes unfinished estimates;
-        batches of a network that `compile_denoiser` compiled are padded. ValueError for an unknown kernel, and one that
-        does not fit.
+        given: options of the sampler, batches and capture (ttsnap.options), and arguments of `denoiser`. Where the
+        pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that `compile_denoiser`
+        compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
-        denoiser = self.denoiser(**call)
-        if kernel != "pipeline":
-            denoiser.convert(path, times)
-        elif path is not None or times != "pipeline":
-            raise ValueError(f"the pipeline's own kernel keeps to its path and times, got {path!r} and {times!r}; "
-                             'choose kernel="ode", "sde" or another')  # fmt: skip
+        sampler, batches = taken(SamplerOptions, given), taken(BatchOptions, given)
+        capture = taken(CaptureOptions, given)
+        denoiser = self.denoiser(**given)
+        if sampler.kernel != "pipeline":
+            denoiser.convert(sampler.path, sampler.times)
+        elif sampler.path is not None or sampler.times != "pipeline":
+            raise ValueError(f"the pipeline's own kernel keeps to its path and times, got {sampler.path!r} and "
+                             f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
         return LiveEngine(
             denoiser,
             self._rewards(reward),
-            kernel=make_kernel(kernel, denoiser),
-            batch_size=batch_size,
-            decode_batch_size=decode_batch_size,
+            kernel=make_kernel(sampler.kernel, denoiser),
+            guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
+            noises=sampler.noises,
             padded=getattr(self, "_search_buckets", False),
             preview=denoiser.previews,
-            keep=keep,
-            features_block=features_block,
-            noises=noises,
-            guidance=None if guide is None else Guidance.parse(guide),
-            gradient_batch_size=gradient_batch_size,
+            **values(batches),
+            **values(capture),
         )
 
     def _rewards(self, rewards: Any) -> Any:
         # Not self.device: an offloaded pipeline rests on the CPU or on meta.
         return make_rewards(rewards, device=self._execution_device)  # type: ignore[attr-defined]
 
-    def _search(self, opts: dict[str, Any], known: Any, call: dict[str, Any]) -> Any:
+    def _search(self, asked: arguments.Asked, known: Any, call: dict[str, Any]) -> Any:
         pipe: Any = self
+        wanted = asked.search
         stock_call = dict(call)
         generator, keep = call.pop("generator", None), call.pop("num_images_per_prompt", None)
         keep = 1 if keep is None else keep
         output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
         takes = inspect.signature(type(self).denoiser_class).parameters
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
-        prompts, texts = arguments.texts_of(call, opts["reward_prompts"])
-        if opts["reward"] is None:
+        prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
+        if wanted.reward is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
         if output_type not in output.TYPES:
             raise ValueError(f"output_type must be one of {output.TYPES} under search, got {output_type!r}")
-        if opts["budget"] is not None and opts["effort"] is not None:
-            raise ValueError(f"give budget= or effort=, not both: {opts['budget']!r} and {opts['effort']!r}")
-        budget = Budget.parse(opts["budget"]) if opts["effort"] is None else Budget.of_effort(opts["effort"])
-        algorithm = make_algorithm(opts["search"])
-        source = seeds.source_of(opts["seed"], generator, len(prompts) * keep)
-        utility = opts["utility"] if callable(opts["utility"]) else utilities.make(opts["utility"])
-        report = self._rewards(opts["report"]) if opts["report"] else ()
+        if wanted.budget is not None and wanted.effort is not None:
+            raise ValueError(f"give budget= or effort=, not both: {wanted.budget!r} and {wanted.effort!r}")
+        budget = Budget.parse(wanted.budget) if wanted.effort is None else Budget.of_effort(wanted.effort)
+        algorithm = make_algorithm(wanted.search)
+        source = seeds.source_of(wanted.seed, generator, len(prompts) * keep)
+        utility = wanted.utility if callable(wanted.utility) else utilities.make(wanted.utility)
+        report = self._rewards(wanted.report) if wanted.report else ()
         arguments.refuse_step_caches(pipe.components)
         latent = output_type == "latent"
         engine = self.engine(
-            self._rewards(opts["reward"]),
+            self._rewards(wanted.reward),
             keep=("latents",) if latent else (),
-            **{name: opts[name] for name in arguments.ENGINE},
+            **values(asked.sampler),
+            **values(asked.batches),
             **{name: value for name, value in call.items() if name in takes},
         )
         denoiser: Any = engine.denoiser
@@ -178,15 +166,17 @@ class SearchMixin:
         output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}
         recorder = Recorder()
-        listeners = [recorder, *([opts["on_event"]] if opts["on_event"] is not None else [])]
+        listeners: list[Callable[[Event], None]] = [recorder]
+        if wanted.on_event is not None:
+            listeners.append(wanted.on_event)
         if latent:
             listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
         settings = {
             "utility": utility,
             "seed": seeds.first_seed(source),
             "keep": keep,
-            "shared": opts["shared"],
-            "should_stop": self._stopper(opts["should_stop"]),
+            "shared": wanted.shared,
+            "should_stop": self._stopper(wanted.should_stop),
         }
         try:
             results = self._run(texts, algorithm, engine, budget, listeners, settings)
@@ -203,7 +193,7 @@ class SearchMixin:
             best = [candidate.image for result in results for candidate in result.images]
             images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
         if output_type == "pil":
-            output.label_images(images, results, settings_of(self, opts, call, budget))
+            output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))
         output.warn_of_missing(results, keep)
         return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
 

@@ -6,26 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from ttsnap.pipelines import EMBEDDED
 
 from ttsnap.algorithms.options import name_of
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import EMBEDDED
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.scenes.weights_folder import weights_path
 from ttsnap.version import __version__
 
 PLAIN = (bool, int, float, str)
 
 
-def settings_of(pipe: Any, opts: Mapping[str, Any], call: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
-    """As `write_results` takes them, of a pipeline, its search arguments and those of its own call.
+def settings_of(
+    pipe: Any, asked: Any, sampler: SamplerOptions, call: Mapping[str, Any], budget: Budget
+) -> dict[str, Any]:
+    """As `write_results` takes them, of a pipeline, the algorithm that was asked for, and arguments of its own call.
 
     Kernels and algorithms that are objects go by their names; arguments of the call that are not plain are left out.
     """
-    asked = opts["search"]
     named = asked if isinstance(asked, str) else asked.get("name", "") if isinstance(asked, Mapping) else name_of(asked)
     options = {} if isinstance(asked, str) else asked if isinstance(asked, Mapping) else vars(asked)
     where = str(pipe.name_or_path or pipe.stock_class().__name__)
-    settings = {
+    return {
         "ttsnap": __version__,
         "model": EMBEDDED if where == str(weights_path()) else where,
         "lora": _adapters(pipe),
@@ -34,17 +36,12 @@ def settings_of(pipe: Any, opts: Mapping[str, Any], call: Mapping[str, Any], bud
         "algorithm": named,
         "options": {name: value for name, value in options.items() if name != "name" and _is_plain(value)},
         "budget": str(budget),
-        **{name: _word(opts[name]) for name in ("kernel", "path", "guide")},
+        **sampler.words(),
     }
-    return settings | {name: opts[name] for name in ("times", "noises") if isinstance(opts[name], str)}
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
-
-
-def _word(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else type(value).__name__
 
 
 def _adapters(pipe: Any) -> str | None:

@@ -18,24 +18,26 @@ import ttsnap
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "core": set(),
+    "options": {"core"},
     "profiling": set(),
     "algorithms": {"core", "files"},
     "loop": {"core", "algorithms"},
     "sampling": {"core"},
     "rewards": {"core"},
     "engine": {"core", "sampling", "rewards", "profiling"},
-    "results": {"core", "files", "rewards"},
+    "results": {"core", "files", "options", "rewards"},
     "recordings": {"core", "files", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
     "scenes": {"core", "files", "rewards", "recordings"},
     "pipelines": {
-        *("core", "files", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results", "scenes"),
+        *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
+        "scenes",
     },
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
     "distill": {"core", "files", "rewards", "reward_models", "recordings", "results"},
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
-LIGHT = ("files", "core", "algorithms", "loop", "recordings", "simulation")
+LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation")
 """Rooms without torch: what decides, prices, records and simulates must run where there is none, and start at once."""
 FLAT = {"__init__", "__main__", "extras", "version"}
 """Modules that stand in no room; any room may import them."""

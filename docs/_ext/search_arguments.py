@@ -1,29 +1,25 @@
-"""`{search-arguments}`: what a search adds to a pipeline's call, from the text that ends its docstring."""
+"""`{search-arguments}`: what a search adds to a pipeline's call, from the declarations in ttsnap/options/."""
 
 from __future__ import annotations
-
-import re
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from ttsnap.pipelines.arguments import SEARCH_ARGUMENTS
-
-
-def arguments() -> list[tuple[str, str]]:
-    """(names, explanation) of each, in order."""
-    found = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", SEARCH_ARGUMENTS, re.M)
-    return [(names, " ".join(text.split())) for names, text in found]
+from ttsnap.pipelines.arguments import DECLARED
 
 
 class SearchArguments(SphinxDirective):
-    """A definition list."""
+    """A definition list: the argument, its option of `ttsnap generate` where it has one, and what it does."""
 
     def run(self) -> list[nodes.Node]:
         listed = nodes.definition_list()
-        for names, text in arguments():
-            term = nodes.term("", "", nodes.literal(text=names))
-            listed += nodes.definition_list_item("", term, nodes.definition("", nodes.paragraph(text=text)))
+        for option in DECLARED:
+            term = nodes.term("", "", nodes.literal(text=option.name))
+            if option.written is not None:
+                flag = f"--{(option.flag or option.name).replace('_', '-')}"
+                term += [nodes.Text(" or "), nodes.literal(text=flag)]
+            text = nodes.definition("", nodes.paragraph(text=option.documented))
+            listed += nodes.definition_list_item("", term, text)
         return [listed]
 
 

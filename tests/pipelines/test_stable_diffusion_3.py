@@ -269,7 +269,7 @@ def test_sde_kernel_is_reproduced_from_the_seed(stock: StableDiffusion3Pipeline)
         ({"skip_guidance_layers": [1]}, "skip-layer guidance"),
         ({"num_inference_steps": 0}, "at least 1, got 0"),
         ({"utility": "best"}, "unknown utility 'best'"),
-        ({"batch_size": 0}, "batch sizes must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"search": None}, "without search="),
     ],
     ids=lambda v: str(v)[:40],

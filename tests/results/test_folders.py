@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ttsnap.cli import common, main
-from ttsnap.cli.arguments import EMBEDDED
+from ttsnap.options.model import EMBEDDED
 from ttsnap.results import folders
 from ttsnap.results.folders import keep, new_file, reserved
 

@@ -99,18 +99,18 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
 
 def test_what_is_not_plain_is_left_out_or_named() -> None:
     from ttsnap.pipelines import load
-    from ttsnap.pipelines.arguments import DEFAULTS
     from ttsnap.pipelines.settings import settings_of
 
     from ttsnap.loop.budget import Budget
+    from ttsnap.options.sampler import SamplerOptions
 
-    pipe = load()
-    opts = {**DEFAULTS, "search": SeedPruning(4, (0.5,), steps=(2,)), "kernel": object()}
-    found = settings_of(pipe, opts, {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}, Budget(nfe=3))
+    pipe, sampler = load(), SamplerOptions(kernel=object())
+    call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
+    found = settings_of(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
     assert found["call"] == {"guidance_scale": 2.0}
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
-    assert settings_of(pipe, {**opts, "search": {"name": "svdd", "n": 2}}, {}, Budget())["options"] == {"n": 2}
+    assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget())["options"] == {"n": 2}
     json.dumps(found)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
-EMBEDDED = "embedded"
+from jsonargparse import Namespace
+
+from ttsnap.options.call import WRITTEN
+from ttsnap.options.option import Option, options_of
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
+
 SETTINGS = "YAML or JSON file of settings, named as these options; options on the command line win over it"
-REWARD = (
-    "what scores the images: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER "
-    "takes other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list of "
-    "them; a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores"
-)
+REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
+T = TypeVar("T")
 
 
 def add_config(p: Any) -> None:
@@ -32,47 +37,41 @@ def add_prompts(p: Any) -> None:
     )
 
 
-def add_picture(p: Any) -> None:
-    """--negative-prompt, --height, --width."""
-    p.add_argument("--negative-prompt", type=str | None, metavar="TEXT", help="what not to show, for all prompts")
-    p.add_argument("--height", type=int | None, metavar="PIXELS", help="of the image (default: the model's own)")
-    p.add_argument("--width", type=int | None, metavar="PIXELS", help="of the image (default: the model's own)")
+def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (), **starts: Any) -> None:
+    """The options that a class declares: all that can be written, or those of these names; without some.
+
+    starts: defaults other than the declared ones. An option whose default is a value takes no null.
+    """
+    for option in options_of(kind):
+        if option.written is not None and option.name not in without and (not names or option.name in names):
+            add_option(p, option, starts.get(option.name))
 
 
-def add_reward(p: Any) -> None:
-    """--reward, one or a list."""
-    p.add_argument("--reward", type=str | list[str] | None, help=REWARD)
+def add_option(p: Any, option: Option, start: Any = None) -> None:
+    """One option; start: its default, where it is another than the declared one."""
+    flag = f"--{flag_of(option).replace('_', '-')}"
+    if option.written is bool:
+        p.add_argument(flag, action="store_true", help=option.help)
+        return
+    unset, kind = option.help, option.written
+    if start is not None:
+        unset = option.help.removesuffix(f" (default: {option.unset})")
+        kind = typing.Union[tuple(k for k in typing.get_args(kind) if k is not type(None))]  # noqa: UP007
+    default = option.start if start is None else start
+    default = option.default if default is None else default
+    p.add_argument(flag, type=kind, default=default, metavar=option.metavar, help=unset)
 
 
-def add_sampler(p: Any) -> None:
-    """--steps, --guidance, --kernel, --path, --times, --noises, --call."""
-    p.add_argument("--steps", type=int | None, metavar="N", help="denoising steps (default: the model's own)")
-    p.add_argument(
-        "--guidance", type=float | None, metavar="SCALE", help="classifier-free guidance (default: the model's own)"
-    )
-    p.add_argument(
-        "--kernel",
-        type=str,
-        default="pipeline",
-        help="pipeline (the model's own scheduler), ode, or one that draws noise: sde, sde:DIFFUSION:SCALE, ddim:ETA, "
-        "ancestral, renoise",
-    )
-    p.add_argument(
-        "--path",
-        type=str | None,
-        help="for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial "
-        "(default: the model's own)",
-    )
-    p.add_argument(
-        "--times", type=str, default="pipeline", help="for other kernels, the path's points: pipeline, uniform, sqrt"
-    )
-    p.add_argument(
-        "--noises",
-        type=Literal["independent", "orthogonal", "antithetic"],
-        default="independent",
-        metavar="KIND",
-        help="initial noises: independent, as in diffusers, orthogonal in groups of 8 seeds, or antithetic in pairs",
-    )
+def add_call(p: Any, *names: str) -> None:
+    """Options for these arguments of the pipeline's call."""
+    for name in names:
+        add_option(p, WRITTEN[name])
+
+
+def add_sampler(p: Any, *, recorded: bool = False) -> None:
+    """Steps, guidance, the sampler and --call. recorded: only what `ttsnap record` has."""
+    add_call(p, "num_inference_steps", "guidance_scale")
+    add_options(p, SamplerOptions, without=unrecorded(SamplerOptions) if recorded else ())
     p.add_argument(
         "--call",
         type=dict[str, Any],
@@ -82,50 +81,16 @@ def add_sampler(p: Any) -> None:
     )
 
 
-def add_model(p: Any) -> None:
-    """--model, --lora."""
-    p.add_argument("--model", type=str, default=EMBEDDED, help="embedded, a diffusers folder, or a hub id")
-    p.add_argument(
-        "--lora",
-        type=str | None,
-        help="LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",
-    )
+def unrecorded(kind: type[Any]) -> list[str]:
+    """The names of options that `ttsnap record` does not have."""
+    return [option.name for option in options_of(kind) if not option.recorded]
 
 
-def add_device(p: Any) -> None:
-    """--device, --dtype."""
-    p.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    p.add_argument(
-        "--dtype", type=str, default="auto", help="auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16"
-    )
+def flag_of(option: Option) -> str:
+    """Its name on the command line, with _ for -."""
+    return option.flag or option.name
 
 
-def add_batch(p: Any, default: int | None = 32) -> None:
-    """--batch-size, --decode-batch-size."""
-    fallback = "" if default else " (default: as many as fit into the GPU's memory, 16 without one)"
-    kind = int if default else int | None
-    p.add_argument(
-        "--batch-size", type=kind, default=default, metavar="N", help=f"most candidates per denoiser call{fallback}"
-    )
-    p.add_argument(
-        "--decode-batch-size", type=int | None, metavar="N", help="most images per decode (default: the batch size)"
-    )
-
-
-def add_memory(p: Any) -> None:
-    """--offload, --preview-vae, --attention, --compile."""
-    p.add_argument(
-        "--offload",
-        type=Literal["none", "model", "group"],
-        default="none",
-        metavar="WHAT",
-        help="keep in RAM what the GPU does not need just now: none, whole networks (model) or single layers (group)",
-    )
-    p.add_argument(
-        "--preview-vae",
-        type=str | None,
-        metavar="VAE",
-        help="AutoencoderTiny (hub id or folder) that decodes unfinished estimates, as madebyollin/taesdxl for SDXL",
-    )
-    p.add_argument("--attention", type=str, default="sdpa", help="attention kernels: sdpa, xformers, flash, ...")
-    p.add_argument("--compile", action="store_true", help="compile the denoiser: slow at first, then faster")
+def read(kind: type[T], a: Namespace) -> T:
+    """What was given for the options that a class declares; those that the command does not have at their defaults."""
+    return kind(**{o.name: a[flag_of(o)] for o in options_of(kind) if flag_of(o) in a})

@@ -11,9 +11,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ttsnap.cli.arguments import EMBEDDED
+from ttsnap.cli.arguments import flag_of
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.files.reading import foreign
+from ttsnap.options.call import WRITTEN
+from ttsnap.options.model import EMBEDDED
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -79,13 +81,7 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
     """Arguments of the pipeline call: the model's recommended ones, overridden by what was given."""
     from ttsnap.pipelines import defaults
 
-    given = {
-        "num_inference_steps": a.steps,
-        "guidance_scale": a.guidance,
-        "negative_prompt": a.negative_prompt,
-        "height": a.height,
-        "width": a.width,
-    }
+    given = {name: a[flag_of(option)] for name, option in WRITTEN.items()}
     return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
 
 

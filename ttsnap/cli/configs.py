@@ -9,12 +9,24 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ttsnap.cli.arguments import EMBEDDED
+from ttsnap.cli.arguments import flag_of
 from ttsnap.files import reading as files
+from ttsnap.options.call import WRITTEN
+from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.option import options_of
+from ttsnap.options.search import SearchOptions
 from ttsnap.rewards.registry import REWARDS
 
-_REWARDS, _MODELS = ("reward", "report", "base"), ("model", "lora", "preview_vae")
-_TEXTS = ("prompts", "negative_prompt", "call")
+_DECLARED = (*options_of(SearchOptions), *options_of(ModelOptions), *WRITTEN.values())
+
+
+def _loading(what: str) -> set[str]:
+    """The options whose values make ttsnap load such things."""
+    return {flag_of(option) for option in _DECLARED if option.loads == what}
+
+
+_REWARDS, _MODELS = {*_loading("reward"), "base"}, _loading("model")
+_TEXTS = {*_loading("text"), "prompts", "call"}
 
 
 def check_configs(argv: Sequence[str]) -> None:

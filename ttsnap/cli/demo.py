@@ -16,6 +16,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import loading
 from ttsnap.extras import install
+from ttsnap.options.model import EMBEDDED, ModelOptions
 
 HELP = "open a web page to run searches on and watch them"
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
@@ -65,7 +66,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
     p.add_argument("--queue-size", type=int, default=20, help="most visitors that wait; one search runs at a time")
     p.add_argument("--open", action="store_true", help="open the page in the browser")
-    arguments.add_device(p)
+    arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 
@@ -117,7 +118,7 @@ def judged(prompt: str, name: str) -> Any:
     """Says whether an image (3, H, W) is strictly right: known in the embedded world only, at its own size."""
     from ttsnap.demo.models import nobody_knows
 
-    if name != arguments.EMBEDDED:
+    if name != EMBEDDED:
         return nobody_knows(prompt, name)
     from ttsnap.scenes import IMAGE_SIZE, check, parse
 
@@ -135,13 +136,13 @@ def offered(a: Namespace) -> Any:
     """What visitors may choose: the operator's word, and less where strangers can reach the page."""
     from ttsnap.demo.asked import Offer
 
-    model = a.model or arguments.EMBEDDED
+    model = a.model or EMBEDDED
     alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
     any_model = a.any_model or (a.model is None and alone)
     rewards = list(a.reward)
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
-        rewards = embedded if model == arguments.EMBEDDED else [*LEARNED, *CLOSED_FORMS]
+        rewards = embedded if model == EMBEDDED else [*LEARNED, *CLOSED_FORMS]
     return Offer(model, any_model, tuple(rewards))
 
 

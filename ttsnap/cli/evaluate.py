@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
+from ttsnap.options.model import ModelOptions
 
 HELP = "measure a reward on noisy estimates of recordings"
 DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
@@ -42,7 +43,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--batch-size", type=int, default=64, help="images per call")
     p.add_argument("--json", type=str | None, help="file to write the measures to")
     p.add_argument("--plot", type=str | None, help="PNG file: rank correlation against the noise level")
-    arguments.add_device(p)
+    arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 

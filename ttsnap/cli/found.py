@@ -54,8 +54,11 @@ def _scores(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in {**candidate.scores, **candidate.metrics}.items())
 
 
-def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Namespace) -> None:
-    """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took."""
+def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Namespace, *, plain: bool) -> None:
+    """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took.
+
+    plain: whether plain diffusers makes the winner again, which is then told.
+    """
     result = run.results[index]
     s = result.spent
     print(f"\n{result.prompt}")
@@ -92,7 +95,6 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
         print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
               f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
-    plain = a.kernel == "pipeline" and a.noises == "independent"
     if result.images and plain and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed

@@ -18,6 +18,11 @@ from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget
+from ttsnap.options.engine import BatchOptions
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import values
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -38,27 +43,14 @@ def parser() -> ArgumentParser:
     arguments.add_config(p)
     make = p.add_argument_group("what to make")
     arguments.add_prompts(make)
-    arguments.add_picture(make)
+    arguments.add_call(make, "negative_prompt", "height", "width")
     make.add_argument("--keep", type=int, default=1, metavar="N", help="how many of the best images to write, ranked")
-    make.add_argument("--seed", type=int, default=0, metavar="N", help="candidate i starts from seed + i")
+    arguments.add_options(make, SearchOptions, "seed")
     add_search(p.add_argument_group("search"))
-    sampler = p.add_argument_group("sampler")
-    arguments.add_sampler(sampler)
-    sampler.add_argument(
-        "--guide",
-        type=str | None,
-        help="let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
-        "tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels "
-        "than 0.75-0.3",
-    )
+    arguments.add_sampler(p.add_argument_group("sampler"))
     model = p.add_argument_group("model and memory")
-    arguments.add_model(model)
-    arguments.add_device(model)
-    arguments.add_batch(model, default=None)
-    model.add_argument(
-        "--gradient-batch-size", type=int | None, metavar="N", help="most candidates per call that takes a gradient"
-    )
-    arguments.add_memory(model)
+    arguments.add_options(model, ModelOptions)
+    arguments.add_options(model, BatchOptions)
     output = p.add_argument_group("output")
     output.add_argument(
         "--out", type=str | None, metavar="FOLDER", help="where to write (default: a new folder in outputs/)"
@@ -76,13 +68,7 @@ def parser() -> ArgumentParser:
 
 def add_search(p: Any) -> None:
     """What to search for, how, and how much to spend."""
-    p.add_argument(
-        "--algorithm",
-        type=str,
-        default="seed-pruning",
-        metavar="NAME",
-        help="one of those listed below, or a .json file",
-    )
+    arguments.add_options(p, SearchOptions, "search")
     p.add_argument(
         "--options",
         type=dict[str, Any],
@@ -91,18 +77,7 @@ def add_search(p: Any) -> None:
         help="the algorithm's own settings, as --options.n 16 --options.keep '[0.5, 0.25]'; which there are: ttsnap "
         "algorithms NAME",
     )
-    p.add_argument(
-        "--budget",
-        type=str | int | None,
-        help="per prompt: 400nfe (denoiser evaluations), 30images (as many as 30 images take), 40pflop, 30s, 5min, or "
-        "several as 400nfe,30s",
-    )
-    p.add_argument(
-        "--effort",
-        type=str | float | None,
-        help="instead of --budget: low, medium (used when neither is given) or high, that is as many evaluations as 5, "
-        "20 or 80 images take, or a fraction of high",
-    )
+    arguments.add_options(p, SearchOptions, without=("search", "seed"))
     p.add_argument(
         "--compare",
         type=str | None,
@@ -110,26 +85,18 @@ def add_search(p: Any) -> None:
         help="another algorithm, which searches with the same budget, reward and seeds afterwards; its results go to a "
         "folder of its name inside --out",
     )
-    p.add_argument("--shared", action="store_true", help="put all prompts' budgets together; each takes what it needs")
-    arguments.add_reward(p)
-    p.add_argument(
-        "--utility",
-        type=str | list[float],
-        default="mean",
-        help="how several rewards are combined: mean, rank_sum or weights",
-    )
-    p.add_argument("--report", type=str | list[str] | None, metavar="REWARD",
-                   help="rewards that only report on the kept images")  # fmt: skip
 
 
 class Asked(NamedTuple):
-    """What is to be searched for, checked: texts, rewards as named, the algorithms by name, and the budget."""
+    """What is to be searched for, checked: texts, rewards as named, the algorithms by name, the budget, and how."""
 
     prompts: list[str]
     reward: Any
     report: Any
     algorithms: dict[str, Algorithm]
     budget: Budget
+    sampler: SamplerOptions
+    batches: BatchOptions
 
 
 def run(a: Namespace) -> int:
@@ -152,7 +119,8 @@ def _asked(a: Namespace) -> Asked:
         if a.compare in algorithms:
             raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
         algorithms[a.compare] = make_algorithm(a.compare)
-    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, _budget(a))
+    how = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
+    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, _budget(a), *how)
 
 
 def _generate(a: Namespace, asked: Asked, out: Path) -> int:
@@ -183,19 +151,13 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                     report=metrics,
                     budget=asked.budget,
                     utility=a.utility,
-                    kernel=a.kernel,
-                    path=a.path,
-                    times=a.times,
-                    guide=a.guide,
-                    gradient_batch_size=a.gradient_batch_size,
-                    noises=a.noises,
                     seed=a.seed,
                     num_images_per_prompt=a.keep,
-                    batch_size=a.batch_size,
-                    decode_batch_size=a.decode_batch_size,
                     shared=a.shared,
                     should_stop=stop,
                     output_type="pt",
+                    **values(asked.sampler),
+                    **values(asked.batches),
                     **call,
                 )
             except (ValueError, RuntimeError) as error:
@@ -208,11 +170,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "model": a.model,
                 "lora": a.lora,
                 "sampler": type(pipe.scheduler).__name__,
-                "kernel": a.kernel,
-                "path": a.path,
-                "guide": a.guide,
-                "times": a.times,
-                "noises": a.noises,
+                **asked.sampler.words(),
                 "call": call,
                 "algorithm": name,
                 "options": dict(a.options) if name == a.algorithm else {},
@@ -226,11 +184,11 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs))
         except OSError as error:  # what makes the images again is said all the same
             for index in range(len(asked.prompts)):
-                describe(runs[0], index, [], call, a)
+                describe(runs[0], index, [], call, a, plain=asked.sampler.plain)
             print(f"ttsnap: error: {error}", file=sys.stderr)
             return 1
     for index in range(len(asked.prompts)):
-        describe(runs[0], index, written[0][index], call, a)
+        describe(runs[0], index, written[0][index], call, a, plain=asked.sampler.plain)
         if len(runs) > 1:
             compare(runs, index, written)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")

@@ -11,6 +11,11 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.configs import refuse_classes
 from ttsnap.cli.help import new_parser
+from ttsnap.options.engine import BatchOptions, CaptureOptions
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import values
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
 
 if TYPE_CHECKING:
     from ttsnap.recordings.replay import Recording
@@ -35,23 +40,23 @@ def parser() -> ArgumentParser:
     arguments.add_config(p)
     make = p.add_argument_group("what to record")
     arguments.add_prompts(make)
-    arguments.add_picture(make)
+    arguments.add_call(make, "negative_prompt", "height", "width")
     make.add_argument(
         "--seeds", type=int, default=40, metavar="N", help="seeds per prompt: --seed and those that follow it"
     )
     make.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed")
-    arguments.add_reward(make)
+    arguments.add_options(make, SearchOptions, "reward")
     make.add_argument(
         "--score-steps",
         type=list[int] | None,
         metavar="STEPS",
         help="score the estimates at these steps only, as '[2, 6, 11]'; the finished image always (default: all)",
     )
-    arguments.add_sampler(p.add_argument_group("sampler"))
+    arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
-    arguments.add_model(model)
-    arguments.add_device(model)
-    arguments.add_batch(model)
+    arguments.add_options(model, ModelOptions, without=arguments.unrecorded(ModelOptions))
+    # Part of what must stay the same to go on with a recording, so not measured.
+    arguments.add_options(model, BatchOptions, without=arguments.unrecorded(BatchOptions), batch_size=32)
     output = p.add_argument_group("output")
     output.add_argument(
         "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a recording to go on with"
@@ -83,6 +88,7 @@ def run_with(options: dict[str, Any]) -> None:
 def run(a: Namespace) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
     prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
+    sampler, batches = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
     from ttsnap.recordings.folder import check_folder, progress
     from ttsnap.recordings.record import record
 
@@ -97,17 +103,13 @@ def run(a: Namespace) -> int:
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
     common.check_call(pipe, call)
-    sizes = {"batch_size": a.batch_size, "decode_batch_size": a.decode_batch_size}
-    keep = [extra.partition(":")[0] for extra in extras]
-    how = {"kernel": a.kernel, "path": a.path, "times": a.times, "noises": a.noises}
-    engine = pipe.engine(rewards, keep=keep, features_block=a.features, **how, **sizes, **call)
+    capture = CaptureOptions([extra.partition(":")[0] for extra in extras], a.features)
+    engine = pipe.engine(rewards, **values(sampler), **values(batches), **values(capture), **call)
     info = {
         "model": a.model,
         **({"lora": a.lora} if a.lora else {}),
         "sampler": type(pipe.scheduler).__name__,
-        "kernel": a.kernel,
-        **({"path": a.path, "times": a.times} if a.kernel != "pipeline" else {}),
-        **({"noises": a.noises} if a.noises != "independent" else {}),
+        **sampler.noted(),
         "call": call,
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),

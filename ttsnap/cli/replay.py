@@ -9,9 +9,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments
-from ttsnap.cli.arguments import EMBEDDED
 from ttsnap.cli.common import check_call, load_model
 from ttsnap.cli.help import new_parser
+from ttsnap.options.model import EMBEDDED, ModelOptions
 
 HELP = "make one image again from its PNG"
 DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
     p.add_argument("--out", type=str | None, help="where to write (default: NAME.replay.png beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
-    arguments.add_device(p)
+    arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 
@@ -44,9 +44,9 @@ def run(a: Namespace) -> int:
 
     from ttsnap import BestOfN
     from ttsnap.files import reading as files
+    from ttsnap.options.call import MOST_SIDE
     from ttsnap.results import outputs
     from ttsnap.results.folders import new_file
-    from ttsnap.results.payload import MOST_SIDE
 
     path = Path(a.image)
     payload = outputs.read_payload(path)
@@ -64,10 +64,7 @@ def run(a: Namespace) -> int:
         payload["prompt"],
         search=BestOfN(1),
         reward=_no_reward,
-        kernel=payload["kernel"],
-        path=payload.get("path"),
-        times=payload.get("times", "pipeline"),
-        noises=payload.get("noises", "independent"),
+        **{name: payload[name] for name in outputs.SAMPLER if name in payload},
         seed=payload["seed"],
         output_type="pt",
         **payload["call"],

@@ -9,6 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.search import SearchOptions
 
 HELP = "rank the images of a folder by a reward"
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
@@ -29,15 +31,13 @@ def parser() -> ArgumentParser:
     p = new_parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images")
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
-    p.add_argument(
-        "--utility", type=str | list[float], default="mean", help="how several are combined: mean, rank_sum or weights"
-    )
+    arguments.add_options(p, SearchOptions, "utility")
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")
     p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
     p.add_argument("--recursive", action="store_true", help="look into folders inside the folder, too")
     p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
     p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
-    arguments.add_device(p)
+    arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 

@@ -8,6 +8,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
+from ttsnap.options.model import ModelOptions
 
 HELP = "serve a reward over HTTP, to other machines too"
 DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
@@ -27,7 +28,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int, default=8765, help="port to listen on; 0 for any free one")
     p.add_argument("--max-images", type=int, default=64, help="most images in one request")
-    arguments.add_device(p)
+    arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 

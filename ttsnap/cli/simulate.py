@@ -17,6 +17,7 @@ from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
+from ttsnap.options.search import SearchOptions
 
 HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
@@ -60,9 +61,7 @@ def add_recording_arguments(p: ArgumentParser) -> None:
     p.add_argument(
         "--scores", type=str, default="noise_aware", help="of a published tensor: noise_aware or base scores"
     )
-    p.add_argument(
-        "--utility", type=str | list[float], default="mean", help="how several are combined: mean, rank_sum or weights"
-    )
+    arguments.add_options(p, SearchOptions, "utility")
     p.add_argument("--seed", type=int, default=0, help="decides the random orders in which recorded seeds are searched")
 
 

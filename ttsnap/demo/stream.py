@@ -23,6 +23,7 @@ from ttsnap.demo.panels import View, render_plain, render_stage
 from ttsnap.demo.pictures import full_uri, large_uri, thumbnail_uri
 from ttsnap.demo.unspent import why_unspent
 from ttsnap.loop.budget import Budget
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results import outputs
 from ttsnap.version import __version__
 
@@ -253,9 +254,7 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "ttsnap": __version__,
         "model": asked.model,
         "sampler": type(pipe.scheduler).__name__,
-        "kernel": asked.kernel,
-        "path": None,
-        "times": "pipeline",
+        **SamplerOptions(kernel=asked.kernel).words(),
         "call": dict(asked.call),
         "algorithm": asked.algorithm,
         "options": {},

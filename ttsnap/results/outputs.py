@@ -19,6 +19,8 @@ from PIL import Image, PngImagePlugin
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
 from ttsnap.files.writing import write_json, write_whole
+from ttsnap.options.option import options_of
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.payload import checked
 from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
@@ -26,6 +28,7 @@ from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
 SMALL, TIMES = 128, 8
 """Of images of fewer pixels a side the best gets a copy so many times as large."""
 ENLARGED = f"best-{TIMES}x.png"
+SAMPLER = tuple(option.name for option in options_of(SamplerOptions))
 
 
 @dataclass
@@ -90,8 +93,8 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, Any]) -> dict[s
     candidate = result.images[rank]
     payload: dict[str, Any] = plain(
         {
-            **{k: settings[k] for k in ("ttsnap", "model", "sampler", "kernel", "call")},
-            **{k: settings[k] for k in ("lora", "path", "times", "noises", "guide") if settings.get(k) is not None},
+            **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
+            **{k: settings[k] for k in ("lora", *SAMPLER) if settings.get(k) is not None},
             "prompt": result.prompt,
             "seed": candidate.seed,
             "branched": bool(result.particles.parent[candidate.uid] >= 0),
@@ -152,8 +155,8 @@ def write_results(
 ) -> list[list[Path]]:
     """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
 
-    settings: model, sampler, kernel, call, algorithm, options, budget, reward, ttsnap (the version); where they are
-    other than the model's own, lora, path, times, noises and guide.
+    settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), those of SamplerOptions as
+    texts, and lora where there is one.
     """
     out.mkdir(parents=True, exist_ok=True)
     written, entries = [], []

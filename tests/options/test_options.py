@@ -1,0 +1,168 @@
+"""Options declared once: the call, the command line, configuration files, PNGs and recordings follow from the field."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ttsnap.pipelines import FAMILIES
+from ttsnap.pipelines.arguments import DECLARED, Asked
+
+from ttsnap.cli import COMMANDS, arguments, configs
+from ttsnap.cli.help import new_parser
+from ttsnap.core.loading import load_object
+from ttsnap.options.call import CALL
+from ttsnap.options.engine import BatchOptions, CaptureOptions
+from ttsnap.options.kinds import kind_of
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import changed, check_bounds, option, options_of, taken, values
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
+from ttsnap.results import payload
+
+KINDS = (SearchOptions, SamplerOptions, BatchOptions, CaptureOptions, ModelOptions)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Options as someone might add them."""
+
+    size: int | None = option(None, "how large", unset="the model's own", written=int | None, metavar="N", least=2)
+    colour: Any = option("red", "which colour", python="An object is taken as it is.", shell="or blue", written=str)
+    quick: bool = option(False, "hurry", written=bool)
+    seen: Any = option(None, "called at the end")
+
+
+def parsed(argv: list[str], **starts: Any) -> Any:
+    p = new_parser("toy")
+    arguments.add_config(p)
+    arguments.add_options(p, Toy, **starts)
+    return p.parse_args(argv)
+
+
+def test_command_line_and_files_follow_from_the_fields(tmp_path: Path) -> None:
+    assert arguments.read(Toy, parsed([])) == Toy()
+    assert arguments.read(Toy, parsed(["--size", "3", "--quick"])) == Toy(3, quick=True)
+    (tmp_path / "c.yaml").write_text("size: 4\ncolour: blue\n")
+    assert arguments.read(Toy, parsed(["--config", str(tmp_path / "c.yaml")])) == Toy(4, "blue")
+    assert parsed([], size=8).size == 8
+    for wrong in (["--size", "large"], ["--seen", "x"]):
+        with pytest.raises(SystemExit):
+            parsed(wrong)
+    p = new_parser("toy")
+    arguments.add_options(p, Toy)
+    text = " ".join(p.format_help().split())
+    assert "--size N how large (default: the model's own)" in text
+    assert "--colour COLOUR which colour; or blue (default: red)" in text
+    assert "seen" not in text
+
+
+def test_words_for_the_call_are_sentences() -> None:
+    size, colour, *_ = options_of(Toy)
+    assert size.documented == "how large; by default the model's own."
+    assert colour.documented == "which colour. An object is taken as it is."
+    for declared in DECLARED:
+        assert declared.documented.endswith("."), declared.name
+        assert not declared.python or declared.python[0].isupper() or declared.python.startswith("ttsnap.")
+
+
+def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults() -> None:
+    given = {"size": 3, "other": 1, "colour": "red"}
+    toy = taken(Toy, given)
+    assert (toy, given) == (Toy(3), {"other": 1})
+    assert changed(toy) == ["size"]
+    assert changed(Toy(colour=Toy)) == ["colour"]
+    assert values(toy) == {"size": 3, "colour": "red", "quick": False, "seen": None}
+
+
+def test_numbers_are_held_to_their_bounds() -> None:
+    check_bounds(Toy(2))
+    check_bounds(Toy())
+    with pytest.raises(ValueError, match="size must be at least 2, got 1"):
+        check_bounds(Toy(1))
+    for name in ("batch_size", "decode_batch_size", "gradient_batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            BatchOptions(**{name: 0})
+
+
+def test_files_of_strangers_are_held_to_types_and_bounds() -> None:
+    size, colour, quick, _ = map(kind_of, options_of(Toy))
+    assert [size.fits(v) for v in (2, 1, 2.5, True, "2", 10**30)] == [True, False, False, False, False, False]
+    assert [colour.fits(v) for v in ("red", 3, None, "x" * 201)] == [True, False, False, False]
+    assert [quick.fits(v) for v in (True, 1)] == [True, False]
+    assert size.words == f"a whole number from 2 to {2**63}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_and_explains_what_is_declared(family: str) -> None:
+    call = load_object(FAMILIES[family]).__call__
+    parameters = inspect.signature(call).parameters
+    for declared in DECLARED:
+        assert parameters[declared.name].default == declared.default
+        assert f"\n    {declared.name}: {declared.text[:20]}" in call.__doc__
+
+
+def test_ttsnap_generate_has_every_argument_that_can_be_written() -> None:
+    found = {action.dest: action for action in COMMANDS["generate"].parser()._actions}
+    for declared in (*DECLARED, *options_of(ModelOptions)):
+        flag = arguments.flag_of(declared)
+        assert (flag in found) == (declared.written is not None), flag
+        if flag in found:
+            assert found[flag].help == declared.help
+    assert found["algorithm"].default == "seed-pruning"
+    assert found["seed"].default == 0
+
+
+def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
+    found = {action.dest: action for action in COMMANDS["record"].parser()._actions}
+    for kind in (SamplerOptions, BatchOptions, ModelOptions):
+        for declared in options_of(kind):
+            assert (declared.name in found) == declared.recorded
+    assert (found["batch_size"].default, found["decode_batch_size"].default) == (32, None)
+
+
+def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
+    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1")
+    words = json.loads(json.dumps(sampler.words()))
+    kinds = {**payload.NEEDED, **payload.OPTIONAL}
+    assert all(kinds[name].fits(value) for name, value in words.items())
+    assert taken(SamplerOptions, words) == sampler
+    assert SamplerOptions(kernel=object(), guide=sampler).words()["guide"] == "SamplerOptions"
+    assert {option.name for option in options_of(SamplerOptions)} <= set(kinds)
+
+
+def test_a_recording_notes_what_it_always_did() -> None:
+    assert SamplerOptions().noted() == {"kernel": "pipeline"}
+    assert SamplerOptions("ode").noted() == {"kernel": "ode", "path": None, "times": "pipeline"}
+    assert SamplerOptions(noises="orthogonal").noted() == {"kernel": "pipeline", "noises": "orthogonal"}
+    assert SamplerOptions("sde", "vp", "sqrt").noted() == {"kernel": "sde", "path": "vp", "times": "sqrt"}
+
+
+def test_only_an_unchanged_sampler_is_that_of_plain_diffusers() -> None:
+    assert SamplerOptions().plain
+    for name, value in {"kernel": "ode", "noises": "antithetic", "guide": "dps:1"}.items():
+        assert not SamplerOptions(**{name: value}).plain
+
+
+def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
+    given = {"search": "svdd", "kernel": "sde", "batch_size": 3, "height": 64}
+    asked = Asked.of(given)
+    assert given == {"height": 64}
+    assert asked == Asked(SearchOptions("svdd"), SamplerOptions("sde"), BatchOptions(3))
+    assert asked.changed == ["batch_size", "kernel", "search"]
+
+
+def test_what_makes_ttsnap_load_something_is_declared() -> None:
+    assert {"reward", "report", "base"} == configs._REWARDS
+    assert {"model", "lora", "preview_vae"} == configs._MODELS
+    assert {"prompts", "negative_prompt", "call"} == configs._TEXTS
+
+
+def test_names_are_declared_once() -> None:
+    names = [declared.name for kind in KINDS for declared in options_of(kind)]
+    assert len(set(names)) == len(names)
+    assert not set(names) & set(CALL)

@@ -1,0 +1,100 @@
+"""How an option is declared: as a field of a frozen dataclass, made by `option`, which says all about it in one place.
+
+    batch_size: int | None = option(None, "most candidates per denoiser call", written=int | None, metavar="N", least=1)
+
+`options_of` reads the fields of such a class back. The value of a field may be a text or the object that the text
+stands for (a kernel, a budget): `Spec`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+Spec: TypeAlias = Any
+"""A text that names something, or the object itself. What takes it reads it, and refuses what it cannot read."""
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Option:
+    """All that is known of an option.
+
+    name: its argument in Python. text: what it does, without a capital and a full stop, as `--help` prints it. python:
+    sentences about it for the documentation of the call; shell: more for --help. unset: what None stands for.
+    written: its type on the command line and in files; None where only Python can give it. flag: its name there,
+    start: its default there, metavar: what stands for its value in --help.
+    least: the smallest number that it takes. loads: "reward" or "model" where its value makes ttsnap load something
+    that the value names, which a file from elsewhere must not decide; "text" where it is for models to read.
+    recorded: whether `ttsnap record` has it. noted: whether a recording with another kernel than the pipeline's own
+    notes it even at its default.
+    """
+
+    name: str
+    default: Any
+    text: str
+    python: str = ""
+    shell: str = ""
+    unset: str = ""
+    written: Any = None
+    flag: str = ""
+    start: Any = None
+    metavar: str | None = None
+    least: int | None = None
+    loads: str = ""
+    recorded: bool = True
+    noted: bool = False
+
+    @property
+    def help(self) -> str:
+        """For `--help`."""
+        unset = f" (default: {self.unset})" if self.unset else ""
+        return "; ".join(part for part in (self.text, self.shell) if part) + unset
+
+    @property
+    def documented(self) -> str:
+        """For the documentation of the call, in sentences, of which the first goes on from the option's name."""
+        unset = f"; by default {self.unset}" if self.unset else ""
+        return f"{self.text}{unset}. {self.python}".strip()
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A field with its default and the rest of its Option."""
+    return dataclasses.field(default=default, metadata={"option": {"text": text, **more}})
+
+
+def options_of(kind: type[Any]) -> list[Option]:
+    """The options that a class declares, in their order."""
+    return [Option(f.name, f.default, **f.metadata["option"]) for f in dataclasses.fields(kind)]
+
+
+def values(given: Any) -> dict[str, Any]:
+    """The values of an object of such a class by name, not copied."""
+    return {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+
+
+def taken(kind: type[Options], given: dict[str, Any]) -> Options:
+    """An object of this class from arguments of its options, which are taken out of `given`; others stay there."""
+    names = [option.name for option in options_of(kind)]
+    return kind(**{name: given.pop(name) for name in names if name in given})
+
+
+def changed(given: Any) -> list[str]:
+    """The names of the options that are not at their defaults."""
+    found = values(given)
+    return [option.name for option in options_of(type(given)) if not same(found[option.name], option.default)]
+
+
+def same(value: object, default: object) -> bool:
+    """Whether a value is a default. Those that are not plain are compared by identity: tensors have no truth value."""
+    plain = (bool, int, float, str, list, tuple, dict)
+    return value is default or (isinstance(value, plain) and isinstance(default, plain) and value == default)
+
+
+def check_bounds(given: Any) -> None:
+    """ValueError for a number below the least that its option takes, or a value that is no number where one must be."""
+    for option in options_of(type(given)):
+        value = values(given)[option.name]
+        if option.least is not None and value is not None and not value >= option.least:
+            raise ValueError(f"{option.name} must be at least {option.least}, got {value}")

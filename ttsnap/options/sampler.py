@@ -1,0 +1,71 @@
+"""How candidates are denoised: the options that decide, with the seed and the model, which image comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ttsnap.options.option import Spec, changed, option, options_of, values
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """The sampler of a search. What it is made of goes into PNGs and recordings, so that it can be made again."""
+
+    kernel: Spec = option(
+        "pipeline",
+        "how a step is made: pipeline (the model's own scheduler), ode, or one that draws noise: sde, "
+        "sde:DIFFUSION:SCALE, ddim:ETA, ancestral, renoise",
+        python="An object of ttsnap.sampling.kernels is taken as it is.",
+        written=str,
+    )
+    path: Spec = option(
+        None,
+        "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial",
+        unset="the model's own",
+        python="An Interpolant is taken as it is (ttsnap.pipelines.convert).",
+        written=str | None,
+        noted=True,
+    )
+    times: Spec = option(
+        "pipeline",
+        "for other kernels, the path's points: pipeline, uniform, sqrt",
+        python="A tensor of times is taken as it is (ttsnap.pipelines.convert).",
+        written=str,
+        noted=True,
+    )
+    noises: str = option(
+        "independent",
+        "initial noises: independent, as in diffusers, orthogonal in groups of 8 seeds, or antithetic in pairs",
+        python="ttsnap.sampling.noises tells how they are drawn.",
+        written=str,
+        metavar="KIND",
+    )
+    guide: Spec = option(
+        None,
+        "let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
+        "tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels "
+        "than 0.75-0.3",
+        python="A Guidance is taken as it is (ttsnap.sampling.guided_steps).",
+        written=str | None,
+        recorded=False,
+    )
+
+    @property
+    def plain(self) -> bool:
+        """Whether plain diffusers makes the same image from the same seed."""
+        return not any(changed(self))
+
+    def words(self) -> dict[str, str | None]:
+        """The values as texts, for metadata; an object that was given in place of a text goes by its class's name."""
+        return {
+            name: value if value is None or isinstance(value, str) else type(value).__name__
+            for name, value in values(self).items()
+        }
+
+    def noted(self) -> dict[str, Any]:
+        """What a recording notes: the kernel, what belongs to it, and what else is not at its default."""
+        told = {"kernel", *changed(self)}
+        if self.kernel != "pipeline":
+            told |= {option.name for option in options_of(type(self)) if option.noted}
+        return {name: value for name, value in self.words().items() if name in told}

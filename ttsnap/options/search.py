@@ -1,0 +1,86 @@
+"""What is searched for, how, and how much it may spend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ttsnap.core.results import Event
+from ttsnap.options.option import Spec, option
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """A search, but for its prompts and its sampler."""
+
+    search: Spec = option(
+        None,
+        "the algorithm: the name of one, or a .json file",
+        python="The names are in ttsnap.algorithms.ALGORITHMS. An Algorithm is taken as it is.",
+        shell="the names are listed below",
+        written=str,
+        flag="algorithm",
+        start="seed-pruning",
+        metavar="NAME",
+    )
+    reward: Spec = option(
+        None,
+        "what scores the images: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER "
+        "takes other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list "
+        "of them; a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores",
+        python="Functions and Reward objects are taken as they are.",
+        written=str | list[str] | None,
+        loads="reward",
+    )
+    reward_prompts: str | Sequence[str] | None = option(
+        None,
+        "text or list of texts that the rewards read instead of the prompts",
+        python="It is needed with prompt_embeds.",
+    )
+    budget: Spec = option(
+        None,
+        "per prompt: 400nfe (denoiser evaluations), 30images (as many as 30 images take), 40pflop, 30s, 5min, or "
+        "several as 400nfe,30s",
+        python="A ttsnap.loop.budget.Budget is taken as it is.",
+        written=str | int | None,
+    )
+    effort: str | float | None = option(
+        None,
+        "instead of a budget: low, medium or high, that is as many evaluations as 5, 20 or 80 images take, or a "
+        "fraction of high",
+        shell="without either it is medium",
+        written=str | float | None,
+    )
+    shared: bool = option(False, "put all prompts' budgets together; each takes what it needs", written=bool)
+    utility: Spec = option(
+        "mean",
+        "how several rewards become one number: mean, rank_sum or a list of weights",
+        python="A function of scores is taken as it is (ttsnap.core.utility).",
+        written=str | list[float],
+    )
+    report: Spec = option(
+        None,
+        "rewards that only score the returned images, outside the budget",
+        python="What they say is in `Candidate.metrics`.",
+        written=str | list[str] | None,
+        metavar="REWARD",
+        loads="reward",
+    )
+    seed: int | None = option(
+        None,
+        "candidate i starts from seed + i",
+        python="Seeds are torch's on the CPU. By default `generator` gives the first one, and is advanced: its own "
+        "seed as long as nothing was drawn from it, so that candidate 0 is the image of the stock call, and a seed "
+        "drawn from it after that. Without a generator torch's global one does (torch.manual_seed).",
+        written=int,
+        start=0,
+        metavar="N",
+    )
+    on_event: Callable[[Event], None] | None = option(
+        None, "called with every Event of the search (ttsnap.core.results)"
+    )
+    should_stop: Callable[[], bool] | None = option(
+        None,
+        "asked once per batch; when it says True, prompts under way end with their best finished image",
+        python="Setting `pipe._interrupt = True` does the same.",
+    )
