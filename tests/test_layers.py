@@ -18,11 +18,11 @@ import ttsnap
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "core": set(),
-    "options": {"core"},
+    "options": {"core", "files"},
     "profiling": set(),
     "algorithms": {"core", "files"},
     "loop": {"core", "algorithms"},
-    "sampling": {"core"},
+    "sampling": {"core", "options"},
     "rewards": {"core"},
     "engine": {"core", "sampling", "rewards", "profiling"},
     "results": {"core", "files", "options", "rewards"},

@@ -6,7 +6,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from ttsnap.pipelines import FAMILIES
@@ -15,11 +15,12 @@ from ttsnap.pipelines.arguments import DECLARED, Asked
 from ttsnap.cli import COMMANDS, arguments, configs
 from ttsnap.cli.help import new_parser
 from ttsnap.core.loading import load_object
+from ttsnap.files.settings import Bounded, Bounds
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, CaptureOptions
 from ttsnap.options.kinds import kind_of
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import changed, check_bounds, option, options_of, taken, values
+from ttsnap.options.option import changed, option, options_of, taken, values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.results import payload
@@ -28,13 +29,13 @@ KINDS = (SearchOptions, SamplerOptions, BatchOptions, CaptureOptions, ModelOptio
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Bounded):
     """Options as someone might add them."""
 
-    size: int | None = option(None, "how large", unset="the model's own", written=int | None, metavar="N", least=2)
+    size: Annotated[int, Bounds(2)] | None = option(None, "how large", unset="the model's own", metavar="N")
     colour: Any = option("red", "which colour", python="An object is taken as it is.", shell="or blue", written=str)
-    quick: bool = option(False, "hurry", written=bool)
-    seen: Any = option(None, "called at the end")
+    quick: bool = option(False, "hurry")
+    seen: Any = option(None, "called at the end", written=None)
 
 
 def parsed(argv: list[str], **starts: Any) -> Any:
@@ -80,10 +81,8 @@ def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults() -> Non
 
 
 def test_numbers_are_held_to_their_bounds() -> None:
-    check_bounds(Toy(2))
-    check_bounds(Toy())
     with pytest.raises(ValueError, match="size must be at least 2, got 1"):
-        check_bounds(Toy(1))
+        Toy(1)
     for name in ("batch_size", "decode_batch_size", "gradient_batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             BatchOptions(**{name: 0})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +61,19 @@ class Bounded:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for bounds in (part for part in get_args(hint)[1:] if isinstance(part, Bounds)):
-                value = getattr(self, name)
+            bounds, value = bounds_of(hint), getattr(self, name)
+            if bounds is not None and value is not None:
                 for number in value if isinstance(value, tuple) else (value,):
                     bounds.check(name, number)
+
+
+def bounds_of(hint: object) -> Bounds | None:
+    """The bounds in a type hint, or in one of the types of a union, as `Count | None`; None where it has none."""
+    inner = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return next((part for part in inner[1:] if isinstance(part, Bounds)), None)
+    union = get_origin(hint) in (typing.Union, types.UnionType)
+    return next((found for part in inner if (found := bounds_of(part)) is not None), None) if union else None
 
 
 def build(cls: type[S], data: object, where: str = "") -> S:

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ttsnap.files.settings import Bounds
 from ttsnap.options.option import Option
 
 Check = Callable[[object], bool]
@@ -63,5 +64,6 @@ def kind_of(option: Option) -> Kind:
     if kinds == {bool}:
         return FLAG
     if kinds == {int}:
-        return whole(option.least or 0, 2**63)
+        bounds = option.bounds or Bounds(0)
+        return whole(int(bounds.low), int(min(bounds.high, 2**63)))
     return WORD

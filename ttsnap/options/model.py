@@ -15,29 +15,26 @@ EMBEDDED = "embedded"
 class ModelOptions:
     """A model, the device that it runs on, and what saves memory or time there."""
 
-    model: str = option(EMBEDDED, "embedded, a diffusers folder, or a hub id", written=str, loads="model")
+    model: str = option(EMBEDDED, "embedded, a diffusers folder, or a hub id", loads="model")
     lora: str | None = option(
         None,
         "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",
-        written=str | None,
         loads="model",
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", written=str)
-    dtype: str = option("auto", "auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16", written=str)
-    offload: str = option(
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = option("auto", "auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16")
+    offload: Literal["none", "model", "group"] = option(
         "none",
         "keep in RAM what the GPU does not need just now: none, whole networks (model) or single layers (group)",
-        written=Literal["none", "model", "group"],
         metavar="WHAT",
         recorded=False,
     )
     preview_vae: str | None = option(
         None,
         "AutoencoderTiny (hub id or folder) that decodes unfinished estimates, as madebyollin/taesdxl for SDXL",
-        written=str | None,
         metavar="VAE",
         loads="model",
         recorded=False,
     )
-    attention: str = option("sdpa", "attention kernels: sdpa, xformers, flash, ...", written=str, recorded=False)
-    compile: bool = option(False, "compile the denoiser: slow at first, then faster", written=bool, recorded=False)
+    attention: str = option("sdpa", "attention kernels: sdpa, xformers, flash, ...", recorded=False)
+    compile: bool = option(False, "compile the denoiser: slow at first, then faster", recorded=False)

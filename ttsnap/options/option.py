@@ -1,16 +1,18 @@
 """How an option is declared: as a field of a frozen dataclass, made by `option`, which says all about it in one place.
 
-    batch_size: int | None = option(None, "most candidates per denoiser call", written=int | None, metavar="N", least=1)
+    batch_size: Count | None = option(None, "most candidates per denoiser call", metavar="N")
 
-`options_of` reads the fields of such a class back. The value of a field may be a text or the object that the text
-stands for (a kernel, a budget): `Spec`.
+`Count` is a whole number from 1 on: the type tells the bounds (ttsnap.files.settings). `options_of` reads the fields of
+such a class back. A value that may be a text or the object that the text stands for (a kernel, a budget) is a `Spec`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_type_hints
+
+from ttsnap.files.settings import Bounds, bounds_of
 
 Spec: TypeAlias = Any
 """A text that names something, or the object itself. What takes it reads it, and refuses what it cannot read."""
@@ -23,9 +25,9 @@ class Option:
 
     name: its argument in Python. text: what it does, without a capital and a full stop, as `--help` prints it. python:
     sentences about it for the documentation of the call; shell: more for --help. unset: what None stands for.
-    written: its type on the command line and in files; None where only Python can give it. flag: its name there,
-    start: its default there, metavar: what stands for its value in --help.
-    least: the smallest number that it takes. loads: "reward" or "model" where its value makes ttsnap load something
+    written: its type on the command line and in files, by default that of the field; None where only Python can give
+    it. flag: its name there, start: its default there, metavar: what stands for its value in --help.
+    bounds: of a number, from the type. loads: "reward" or "model" where its value makes ttsnap load something
     that the value names, which a file from elsewhere must not decide; "text" where it is for models to read.
     recorded: whether `ttsnap record` has it. noted: whether a recording with another kernel than the pipeline's own
     notes it even at its default.
@@ -41,7 +43,7 @@ class Option:
     flag: str = ""
     start: Any = None
     metavar: str | None = None
-    least: int | None = None
+    bounds: Bounds | None = None
     loads: str = ""
     recorded: bool = True
     noted: bool = False
@@ -66,7 +68,12 @@ def option(default: Any, text: str, **more: Any) -> Any:
 
 def options_of(kind: type[Any]) -> list[Option]:
     """The options that a class declares, in their order."""
-    return [Option(f.name, f.default, **f.metadata["option"]) for f in dataclasses.fields(kind)]
+    types, bounded = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    found = []
+    for f in dataclasses.fields(kind):
+        told = {"written": types[f.name], "bounds": bounds_of(bounded[f.name]), **f.metadata["option"]}
+        found.append(Option(f.name, f.default, **told))
+    return found
 
 
 def values(given: Any) -> dict[str, Any]:
@@ -90,11 +97,3 @@ def same(value: object, default: object) -> bool:
     """Whether a value is a default. Those that are not plain are compared by identity: tensors have no truth value."""
     plain = (bool, int, float, str, list, tuple, dict)
     return value is default or (isinstance(value, plain) and isinstance(default, plain) and value == default)
-
-
-def check_bounds(given: Any) -> None:
-    """ValueError for a number below the least that its option takes, or a value that is no number where one must be."""
-    for option in options_of(type(given)):
-        value = values(given)[option.name]
-        if option.least is not None and value is not None and not value >= option.least:
-            raise ValueError(f"{option.name} must be at least {option.least}, got {value}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ttsnap.options.option import Spec, changed, option, options_of, values
+
+Noises = Literal["independent", "orthogonal", "antithetic"]
+"""How initial noises lie to one another (ttsnap.sampling.noises)."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,10 @@ class SamplerOptions:
         written=str,
         noted=True,
     )
-    noises: str = option(
+    noises: Noises = option(
         "independent",
         "initial noises: independent, as in diffusers, orthogonal in groups of 8 seeds, or antithetic in pairs",
         python="ttsnap.sampling.noises tells how they are drawn.",
-        written=str,
         metavar="KIND",
     )
     guide: Spec = option(

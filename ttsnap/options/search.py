@@ -36,6 +36,7 @@ class SearchOptions:
         None,
         "text or list of texts that the rewards read instead of the prompts",
         python="It is needed with prompt_embeds.",
+        written=None,
     )
     budget: Spec = option(
         None,
@@ -49,9 +50,8 @@ class SearchOptions:
         "instead of a budget: low, medium or high, that is as many evaluations as 5, 20 or 80 images take, or a "
         "fraction of high",
         shell="without either it is medium",
-        written=str | float | None,
     )
-    shared: bool = option(False, "put all prompts' budgets together; each takes what it needs", written=bool)
+    shared: bool = option(False, "put all prompts' budgets together; each takes what it needs")
     utility: Spec = option(
         "mean",
         "how several rewards become one number: mean, rank_sum or a list of weights",
@@ -77,10 +77,11 @@ class SearchOptions:
         metavar="N",
     )
     on_event: Callable[[Event], None] | None = option(
-        None, "called with every Event of the search (ttsnap.core.results)"
+        None, "called with every Event of the search (ttsnap.core.results)", written=None
     )
     should_stop: Callable[[], bool] | None = option(
         None,
         "asked once per batch; when it says True, prompts under way end with their best finished image",
         python="Setting `pipe._interrupt = True` does the same.",
+        written=None,
     )

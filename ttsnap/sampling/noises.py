@@ -9,13 +9,15 @@ noise is minus that of the seed before, for odd seeds. The first seed of a group
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from ttsnap.options.sampler import Noises
 from ttsnap.sampling import rng
 
-NOISES = ("independent", "orthogonal", "antithetic")
+NOISES = get_args(Noises)
 GROUP = 8
 """Seeds of a group of orthogonal noises; fewer where latents have fewer numbers."""
 Draw = Callable[[Sequence[torch.Generator]], Tensor]
