@@ -28,8 +28,10 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import look_of
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.moves import Move, fresh
+from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import sample_prompts
@@ -43,15 +45,17 @@ class Look:
     n: int
     stop: int
     draft: int
-    branches: ClassVar[bool] = False
     lockstep: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> Needs:
+        return look_of(self.draft).needs
 
     def init(self, task: Task) -> bool:
         return False
 
     def step(self, state: bool, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, bool]:
-        move = replace(fresh(self.n, self.stop), draft=np.full(self.n, self.draft))
-        return (None if state else move), True
+        return (None if state else fresh(self.n, self.stop, look=look_of(self.draft))), True
 
 
 def main() -> None:

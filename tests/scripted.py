@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Move
+from ttsnap.core.needs import Need
+from ttsnap.core.plans import Plan
 from ttsnap.loop.dry import DryEngine
 
 Score = Callable[[int, int], float]
@@ -16,15 +18,16 @@ Score = Callable[[int, int], float]
 
 
 class Scripted(DryEngine):
-    """Scores particles by their uids; `moves` keeps what was submitted."""
+    """Scores particles by their uids; `plans` keeps what was submitted."""
 
     def __init__(self, score: Score, steps: int = 8, *, grid: Grid | None = None, stochastic: bool = True) -> None:
-        super().__init__(grid or Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), stochastic=stochastic)
-        self.score, self.moves = score, list[Move]()
+        offers = frozenset(Need) - (set() if stochastic else {Need.BRANCH})
+        super().__init__(grid or Grid(tuple(np.linspace(1, 0, steps + 1))), ("r",), offers=offers)
+        self.score, self.plans = score, list[Plan]()
 
-    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        self.moves.append(move)
-        super().submit(job, uids, uids, move)
+    def submit(self, job: int, plan: Plan) -> None:
+        self.plans.append(plan)
+        super().submit(job, dataclasses.replace(plan, seed=plan.uid))
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray) -> FloatArray:
         found = [self.score(uid, step) for uid, step in zip(seeds.tolist(), steps.tolist(), strict=True)]

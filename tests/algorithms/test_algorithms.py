@@ -18,9 +18,9 @@ from ..scripted import Scripted  # noqa: TID252
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
 
 
-def by_table(scores: Any, *, stochastic: bool = False) -> Scripted:
+def by_table(scores: Any) -> Scripted:
     """Scores by table: scores[uid, step]; the uids of fresh seeds count from 0, as their seeds do."""
-    return Scripted(lambda uid, step: float(scores[uid, step]), grid=GRID, stochastic=stochastic)
+    return Scripted(lambda uid, step: float(scores[uid, step]), grid=GRID)
 
 
 def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
@@ -72,7 +72,7 @@ def test_contract(name: str, budget: str) -> None:
     scores = np.random.default_rng(0).normal(size=(4096, 21))
     settings = {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, (2, 6, 11, 20))} if "price" in name else {}
     algorithm = make_algorithm(name, **settings)
-    engines = [by_table(scores, stochastic=algorithm.branches) for _ in range(2)]
+    engines = [by_table(scores) for _ in range(2)]
     results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]
     for result in results[0]:
         assert 20 <= result.spent["nfe"] <= int(budget[:-3])

@@ -19,6 +19,8 @@ from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import fresh, perturb
+from ttsnap.core.needs import Need, Needs
+from ttsnap.core.plans import resolve
 from ttsnap.core.table import ParticleTable
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import fit
@@ -30,7 +32,7 @@ from ..scripted import Score, Scripted, noisy, ranked  # noqa: TID252
 class Watched:
     """An algorithm with its states, and how many particles lived, written down."""
 
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def __init__(self, algorithm: Any) -> None:
@@ -255,24 +257,26 @@ def test_scoring_and_finishing_are_planned_for() -> None:
     # A decode with its reward takes 2 evaluations, a check 1: noises cost 2 each, candidates 2, an image 8 + 2 - 1.
     algorithm = RBF(1, 4)
     grid = Grid(tuple(np.linspace(1, 0, 9)))
-    state = algorithm.init(Task(grid, 1, 40.0, 2.0, check_cost=1.0))
-    engine = Scripted(lambda uid, step: -uid)
-    _, state = drive(algorithm, state, engine)
+    state, spent = drive(algorithm, Task(grid, 1, 40.0, 2.0, check_cost=1.0), Scripted(lambda uid, step: -uid))
     # The first noise stays the best: 9 are held back for it, so 40 - 8 - 9 pay for 11 candidates.
     assert state.base == int((40 - 8) / (8 * 2))
-    assert state.spent == 8 + 11 * 2
+    assert spent == 8 + 11 * 2 + 9
 
 
-def drive(algorithm: Any, state: Any, engine: Any) -> Any:
-    """Play an algorithm with a state of its own, without a ledger."""
-    table = ParticleTable(engine.grid.steps, 1, utility.mean)
+def drive(algorithm: Any, task: Task, engine: Any) -> Any:
+    """Play an algorithm for a task, without a ledger: its last state, and what it spent."""
+    table, state, spent, moved = ParticleTable(task.grid.steps, 1, utility.mean), algorithm.init(task), 0.0, np.empty(0)
     while True:
-        move, state = algorithm.step(state, table.view(), np.random.default_rng(0))
+        particles = dataclasses.replace(table.view(), moved=moved, left=task.allowance - spent)
+        move, state = algorithm.step(state, particles, np.random.default_rng(0))
         if move is None:
-            return table.view(), state
-        uids, seeds = table.place(move, 0)
-        table.drop(move.drop)
-        engine.submit(0, uids, seeds, move)
+            return state, spent
+        plan = resolve(move, particles, task.grid, 1)
+        ends = plan.rows.score & (plan.rows.stop == task.grid.steps)
+        spent += plan.cost.nfe + task.score_cost * ends.sum() + task.checking * (plan.rows.score & ~ends).sum()
+        table.place(plan, np.zeros(len(plan), bool))
+        moved = plan.uid
+        engine.submit(0, plan)
         for outcome in engine.tick():
             table.record(outcome)
 
@@ -312,7 +316,7 @@ def test_nested_goes_on_from_the_best_noises(first: Any) -> None:
     watched = Watched(Nested(first, VerifierThreshold(1)))
     search([""], watched, Scripted(score), "60nfe")
     inner = watched.states[1].inner
-    assert (inner.spent, inner.base) == (10, int(50 / 8))
+    assert inner.base == int(50 / 8)  # 10 of 60 went to the noises
     assert inner.bars[-1] == score(top[0], 0)
 
 
@@ -339,8 +343,7 @@ class Neighbours:
     """Tries a neighbour of the best noise once, then leaves the best."""
 
     n: int = 4
-    branches: ClassVar[bool] = False
-    mixes: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> None:
@@ -355,8 +358,7 @@ class Neighbours:
 def test_nested_takes_any_search_of_noises() -> None:
     score = noisy(6)
     nested = Nested(Neighbours(), CoDe(n=2, streams=1, block=4))
-    assert nested.mixes
-    assert not nested.renoises
+    assert nested.needs == {Need.MIX, Need.BRANCH}
     (result,) = search([""], nested, Scripted(score))
     assert result.trace[2]["parents"] == [max(range(5), key=lambda u: score(u, 0))] * 2
     with pytest.raises(ValueError, match="best-of-n does not stop at step 0"):

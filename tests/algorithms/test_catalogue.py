@@ -14,6 +14,7 @@ from ttsnap import search
 from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
 from ttsnap.algorithms.options import Option, builder, name_of, options_of
 from ttsnap.core.grid import Grid
+from ttsnap.core.needs import Need
 from ttsnap.loop.dry import DryEngine
 
 GRID = Grid(tuple(np.linspace(1, 0, 9)))
@@ -43,7 +44,7 @@ def test_entries_are_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
 def test_a_branching_algorithm_says_that_it_needs_a_kernel_that_draws_noise(name: str) -> None:
-    assert make_algorithm(name).branches == ("draws noise" in ALGORITHMS[name].needs)
+    assert (Need.BRANCH in make_algorithm(name).needs) == ("draws noise" in ALGORITHMS[name].needs)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -87,9 +88,9 @@ def test_what_svdd_refuses_speaks_of_svdd() -> None:
     with pytest.raises(ValueError, match="alpha must be at least 0, got -1"):
         make_algorithm("svdd", alpha=-1)
     with pytest.raises(ValueError, match=r"^svdd makes several continuations of one candidate"):
-        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",)), "40nfe")
+        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",), offers=frozenset()), "40nfe")
     with pytest.raises(ValueError, match=r"^svdd has no number of seeds"):
-        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",), stochastic=True), None)
+        search(["a"], make_algorithm("svdd"), DryEngine(GRID, ("r",)), None)
 
     @dataclasses.dataclass(frozen=True)
     class Mine:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
@@ -49,7 +50,7 @@ def build(name: str) -> Algorithm:
 def fitting(engine: Any, algorithm: Algorithm, rewards: list[Any], batch: int) -> LiveEngine:
     """The mixture with a kernel that the algorithm can use."""
     live = engine(STEPS, rewards, batch)
-    noisy = algorithm.branches or getattr(algorithm, "renoises", False)
+    noisy = algorithm.needs & {Need.BRANCH, Need.RENOISE}
     return LiveEngine(live.denoiser, rewards, kernel=KERNELS["sde" if noisy else "pipeline"](live.denoiser),
                       batch_size=batch)  # fmt: skip
 

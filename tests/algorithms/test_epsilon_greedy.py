@@ -16,7 +16,8 @@ from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
 from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Move, advance, branch, fresh, perturb
+from ttsnap.core.moves import Kind, Move, Rows, advance, fresh, perturb
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import fit
@@ -47,10 +48,7 @@ class Played:
 
     moves: tuple[Any, ...]
     n: int = 1
-    branches: ClassVar[bool] = True
-    renoises: ClassVar[bool] = True
-    mixes: ClassVar[bool] = True
-    nears: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.RENOISE, Need.MIX, Need.NEAR})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Any) -> int:
@@ -67,10 +65,10 @@ def beside(near: list[int], at: int, mix: float = 0.8, parent: int = 0, *, wait:
         n, w = len(near), int(wait)
         near_ = np.array([-1] * w + near)
         stop = np.array([at] * w + [at + 1] * n)
-        parents, start = np.full(n + w, parent), np.full(n + w, at)
-        columns = {"parent": parents, "start": start, "stop": stop, "score": stop > at, "near": near_,
-                   "mix": np.where(near_ < 0, 1.0, mix)}  # fmt: skip
-        return Move(**{**columns, **changes})
+        plain = near_ == -1
+        rows = Rows(np.where(plain, Kind.CONTINUE, Kind.NEAR), np.where(plain, parent, near_), np.full(n + w, at), stop,
+                    stop > at, np.where(plain, 1.0, mix))  # fmt: skip
+        return Move(rows._replace(**changes))
 
     return move
 
@@ -147,13 +145,13 @@ def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> 
     script = Played((
         lambda p: fresh(1, 2),
         beside([-1], 2, wait=True),  # 1
-        lambda p: branch([1, 1], 3, 4),  # 1 goes on, 2 is its child
+        lambda p: advance(p, [1, 1], 4),  # 1 goes on, 2 is its child
         beside([-1], 2, wait=True),  # 3
         move,
     ))  # fmt: skip
     live = engine()
     sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
-    with pytest.raises(ValueError, match="near another must take one step"):
+    with pytest.raises(ValueError, match=r"near another must take one step|parents .* outside 0\.\."):
         search(["a"], script, sde)
     good = Played((*script.moves[:-1], beside([3], 2, wait=True)))
     assert len(search(["a"], good, sde)[0].particles) == 5
@@ -170,21 +168,21 @@ def test_noise_of_other_steps_is_not_near(engine: Any) -> None:
 
 def test_samplers_without_noise_of_ours_are_refused(engine: Any) -> None:
     class Single(Played):
-        branches: ClassVar[bool] = False
+        needs: ClassVar[Needs] = frozenset({Need.NEAR})
 
     script = Single((lambda p: fresh(1, 2), beside([-1], 2, wait=True), beside([1], 2, wait=True)))
     with pytest.raises(ValueError, match=r"Single draws step noise near .* kernel that draws noise and has no history"):
         search(["a"], script, engine())
 
     class Silent(Played):
-        nears: ClassVar[bool] = False
+        needs: ClassVar[Needs] = frozenset({Need.BRANCH})
 
     live = engine()
     sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
-    with pytest.raises(ValueError, match="nears, but the algorithm declares nears = False"):
+    with pytest.raises(ValueError, match=r"does not declare Need\.NEAR"):
         search(["a"], Silent(script.moves), sde)
     live.grid = Grid(live.grid.levels, (2,) * live.grid.steps)
-    assert not live.nears
+    assert Need.NEAR not in live.offers
     with pytest.raises(ValueError, match="deterministic"):
         search(["a"], EpsilonGreedy(4), engine())
 
@@ -205,23 +203,22 @@ def test_it_is_the_papers_loop(seed: int) -> None:
     (result,) = search([""], EpsilonGreedy(n, width, eps=0.3), engine)
     state, born, best = 0, 1, -1
     rounds = [min(width, n - j) for j in range(0, n, width)]
-    moves = iter(engine.moves[1:])
+    plans = iter(engine.plans[1:])
     for step in range(steps - 1):
         best, value = -1, -math.inf
         for size in rounds:
-            move = next(moves)
-            assert move.parent.tolist() == [state] * (1 + size)
-            assert move.stop.tolist() == [step] + [step + 1] * size
-            assert move.near is not None
-            assert set(move.near.tolist()) <= {-1, best}
-            assert move.near[0] == -1
+            plan = next(plans)
+            assert plan.rows.parent.tolist() == [state] * (1 + size)
+            assert plan.rows.stop.tolist() == [step] + [step + 1] * size
+            assert set(plan.near.tolist()) <= {-1, best}
+            assert plan.near[0] == -1
             for uid in range(born, born + size):
                 if engine.score(uid, step + 1) > value:
                     best, value = uid, engine.score(uid, step + 1)
             born += size
         state = best
-    last = next(moves)
-    assert last.parent.tolist() == [state]
+    last = next(plans)
+    assert last.rows.parent.tolist() == [state]
     assert result.spent["nfe"] == 1 + n * (steps - 1)
     assert result.particles.finished.sum() == 1
 
@@ -229,9 +226,9 @@ def test_it_is_the_papers_loop(seed: int) -> None:
 def test_how_often_and_how_near_it_draws() -> None:
     engine = known(0, 40)
     search([""], EpsilonGreedy(40, 8, eps=0.25, lam=0.5), engine)
-    later = [m for m in engine.moves if m.near is not None and (m.near >= 0).any()]
-    near = np.concatenate([m.near[1:] for m in later if m.near is not None])
-    mix = np.concatenate([m.mix[1:] for m in later])
+    later = [p for p in engine.plans if (p.near >= 0).any()]
+    near = np.concatenate([p.near[1:] for p in later])
+    mix = np.concatenate([p.rows.share[1:] for p in later])
     assert len(near) > 1000
     assert abs((near < 0).mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(near))
     assert (mix[near < 0] == 1).all()
@@ -241,9 +238,9 @@ def test_how_often_and_how_near_it_draws() -> None:
     greedy, free = known(0, 8), known(0, 8)
     search([""], EpsilonGreedy(12, 4, eps=0.0), greedy)
     search([""], EpsilonGreedy(12, 4, eps=1.0), free)
-    assert not any((m.near >= 0).any() for m in free.moves if m.near is not None)
+    assert not any((p.near >= 0).any() for p in free.plans)
     # The first round of a step has no pivot.
-    assert [int((m.near >= 0).sum()) for m in greedy.moves if m.near is not None] == [0, 4, 4] * 7
+    assert [int((p.near >= 0).sum()) for p in greedy.plans[1:-1]] == [0, 4, 4] * 7
 
 
 def test_it_fits_its_budget_and_survives_a_cut() -> None:
@@ -258,7 +255,7 @@ def test_it_fits_its_budget_and_survives_a_cut() -> None:
     assert len(cut.trace) < 12  # it ends where nothing can be bought
     assert len(search([""], EpsilonGreedy(3), known(0), keep=3)[0].images) == 3
     nested = Nested(TopNoises(8, 2), EpsilonGreedy(4, streams=2))
-    assert nested.nears
+    assert Need.NEAR in nested.needs
     found = search([""], nested, known(2))[0]
     assert found.spent["nfe"] == 8 + 2 * 4 * 5
     assert len(found.images) == 1

@@ -16,6 +16,7 @@ from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import fresh
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.engine.live import LiveEngine
 from ttsnap.sampling.kernels import KERNELS
@@ -325,7 +326,7 @@ def test_depth_first_spends_its_budget_or_stops_when_content() -> None:
 class Handed:
     """Seeds at step 0, then what adopts them: as nested search does."""
 
-    n, branches, renoises, mixes, lockstep = 1, True, True, True, False
+    n, needs, lockstep = 1, frozenset({Need.BRANCH, Need.RENOISE, Need.MIX}), False
 
     def __init__(self, inner: Any, order: list[int]) -> None:
         self.inner, self.order = inner, order

@@ -16,14 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsnap import make_algorithm, search
-from ttsnap.algorithms.smc.feynman_kac import placed
 from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, log_sum_exp, normalised, temper_by_ess
 from ttsnap.algorithms.smc.smc import SMC, fk_steering, funnel
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move, branch, fresh
-from ttsnap.core.protocols import Outcome
-from ttsnap.core.table import ParticleTable
-from ttsnap.core.utility import mean
+from ttsnap.core.moves import fresh
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.plans import Plan
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.dry import DryEngine
 from ttsnap.rewards.registry import FunctionReward
@@ -115,7 +113,7 @@ class Chain(DryEngine):
     A, B = 0.9, 0.6
 
     def __init__(self, reward: Any, seed: int = 0) -> None:
-        super().__init__(GRID, ("r", "x"), stochastic=True)
+        super().__init__(GRID, ("r", "x"))
         self.reward, self._rng = reward, np.random.default_rng(seed)
         self.x: dict[tuple[int, int], float] = {}
 
@@ -127,16 +125,17 @@ class Chain(DryEngine):
             v = self.A**2 * v + self.B**2
         return v
 
-    def submit(self, job: int, uids: Any, seeds: Any, move: Move) -> None:
-        old = [self.x[job, p] if p >= 0 else self._rng.standard_normal() for p in move.parent.tolist()]
-        x, steps = np.array(old), move.stop - move.start
+    def submit(self, job: int, plan: Plan) -> None:
+        uids, rows = plan.uid, plan.rows
+        old = [self.x[job, p] if p >= 0 else self._rng.standard_normal() for p in rows.parent.tolist()]
+        x, steps = np.array(old), rows.stop - rows.start
         for k in range(int(steps.max(initial=0))):
             x = np.where(steps > k, self.A * x + self.B * self._rng.standard_normal(len(x)), x)
         self.x.update({(job, uid): value for uid, value in zip(uids.tolist(), x.tolist(), strict=True)})
-        end = self.A ** (GRID.steps - move.stop) * x
+        end = self.A ** (GRID.steps - rows.stop) * x
         scores = np.stack([self.reward(end), end], 1)
-        ahead = move.stop < GRID.steps
-        self._done.append(Outcome(job, uids, move.stop, ahead, scores, [None] * len(uids)))
+        ahead = rows.stop < GRID.steps
+        self._done.append(Outcome(job, uids, rows.stop, ahead, scores, [None] * len(uids)))
 
 
 def first_reward(scores: Any) -> Any:
@@ -323,14 +322,6 @@ def test_copies_come_apart_and_deterministic_samplers_are_refused(engine: Any) -
 # --- moves --------------------------------------------------------------------------------------------------------
 
 
-@given(parents=st.lists(st.integers(-1, 5), min_size=1, max_size=12))
-def test_uids_are_those_of_the_table(parents: list[int]) -> None:
-    table = ParticleTable(6, 1, mean)
-    table.place(fresh(6, 0), 0)
-    move = branch(parents, 0, 3)
-    assert placed(move.parent, 6).tolist() == table.place(move, 0)[0].tolist()
-
-
 class Failing(Chain):
     """Scores are missing by rule."""
 
@@ -338,9 +329,9 @@ class Failing(Chain):
         super().__init__(linear)
         self.missing = missing
 
-    def submit(self, job: int, uids: Any, seeds: Any, move: Move) -> None:
-        super().submit(job, uids, seeds, move)
-        self._done[-1].scores[self.missing(uids, move.stop)] = np.nan  # type: ignore[index]
+    def submit(self, job: int, plan: Plan) -> None:
+        super().submit(job, plan)
+        self._done[-1].scores[self.missing(plan.uid, plan.rows.stop)] = np.nan  # type: ignore[index]
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)

@@ -5,9 +5,12 @@ import pytest
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.price import Price, Rates, finish_cost, price_move
-from ttsnap.core.protocols import Outcome
+from ttsnap.core.moves import Kind, Move, advance, fresh, renoise
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.particles import Particles
+from ttsnap.core.plans import resolve
+from ttsnap.core.price import Price, Rates
+from ttsnap.core.pricing import finish_cost
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
 from ttsnap.loop.budget import Budget, task_of
@@ -71,45 +74,44 @@ def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
 def table(*moves: Move) -> ParticleTable:
     t = ParticleTable(GRID.steps, 1, mean)
     for move in moves:
-        uids, _ = t.place(move, 0)
+        plan = resolve(move, t.view(), GRID, 1)
+        t.place(plan, np.zeros(len(plan), bool))
         for scored in (True, False):
-            r = move.score == scored
-            t.record(
-                Outcome(
-                    0,
-                    uids[r],
-                    move.stop[r],
-                    move.score[r] & (move.stop[r] < GRID.steps),
-                    np.zeros((1, 1)) if scored else None,
-                )
-            )
+            r = plan.rows.take(plan.rows.score == scored)
+            uids = plan.uid[plan.rows.score == scored]
+            t.record(Outcome(0, uids, r.stop, r.score & (r.stop < GRID.steps), np.zeros((1, 1)) if scored else None))
     return t
+
+
+def price(move: Move, particles: Particles, rewards: int = 1) -> Cost:
+    return resolve(move, particles, GRID, rewards).cost
 
 
 def test_price_of_moves() -> None:
     empty = table().view()
-    assert price_move(fresh(3, 10), empty, GRID, 2) == Cost(30, 3, 6)
-    assert price_move(fresh(3, 4), empty, GRID, 2) == Cost(15, 3, 6)
-    assert price_move(fresh(3, 4, score=False), empty, GRID, 2) == Cost(12, 0, 0)
+    assert price(fresh(3, 10), empty, 2) == Cost(30, 3, 6)
+    assert price(fresh(3, 4), empty, 2) == Cost(15, 3, 6)
+    assert price(fresh(3, 4, score=False), empty, 2) == Cost(12, 0, 0)
     scored = table(fresh(3, 4)).view()
-    assert price_move(advance(scored, [0, 2], 10), scored, GRID, 1) == Cost(10, 2, 2)
+    assert price(advance(scored, [0, 2], 10), scored) == Cost(10, 2, 2)
     unscored = table(fresh(3, 4, score=False)).view()
-    assert price_move(advance(unscored, [0, 2], 10), unscored, GRID, 1) == Cost(12, 2, 2)
+    assert price(advance(unscored, [0, 2], 10), unscored) == Cost(12, 2, 2)
     assert finish_cost(4, True, GRID, 1) == Cost(5, 1, 1)
     assert finish_cost(10, False, GRID, 1) == Cost(0, 1, 1)
 
 
 def test_children_share_the_first_call() -> None:
     unscored = table(fresh(1, 4, score=False)).view()
-    zeros = np.zeros(3, int)
-    move = Move(zeros, zeros + 4, zeros + 6, zeros == 0, np.ones(3))
-    assert price_move(move, unscored, GRID, 1) == Cost(1 + 3 * 2, 3, 3)
+    plan = resolve(advance(unscored, [0, 0, 0], 6), unscored, GRID, 1)
+    assert plan.rows.kind.tolist() == [Kind.CONTINUE, Kind.BRANCH, Kind.BRANCH]
+    assert plan.costs["nfe"].tolist() == [1 + 2, 2, 2]  # the first pays what they share
+    assert plan.cost == Cost(1 + 3 * 2, 3, 3)
+    assert plan.head(2).cost == Cost(1 + 2 * 2, 2, 2)
 
 
 def test_renoising_pays_from_where_it_starts() -> None:
     scored = table(fresh(1, 10)).view()
-    move = Move(np.array([0]), np.array([6]), np.array([10]), np.array([True]), np.ones(1))
-    assert price_move(move, scored, GRID, 1) == Cost(4, 1, 1)
+    assert price(renoise([0], 6, 10), scored) == Cost(4, 1, 1)
 
 
 def test_ledger_with_reserve_and_parent() -> None:

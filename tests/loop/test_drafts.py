@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.grid import Task
-from ttsnap.core.rows import draft_points
+from ttsnap.core.looks import Rollout
 from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.kernels import Ode
@@ -43,7 +43,7 @@ def make(steps: int = 12, batch: int = 4) -> LiveEngine:
     (0, 3, [4, 8]), (0, 1, []), (2, 2, [7]), (10, 5, [11]), (11, 4, []), (12, 4, []), (0, 12, list(range(1, 12))),
 ])  # fmt: skip
 def test_points_are_spread_over_what_is_left(stop: int, draft: int, points: list[int]) -> None:
-    assert draft_points(stop, 12, draft) == points
+    assert Rollout(draft).points(stop, 12) == points
 
 
 def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
@@ -52,7 +52,7 @@ def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
     denoiser = make().denoiser
     x, cond = denoiser.init_latents([seeded(i) for i in range(5)]), torch.zeros(5, dtype=torch.long)
     ode = Ode(denoiser.path, denoiser.times)
-    points = [0, 1, 2, *draft_points(2, 12, 3)]
+    points = [0, 1, 2, *Rollout(3).points(2, 12)]
     for k, to in zip(points, [*points[1:], 12], strict=True):
         at = torch.full((5,), k)
         x = ode.jump(x, denoiser.predict(x, at, cond), at, torch.full((5,), to))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ttsnap.reward_models.staged import Staged
 
 from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
-from ttsnap.core.moves import Move, advance, branch, fresh, perturb
+from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoise
+from ttsnap.core.needs import NOTHING, Need, Needs
 from ttsnap.core.price import Price, Rates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
@@ -42,7 +43,7 @@ class Wild:
     n: int | None = 6
     moves: int = 6
     seed: int = 0
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Any) -> tuple[int, int]:
@@ -62,7 +63,7 @@ class Wild:
         stop = np.array([rng.integers(a, steps + 1) for a in at])
         drop = np.setdiff1d(alive[rng.random(len(alive)) < 0.2], rows)
         score = rng.random(len(rows)) < 0.6
-        return Move(rows, at, stop, score, np.ones(len(rows)), drop=drop), (steps, left - 1)
+        return advance(particles, rows, stop, score=score, drop=drop), (steps, left - 1)
 
 
 algorithms = st.one_of(
@@ -97,7 +98,7 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
     engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int
 ) -> None:
     rewards = [Brightness("one", nan, broken), Brightness("two")]
-    kernel = "sde" if algorithm.branches else "pipeline"
+    kernel = "sde" if Need.BRANCH in algorithm.needs else "pipeline"
     live = with_kernel(engine(rewards=rewards, batch_size=batch), kernel)
     try:
         results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared)
@@ -140,7 +141,7 @@ def test_a_twin_left_behind_pays_for_itself(engine: Any) -> None:
 @given(algorithm=algorithms, batch=st.integers(1, 11), order=st.permutations(PROMPTS), nfe=st.integers(8, 90))
 def test_batching_changes_nothing(engine: Any, algorithm: Any, batch: int, order: list[str], nfe: int) -> None:
     # By prompt, whatever the batch size, the order of the prompts and the company they keep.
-    kernel = "sde" if algorithm.branches else "pipeline"
+    kernel = "sde" if Need.BRANCH in algorithm.needs else "pipeline"
 
     def run(prompts: list[str], batch_size: int) -> dict[str, Any]:
         live = engine(batch_size=batch_size)
@@ -191,7 +192,7 @@ def test_children_share_their_parents_evaluation(engine: Any) -> None:
     @dataclasses.dataclass(frozen=True)
     class Twins:
         n: int = 1
-        branches: ClassVar[bool] = True
+        needs: ClassVar[Needs] = frozenset({Need.BRANCH})
         lockstep: ClassVar[bool] = False
 
         def init(self, task: Any) -> int:
@@ -201,8 +202,7 @@ def test_children_share_their_parents_evaluation(engine: Any) -> None:
             if state == 0:
                 return fresh(1, 3, score=False), 1
             if state == 1:
-                zeros = np.zeros(4, int)
-                return Move(zeros, zeros + 3, zeros + 8, zeros == 0, np.ones(4)), 2
+                return advance(particles, [0] * 4, 8), 2
             return None, state
 
     live = with_kernel(engine(), "sde")
@@ -218,7 +218,7 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
     @dataclasses.dataclass(frozen=True)
     class Spender:
         n: int = 50
-        branches: ClassVar[bool] = False
+        needs: ClassVar[Needs] = NOTHING
         lockstep: ClassVar[bool] = False
 
         def init(self, task: Any) -> int:
@@ -271,7 +271,7 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
         """A prompt is content with one image unless it is a dark one; what it leaves, the others may use."""
 
         n: int = 1
-        branches: ClassVar[bool] = False
+        needs: ClassVar[Needs] = NOTHING
         lockstep: ClassVar[bool] = False
 
         def init(self, task: Any) -> None:
@@ -412,7 +412,7 @@ def test_stop_keeps_what_is_finished_and_refunds_the_rest(engine: Any) -> None:
 @relaxed
 @given(algorithm=algorithms, after=st.integers(0, 25), batch=st.integers(1, 6), prompts=st.integers(1, 3))
 def test_stopping_anywhere_keeps_the_books(engine: Any, algorithm: Any, after: int, batch: int, prompts: int) -> None:
-    live = with_kernel(engine(batch_size=batch), "sde" if algorithm.branches else "pipeline")
+    live = with_kernel(engine(batch_size=batch), "sde" if Need.BRANCH in algorithm.needs else "pipeline")
     ticks: list[int] = []
     results = search(
         PROMPTS[:prompts],
@@ -495,7 +495,7 @@ def test_illegal_moves_are_caught(engine: Any) -> None:
     @dataclasses.dataclass(frozen=True)
     class Back:
         n: int = 1
-        branches: ClassVar[bool] = False
+        needs: ClassVar[Needs] = NOTHING
         lockstep: ClassVar[bool] = False
 
         def init(self, task: Any) -> int:
@@ -504,7 +504,7 @@ def test_illegal_moves_are_caught(engine: Any) -> None:
         def step(self, state: int, particles: Any, rng: Any) -> Any:
             return (fresh(1, 4), 1) if state == 0 else (advance(particles, [0], 2), 2)
 
-    with pytest.raises(ValueError, match="Back: rows must go"):
+    with pytest.raises(ValueError, match="Back: rows must go from start to stop"):
         search(["a"], Back(), engine())
 
 
@@ -514,9 +514,7 @@ class Scripted:
 
     moves: tuple[Any, ...]
     n: int = 1
-    branches: ClassVar[bool] = False
-    renoises: ClassVar[bool] = True
-    mixes: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.RENOISE, Need.MIX})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Any) -> int:
@@ -526,20 +524,26 @@ class Scripted:
         return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)
 
 
-def alter(move: Move, **changes: Any) -> Move:
-    return dataclasses.replace(move, **changes)
+def alter(move: Move, **columns: Any) -> Move:
+    return dataclasses.replace(move, rows=move.rows._replace(**columns))
 
 
 @pytest.mark.parametrize(("move", "message"), [
-    (lambda p: perturb([0], NAN, 8), r"mix must be in \[0, 1\], got \[nan\]"),
-    (lambda p: alter(fresh(1, 8), value=NAN), r"the value of a move is nan"),
-    (lambda p: alter(fresh(2, 8), mix=np.zeros(1)), r"mix must hold one number for each of the 2 rows"),
+    (lambda p: perturb([0], NAN, 8), r"share must be in \[0, 1\], got \[nan\]"),
+    (lambda p: dataclasses.replace(fresh(1, 8), value=NAN), r"the value of a move is nan"),
+    (lambda p: alter(fresh(2, 8), share=np.zeros(1)), r"share must hold one number for each of the 2 rows"),
     (lambda p: alter(fresh(1, 8), stop=np.array([7.5])), r"stop must hold one whole number .* got float64"),
-    (lambda p: alter(fresh(1, 8), near=np.array([False])), r"near must hold one whole number"),
+    (lambda p: alter(fresh(1, 8), kind=np.array([False])), r"kind must hold one whole number"),
+    (lambda p: alter(fresh(1, 8), kind=np.array([Kind.BRANCH])), r"parents \[-1\] outside 0..1"),
+    (lambda p: alter(advance(p, [0], 8), kind=np.array([Kind.BRANCH])), r"no row can be of kind 2; kinds to ask for"),
+    (lambda p: alter(advance(p, [0], 8), start=np.array([2])), r"goes on from the step where it is, got parents \[0\]"),
+    (lambda p: alter(fresh(1, 8), start=np.array([1])), r"fresh seeds start at step 0"),
+    (lambda p: renoise([0], 3, 8), r"starts after step 0 and before the parent's step"),
+    (lambda p: ascend([0], 0.5, 8), r"rows that ascend start at step 0, from finished parents"),
     (lambda p: advance(p, [0], 8, drop=[2]), r"drop must list uids in 0..1, got \[2\]"),
     (lambda p: advance(p, [0], 8, drop=[-1]), r"drop must list uids in 0..1, got \[-1\]"),
     (lambda p: advance(p, [0], 8, drop=[0]), r"drops particles \[0\], from which its own rows go on"),
-    (lambda p: alter(fresh(1, 8), reject=np.array([5])), r"reject must list uids in 0..1, got \[5\]"),
+    (lambda p: dataclasses.replace(fresh(1, 8), reject=np.array([5])), r"reject must list uids in 0..1, got \[5\]"),
 ])  # fmt: skip
 def test_moves_that_mean_nothing_are_refused(engine: Any, move: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -611,7 +615,7 @@ def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> Non
     there: dict[str, list[torch.Tensor]] = {}
     for name, moves in {
         "forward": (lambda p: fresh(600, 2),),
-        "back": (lambda p: fresh(600, 6, score=False), lambda p: branch(np.arange(600), 2, 2)),
+        "back": (lambda p: fresh(600, 6, score=False), lambda p: renoise(np.arange(600), 2, 2)),
     }.items():
         live = engine(steps=8, batch_size=600, keep=("latents",))
         seen: list[torch.Tensor] = []
@@ -638,16 +642,15 @@ def test_renoising_needs_a_path(engine: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "move"), [
-    ("branches", lambda p: branch([0, 0], 3, 8)),
-    ("renoises", lambda p: branch([0], 1, 8)),
-    ("mixes", lambda p: perturb([0], 0.5, 8)),
+    ("BRANCH", lambda p: advance(p, [0, 0], 8)),
+    ("RENOISE", lambda p: renoise([0], 1, 8)),
+    ("MIX", lambda p: perturb([0], 0.5, 8)),
 ])  # fmt: skip
 def test_moves_that_an_algorithm_did_not_declare_are_refused(engine: Any, name: str, move: Any) -> None:
     class Plain(Scripted):
-        renoises: ClassVar[bool] = False
-        mixes: ClassVar[bool] = False
+        needs: ClassVar[Needs] = NOTHING
 
-    with pytest.raises(ValueError, match=f"{name} = False"):
+    with pytest.raises(ValueError, match=f"does not declare Need.{name}"):
         search(["a"], Plain((lambda p: fresh(1, 3), move)), engine())
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +16,8 @@ from ttsnap.pipelines.schedule import SUPPORTED, make_schedule
 from ttsnap.pipelines.scheduler_kernel import _step
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.core.moves import Move, fresh
+from ttsnap.core.moves import advance, fresh
+from ttsnap.core.needs import Need, Needs
 from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.interpolants import rows
@@ -181,7 +181,7 @@ class Twins:
     """One candidate to step 2, four children of it to the end."""
 
     n: int = 1
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Any) -> int:
@@ -190,8 +190,7 @@ class Twins:
     def step(self, state: int, particles: Any, rng: Any) -> Any:
         if state == 0:
             return fresh(1, 2, score=False), 1
-        zeros = np.zeros(4, int)
-        return (Move(zeros, zeros + 2, zeros + 5, zeros == 0, np.ones(4)), 2) if state == 1 else (None, state)
+        return (advance(particles, [0] * 4, 5), 2) if state == 1 else (None, state)
 
 
 class NoisySolved(Solved):
@@ -211,7 +210,7 @@ def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> Non
     for batch in (1, 3, 8):
         denoiser = NoisySolved(name, 5)
         engine = LiveEngine(denoiser, [bright()], batch_size=batch)
-        assert engine.stochastic
+        assert Need.BRANCH in engine.offers
         (result,) = search(["a"], Twins(), engine, seed=3, keep=4)
         found.append({c.uid: c.reward for c in result.images})
         assert denoiser.calls == result.spent["nfe"] == 2 + 1 + 4 * 2

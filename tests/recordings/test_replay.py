@@ -13,7 +13,10 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Move, fresh
+from ttsnap.core.moves import Kind, fresh
+from ttsnap.core.plans import resolve
+from ttsnap.core.table import ParticleTable
+from ttsnap.core.utility import mean
 from ttsnap.recordings.replay import Recording, ReplayEngine
 
 PROMPTS = ["a", "b", "c"]
@@ -82,11 +85,12 @@ def test_unpaid_columns_are_hidden() -> None:
     engine = ReplayEngine(recording)
     with pytest.raises(ValueError, match="not been paid for"):
         engine.scores(0, np.array([1]), np.array([2]))
-    engine.submit(0, np.array([0]), np.array([1]), fresh(1, 1))
+    none = ParticleTable(2, 1, mean).view()
+    plan = resolve(fresh(1, 1), none, engine.grid, 1, seed=1)
+    engine.submit(0, plan)
     assert engine.scores(0, np.array([1]), np.array([1])) == 4
     with pytest.raises(ValueError, match="not been paid for"):
         engine.scores(0, np.array([1]), np.array([2]))
-    again = Move(np.array([0, 0]), np.array([1, 1]), np.array([2, 2]), np.array([True, True]), np.ones(2))
     assert search(["a"], BestOfN(2), engine)[0].best.seed == 1
     with pytest.raises(ValueError, match="renoised or branched"):
-        engine.submit(0, np.array([0, 4]), np.array([1, 1]), dataclasses.replace(again, start=np.array([0, 0])))
+        engine.submit(0, dataclasses.replace(plan, rows=plan.rows._replace(kind=np.array([Kind.RENOISE]))))

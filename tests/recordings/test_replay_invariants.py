@@ -14,6 +14,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
+from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -31,12 +32,12 @@ class Spy(ReplayEngine):
         self.evaluations = np.zeros(recording.scores.shape[:2], int)
         self.looks = np.zeros(recording.scores.shape[:2], int)
 
-    def submit(self, job: int, uids: Any, seeds: Any, move: Any) -> None:
-        rows, steps = seeds - self.recording.first_seed, self.grid.steps
-        reached = np.minimum(move.stop + move.score, steps)  # a look ahead is an evaluation more
+    def submit(self, job: int, plan: Plan) -> None:
+        rows, steps = plan.seed - self.recording.first_seed, self.grid.steps
+        reached = np.minimum(plan.rows.stop + plan.rows.score, steps)  # a look ahead is an evaluation more
         self.evaluations[job, rows] = np.maximum(self.evaluations[job, rows], reached)
-        self.looks[job, rows] += move.score
-        super().submit(job, uids, seeds, move)
+        self.looks[job, rows] += plan.rows.score
+        super().submit(job, plan)
 
     def scores(self, job: int, seeds: Any, steps: Any) -> Any:
         rows = seeds - self.recording.first_seed

@@ -224,7 +224,7 @@ class Forgets(SMC):
     """Takes the guided sampler for the plain one."""
 
     def step(self, s: Any, particles: Any, rng: Any) -> Any:
-        return super().step(s, replace(particles, log_ratio=None), rng)
+        return super().step(s, replace(particles, log_ratio=0 * particles.log_ratio), rng)
 
 
 def test_weights_without_the_ratio_are_found_out() -> None:
@@ -363,7 +363,7 @@ def test_dry_runs_price_gradients(weights: Any) -> None:
     denoiser, rewards = gaussian(), [Counted(), FunctionReward(linear, "other")]
     engine = LiveEngine(denoiser, rewards, kernel=Sde(denoiser.path, denoiser.times),
                         guidance=Guidance(weights=weights))  # fmt: skip
-    dry = DryEngine(engine.grid, ("r", "other"), stochastic=True, price=engine.price)
+    dry = DryEngine(engine.grid, ("r", "other"), price=engine.price)
     (recorded,) = search([""], KeepAll(5), engine)
     replay = ReplayEngine(Recording.from_results([recorded], engine.grid, ("r", "other"), price=engine.price))
     asked = 2 if weights is None else 1

@@ -14,7 +14,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move, fresh
+from ttsnap.core.moves import Kind, Move, Rows, fresh
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -128,9 +128,10 @@ def test_pots_are_for_moves_of_one_row() -> None:
 def test_moves_that_cost_nothing_come_to_an_end() -> None:
     class Idle(BestOfN):
         def step(self, state: Any, particles: Any, rng: Any) -> Any:
-            return fresh(self.n or 1, 0, score=False) if not len(particles) else Move(
-                particles.seed * 0, particles.step, particles.step, particles.step < 0, np.ones(particles.seed.shape)
-            ), state
+            if not len(particles):
+                return fresh(self.n or 1, 0, score=False), state
+            seeds, at = particles.seed * 0, particles.step
+            return Move(Rows(seeds + Kind.CONTINUE, seeds, at, at, at < 0, np.ones(at.shape))), state
 
     with pytest.raises(RuntimeError, match=r"Idle made over 1000 moves in a row that cost nothing"):
         lockstep(Idle(2), lambda *a: np.zeros(1), 3, Task(GRID))

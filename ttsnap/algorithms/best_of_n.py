@@ -9,6 +9,7 @@ import numpy as np
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, fresh
+from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -20,7 +21,7 @@ class BestOfN:
     """
 
     n: int | None = None
-    branches: ClassVar[bool] = False
+    needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

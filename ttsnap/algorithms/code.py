@@ -13,21 +13,18 @@ import numpy as np
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, branch, fresh
+from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):
-    """`parents` made the children that are uids from `seen` on, or themselves; `at` is the step where those now are.
-
-    `stops` are the ends of the blocks to come.
-    """
+    """`parents` go on, one of each stream, from step `at`; `stops` are the ends of the blocks to come."""
 
     streams: int
     stops: tuple[int, ...]
     at: int = 0
     parents: tuple[int, ...] = ()
-    seen: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class CoDe:
     streams: int = 2
     block: int = 5
     temperature: float = 0.0
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -63,7 +60,7 @@ class CoDe:
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
         """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
-        return state._replace(parents=tuple(uids[: state.streams].tolist()), seen=len(particles))
+        return state._replace(parents=tuple(uids[: state.streams].tolist()))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
@@ -72,20 +69,17 @@ class CoDe:
             return None, state
         parents = state.parents or tuple(range(len(particles)))
         if state.at:
-            parents = tuple(u for u in (self._choose(p, state, particles, rng) for p in parents) if u >= 0)
+            streams = [particles.moved[i :: len(parents)] for i in range(len(parents))]
+            parents = tuple(self._choose(uids[uids >= 0], particles, rng) for uids in streams if uids[0] >= 0)
         stop, *later = state.stops
         n = 1 if state.at + 1 == stop == particles.scores.shape[1] - 1 else self.n or 1
         # By turns, so that a budget that runs out costs no stream all its children.
-        move = branch(np.tile(parents, n), state.at, stop, drop=np.setdiff1d(np.flatnonzero(particles.alive), parents))
-        return move, State(state.streams, tuple(later), stop, parents, len(particles))
+        drop = np.setdiff1d(np.flatnonzero(particles.alive), parents)
+        move = advance(particles, np.tile(parents, n), stop, drop=drop)
+        return move, State(state.streams, tuple(later), stop, parents)
 
-    def _choose(self, parent: int, state: State, particles: Particles, rng: np.random.Generator) -> int:
-        """Which child goes on; -1 where the budget afforded none."""
-        born = np.flatnonzero(particles.parent[state.seen :] == parent) + state.seen
-        children = np.array([parent, *born])
-        children = children[particles.step[children] == state.at]
-        if not len(children):
-            return -1
+    def _choose(self, children: IntArray, particles: Particles, rng: np.random.Generator) -> int:
+        """Which child of a stream goes on."""
         scores = particles.value(children)
         best = int(scores.argmax())
         if self.temperature == 0 or scores[best] == -np.inf:

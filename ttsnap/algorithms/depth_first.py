@@ -14,19 +14,18 @@ import numpy as np
 
 from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, advance, branch, fresh
+from ttsnap.core.moves import Move, advance, fresh, renoise
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):
-    """`checks`: steps, the last the end. `uid` was last sent to check `j` (-1: none yet). spent in evaluations."""
+    """`checks`: steps, the last the end. Its particle was last sent to check `j` (-1: none yet)."""
 
     task: Task
     checks: tuple[int, ...]
     tries: float
-    uid: int = -1
     j: int = -1
-    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class DepthFirst:
     thresholds: tuple[float, ...] | None = None
     quantile: float = 0.75
     tries: int | None = None
-    branches: ClassVar[bool] = False
-    renoises: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -81,46 +79,43 @@ class DepthFirst:
         task, j, end = state.task, state.j, state.task.grid.steps
         if j < 0:
             return self._start(state, particles, 0)
-        at, passes = state.checks[j], self._passes(state, particles)
+        at, uid = state.checks[j], int(particles.moved[0])
+        passes = self._passes(state, particles, uid)
         if passes and at < end:
-            return self._go(state, particles, state.uid, j + 1)
+            return self._go(state, particles, uid, j + 1)
         back = max(0, min(task.grid.step_at(min(1.0, task.grid.levels[at] + self.back + 1e-6)), at - 1))
-        if not passes and state.tries > 0 and self._affords(state, back):
+        if not passes and state.tries > 0 and self._affords(state, particles, back):
             move, state = self._start(state, particles, back)
             return move, state._replace(tries=state.tries - 1)
         if at == end:
-            more = self.thresholds is None and np.isfinite(task.allowance) and self._affords(state, 0)
+            more = self.thresholds is None and np.isfinite(task.allowance) and self._affords(state, particles, 0)
             return self._start(state, particles, 0) if more else (None, state)
         resting = np.flatnonzero(particles.alive & (particles.step == at) & (particles.scored == at))
         best = int(resting[np.argmax(particles.value(resting))])
         return self._go(state, particles, best, len(self.levels))
 
-    def _passes(self, state: State, particles: Particles) -> bool:
+    def _passes(self, state: State, particles: Particles, uid: int) -> bool:
         """Whether the particle's score is up to the threshold of its check."""
         seen = particles.scores[:, state.checks[state.j]]
         known = np.flatnonzero(~np.isnan(seen).any(axis=-1))
-        if state.uid not in known:
+        if uid not in known:
             return False
         values = np.asarray(particles.utility(seen[known]), float)
         least = np.quantile(values, self.quantile) if self.thresholds is None else self.thresholds[state.j]
-        return bool(values[known == state.uid][0] >= least)
+        return bool(values[known == uid][0] >= least)
 
-    def _affords(self, state: State, step: int) -> bool:
+    def _affords(self, state: State, particles: Particles, step: int) -> bool:
         """Whether a particle can be started at `step`, looked at at its first check, and finished."""
         task, end = state.task, state.task.grid.steps
         there = next(s for s in state.checks if s > step)
         cost = evaluations(task, step, there, paid=False)
         cost += evaluations(task, there, end, paid=True) if there < end else 0.0
-        return state.spent + cost <= task.allowance + 1e-9
+        return bool(cost <= particles.left + 1e-9)
 
     def _start(self, state: State, particles: Particles, step: int) -> tuple[Move, State]:
         """A new particle to the first check after `step`: the last one noised forward to it, or a fresh seed at 0."""
         j, to = next((j, s) for j, s in enumerate(state.checks) if s > step)
-        move = branch([state.uid], step, to) if step > 0 else fresh(1, to)
-        cost = evaluations(state.task, step, to, paid=False)
-        return move, state._replace(uid=len(particles), j=j, spent=state.spent + cost)
+        return (renoise(particles.moved, step, to) if step > 0 else fresh(1, to)), state._replace(j=j)
 
     def _go(self, state: State, particles: Particles, uid: int, j: int) -> tuple[Move, State]:
-        to = state.checks[j]
-        cost = evaluations(state.task, state.checks[state.j], to, paid=True)
-        return advance(particles, [uid], to), state._replace(uid=uid, j=j, spent=state.spent + cost)
+        return advance(particles, [uid], state.checks[j]), state._replace(j=j)

@@ -15,7 +15,8 @@ import numpy as np
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.moves import Kind, Move, Rows, advance, fresh
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -27,13 +28,13 @@ class Stream(NamedTuple):
 
 
 class State(NamedTuple):
-    """left: candidates that each stream may still try at this step. seen: particles before the last move, or -1."""
+    """left: candidates a stream may still try at this step. asked: whether the last move was a round of them."""
 
     steps: int
     paths: int
     streams: tuple[Stream, ...] = ()
     left: int = 0
-    seen: int = -1
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class EpsilonGreedy:
     eps: float = 0.4
     lam: float = 0.15
     streams: int = 1
-    branches: ClassVar[bool] = True
-    nears: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.NEAR})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -80,8 +80,9 @@ class EpsilonGreedy:
             return fresh(state.paths, 0), state
         if not state.streams:
             state = self.adopt(state, np.arange(len(particles)), particles)
-        stuck = state.seen == len(particles)  # the budget afforded no candidate
-        state = self._learn(state, particles)
+        tried = particles.moved[len(state.streams) :] if state.asked else np.empty(0, int)
+        stuck = state.asked and (tried < 0).all()  # the budget afforded no candidate
+        state = self._learn(state, tried, particles)
         here = np.array([s.at for s in state.streams])
         step = int(particles.step[here[0]])
         if step == state.steps:
@@ -93,16 +94,16 @@ class EpsilonGreedy:
             return advance(particles, best, state.steps, drop=drop), state._replace(streams=(Stream(int(best[0])),))
         tries = min(self.width, state.left)
         move = self._round(state.streams, step, tries, particles, rng)
-        return move, state._replace(left=state.left - tries, seen=len(particles))
+        return move, state._replace(left=state.left - tries, asked=True)
 
-    def _learn(self, state: State, particles: Particles) -> State:
-        """Take in the last round; after a step's last one, go on from its best candidates."""
-        if state.seen < 0:
+    def _learn(self, state: State, round_: IntArray, particles: Particles) -> State:
+        """Take in the last round (by turns of the streams); after a step's last one, go on from its best candidates."""
+        if not state.asked:
             return state
         streams = []
-        for at, top in state.streams:
-            born = np.flatnonzero(particles.parent[state.seen :] == at) + state.seen
-            tried = np.append(top, born) if top >= 0 else born
+        for i, (at, top) in enumerate(state.streams):
+            tried = np.append(top, round_[i :: len(state.streams)])
+            tried = tried[tried >= 0]
             streams.append(Stream(at, int(tried[particles.value(tried).argmax()]) if len(tried) else -1))
         if state.left:
             return state._replace(streams=tuple(streams))
@@ -118,13 +119,13 @@ class EpsilonGreedy:
         explores = (rng.random(len(pivot)) < self.eps) | (pivot < 0)
         share = 1 / np.sqrt(1 + rng.uniform(0, self.lam, len(pivot)) ** 2)
         parents, waits = np.tile(states, 1 + tries), np.arange(len(states) * (1 + tries)) < len(states)
-        start = np.full(len(parents), step)
-        return Move(
-            parents,
-            start,
-            np.where(waits, step, step + 1),
-            ~waits,
-            np.append(np.ones(len(states)), np.where(explores, 1.0, share)),
-            drop=np.setdiff1d(np.flatnonzero(particles.alive), [*states, *tops]),
-            near=np.append(np.full(len(states), -1), np.where(explores, -1, pivot)),
+        near = np.append(np.zeros(len(states), bool), ~explores)
+        rows = Rows(
+            kind=np.where(near, Kind.NEAR, Kind.CONTINUE),
+            parent=np.where(near, np.append(states, pivot), parents),
+            start=np.full(len(parents), step),
+            stop=np.where(waits, step, step + 1),
+            score=~waits,
+            share=np.append(np.ones(len(states)), np.where(explores, 1.0, share)),
         )
+        return Move(rows, drop=np.setdiff1d(np.flatnonzero(particles.alive), [*states, *tops]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -22,7 +23,7 @@ class KeepAll:
 
     n: int | None = None
     steps: tuple[int, ...] | None = None
-    branches: ClassVar[bool] = False
+    needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

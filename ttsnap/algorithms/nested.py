@@ -14,6 +14,7 @@ from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move
+from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm
 
@@ -39,7 +40,6 @@ class Nested:
     first: Algorithm = field(default_factory=TopNoises)
     second: Algorithm = field(default_factory=CoDe)
     n: int | None = None
-    branches: ClassVar[bool] = True
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -54,16 +54,8 @@ class Nested:
             object.__setattr__(self, name, value)
 
     @property
-    def renoises(self) -> bool:
-        return any(getattr(a, "renoises", False) for a in (self.first, self.second))
-
-    @property
-    def mixes(self) -> bool:
-        return any(getattr(a, "mixes", False) for a in (self.first, self.second))
-
-    @property
-    def nears(self) -> bool:
-        return any(getattr(a, "nears", False) for a in (self.first, self.second))
+    def needs(self) -> Needs:
+        return self.first.needs | self.second.needs
 
     def init(self, task: Task) -> State:
         self.second.init(task)  # complains now, not when the noises are paid
@@ -74,7 +66,7 @@ class Nested:
             move, inner = self.second.step(state.inner, particles, rng)
             return move, state._replace(inner=inner)
         move, inner = self.first.step(state.inner, particles, rng)
-        if move is not None and len(move) and not move.stop.any():
+        if move is not None and len(move) and not move.rows.stop.any():
             return move, state._replace(inner=inner)
         if not len(particles):
             raise ValueError(f"{name_of(self.first)} does not stop at step 0, where first is to score noises")

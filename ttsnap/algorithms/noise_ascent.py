@@ -16,7 +16,8 @@ import numpy as np
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, advance, climb, fresh
+from ttsnap.core.moves import Move, advance, ascend, fresh
+from ttsnap.core.needs import Gradient, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -56,8 +57,6 @@ class NoiseAscent:
     weights: tuple[float, ...] | None = None
     least: float = 0.02
     n: ClassVar[int] = 1
-    branches: ClassVar[bool] = False
-    mixes: ClassVar[bool] = True
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -73,6 +72,10 @@ class NoiseAscent:
         if self.held_out is not None and (self.held_out >= len(self.weights or ()) or self.weights[self.held_out]):  # type: ignore[index]
             raise ValueError(f"the held-out reward {self.held_out} must have weight 0, got {self.weights}")
 
+    @property
+    def needs(self) -> Needs:
+        return frozenset({Gradient(self.ascends, self.weights)})
+
     def init(self, task: Task) -> State:
         if self.rounds is None and not np.isfinite(task.allowance):
             raise ValueError("noise-ascent goes on until the budget is used up: give rounds, or a budget in "
@@ -84,11 +87,13 @@ class NoiseAscent:
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
-        if s.pivot < 0 or not s.asked:
+        if not s.asked:
             return self._start(s, particles)
         drop = reject = np.empty(0, int)
-        if s.asked == "step":
-            new = len(particles) - 1
+        new = int(particles.moved[0])
+        if s.asked == "start":
+            s = s._replace(pivot=new)
+        else:
             worse = self._disliked(new, s.pivot, particles)
             better = not worse and particles.value([new])[0] > particles.value([s.pivot])[0]
             drop, reject = np.array([s.pivot if better else new]), np.array([new] if worse else [], int)
@@ -104,15 +109,15 @@ class NoiseAscent:
         if s.angle < self.least and self.rounds is None:
             move, s = self._start(s._replace(angle=self.angle), particles)
         else:
-            move, s = climb([s.pivot], math.cos(s.angle), s.end), s._replace(asked="step")
+            move, s = ascend([s.pivot], math.cos(s.angle), s.end), s._replace(asked="step")
         return dataclasses.replace(move, drop=drop, reject=reject), s
 
     def _start(self, s: State, particles: Particles) -> tuple[Move, State]:
         if not s.given:
-            return fresh(1, s.end), s._replace(asked="start", pivot=len(particles), strikes=0)
+            return fresh(1, s.end), s._replace(asked="start", strikes=0)
         pivot, s = s.given[0], s._replace(asked="start", pivot=s.given[0], given=s.given[1:], strikes=0)
         if particles.finished[pivot]:
-            return climb([pivot], math.cos(s.angle), s.end), s._replace(asked="step")
+            return ascend([pivot], math.cos(s.angle), s.end), s._replace(asked="step")
         return advance(particles, [pivot], s.end), s
 
     def _disliked(self, new: int, old: int, particles: Particles) -> bool:

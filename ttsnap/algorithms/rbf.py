@@ -16,6 +16,7 @@ from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -29,14 +30,12 @@ class Stream(NamedTuple):
 
 
 class State(NamedTuple):
-    """base: a step's quota. spent: in evaluations. seen: particles before the last move. asked: whether it was to bring
-    candidates. bars: scores to pass at each step, for algorithms that fix them."""
+    """base: a step's quota. asked: whether the last move was to bring candidates. bars: scores to pass at each step,
+    for algorithms that fix them."""
 
     task: Task
     streams: tuple[Stream, ...] = ()
     base: int = 0
-    spent: float = 0.0
-    seen: int = 0
     bars: tuple[float, ...] = ()
     asked: bool = False
     done: bool = False
@@ -57,7 +56,7 @@ class RBF:
     streams: int = 2
     initial: int = 25
     finish: str = "best"
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
     exhaustive: ClassVar[bool] = True  # the last step before the image takes all that is left
 
@@ -78,13 +77,11 @@ class RBF:
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
         """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
-        task, grid, at = state.task, state.task.grid, uids[: self.streams]
-        looks = ~np.isnan(particles.scores).all(-1) | (np.arange(grid.steps + 1) == particles.scored[:, None])
-        prices = np.array([task.checking] * grid.steps + [task.score_cost])
-        spent = float((grid.calls[particles.step] + particles.cached).sum() + (looks * prices).sum())
-        base = max(0, int((task.allowance - spent) / (len(at) * (grid.nfe + grid.steps * task.checking)) + 1e-9))
+        task, at = state.task, uids[: self.streams]
+        each = task.grid.nfe + task.grid.steps * task.checking
+        base = max(0, int(particles.left / (len(at) * each) + 1e-9))
         streams = tuple(Stream(u, v, base) for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True))
-        return state._replace(streams=streams, base=base, spent=spent, seen=len(particles))
+        return state._replace(streams=streams, base=base)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         task, now = state.task, len(particles)
@@ -96,8 +93,9 @@ class RBF:
         if not state.streams:  # noises by turns, so that a cut leaves no stream without
             noises = [np.arange(i, now, self.streams) for i in range(min(self.streams, now))]
             state = self.adopt(state, np.array([u[particles.value(u).argmax()] for u in noises]), particles)
-        stuck = state.asked and now == state.seen  # some other cap than the allowance is reached
-        state = self._learn(state, particles)
+        children = particles.moved[1::2] if state.asked else np.empty(0, int)
+        stuck = state.asked and (children < 0).all()  # some other cap than the allowance is reached
+        state = self._learn(state, children[children >= 0], particles)
         finalists = self._finalists(state, particles)
         parents = [] if stuck else self._affordable(state, finalists, particles)
         if not parents:
@@ -107,16 +105,15 @@ class RBF:
         # A particle that waits beside its child keeps its state, and its evaluation, for the next candidate.
         rows, child = np.repeat(parents, 2), np.tile([False, True], len(parents))
         needed = [*finalists, *(u for s in state.streams for u in (s.at, s.top))]
-        start, drop = particles.step[rows], np.setdiff1d(np.flatnonzero(particles.alive), needed)
-        move = Move(rows, start, start + child, child, np.ones(len(rows)), drop=drop)
-        return move, state._replace(seen=now, asked=True)
+        drop = np.setdiff1d(np.flatnonzero(particles.alive), needed)
+        move = advance(particles, rows, particles.step[rows] + child, score=child, drop=drop)
+        return move, state._replace(asked=True)
 
-    def _learn(self, state: State, particles: Particles) -> State:
+    def _learn(self, state: State, candidates: IntArray, particles: Particles) -> State:
         """Take in the last move's candidates, as far as they were carried out."""
-        new = {int(particles.parent[u]): u for u in range(state.seen, len(particles))}
+        new = {int(particles.parent[u]): u for u in candidates.tolist()}
         streams = tuple(self._judge(s, new[s.at], state, particles) if s.at in new else s for s in state.streams)
-        spent = sum(evaluations(state.task, k - 1, k, paid=True) for k in particles.step[list(new.values())].tolist())
-        return state._replace(streams=streams, spent=state.spent + spent)
+        return state._replace(streams=streams)
 
     def _judge(self, s: Stream, uid: int, state: State, particles: Particles) -> Stream:
         score, step = float(particles.value([uid])[0]), int(particles.step[uid])
@@ -146,7 +143,7 @@ class RBF:
             ends = particles.step[open_] + 1
             cost = sum(evaluations(task, k - 1, k, paid=True) for k in ends)
             held = sorted(evaluations(task, k, end, paid=True) for k in (*particles.step[finalists], *ends))
-            if cost + sum(held[-task.keep :]) <= task.allowance - state.spent + 1e-9:
+            if cost + sum(held[-task.keep :]) <= particles.left + 1e-9:
                 break
             open_.pop()
         return open_

@@ -12,6 +12,7 @@ from ttsnap.algorithms.noise_ascent import NoiseAscent
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move
+from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm
 
@@ -50,16 +51,9 @@ class Refined:
         for name, value in {"first": first, "second": second, "n": first.n}.items():
             object.__setattr__(self, name, value)
 
-    branches = property(lambda self: self.first.branches)
-    renoises = property(lambda self: self._either("renoises"))
-    mixes = property(lambda self: self._either("mixes"))
-    nears = property(lambda self: self._either("nears"))
-    draft = property(lambda self: getattr(self.first, "draft", 1))
-    ascends = property(lambda self: getattr(self.second, "ascends", None))
-    weights = property(lambda self: getattr(self.second, "weights", None))
-
-    def _either(self, name: str) -> bool:
-        return any(getattr(a, name, False) for a in (self.first, self.second))
+    @property
+    def needs(self) -> Needs:
+        return self.first.needs | self.second.needs
 
     def init(self, task: Task) -> State:
         self.second.init(task)  # complains now, not when the search is paid

@@ -13,7 +13,8 @@ import numpy as np
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move, advance, branch, fresh
+from ttsnap.core.moves import Move, advance, fresh, renoise
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 _EPS = 1e-6
@@ -21,15 +22,11 @@ _EPS = 1e-6
 
 
 class State(NamedTuple):
-    """The last move's rows went to step `at` (0: none yet); those carried out are uids from `born` on, or of `given`.
-
-    `kept` were its parents.
-    """
+    """The last move went to step `at` (0: none yet), and `kept` were its parents. given: particles to start from."""
 
     grid: Grid
     streams: int
     at: int = 0
-    born: int = 0
     given: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
 
@@ -52,8 +49,7 @@ class SearchOverPaths:
     start: float = 0.8
     back: float = 0.1
     ahead: float = 0.3
-    branches: ClassVar[bool] = False
-    renoises: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -78,11 +74,10 @@ class SearchOverPaths:
             # All streams go on, so there is nothing to score for.
             move = advance(particles, state.given, first, score=False) if state.given else (
                 fresh(state.streams, first, score=False))  # fmt: skip
-            return move, state._replace(at=first, born=len(particles))
+            return move, state._replace(at=first)
         if at == end:
             return None, state
-        uids = np.array(state.given or range(state.born, len(particles)), int)
-        uids = uids[particles.step[uids] == at]
+        uids = particles.moved[particles.moved >= 0]
         ranked = uids[np.argsort(-particles.value(uids), kind="stable")]
         kept = ranked[: state.streams]
         level = grid.levels[at]
@@ -91,5 +86,5 @@ class SearchOverPaths:
         # In turn, so that a budget that does not last for all leaves each stream some.
         parents = np.tile(kept, self.n or 1)
         gone = np.concatenate([ranked[state.streams :], np.array(state.kept, int)])
-        move = branch(parents, start, stop, drop=gone)
-        return move, State(grid, state.streams, stop, len(particles), kept=tuple(kept.tolist()))
+        move = renoise(parents, start, stop, drop=gone)
+        return move, State(grid, state.streams, stop, kept=tuple(kept.tolist()))

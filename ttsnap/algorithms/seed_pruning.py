@@ -8,14 +8,16 @@ TTSnap.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import look_of
 from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 
 
@@ -34,7 +36,7 @@ class SeedPruning:
     keep: share kept at each check, in (0, 1].
     levels: noise levels of the checks, in (0, 1] (1: pure noise), falling, the same for any number of steps.
     steps: the checks as grid steps, rising, in place of levels.
-    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Move.draft).
+    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Rollout).
 
     The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
     model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.
@@ -45,7 +47,6 @@ class SeedPruning:
     levels: tuple[float, ...] = (0.6,)
     steps: tuple[int, ...] | None = None
     draft: int = 1
-    branches: ClassVar[bool] = False
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -67,6 +68,10 @@ class SeedPruning:
         if not all(a < b if self.steps is not None else a > b for a, b in pairwise(checks)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
 
+    @property
+    def needs(self) -> Needs:
+        return look_of(self.draft).needs
+
     def init(self, task: Task) -> State:
         """The checks to come; those that fall on one step of a coarse grid are merged."""
         grid = task.grid
@@ -85,8 +90,7 @@ class SeedPruning:
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
-            move = fresh(self.n or 1, state.checks[0][0])
-            return (move if self.draft == 1 else replace(move, draft=np.full(len(move), self.draft))), state
+            return fresh(self.n or 1, state.checks[0][0], look=look_of(self.draft)), state
         (_, share), *ahead = state.checks
         if not ahead:
             return None, state

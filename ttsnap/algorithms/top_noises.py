@@ -12,6 +12,7 @@ import numpy as np
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -31,7 +32,7 @@ class TopNoises:
 
     n: int = 32
     keep: int = 2
-    branches: ClassVar[bool] = False
+    needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

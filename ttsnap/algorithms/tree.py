@@ -16,7 +16,8 @@ import numpy as np
 from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move
+from ttsnap.core.moves import Kind, Move, Rows
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 
@@ -25,7 +26,7 @@ class State(NamedTuple):
 
     block: grid steps between a node and its children. nodes: size of the tree at the last move, -1 before the first.
     born: its own particles have uids from here on; earlier ones belong to whoever handed over to it. given: uids of the
-    roots that it adopted from there. before: evaluations that were spent before it adopted them.
+    roots that it adopted from there.
     """
 
     task: Task
@@ -33,18 +34,16 @@ class State(NamedTuple):
     nodes: int = -1
     born: int = 0
     given: tuple[int, ...] = ()
-    before: float = 0.0
 
 
 class Tree(NamedTuple):
-    """uids (n,) of nodes, and by uid (N,): value, children, root, expansions of the root's tree. spent: in all."""
+    """uids (n,) of nodes, and by uid (N,): value, children, root, expansions of the root's tree."""
 
     uids: IntArray
     value: FloatArray
     children: IntArray
     root: IntArray
     tree: IntArray
-    spent: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class BestFirst:
     temperature: float = 1.0
     bonus: float = 1.0
     reseed: bool = True
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -82,9 +81,7 @@ class BestFirst:
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
         """Take these living particles at step 0, best first, for roots in place of fresh seeds."""
-        checks = state.task.checking * int((particles.scored >= 0).sum())
-        before = checks + int(state.task.grid.calls[particles.step].sum() + particles.cached.sum())
-        return state._replace(given=tuple(np.asarray(uids, int).tolist()), born=len(particles), before=before)
+        return state._replace(given=tuple(np.asarray(uids, int).tolist()), born=len(particles))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         tree = self._grow(state, particles)
@@ -92,7 +89,7 @@ class BestFirst:
             return None, state  # nothing could be paid for: another cap than the one that the allowance is of
         end, allowance = state.task.grid.steps, state.task.allowance
         waiting = [uid for uid in state.given if uid not in tree.uids]
-        left, seen, rows = allowance - tree.spent, set[int](), list[tuple[int, int, int, bool]]()
+        left, seen, rows = float(particles.left), set[int](), list[tuple[int, int, int, int, bool]]()
         found = tree.uids[np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)].tolist()
         for _ in range(self.width if len(tree.uids) else self.n):
             # Steps before the last draw noise; a second child over the last one alone would be a copy.
@@ -108,18 +105,19 @@ class BestFirst:
             uid, at, stop = options[np.argmax(worth + heat * rng.gumbel(size=len(worth)))]
             left -= evaluations(state.task, at, stop)
             if uid < 0:
-                rows.append((waiting.pop(0) if waiting else -1, 0, stop, True))
+                root = (Kind.CONTINUE, waiting.pop(0)) if waiting else (Kind.FRESH, -1)
+                rows.append((*root, 0, stop, True))
                 continue
             # A parent's first row continues it: one that stays where it is keeps the node.
-            rows += [(uid, at, at, False)] if uid not in seen else []
-            rows.append((uid, at, stop, True))
+            rows += [(Kind.CONTINUE, uid, at, at, False)] if uid not in seen else []
+            rows.append((Kind.CONTINUE, uid, at, stop, True))
             seen.add(uid)
             tree.children[uid] += 1
             tree.tree[tree.root[uid]] += 1
         if not rows:
             return None, state
-        parent, start, to, score = (np.array(column) for column in zip(*rows, strict=True))
-        return Move(parent, start, to, score, np.ones(len(rows))), state._replace(nodes=len(tree.uids))
+        kind, parent, start, to, score = (np.array(column) for column in zip(*rows, strict=True))
+        return Move(Rows(kind, parent, start, to, score, np.ones(len(rows)))), state._replace(nodes=len(tree.uids))
 
     def _worth(self, tree: Tree, uid: int) -> float:
         if uid < 0:
@@ -157,6 +155,4 @@ class BestFirst:
             if len(at):
                 spread = score.std() or 1.0
                 value[at] = (score - score.mean()) / spread + np.where(up[at] < 0, 0.0, value[up[at]]).mean()
-        edges = [(int(step[up[u]]) if up[u] >= 0 else 0, int(step[u])) for u in uids]
-        spent = state.before + sum(evaluations(state.task, start, stop) for start, stop in edges)
-        return Tree(uids, value, children, root, tree, spent)
+        return Tree(uids, value, children, root, tree)

@@ -16,13 +16,14 @@ import numpy as np
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, perturb
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):
     """`asked`: what the last move was: nothing, a "pivot", neighbours up to the "check", or to the "end".
 
-    `check`, `end`: steps. left: rounds. The last neighbours are uids from `born` on; `given`: seeds to restart from.
+    `check`, `end`: steps. left: rounds. given: particles to restart from.
     """
 
     check: int
@@ -30,7 +31,6 @@ class State(NamedTuple):
     left: float
     asked: str = ""
     pivot: int = -1
-    born: int = 0
     given: tuple[int, ...] = ()
 
 
@@ -52,8 +52,7 @@ class ZeroOrder:
     restart: float = 1.0
     check: float | None = None
     keep: float = 0.5
-    branches: ClassVar[bool] = False
-    mixes: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -80,7 +79,8 @@ class ZeroOrder:
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not state.asked:
             return self._begin(state, particles)
-        new, pivot = np.arange(state.born, len(particles)), state.pivot
+        new = np.sort(particles.moved[particles.moved >= 0])
+        pivot = int(new[0]) if state.asked == "pivot" else state.pivot
         if state.asked == "check":
             ranked = new[np.argsort(-particles.value(new), kind="stable")]
             kept = max(1, math.floor(self.keep * len(new) + 0.5))
@@ -89,7 +89,7 @@ class ZeroOrder:
         lost = np.empty(0, int)
         if state.asked == "end":
             state = state._replace(left=state.left - 1)
-            rivals = np.append(pivot, new[particles.alive[new] & (particles.step[new] == state.end)])
+            rivals = np.append(pivot, new)
             best = int(rivals[np.argmax(particles.value(rivals))])
             lost = rivals[rivals != best]
             if best == pivot and state.left > 0 and rng.random() < self.restart:
@@ -97,19 +97,21 @@ class ZeroOrder:
             pivot = best
         if state.left <= 0:
             return None, state
-        move = dataclasses.replace(perturb(np.full(self.n, pivot), self.mix, state.check), drop=lost)
+        return self._round(state, pivot, lost)
+
+    def _round(self, state: State, pivot: int, drop: IntArray) -> tuple[Move, State]:
+        """Neighbours of a pivot, up to the check."""
         asked = "end" if state.check == state.end else "check"
-        return move, state._replace(asked=asked, pivot=pivot, born=len(particles))
+        move = perturb(np.full(self.n, pivot), self.mix, state.check, drop=drop)
+        return move, state._replace(asked=asked, pivot=pivot)
 
     def _begin(self, state: State, particles: Particles, drop: IntArray | None = None) -> tuple[Move, State]:
         """A pivot that is no one's neighbour. Finished images stay when their particles are given up."""
         gone = np.empty(0, int) if drop is None else drop
         if state.given:
             pivot, given = state.given[0], state.given[1:]
-            asked = state._replace(asked="pivot", pivot=pivot, given=given)
-            if not particles.finished[pivot]:
-                return advance(particles, [pivot], state.end, drop=gone), asked
-            move = dataclasses.replace(perturb(np.full(self.n, pivot), self.mix, state.check), drop=gone)
-            return move, asked._replace(asked="end" if state.check == state.end else "check", born=len(particles))
-        move = dataclasses.replace(fresh(1, state.end), drop=gone)
-        return move, state._replace(asked="pivot", pivot=len(particles))
+            state = state._replace(given=given)
+            if particles.finished[pivot]:
+                return self._round(state, pivot, gone)
+            return advance(particles, [pivot], state.end, drop=gone), state._replace(asked="pivot")
+        return dataclasses.replace(fresh(1, state.end), drop=gone), state._replace(asked="pivot")

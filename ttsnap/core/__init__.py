@@ -6,10 +6,14 @@ It imports numpy and nothing else of ttsnap.
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move, advance, branch, climb, fresh, perturb
+from ttsnap.core.looks import Estimate, Look, Rollout
+from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
+from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
+from ttsnap.core.plans import Plan
 from ttsnap.core.price import Guided, Price, Rates
-from ttsnap.core.protocols import Algorithm, Engine, Outcome, Reward
+from ttsnap.core.protocols import Algorithm, Engine, Reward
 from ttsnap.core.results import Candidate, Event, Result
 
 __all__ = [
@@ -18,24 +22,32 @@ __all__ = [
     "Candidate",
     "Cost",
     "Engine",
+    "Estimate",
     "Event",
     "FloatArray",
+    "Gradient",
     "Grid",
     "Guided",
     "IntArray",
+    "Kind",
+    "Look",
     "Move",
+    "Need",
     "Outcome",
     "Particles",
+    "Plan",
     "Price",
     "Rates",
     "Result",
     "Reward",
+    "Rollout",
+    "Rows",
     "Task",
     "Utility",
     "advance",
-    "branch",
-    "climb",
+    "ascend",
     "fresh",
     "perturb",
+    "renoise",
     "take",
 ]

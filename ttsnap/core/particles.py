@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,9 +22,12 @@ class Particles:
 
     seed (N,) uint64, of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether
     the prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
-    failed; scored (N,) the step of the last score or -1; `utility` makes one number out of R. Under guidance by a
-    reward's gradient, log_ratio (N,) is log p - log q of the path to where it is, p the plain sampler and
-    q the guided one, and pulled (N,) whether the gradient at its step is already paid; elsewhere they are None.
+    failed; scored (N,) the step of the last score or -1; log_ratio (N,) log p - log q of the path to where it is, p
+    the plain sampler and q the one guided by a reward's gradient, 0 without guidance; pulled (N,) whether the gradient
+    at its step is already paid; `utility` makes one number out of R.
+
+    What came of the algorithm's last move: moved (n,) the uid that each of its rows took on or made, -1 for rows that
+    the budget cut off; left: what this prompt may still spend of its allowance, in evaluations as Task counts them.
     """
 
     seed: IntArray
@@ -34,12 +37,19 @@ class Particles:
     alive: BoolArray
     scores: FloatArray
     scored: IntArray
+    log_ratio: FloatArray
+    pulled: BoolArray
     utility: Utility
-    log_ratio: FloatArray | None = None
-    pulled: BoolArray | None = None
+    moved: IntArray = field(default_factory=lambda: np.empty(0, int))
+    left: FloatArray | float = np.inf
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
+
+    @property
+    def seeds(self) -> int:
+        """How many of them started from a fresh seed."""
+        return int(np.count_nonzero(self.parent < 0))
 
     @property
     def finished(self) -> BoolArray:
@@ -68,8 +78,8 @@ class Particles:
         uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(1, len(self))
         return take(uids, np.argsort(-self.value(uids), axis=-1, kind="stable"))
 
-    def of(self, b: int) -> Particles:
-        """Search b of a stack of searches in lockstep (see simulation/lockstep.py): a view."""
+    def of(self, b: int | IntArray) -> Particles:
+        """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
         return Particles(
             self.seed[b],
             self.parent[b],
@@ -78,5 +88,9 @@ class Particles:
             self.alive[b],
             self.scores[b],
             self.scored[b],
+            self.log_ratio[b],
+            self.pulled[b],
             self.utility,
+            self.moved[b],
+            np.broadcast_to(self.left, len(self.step))[b],
         )

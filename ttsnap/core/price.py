@@ -1,4 +1,4 @@
-"""What a move costs, exactly and before it runs."""
+"""What one unit of each kind of cost takes on an engine. What the rows of a move cost is in pricing.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.cost import Cost
-from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Move
-from ttsnap.core.particles import Particles
-from ttsnap.core.rows import ascends, drafted, mixes
 
 
 @dataclass(frozen=True)
@@ -94,62 +90,3 @@ class Price:
 
 
 PLAIN = Price()
-
-
-def price_move(move: Move, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN) -> Cost:
-    """Exact cost of a move, for so many rewards; of `price` count estimates, guided, depth and asked.
-
-    A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), one more if it is
-    scored before the end (the x0 estimate at b), and one less if the estimate at a is already paid. Children of one
-    particle share the evaluation at its step.
-    """
-    ahead = move.score & (move.stop < grid.steps)
-    scored, early = int(np.count_nonzero(move.score)), int(np.count_nonzero(ahead))
-    calls = int((grid.calls[move.stop] - grid.calls[move.start]).sum()) + early
-    if move.draft is not None:
-        calls += int(drafted(move, grid).sum())
-    own = move.parent >= 0
-    uids, start = move.parent[own], move.start[own]
-    uses = ((move.stop > move.start) | ahead)[own] & (start == particles.step[uids]) & ~mixes(move)[own]
-    shared = uids[uses]
-    calls -= len(shared) - len(set(shared[~particles.cached[shared]].tolist()))
-    decodes = scored if price.estimates == "decode" else scored - early
-    cost = Cost(calls, decodes, scored * rewards, early if price.estimates == "preview" else 0)
-    if move.ascend is not None:  # a particle's gradient is paid once
-        up = np.unique(move.parent[ascends(move)])
-        new = len(up) if particles.pulled is None else int((~particles.pulled[up]).sum())
-        cost += price.of_gradients(new, new * price.depth, new * price.depth)
-    return cost if price.guided is None else cost + _gradients(move, particles, price, price.guided)
-
-
-def _gradients(move: Move, particles: Particles, price: Price, guided: Guided) -> Cost:
-    """What guidance adds to a move."""
-    pulls = int((guided.before[move.stop] - guided.before[move.start]).sum())
-    own = np.flatnonzero((move.parent >= 0) & (move.stop > move.start) & ~mixes(move))
-    shared = move.parent[own][(move.start[own] == particles.step[move.parent[own]]) & guided.at[move.start[own]]]
-    parents = np.unique(shared)
-    paid = np.zeros(len(parents), bool) if particles.pulled is None else particles.pulled[parents]
-    pulls -= len(shared) - int((~paid).sum())
-    again = int((particles.cached[parents] & ~paid).sum()) if guided.through else 0
-    return price.of_gradients(pulls, pulls if guided.through else 0, again)
-
-
-def finish_cost(
-    step: IntArray | int,
-    cached: BoolArray | bool,
-    grid: Grid,
-    rewards: int,
-    price: Price = PLAIN,
-    pulled: BoolArray | bool = False,
-) -> Cost:
-    """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
-    step, cached = np.atleast_1d(step), np.atleast_1d(cached)
-    calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
-    if (guided := price.guided) is None:
-        return Cost(int(calls.min()), 1, rewards)
-    pulls = guided.before[-1] - guided.before[step] - pulled
-    again = cached & guided.at[step] & ~np.asarray(pulled) if guided.through else np.zeros(len(step), bool)
-    least = np.lexsort((pulls, calls + again))[0]
-    gradients = int(pulls[least])
-    cost = price.of_gradients(gradients, gradients if guided.through else 0, int(again[least]))
-    return Cost(int(calls[least]), 1, rewards) + cost

@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
+from ttsnap.core.needs import Gradient, Need, Needs
+from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
+from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 
 
@@ -22,16 +23,16 @@ from ttsnap.core.price import Price
 class Algorithm(Protocol):
     """A search policy: a frozen dataclass of hyperparameters with two pure methods.
 
-    `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `branches` says
-    whether it makes several children of one particle, which needs a stochastic kernel. Optional class variables:
-    `renoises`, whether it takes particles back to noisier steps, `mixes`, whether it starts from mixed noise, `nears`,
-    whether it draws step noise near that of another child, `ascends`, through how many evaluations gradients of
-    finished images go back (0: all; None: it takes none), and `weights`, of the rewards in those (None: all alike).
+    `n` is the number of seeds; None asks for as many as the budget affords (see search.fit). `needs` declares what it
+    asks of an engine (needs.py); the empty set, where it only starts seeds and takes them on. A move that does more
+    than was declared is refused.
     """
 
-    branches: ClassVar[bool]
     lockstep: ClassVar[bool]
     """Whether its moves have a shape that scores do not change, and it is written along the last axis."""
+
+    @property
+    def needs(self) -> Needs: ...
 
     @property
     def n(self) -> int | None: ...
@@ -40,7 +41,8 @@ class Algorithm(Protocol):
         """State before the first move. Raises ValueError where the settings do not fit the task."""
 
     def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
-        """The next move, or None when done. Called only when every row of the last move has been carried out."""
+        """The next move, or None when done. Called only when every row of the last move has been carried out, as
+        `particles.moved` tells."""
 
 
 @runtime_checkable
@@ -62,30 +64,6 @@ class Reward(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Rows of one job's move that are done, or how far they got before they were cancelled.
-
-    uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
-    `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
-    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward; `drafted`
-    (n,) counts the evaluations that drafts took; log_ratio (n,) is as in Particles, and so is pulled (n,), which only
-    rows that were cancelled need to tell.
-    """
-
-    job: int
-    uids: IntArray
-    step: IntArray
-    cached: BoolArray
-    scores: FloatArray | None = None
-    images: Sequence[Any] | None = None
-    errors: Sequence[str | None] = ()
-    kept: Sequence[Mapping[str, Any]] = ()
-    drafted: IntArray | None = None
-    log_ratio: FloatArray | None = None
-    pulled: BoolArray | None = None
-
-
 class Usage(Protocol):
     """What a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
 
@@ -94,14 +72,13 @@ class Usage(Protocol):
 
 
 class Engine(ABC):
-    """Carries moves out. Rows of several jobs (one job per prompt) share its batches.
+    """Carries plans out. Rows of several jobs (one job per prompt) share its batches.
 
     What is not abstract has a default, which is right for an engine that runs no model.
     """
 
     grid: Grid
     reward_names: tuple[str, ...]
-    stochastic: bool
     keep: tuple[str, ...] = ()
     """What it hands to listeners of each scored row beside the image: "latents", "features"."""
     probed: Cost = Cost()
@@ -109,13 +86,8 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def renoises(self) -> bool:
-        """Whether it can take particles back to noisier steps, and make drafts: it has a path and no history."""
-
-    @property
-    @abstractmethod
-    def nears(self) -> bool:
-        """Whether it can draw step noise near that of another child: the sampler draws noise, and keeps no history."""
+    def offers(self) -> frozenset[Need]:
+        """What algorithms may need of it: its sampler draws noise (BRANCH), has a path (RENOISE), ..."""
 
     @property
     @abstractmethod
@@ -154,18 +126,16 @@ class Engine(ABC):
         """Measure price.seconds; returns what that took."""
 
     @abstractmethod
-    def differentiate(self, depth: int, weights: Any = None) -> None:
-        """Get ready for moves that ascend, `depth` evaluations back (0: all), with these weights of the rewards.
-
-        ValueError where it cannot."""
+    def differentiate(self, gradient: Gradient) -> None:
+        """Get ready for rows that ASCEND along such gradients. ValueError where it cannot."""
 
     @abstractmethod
     def start(self, prompts: Sequence[str], seed: int) -> None:
         """Get ready for these prompts; job j is prompts[j]."""
 
     @abstractmethod
-    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        """Queue the rows of a move; row i becomes particle uids[i]."""
+    def submit(self, job: int, plan: Plan) -> None:
+        """Queue the rows of a plan; row i takes on or makes particle plan.uid[i]."""
 
     @abstractmethod
     def pending(self) -> int:

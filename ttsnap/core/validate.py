@@ -3,66 +3,73 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from ttsnap.core.arrays import IntArray
+from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Move
+from ttsnap.core.moves import Kind, Move, Rows
+from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.particles import Particles
+from ttsnap.core.pricing import first_ones
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.rows import first_ones, mixes, nears
 
 IDLE = 1000
 """As many moves in a row as an algorithm may make that cost nothing: no budget would ever end them."""
-_COLUMNS = {"parent": "i", "start": "i", "stop": "i", "score": "b", "mix": "fi"}
-_COLUMNS |= {"draft": "i", "near": "i", "ascend": "b"}
-"""Of what kinds the columns of a move are, by numpy's letters."""
-_KINDS = {"i": "whole number", "b": "truth value", "fi": "number"}
-"""What numpy's kinds of columns are called, for messages."""
+_COLUMNS = {"kind": "i", "parent": "i", "start": "i", "stop": "i", "score": "b", "share": "fi"}
+"""Of what types the columns of a move are, by numpy's letters."""
+_TYPES = {"i": "whole number", "b": "truth value", "fi": "number"}
+"""What numpy's types of columns are called, for messages."""
+
+Begins = Callable[[Rows, IntArray, int], BoolArray]
+"""rows (n,) of one kind, the steps `at` (n,) where their parents are, K -> (n,) whether they may begin there."""
+RULES: dict[Kind, tuple[Begins, str]] = {
+    Kind.FRESH: (
+        lambda rows, at, end: (rows.parent < 0) & (rows.start == 0),
+        "fresh seeds start at step 0, with parent -1",
+    ),
+    Kind.CONTINUE: (lambda rows, at, end: rows.start == at, "a particle goes on from the step where it is"),
+    Kind.RENOISE: (
+        lambda rows, at, end: (rows.start > 0) & (rows.start < at),
+        "a renoised particle starts after step 0 and before the parent's step",
+    ),
+    Kind.MIX: (lambda rows, at, end: rows.start == 0, "mixed initial noise starts at step 0"),
+    Kind.ASCEND: (
+        lambda rows, at, end: (rows.start == 0) & (at == end),
+        "rows that ascend start at step 0, from finished parents",
+    ),
+    Kind.NEAR: (
+        lambda rows, at, end: (rows.start == at - 1) & (rows.stop == at),
+        "a row near another must take one step from its parent, as that one did, after a plain row of it",
+    ),
+}
+"""Where rows of each kind begin, and what to say where they do not."""
+NEED_OF = {Kind.RENOISE: Need.RENOISE, Kind.MIX: Need.MIX, Kind.NEAR: Need.NEAR, Kind.ASCEND: Need.ASCEND}
+"""What rows of a kind need of an engine. Of several rows that CONTINUE one particle, all but one need BRANCH."""
 
 
 def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:
-    """ValueError where a move is not possible; an algorithm's bug, caught before it costs anything."""
-    who = type(algorithm).__name__
+    """ValueError where a move is not possible, or not declared: an algorithm's bug, caught before it costs anything."""
+    who, rows = type(algorithm).__name__, move.rows
     _check_columns(move, who)
-    if move.parent.max(initial=-1) >= len(particles) or move.parent.min(initial=-1) < -1:
-        raise ValueError(f"{who}: parents {move.parent.tolist()} outside -1..{len(particles) - 1}")
-    own = move.parent >= 0
-    if np.count_nonzero(~particles.alive[move.parent[own]]):
-        raise ValueError(f"{who}: parents {move.parent[own].tolist()} include dropped particles")
-    at = np.where(own, particles.step[move.parent] if len(particles) else 0, 0)
-    ways = (move.start >= 0) & (move.start <= at) & (move.stop >= move.start) & (move.stop <= grid.steps)
-    if np.count_nonzero(ways) < len(move):
-        raise ValueError(
-            f"{who}: rows must go 0 <= start <= the parent's step and start <= stop <= {grid.steps}, got "
-            f"start {move.start.tolist()} stop {move.stop.tolist()} parents at {at.tolist()}"
-        )
-    if not (move.mix.min(initial=1) >= 0 and move.mix.max(initial=0) <= 1):  # a nan is in no range
-        raise ValueError(f"{who}: mix must be in [0, 1], got {move.mix.tolist()}")
+    own = rows.kind != Kind.FRESH
+    if rows.parent.max(initial=-1) >= len(particles) or rows.parent[own].min(initial=0) < 0:
+        raise ValueError(f"{who}: parents {rows.parent.tolist()} outside 0..{len(particles) - 1}")
+    if np.count_nonzero(~particles.alive[rows.parent[own]]):
+        raise ValueError(f"{who}: parents {rows.parent[own].tolist()} include dropped particles")
+    if np.count_nonzero((rows.stop < rows.start) | (rows.stop > grid.steps)):
+        raise ValueError(f"{who}: rows must go from start to stop, at most {grid.steps}, got "
+                         f"start {rows.start.tolist()} stop {rows.stop.tolist()}")  # fmt: skip
+    if not (rows.share.min(initial=1) >= 0 and rows.share.max(initial=0) <= 1):  # a nan is in no range
+        raise ValueError(f"{who}: share must be in [0, 1], got {rows.share.tolist()}")
+    kinds = set(rows.kind.tolist())
+    for kind in kinds:
+        _check_begins(kind, rows if len(kinds) == 1 else rows.take(rows.kind == kind), particles, grid, who)
     _check_given_up(move, particles, who)
-    mixed, back = mixes(move), (move.start < at) & (move.start > 0)
-    if move.near is not None and not _siblings(move, move.near, particles, at):
-        raise ValueError(
-            f"{who}: a row near another must take one step from its parent, as that one did, after a plain row of it, "
-            f"got near {move.near.tolist()} parents {move.parent.tolist()} at {at.tolist()} "
-            f"start {move.start.tolist()} stop {move.stop.tolist()}"
-        )
-    stays = move.parent[own & ~mixed & (move.start == at)]
-    does = {
-        "branches": np.count_nonzero(first_ones(stays, len(particles))) < len(stays),
-        "renoises": np.count_nonzero(back) > 0,
-        "mixes": np.count_nonzero(mixed) > 0,
-        "nears": move.near is not None and bool(nears(move).any()),
-    }
-    if (up := move.ascend) is not None:
-        if bool((up & ~mixed).any()) or bool((at[up] < grid.steps).any()):
-            raise ValueError(f"{who}: rows that ascend start from mixed noise (start 0, mix below 1) of finished "
-                             f"parents, got parents at {at[up].tolist()} mix {move.mix[up].tolist()}")  # fmt: skip
-        if bool(up.any()) and getattr(algorithm, "ascends", None) is None:
-            raise ValueError(f"{who}: a move ascends, but the algorithm declares no ascends")
-    for name in [name for name, done in does.items() if done and not getattr(algorithm, name, False)]:
-        raise ValueError(f"{who}: a move {name}, but the algorithm declares {name} = False")
+    if Kind.NEAR in kinds:
+        _check_siblings(rows, particles, who)
+    _check_declared(move, kinds, particles, algorithm, who)
 
 
 def check_idle(moves: int, algorithm: Algorithm) -> None:
@@ -73,17 +80,26 @@ def check_idle(moves: int, algorithm: Algorithm) -> None:
 
 
 def _check_columns(move: Move, who: str) -> None:
-    """ValueError where the columns of a move are no arrays of one value a row, of the kinds that Move names."""
-    shape = move.parent.shape
-    for name, kinds in _COLUMNS.items():
-        column = getattr(move, name)
-        if column is None and name in ("draft", "near", "ascend"):
-            continue
-        if column.shape != shape or len(shape) != 1 or column.dtype.kind not in kinds:
-            raise ValueError(f"{who}: {name} must hold one {_KINDS[kinds]} for each of the {move.parent.size} rows of "
-                             f"the move, got {column.dtype} of shape {column.shape}")  # fmt: skip
+    """ValueError where the columns of a move are no arrays of one value a row, of the types that Rows names."""
+    shape = move.rows.parent.shape
+    for (name, types), column in zip(_COLUMNS.items(), move.rows, strict=True):
+        if column.shape != shape or len(shape) != 1 or column.dtype.kind not in types:
+            raise ValueError(f"{who}: {name} must hold one {_TYPES[types]} for each of the {move.rows.parent.size} "
+                             f"rows of the move, got {column.dtype} of shape {column.shape}")  # fmt: skip
     if math.isnan(move.value):
         raise ValueError(f"{who}: the value of a move is nan")
+
+
+def _check_begins(kind: int, rows: Rows, particles: Particles, grid: Grid, who: str) -> None:
+    """ValueError where rows, all of this kind, do not begin where such may, or there is no such kind to ask for."""
+    if kind not in RULES:
+        asked = ", ".join(f"{known.name} {known.value}" for known in RULES)
+        raise ValueError(f"{who}: no row can be of kind {kind}; kinds to ask for are {asked}")
+    at = np.zeros(len(rows.parent), int) if kind == Kind.FRESH else particles.step[rows.parent]
+    begins, sentence = RULES[Kind(kind)]
+    if not begins(rows, at, grid.steps).all():
+        raise ValueError(f"{who}: {sentence}, got parents {rows.parent.tolist()} at steps {at.tolist()}, start "
+                         f"{rows.start.tolist()} stop {rows.stop.tolist()}")  # fmt: skip
 
 
 def _check_given_up(move: Move, particles: Particles, who: str) -> None:
@@ -95,25 +111,40 @@ def _check_given_up(move: Move, particles: Particles, who: str) -> None:
         return
     if np.count_nonzero(~particles.alive[move.drop]):
         raise ValueError(f"{who}: drop {move.drop.tolist()} includes particles that were dropped before")
-    needed = move.parent if move.near is None else np.concatenate([move.parent, move.near])
-    needed = needed[(needed >= 0) & (needed < len(particles))]
+    near = move.rows.kind == Kind.NEAR
+    needed = np.concatenate([move.rows.parent, particles.parent[move.rows.parent[near]]])
     dropped = np.zeros(len(particles), bool)
     dropped[move.drop] = True
+    needed = needed[needed >= 0]
     if np.count_nonzero(dropped[needed]):
         both = sorted(set(needed[dropped[needed]].tolist()))
         raise ValueError(f"{who}: a move drops particles {both}, from which its own rows go on")
 
 
-def _siblings(move: Move, near: IntArray, particles: Particles, at: IntArray) -> bool:
-    """Whether every row near another could have the step of that one, as far as the table tells."""
-    rows = np.flatnonzero(near >= 0)
-    if bool((near >= len(particles)).any()) or bool((near < -1).any()) or bool((move.parent[rows] < 0).any()):
-        return False
-    parent, other, start = move.parent[rows], near[rows], move.start[rows]
-    # The plain row, which waits or goes on, keeps what was paid at the parent's step.
-    parents, first = np.unique(move.parent, return_index=True)
-    first = first[np.searchsorted(parents, parent)]
-    plain = (near[first] < 0) & ~mixes(move)[first] & (move.start[first] == start)
-    there = (start == at[rows]) & (move.stop[rows] == start + 1) & plain
-    same = particles.alive[other] & (particles.parent[other] == parent) & (particles.step[other] == start + 1)
-    return bool((there & same).all())
+def _check_siblings(rows: Rows, particles: Particles, who: str) -> None:
+    """ValueError where a row near another one could not have the step of that one, as far as the table tells.
+
+    Its parent's row in the same move, which waits there or goes on, keeps what was paid at the parent's step.
+    """
+    near = rows.kind == Kind.NEAR
+    parent = particles.parent[rows.parent[near]]
+    plain = np.flatnonzero(rows.kind == Kind.CONTINUE)
+    first = np.full(len(particles) + 1, len(near))  # of each particle, its first plain row; a fresh seed's is none
+    first[rows.parent[plain][::-1]] = plain[::-1]
+    alive = (parent >= 0) & particles.alive[parent]
+    there = alive & (particles.step[parent] == rows.start[near]) & (first[parent] < np.flatnonzero(near))
+    if not there.all():
+        at = particles.step[parent].tolist()
+        raise ValueError(f"{who}: {RULES[Kind.NEAR][1]}, got rows near {rows.parent[near].tolist()}, children of "
+                         f"{parent.tolist()} at steps {at}, plain rows of {rows.parent[plain].tolist()}")  # fmt: skip
+
+
+def _check_declared(move: Move, kinds: set[int], particles: Particles, algorithm: Algorithm, who: str) -> None:
+    """ValueError where a move does what the algorithm did not declare among its needs."""
+    needs = {Need.ASCEND if isinstance(need, Gradient) else need for need in algorithm.needs}
+    does = {need for kind, need in NEED_OF.items() if kind in kinds} | move.look.needs
+    uids = move.rows.parent[move.rows.kind == Kind.CONTINUE]
+    if not first_ones(uids, len(particles)).all():
+        does.add(Need.BRANCH)
+    for need in sorted(does - needs):
+        raise ValueError(f"{who}: a move needs to {need.value}, but the algorithm does not declare Need.{need.name}")

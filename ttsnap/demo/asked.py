@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.core.needs import Need
 from ttsnap.loop.budget import EFFORTS, Budget
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
@@ -72,9 +73,8 @@ def title_of(algorithm: str) -> str:
 
 def kernel_of(algorithm: str) -> str:
     """ "sde" for algorithms that branch, go back or make drafts, else the pipeline's own."""
-    made = make_algorithm(algorithm)
-    stochastic = made.branches or getattr(made, "renoises", False) or getattr(made, "draft", 1) > 1
-    return "sde" if stochastic else "pipeline"
+    needs = make_algorithm(algorithm).needs
+    return "sde" if needs & {Need.BRANCH, Need.RENOISE, Need.ROLLOUT} else "pipeline"
 
 
 def read(

@@ -33,7 +33,7 @@ def why_unspent(asked: Asked, grid: Grid, spent: int) -> str:
     made: Any = make_algorithm(asked.algorithm)
     if made.n is not None:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
-    engine = DryEngine(grid, asked.rewards, stochastic=asked.kernel == "sde")
+    engine = DryEngine(grid, asked.rewards)
     sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
     larger = search([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)[0].spent["nfe"]
     if larger <= allowed:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.arrays import IntArray
 from ttsnap.core.cost import Cost
-from ttsnap.core.moves import Move
+from ttsnap.core.moves import Kind
+from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price, Rates
-from ttsnap.core.protocols import Engine, Outcome, Reward
-from ttsnap.core.rows import ascends, mixes, nears
+from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.ascent import Ascent
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.guide import Guide
@@ -147,14 +148,15 @@ class LiveEngine(Engine):
         return spent
 
     @property
-    def renoises(self) -> bool:
-        """Whether the sampler has a path along which a latent can be noised, and keeps no history."""
-        return self._path is not None and self.grid.evals is None and not self.kernel.keeps_history
-
-    @property
-    def nears(self) -> bool:
-        """Whether the sampler draws the noise that it is given a key for."""
-        return self.stochastic and self.grid.evals is None and not self.kernel.keeps_history
+    def offers(self) -> frozenset[Need]:
+        """What algorithms may need of it, which depends on whether the sampler draws noise, has a path, no history."""
+        simple = self.grid.evals is None and not self.kernel.keeps_history
+        found = {Need.MIX, Need.ASCEND}
+        if self.stochastic:
+            found |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
+        if simple and self._path is not None:
+            found |= {Need.RENOISE, Need.ROLLOUT}
+        return frozenset(found)
 
     @property
     def _path(self) -> Interpolant | None:
@@ -220,10 +222,12 @@ class LiveEngine(Engine):
         """Seconds in denoise, decode and reward since `start`."""
         return self._watch.seconds
 
-    def differentiate(self, depth: int, weights: Any = None) -> None:
-        """Get ready to climb in initial noise, `depth` evaluations back (0: all); search() asks for it where an
-        algorithm ascends. ValueError for a sampler or reward that cannot be differentiated."""
-        self.ascent, self._price = Ascent(self.denoiser, self.kernel, self.rewards, depth, weights), None
+    def differentiate(self, gradient: Gradient) -> None:
+        """Get ready for rows that ascend in initial noise; search() asks for it where an algorithm needs gradients.
+
+        ValueError for a sampler or reward that cannot be differentiated."""
+        self.ascent = Ascent(self.denoiser, self.kernel, self.rewards, gradient.depth, gradient.weights)
+        self._price = None
         self.probed += self.ascent.differentiate.tried
 
     @property
@@ -249,51 +253,47 @@ class LiveEngine(Engine):
         if self.guide is not None:
             self.probed += self.guide.prepare(self._prompts)
 
-    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        if move.draft is not None and not self.renoises and bool((move.draft > 1).any()):
-            raise ValueError("drafts need a sampler with a path; choose a kernel that has one (ode, sde)")
-        if not self.nears and bool(nears(move).any()):
-            raise ValueError("noise near other noise needs a stochastic kernel without a history (sde, ddim)")
-        states: list[tuple[Node, rng.Key]] = []
-        born = np.full(len(move), -1)
-        mixed, up = mixes(move), ascends(move)
+    def submit(self, job: int, plan: Plan) -> None:
+        rows, states = plan.rows, list[tuple[Node, rng.Key]]()
+        born = np.full(len(plan), -1)
         climbs: dict[int, tuple[Node, float]] = {}
-        for i, (parent, uid) in enumerate(zip(move.parent.tolist(), uids.tolist(), strict=True)):
-            if parent < 0:
-                states.append((Node(job, int(seeds[i]), 0), (int(seeds[i]), 0)))
+        for i, (kind, parent, uid) in enumerate(
+            zip(rows.kind.tolist(), rows.parent.tolist(), plan.uid.tolist(), strict=True)
+        ):
+            if kind == Kind.FRESH:
+                states.append((Node(job, int(plan.seed[i]), 0), (int(plan.seed[i]), 0)))
                 continue
             node, key = self._resting[job, parent]
             # A child draws its own noise from here on; a particle that goes on keeps its source.
-            key = key if uid == parent else (int(seeds[i]), uid + 1)
-            if up[i]:
-                climbs[i] = (node, float(move.mix[i]))
+            key = key if kind == Kind.CONTINUE else (int(plan.seed[i]), uid + 1)
+            if kind == Kind.ASCEND:
+                climbs[i] = (node, float(rows.share[i]))
                 node = Node(job, node.seed, 0)
-            elif mixed[i] or move.start[i] != node.step(self.grid)[0]:
-                node = self._restarted(node, int(move.start[i]), float(move.mix[i]), key)
-            elif uid != parent:
+            elif kind in (Kind.RENOISE, Kind.MIX):
+                node = self._restarted(node, int(rows.start[i]), float(rows.share[i]), key)
+            elif kind != Kind.CONTINUE:
                 born[i] = node.at
             states.append((node, key))
-        drafts = np.ones(len(move), int) if move.draft is None else move.draft
-        for i, (uid, (node, key)) in enumerate(zip(uids.tolist(), states, strict=True)):
+        for i, (uid, (node, key)) in enumerate(zip(plan.uid.tolist(), states, strict=True)):
             self._resting.pop((job, uid), None)
-            if node.prediction is None and node.step(self.grid)[0] == move.stop[i] and not move.score[i]:
-                # Siblings may use this node's evaluation in this move; this row pays for its own later (price_move).
+            if node.prediction is None and node.step(self.grid)[0] == rows.stop[i] and not rows.score[i]:
+                # Siblings may use this node's evaluation in this move; this row pays for its own later (pricing.py).
                 node = node.unpaid()
-            stop, score, near = int(move.stop[i]), bool(move.score[i]), self._near(job, move, i)
-            row = Row(job, uid, key, node, stop, self.grid, score, int(drafts[i]), int(born[i]), near)
+            stop, score, near = int(rows.stop[i]), bool(rows.score[i]), self._near(job, plan, i)
+            row = Row(job, uid, key, node, stop, self.grid, score, plan.look, int(born[i]), near)
             row.climbs = climbs.get(i)
             self._rows.append(row)
         if self.guide is not None:
-            self.guide.mark(self._rows[len(self._rows) - len(move) :])
+            self.guide.mark(self._rows[len(self._rows) - len(plan) :])
 
-    def _near(self, job: int, move: Move, i: int) -> tuple[rng.Source, float] | None:
-        """The step noise that row i of a move is near, and its share; None for a plain row."""
-        if move.near is None or move.near[i] < 0:
+    def _near(self, job: int, plan: Plan, i: int) -> tuple[rng.Source, float] | None:
+        """The step noise that row i of a plan is near, and its share; None for a plain row."""
+        if plan.near[i] < 0:
             return None
-        source = self._resting[job, int(move.near[i])][0].noise
+        source = self._resting[job, int(plan.near[i])][0].noise
         if source is None:
-            raise ValueError(f"particle {move.near[i]} was not made by one step from where {move.parent[i]} is")
-        return source, float(move.mix[i])
+            raise ValueError(f"particle {plan.near[i]} was not made by one step from where {plan.rows.parent[i]} is")
+        return source, float(plan.rows.share[i])
 
     @torch.no_grad()
     def _restarted(self, node: Node, start: int, mix: float, key: rng.Key) -> Node:
@@ -532,7 +532,7 @@ class LiveEngine(Engine):
             images,
             errors,
             kept,
-            np.array([row.drafted for row in rows], int),
+            np.array([row.look_nfe for row in rows], int),
             *(() if self.guide is None else self.guide.told([row.node for row in rows])),
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttsnap.core.arrays import BoolArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.rows import draft_points
+from ttsnap.core.looks import ESTIMATE, Look, Rollout
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
 
@@ -114,13 +114,13 @@ class Row:
         stop: int,
         grid: Grid,
         score: bool,
-        draft: int = 1,
+        look: Look = ESTIMATE,
         born: int = -1,
         near: tuple[rng.Source, float] | None = None,
     ) -> None:
         self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
         self.end, self.last = int(grid.calls[stop]), stop == grid.steps
-        self.ahead = draft_points(stop, grid.steps, draft) if score else []
+        self.ahead = look.points(stop, grid.steps) if score and isinstance(look, Rollout) else []
         self._points = len(self.ahead)
         self.probe: Node | None = None
         self.born, self.near = born, near
@@ -161,8 +161,8 @@ class Row:
         return self.there and not self.ahead and self.waiting is None
 
     @property
-    def drafted(self) -> int:
-        """Evaluations made for a draft so far."""
+    def look_nfe(self) -> int:
+        """Evaluations made for its look so far, beyond its own."""
         begun = self._points - len(self.ahead)
         return begun - int(self.probe is not None and self.probe.prediction is None)
 

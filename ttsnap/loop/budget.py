@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.price import Price, finish_cost
+from ttsnap.core.price import Price, Rates
+from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Engine
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -117,16 +119,38 @@ class Budget:
 
 def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
     """The task of one search under `budget`, in evaluations: by the cap that affords the fewest images."""
-    grid, rewards = engine.grid, len(engine.reward_names)
-    found = [(float(budget.nfe), 0.0, 0.0)] if budget.nfe is not None else []
+    rates, cap = _tightest(budget, engine)
+    price, scoring = engine.price, len(engine.reward_names) * rates.reward_call
+    unit = _unit(rates, engine)
+    score, check = (rates.decode + scoring) / unit, (rates.pixels(price.estimates) + scoring) / unit
+    return Task(engine.grid, keep, cap / unit, score, shared, None if price.estimates == "decode" else check)
+
+
+def in_evaluations(budget: Budget, engine: Engine) -> Callable[[Cost], float]:
+    """What a cost takes of `budget`, in the unit of a task's allowance: evaluations, by the tightest cap."""
+    rates, _ = _tightest(budget, engine)
+    unit = _unit(rates, engine)
+    return lambda cost: rates.of(cost) / unit
+
+
+_NFE = Rates(nfe=1.0)
+
+
+def _tightest(budget: Budget, engine: Engine) -> tuple[Rates, float]:
+    """The cap that affords the fewest images, and the rates that it is counted by; inf where nothing caps."""
+    caps = [(_NFE, float(budget.nfe))] if budget.nfe is not None else []
     for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
         if cap is not None and rates is not None and rates.nfe > 0:
-            check, scoring = rates.pixels(engine.price.estimates), rewards * rates.reward_call
-            whole = finish_cost(0, False, grid, rewards, engine.price)
-            unit = (rates.of(whole) - rates.decode - scoring) / grid.nfe  # an evaluation with its share of gradients
-            found.append((cap / unit, (rates.decode + scoring) / unit, (check + scoring) / unit))
-    allowance, score, check = min(found, key=lambda f: f[0] / (grid.nfe + f[1]), default=(np.inf, 0.0, 0.0))
-    return Task(grid, keep, allowance, score, shared, None if engine.price.estimates == "decode" else check)
+            caps.append((rates, cap))
+    whole = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price)
+    return min(caps, key=lambda c: c[1] / c[0].of(whole), default=(_NFE, np.inf))
+
+
+def _unit(rates: Rates, engine: Engine) -> float:
+    """What an evaluation takes, with its share of gradients."""
+    grid, rewards = engine.grid, len(engine.reward_names)
+    whole = finish_cost(0, False, grid, rewards, engine.price)
+    return (rates.of(whole) - rates.decode - rewards * rates.reward_call) / grid.nfe
 
 
 def _read_part(number: str, unit: str) -> tuple[str, float]:

@@ -7,25 +7,34 @@ import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
-from ttsnap.core.price import finish_cost, price_move
-from ttsnap.core.protocols import Algorithm, Engine, Outcome
+from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
+from ttsnap.core.pricing import finish_cost
+from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Candidate, Event, Result
-from ttsnap.core.rows import ascends, mixes, pick, pulls
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.validate import check_idle, validate
-from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.budget import Budget, in_evaluations, task_of
 from ttsnap.loop.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[Event], None]
+
+
+class Proposal(NamedTuple):
+    """What an algorithm wants next, None for nothing more; what that is worth; and its state then."""
+
+    plan: Plan | None
+    value: float
+    state: Any
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,8 +48,9 @@ class Job:
     state: Any
     rng: np.random.Generator
     waiting: int = 0
-    proposal: tuple[Move | None, Any] | None = None
-    pending: tuple[Move, IntArray, Particles] | None = None
+    proposal: Proposal | None = None
+    pending: Plan | None = None
+    moved: IntArray = dataclasses.field(default_factory=lambda: np.empty(0, int))
     closing: bool = False
     images: dict[int, Any] = dataclasses.field(default_factory=dict)
     rejected: set[int] = dataclasses.field(default_factory=set)
@@ -73,7 +83,7 @@ class Loop:
         self._whole = finish_cost(0, False, self.grid, self.rewards, engine.price)
         self.deadline = self.begin + budget.seconds * len(prompts) if budget.seconds else np.inf
         parent = None
-        task = task_of(budget, engine, keep, shared)
+        self.task, self.evaluations = task_of(budget, engine, keep, shared), in_evaluations(budget, engine)
         if shared:
             parent = Ledger(_times(budget, len(prompts)), engine.price)
             budget = Budget()
@@ -83,7 +93,7 @@ class Loop:
                 prompt,
                 Ledger(budget, engine.price, parent),
                 ParticleTable(self.grid.steps, self.rewards, utility),
-                algorithm.init(task),
+                algorithm.init(self.task),
                 np.random.default_rng([seed % 2**32, zlib.crc32(prompt.encode())]),
             )
             for i, prompt in enumerate(prompts)
@@ -142,61 +152,66 @@ class Loop:
         for job in jobs:
             if self.shared and _value(job) < top and self.engine.pending() >= self.engine.capacity:
                 break  # the batch is full of moves worth more; this one keeps until the next round
-            move, job.state = job.proposal or (None, job.state)
+            plan, job.state = (job.proposal.plan, job.proposal.state) if job.proposal else (None, job.state)
             job.proposal = None
             particles = job.table.view()
-            if move is not None:
-                job.rejected |= set(move.reject.tolist())
-            if move is not None and len(move) and self._submit_prefix(job, move, particles):
-                continue
+            if plan is not None:
+                job.rejected |= set(plan.reject.tolist())
+                if len(plan) and self._submit_prefix(job, plan, particles):
+                    continue
             if particles.finished.any():
                 self._end(job)
             else:
                 self._close(job, particles)
 
-    def _propose(self, job: Job) -> tuple[Move | None, Any]:
+    def _propose(self, job: Job) -> Proposal:
         if job.closing:
-            return None, job.state
-        particles = job.table.view()
+            return Proposal(None, np.inf, job.state)
+        left = self.task.allowance - self.evaluations(job.ledger.spent)
+        particles = dataclasses.replace(job.table.view(), moved=job.moved, left=left)
         move, state = self.algorithm.step(job.state, particles, job.rng)
-        if move is not None and len(move):
+        if move is None:
+            return Proposal(None, np.inf, state)
+        if len(move):
             validate(move, particles, self.grid, self.algorithm)
-        return move, state
+        return Proposal(self._resolve(move, particles), float(move.value), state)
 
-    def _submit_prefix(self, job: Job, move: Move, particles: Particles) -> bool:
-        """Submit as many rows of the move, from the first on, as fit with what must be held back after them."""
-        if self._submit(job, move, particles):
-            return True
-        low, high = 0, len(move)
-        while high - low > 1:
-            middle = (low + high) // 2
-            cost, reserve = self._price(move.head(middle), particles)
-            low, high = (middle, high) if job.ledger.affords(cost, reserve) else (low, middle)
-        if low == 0:
-            return False
-        job.warnings.append(f"the budget afforded {low} of the {len(move)} rows of move {len(job.trace)}")
-        return self._submit(job, move.head(low), particles)
+    def _resolve(self, move: Move, particles: Particles) -> Plan:
+        return resolve(move, particles, self.grid, self.rewards, self.engine.price, self.seed)
 
-    def _price(self, move: Move, particles: Particles) -> tuple[Cost, Cost]:
-        """A move's cost, and what must be held back after it: the cost of finishing the nearest particle, until one is.
+    def _submit_prefix(self, job: Job, plan: Plan, particles: Particles) -> bool:
+        """Submit as many rows of the plan, from the first on, as fit with what must be held back after them."""
+        rows = len(plan)
+        if not self._submit(job, plan, particles):
+            low, high = 0, rows
+            while high - low > 1:
+                middle = (low + high) // 2
+                head = plan.head(middle)
+                fits = job.ledger.affords(head.cost, self._reserve(head, particles))
+                low, high = (middle, high) if fits else (low, middle)
+            if low == 0:
+                return False
+            job.warnings.append(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}")
+            self._submit(job, plan.head(low), particles)
+        job.moved = np.full(rows, -1)
+        job.moved[: job.waiting] = plan.uid[: job.waiting]
+        return True
 
-        The nearest may be one that the move advances, one that rests, or a fresh seed.
+    def _reserve(self, plan: Plan, particles: Particles) -> Cost:
+        """What must be held back after a plan: the cost of finishing the nearest particle, until one is finished.
+
+        The nearest may be one that the plan advances, one that rests, or a fresh seed.
         """
-        cost, steps = self._price_move(move, particles), self.grid.steps
-        last, price = move.stop == steps, self.engine.price
-        if np.count_nonzero(particles.finished) or np.count_nonzero(move.score & last):
-            return cost, Cost()
+        rows, last = plan.rows, plan.rows.stop == self.grid.steps
+        if np.count_nonzero(particles.finished) or np.count_nonzero(rows.score & last):
+            return Cost()
         resting = particles.alive.copy()
-        resting[move.parent[move.parent >= 0]] = False
-        resting[move.drop] = False
-        pulled = np.zeros(len(resting), bool) if particles.pulled is None else particles.pulled
-        step = np.concatenate([[0], move.stop, particles.step[resting]])
-        cached = np.concatenate([[False], move.score & ~last, particles.cached[resting]])
-        pulled = np.concatenate([np.zeros(1 + len(move), bool), pulled[resting]])
-        return cost, finish_cost(step, cached, self.grid, self.rewards, price, pulled)
-
-    def _price_move(self, move: Move, particles: Particles) -> Cost:
-        return price_move(move, particles, self.grid, self.rewards, self.engine.price)
+        resting[rows.parent[rows.parent >= 0]] = False
+        resting[plan.drop] = False
+        step = np.concatenate([[0], rows.stop, particles.step[resting]])
+        cached = np.concatenate([[False], rows.score & ~last, particles.cached[resting]])
+        pulled = np.concatenate([np.zeros(1 + len(plan), bool), particles.pulled[resting]])
+        return finish_cost(step, cached, self.grid, self.rewards, self.engine.price, pulled)
 
     def _close(self, job: Job, particles: Particles) -> None:
         """Nothing is finished and nothing else can be paid for: finish the best particle from the reserve."""
@@ -204,47 +219,43 @@ class Loop:
         uids = np.flatnonzero(particles.alive)
         order = np.lexsort((-particles.step[uids], -particles.value(uids)))
         for uid in uids[order]:
-            if self._submit(job, advance(particles, [uid], self.grid.steps), particles):
+            move = advance(particles, [uid], self.grid.steps)
+            if self._submit(job, self._resolve(move, particles), particles):
                 return
-        if not self._submit(job, fresh(1, self.grid.steps), particles):
+        if not self._submit(job, self._resolve(fresh(1, self.grid.steps), particles), particles):
             raise RuntimeError(f"nothing left to finish an image with: {job.ledger.summary()}")
 
-    def _submit(self, job: Job, move: Move, particles: Particles) -> bool:
-        """Charge for a move and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
-        cost, reserve = self._price(move, particles)
+    def _submit(self, job: Job, plan: Plan, particles: Particles) -> bool:
+        """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
+        cost, reserve, rows = plan.cost, self._reserve(plan, particles), plan.rows
         if not job.ledger.affords(cost, reserve):
             return False
         job.ledger.charge(cost, reserve)
         job.idle = job.idle + 1 if cost == Cost() else 0
         check_idle(job.idle, self.algorithm)
-        before = job.table.copy()
         guided = self.engine.price.guided
-        pulled = np.zeros(len(move), bool) if guided is None else pulls(move, particles, guided.at)
-        uids, seeds = job.table.place(move, self.seed)
-        job.table.pull(uids, pulled)
-        if move.ascend is not None:
-            job.table.pull(move.parent[ascends(move)], True)
-        if len(move.drop):
-            job.table.drop(move.drop)
-            self.engine.drop(job.index, move.drop.tolist())
-            self._emit("drop", job, uids=tuple(move.drop.tolist()))
-        job.pending, job.waiting = (move, uids, before), len(uids)
+        pulled = np.zeros(len(plan), bool) if guided is None else owned_gradients(plan, particles, guided.at)
+        job.table.place(plan, pulled)
+        if len(plan.drop):
+            self.engine.drop(job.index, plan.drop.tolist())
+            self._emit("drop", job, uids=tuple(plan.drop.tolist()))
+        job.pending, job.waiting = plan, len(plan)
         job.trace.append(
             {
                 "move": len(job.trace),
                 "cost": cost.counts(),
-                "uids": uids.tolist(),
-                "parents": move.parent.tolist(),
-                "start": move.start.tolist(),
-                "stop": move.stop.tolist(),
-                "seeds": seeds.tolist(),
+                "uids": plan.uid.tolist(),
+                "parents": rows.parent.tolist(),
+                "start": rows.start.tolist(),
+                "stop": rows.stop.tolist(),
+                "seeds": plan.seed.tolist(),
                 "scores": {},
-                "drop": move.drop.tolist(),
+                "drop": plan.drop.tolist(),
                 "closing": job.closing,
             }
         )
-        self._emit("move", job, uids=tuple(uids.tolist()), nfe=cost.nfe, move=job.trace[-1])
-        self.engine.submit(job.index, uids, seeds, move)
+        self._emit("move", job, uids=tuple(plan.uid.tolist()), nfe=cost.nfe, move=job.trace[-1])
+        self.engine.submit(job.index, plan)
         return True
 
     def _collect(self, outcome: Outcome) -> None:
@@ -313,23 +324,11 @@ class Loop:
 
     def _unspent(self, job: Job, cancelled: Outcome) -> Cost:
         """The part of a cancelled move's price that did not run. Records how far its rows got."""
+        job.table.record(cancelled)
         if job.pending is None:
             return Cost()
-        move, uids, before = job.pending
-        row_of = {uid: i for i, uid in enumerate(uids.tolist())}
-        rows = np.array([row_of[uid] for uid in cancelled.uids.tolist()], int)
-        parent = move.parent[rows]
-        known = (parent >= 0) & ~mixes(move)[rows]
-        known[known] &= before.cached[parent[known]] & (before.step[parent[known]] == move.start[rows][known])
-        moved = (cancelled.cached & ~known) | (cancelled.step > move.start[rows])
-        job.table.record(cancelled)
-        # Rows that never ran are priced as they were, so that children of one particle share their first call; but for
-        # gradients of finished images, which are the first thing that an engine does.
-        cost = self._price_move(dataclasses.replace(pick(move, rows[~moved]), ascend=None), before)
-        rest = dataclasses.replace(pick(move, rows[moved]), parent=cancelled.uids[moved], start=cancelled.step[moved],
-                                   mix=np.ones(int(moved.sum())), near=None, ascend=None)  # fmt: skip
-        made = Cost() if cancelled.drafted is None else Cost(int(cancelled.drafted.sum()))
-        return cost + self._price_move(rest, job.table.view()) - made
+        price = self.engine.price
+        return unspent(job.pending, cancelled, job.table.view(), self.grid, self.rewards, price)
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -392,8 +391,7 @@ class Loop:
 
 def _value(job: Job) -> float:
     """What a job's proposed move is worth; inf where it proposes none, as ending costs nothing."""
-    move = job.proposal[0] if job.proposal is not None else None
-    return move.value if move is not None else np.inf
+    return job.proposal.value if job.proposal is not None else np.inf
 
 
 def _verifier_share(seconds: Mapping[str, float]) -> float | None:

@@ -16,8 +16,9 @@ from functools import cache
 from ttsnap.algorithms.options import name_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
+from ttsnap.core.needs import Gradient, require
 from ttsnap.core.particles import Utility
-from ttsnap.core.price import finish_cost
+from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Result
 from ttsnap.loop.budget import Budget, task_of
@@ -59,22 +60,10 @@ def search(
         raise ValueError(f"keep must be at least 1, got {keep}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {seed}")
-    if algorithm.branches and not engine.stochastic:
-        raise ValueError(
-            f"{name_of(algorithm)} makes several continuations of one candidate, but this sampler is "
-            "deterministic and they would stay copies; choose a kernel that draws noise: --kernel sde, kernel='sde'"
-        )
-    if getattr(algorithm, "draft", 1) > 1 and not engine.renoises:
-        raise ValueError(f"this sampler has no path to make drafts on, and draft is {getattr(algorithm, 'draft')}; "  # noqa: B009
-                         "choose a kernel that has one (ode, sde)")  # fmt: skip
-    if getattr(algorithm, "renoises", False) and not engine.renoises:
-        raise ValueError(f"{name_of(algorithm)} takes candidates back to noisier steps, which this sampler cannot "
-                         "do; choose a kernel that needs no history (ode, sde)")  # fmt: skip
-    if getattr(algorithm, "nears", False) and not engine.nears:
-        raise ValueError(f"{name_of(algorithm)} draws step noise near other step noise, which this sampler does "
-                         "not allow; choose a kernel that draws noise and has no history (sde, ddim)")  # fmt: skip
-    if getattr(algorithm, "ascends", None) is not None:
-        engine.differentiate(getattr(algorithm, "ascends"), getattr(algorithm, "weights", None))  # noqa: B009
+    require(name_of(algorithm), algorithm.needs, engine.offers)
+    for need in algorithm.needs:
+        if isinstance(need, Gradient):
+            engine.differentiate(need)
     begin = clock()
     task = task_of(budget, engine, keep, shared)
     if budget.seconds is not None and engine.price.seconds is None:
@@ -106,7 +95,7 @@ def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[
 
     @cache
     def cost(n: int) -> Cost:
-        dry = DryEngine(engine.grid, engine.reward_names, stochastic=engine.stochastic, price=engine.price)
+        dry = DryEngine(engine.grid, engine.reward_names, price=engine.price)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
         found: Cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
         return found

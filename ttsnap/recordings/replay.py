@@ -12,7 +12,8 @@ import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Move
+from ttsnap.core.moves import Kind
+from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.results import Result
 from ttsnap.loop.dry import DryEngine
@@ -94,15 +95,10 @@ class ReplayEngine(DryEngine):
     ones. With that of a LiveEngine (twice its batch size) the rounds, and so the ledgers, are those of the live search.
     """
 
-    renoises = nears = False
-
     def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
-        super().__init__(recording.grid, recording.reward_names)
-        self.recording, self.price, self.capacity = recording, recording.price, capacity
+        super().__init__(recording.grid, recording.reward_names, offers=frozenset(), price=recording.price)
+        self.recording, self.capacity = recording, capacity
         self.start(recording.prompts, recording.first_seed)
-
-    def differentiate(self, depth: int, weights: object = None) -> None:
-        raise ValueError("a recording holds scores only: algorithms that climb along gradients need a model")
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
         if tuple(prompts) != self.recording.prompts[: len(prompts)]:
@@ -110,12 +106,11 @@ class ReplayEngine(DryEngine):
         super().start(prompts, seed)
         self.paid = np.full(self.recording.scores.shape[:2], -1)
 
-    def submit(self, job: int, uids: IntArray, seeds: IntArray, move: Move) -> None:
-        rows, own = self._rows(job, seeds), move.parent >= 0
-        if (move.start[own] != self.paid[job, rows[own]]).any():
+    def submit(self, job: int, plan: Plan) -> None:
+        if (plan.rows.kind > Kind.CONTINUE).any():
             raise ValueError("a recording cannot be renoised or branched; only what was denoised once can be replayed")
-        self.paid[job, rows] = move.stop
-        super().submit(job, uids, seeds, move)
+        self.paid[job, self._rows(job, plan.seed)] = plan.rows.stop
+        super().submit(job, plan)
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray) -> FloatArray:
         rows = self._rows(job, seeds)

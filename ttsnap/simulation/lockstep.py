@@ -7,20 +7,21 @@ searches of a schedule, or the one row that a priced policy advances (`Move.valu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move
+from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.rows import drafted
 from ttsnap.core.validate import check_idle
 
+_Kind = TypeVar("_Kind", bound=np.generic)
 Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
 """searches (b,), (b, n) rows of their candidates, (b, n) steps -> scores (b, n, R)."""
 
@@ -91,7 +92,9 @@ class _Run:
         self.algorithm, self.lookup, self.task, self.b = algorithm, lookup, task, b
         ints, flags = np.empty((b, 0), int), np.empty((b, 0), bool)
         scores = np.empty((b, 0, task.grid.steps + 1, rewards))
-        self.particles = Particles(ints, ints, ints, flags, flags, scores, ints, utility)
+        self.moved = ints
+        arrays = ints, ints, ints, flags, flags, scores, ints, scores[:, :, 0, 0], flags
+        self.particles = Particles(*arrays, utility, ints, np.zeros(b))
         self.state = algorithm.init(task)
         self.nfe, self.scored, self.finals = np.zeros(b, int), np.zeros(b, int), np.zeros(b, int)
         self.nearest, self.finished = np.zeros(b, int), np.zeros(b, bool)  # evaluations of the nearest to an image
@@ -99,33 +102,32 @@ class _Run:
 
     def ask(self, rows: IntArray, wants: Move | None, value: FloatArray) -> tuple[Move | None, FloatArray]:
         """Ask the searches `rows` for their next moves; others keep their proposal."""
+        left = self.task.allowance - _paid(self.task, self.nfe, self.scored, self.finals)
+        told = replace(self.particles, moved=self.moved, left=left)
         if len(rows) == self.b:
-            move, self.state = self.algorithm.step(self.state, self.particles, self.rng)
+            move, self.state = self.algorithm.step(self.state, told, self.rng)
             if move is None:
                 return None, value
             return move, np.broadcast_to(np.asarray(move.value, float), (self.b,)).copy()
-        some = _pick(self.particles, rows)
+        some = _pick(told, rows)
         move, state = self.algorithm.step(_pick(self.state, rows, self.b), some, self.rng)
         if move is None or wants is None:
             return None, value
         _store(self.state, state, rows, self.b)
-        parts: dict[str, Any] = {}
-        for name in ("parent", "start", "stop", "score", "mix"):
-            parts[name] = np.array(np.broadcast_to(getattr(wants, name), wants.parent.shape))
-            parts[name][rows] = getattr(move, name)
         value = value.copy()
         value[rows] = move.value
-        return Move(**parts), value
+        return Move(_merged(wants.rows, move.rows, rows)), value
 
     def costs(self, move: Move) -> tuple[IntArray, IntArray, IntArray]:
         """Evaluations, scored images and finished ones of them (B,) of a move, as price_move counts them."""
-        ahead = move.score & (move.stop < self.task.grid.steps)
-        calls = self.task.grid.calls[move.stop] - self.task.grid.calls[move.start] + ahead
-        if move.draft is not None:
-            calls = calls + drafted(move, self.task.grid)
-        if move.parent.ndim > 1:
-            calls = calls - (take(self.particles.cached, move.parent) & (calls > 0))
-        counts = (np.broadcast_to(a.sum(-1), self.b) for a in (calls, move.score, move.score & ~ahead))
+        rows, grid = move.rows, self.task.grid
+        ahead = rows.score & (rows.stop < grid.steps)
+        calls = grid.calls[rows.stop] - grid.calls[rows.start]
+        if ahead.any():
+            calls = calls + ahead * move.look.evaluations(rows.stop, grid)
+        if rows.parent.ndim > 1:
+            calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
+        counts = (np.broadcast_to(a.sum(-1), self.b) for a in (calls, rows.score, rows.score & ~ahead))
         calls, scored, finals = counts
         return calls, scored, finals
 
@@ -133,12 +135,16 @@ class _Run:
         """Make the move in these searches: append fresh seeds, advance the others, drop, look scores up."""
         for total, more in zip((self.nfe, self.scored, self.finals), self.costs(move), strict=True):
             total[rows] += more[rows]
-        if move.parent.ndim == 1:
+        if move.rows.parent.ndim == 1:
             self._grow(len(move))
         p = self.particles
-        uids = move.parent[rows] if move.parent.ndim > 1 else np.arange(len(p) - len(move), len(p))[None]
+        parent = move.rows.parent
+        uids = parent[rows] if parent.ndim > 1 else np.arange(len(p) - len(move), len(p))[None]
         uids = np.broadcast_to(uids, (len(rows), uids.shape[1]))
-        stop, score = (a if a.ndim == 1 else a[rows] for a in (move.stop, move.score))
+        if self.moved.shape[1] != uids.shape[1]:
+            self.moved = np.full((self.b, uids.shape[1]), -1)
+        self.moved[rows] = uids
+        stop, score = (a if a.ndim == 1 else a[rows] for a in (move.rows.stop, move.rows.score))
         ahead = score & (stop < self.task.grid.steps)
         at = uids + len(p) * rows[:, None]
         p.step.ravel()[at] = stop
@@ -168,7 +174,7 @@ class _Run:
         seed, parent = (np.broadcast_to(a, (self.b, n)) for a in (np.arange(n), -1))
         self.particles = Particles(
             seed, parent, grow(p.step, 0), grow(p.cached, False), grow(p.alive, True), scores, grow(p.scored, -1),
-            p.utility,
+            np.broadcast_to(0.0, (self.b, n)), np.broadcast_to(False, (self.b, n)), p.utility, p.moved, p.left,
         )  # fmt: skip
 
     def finish(self, chosen: dict[int, int]) -> None:
@@ -178,9 +184,9 @@ class _Run:
         p, rows = self.particles, np.array(list(chosen))
         whole = np.zeros((self.b, 1), int)
         whole[rows, 0] = list(chosen.values())
-        at = np.take_along_axis(p.step, whole, 1)
+        at, one = np.take_along_axis(p.step, whole, 1), np.ones((self.b, 1))
         end = np.full((self.b, 1), self.task.grid.steps)
-        self.carry_out(rows, Move(whole, at, end, np.ones((self.b, 1), bool), np.ones((self.b, 1))))
+        self.carry_out(rows, Move(Rows(at * 0 + Kind.CONTINUE, whole, at, end, one.astype(bool), one)))
 
     def outcomes(self) -> Outcomes:
         done, searches = self.particles.finished, np.arange(self.b)
@@ -209,10 +215,11 @@ class _Pots:
         """Which searches carry out their move, those worth most in each pot; which asked in vain; and of those that
         have no image yet, the particle to finish from what was held back, {search: uid}."""
         last: dict[int, int] = {}
-        if move.parent.ndim == 1:  # starting seeds: the first move of all
+        if move.rows.parent.ndim == 1:  # starting seeds: the first move of all
             return np.ones(run.b, bool), np.zeros(run.b, bool), last
-        if move.parent.shape[1] != 1:
-            raise ValueError(f"searches that share a pot advance one candidate at a time, got {move.parent.shape[1]}")
+        if move.rows.parent.shape[1] != 1:
+            n = move.rows.parent.shape[1]
+            raise ValueError(f"searches that share a pot advance one candidate at a time, got {n}")
         worth = value.reshape(-1, self.size)
         first = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
         calls, scored, finals = run.costs(move)
@@ -248,9 +255,9 @@ class _Pots:
         p, grid = run.particles, self.task.grid
         whole = grid.nfe + self.task.score_cost
         held = np.where(run.finished, 0.0, whole - run.nearest)
-        step, cached = (np.take_along_axis(a, move.parent, 1) for a in (p.step, p.cached))
+        step, cached = (np.take_along_axis(a, move.rows.parent, 1) for a in (p.step, p.cached))
         at = (grid.calls[step] + cached).sum(1) + calls
-        ends = (move.stop >= grid.steps).any(-1)
+        ends = (move.rows.stop >= grid.steps).any(-1)
         return held, np.where(ends, 0.0, np.where(held == 0, 0.0, whole - np.maximum(run.nearest, at)))
 
 
@@ -262,9 +269,7 @@ def _paid(task: Task, calls: IntArray, scored: IntArray, finals: IntArray) -> Fl
 def _pick(stack: Any, rows: IntArray, b: int | None = None) -> Any:
     """The same named tuple or particles, of some searches; fields without the leading axis stay."""
     if isinstance(stack, Particles):
-        names = ("seed", "parent", "step", "cached", "alive", "scores", "scored")
-        arrays: dict[str, Any] = {name: getattr(stack, name)[rows] for name in names}
-        return Particles(**arrays, utility=stack.utility)
+        return stack.of(rows)
     return type(stack)(*(f[rows] if _stacked(f, b) else f for f in stack))
 
 
@@ -272,6 +277,19 @@ def _store(stack: Any, part: Any, rows: IntArray, b: int) -> None:
     for whole, f in zip(stack, part, strict=True):
         if _stacked(whole, b):
             whole[rows] = f
+
+
+def _merged(old: Rows, new: Rows, searches: IntArray) -> Rows:
+    """The rows of all searches: new ones of these searches, old ones of the others."""
+
+    def merged(old: NDArray[_Kind], new: NDArray[_Kind]) -> NDArray[_Kind]:
+        column = np.array(np.broadcast_to(old, shape))
+        column[searches] = new
+        return column
+
+    shape = old.parent.shape
+    return Rows(merged(old.kind, new.kind), merged(old.parent, new.parent), merged(old.start, new.start),
+                merged(old.stop, new.stop), merged(old.score, new.score), merged(old.share, new.share))  # fmt: skip
 
 
 def _stacked(field: Any, b: int | None) -> bool:

@@ -75,7 +75,7 @@ def curve(
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    if any(getattr(algorithm, does, False) for does in ("branches", "renoises", "mixes")):
+    if algorithm.needs:
         raise ValueError(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )

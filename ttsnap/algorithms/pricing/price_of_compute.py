@@ -22,7 +22,8 @@ from ttsnap.algorithms.pricing.reservation import break_even, look_up, reservati
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, fresh
+from ttsnap.core.moves import Kind, Move, Rows, fresh
+from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 
 _FIRST = 2.0
@@ -57,8 +58,6 @@ class State(NamedTuple):
     spent: FloatArray
     rung: FloatArray  # how often the price of a pot has fallen
     lower: FloatArray  # factor on the price for the present rung
-    asked: IntArray  # uids of the last move
-    stop: IntArray  # where they were to go
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class PriceOfCompute:
     floor: float = 0.0
     cap: float = 3.0
     kappa: float = 0.06
-    branches: ClassVar[bool] = False
+    needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -113,10 +112,9 @@ class PriceOfCompute:
             price = self.price if self.price is not None else _FIRST * f.price_for(task.allowance)
         table = reservation(f, tuple(costs.tolist()))
         plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
-        none = np.empty(0, int)
-        zero, d = np.zeros(()), len(f.checks)
-        return State(plan, f.mean, f.cov, zero, zero, none, np.empty(0), zero - np.inf, zero, zero, zero + 1,
-                     none, np.zeros((0, d)).argmax(-1))  # fmt: skip
+        zero = np.zeros(())
+        none, worst = np.empty(0), zero - np.inf
+        return State(plan, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         lead = particles.step.shape[:-1]
@@ -127,9 +125,9 @@ class PriceOfCompute:
                 )
             most = int(state.plan.cap / state.plan.costs[0]) + 1
             return fresh(min(self.n, most), 0, score=False), state
-        if state.stage.shape != particles.step.shape:
-            state = self._begin(state, particles.step.shape)
-        state = self._learn(state, particles)
+        begun = state.stage.shape == particles.step.shape
+        state = self._learn(state, particles) if begun else self._begin(state, particles.step.shape)
+        state = state._replace(spent=np.asarray(state.plan.task.allowance - particles.left))
         chosen: list[tuple[Any, ...]] = []
         trial = state
         for i in range(self.width if not lead else 1):
@@ -144,10 +142,9 @@ class PriceOfCompute:
             uid, stop = uid[wanted], stop[wanted]
             if not len(uid):
                 return None, state
-        at = np.take_along_axis(particles.step, uid, -1)
-        worth: Any = value[..., 0] if lead else float(value[0])
-        move = Move(uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape), value=worth)
-        return move, state._replace(asked=uid, stop=stop)
+        kind, at = np.full(uid.shape, Kind.CONTINUE, int), np.take_along_axis(particles.step, uid, -1)
+        rows = Rows(kind, uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape))
+        return Move(rows, value=value[..., 0] if lead else float(value[0])), state
 
     def _begin(self, state: State, shape: tuple[int, ...]) -> State:
         def spread(a: Any) -> Any:
@@ -158,18 +155,16 @@ class PriceOfCompute:
 
     def _learn(self, state: State, particles: Particles) -> State:
         """Take in the scores of the last move's rows that were carried out."""
-        f, plan = self.forecast, state.plan
+        f = self.forecast
         checks, d = np.array(f.checks), len(f.checks)
-        mean, cov, squares, seen, best, spent = (
-            state.mean, state.cov, state.squares, state.seen, state.best, state.spent)  # fmt: skip
+        mean, cov, squares, seen, best = state.mean, state.cov, state.squares, state.seen, state.best
         stage, pull = state.stage.copy(), state.pull.copy()
-        for w in range(state.asked.shape[-1]):
-            uid, stop = state.asked[..., w, None], state.stop[..., w]
-            went = np.take_along_axis(particles.scored, uid, -1)[..., 0] == stop
+        for w in range(particles.moved.shape[-1]):
+            uid = np.maximum(particles.moved[..., w, None], 0)
             j = np.take_along_axis(stage, uid, -1)[..., 0]
-            went &= (j >= 0) & (j < d)
+            went = (particles.moved[..., w] >= 0) & (j >= 0) & (j < d)
+            stop = np.take_along_axis(particles.scored, uid, -1)[..., 0]
             straight = stop != checks[np.clip(j, 0, d - 1)]  # to the end, past its checks
-            spent = spent + went * np.where(straight, plan.finish[j], plan.costs[np.minimum(j, d - 1)])
             j = np.where(straight, d - 1, np.clip(j, 0, d - 1))
             lead = (np.arange(len(uid))[:, None],) if uid.ndim > 1 else ()
             x = particles.utility(particles.scores[(*lead, uid, checks)])
@@ -185,9 +180,7 @@ class PriceOfCompute:
             reached = np.where(failed, -1, j + 1)
             _put(stage, uid, reached, went)
             _put(pull, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
-        none = np.zeros((*state.asked.shape[:-1], 0), int)
-        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, pull=pull, best=best,
-                              spent=spent, asked=none, stop=none)  # fmt: skip
+        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, pull=pull, best=best)
 
     def _variance(self, mean: FloatArray, squares: FloatArray, seen: FloatArray) -> FloatArray:
         f = self.forecast

@@ -8,7 +8,6 @@ import numpy as np
 
 from ttsnap.algorithms.smc.resampling import log_sum_exp
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.particles import Particles
 
 POTENTIALS = ("difference", "max", "sum", "current")
 
@@ -49,24 +48,14 @@ class State(NamedTuple):
         return self._replace(**{name: getattr(self, name)[rows] for name in names})
 
 
-def placed(parents: IntArray, born: int) -> IntArray:
-    """Uids of a move's rows where `born` particles exist: a parent's first row continues it, others are new."""
-    new = np.ones(len(parents), bool)
-    new[np.unique(parents, return_index=True)[1]] = False
-    new |= parents < 0
-    return np.where(new, born - 1 + np.cumsum(new), parents)
+def arrived(s: State, moved: IntArray) -> State:
+    """Of the rows that the last move asked for, those carried out (`moved`, -1 where the budget cut one off).
 
-
-def arrived(s: State, particles: Particles) -> State:
-    """Without the rows that the budget cut off the move; those left take over their weight."""
-    rows = np.flatnonzero(s.uids < len(particles))
-    some = s.of(rows[particles.step[s.uids[rows]] == s.steps[s.at]])
+    Those left take over the weight of the others.
+    """
+    rows = np.flatnonzero(moved >= 0)
+    some = s._replace(uids=moved).of(rows)
     return some._replace(logw=some.logw + s.log_z - some.log_z)
-
-
-def ratios(particles: Particles, uids: IntArray) -> FloatArray:
-    """log p - log q of the paths of these particles (n,), p the plain sampler and q the one that made them."""
-    return np.zeros(len(uids)) if particles.log_ratio is None else particles.log_ratio[uids]
 
 
 def nothing_yet(potential: str, n: int) -> FloatArray:

@@ -18,7 +18,8 @@ from ttsnap.algorithms.smc.feynman_kac import State
 from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, normalised, temper_by_ess
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, branch, fresh
+from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.tempering import scheduled
 
@@ -53,7 +54,7 @@ class SMC:
     first: float = 0.84
     last: float = 0.36
     shrink: float = 1.0
-    branches: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -90,17 +91,17 @@ class SMC:
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if s.at < 0:
-            move = _branched(s.uids, 0, s.steps[0], particles) if len(s.uids) else fresh(s.n, s.steps[0])
+            move = _branched(s.uids, s.steps[0], particles) if len(s.uids) else fresh(s.n, s.steps[0])
             none = fk.nothing_yet(self.potential, s.n)
             even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
         else:
-            s = self._weighed(fk.arrived(s, particles), particles)
+            s = self._weighed(fk.arrived(s, particles.moved), particles)
             if s.last:
                 return None, s
             s = self._resampled(s, rng)
-            move = _branched(s.uids, s.steps[s.at], s.steps[s.at + 1], particles)
-        return move, s._replace(at=s.at + 1, uids=fk.placed(move.parent, len(particles)))
+            move = _branched(s.uids, s.steps[s.at + 1], particles)
+        return move, s._replace(at=s.at + 1)
 
     def _size(self, s: State, at: int) -> int:
         """How many particles go to steps[at]."""
@@ -113,7 +114,7 @@ class SMC:
         known = np.isfinite(r)
         if not known.any() and not s.last:
             return s  # nothing was learnt
-        r, ratio = np.where(known, r, 0.0), fk.ratios(particles, s.uids)
+        r, ratio = np.where(known, r, 0.0), particles.log_ratio[s.uids]
 
         def weighed(lam: float) -> State:
             log_g, stat = self._log_potential(s, r, lam), fk.running(self.potential, s.stat, r)
@@ -159,6 +160,6 @@ def funnel(n: int | None = None, lam: float = 10.0, shrink: float = 0.25, **opti
     return SMC(n, lam, shrink=shrink, **options)
 
 
-def _branched(parents: IntArray, start: int, stop: int, particles: Particles) -> Move:
+def _branched(parents: IntArray, stop: int, particles: Particles) -> Move:
     """From these alone: all others are given up."""
-    return branch(parents, start, stop, drop=np.setdiff1d(np.flatnonzero(particles.alive), parents))
+    return advance(particles, parents, stop, drop=np.setdiff1d(np.flatnonzero(particles.alive), parents))

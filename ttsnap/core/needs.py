@@ -1,0 +1,64 @@
+"""What a search needs of its engine, and the one place where the two are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Need(StrEnum):
+    """Something that an algorithm does and that not every engine can carry out."""
+
+    BRANCH = "branch"
+    """Several children of one particle, which come apart only where the sampler draws noise."""
+    RENOISE = "renoise"
+    """Particles are noised forward to a noisier step."""
+    MIX = "mix"
+    """Particles start from initial noise that is mixed with another one's."""
+    NEAR = "near"
+    """A particle's step noise is drawn near that of an earlier child of the same parent."""
+    ASCEND = "ascend"
+    """Particles start from initial noise that is turned along the gradient of a finished image's rewards."""
+    ROLLOUT = "rollout"
+    """Unfinished particles are judged by a coarse rollout to the end, in place of their x0 estimate."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A need as well: gradients of finished images with respect to their initial noise, for rows that ASCEND.
+
+    depth: evaluations that they go back through, the last ones; 0 for all. weights: of the rewards in them; None for
+    all alike.
+    """
+
+    depth: int = 0
+    weights: tuple[float, ...] | None = None
+
+
+Needs = frozenset[Need | Gradient]
+NOTHING: Needs = frozenset()
+
+
+_WHY = {
+    Need.BRANCH: "makes several continuations of one candidate, but this sampler is deterministic and they would stay "
+    "copies; choose a kernel that draws noise: --kernel sde, kernel='sde'",
+    Need.RENOISE: "takes candidates back to noisier steps, which this sampler cannot do; choose a kernel that needs no "
+    "history (ode, sde)",
+    Need.MIX: "starts from mixed initial noise, which cannot be done here: a recording holds no noise; search with a "
+    "model",
+    Need.NEAR: "draws step noise near other step noise, which this sampler does not allow; choose a kernel that draws "
+    "noise and has no history (sde, ddim)",
+    Need.ASCEND: "climbs along gradients of rewards, which a recording of scores does not have; search with a model",
+    Need.ROLLOUT: "judges candidates by drafts, and this sampler has no path to make drafts on; choose a kernel that "
+    "has one (ode, sde)",
+}
+"""What to say where a need is not offered: what the algorithm does, why that fails, and what to choose."""
+
+
+def require(who: str, needs: Needs, offers: Collection[Need]) -> None:
+    """ValueError where an algorithm (`who` is its name) needs what its engine does not offer."""
+    wanted = {Need.ASCEND if isinstance(need, Gradient) else need for need in needs}
+    for need in Need:
+        if need in wanted and need not in offers:
+            raise ValueError(f"{who} {_WHY[need]}")

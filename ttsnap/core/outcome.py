@@ -1,0 +1,33 @@
+"""What an engine tells about rows that are done, or that it gave up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Rows of one job's move that are done, or how far they got before they were cancelled.
+
+    uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
+    `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
+    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_nfe
+    (n,) counts the evaluations that looks took beyond the particle's own; log_ratio (n,) is as in Particles, and so is
+    pulled (n,), which only rows that were cancelled need to tell.
+    """
+
+    job: int
+    uids: IntArray
+    step: IntArray
+    cached: BoolArray
+    scores: FloatArray | None = None
+    images: Sequence[Any] | None = None
+    errors: Sequence[str | None] = ()
+    kept: Sequence[Mapping[str, Any]] = ()
+    look_nfe: IntArray | None = None
+    log_ratio: FloatArray | None = None
+    pulled: BoolArray | None = None
