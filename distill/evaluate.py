@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ttsnap.distill.data import Entry, Frames
-from ttsnap.distill.scoring import by_reward, progress, score_entries
+from ttsnap.distill.scoring import progress, score_entries
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
+from ttsnap.core.protocols import Reward
+from ttsnap.rewards.registry import make_reward
 
 FRACTION = 0.25
 """Of the seeds that a cut keeps, in `top_accuracy` and `top_regret`."""
@@ -72,7 +74,7 @@ class Evaluation:
 
 
 def evaluate(
-    rewards: dict[str, Any], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
+    rewards: Mapping[str, Reward], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
     steps: Sequence[int], *, batch_size: int = 64, accelerator: Any = None, bar: bool = False,
     held_out: bool | None = None,
 ) -> Evaluation:  # fmt: skip
@@ -92,8 +94,9 @@ def evaluate(
     entries = [Entry(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
     shown = bar and (accelerator is None or accelerator.is_main_process)
     with progress(len(entries) * len(rewards), "evaluate", "image", shown) as shown_bar:
-        for name, reward in rewards.items():
-            score, space = by_reward(reward)
+        for name, given in rewards.items():
+            reward = make_reward(given)
+            score, space = (reward if reward.estimates == "pixels" else reward.score_estimates), reward.estimates
             frames.require(space, ordered)
             options = {"batch_size": batch_size, "accelerator": accelerator, "bar": shown_bar}
             scores = score_entries(score, frames, entries, space, **options)

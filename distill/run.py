@@ -15,7 +15,7 @@ from ttsnap.distill import curriculum, processes, report
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Entry, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
-from ttsnap.distill.student import Student, make_student
+from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
@@ -96,14 +96,15 @@ def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> E
     objective = train(student, frames, plan, config, out, accelerator, bar=bar)
 
     measured = tested or kept
-    rewards = {getattr(base, "name", "base"): student.base, _other(student.name, base): student}
+    other = student.name if student.name != base.name else f"{student.name}-na"
+    rewards = {base.name: student.base, other: StudentReward(student)}
     found = evaluate(
         rewards, [targets[p] for p in measured], frames, measured, steps, held_out=bool(tested), **spreading
     )  # fmt: skip
     if objective.uncertainty is not None:
         _add_sigma(found, objective.uncertainty, plan.scale)
     below = 0.0
-    if hasattr(student, "base_below") and found.held_out:
+    if isinstance(student, DefersToBase) and found.held_out:
         below = student.base_below = base_below(found)
     found = exported(found, below)
     processes.alone(accelerator, lambda: export(student, found, config, frames, plan, out))
@@ -212,7 +213,3 @@ def _add_sigma(found: Evaluation, uncertainty: Any, scale: float) -> None:
         for row in found.rows:
             level = torch.tensor([row["level"]], device=uncertainty.log_variance.device)
             row["sigma"] = float(torch.exp(uncertainty(level) / 2)) * scale
-
-
-def _other(name: str, base: Any) -> str:
-    return name if name != getattr(base, "name", "base") else f"{name}-na"

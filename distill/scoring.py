@@ -17,12 +17,6 @@ Score = Callable[[Tensor, list[str], Tensor], Any]
 """(x (N, ...), N prompts, levels (N,)) -> N scores."""
 
 
-def by_reward(reward: Any) -> tuple[Score, str]:
-    """How a reward or a student is asked for scores of estimates, and in which space."""
-    space = str(getattr(reward, "space", "pixels"))
-    return (reward if space == "pixels" else reward.predict), space
-
-
 @torch.no_grad()
 def score_entries(
     score: Score, frames: Frames, entries: Sequence[Entry], space: str, *, batch_size: int, accelerator: Any = None,

@@ -5,25 +5,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from ttsnap.distill.config import StudentConfig
 from ttsnap.reward_models.noise_aware import KINDS
 
 from ttsnap.core.loading import load_object
+from ttsnap.core.protocols import Reward
+from ttsnap.rewards.reward_model import RewardModel
 
 
 class Student(Protocol):
     """A noise-aware reward that can be trained. `ttsnap.reward_models.noise_aware.student` has the usual ones."""
 
     name: str
-    base: Any
+    base: Reward
     """The frozen teacher: base(images, prompts) -> (N,) on clean images."""
     space: str
     """What `predict` reads: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w) or features (N, D, h, w)."""
     network: nn.Module
     """Holds all parameters, frozen and trainable."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Any:
+        """As a Reward (core.Reward): images (N, 3, H, W), N prompts, levels (N,), 0 for finished images -> (N,)."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """By stable name: what is optimised, checkpointed and averaged."""
@@ -36,6 +41,26 @@ class Student(Protocol):
 
     def save_pretrained(self, folder: Path, info: Mapping[str, Any]) -> None:
         """Write it where its from_pretrained reads it."""
+
+
+@runtime_checkable
+class DefersToBase(Protocol):
+    """A student that leaves estimates up to a noise level to its base, where that ranks them as well."""
+
+    base_below: float
+
+
+class StudentReward(RewardModel):
+    """A student as a reward whose estimates are what the student reads."""
+
+    def __init__(self, student: Student) -> None:
+        self.name, self.base, self.estimates, self._student = student.name, student.base, student.space, student
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+        return self._student(images, prompts, level)
+
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        return self._student.predict(x, prompts, level)
 
 
 def make_student(

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
+from ttsnap.rewards.reward_model import RewardModel
+
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     """Size of each image as JPEG in units of 1000 bytes, (N,) float32; as in DDPO (arXiv 2305.13301), quality 95."""
@@ -23,7 +25,7 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     return torch.tensor(sizes, dtype=torch.float32)
 
 
-class Compressibility:
+class Compressibility(RewardModel):
     """Minus the JPEG size in kB."""
 
     name = "compressibility"
@@ -33,7 +35,7 @@ class Compressibility:
         return -jpeg_kilobytes(images)
 
 
-class Incompressibility:
+class Incompressibility(RewardModel):
     """The JPEG size in kB."""
 
     name = "incompressibility"
@@ -43,7 +45,7 @@ class Incompressibility:
         return jpeg_kilobytes(images)
 
 
-class Brightness:
+class Brightness(RewardModel):
     """Mean luma (ITU-R BT.601) in [0, 1]."""
 
     name = "brightness"
@@ -55,7 +57,7 @@ class Brightness:
         return torch.einsum("nchw,c->nhw", images.float(), weights).mean((1, 2))
 
 
-class Colourfulness:
+class Colourfulness(RewardModel):
     """Hasler and Suesstrunk's M (Measuring colourfulness in natural images, 2003): 0 for grey, above 80 for vivid."""
 
     name = "colourfulness"

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import check_images, to_levels
 from ttsnap.reward_models.weights import explained
+
+from ttsnap.rewards.reward_model import RewardModel
 
 _WORDS = "one two three four five six seven eight nine ten eleven twelve"
 NUMBERS = {"a": 1, "an": 1} | {word: n for n, word in enumerate(_WORDS.split(" "), 1)}
@@ -37,7 +39,7 @@ def parse_counts(prompt: str) -> dict[str, int]:
     return counts
 
 
-class CountReward:
+class CountReward(RewardModel):
     """-sum (detected - wanted)^2 over the things a prompt counts; 0 is perfect.
 
     network and processor: a transformers zero-shot detector (Grounding DINO, OWLv2); threshold: least score of a
@@ -45,6 +47,7 @@ class CountReward:
     """
 
     name = "counting"
+    network: nn.Module
 
     def __init__(
         self,

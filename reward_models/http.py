@@ -27,6 +27,7 @@ from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
 from ttsnap.files.reading import parse_json, printable, reason
+from ttsnap.rewards.reward_model import RewardModel
 
 PAUSES = (0.25, 1.0)
 """Seconds before each further attempt, give or take a half, where a connection fails or a server is full."""
@@ -36,7 +37,7 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
-class HttpReward:
+class HttpReward(RewardModel):
     """Scores by a server at `url` (http:// or https://).
 
     timeout: seconds for each batch, from connecting to the last byte of the reply, further attempts included;

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import check, parse
 
 
-class ScenesReward:
+class ScenesReward(RewardModel):
     """How much of the caption the image fulfils, in [0, 1]: objects, colours, shapes, counts, relation, background."""
 
     name = "scenes"

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import Preprocess, check_images
 
 from ttsnap.profiling.flops import count_flops
+from ttsnap.rewards.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
 
-class Scorer:
+class Scorer(RewardModel):
     """A frozen network that scores images. Subclasses define `score`, and `count_tokens` where texts are cut.
 
     network: in evaluation mode, on its device and in its dtype; preprocess: from images to its input; batch_size: most
@@ -30,7 +31,7 @@ class Scorer:
     parameters that full finetuning changes; `level_sites`, the modules to whose outputs, (N, C, h, w) or (N, T, C) with
     a row per image, an embedding of the noise level is added. Text towers that encode each prompt once stay out.
     For heads.py: `graft`, the module with output (N, C, h, w) in whose place a stem goes, and `skipped`, modules before
-    it that then have nothing to do. `example` is a prompt that it can read.
+    it that then have nothing to do.
     """
 
     name: str = "scorer"
@@ -40,7 +41,7 @@ class Scorer:
     level_sites: str = ""
     graft: str = ""
     skipped: tuple[str, ...] = ()
-    example: str = "a photo"
+    network: nn.Module
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:
         if batch_size < 1:
@@ -108,5 +109,8 @@ class Scorer:
     @cached_property
     def flops(self) -> float:
         """FLOPs of one image with a prompt of its own, counted on one call. Repeated prompts of a batch cost less."""
+        return count_flops(lambda: self.score(self.trial_image(), [self.example]))
+
+    def trial_image(self) -> Tensor:
         size = self.preprocess.size
-        return count_flops(lambda: self.score(torch.full((1, 3, size, size), 0.5, device=self.device), [self.example]))
+        return torch.full((1, 3, size, size), 0.4, device=self.device)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttsnap.core.protocols import Reward
+from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import RewardModel
 
 
-class Staged:
+class Staged(RewardModel):
     """x0 estimates (level > 0) are scored by one reward, finished images (level 0) by another.
 
     The two scales need not agree: pruning compares estimates of one step with each other, and the winner is chosen
@@ -19,21 +22,23 @@ class Staged:
     """
 
     def __init__(self, early: Reward, final: Reward) -> None:
-        self.name = f"{early.name} then {final.name}"
-        self.early, self.final = early, final
-        self.estimates: str = getattr(early, "estimates", "pixels")
-        self.features_block: int | None = getattr(early, "features_block", None)
+        self.early, self.final = make_reward(early), make_reward(final)
+        self.name = f"{self.early.name} then {self.final.name}"
+        self.estimates, self.features_block = self.early.estimates, self.early.features_block
 
     @property
+    def scores_estimates_apart(self) -> bool:
+        return True
+
+    @cached_property
     def flops(self) -> float:
         """Of the dearer of the two, per image: an upper bound, since one price holds for all calls."""
-        return max(float(getattr(reward, "flops", 0.0)) for reward in (self.early, self.final))
+        return max(self.early.flops, self.final.flops)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Both rewards' checks."""
-        for reward in (self.early, self.final):
-            if hasattr(reward, "check"):
-                reward.check(prompts)
+        self.early.check(prompts)
+        self.final.check(prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
         """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU."""
@@ -47,15 +52,14 @@ class Staged:
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
         """As calling it, with a graph back to the images, for rows that are all estimates or all finished."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         if bool((levels <= 0).any()) and bool((levels > 0).any()):
             raise ValueError(f"{self.name}: gradients of estimates and of finished images are taken apart")
-        reward: Any = self.final if bool((levels <= 0).all()) else self.early
-        scores: Tensor = getattr(reward, "differentiable", reward)(images, prompts, level)
-        return scores
+        reward = self.final if bool((levels <= 0).all()) else self.early
+        return reward.differentiable(images, prompts, level)
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Any:
-        """Where the early reward reads latents or features (see core.Reward): its scores of those."""
-        return self.early.score_estimates(x, prompts, level)  # type: ignore[attr-defined]
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+        """The early reward's, where that reads latents or features."""
+        return self.early.score_estimates(x, prompts, level)

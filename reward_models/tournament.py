@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ttsnap.rewards.reward_model import RewardModel
+
 Floats = NDArray[np.float64]
 Compare = Callable[[int, int], float]
 """Items i, j -> 1 if i is better, 0 if j is, 0.5 for a tie, or a probability between."""
@@ -78,7 +80,7 @@ def _least_certain(strengths: Floats, met: Floats, rng: np.random.Generator) -> 
     return int(i), int(j)
 
 
-class TournamentReward:
+class TournamentReward(RewardModel):
     """Strengths of the images of each prompt, from a judge of two images. Comparable within one call only.
 
     judge(image_a, image_b, prompt) -> 1, 0, 0.5 or between, images (3, H, W) in [0, 1]; `rounds` comparisons per image.

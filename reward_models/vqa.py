@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import check_images, to_levels
 from ttsnap.reward_models.weights import explained
 
+from ttsnap.rewards.reward_model import RewardModel
+
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 
-class VQAScore:
+class VQAScore(RewardModel):
     """P(answer) in [0, 1] for the first token of the reply, over the whole vocabulary.
 
     Images go through the model's own processor, as 8-bit pictures. network and processor: as transformers'
@@ -26,6 +28,7 @@ class VQAScore:
     """
 
     name = "vqascore"
+    network: nn.Module
 
     def __init__(
         self, network: Any, processor: Any, *, question: str = QUESTION, answer: str = "Yes", batch_size: int = 8

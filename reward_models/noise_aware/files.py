@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import read_state
 
+from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.writing import sha256, write_text, write_whole
 from ttsnap.rewards.registry import REWARDS, make_reward
@@ -71,7 +72,7 @@ def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, 
 def base_of(
     folder: str | Path,
     header: Mapping[str, Any],
-    base: Scorer | None,
+    base: Reward | None,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
@@ -88,12 +89,11 @@ def base_of(
                 f"'noise-aware:{folder} on {spec}' to say that you want them (in Python: base=)"
             )
         try:
-            made: Any = make_reward(spec, device=device, dtype=dtype)
+            base = make_reward(spec, device=device, dtype=dtype)
         except ValueError as error:
             raise ValueError(f"cannot load {spec!r}, the base of {folder}: {error}; or load it with base=") from error
-        base = made
     if not isinstance(base, Scorer):
-        raise ValueError(f"{folder} needs a base with weights, got {getattr(base, 'name', base)!r}")
+        raise ValueError(f"{folder} needs a base with weights, got {base.name!r}")
     if fingerprint(base.network) != header.get("fingerprint"):
         raise ValueError(
             f"{folder} was trained for another checkpoint of {spec!r}; give that one (in float32 or bfloat16) as base="

@@ -21,8 +21,11 @@ from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding
 from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
 from ttsnap.reward_models.scorer import Scorer
 
+from ttsnap.core.protocols import Reward
 from ttsnap.files.typed import typed
 from ttsnap.profiling.flops import count_flops
+from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import RewardModel
 
 SPACES = ("latents", "features")
 MOST_CHANNELS = 2**16
@@ -58,16 +61,19 @@ class Stem(nn.Module):
         return x if x.shape[-2:] == self.size else interpolate(x, self.size, mode="bilinear", antialias=True)
 
 
-class Head:
-    """A Reward whose estimates are latents or features, trained by distill; see core.Reward for `estimates`.
+class Head(RewardModel):
+    """A reward whose estimates are latents or features, trained by distill.
 
     base: a Scorer that says where a stem goes (`graft`). space: "latents" or "features"; channels: of what is read;
     features_block: the denoiser's transformer block that the features come from. ValueError for what does not fit.
     """
 
+    base: Scorer
+    network: Network
+
     def __init__(
         self,
-        base: Scorer,
+        base: Reward,
         *,
         space: str,
         channels: int,
@@ -78,16 +84,18 @@ class Head:
     ) -> None:
         if space not in SPACES or (space == "features") != (features_block is not None):
             raise ValueError(f"space is one of {SPACES}, features with a block; got {space!r} and {features_block}")
-        if not isinstance(base, Scorer) or not base.graft:
-            raise ValueError(f"reward {getattr(base, 'name', base)!r} does not say where a stem would go (graft)")
+        scorer = make_reward(base)
+        if not isinstance(scorer, Scorer) or not scorer.graft:
+            raise ValueError(f"reward {scorer.name!r} does not say where a stem would go (graft)")
         if min(channels, batch_size) < 1:
             raise ValueError(f"channels and batch_size must be at least 1, got {channels} and {batch_size}")
-        self.name, self.base, self.spec = f"{base.name}-{space}", base, spec or base.name
+        self.name, self.base, self.spec = f"{scorer.name}-{space}", scorer, spec or scorer.name
+        self.example = scorer.example
         self.estimates = self.space = space
         self.channels, self.features_block, self.batch_size = channels, features_block, batch_size
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.network = Network(base, channels)
+            self.network = Network(scorer, channels)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """By stable name; everything else is frozen."""
@@ -104,7 +112,7 @@ class Head:
         return scores
 
     @torch.no_grad()
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
         """Unfinished estimates (N, channels, h, w), N prompts, levels (N,) -> (N,) float32."""
         levels = torch.as_tensor(level).float().expand(len(x))
         parts = []
@@ -131,7 +139,7 @@ class Head:
     def flops(self) -> float:
         """FLOPs of one estimate with a prompt of its own, at the stem's own resolution."""
         x = torch.zeros(1, self.channels, *self.network.stem.size, device=self.base.device)
-        return count_flops(lambda: self.predict(x, [self.base.example], torch.tensor([0.5])))
+        return count_flops(lambda: self.predict(x, [self.example], torch.tensor([0.5])))
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
         """Write adapter.safetensors and adapter.json; info: whatever JSON can hold, such as how it was trained."""
@@ -151,7 +159,7 @@ class Head:
         cls,
         folder: str | Path,
         *,
-        base: Scorer | None = None,
+        base: Reward | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 256,
@@ -165,8 +173,8 @@ class Head:
                 raise ValueError(f"channels {settings['channels']}")
         except ValueError as error:
             raise ValueError(f"{Path(folder) / HEADER} has settings that no head wrote: {error}") from None
-        base = base_of(folder, header, base, device=device, dtype=dtype)
-        head = cls(base, **settings, spec=header["base"], batch_size=batch_size)
+        scorer = base_of(folder, header, base, device=device, dtype=dtype)
+        head = cls(scorer, **settings, spec=header["base"], batch_size=batch_size)
         fill(head.trainable(), folder, header)
         return head
 

@@ -22,16 +22,19 @@ from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.core.loading import load_object
+from ttsnap.core.protocols import Reward
 from ttsnap.files.typed import typed
 from ttsnap.profiling.flops import count_flops
+from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import RewardModel
 
 _HERE = KINDS["lora"]
 MOST_RANK, MOST_LEVELS = 4096, 1000
 """Of files: no adapter needs more, and every level has a copy of its own."""
 
 
-class NoiseAware:
-    """A Reward (core.Reward) that scores finished images by `base` and estimates by a trained copy of it.
+class NoiseAware(RewardModel):
+    """A reward that scores finished images by `base` and estimates by a trained copy of it.
 
     kind: "lora" or "dora" put low-rank adapters into the image side; "full" trains a copy of the image side, in the
     base's dtype (give a float32 base to train); "per-level" keeps a LoRA for each of `levels` and scores an estimate by
@@ -45,10 +48,12 @@ class NoiseAware:
 
     name = "noise-aware"
     space = "pixels"
+    base: Scorer
+    network: Network
 
     def __init__(
         self,
-        base: Scorer,
+        base: Reward,
         kind: str = "lora",
         *,
         rank: int = 16,
@@ -60,9 +65,10 @@ class NoiseAware:
     ) -> None:
         if KINDS.get(kind) != _HERE:
             raise ValueError(f"kind is one of {', '.join(k for k in KINDS if KINDS[k] == _HERE)}, got {kind!r}")
-        if not isinstance(base, Scorer) or not (base.adapted and base.trained and base.level_sites):
+        scorer = make_reward(base)
+        if not isinstance(scorer, Scorer) or not (scorer.adapted and scorer.trained and scorer.level_sites):
             raise ValueError(
-                f"reward {getattr(base, 'name', base)!r} cannot be made noise-aware; take one whose class says "
+                f"reward {scorer.name!r} cannot be made noise-aware; take one whose class says "
                 "what to train (adapted, trained and level_sites of reward_models/scorer.py), such as imagereward"
             )
         if min(rank, batch_size) < 1:
@@ -71,13 +77,14 @@ class NoiseAware:
         valid = all(0 < level <= 1 for level in levels) and len(set(levels)) == len(levels)
         if not valid or bool(levels) != (kind == "per-level"):
             raise ValueError(f"per-level takes different levels in (0, 1], other kinds none; got {levels} for {kind}")
-        self.name, self.base, self.spec = f"{base.name}-na", base, spec or base.name
+        self.name, self.base, self.spec = f"{scorer.name}-na", scorer, spec or scorer.name
+        self.example = scorer.example
         self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
         self.level_embedding = level_embedding and not levels
         self.base_below = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.network = Network(base, kind, rank, levels, self.level_embedding)
+            self.network = Network(scorer, kind, rank, levels, self.level_embedding)
         self._trainable = [name for name, p in self.network.named_parameters() if p.requires_grad]
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -136,9 +143,10 @@ class NoiseAware:
     @cached_property
     def flops(self) -> float:
         """FLOPs of one estimate with a prompt of its own, as a Scorer counts them."""
-        size = self.base.preprocess.size
-        image = torch.full((1, 3, size, size), 0.5, device=self.base.device)
-        return count_flops(lambda: self.predict(image, [self.base.example], torch.tensor([0.5])))
+        return count_flops(lambda: self.predict(self.trial_image(), [self.example], torch.tensor([0.5])))
+
+    def trial_image(self) -> Tensor:
+        return self.base.trial_image()
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
         """Write adapter.safetensors and adapter.json; info: whatever JSON can hold, such as how it was trained."""
@@ -163,7 +171,7 @@ class NoiseAware:
         cls,
         folder: str | Path | None = None,
         *,
-        base: Scorer | None = None,
+        base: Reward | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
@@ -187,8 +195,8 @@ class NoiseAware:
                 raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
         except ValueError as error:
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
-        base = base_of(path, header, base, device=device, dtype=dtype)
-        student = cls(base, header["kind"], **settings, spec=header["base"], batch_size=batch_size)
+        scorer = base_of(path, header, base, device=device, dtype=dtype)
+        student = cls(scorer, header["kind"], **settings, spec=header["base"], batch_size=batch_size)
         student.base_below = below
         fill(student.trainable(), path, header)
         return student

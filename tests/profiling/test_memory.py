@@ -146,7 +146,7 @@ def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monke
         return images
 
     monkeypatch.setattr(live.denoiser, "decode", broken)
-    live.rewards[0].nan = 0.0
+    live.rewards[0].given.nan = 0.0
     (result,) = search(["a"], BestOfN(6), live, keep=6)
     good = [c for c in result.images if c.reward == c.reward]
     assert len(good) == 4

@@ -12,6 +12,7 @@ import torch
 
 from ttsnap.core import utility
 from ttsnap.rewards.registry import REWARDS, FunctionReward, make_reward, make_rewards
+from ttsnap.rewards.reward_model import AdaptedReward, RewardModel
 from ttsnap.rewards.scoring import score_images
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 4).view(2, 3, 2, 2)
@@ -100,6 +101,83 @@ def test_weights_and_placement_reach_the_class(monkeypatch: pytest.MonkeyPatch) 
 def test_bad_rewards_are_explained(spec: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_reward(spec)
+
+
+class Bare:
+    """All that a reward needs."""
+
+    name = "bare"
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        return [float(len(p)) for p in prompts]
+
+
+class Rich(Bare):
+    """All that a user's class may have; `counted` says how often its FLOPs were asked for."""
+
+    name, estimates, features_block, example, device = "rich", "features", 3, "a red circle", "meta"
+    counted = 0
+
+    @property
+    def flops(self) -> float:
+        self.counted += 1
+        return 5.0
+
+    def check(self, prompts: Any) -> None:
+        raise ValueError(f"cannot read {prompts}")
+
+    def score_estimates(self, x: Any, prompts: Any, level: Any) -> Any:
+        return ["estimates"] * len(x)
+
+    def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
+        return ["gradient"] * len(images)
+
+    def without_alpha(self, images: Any) -> Any:
+        return images[:, 1:]
+
+
+def test_a_bare_reward_gets_the_whole_interface() -> None:
+    mine = Bare()
+    made = make_reward(mine)
+    assert isinstance(made, AdaptedReward)
+    assert made.given is mine
+    assert (made.name, made.estimates, made.features_block, made.flops) == ("bare", "pixels", None, 0.0)
+    assert (made.base, made.network, made.scores_estimates_apart) == (None, None, False)
+    made.check(["anything"])
+    assert made(IMAGES, ["a", "bc"]) == made.differentiable(IMAGES, ["a", "bc"]) == [1.0, 2.0]
+    assert made.trial_image().shape == (1, 3, 64, 64)
+    assert made.without_alpha(torch.zeros(2, 4, 5, 5)).shape == (2, 3, 5, 5)
+    with pytest.raises(NotImplementedError, match=r"'bare' reads pixels: it needs a method score_estimates"):
+        made.score_estimates(IMAGES, ["a", "b"], None)
+
+
+def test_what_a_users_reward_has_takes_the_place_of_the_defaults() -> None:
+    mine = Rich()
+    made = make_reward(mine)
+    assert mine.counted == 0
+    assert made.flops == made.flops == 5.0
+    assert mine.counted == 1
+    assert (made.estimates, made.features_block, made.example) == ("features", 3, "a red circle")
+    assert made.scores_estimates_apart
+    assert made.score_estimates(IMAGES, [], None) == ["estimates"] * 2
+    assert made.differentiable(IMAGES, [], None) == ["gradient"] * 2
+    assert made.trial_image().device.type == "meta"
+    assert made.without_alpha(torch.zeros(2, 4, 5, 5)).shape == (2, 3, 5, 5)
+    with pytest.raises(ValueError, match=r"cannot read \['a'\]"):
+        made.check(["a"])
+
+
+def test_rewards_are_adapted_once() -> None:
+    made = make_rewards([Bare(), two, "brightness"])
+    assert make_rewards(made) == made
+    assert all(isinstance(reward, RewardModel) for reward in made)
+
+
+def test_unknown_spaces_are_refused() -> None:
+    mine = Rich()
+    mine.estimates = "sound"
+    with pytest.raises(ValueError, match="'rich' reads estimates as 'sound'; known are pixels, latents and features"):
+        make_reward(mine)
 
 
 def test_names_must_differ() -> None:

@@ -68,7 +68,7 @@ def run(a: Namespace) -> int:
     place, kind = common.placement(a.device, a.dtype)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=place, dtype=kind)
-        base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else getattr(reward, "base", None)
+        base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else reward.base
     if base is None:
         raise ValueError(f"the reward {a.reward} has no base of its own; name the reward that counts with --base")
     try:
@@ -82,8 +82,8 @@ def run(a: Namespace) -> int:
         for p in prompts:
             finals.append(final[at : at + frames.seeds[p]])
             at += frames.seeds[p]
-        name = getattr(reward, "name", "reward")
-        rewards = {f"{base.name}": base, name if name != base.name else f"{name} (--reward)": reward}
+        name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
+        rewards = {base.name: base, name: reward}
         options: dict[str, Any] = {"batch_size": a.batch_size, "held_out": held_out, "bar": True}
         found = evaluate(rewards, finals, frames, prompts, steps, **options)
     except KeyboardInterrupt:

@@ -60,8 +60,7 @@ def _score(a: Namespace, out: Path) -> int:
     device, dtype = common.placement(a.device, a.dtype)
     rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
     for reward in rewards:
-        if hasattr(reward, "check"):
-            reward.check(prompts)
+        reward.check(prompts)
     ranked = rank(paths, prompts, rewards, combine, batch_size=a.batch_size, device=device)
     where, (table, sheet), failure = keep(out, lambda folder: write_ranking(folder, ranked, [r.name for r in rewards]))
     for place, entry in enumerate(ranked[:10], 1):

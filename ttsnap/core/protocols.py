@@ -49,10 +49,8 @@ class Algorithm(Protocol):
 class Reward(Protocol):
     """Scores images. `name` labels it; higher is better.
 
-    A reward whose `estimates` attribute is "latents" or "features" reads unfinished x0 estimates without a decode:
-    `score_estimates(x, prompts, level)` takes the latents (N, C, h, w), or the denoiser's hidden features (N, D, h, w)
-    after the transformer block `features_block`, in place of images; finished images are scored as by any other.
-    One whose calls carry no gradient may have `differentiable`, with the arguments and result of a call, that does.
+    This is all that a reward needs. What it may have besides (`check`, `flops`, `differentiable`, `estimates` with
+    `score_estimates`, ...) is what ttsnap.rewards.RewardModel has and explains; engines adapt what they are given.
     """
 
     name: str

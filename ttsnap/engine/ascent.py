@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.cost import Cost
-from ttsnap.core.protocols import Reward
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.store import Node
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Kernel
@@ -29,7 +29,7 @@ class Ascent:
     """
 
     def __init__(
-        self, denoiser: Denoiser, kernel: Kernel, rewards: Sequence[Reward], depth: int | None, weights: Any = None
+        self, denoiser: Denoiser, kernel: Kernel, rewards: Sequence[RewardModel], depth: int | None, weights: Any = None
     ) -> None:
         if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
             raise ValueError(f"climbing in initial noise needs a deterministic sampler without a history, and "

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Rates
-from ttsnap.core.protocols import Reward
 from ttsnap.rewards.registry import RewardError, place_of, said
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction
@@ -38,7 +38,7 @@ class Differentiator:
     """
 
     def __init__(
-        self, denoiser: Denoiser, rewards: Sequence[Reward], through: str = "denoiser", weights: Any = None
+        self, denoiser: Denoiser, rewards: Sequence[RewardModel], through: str = "denoiser", weights: Any = None
     ) -> None:
         self.denoiser, self.through = denoiser, through
         self.weights = [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]
@@ -116,7 +116,7 @@ class Differentiator:
     def seconds(self, forward: Rates) -> tuple[Rates, Cost]:
         """With the price of backward passes in seconds, timed on one row, and what timing them took."""
         x, zero = self.denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
-        example, through = getattr(self.rewards[0][1], "example", ""), self.through == "denoiser"
+        example, through = self.rewards[0][1].example, self.through == "denoiser"
         begin = time.perf_counter()
         self(x, zero, zero, [example])
         whole = time.perf_counter() - begin
@@ -137,31 +137,28 @@ class Differentiator:
         return torch.stack([score.double() for score in scores]).sum()
 
 
-def differentiable(reward: Any, images: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+def differentiable(reward: RewardModel, images: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
     """Scores (N,) with a graph: by the reward's own `differentiable`, or by calling it."""
-    call = getattr(reward, "differentiable", reward)
-    scores = call(images.clone(), list(prompts), level)  # A reward may write into what it gets.
+    scores = reward.differentiable(images.clone(), list(prompts), level)  # A reward may write into what it gets.
     if not isinstance(scores, Tensor) or not scores.requires_grad:
         raise ValueError(f"reward {reward.name!r} has no gradient: its scores do not depend on the images by "
                          "operations of torch; guide by another one, or search without guidance")  # fmt: skip
     return scores
 
 
-def check_reward(reward: Any) -> None:
+def check_reward(reward: RewardModel) -> None:
     """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one call of it."""
-    if getattr(reward, "estimates", "pixels") != "pixels":
+    if reward.estimates != "pixels":
         raise ValueError(f"reward {reward.name!r} reads {reward.estimates}; gradients are taken of rewards of pixels")
-    size = getattr(getattr(reward, "preprocess", None), "size", 64)
-    device = getattr(reward, "device", "cpu")
-    image = torch.full((1, 3, size, size), 0.4, device=device).requires_grad_()
+    image = reward.trial_image().requires_grad_()
     try:
         with torch.enable_grad():
-            scores = differentiable(reward, image, [getattr(reward, "example", "a photo")], torch.zeros(1))
+            scores = differentiable(reward, image, [reward.example], torch.zeros(1))
             (gradient,) = torch.autograd.grad(scores.double().sum(), image)
     except ValueError:
         raise
     except Exception as error:  # a reward is the user's code
-        raise ValueError(f"reward {getattr(reward, 'name', reward)!r} has no gradient: {error}") from error
+        raise ValueError(f"reward {reward.name!r} has no gradient: {error}") from error
     if not bool(gradient.isfinite().all()):
         raise ValueError(f"the gradient of reward {reward.name!r} is nan or inf on a gray image")
 
@@ -183,6 +180,6 @@ def saved_bytes(differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tens
 
 
 def _parameters(differentiator: Differentiator) -> list[Tensor]:
-    parts = [getattr(reward, "network", None) for _, reward in differentiator.rewards]
-    own = [p for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    networks = [reward.network for _, reward in differentiator.rewards if isinstance(reward.network, torch.nn.Module)]
+    own = [p for network in networks for p in network.parameters()]
     return [*differentiator.denoiser.parameters(), *own]

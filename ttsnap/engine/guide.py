@@ -13,10 +13,10 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Guided
-from ttsnap.core.protocols import Reward
 from ttsnap.engine.gradients import Differentiator, saved_bytes
 from ttsnap.engine.store import Node, Row, stacked
 from ttsnap.profiling.memory import SHARE, gauge_of
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import Guidance, guided_step
@@ -36,7 +36,7 @@ class Guide:
         guidance: Guidance,
         kernel: Kernel,
         denoiser: Denoiser,
-        rewards: Sequence[Reward],
+        rewards: Sequence[RewardModel],
         batch_size: int | None,
     ) -> None:
         if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:

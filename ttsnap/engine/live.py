@@ -34,6 +34,7 @@ from ttsnap.profiling.buckets import bucket_of, buckets
 from ttsnap.profiling.memory import Gauge, gauge_of
 from ttsnap.profiling.meter import Meter
 from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling import noises as initial_noises
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
@@ -82,11 +83,11 @@ class LiveEngine(Engine):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {decode_batch_size}")
         if gradient_batch_size is not None and gradient_batch_size < 1:
             raise ValueError(f"gradient_batch_size must be at least 1, got {gradient_batch_size}")
-        self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), denoiser.grid
+        self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.stochastic, self.noises = self.kernel.stochastic, noises
         self._sizes, self.padded, self.probed = (batch_size, decode_batch_size), padded, Cost()
-        self.scorer = Scorer(denoiser, rewards, self.grid, preview=preview)
+        self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=preview)
         self.reward_names, self.keep = self.scorer.names, tuple(keep)
         self._capture(features_block)
         self.guide = None
@@ -107,14 +108,14 @@ class LiveEngine(Engine):
         """Ask the denoiser for hidden features where a reward or a listener reads them."""
         if set(self.keep) - {"latents", "features"}:
             raise ValueError(f"keep knows of latents and features, got {self.keep}")
-        readers = [r for r, space in zip(self.rewards, self.scorer.spaces, strict=True) if space == "features"]
-        wanted = {r.features_block for r in readers}  # type: ignore[attr-defined]
+        wanted = {r.features_block for r in self.rewards if r.estimates == "features"}
         wanted |= {block} if "features" in self.keep or block is not None else set()
         if not wanted:
             return
-        if len(wanted) > 1 or None in wanted:
-            raise ValueError(f"features come from one block of the denoiser, got {sorted(wanted, key=str)}")
-        self.denoiser.capture(wanted.pop())
+        found, *others = sorted(wanted, key=str)
+        if others or found is None:
+            raise ValueError(f"features come from one block of the denoiser, got {[found, *others]}")
+        self.denoiser.capture(found)
 
     # --- what it can do and what that costs ---------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class LiveEngine(Engine):
         """FLOPs per unit, counted once; seconds per unit once `calibrate` has run."""
         if self._price is None:
             predict, decode = self.denoiser.flops()
-            reward = float(np.mean([getattr(r, "flops", 0.0) for r in self.rewards]))
+            reward = float(np.mean([r.flops for r in self.rewards]))
             preview = self.denoiser.preview_flops() if self.scorer.estimates == "preview" else 0.0
             rates, guide = Rates(predict, decode, reward, preview=preview), self.guide
             rates = rates if self._pulls is None else self._pulls.rates(rates)
@@ -240,8 +241,7 @@ class LiveEngine(Engine):
 
     def check(self, prompts: Sequence[str]) -> None:
         for reward in self.rewards:
-            if hasattr(reward, "check"):
-                reward.check(prompts)
+            reward.check(prompts)
 
     def start(self, prompts: Sequence[str], seed: int) -> None:
         self._prompts = list(prompts)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.protocols import Reward
 from ttsnap.engine.store import Row
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.rewards.registry import RewardError, place_of, said
-from ttsnap.rewards.scoring import SILENT, TwoRewards, ask
+from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.scoring import SILENT, ask
 from ttsnap.sampling.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class Scored(NamedTuple):
 class Scorer:
     """Scores rows with every reward.
 
-    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". ValueError for
-    rewards without names of their own, or in a space that nobody knows.
+    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". ValueError where there
+    is no preview VAE.
 
     A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
     its first batch, ends the search by RewardError; batches of one image are taken together until there are two,
@@ -46,22 +46,19 @@ class Scorer:
     are not the same code.
     """
 
-    def __init__(self, denoiser: Denoiser, rewards: Sequence[Reward], grid: Grid, *, preview: bool = False) -> None:
+    def __init__(
+        self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False
+    ) -> None:
         self.names = tuple(r.name for r in rewards)
-        if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError(f"need at least one reward, each with a name of its own, got {self.names}")
         if preview and not denoiser.previews:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
-        self.spaces = tuple(getattr(r, "estimates", "pixels") for r in rewards)
-        if set(self.spaces) - {"pixels", "latents", "features"}:
-            raise ValueError(f"known are pixels, latents and features, got {self.spaces}")
-        split = [isinstance(r, TwoRewards) or s != "pixels" for r, s in zip(rewards, self.spaces, strict=True)]
-        self._split = dict(zip(self.names, split, strict=True))
+        self._split = {r.name: r.scores_estimates_apart for r in rewards}
         # By reward, and whether of finished images: those that failed so far where none was scored yet, -1 afterwards.
         self._failed: dict[tuple[str, bool], int] = {}
         # Whoever wants the images kept pays for their decodes, too.
-        self.estimates = "nothing" if "pixels" not in self.spaces else "preview" if preview else "decode"
+        seen = any(r.estimates == "pixels" for r in rewards)
+        self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     def __call__(self, batch: list[Row], prompts: list[str], watch: Stopwatch) -> Scored:
         latents = torch.stack([row.judged.x0 for row in batch])
@@ -116,19 +113,19 @@ class Scorer:
         self, r: int, batch: list[Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor
     ) -> tuple[Any, Exception | None]:
         """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
-        reward, space = self.rewards[r], self.spaces[r]
-        ahead = [i for i, row in enumerate(batch) if space != "pixels" and not row.last]
+        reward = self.rewards[r]
+        ahead = [i for i, row in enumerate(batch) if reward.estimates != "pixels" and not row.last]
         seen = [i for i in range(len(batch)) if i not in set(ahead)]
         scores, errors = np.full(len(batch), np.nan), []
-        for rows in (seen, ahead):
+        for rows, call in ((seen, reward), (ahead, reward.score_estimates)):
             if not rows:
                 continue
-            call, x = reward, None
             if rows is seen:
                 x = torch.stack([images[i] for i in rows])
+            elif reward.estimates == "latents":
+                x = latents[rows]
             else:
-                call = reward.score_estimates  # type: ignore[attr-defined]
-                x = latents[rows] if space == "latents" else torch.stack([_features(batch[i]) for i in rows])
+                x = torch.stack([_features(batch[i]) for i in rows])
             scores[rows], error = ask(call, x, [prompts[i] for i in rows], levels[rows])
             errors += [error] if error else []
         return scores, errors[0] if errors else None

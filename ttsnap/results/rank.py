@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.results.outputs import ENLARGED
+from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.scoring import score_in_parts
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
@@ -37,14 +38,6 @@ class Ranked:
     scores: tuple[float, ...]
     value: float
     error: str = ""
-
-
-@runtime_checkable
-class ReadsAlpha(Protocol):
-    """A reward whose reference looks at images with an alpha channel in a way of its own."""
-
-    def without_alpha(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 4, H, W) float in [0, 1] -> (N, 3, h, w): images to call the reward with."""
 
 
 def find_images(folder: Path, recursive: bool = False) -> list[Path]:
@@ -109,18 +102,17 @@ def rank(
     """Best first; images that cannot be read or scored come last, with the reason."""
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    asked = [make_reward(reward) for reward in rewards]
     scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
     def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         rows, pixels = [i for i, _ in batch], np.stack([pixels.transpose(2, 0, 1) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
-        for column, reward in enumerate(rewards):
+        for column, reward in enumerate(asked):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
-            seen = images[:, :3]
-            if images.shape[1] == 4 and isinstance(reward, ReadsAlpha):
-                seen = reward.without_alpha(images)
+            seen = reward.without_alpha(images) if images.shape[1] == 4 else images
             scores[rows, column], reason = score_in_parts(reward, seen.clone(), some, levels)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:

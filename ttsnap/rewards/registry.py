@@ -1,4 +1,4 @@
-"""From whatever a user gives (a name, a function, a file) to a Reward (core.Reward)."""
+"""From whatever a user gives (a name, a function, a file, an object) to a RewardModel."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
+from ttsnap.rewards.reward_model import SPACES, AdaptedReward, RewardModel
 
 
 class RewardError(RuntimeError):
@@ -62,7 +63,7 @@ def place_of(error: Exception) -> str:
     return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
-class FunctionReward:
+class FunctionReward(RewardModel):
     """Any function of (images, prompts) or (images, prompts, level) as a reward.
 
     images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better.
@@ -77,26 +78,28 @@ class FunctionReward:
         except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
             self._takes_level = False
 
-    def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> Any:
         return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
 
 
-def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> Reward:
-    """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward as it is.
+def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> RewardModel:
+    """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward.
 
     "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B;
     "noise-aware:FOLDER on BASE" names the reward that a noise-aware one was trained for, where its weights are not the
     published ones. `weights` is a local file or folder, or a hub id, in their place. `device` and `dtype` place rewards
     that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
-    executed. Raises ValueError that says what was wrong.
+    executed. A RewardModel is returned as it is, and any other Reward as the `given` of an AdaptedReward. Raises
+    ValueError that says what was wrong.
     """
-    weights, more = "", {"device": device, "dtype": dtype}
+    weights = name = asked = ""
+    more = dict[str, Any](device=device, dtype=dtype)
     if isinstance(spec, str) and " then " in spec:
         early, late = (make_reward(part.strip(), device=device, dtype=dtype) for part in spec.split(" then ", 1))
-        staged: Reward = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
+        staged: RewardModel = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
         return staged
     if isinstance(spec, str) and spec.startswith(("http://", "https://")):
-        remote: Reward = _load("ttsnap.reward_models.http:HttpReward", spec)(spec)
+        remote: RewardModel = _load("ttsnap.reward_models.http:HttpReward", spec)(spec)
         return remote
     if isinstance(spec, str):
         name, _, argument = spec.partition(":")
@@ -106,21 +109,30 @@ def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, 
             more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
         weights, asked = (argument, spec) if known else ("", spec)
         spec = _load(REWARDS[name], asked) if known else _load(spec, asked)
-        if weights and not hasattr(spec, "from_pretrained"):
-            raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
-    if isinstance(spec, type) and hasattr(spec, "from_pretrained"):
-        spec = spec.from_pretrained(*[weights] * bool(weights), **{k: v for k, v in more.items() if v is not None})
-    elif isinstance(spec, type):
-        spec = spec()
-    if isinstance(getattr(spec, "name", None), str) and callable(spec):
-        return spec  # type: ignore[return-value]
-    if callable(spec):
-        return FunctionReward(spec)
-    raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {spec!r}")
+    load = getattr(spec, "from_pretrained", None)
+    if weights and load is None:
+        raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
+    if isinstance(spec, type):
+        given = {k: v for k, v in more.items() if v is not None}
+        spec = spec() if load is None else load(*[weights] * bool(weights), **given)
+    made = _adapted(spec)
+    if made.estimates not in SPACES:
+        wrong = f"reward {made.name!r} reads estimates as {made.estimates!r}"
+        raise ValueError(f"{wrong}; known are {', '.join(SPACES[:-1])} and {SPACES[-1]}")
+    return made
 
 
-def make_rewards(specs: Any, *, device: Any = None, dtype: Any = None) -> tuple[Reward, ...]:
-    """One spec or a list of them -> rewards with different names."""
+def _adapted(given: Any) -> RewardModel:
+    """The complete interface of an object that a user gives."""
+    if isinstance(given, RewardModel):
+        return given
+    if not callable(given):
+        raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {given!r}")
+    return AdaptedReward(given) if isinstance(getattr(given, "name", None), str) else FunctionReward(given)
+
+
+def make_rewards(specs: Any, *, device: Any = None, dtype: Any = None) -> tuple[RewardModel, ...]:
+    """One spec of make_reward or a list of them -> rewards with different names."""
     many = specs if isinstance(specs, list | tuple) else [specs]
     rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)
     names = [r.name for r in rewards]

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap.core.protocols import Reward
 from ttsnap.rewards.registry import said
 
 logger = logging.getLogger(__name__)
 SILENT = 8
 """So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
 fewer may be chance where a reward answers nan now and then."""
-
-
-@runtime_checkable
-class TwoRewards(Protocol):
-    """One that asks `early` about estimates, and `final` about finished images (reward_models/staged.py)."""
-
-    early: Any
-    final: Any
+Call = Callable[[Tensor, list[str], Tensor], Any]
+"""(images, latents or features (N, ...), N prompts, levels (N,)) -> N scores."""
 
 
 def score_images(
-    reward: Any, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
+    reward: Reward, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
 ) -> tuple[Any, str | None]:
     """Scores (N,) float64 with nan where the reward failed, and why, in words."""
     scores, error = ask(reward, images, prompts, levels)
     return scores, None if error is None else said(name or reward.name, error)
 
 
-def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, Exception | None]:
+def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, Exception | None]:
     """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
 
     One broken score must not cost a long search its other images, so an exception marks its whole batch as failed. A
@@ -54,7 +50,7 @@ def ask(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tupl
     return scores, None
 
 
-def score_in_parts(reward: Any, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+def score_in_parts(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
     """As score_images, with half as many images at a time where memory runs out."""
     try:
         return score_images(reward, images, prompts, levels)

@@ -1,0 +1,102 @@
+"""The complete interface of a reward, and the one place that asks what a user's reward has of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ttsnap.core.protocols import Reward
+
+if TYPE_CHECKING:  # those who only plan searches import this room, too, and have no need of torch
+    import torch
+    from torch import Tensor, nn
+
+SPACES = ("pixels", "latents", "features")
+"""What a reward may read of an unfinished x0 estimate: its image, itself, or the hidden states that made it."""
+
+
+class RewardModel(ABC):
+    """A reward with all that engines, recorders, servers and commands may ask of one, and a default for the most.
+
+    Subclass it, give `name`, define `__call__`, and redefine what you know better. A reward need not be one: of a
+    function, or of any object with `name` and `__call__` (core.Reward), make_reward makes one.
+    """
+
+    name: str
+    """The label in results; rewards of one search have different ones."""
+    estimates: str = "pixels"
+    """What it reads of an unfinished x0 estimate, one of SPACES. Other than pixels, no estimate is decoded for it."""
+    features_block: int | None = None
+    """The denoiser's transformer block whose hidden states it reads, where `estimates` is "features"."""
+    example: str = "a photo"
+    """A prompt that it can read, for trial calls."""
+    network: nn.Module | None = None
+    """The network that it consists of, whose weights are no part of the memory that a gradient takes."""
+    base: Reward | None = None
+    """The reward whose score of the finished image this one predicts from an estimate, if there is such a one."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate, or None for
+        finished images -> N scores.
+
+        As in core.Reward: ordinary rewards ignore `level`, and a NaN counts as a failed call on that image.
+        """
+
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+        """As a call, of unfinished estimates in the space `estimates`: x (N, C, h, w) latents or hidden features."""
+        raise NotImplementedError(f"reward {self.name!r} reads {self.estimates}: it needs a method score_estimates")
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+        """As a call, (N,) with a graph back to the images, for guidance; a plain call where that has one."""
+        return self(images, prompts, level)
+
+    def check(self, prompts: Sequence[str]) -> None:  # noqa: B027 (nothing to check is a fine default)
+        """ValueError for prompts that it cannot score, before anything is computed."""
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of a call on one image, so that a budget in FLOPs counts them."""
+        return 0.0
+
+    @property
+    def scores_estimates_apart(self) -> bool:
+        """Whether other code scores estimates than finished images, so that one may be broken and the other not."""
+        return self.estimates != "pixels"
+
+    def without_alpha(self, images: Tensor) -> Tensor:
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w), to call this with; the alpha channel is dropped by default."""
+        return images[:, :3]
+
+    def trial_image(self) -> Tensor:
+        """A gray image (1, 3, h, w), for trial calls, where this reward wants its images."""
+        return _gray("cpu")
+
+
+class AdaptedReward(RewardModel):
+    """A user's reward (`given`) with the complete interface: what it has takes the place of the defaults."""
+
+    _OPTIONAL = ("estimates", "features_block", "example", "network", "base",
+                 "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
+
+    def __init__(self, given: Reward) -> None:
+        self.given, self.name = given, given.name
+        vars(self).update({name: getattr(given, name) for name in self._OPTIONAL if hasattr(given, name)})
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+        return self.given(images, prompts, level)
+
+    @cached_property
+    def flops(self) -> float:
+        return float(getattr(self.given, "flops", 0.0))  # asked for late, as it may take a call to count
+
+    def trial_image(self) -> Tensor:
+        return _gray(getattr(self.given, "device", "cpu"))
+
+
+def _gray(device: torch.device | str, size: int = 64) -> Tensor:
+    import torch
+
+    return torch.full((1, 3, size, size), 0.4, device=device)
