@@ -84,6 +84,11 @@ class Budget:
         nfe = int(self.images * grid.nfe + 1e-9)
         return replace(self, images=None, nfe=nfe if self.nfe is None else min(nfe, self.nfe))
 
+    def times(self, n: int) -> Budget:
+        """n times every cap."""
+        caps = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Budget(**{name: None if cap is None else cap * n for name, cap in caps.items()})
+
     def __str__(self) -> str:
         units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "seconds": "s", "images": "images"}
         caps = [f"{getattr(self, k):.6g}{u}" for k, u in units.items() if getattr(self, k) is not None]

@@ -23,7 +23,8 @@ from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Result
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
-from ttsnap.loop.run import Listener, Loop
+from ttsnap.loop.run import Listener, Run, Stopwatch
+from ttsnap.loop.spec import SearchSpec
 
 
 def search(
@@ -53,30 +54,38 @@ def search(
     grid, or it branches on an engine that is deterministic; RuntimeError for an algorithm that keeps making moves which
     cost nothing, and rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
-    budget = Budget.parse(budget).on(engine.grid)
+    watch = Stopwatch(clock, clock())
     if not prompts:
         raise ValueError("no prompts: give at least one")
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {seed}")
+    spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared)
+    spec = prepared(spec, engine)
+    if spec.budget.seconds is not None:
+        watch.deadline = watch.begin + spec.budget.seconds * len(prompts)
+    return Run(prompts, spec, engine, watch, on_event).results(should_stop or (lambda: False))
+
+
+def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
+    """The same search, checked, with as many seeds as its budget affords; its engine is ready for it.
+
+    ValueError where the algorithm needs what the engine cannot do, or does not fit the grid; where the budget is too
+    small for an image.
+    """
+    algorithm, budget, grid = spec.algorithm, spec.budget, engine.grid
     require(name_of(algorithm), algorithm.needs, engine.offers)
     for need in algorithm.needs:
         if isinstance(need, Gradient):
             engine.differentiate(need)
-    begin = clock()
-    task = task_of(budget, engine, keep, shared)
-    if budget.seconds is not None and engine.price.seconds is None:
+    task = task_of(budget, engine, spec.keep, spec.shared)
+    untimed = budget.seconds is not None and engine.price.seconds is None
+    if untimed:
         # What that affords is measured below; until then, any amount will do to see whether the algorithm fits.
-        task = dataclasses.replace(task, allowance=min(task.allowance, 100.0 * engine.grid.nfe))
+        task = dataclasses.replace(task, allowance=min(task.allowance, 100.0 * grid.nfe))
     algorithm.init(task)
     check_budget(budget, engine)
-    if budget.seconds is not None and engine.price.seconds is None:
+    if untimed:
         engine.calibrate()
         check_budget(budget, engine)
-    algorithm = fit(algorithm, engine, budget, keep)
-    loop = Loop(list(prompts), algorithm, engine, budget, utility, seed, keep, shared, on_event, clock, begin)
-    return loop.run(should_stop or (lambda: False))
+    return dataclasses.replace(spec, algorithm=fit(algorithm, engine, budget, spec.keep))
 
 
 def check_budget(budget: Budget, engine: Engine) -> None:

@@ -1,0 +1,114 @@
+"""One prompt under way: its particles, its money, what its algorithm wants, and what came of it so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ttsnap.core.arrays import IntArray
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.particles import Particles
+from ttsnap.core.plans import Plan
+from ttsnap.core.table import ParticleTable
+from ttsnap.loop.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+
+class Proposal(NamedTuple):
+    """What an algorithm wants next, None for nothing more; what that is worth; and its state then."""
+
+    plan: Plan | None
+    value: float
+    state: Any
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """waiting: rows of the plan under way that are not done. moved (n,): what came of the last move's rows, as in
+    Particles. images: finished ones by uid. idle: moves in a row that cost nothing."""
+
+    index: int
+    prompt: str
+    ledger: Ledger
+    table: ParticleTable
+    state: Any
+    rng: np.random.Generator
+    waiting: int = 0
+    proposal: Proposal | None = None
+    plan: Plan | None = None
+    moved: IntArray = dataclasses.field(default_factory=lambda: np.empty(0, int))
+    closing: bool = False
+    images: dict[int, Any] = dataclasses.field(default_factory=dict)
+    rejected: set[int] = dataclasses.field(default_factory=set)
+    trace: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    failures: int = 0
+    idle: int = 0
+
+    @property
+    def particles(self) -> Particles:
+        return self.table.view()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is an image."""
+        return bool(self.particles.finished.any())
+
+    @property
+    def value(self) -> float:
+        """What the proposed move is worth; inf where none is proposed, as ending costs nothing."""
+        return self.proposal.value if self.proposal is not None else np.inf
+
+    def begin(self, plan: Plan) -> None:
+        """A plan was charged and is about to run."""
+        self.plan, self.waiting = plan, len(plan)
+        rows = plan.rows
+        self.trace.append(
+            {
+                "move": len(self.trace),
+                "cost": plan.cost.counts(),
+                "uids": plan.uid.tolist(),
+                "parents": rows.parent.tolist(),
+                "start": rows.start.tolist(),
+                "stop": rows.stop.tolist(),
+                "seeds": plan.seed.tolist(),
+                "scores": {},
+                "drop": plan.drop.tolist(),
+                "closing": self.closing,
+            }
+        )
+
+    def take(self, outcome: Outcome, end: int, keep: int) -> None:
+        """Rows of the plan are done: note scores, and the images of those that came to step `end`.
+
+        Images that cannot be among the `keep` best any more are let go now and then.
+        """
+        self.table.record(outcome)
+        self.waiting -= len(outcome.uids)
+        if outcome.scores is None or outcome.images is None:
+            return
+        uids = outcome.uids.tolist()
+        self.trace[-1]["scores"].update(zip(uids, outcome.scores.tolist(), strict=True))
+        self._note_failures(outcome)
+        for i in np.flatnonzero(outcome.step == end).tolist():
+            self.images[uids[i]] = outcome.images[i]
+        if len(self.images) > 4 * keep + 32:
+            self.images = {uid: self.images[uid] for uid in self.ranking()[:keep]}
+
+    def ranking(self) -> list[int]:
+        """Uids of the images, best first; rejected ones only where there is no other."""
+        uids = np.array(sorted(set(self.images) - self.rejected or self.images), int)
+        return [int(u) for u in uids[np.argsort(-self.particles.value(uids), kind="stable")]]
+
+    def _note_failures(self, outcome: Outcome) -> None:
+        failed = [i for i, error in enumerate(outcome.errors) if error is not None]
+        if failed and not self.failures:
+            uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
+            where = f"particle {uid} (seed {self.particles.seed[uid]}) at step {step}"
+            self.warnings.append(f"no score for {where}, which is ranked last: {outcome.errors[failed[0]]}")
+            logger.warning("prompt %r: %s", self.prompt, self.warnings[-1])
+        self.failures += len(failed)

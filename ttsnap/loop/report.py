@@ -1,0 +1,96 @@
+"""What a search gives in the end: the kept images of each prompt, and what they took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ttsnap.core.particles import Particles
+from ttsnap.core.protocols import Engine
+from ttsnap.core.results import Candidate, Result
+from ttsnap.loop.job import Job
+
+
+def report(jobs: Sequence[Job], engine: Engine, keep: int, seconds: float, usage: Mapping[str, Any]) -> list[Result]:
+    """A Result for each job. seconds: of the whole run; usage: what it used besides (profiling/meter.py)."""
+    total = sum(job.ledger.spent.nfe for job in jobs) or 1
+    return [_result(job, engine, keep, seconds, usage, job.ledger.spent.nfe / total) for job in jobs]
+
+
+def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Mapping[str, Any], share: float) -> Result:
+    """share: of this job in the evaluations of all."""
+    particles, images = job.particles, _candidates(job, engine.reward_names, keep)
+    warnings = [*job.warnings, *_warnings(images, keep)]
+    phases = engine.timings
+    spent = {
+        **job.ledger.summary(),
+        "cost": job.ledger.spent,
+        "seconds": seconds * share,
+        **{f"seconds_{k}": v * share for k, v in phases.items()},
+        "seconds_all_prompts": seconds,
+        "verifier_share": _verifier_share(phases),
+        **_shared_usage(usage, share, len(images)),
+        "seeds": int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
+        "finished": int(particles.finished.sum()),
+        "gain_of_second_half": _second_half(particles),
+        "calibration": engine.probed.counts(),
+    }
+    told = (spent, tuple(job.trace), particles, tuple(warnings))
+    return Result(job.prompt, images, *told, state=job.state, levels=engine.grid.levels)
+
+
+def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, ...]:
+    """The best images, best first."""
+    particles, ranking = job.particles, job.ranking()[:keep]
+    values: Sequence[float] = particles.value(ranking).tolist() if ranking else []
+    return tuple(
+        Candidate(
+            uid,
+            int(particles.seed[uid]),
+            float(v) if np.isfinite(v) else float("nan"),
+            {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
+            job.images[uid],
+        )
+        for uid, v in zip(ranking, values, strict=True)
+    )
+
+
+def _warnings(images: Sequence[Candidate], keep: int) -> list[str]:
+    """What to say of the images that came back."""
+    found = []
+    if not images:
+        found.append("stopped before this prompt was taken up")
+    elif not any(np.isfinite(candidate.reward) for candidate in images):
+        found.append("no image has a score: which of them is the best is not known")
+    if 0 < len(images) < keep:
+        found.append(f"{len(images)} of the {keep} images asked for were finished")
+    return found
+
+
+def _verifier_share(seconds: Mapping[str, float]) -> float | None:
+    """The share of decoding and rewards in what denoising, decoding and rewards took, in [0, 1]; None without times."""
+    total = sum(seconds.values())
+    return 1 - seconds["denoise"] / total if total > 0 else None
+
+
+def _shared_usage(usage: Mapping[str, Any], share: float, images: int) -> dict[str, Any]:
+    """What the run used (meter.py), its energy by this prompt's share of it."""
+    found = {k: v for k, v in usage.items() if k not in ("seconds", "energy_joules_per_image")}
+    for name in ("energy_joules", "co2_grams"):
+        found |= {name: None if found.get(name) is None else found[name] * share}
+    joules = found["energy_joules"]
+    return {**found, "energy_joules_per_image": joules / images if joules is not None and images else None}
+
+
+def _second_half(particles: Particles) -> float | None:
+    """By how much the best finished image exceeds the best of half of them, on average over halves; None below 4.
+
+    Best-of-N rises ever more slowly with log N, so doubling the budget can be expected to gain less than this.
+    """
+    from ttsnap.core.metrics import best_of_n  # imported late: scipy would double the start of the command line
+
+    value = particles.value(np.flatnonzero(particles.finished))
+    value = value[np.isfinite(value)]
+    return float(value.max() - best_of_n(value, len(value) // 2)) if len(value) >= 4 else None
