@@ -175,7 +175,7 @@ def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Rec
         r.name: Price(
             Rates(flops.nfe, flops.decode, float(r.flops) / 3),  # the two reporting columns cost nothing
             passes_per_nfe=2,
-            estimates="decode" if getattr(r, "estimates", "pixels") == "pixels" else "nothing",
+            estimates="decode" if r.estimates == "pixels" else "nothing",
         )
         for r in rewards[:-2]
     }

@@ -172,7 +172,7 @@ def prices(pipe: Any) -> dict[str, float]:
     denoiser = pipe.denoiser(**defaults())
     predict, decode = denoiser.flops()
     found = {"nfe": predict, "decode": decode, "preview": denoiser.preview_flops()}
-    found |= {name: float(getattr(make_reward(name), "flops", 0.0)) for name in REWARDS}
+    found |= {name: make_reward(name).flops for name in REWARDS}
     denoiser.encode(["a red circle"])
     x = denoiser.init_latents([torch.Generator().manual_seed(i) for i in range(32)])
     for name, call in (("decode", denoiser.decode), ("preview", denoiser.preview)):

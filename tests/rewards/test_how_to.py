@@ -1,0 +1,70 @@
+"""The code of docs/howto/write_reward.md is run as it stands: as a file of the reader's, and as part of ttsnap."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ttsnap import Budget, make_algorithm, search
+from ttsnap.engine.gradients import check_reward
+from ttsnap.rewards.registry import REWARDS, make_reward
+
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "write_reward.md").read_text(encoding="utf-8")
+FUNCTIONS, CLASS, MODEL, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the reward that the page adds, with ttsnap as it is after the two edits."""
+    (entries,) = (node.value for node in ast.parse(LINE).body if isinstance(node, ast.Assign))
+    ((name, place),) = ast.literal_eval(entries).items()
+    module = ModuleType(place.partition(":")[0])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(MODEL, module.__name__, "exec"), vars(module))
+    monkeypatch.setitem(REWARDS, name, place)
+    return str(name)
+
+
+def test_functions_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "my_reward.py").write_text(FUNCTIONS)
+    score, clear = (make_reward(f"{tmp_path}/my_reward.py:{name}") for name in ("score", "clear_first"))
+    torch.testing.assert_close(score(IMAGES, ["a", "b"], None), IMAGES[:, 0].mean((1, 2)))
+    assert clear(IMAGES, ["a", "b"], torch.tensor([1.0, 0.5]))[0] == 0
+
+
+def test_a_class_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "my_reward.py").write_text(CLASS)
+    reward = make_reward(f"{tmp_path}/my_reward.py:Redness")
+    assert (reward.name, reward.flops) == ("redness", 0.0)
+    torch.testing.assert_close(reward(IMAGES, ["a", "b"], None), IMAGES[:, 0].mean((1, 2)))
+    with pytest.raises(ValueError, match="redness needs a prompt"):
+        reward.check([" "])
+
+
+def test_one_file_and_a_line_make_a_reward_of_the_toolkit(added: str) -> None:
+    reward = make_reward(added)
+    assert reward.name == added
+    halves = torch.zeros(1, 3, 4, 4)
+    halves[..., 2:] = 1  # one of three steps across is 1, none downwards
+    assert reward(halves, [""], None).item() == pytest.approx(1 / 3)
+    check_reward(reward)  # ValueError where guidance could not follow it
+    assert MODEL.startswith("# reward_models/")
+    assert "two files" in PAGE
+
+
+def test_it_is_searched_by_its_name(added: str) -> None:
+    from ttsnap.pipelines import defaults, load
+
+    pipe = load()
+    live = pipe.engine(added, batch_size=8, **{**defaults(), "num_inference_steps": 4})
+    (result,) = search(["a red circle"], make_algorithm("best-of-n"), live, Budget(nfe=16))
+    assert len(result.particles) == 4
+    assert result.best.reward == max(result.particles.scores[:, -1, 0]) > 0
+    assert list(result.best.scores) == [added]
