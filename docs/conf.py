@@ -22,6 +22,7 @@ extensions = [
     "myst_nb",
     "plain_docstrings",
     "command_line",
+    "algorithm_options",
     "dark_figures",
     "inner_modules",
     "outside_pages",
@@ -50,13 +51,14 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(?!ttsnap).*\b(Any|Callable|Iterator|Mapping|Sequence|Path|Literal|ClassVar|Protocol|NamedTuple|"
-        r"Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|bool|BaseOutput)",
+        r"DataclassInstance|Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|bool|BaseOutput)",
     ),
     (
         r"py:.*",
-        r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|inspect|pathlib|typing|types|jsonargparse|"
-        r"starlette|uvicorn)\..*",
+        r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
+        r"jsonargparse|starlette|uvicorn)\..*",
     ),
+    (r"py:class", "inf"),  # of Bounds without an upper end, in a type
 ]
 
 html_theme = "furo"

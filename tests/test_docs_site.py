@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,3 +146,32 @@ def test_there_is_one_logo() -> None:
     theme = importlib.import_module("ttsnap.demo.theme")
     assert found[0].read_text() in theme.HEADER.format(model="m")
     assert "../ttsnap/demo/mark.svg" in (ROOT / "docs" / "conf.py").read_text()
+
+
+def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
+    from ttsnap.algorithms import ALGORITHMS
+    from ttsnap.algorithms.options import options_of
+
+    made = extension("algorithm_options")
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    tables = [found.split() for found in re.findall(r"^```{algorithm-options} (.*)$", text, re.M)]
+    assert sorted(name for names in tables for name in names) == sorted(ALGORITHMS)
+    for names in tables:
+        lines = made.lines_of(names)
+        for name in names:
+            shown = {line.name: line for line in lines if name in line.defaults}
+            for option in options_of(name):
+                assert shown[option.name].text == option.text
+                assert shown[option.name].defaults[name] == made.default_of(option)
+
+
+def test_what_differs_between_algorithms_is_said(extension: Any) -> None:
+    made = extension("algorithm_options")
+    smc = {line.name: line for line in made.lines_of(["smc", "fk-steering"])}
+    assert made.by_algorithm(smc["n"].defaults) == "fk-steering: `4`"
+    assert made.by_algorithm(smc["lam"].defaults) == "`10.0`"
+    assert made.linked("as in arXiv 2505.23614").astext() == "as in arXiv 2505.23614"
+    assert made.linked("as in arXiv 2505.23614").children[1]["refuri"] == "https://arxiv.org/abs/2505.23614"
+    assert made.of_which(made.lines_of(["code", "svdd"])[-1], ["code", "svdd"]).astext() == "alpha (svdd)"
+    with pytest.raises(ValueError, match="unknown algorithm 'sdd'"):
+        made.lines_of(["sdd"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from command_line import paragraph_of
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -18,7 +19,7 @@ class SearchArguments(SphinxDirective):
             if option.written is not None:
                 flag = f"--{(option.flag or option.name).replace('_', '-')}"
                 term += [nodes.Text(" or "), nodes.literal(text=flag)]
-            text = nodes.definition("", nodes.paragraph(text=option.documented))
+            text = nodes.definition("", paragraph_of(option.documented))
             listed += nodes.definition_list_item("", term, text)
         return [listed]
 

@@ -35,8 +35,9 @@ class CoDe:
 
     n: children of each particle in a block; None for as many as the budget affords [the authors of SVDD take 20].
     streams: particles, at least as many as images are asked for [as compared in arXiv 2503.19385].
-    block: grid steps between choices [configs of CoDe's authors].
-    temperature: 0 for the best child, else one is drawn with probability proportional to exp(score / temperature).
+    block: grid steps between choices [configs of CoDe's authors; arXiv 2503.19385 takes 2 of 10 steps].
+    temperature: 0 for the best child, else one is drawn with probability proportional to exp(score / temperature),
+        so it is in units of the reward [SVDD's code takes the best].
     """
 
     n: int | None = None
@@ -92,7 +93,8 @@ def svdd(n: int | None = None, streams: int = 2, alpha: float = 0.0) -> CoDe:
     """SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one evaluation for its noise, and
     n for every step but the last.
 
-    alpha: 0 for the best continuation, as in SVDD's code, else one is drawn by weights exp(score / alpha).
+    alpha: 0 for the best continuation, else one is drawn by weights exp(score / alpha), so it is in units of the reward
+        [SVDD's code takes the best].
     """
     if not alpha >= 0:
         raise ValueError(f"alpha must be at least 0, got {alpha}")

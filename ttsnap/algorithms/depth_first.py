@@ -32,13 +32,13 @@ class State(NamedTuple):
 class DepthFirst:
     """Backs up by forward noising where a check looks bad, while tries last; then takes the best that it saw.
 
-    levels: noise levels of the checks, falling [ours].
+    levels: noise levels of the checks, falling [ours; in arXiv 2505.23614 every few steps from a first one on].
     back: by how much noise level a particle is sent back [ours].
     thresholds: least utility to pass each check, and last the finished image; the search ends with an image that does
         [the paper]. None for the `quantile` of the scores seen at the same check so far; the search then goes on with
         fresh seeds until the budget is used up [ours].
     quantile: of the scores seen, where there are no thresholds [ours].
-    tries: how often it may back up; None for as often as the budget affords.
+    tries: how often it may back up; None for as often as the budget affords [arXiv 2505.23614 has a number].
     """
 
     levels: tuple[float, ...] = (0.8, 0.6, 0.4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_type_hints
@@ -63,6 +64,20 @@ def name_of(algorithm: Any) -> str:
         return sum(value != getattr(algorithm, key) for key, value in vars(builder(name)()).items())
 
     return min(names, key=others) if len(names) > 1 else names[0] if names else kind.__name__
+
+
+def as_written(default: Any) -> str:
+    """A default as one writes it on the command line, or in a file."""
+    if isinstance(default, bool | str):
+        return str(default)
+    return json.dumps(default) if isinstance(default, int | float | tuple) else _spec(default)
+
+
+def _spec(algorithm: Any) -> str:
+    """An algorithm as one writes it in a file, with what differs from its defaults."""
+    name = next(name for name in ALGORITHMS if builder(name) is type(algorithm))
+    plain = vars(builder(name)())
+    return json.dumps({"name": name} | {k: v for k, v in vars(algorithm).items() if v != plain[k]})
 
 
 def _explained(build: Callable[..., Any]) -> list[Any]:

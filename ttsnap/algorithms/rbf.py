@@ -47,8 +47,8 @@ class RBF:
     may take is kept back; the last step before the image takes all else that is left.
 
     streams: paths in lockstep [arXiv 2503.19385].
-    initial: noises of each, of which the best is its start; they are paid first [arXiv 2503.19385, for 500
-        evaluations].
+    initial: noises of each, of which the best is its start; they are paid first, so take fewer for smaller budgets
+        [arXiv 2503.19385, for 500 evaluations and 10 steps].
     finish: "best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present
         step [ours].
     """

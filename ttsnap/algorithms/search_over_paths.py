@@ -38,7 +38,8 @@ class SearchOverPaths:
     composition is still open. A candidate's rounds cost little more than an image.
 
     n: noisings of each stream a round; None for as many as the budget affords [arXiv 2503.19385 compares with 5].
-    streams: paths, at least as many as images are asked for [as compared in arXiv 2503.19385].
+    streams: paths, at least as many as images are asked for. With a budget below about ten images take 1, since n
+        becomes 1 otherwise and nothing is chosen [as compared in arXiv 2503.19385].
     start: noise level to which seeds are denoised first [ours].
     back: noise level added in a round [ours].
     ahead: noise level removed in a round beyond what was added [ours].

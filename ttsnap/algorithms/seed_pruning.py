@@ -34,9 +34,12 @@ class SeedPruning:
 
     n: seeds; None for as many as the budget affords.
     keep: share kept at each check, in (0, 1].
-    levels: noise levels of the checks, in (0, 1] (1: pure noise), falling, the same for any number of steps.
+    levels: where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are
+        the same for any number of steps.
     steps: the checks as grid steps, rising, in place of levels.
-    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Rollout).
+    draft: m > 1: the first check scores a provisional image, for which the rest of a seed's way is denoised in m large
+        steps instead of in one (core.Rollout). That takes m - 1 more evaluations for each seed, which are not
+        reused: survivors go on from where they were.
 
     The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
     model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.

@@ -51,11 +51,13 @@ class BestFirst:
     """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to it.
 
     n: roots to begin with [ours].
-    width: nodes expanded at once [ours].
+    width: nodes expanded at once: more fill the batch, and are chosen with less known [ours].
     block: grid steps of an edge; None: a fifth of the grid [ours].
     temperature: of the choice at first, in standard deviations of the scores of one depth; it falls in proportion to
         what is left of the budget [ours].
-    bonus: how much log(1 + expansions), of a node and of its root's tree, lowers a node [ours].
+    bonus: how much log(1 + expansions), of a node and of its root's tree, lowers a node, in the same unit. On a
+        Gaussian mixture with 400 NFE, .25 finished a hundred images and lost to best-of-N; 1 finished 20 and won
+        [ours].
     reseed: whether a fresh seed, worth as much as the average root, may be chosen, too [ours].
     """
 

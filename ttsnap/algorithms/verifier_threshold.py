@@ -23,7 +23,8 @@ class VerifierThreshold(RBF):
 
     thresholds: scores to reach at steps 1 to K - 1, where the scale of the reward is known; None for quantiles of the
         initial noises' scores [the paper's idea; its values are not known to us].
-    quantiles: rising linearly from the first number at step 1 to the second at K - 1 [ours].
+    quantiles: rising linearly from the first number at step 1 to the second at K - 1, where 1 asks for as much as the
+        best noise had [ours].
     """
 
     thresholds: tuple[float, ...] | None = None

@@ -40,8 +40,9 @@ class ZeroOrder:
 
     n: neighbours a round [tt-scale-flux].
     mix: share of the pivot's noise in theirs, in [0, 1) [tt-scale-flux].
-    rounds: None to go on until the budget is used up [4 in tt-scale-flux].
-    restart: probability of a fresh seed where no neighbour is better [tt-scale-flux].
+    rounds: None to go on until the budget is used up, which must then be one in NFE, FLOPs or seconds [4 in
+        tt-scale-flux].
+    restart: probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux].
     check: noise level in (0, 1] at which neighbours are scored early; None for no check [ours].
     keep: share of the neighbours that is finished after that check [ours].
     """

@@ -6,12 +6,11 @@ import inspect
 import json
 import shutil
 import textwrap
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS
-from ttsnap.algorithms.options import Option, about, builder, options_of
+from ttsnap.algorithms.options import Option, about, as_written, options_of
 from ttsnap.cli.help import new_parser
 
 HELP = "list the search algorithms, or the options of one"
@@ -95,21 +94,7 @@ def _default(option: Option) -> str:
     if option.default is inspect.Parameter.empty:
         return " Has to be given."
     source = f" ({'our choice' if option.source == 'ours' else option.source})" if option.source else ""
-    return source if option.default is None else f" Default: {_plain(option.default)}{source}."
-
-
-def _plain(default: Any) -> str:
-    """As one writes it."""
-    if isinstance(default, bool | str):
-        return str(default)
-    return json.dumps(default) if isinstance(default, int | float | tuple) else _spec(default)
-
-
-def _spec(algorithm: Any) -> str:
-    """An algorithm as one writes it in a file, with what differs from its defaults."""
-    name = next(name for name in ALGORITHMS if builder(name) is type(algorithm))
-    plain = vars(builder(name)())
-    return json.dumps({"name": name} | {k: v for k, v in vars(algorithm).items() if v != plain[k]})
+    return source if option.default is None else f" Default: {as_written(option.default)}{source}."
 
 
 def _example(name: str, needs: str) -> str:

@@ -67,11 +67,13 @@ class PriceOfCompute:
     forecast: what `ttsnap calibrate` found in a recording of this model, steps and reward; the file that it writes is
         an algorithm by itself (--algorithm priced.json).
     n: most seeds of a prompt.
-    width: candidates advanced at once, to fill a batch where there are few prompts.
-    price: per evaluation, for a pot, in place of the calibrated one.
+    width: candidates advanced at once, to fill a batch where there are few prompts. It costs some quality, as the
+        second is chosen before the first is seen. In a pot only what is worth the same price goes along. Simulation
+        knows 1 only.
+    price: per evaluation, in units of the reward, for a pot, in place of the calibrated one.
     floor: the price at which a pot's prompts stop.
     cap: a prompt's most in a pot, in shares.
-    kappa: with a budget of the prompt's own, the price is kappa over what is left of it.
+    kappa: patience: with a budget of the prompt's own, the price is kappa over what is left of it.
     """
 
     forecast: Forecast

@@ -29,15 +29,18 @@ class SMC:
     """Particles go together; where the effective sample size at a check is low, they are resampled.
 
     n: particles; None for as many as the budget affords.
-    lam: the target is p(x) exp(lam r(x)): 2 to 10 over the spread of a prompt's rewards [FK steering's code].
+    lam: the target is p(x) exp(lam r(x)). It is in units of 1 / reward: take 2 to 10 over the spread of a prompt's
+        rewards; 10 suits ImageReward, whose spread is about 1 [FK steering's code].
     potential: of a check, from the score there (current), the max or sum of all so far, or the difference from the last
         [arXiv 2505.23614].
     temper: how the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step - 1, 1)) or
         adaptive (as far as the effective sample size allows) [arXiv 2501.05803].
-    gamma: of temper increase; None so that 1 is reached after 87 % of the steps [arXiv 2501.05803].
+    gamma: of temper increase; None so that 1 is reached after 87 % of the steps, as by .008 at 100 steps
+        [arXiv 2501.05803].
     resampler: ssp, systematic, stratified, residual or multinomial [arXiv 2505.23614].
-    ess: share of the particles below which their effective number makes for resampling; 1: always.
-    every: grid steps from check to check; None: a fifth of them [FK steering, for SDXL].
+    ess: share of the particles below which their effective number makes for resampling; 1: always, 0: never [FK
+        steering's code and arXiv 2501.05803].
+    every: grid steps from check to check; None: a fifth of them [FK steering, for SDXL: 20, 40, 60, 80 of 100 steps].
     first: noise level of the first check [FK steering, for SDXL].
     last: noise level of the last check [FK steering, for SDXL].
     shrink: share of particles left after the last check; each check leaves the same share of the former.
