@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,11 @@ class Differentiator:
     """
 
     def __init__(
-        self, denoiser: Denoiser, rewards: Sequence[RewardModel], through: str = "denoiser", weights: Any = None
+        self,
+        denoiser: Denoiser,
+        rewards: Sequence[RewardModel],
+        through: str = "denoiser",
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.denoiser, self.through = denoiser, through
         self.weights = [1 / len(rewards)] * len(rewards) if weights is None else [float(w) for w in weights]

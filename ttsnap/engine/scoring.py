@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.engine.store import Row
@@ -27,7 +28,7 @@ class Scored(NamedTuple):
     """Of n rows: scores (n, R), nan where one failed, and why; the images, None where nobody needed them; what was
     scored, (n, ...) latents; what it took."""
 
-    scores: Any
+    scores: FloatArray
     errors: list[str | None]
     images: list[Any]
     latents: Tensor
@@ -83,7 +84,9 @@ class Scorer:
                 images[i] = image
         return Scored(scores, errors, images, latents, cost + Cost(0, 0, len(batch) * len(self.rewards)))
 
-    def _hold_on(self, name: str, scores: Any, last: Any, broken: Any, error: Exception | None) -> None:
+    def _hold_on(
+        self, name: str, scores: FloatArray, last: BoolArray, broken: BoolArray, error: Exception | None
+    ) -> None:
         """RewardError where this reward has failed on all that it was asked about so far: scores (N,) of a batch,
         of which `last` (N,) are finished images, and `broken` (N,) nan or inf before any reward saw them."""
         last = last & self._split[name]
@@ -111,7 +114,7 @@ class Scorer:
 
     def _column(
         self, r: int, batch: list[Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor
-    ) -> tuple[Any, Exception | None]:
+    ) -> tuple[FloatArray, Exception | None]:
         """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
         reward = self.rewards[r]
         ahead = [i for i, row in enumerate(batch) if reward.estimates != "pixels" and not row.last]
@@ -137,16 +140,16 @@ def _features(row: Row) -> Tensor:
     return row.judged.features
 
 
-def _broken(latents: Tensor, images: list[Any]) -> Any:
+def _broken(latents: Tensor, images: list[Any]) -> BoolArray:
     """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
     found = ~torch.isfinite(latents).flatten(1).all(1)
     seen = [i for i, image in enumerate(images) if image is not None]
     if seen:
         found[seen] |= ~torch.isfinite(torch.stack([images[i] for i in seen])).flatten(1).all(1)
-    return found.cpu().numpy()
+    return np.asarray(found.cpu().numpy())
 
 
-def _explain(scores: Any, causes: dict[str, str | None]) -> str | None:
+def _explain(scores: FloatArray, causes: dict[str, str | None]) -> str | None:
     if not np.isnan(scores).any():
         return None
     known = [cause for cause in causes.values() if cause]

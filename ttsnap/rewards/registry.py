@@ -7,11 +7,18 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
 from ttsnap.rewards.reward_model import SPACES, AdaptedReward, RewardModel
+
+if TYPE_CHECKING:
+    import torch
+
+    Device = torch.device | str
+Spec = str | Reward | Callable[..., Any]
+"""What a user may give as a reward: see make_reward."""
 
 
 class RewardError(RuntimeError):
@@ -82,7 +89,7 @@ class FunctionReward(RewardModel):
         return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
 
 
-def make_reward(spec: str | Reward | Callable[..., Any], *, device: Any = None, dtype: Any = None) -> RewardModel:
+def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
     """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward.
 
     "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B;
@@ -131,7 +138,9 @@ def _adapted(given: Any) -> RewardModel:
     return AdaptedReward(given) if isinstance(getattr(given, "name", None), str) else FunctionReward(given)
 
 
-def make_rewards(specs: Any, *, device: Any = None, dtype: Any = None) -> tuple[RewardModel, ...]:
+def make_rewards(
+    specs: Spec | list[Spec] | tuple[Spec, ...], *, device: Device | None = None, dtype: torch.dtype | None = None
+) -> tuple[RewardModel, ...]:
     """One spec of make_reward or a list of them -> rewards with different names."""
     many = specs if isinstance(specs, list | tuple) else [specs]
     rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
 from ttsnap.rewards.registry import said
 
@@ -23,13 +24,13 @@ Call = Callable[[Tensor, list[str], Tensor], Any]
 
 def score_images(
     reward: Reward, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
-) -> tuple[Any, str | None]:
+) -> tuple[FloatArray, str | None]:
     """Scores (N,) float64 with nan where the reward failed, and why, in words."""
     scores, error = ask(reward, images, prompts, levels)
     return scores, None if error is None else said(name or reward.name, error)
 
 
-def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, Exception | None]:
+def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[FloatArray, Exception | None]:
     """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
 
     One broken score must not cost a long search its other images, so an exception marks its whole batch as failed. A
@@ -50,7 +51,7 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
     return scores, None
 
 
-def score_in_parts(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[Any, str | None]:
+def score_in_parts(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[FloatArray, str | None]:
     """As score_images, with half as many images at a time where memory runs out."""
     try:
         return score_images(reward, images, prompts, levels)
@@ -61,9 +62,10 @@ def score_in_parts(reward: Reward, images: Tensor, prompts: list[str], levels: T
         return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]
 
 
-def _to_float64(scores: Any) -> Any:
+def _to_float64(scores: Any) -> FloatArray:
     """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
     if isinstance(scores, Tensor):
-        return scores.detach().cpu().double().numpy()  # In this order: numpy has no bfloat16, and MPS no float64.
+        # In this order: numpy has no bfloat16, and MPS no float64.
+        return np.asarray(scores.detach().cpu().double().numpy())
     parts = [_to_float64(s) if isinstance(s, Tensor) else s for s in scores]
     return np.asarray(parts).astype(np.float64)

@@ -1,0 +1,49 @@
+"""What an engine without a model says of itself, and that a part of one is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
+from ttsnap.core.protocols import Engine
+from ttsnap.loop.dry import DryEngine
+
+
+def test_defaults_are_those_of_an_engine_without_a_model() -> None:
+    dry = DryEngine(Grid((1.0, 0.5, 0.0)), ("r",))
+    assert (dry.batch_sizes, dict(dry.timings), dry.keep, dry.probed) == ({}, {}, (), Cost())
+    dry.check(["anything"])
+    with dry.meter() as meter:
+        assert meter is None
+
+
+def test_an_engine_must_define_what_the_loop_calls() -> None:
+    class Half(Engine):
+        def pending(self) -> int:
+            return 0
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()  # type: ignore[abstract]
+
+
+def test_the_live_engine_says_its_batch_sizes_and_asks_its_rewards(engine: Any) -> None:
+    class Picky:
+        name = "picky"
+
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            return images.mean((1, 2, 3))
+
+        def check(self, prompts: Any) -> None:
+            if "" in prompts:
+                raise ValueError("picky needs a prompt")
+
+    mine = Picky()
+    live = engine(rewards=[mine], batch_size=3)
+    assert live.batch_sizes == {"batch_size": 3, "decode_batch_size": 3}
+    assert live.rewards[0].given is mine
+    live.check(["a"])
+    with pytest.raises(ValueError, match="picky needs a prompt"):
+        live.start([""], 0)

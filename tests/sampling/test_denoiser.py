@@ -1,0 +1,56 @@
+"""What a denoiser that says nothing of it can do, and that a search is refused what it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ttsnap.engine.live import LiveEngine
+from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.mixture import MixtureDenoiser
+
+
+class Peek:
+    """Reads the hidden features of a block."""
+
+    name, estimates, features_block = "peek", "features", 2
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        return images.mean((1, 2, 3))
+
+
+def lit(images: Any, prompts: Any) -> Any:
+    return images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def plain() -> MixtureDenoiser:
+    return MixtureDenoiser(torch.zeros(1, 3), torch.ones(1), torch.ones(1), steps=4)
+
+
+def test_defaults_are_those_of_a_denoiser_without_the_ability(plain: MixtureDenoiser) -> None:
+    assert plain.has_path
+    assert (plain.offloaded, plain.previews, plain.gradient_checkpointing) == (False, False, False)
+    assert (plain.preview_flops(), plain.setting(), list(plain.parameters())) == (0.0, (), [])
+    plain.memo["a",] = 1
+    assert not plain.memo
+    plain.check_differentiable("denoiser")
+    with pytest.raises(ValueError, match="MixtureDenoiser has no preview VAE"):
+        plain.preview(torch.zeros(1, 3))
+
+
+def test_what_it_cannot_do_is_refused_before_a_search(plain: MixtureDenoiser) -> None:
+    with pytest.raises(ValueError, match=r"MixtureDenoiser has no preview VAE; set pipe\.preview_vae"):
+        LiveEngine(plain, [lit], preview=True)
+    with pytest.raises(ValueError, match="MixtureDenoiser cannot hand out hidden features; use pixels or latents"):
+        LiveEngine(plain, [Peek()])
+
+
+def test_a_denoiser_must_define_what_every_search_needs() -> None:
+    class Half(Denoiser):
+        def encode(self, prompts: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()  # type: ignore[abstract]
