@@ -173,7 +173,7 @@ def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Rec
     flops = engine.price.flops
     prices = {
         r.name: Price(
-            Rates(flops.nfe, flops.decode, float(r.flops) / 3),  # the two reporting columns cost nothing
+            Rates(flops.nfe, flops.decodes, float(r.flops) / 3),  # the two reporting columns cost nothing
             passes_per_nfe=2,
             estimates="decode" if r.estimates == "pixels" else "nothing",
         )
@@ -205,7 +205,7 @@ def searches(
     """Each method's mean reward, soft and strict verdict at every budget, and omega against best-of-N."""
     base = searched(test, BASE, prices[BASE])
     one = prices[BASE].flops
-    image = base.grid.steps * one.nfe + one.decode + 3 * one.reward_call
+    image = base.grid.steps * one.nfe + one.decodes + 3 * one.reward_calls
     budgets = [Budget(flops=n * image) for n in a.images]
     reference = best_of_n_curve(base, budgets, utility=CHOICE)
     curves: dict[str, Any] = {"best-of-N": row(reference, reference, base)}
@@ -272,8 +272,8 @@ def correlation_table(found: dict[str, list[float]]) -> str:
 def price_table(prices: dict[str, Price]) -> str:
     lines = ["| | MFLOPs per check: decode | reward | together, in evaluations |", "|---|---|---|---|"]
     for name, price in prices.items():
-        decode = price.flops.decode * (price.estimates == "decode")
-        reward = 3 * price.flops.reward_call
+        decode = price.flops.decodes * (price.estimates == "decode")
+        reward = 3 * price.flops.reward_calls
         lines.append(
             f"| {name} | {decode / 1e6:.0f} | {reward / 1e6:.0f} | {(decode + reward) / price.flops.nfe:.2f} |"
         )

@@ -229,7 +229,7 @@ def rank_table(found: dict[str, dict[str, list[float]]]) -> str:
 
 def priced(recording: Recording, name: str, costs: dict[str, Any], *, estimates: str) -> Recording:
     """One reward's column, at the price of a search with it; `estimates` as in Price."""
-    rates = Rates(costs["nfe"], costs["decode"], costs[name], preview=costs["preview"])
+    rates = Rates(costs["nfe"], costs["decode"], costs[name], previews=costs["preview"])
     scores = recording.scores[..., [REWARDS.index(name)]]
     price = Price(rates, passes_per_nfe=2, estimates=estimates)
     return dataclasses.replace(recording, scores=scores, reward_names=(name,), price=price)

@@ -63,7 +63,7 @@ def main() -> None:
     files = sorted(a.data.glob("*.safetensors"))
     if not files:
         raise SystemExit(f"no *.safetensors in {a.data}")
-    price = Price(Rates(nfe=a.call_cost * 1e12, reward_call=a.score_cost * 1e12))
+    price = Price(Rates(nfe=a.call_cost * 1e12, reward_calls=a.score_cost * 1e12))
     table: dict[str, dict[str, Any]] = {}
     bar = tqdm(total=5 * len(files), unit="method")
     for path in files:

@@ -55,7 +55,7 @@ def write(path: Path | None, settings: dict[str, Any], runs: dict[str, Any]) -> 
 def flops_of(nfe: int, engine: Any) -> Budget:
     """The FLOPs of best-of-N with n calls, its decodes and rewards included."""
     rates, images = engine.price.flops, nfe // engine.grid.nfe
-    return Budget(flops=nfe * rates.nfe + images * (rates.decode + rates.reward_call))
+    return Budget(flops=nfe * rates.nfe + images * (rates.decodes + rates.reward_calls))
 
 
 def winners(results: list[Result], metrics: Any) -> dict[str, Any]:

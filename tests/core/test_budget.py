@@ -64,7 +64,7 @@ def test_efforts_are_counted_on_a_grid() -> None:
 
 def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
     engine = DryEngine(GRID, ("a", "b"))
-    engine.price = Price(Rates(nfe=10.0, decode=2.0, reward_call=4.0), Rates(nfe=0.5))
+    engine.price = Price(Rates(nfe=10.0, decodes=2.0, reward_calls=4.0), Rates(nfe=0.5))
     assert task_of(Budget(nfe=100), engine) == Task(GRID, 1, 100.0, 0.0)
     assert task_of(Budget(nfe=100, flops=1000), engine, keep=3) == Task(GRID, 3, 100.0, 1.0)
     assert task_of(Budget(seconds=10, nfe=100), engine, shared=True) == Task(GRID, 1, 20.0, 0.0, True)
@@ -134,7 +134,7 @@ def test_ledger_with_reserve_and_parent() -> None:
 
 
 def test_flops_and_seconds() -> None:
-    price = Price(Rates(nfe=10, decode=5, reward_call=1), Rates(nfe=0.1), passes_per_nfe=2)
+    price = Price(Rates(nfe=10, decodes=5, reward_calls=1), Rates(nfe=0.1), passes_per_nfe=2)
     assert Budget(flops=100).shortfall(Cost(9, 1, 1), price) is None
     assert Budget(flops=95).shortfall(Cost(9, 1, 1), price) == "96 FLOPs of 95"
     assert Budget(seconds=1).shortfall(Cost(11), price, seconds=True) == "1.1 seconds of 1"

@@ -177,6 +177,6 @@ def test_checks_without_a_decode_leave_more_to_seeds(pipe: Any) -> None:
     sizes = []
     for reward in ("scenes", Peek("latents")):
         engine = pipe.engine(reward, **CALL)
-        engine._price = replace(engine.price, flops=Rates(nfe=1.0, decode=10.0))
+        engine._price = replace(engine.price, flops=Rates(nfe=1.0, decodes=10.0))
         sizes.append(fit(SeedPruning(keep=(0.2,), steps=(2,)), engine, Budget(flops=400.0)).n)
     assert sizes[1] > 1.5 * sizes[0]

@@ -115,7 +115,7 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
         times = prompts if shared else 1
         assert all(cap is None or s <= cap * times for s, cap in zip(spent, caps, strict=True))
         flops = live.price.flops
-        cost = flops.nfe * spent[0] + flops.decode * spent[1]
+        cost = flops.nfe * spent[0] + flops.decodes * spent[1]
         assert budget.flops is None or cost <= budget.flops * times * (1 + 1e-9)
     for result in results:
         assert result.images

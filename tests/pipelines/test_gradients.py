@@ -138,6 +138,6 @@ def test_checkpointing_saves_memory_and_is_priced() -> None:
         engine = pipe.engine(bright, kernel="sde", guide="dps:1:1-0", num_inference_steps=3, **FAMILIES["sd3"].call)
         engine.start(["a cat"], 0)
         assert engine.guide is not None
-        found.append((engine.guide.row_bytes, engine.price.flops.backward / engine.price.flops.nfe))
+        found.append((engine.guide.row_bytes, engine.price.flops.backwards / engine.price.flops.nfe))
     assert found[1][0] < 0.8 * found[0][0]
     assert [ratio for _, ratio in found] == [2, 3]

@@ -113,7 +113,7 @@ def test_round_trip(recorder: Any, tmp_path: Path) -> None:
 
 
 def test_price_with_seconds_is_kept(tmp_path: Path) -> None:
-    price = Price(Rates(1.5, 2, 3), Rates(0.1, 0.2, 0.3, 0.4), 2)
+    price = Price(Rates(1.5, 2, 3), Rates(0.1, 0.2, 0.3, call=0.4), 2)
     scores = np.random.default_rng(0).random((1, 4, 3, 2))
     scores[0, 0, 0, 0] = np.nan
     made = Recording(("a",), scores, Grid((1.0, 0.5, 0.0)), ("p", "q"), price=price)
@@ -571,7 +571,7 @@ def test_published_reward_tensors(tmp_path: Path) -> None:
     assert r.scores.shape == (2, 3, 21, 1)
     assert r.prompts == ("prompt 0", "prompt 1")
     assert r.grid.levels == tuple(np.linspace(1, 0, 21))
-    assert (r.price.flops.nfe, r.price.flops.reward_call, r.price.flops.decode) == (9.9e12, 1.2e12, 0.0)
+    assert (r.price.flops.nfe, r.price.flops.reward_calls, r.price.flops.decodes) == (9.9e12, 1.2e12, 0.0)
     assert r.scores[0, 1, 5, 0] == base[0, 1, 5]
     assert r.scores[0, 1, 6, 0] == aware[0, 1, 6]
     for k in (19, 20):

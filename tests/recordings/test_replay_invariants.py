@@ -101,7 +101,7 @@ def algorithms(draw: Any, recording: Recording) -> Any:
 def budgets(draw: Any, recording: Recording) -> Budget:
     """From one image on, in evaluations, in FLOPs, or in both."""
     price, steps = recording.price.flops, recording.grid.steps
-    image = steps * price.nfe + price.decode + len(recording.reward_names) * price.reward_call
+    image = steps * price.nfe + price.decodes + len(recording.reward_names) * price.reward_calls
     nfe = draw(st.integers(steps, 6 * steps))
     flops = image * draw(st.floats(1, 6))
     kind = draw(st.sampled_from(["nfe", "flops", "both"]))

@@ -406,10 +406,10 @@ def test_flops_are_paid_once_and_trials_are_counted() -> None:
     assert (tried, engine.probed.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": tried})
     (result,) = search(["a"], make_algorithm("best-of-n", n=2), engine)
     spent, rates = result.spent, engine.price.flops
-    once, looks = rates.decode + 500, spent["decodes"] - spent["gradients"]
+    once, looks = rates.decodes + 500, spent["decodes"] - spent["gradients"]
     assert spent["gradients"] > 0
     assert spent["flops_denoise"] == rates.nfe * spent["nfe"]
-    backward = rates.backward * spent["cost"].backwards
+    backward = rates.backwards * spent["cost"].backwards
     assert spent["flops"] == spent["flops_denoise"] + backward + once * (looks + 3 * spent["gradients"])
     parts = ("flops_denoise", "flops_decode", "flops_reward", "flops_gradient")
     assert spent["flops"] == pytest.approx(sum(spent[part] for part in parts))

@@ -107,10 +107,10 @@ def test_the_ledger_of_a_live_search(pipe: Any, monkeypatch: pytest.MonkeyPatch)
     engine = LiveEngine(pipe.denoiser(**CALL), [reward], batch_size=4, preview=True)
     flops = engine.price.flops  # counted before the counters are on
     assert engine.price.estimates == "preview"
-    assert flops.preview < flops.decode / 10
+    assert flops.previews < flops.decodes / 10
     real, seen = counting(pipe.vae, monkeypatch), counting(pipe.preview_vae, monkeypatch)
     events: list[Any] = []
-    budget = Budget(flops=4 * (6 * flops.nfe + flops.decode + flops.reward_call))
+    budget = Budget(flops=4 * (6 * flops.nfe + flops.decodes + flops.reward_calls))
     results = search(
         HELD_OUT[:2], SeedPruning(n=5, keep=(0.6, 0.6), steps=(1, 3)), engine, budget, on_event=events.append
     )
@@ -124,8 +124,8 @@ def test_the_ledger_of_a_live_search(pipe: Any, monkeypatch: pytest.MonkeyPatch)
     assert sum(step == 6 for step in scored) == sum(real)
     for s in spent:
         assert s["flops_denoise"] == flops.nfe * s["nfe"]
-        assert s["flops_decode"] == flops.decode * s["decodes"] + flops.preview * s["previews"]
-        assert s["flops_reward"] == flops.reward_call * s["reward_calls"]
+        assert s["flops_decode"] == flops.decodes * s["decodes"] + flops.previews * s["previews"]
+        assert s["flops_reward"] == flops.reward_calls * s["reward_calls"]
         parts = s["flops_denoise"] + s["flops_decode"] + s["flops_reward"]
         assert s["flops"] == pytest.approx(parts, rel=1e-12)
         assert s["flops"] <= (budget.flops or 0)

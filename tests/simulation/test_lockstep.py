@@ -84,7 +84,7 @@ def test_priced_lockstep_is_the_loop(priced: PriceOfCompute, budget: str, shared
 @pytest.mark.parametrize("shared", [False, True])
 def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, shared: bool) -> None:
     """Replay of a reward that reads latents: the loop's ledger, and lockstep's, in FLOPs."""
-    price = Price(Rates(nfe=10, decode=12, reward_call=2), estimates="nothing")
+    price = Price(Rates(nfe=10, decodes=12, reward_calls=2), estimates="nothing")
     r = recording(seeds=30, price=price)
     for algorithm in (
         SeedPruning(None, (0.4,), levels=(0.35,)),
@@ -105,7 +105,7 @@ def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, sha
 
 
 def test_scores_have_their_price(priced: PriceOfCompute) -> None:
-    r = recording(seeds=30, price=Price(Rates(nfe=10.0, reward_call=3.0)))
+    r = recording(seeds=30, price=Price(Rates(nfe=10.0, reward_calls=3.0)))
     engine = ReplayEngine(r)
     for shared in (False, True):
         algorithm = dataclasses.replace(priced, price=0.02 if shared else None)

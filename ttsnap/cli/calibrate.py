@@ -57,7 +57,7 @@ def run(a: Namespace) -> int:
     if score_cost < 0:
         raise ValueError(f"--score-cost must not be negative, got {score_cost}")
     rates = recording.price.flops
-    saved = (rates.decode - rates.pixels(recording.price.estimates)) / rates.nfe if rates.nfe > 0 else 0.0
+    saved = (rates.decodes - rates.pixels(recording.price.estimates)) / rates.nfe if rates.nfe > 0 else 0.0
     check_cost = max(0.0, score_cost - saved)
     with tqdm(desc="prices", unit="budget") as bar:
 
@@ -84,4 +84,4 @@ def recorded_score_cost(recording: Any) -> float:
     rates = recording.price.flops
     if rates.nfe <= 0:
         return 0.0
-    return float((rates.decode + len(recording.reward_names) * rates.reward_call) / rates.nfe)
+    return float((rates.decodes + len(recording.reward_names) * rates.reward_calls) / rates.nfe)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
+from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
@@ -72,10 +73,7 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         large = enlarged_path(paths[0].parent, run.results, index)
         if large.exists():
             print(f"  the best, {TIMES} times as large: {large}")
-    counts = f"{s['nfe']} NFE ({s['forward_passes']} forward passes), {s['decodes']} decodes"
-    counts += f", {s['previews']} previews" if s["previews"] else ""
-    counts += f", {s['gradients']} gradients" if s["gradients"] else ""
-    print(f"  spent {counts} and {s['reward_calls']} reward calls of a budget of {s['budget']}")
+    print(f"  spent {_counts(s)} of a budget of {s['budget']}")
     print(f"  {s['seeds']} seeds started, {s['finished']} finished")
     if result.saturated:
         gain = s["gain_of_second_half"]
@@ -105,6 +103,16 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
             where, scale = parse_lora(a.lora)
             print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
+
+
+def _counts(spent: Mapping[str, Any]) -> str:
+    """What was spent of each kind of cost; of kinds that only some searches know, where there was any."""
+    told = [kind for kind in KINDS if kind.summed and (spent[kind.name] or not kind.rare)]
+    told.sort(key=lambda kind: kind.phase == "reward")
+    words = {kind.name: f"{spent[kind.name]} {kind.label}" for kind in told}
+    words["nfe"] += f" ({spent['forward_passes']} forward passes)"
+    *first, last = words.values()
+    return f"{', '.join(first)} and {last}"
 
 
 def _share(spent: dict[str, Any], phase: str) -> str:

@@ -1,13 +1,51 @@
-"""The kinds of cost that everything is counted in."""
+"""The kinds of cost that everything is counted in: the fields of `PerKind`, one line each.
+
+Adding, pricing, capping, printing and recording a kind follow from its line; left to write is where it is charged.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from operator import add, attrgetter, sub
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+N = TypeVar("N")
+Phase = Literal["denoise", "decode", "reward", "gradient"]
+"""The part of a search that a kind of cost belongs to: results add FLOPs up by it."""
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of cost. name: its field in `Cost`, `Rates` and `Budget`, in the plural where English has one.
+
+    label: what messages call it. unit: how a budget is written in it ("100decodes"; the singular is read as well).
+    rare: only some searches know it, so that it is left out of JSON where it is 0. summed: results say how many there
+    were, and not only what they took.
+    """
+
+    name: str
+    phase: Phase
+    label: str
+    unit: str
+    rare: bool
+    summed: bool
+
+    @property
+    def one(self) -> str:
+        """The name of one of it: the key of its price in recordings ("reward_call")."""
+        return self.name.removesuffix("s")
+
+
+def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: bool = True) -> Any:
+    """A line of the table below, see `Kind`. Like dataclasses.field, it may stand where a field of any type does."""
+    return field(metadata={"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed})
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What something takes, in whole units.
+class PerKind(Generic[N]):
+    """One value for each kind of cost; a subclass says of what type, and which value `unset` kinds have.
 
     `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
     forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
@@ -16,25 +54,65 @@ class Cost:
     denoiser. Their forward halves are counted where they belong: in `decodes`, `reward_calls` and `nfe`.
     """
 
-    nfe: int = 0
-    decodes: int = 0
-    reward_calls: int = 0
-    previews: int = 0
-    gradients: int = 0
-    backwards: int = 0
+    nfe: N = kind("denoise", "NFE", "nfe")
+    decodes: N = kind("decode", "decodes", "decodes")
+    reward_calls: N = kind("reward", "reward calls", "rewards")
+    previews: N = kind("decode", "previews", "previews", rare=True)
+    gradients: N = kind("gradient", "gradients", "gradients", rare=True)
+    backwards: N = kind("gradient", "backward passes", "backwards", rare=True, summed=False)
+
+    def __init_subclass__(cls, unset: object = MISSING) -> None:
+        """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""
+        if unset is MISSING:  # @dataclass makes a class with slots a second time, with the fields in place
+            return
+        (held,) = get_args(vars(cls)["__orig_bases__"][0])
+        for line in fields(PerKind):
+            cls.__annotations__[line.name] = held
+            setattr(cls, line.name, field(default=unset, metadata=line.metadata))
+
+    def amounts(self) -> tuple[N, ...]:
+        """The values, in the order of KINDS."""
+        return _amounts(self)
+
+    def named(self) -> dict[str, N]:
+        """The values by the names of their kinds."""
+        return dict(zip(NAMES, self.amounts(), strict=True))
+
+
+KINDS = tuple(Kind(line.name, **line.metadata) for line in fields(PerKind))
+"""Every kind of cost, in the order of the table."""
+NAMES = tuple(kind.name for kind in KINDS)
+"""Their names, the fields of `PerKind`."""
+PHASE_OF = tuple(kind.phase for kind in KINDS)
+"""The phase of each."""
+PLACES = {phase: tuple(i for i, kind in enumerate(KINDS) if kind.phase == phase) for phase in PHASES}
+"""Where in KINDS each phase's kinds are."""
+RARE = tuple(kind.name for kind in KINDS if kind.rare)
+"""The names of those that JSON leaves out where they are 0."""
+_amounts = attrgetter(*NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost(PerKind[int], unset=0):
+    """What something takes, in whole units of each kind (`PerKind` explains them)."""
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.nfe + other.nfe, self.decodes + other.decodes, self.reward_calls + other.reward_calls,
-                    self.previews + other.previews, self.gradients + other.gradients,
-                    self.backwards + other.backwards)  # fmt: skip
+        return Cost(*map(add, _amounts(self), _amounts(other)))
+
+    def plus(self, *others: Cost) -> Cost:
+        """The sum of several, in less time than by several `+`."""
+        amounts: Iterable[int] = _amounts(self)
+        for other in others:
+            amounts = map(add, amounts, _amounts(other))
+        return Cost(*amounts)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.nfe - other.nfe, self.decodes - other.decodes, self.reward_calls - other.reward_calls,
-                    self.previews - other.previews, self.gradients - other.gradients,
-                    self.backwards - other.backwards)  # fmt: skip
+        return Cost(*map(sub, _amounts(self), _amounts(other)))
 
     def counts(self) -> dict[str, int]:
         """JSON-ready; kinds that only some searches know are left out where they are 0."""
-        rare = {"previews": self.previews, "gradients": self.gradients, "backwards": self.backwards}
-        found = {"nfe": self.nfe, "decodes": self.decodes, "reward_calls": self.reward_calls}
-        return found | {k: v for k, v in rare.items() if v}
+        found = self.named()
+        for name in RARE:
+            if not found[name]:
+                del found[name]
+        return found

@@ -8,36 +8,39 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import PHASE_OF, PHASES, PLACES, Cost, PerKind, Phase
 
 
 @dataclass(frozen=True)
-class Rates:
-    """A price per unit of Cost, in FLOPs or in seconds. `call` is a fixed overhead per denoiser batch.
+class Rates(PerKind[float], unset=0.0):
+    """A price per unit of each kind of cost, in FLOPs or in seconds. `call` is a fixed overhead per denoiser batch.
 
-    `gradient` and `backward` are backward passes alone: their forward halves are among the decodes, reward calls and
-    evaluations of a Cost, so that nothing is paid twice.
+    Those of `gradients` and `backwards` are for backward passes alone: their forward halves are among the decodes,
+    reward calls and evaluations of a Cost, so that nothing is paid twice.
     """
 
-    nfe: float = 0.0
-    decode: float = 0.0
-    reward_call: float = 0.0
     call: float = 0.0
-    preview: float = 0.0
-    gradient: float = 0.0
-    backward: float = 0.0
 
     def of(self, cost: Cost) -> float:
-        decoding = self.decode * cost.decodes + self.preview * cost.previews
-        return self.nfe * cost.nfe + decoding + self.reward_call * cost.reward_calls + self.pulling(cost)
+        """What all of a cost takes, but for the overhead of batches: the dot product, added up phase by phase."""
+        rates, amounts, taken = self.amounts(), cost.amounts(), 0.0
+        for places in PLACES.values():
+            part = 0.0
+            for i in places:
+                part += rates[i] * amounts[i]
+            taken += part
+        return taken
 
-    def pulling(self, cost: Cost) -> float:
-        """What the backward passes of a cost take."""
-        return self.gradient * cost.gradients + self.backward * cost.backwards
+    def by_phase(self, cost: Cost) -> dict[Phase, float]:
+        """What each phase of a cost takes; they add up to `of` it."""
+        found = dict.fromkeys(PHASES, 0.0)
+        for phase, rate, amount in zip(PHASE_OF, self.amounts(), cost.amounts(), strict=True):
+            found[phase] += rate * amount
+        return found
 
     def pixels(self, estimates: str) -> float:
         """What making pixels of one unfinished estimate takes; `estimates` as in Price."""
-        return {"decode": self.decode, "preview": self.preview, "nothing": 0.0}[estimates]
+        return {"decode": self.decodes, "preview": self.previews, "nothing": 0.0}[estimates]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.demo import snippet
@@ -207,7 +206,7 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
     """The ledger has the last word on what was spent, and the result on who won. `ended`: nobody stopped it."""
     spent, view = result.spent, search.view
     board = view.board
-    board.spent = Cost(**{name: spent[name] for name in ("nfe", "decodes", "reward_calls")})
+    board.spent = spent["cost"]
     board.seconds = float(spent["seconds"])
     board.end()
     why = why_unspent(search.asked, search.grid, spent["nfe"]) if ended else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.grid import Grid
 from ttsnap.demo.board import Board
 from ttsnap.files import reading as files
@@ -59,7 +59,7 @@ def board_at(trace: Trace, told: Told, moves: int) -> Board:
     for move in told.moves[:moves]:
         board.move(move)
         cost, refund = (move.get(name, {}) for name in ("cost", "refund"))
-        counts = {k: cost.get(k, 0) - refund.get(k, 0) for k in ("nfe", "decodes", "reward_calls")}
+        counts = {name: cost.get(name, 0) - refund.get(name, 0) for name in NAMES}
         board.spent += Cost(**counts)
         stops = dict(zip(move["uids"], move["stop"], strict=True))
         for uid, scores in move["scores"].items():
@@ -158,5 +158,4 @@ def _scores(data: Any, uids: set[int], where: str) -> dict[int, Sequence[float]]
 def _counts(data: Any, where: str) -> dict[str, int]:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object")
-    known = ("nfe", "decodes", "reward_calls")
-    return {k: _whole(data.get(k, 0), f"{where}: {k}", 0, 10**12) for k in known}
+    return {name: _whole(data.get(name, 0), f"{where}: {name}", 0, 10**12) for name in NAMES}

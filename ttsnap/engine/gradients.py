@@ -106,11 +106,11 @@ class Differentiator:
     def rates(self, forward: Rates) -> Rates:
         """With the price of backward passes in FLOPs: about two forward passes, and one more where the network keeps
         checkpoints only (`enable_gradient_checkpointing` of diffusers' models)."""
-        return replace(forward, gradient=2 * self._once(forward), backward=self._passes * forward.nfe)
+        return replace(forward, gradients=2 * self._once(forward), backwards=self._passes * forward.nfe)
 
     def _once(self, forward: Rates) -> float:
         """What a gradient's decode and reward calls take forward, which a Cost counts as such."""
-        return forward.decode + len(self.rewards) * forward.reward_call
+        return forward.decodes + len(self.rewards) * forward.reward_calls
 
     @property
     def _passes(self) -> int:
@@ -126,7 +126,7 @@ class Differentiator:
         whole = time.perf_counter() - begin
         back = self._passes * forward.nfe if through else 0.0
         rest = max(whole - forward.nfe - back, 0.5 * whole) - self._once(forward)
-        return replace(forward, gradient=max(rest, 0.0), backward=back), self.cost(1, int(through), 1)
+        return replace(forward, gradients=max(rest, 0.0), backwards=back), self.cost(1, int(through), 1)
 
     def slope(self, k: Tensor, like: Tensor) -> Tensor:
         """(N, 1, ...) d E[x0 | x_t] / d x_t at steps k (N,) for standard normal data: alpha / (alpha^2 + sigma^2)."""

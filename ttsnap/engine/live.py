@@ -126,7 +126,7 @@ class LiveEngine(Engine):
             predict, decode = self.denoiser.flops()
             reward = float(np.mean([r.flops for r in self.rewards]))
             preview = self.denoiser.preview_flops() if self.scorer.estimates == "preview" else 0.0
-            rates, guide = Rates(predict, decode, reward, preview=preview), self.guide
+            rates, guide = Rates(predict, decode, reward, preview), self.guide
             rates = rates if self._pulls is None else self._pulls.rates(rates)
             guided, depth = None if guide is None else guide.guided, 0 if self.ascent is None else self.ascent.depth
             passes = self.denoiser.passes_per_nfe
@@ -441,8 +441,8 @@ class LiveEngine(Engine):
         """What ran, in so many denoiser calls."""
         self.stats["batches"] += calls
         self.stats["room"] += calls * self.batch_size
-        for name in ("nfe", "decodes", "reward_calls", "gradients", "backwards"):
-            self.stats[name] += getattr(cost, name)
+        for name, amount in cost.named().items():
+            self.stats[name] += amount
 
     def _draw(self, fresh: list[Node]) -> None:
         """Initial noise of seeds that the network is to see now."""
@@ -486,9 +486,7 @@ class LiveEngine(Engine):
 
     def _score(self, batch: list[Row]) -> list[Outcome]:
         found = self.scorer(batch, [(self._prompts or [])[row.job] for row in batch], self._watch)
-        self.stats["decodes"] += found.cost.decodes
-        self.stats["previews"] += found.cost.previews
-        self.stats["reward_calls"] += found.cost.reward_calls
+        self._count(found.cost, 0)
         pairs = zip(batch, found.latents, strict=True)
         kept = [self._kept(row, latent) for row, latent in pairs] if self.keep else []
         return [

@@ -63,7 +63,7 @@ def seconds_of(
     preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
     level = torch.ones(1, device=image.device)
     rewards = [_timed(partial(score_images, r, image, [""], level)) for r in scorer.rewards]
-    rates = Rates(nfe, decode, sum(rewards) / len(rewards), max(0.0, one - nfe), preview)
+    rates = Rates(nfe, decode, sum(rewards) / len(rewards), preview, call=max(0.0, one - nfe))
     return rates, Cost(n + 2, 2, len(rewards), int(previews))
 
 

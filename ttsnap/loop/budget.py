@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.price import Price, Rates
 from ttsnap.core.pricing import finish_cost
@@ -18,6 +18,7 @@ from ttsnap.core.protocols import Engine
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 _EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
+_KIND_OF = {kind.unit.removesuffix("s"): kind for kind in KINDS}
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
 """Presets, in images' worth of evaluations."""
 MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
@@ -25,26 +26,22 @@ MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Caps for one prompt; None is no cap. `nfe`, `decodes`, `reward_calls` in units of Cost, `flops`, `seconds`.
+class Budget(PerKind[int | None], unset=None):
+    """Caps for one prompt, None being no cap: on each kind of cost, in units of Cost, and on `flops` and `seconds`.
 
     `images` caps evaluations as well, in units of one image's: `on` turns it into `nfe` for a grid.
     """
 
-    nfe: int | None = None
-    decodes: int | None = None
-    reward_calls: int | None = None
     flops: float | None = None
     seconds: float | None = None
     images: float | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            most = MOST.get(f.name, 1e15)
+        for name, value in asdict(self).items():
+            most = MOST.get(name, 1e15)
             if value is not None and not (isinstance(value, int | float | np.integer) and 0 < value <= most):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-                raise ValueError(f"budget {f.name} must be a positive finite number up to {most:g}, got {shown}")
+                raise ValueError(f"budget {name} must be a positive finite number up to {most:g}, got {shown}")
 
     @classmethod
     def parse(cls, text: str | Budget | int | None) -> Budget:
@@ -55,14 +52,19 @@ class Budget:
             return text
         if isinstance(text, str) and text.strip().lower() in EFFORTS:
             return cls.of_effort(text.strip().lower())
-        caps: dict[str, Any] = {}
+        whole: dict[str, int] = {}
+        sizes: dict[str, float] = {}
         for part in str(text).lower().replace("_", "").split(","):
             match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
             name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
-            if not name or name in caps:
+            if not name or name in whole or name in sizes:
                 raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
-            caps[name] = value if name in ("flops", "seconds", "images") else int(value)
-        return cls(**caps)
+            if name in NAMES:
+                whole[name] = int(value)
+            else:
+                sizes[name] = value
+        flops, seconds, images = (sizes.get(name) for name in ("flops", "seconds", "images"))
+        return cls(**whole, flops=flops, seconds=seconds, images=images)
 
     @classmethod
     def of_effort(cls, effort: str | float) -> Budget:
@@ -86,12 +88,12 @@ class Budget:
 
     def times(self, n: int) -> Budget:
         """n times every cap."""
-        caps = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Budget(**{name: None if cap is None else cap * n for name, cap in caps.items()})
+        return Budget(**{name: None if cap is None else cap * n for name, cap in asdict(self).items()})
 
     def __str__(self) -> str:
-        units = {"nfe": "nfe", "decodes": "decodes", "reward_calls": "rewards", "seconds": "s", "images": "images"}
-        caps = [f"{getattr(self, k):.6g}{u}" for k, u in units.items() if getattr(self, k) is not None]
+        caps = [f"{cap:.6g}{KINDS[i].unit}" for i, cap in self._capped]
+        caps += [f"{self.seconds:.6g}s"] if self.seconds is not None else []
+        caps += [f"{self.images:.6g}images"] if self.images is not None else []
         if self.flops is not None:
             prefix, size = max((x for x in _SI.items() if x[1] <= self.flops), key=lambda x: x[1], default=("", 1.0))
             caps.append(f"{self.flops / size:.6g}{prefix}flop")
@@ -110,24 +112,26 @@ class Budget:
 
     def _needs(self, cost: Cost, price: Price, seconds: bool) -> list[tuple[str, float, float]]:
         """What `cost` takes of each cap that there is: its name, the amount, the cap."""
-        needs: list[tuple[str, float, float | None]] = [
-            ("NFE", cost.nfe, self.nfe),
-            ("decodes", cost.decodes, self.decodes),
-            ("reward calls", cost.reward_calls, self.reward_calls),
-        ]
+        amounts = cost.amounts()
+        needs: list[tuple[str, float, float]] = [(KINDS[i].label, amounts[i], cap) for i, cap in self._capped]
         if self.flops is not None:
             needs.append(("FLOPs", price.flops.of(cost), self.flops))
-        if seconds and price.seconds is not None:
+        if seconds and self.seconds is not None and price.seconds is not None:
             needs.append(("seconds", price.seconds.of(cost), self.seconds))
-        return [(name, need, cap) for name, need, cap in needs if cap is not None]
+        return needs
+
+    @cached_property
+    def _capped(self) -> list[tuple[int, int]]:
+        """The kinds of cost that there is a cap on, by their place in KINDS, and the caps. Every charge reads them."""
+        return [(i, cap) for i, cap in enumerate(self.amounts()) if cap is not None]
 
 
 def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
     """The task of one search under `budget`, in evaluations: by the cap that affords the fewest images."""
     rates, cap = _tightest(budget, engine)
-    price, scoring = engine.price, len(engine.reward_names) * rates.reward_call
+    price, scoring = engine.price, len(engine.reward_names) * rates.reward_calls
     unit = _unit(rates, engine)
-    score, check = (rates.decode + scoring) / unit, (rates.pixels(price.estimates) + scoring) / unit
+    score, check = (rates.decodes + scoring) / unit, (rates.pixels(price.estimates) + scoring) / unit
     return Task(engine.grid, keep, cap / unit, score, shared, None if price.estimates == "decode" else check)
 
 
@@ -155,7 +159,7 @@ def _unit(rates: Rates, engine: Engine) -> float:
     """What an evaluation takes, with its share of gradients."""
     grid, rewards = engine.grid, len(engine.reward_names)
     whole = finish_cost(0, False, grid, rewards, engine.price)
-    return (rates.of(whole) - rates.decode - rewards * rates.reward_call) / grid.nfe
+    return (rates.of(whole) - rates.decodes - rewards * rates.reward_calls) / grid.nfe
 
 
 def _read_part(number: str, unit: str) -> tuple[str, float]:
@@ -169,11 +173,7 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
         return "images", value
     if unit in _SECONDS:
         return "seconds", value * _SECONDS[unit]
-    if unit in ("", "nfe", "nfes") and value == int(value):
-        return "nfe", value
-    if unit in ("decode", "decodes") and value == int(value):
-        return "decodes", value
-    if unit in ("reward", "rewards") and value == int(value):
-        return "reward_calls", value
+    if value == int(value) and (kind := _KIND_OF.get((unit or "nfe").removesuffix("s"))) is not None:
+        return kind.name, value
     flop = re.fullmatch(r"([kmgtpe]?)flops?", unit)
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import KINDS, PHASES, Cost
 from ttsnap.core.price import Price
 from ttsnap.loop.budget import Budget
 
 NOTHING = Cost()
+SUMMED = [kind for phase in PHASES for kind in KINDS if kind.phase == phase and kind.summed]
+FORWARD = [kind.name for kind in SUMMED if kind.phase != "gradient" and kind.name != "nfe"]
+BACKWARD = [kind.name for kind in SUMMED if kind.phase == "gradient"]
+"""What results name beside evaluations: kinds of cost, phase by phase."""
 
 
 class Ledger:
@@ -27,7 +31,7 @@ class Ledger:
 
     def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
         """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
-        if self.budget.shortfall(self.spent + cost + reserve, self.price) is not None:
+        if self.budget.shortfall(self.spent.plus(cost, reserve), self.price) is not None:
             return False
         return self.parent is None or self.parent.affords(cost, self.parent.reserve - self.reserve + reserve)
 
@@ -54,19 +58,18 @@ class Ledger:
             self.parent._add(cost)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready: counts, forward passes, FLOPs by kind, flops_gradient being those of backward passes alone."""
-        flops, c = self.price.flops, self.spent
+        """JSON-ready: counts, forward passes, FLOPs by phase, flops_gradient being those of backward passes alone."""
+        spent = self.spent.named()
+        flops = self.price.flops.by_phase(self.spent)
         return {
-            "nfe": c.nfe,
-            "forward_passes": c.nfe * self.price.passes_per_nfe,
-            "decodes": c.decodes,
-            "previews": c.previews,
-            "reward_calls": c.reward_calls,
-            "flops": flops.of(c),
-            "flops_denoise": flops.nfe * c.nfe,
-            "flops_decode": flops.decode * c.decodes + flops.preview * c.previews,
-            "flops_reward": flops.reward_call * c.reward_calls,
-            "gradients": c.gradients,
-            "flops_gradient": flops.pulling(c),
+            "nfe": spent["nfe"],
+            "forward_passes": spent["nfe"] * self.price.passes_per_nfe,
+            **{name: spent[name] for name in FORWARD},
+            "flops": self.price.flops.of(self.spent),
+            "flops_denoise": flops["denoise"],
+            "flops_decode": flops["decode"],
+            "flops_reward": flops["reward"],
+            **{name: spent[name] for name in BACKWARD},
+            "flops_gradient": flops["gradient"],
             "budget": str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts",
         }

@@ -34,7 +34,7 @@ from ttsnap.recordings.shards import RecordedImage, Shard, read_shard
 from ttsnap.results.folders import check_same
 
 RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
-PUBLISHED = Price(Rates(nfe=9.9e12, reward_call=1.2e12))
+PUBLISHED = Price(Rates(nfe=9.9e12, reward_calls=1.2e12))
 """FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward tensors."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.cost import KINDS
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.files import reading as files
@@ -107,7 +108,8 @@ class Header:
     def to_json(self) -> dict[str, Any]:
         """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
         try:
-            found = dict(json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)})))
+            told = {"format": FORMAT, **dataclasses.asdict(self), "price": _told(self.price)}
+            found = dict(json.loads(json.dumps(told)))
         except TypeError as error:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
         if not self.extras:  # as recordings were written before there were any
@@ -202,7 +204,23 @@ def _price(data: dict[str, Any]) -> Price:
 
 
 def _rates(data: Mapping[str, Any]) -> Rates:
-    return Rates(**{name: typed(f"the price of {name}", value, float) for name, value in data.items()})
+    names = {kind.one: kind.name for kind in KINDS} | {"call": "call"}
+    if unknown := sorted(set(data) - set(names)):
+        raise ValueError(f"prices are of {', '.join(names)}; this ttsnap knows no {unknown}, update it")
+    return Rates(**{names[key]: typed(f"the price of {key}", value, float) for key, value in data.items()})
+
+
+def _told(price: Price) -> dict[str, Any]:
+    """A price as `_price` reads it."""
+    seconds = None if price.seconds is None else _told_rates(price.seconds)
+    return dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
+
+
+def _told_rates(rates: Rates) -> dict[str, float]:
+    """By the singular of each kind, rare ones at the end: the order in which recordings have always been written."""
+    priced = list(zip(KINDS, rates.amounts(), strict=True))
+    usual = {kind.one: rate for kind, rate in priced if not kind.rare}
+    return usual | {"call": rates.call} | {kind.one: rate for kind, rate in priced if kind.rare}
 
 
 def differences(there: Any, asked: Any, name: str = "") -> list[str]:

@@ -91,7 +91,7 @@ def as_one(recording: Recording, rewards: FloatArray) -> Recording:
     price, count = recording.price, len(recording.reward_names)
 
     def all_of(rates: Rates) -> Rates:
-        return dataclasses.replace(rates, reward_call=count * rates.reward_call)
+        return dataclasses.replace(rates, reward_calls=count * rates.reward_calls)
 
     price = dataclasses.replace(
         price, flops=all_of(price.flops), seconds=None if price.seconds is None else all_of(price.seconds)
