@@ -17,8 +17,7 @@ class SearchArguments(SphinxDirective):
         for option in DECLARED:
             term = nodes.term("", "", nodes.literal(text=option.name))
             if option.written is not None:
-                flag = f"--{(option.flag or option.name).replace('_', '-')}"
-                term += [nodes.Text(" or "), nodes.literal(text=flag)]
+                term += [nodes.Text(" or "), nodes.literal(text=option.dashed)]
             text = nodes.definition("", paragraph_of(option.documented))
             listed += nodes.definition_list_item("", term, text)
         return [listed]

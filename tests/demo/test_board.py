@@ -29,6 +29,7 @@ from ttsnap.demo.unspent import why_unspent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
+from ttsnap.options.sampler import SamplerOptions
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -61,7 +62,7 @@ class Well(HTMLParser):
 
 def searched(name: str, budget: str = "100nfe", **options: Any) -> tuple[list[Event], Result]:
     events: list[Event] = []
-    engine = DryEngine(GRID, ("reward",), stochastic=True)
+    engine = DryEngine(GRID, ("reward",))
     [result] = search(["p"], make_algorithm(name, **options), engine, budget, on_event=events.append)
     return events, result
 
@@ -266,7 +267,9 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
 
 
 def asked_for(algorithm: str, nfe: int) -> Asked:
-    return Asked("p", "embedded", algorithm, ("reward",), Budget(nfe=nfe), 0, 1, {}, kernel_of(algorithm))
+    return Asked(
+        "p", "embedded", algorithm, ("reward",), Budget(nfe=nfe), 0, 1, {}, SamplerOptions(kernel_of(algorithm))
+    )
 
 
 def test_what_is_left_of_a_budget_is_explained() -> None:

@@ -108,7 +108,7 @@ def test_every_family_takes_and_explains_what_is_declared(family: str) -> None:
 def test_ttsnap_generate_has_every_argument_that_can_be_written() -> None:
     found = {action.dest: action for action in COMMANDS["generate"].parser()._actions}
     for declared in (*DECLARED, *options_of(ModelOptions)):
-        flag = arguments.flag_of(declared)
+        flag = declared.flag
         assert (flag in found) == (declared.written is not None), flag
         if flag in found:
             assert found[flag].help == declared.help

@@ -49,9 +49,8 @@ def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (
 
 def add_option(p: Any, option: Option, start: Any = None) -> None:
     """One option; start: its default, where it is another than the declared one."""
-    flag = f"--{flag_of(option).replace('_', '-')}"
     if option.written is bool:
-        p.add_argument(flag, action="store_true", help=option.help)
+        p.add_argument(option.dashed, action="store_true", help=option.help)
         return
     unset, kind = option.help, option.written
     if start is not None:
@@ -59,7 +58,7 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
         kind = typing.Union[tuple(k for k in typing.get_args(kind) if k is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
-    p.add_argument(flag, type=kind, default=default, metavar=option.metavar, help=unset)
+    p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=unset)
 
 
 def add_call(p: Any, *names: str) -> None:
@@ -86,11 +85,6 @@ def unrecorded(kind: type[Any]) -> list[str]:
     return [option.name for option in options_of(kind) if not option.recorded]
 
 
-def flag_of(option: Option) -> str:
-    """Its name on the command line, with _ for -."""
-    return option.flag or option.name
-
-
 def read(kind: type[T], a: Namespace) -> T:
     """What was given for the options that a class declares; those that the command does not have at their defaults."""
-    return kind(**{o.name: a[flag_of(o)] for o in options_of(kind) if flag_of(o) in a})
+    return kind(**{option.name: a[option.flag] for option in options_of(kind) if option.flag in a})

@@ -11,7 +11,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ttsnap.cli.arguments import flag_of
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.files.reading import foreign
 from ttsnap.options.call import WRITTEN
@@ -81,7 +80,7 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
     """Arguments of the pipeline call: the model's recommended ones, overridden by what was given."""
     from ttsnap.pipelines import defaults
 
-    given = {name: a[flag_of(option)] for name, option in WRITTEN.items()}
+    given = {name: a[option.flag] for name, option in WRITTEN.items()}
     return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ttsnap.cli.arguments import flag_of
 from ttsnap.files import reading as files
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.model import EMBEDDED, ModelOptions
@@ -22,7 +21,7 @@ _DECLARED = (*options_of(SearchOptions), *options_of(ModelOptions), *WRITTEN.val
 
 def _loading(what: str) -> set[str]:
     """The options whose values make ttsnap load such things."""
-    return {flag_of(option) for option in _DECLARED if option.loads == what}
+    return {option.flag for option in _DECLARED if option.loads == what}
 
 
 _REWARDS, _MODELS = {*_loading("reward"), "base"}, _loading("model")

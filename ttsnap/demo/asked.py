@@ -12,6 +12,7 @@ from typing import Any
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.core.needs import Need
 from ttsnap.loop.budget import EFFORTS, Budget
+from ttsnap.options.sampler import SamplerOptions
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
 """Those that need a file, only study, or follow gradients, which few of the rewards here have."""
@@ -59,10 +60,10 @@ class Asked:
     seed: int
     keep: int
     call: Mapping[str, Any] = field(default_factory=dict)
-    kernel: str = "pipeline"
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
 
     def baseline(self) -> Asked:
-        """Best-of-N at the same budget, on the same seeds and kernel."""
+        """Best-of-N at the same budget, on the same seeds and sampler."""
         return replace(self, algorithm=BASELINE)
 
 
@@ -114,7 +115,7 @@ def read(
         whole("seed", fields["seed"], 0, 2**31 - 1),
         whole("images to keep", fields["keep"], 1, limits.keep),
         call,
-        kernel_of(algorithm),
+        SamplerOptions(kernel=kernel_of(algorithm)),
     )
 
 

@@ -9,14 +9,9 @@ from typing import Any
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.demo import asked as forms
 from ttsnap.demo.asked import Limits, Offer
+from ttsnap.options.call import CALL
 
-CALL = {
-    "negative_prompt": "Negative prompt",
-    "num_inference_steps": "Denoising steps",
-    "guidance_scale": "Guidance",
-    "height": "Height",
-    "width": "Width",
-}
+TITLES = {name: argument.title for name, argument in CALL.items() if argument.title}
 KERNELS = {"pipeline": "the model's own sampler", "sde": "adds noise at every step (sde)"}
 BRANCHED = "a branch: the seed alone does not make it again, the search does"
 IGNORED = {"max_sequence_length"}
@@ -27,7 +22,7 @@ def render_settings(payload: Mapping[str, Any]) -> str:
     call, search = payload["call"], payload["search"]
     known = ALGORITHMS.get(str(search["algorithm"]))
     rows: list[tuple[str, Any]] = [("Prompt", payload["prompt"])]
-    rows += [(title, call[name]) for name, title in CALL.items() if call.get(name) not in (None, "")]
+    rows += [(title, call[name]) for name, title in TITLES.items() if call.get(name) not in (None, "")]
     rows += [("Seed", payload["seed"]), ("Made as", BRANCHED if payload.get("branched") else None)]
     rows += [("Algorithm", known.title if known else search["algorithm"])]
     rows += [(f"Option {name}", value) for name, value in search.get("options", {}).items()]
@@ -40,7 +35,7 @@ def render_settings(payload: Mapping[str, Any]) -> str:
     rows += [(f"Score by {name}", value if value is None else f"{value:.4g}") for name, value in scores.items()]
     rows += [("Rank", search.get("rank")), ("Sampler", KERNELS.get(payload["kernel"], payload["kernel"]))]
     rows += [("Model", payload["model"]), ("LoRA", payload.get("lora")), ("Made by", f"ttsnap {payload['ttsnap']}")]
-    rest = [(name, value) for name, value in call.items() if name not in CALL and name not in IGNORED]
+    rest = [(name, value) for name, value in call.items() if name not in TITLES and name not in IGNORED]
     rows += [(name.replace("_", " ").capitalize(), value) for name, value in rest]
     cells = "".join(
         f"<tr><th>{escape(str(name)[:80])}</th><td>{escape(str(value)[:400])}</td></tr>"

@@ -7,6 +7,8 @@ import shlex
 from typing import Any
 
 from ttsnap.demo.asked import Asked
+from ttsnap.options.call import WRITTEN
+from ttsnap.options.option import Option, changed, options_of, values
 
 
 def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
@@ -15,7 +17,7 @@ def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budg
         "search": asked.algorithm,
         "reward": asked.rewards[0] if len(asked.rewards) == 1 else list(asked.rewards),
         "budget": budget or str(asked.budget),
-        **({"kernel": asked.kernel} if asked.kernel != "pipeline" else {}),
+        **{option.name: value for option, value in _changed(asked)},
         "seed": asked.seed,
         **({"num_images_per_prompt": asked.keep} if asked.keep > 1 else {}),
         **asked.call,
@@ -37,22 +39,23 @@ def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budg
 
 def command_line(asked: Asked, budget: str | None = None) -> str:
     """The same search by `ttsnap generate`."""
-    call = dict(asked.call)
     options: dict[str, Any] = {
-        "model": None if asked.model == "embedded" else asked.model,
-        "algorithm": asked.algorithm,
-        "kernel": None if asked.kernel == "pipeline" else asked.kernel,
-        "reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
-        "budget": budget or str(asked.budget),
-        "steps": call.pop("num_inference_steps"),
-        "guidance": call.pop("guidance_scale", None),
-        "negative-prompt": call.pop("negative_prompt", None),
-        "height": call.pop("height", None),
-        "width": call.pop("width", None),
-        "seed": asked.seed,
-        "keep": asked.keep if asked.keep > 1 else None,
+        "--model": None if asked.model == "embedded" else asked.model,
+        "--algorithm": asked.algorithm,
+        **{option.dashed: value for option, value in _changed(asked)},
+        "--reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
+        "--budget": budget or str(asked.budget),
+        **{option.dashed: asked.call.get(name) for name, option in WRITTEN.items()},
+        "--seed": asked.seed,
+        "--keep": asked.keep if asked.keep > 1 else None,
     }
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
     prompt = shlex.quote(asked.prompt)
     end = f" -- {prompt}" if asked.prompt.startswith("-") else ""
     return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"
+
+
+def _changed(asked: Asked) -> list[tuple[Option, Any]]:
+    """Options of the sampler that are not at their defaults, with their values."""
+    names, given = changed(asked.sampler), values(asked.sampler)
+    return [(option, given[option.name]) for option in options_of(type(asked.sampler)) if option.name in names]

@@ -22,7 +22,7 @@ from ttsnap.demo.panels import View, render_plain, render_stage
 from ttsnap.demo.pictures import full_uri, large_uri, thumbnail_uri
 from ttsnap.demo.unspent import why_unspent
 from ttsnap.loop.budget import Budget
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.option import values
 from ttsnap.results import outputs
 from ttsnap.version import __version__
 
@@ -90,8 +90,8 @@ class Worker(threading.Thread):
 
     def _search(self, asked: Asked) -> None:
         denoiser = self.pipe.denoiser(**asked.call)
-        if asked.kernel != "pipeline":
-            denoiser.convert(None, "pipeline")
+        if asked.sampler.kernel != "pipeline":
+            denoiser.convert(asked.sampler.path, asked.sampler.times)
         grid: Grid = denoiser.grid
         budget = asked.budget.on(grid)
         budget = replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
@@ -122,13 +122,13 @@ class Worker(threading.Thread):
             search=make_algorithm(asked.algorithm),
             reward=list(asked.rewards),
             budget=budget,
-            kernel=asked.kernel,
             seed=asked.seed,
             num_images_per_prompt=asked.keep,
             batch_size=self._rows(budget),
             on_event=listen,
             should_stop=should_stop,
             output_type="pt",
+            **values(asked.sampler),
             **asked.call,
         )
         self.news.put(output.search[0])
@@ -182,7 +182,7 @@ def stream(
 def about(asked: Asked, *, both: bool = False) -> str:
     """One line that says how a search, or both that are compared, sample and score."""
     words = [title_of(asked.algorithm), f"{asked.call['num_inference_steps']} steps"]
-    if asked.kernel == "sde":
+    if asked.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
     return ", ".join([*words, f"reward {' + '.join(asked.rewards)}", f"seeds from {asked.seed}"])
 
@@ -253,7 +253,7 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "ttsnap": __version__,
         "model": asked.model,
         "sampler": type(pipe.scheduler).__name__,
-        **SamplerOptions(kernel=asked.kernel).words(),
+        **asked.sampler.words(),
         "call": dict(asked.call),
         "algorithm": asked.algorithm,
         "options": {},

@@ -26,7 +26,7 @@ class Option:
     name: its argument in Python. text: what it does, without a capital and a full stop, as `--help` prints it. python:
     sentences about it for the documentation of the call; shell: more for --help. unset: what None stands for.
     written: its type on the command line and in files, by default that of the field; None where only Python can give
-    it. flag: its name there, start: its default there, metavar: what stands for its value in --help.
+    it. flag: its name there, with _ for -, start: its default there, metavar: what stands for its value in --help.
     bounds: of a number, from the type. loads: "reward" or "model" where its value makes ttsnap load something
     that the value names, which a file from elsewhere must not decide; "text" where it is for models to read.
     recorded: whether `ttsnap record` has it. noted: whether a recording with another kernel than the pipeline's own
@@ -47,6 +47,11 @@ class Option:
     loads: str = ""
     recorded: bool = True
     noted: bool = False
+
+    @property
+    def dashed(self) -> str:
+        """As the command line has it: --batch-size."""
+        return f"--{self.flag.replace('_', '-')}"
 
     @property
     def help(self) -> str:
@@ -71,7 +76,7 @@ def options_of(kind: type[Any]) -> list[Option]:
     types, bounded = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     found = []
     for f in dataclasses.fields(kind):
-        told = {"written": types[f.name], "bounds": bounds_of(bounded[f.name]), **f.metadata["option"]}
+        told = {"flag": f.name, "written": types[f.name], "bounds": bounds_of(bounded[f.name]), **f.metadata["option"]}
         found.append(Option(f.name, f.default, **told))
     return found
 
