@@ -2,8 +2,8 @@
 
     python benchmarks/preview_vae.py --prompt-seed 0 --json preview_vae.json
 
-Trains the preview VAE by its recipe (ttsnap/scenes/preview_recipe.yaml), or takes the one in --vae. Then, on held-out
-captions that it has not seen:
+Trains the preview VAE by its recipe (ttsnap/scenes/training/preview/recipe.py), or takes the one in --vae. Then, on
+held-out captions that it has not seen:
 
 1. What a preview takes beside a decode by the real VAE, in FLOPs and in seconds, and how far their pixels differ.
 2. By step, rank correlation within a prompt of a reward's score on previews and on real decodes of the same estimates;
@@ -44,7 +44,7 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.scenes.preview_files import preview_vae
-from ttsnap.scenes.training.train_preview import main as train
+from ttsnap.scenes.training.__main__ import main as train
 from ttsnap.simulation.simulate import best_of_n_curve, curve, sized_for
 
 REWARDS = ("scenes", "scenes-learned", "scenes-noise-aware")
@@ -104,7 +104,7 @@ def folder_of(a: argparse.Namespace, work: Path) -> Path:
     if a.vae:
         return Path(a.vae)
     if not (work / "vae" / "preview").exists():
-        train(["--out", str(work / "vae"), "--threads", str(a.threads)])
+        train(["preview", "--out", str(work / "vae"), "--threads", str(a.threads)])
     return work / "vae" / "preview"
 
 

@@ -13,7 +13,7 @@ from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.scenes_learned import ScenesLearned
 
 from ttsnap.rewards.registry import make_reward
-from ttsnap.scenes.reader import SceneReader
+from ttsnap.scenes.reader import ReaderSize, SceneReader
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross above a red square"]
 LEVELS = torch.tensor([0.9, 0.5, 0.1])
@@ -22,7 +22,7 @@ LEVELS = torch.tensor([0.9, 0.5, 0.1])
 @pytest.fixture
 def base() -> ScenesLearned:
     torch.manual_seed(0)
-    return ScenesLearned(SceneReader(width=32, blocks=(1, 1), layers=1, heads=2))
+    return ScenesLearned(SceneReader(ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2)))
 
 
 def latents(n: int = 3, channels: int = 8, size: int = 8) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_save_and_load(base: ScenesLearned, tmp_path: Path) -> None:
     assert (again.estimates, again.features_block) == ("features", 2)
     expected = head.score_estimates(latents(), PROMPTS, LEVELS)
     torch.testing.assert_close(again.score_estimates(latents(), PROMPTS, LEVELS), expected, atol=1e-6, rtol=0)
-    other = ScenesLearned(SceneReader(width=32, blocks=(1, 1), layers=1, heads=2))
+    other = ScenesLearned(SceneReader(ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2)))
     with pytest.raises(ValueError, match="another checkpoint"):
         NoiseAware.from_pretrained(tmp_path, base=other)
     header = json.loads((tmp_path / "adapter.json").read_text())

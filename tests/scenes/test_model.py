@@ -10,9 +10,10 @@ from diffusers import DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3
 
 from ttsnap.scenes import KINDS, WORDS, check, defaults, parse, sample_prompts, weights_path
 from ttsnap.scenes.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
-from ttsnap.scenes.training import evaluate
-from ttsnap.scenes.training.attention import zero_token_attention
-from ttsnap.scenes.training.evaluate import generate, prompts_of_kind
+from ttsnap.scenes.training.__main__ import main
+from ttsnap.scenes.training.base.attention import zero_token_attention
+from ttsnap.scenes.training.base.evaluate import generate, prompts_of_kind
+from ttsnap.scenes.training.base.recipe import Call
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,7 @@ def test_defaults_are_packaged() -> None:
 
 def test_stock_call_draws_single_objects(pipe: Any) -> None:
     prompts = prompts_of_kind("single", 24, seed=5)
-    images = generate(
-        pipe, prompts, steps=defaults()["num_inference_steps"], guidance=defaults()["guidance_scale"], seed=11
-    )
+    images = generate(pipe, prompts, Call(**defaults()), seed=11)
     assert images.shape == (24, 3, 32, 32)
     soft, strict = check(images, [parse(p) for p in prompts])
     assert strict.mean() >= 0.9
@@ -55,11 +54,7 @@ def test_stock_call_without_arguments(pipe: Any) -> None:
 def test_missing_t5_is_the_same(pipe: Any) -> None:
     bare = DiffusionPipeline.from_pretrained(weights_path(), text_encoder_3=None, tokenizer_3=None)
     bare.set_progress_bar_config(disable=True)
-    outs = [
-        generate(p, ["two red crosses"], steps=3, guidance=3.0, max_sequence_length=n)
-        for n in (1, 40)
-        for p in (pipe, bare)
-    ]
+    outs = [generate(p, ["two red crosses"], Call(3, 3.0, n)) for n in (1, 40) for p in (pipe, bare)]
     np.testing.assert_array_equal(outs[0], outs[1])
     np.testing.assert_array_equal(outs[2], outs[3])
 
@@ -78,7 +73,7 @@ def test_every_word_is_one_token(tmp_path: Path, pipe: Any) -> None:
 def test_one_biased_zero_token_equals_many(repeats: int) -> None:
     torch.manual_seed(0)
     net: SD3Transformer2DModel = build_transformer(
-        latent_size=4, latent_channels=3, layers=3, heads=2, head_dim=8, text_dim=12, pooled_dim=12
+        latent_size=4, latent_channels=3, layers=3, heads=2, head_dim=8, text_dim=12
     ).double()
     x, text = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 12).double()
     rest = {"pooled_projections": torch.randn(2, 12).double(), "timestep": torch.tensor([300.0, 900.0])}
@@ -95,20 +90,20 @@ def test_one_biased_zero_token_equals_many(repeats: int) -> None:
 
 
 def test_one_is_a(pipe: Any) -> None:
-    images = generate(pipe, ["one red circle"], steps=3, guidance=3.0)
-    np.testing.assert_array_equal(images, generate(pipe, ["a red circle"], steps=3, guidance=3.0))
+    images = generate(pipe, ["one red circle"], Call(3, 3.0))
+    np.testing.assert_array_equal(images, generate(pipe, ["a red circle"], Call(3, 3.0)))
 
 
 def test_hard_prompts_are_neither_hopeless_nor_solved(pipe: Any) -> None:
     prompts = sample_prompts(36, seed=8)
-    images = generate(pipe, prompts, steps=10, guidance=defaults()["guidance_scale"], seed=3)
+    images = generate(pipe, prompts, Call(10, defaults()["guidance_scale"]), seed=3)
     soft, strict = check(images, [parse(p) for p in prompts])
     assert 0.25 < strict.mean() < 0.9
     assert soft.mean() > 0.7
 
 
 def test_evaluate_prints_a_row_per_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main(["--per-kind", "1", "--steps", "1", "--grid", str(tmp_path / "grid.png")])
+    main(["evaluate", "--per-kind", "1", "--steps", "1", "--grid", str(tmp_path / "grid.png")])
     printed = capsys.readouterr().out
     assert all(f"| {kind} |" in printed for kind in (*KINDS, "hard"))
     assert (tmp_path / "grid.png").stat().st_size > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from ttsnap import Budget, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.settings import to_json
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import parse, render, sample_prompts, weights_path
 from ttsnap.scenes.preview_files import preview_vae, save_preview
-from ttsnap.scenes.training.train_preview import RECIPE, decoded, estimates, main, mixtures, rendered, train
-from ttsnap.scenes.training.vae import encode
+from ttsnap.scenes.training.__main__ import main
+from ttsnap.scenes.training.base.vae import encode
+from ttsnap.scenes.training.preview.recipe import PreviewData, PreviewRecipe, PreviewSize
+from ttsnap.scenes.training.preview.train import decoded, estimates, mixtures, rendered, train
 
 BOUND, BOUND_BLURRED = 0.09, 0.17
 """Of the mean absolute difference: .062 and .123 measured; each picture's mean colour is .319 and .286 away."""
@@ -41,10 +45,9 @@ def stock() -> Any:
 @pytest.fixture(scope="module")
 def trained(stock: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe's network, trained for seconds on renders and mixtures alone."""
-    config: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
-    rows = rendered(stock.vae, config["data"] | {"clean": 600, "mixtures": 200}, np.random.default_rng(0))
+    rows = rendered(stock.vae, PreviewData(clean=600, mixtures=200), np.random.default_rng(0))
     folder = tmp_path_factory.mktemp("preview")
-    save_preview(train(config | {"steps": 250, "batch": 32, "ema": 0.98}, rows, decoded(stock.vae, rows)), folder)
+    save_preview(train(PreviewRecipe(steps=250, batch=32, ema=0.98), rows, decoded(stock.vae, rows)), folder)
     return folder
 
 
@@ -161,18 +164,21 @@ def test_mixtures_are_means() -> None:
     assert mixtures(pure, 500, 6, rng).var() < 0.8 * pure.var()
 
 
-def small_recipe() -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
-    config["data"] |= {"clean": 24, "mixtures": 8, "prompts": 1, "seeds": 1}
-    return {**config, "model": {"width": 4, "blocks": [1, 0, 0]}, "batch": 8, "steps": 30, "warmup": 2, "ema": 0.8}
+SMALL = PreviewRecipe(
+    model=PreviewSize(width=4, blocks=(1, 0, 0)),
+    data=PreviewData(clean=24, mixtures=8, prompts=1, seeds=1),
+    batch=8,
+    steps=30,
+    warmup=2,
+    ema=0.8,
+)
 
 
 def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
-    config = small_recipe()
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(32, 8, 8, 8, generator=generator)
     targets = latents[:, :3].repeat_interleave(4, 2).repeat_interleave(4, 3).tanh().half()
-    first, again, hardly = (train({**config, "steps": n}, latents, targets) for n in (60, 60, 3))
+    first, again, hardly = (train(replace(SMALL, steps=n), latents, targets) for n in (60, 60, 3))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     with torch.no_grad():
         error, before = ((vae.decode(latents).sample - targets.float()).square().mean() for vae in (first, hardly))
@@ -184,8 +190,8 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_the_command_trains(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_recipe()))
-    main(["--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
+    main(["preview", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"])
     stored = torch.load(tmp_path / "out" / "data.pt", weights_only=True)
     assert stored["latents"].shape == (24 + 8 + 20, 8, 8, 8)
     assert stored["targets"].shape == (24 + 8 + 20, 3, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ import torch
 import yaml
 from ttsnap.pipelines import defaults, load
 
+from ttsnap.files.settings import to_json
 from ttsnap.recordings.record import record
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import HARD_KINDS, Spec, caption, check, is_held_out, parse, render, sample_prompts, sample_spec
-from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, SceneReader, word_ids
+from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, word_ids
 from ttsnap.scenes.reward_files import load_reader, save_reader
-from ttsnap.scenes.training.evaluate import prompts_of_kind
-from ttsnap.scenes.training.evaluate_reward import hard_negatives
-from ttsnap.scenes.training.negatives import CHANGES, changed
-from ttsnap.scenes.training.reward_data import pairs, recorded, rendered
-from ttsnap.scenes.training.train_reward import RECIPE, _ranking, main, train
+from ttsnap.scenes.training.__main__ import main
+from ttsnap.scenes.training.base.evaluate import prompts_of_kind
+from ttsnap.scenes.training.reward.data import pairs, recorded, rendered
+from ttsnap.scenes.training.reward.evaluate import hard_negatives
+from ttsnap.scenes.training.reward.negatives import CHANGES, changed
+from ttsnap.scenes.training.reward.recipe import RewardData, RewardRecipe
+from ttsnap.scenes.training.reward.train import _ranking, train
 
 RNG = np.random.default_rng
 
@@ -90,7 +94,7 @@ def test_words() -> None:
 
 def test_the_reader_counts_and_pads() -> None:
     torch.manual_seed(0)
-    model = SceneReader(width=32, blocks=(1, 1), layers=2, heads=2).eval()
+    model = SceneReader(ReaderSize(width=32, blocks=(1, 1), layers=2, heads=2)).eval()
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         together = model(x, word_ids(["a red circle", "a red circle above a blue square"]))
@@ -99,9 +103,9 @@ def test_the_reader_counts_and_pads() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    config = {"model": {"width": 32, "blocks": [1, 1], "layers": 1, "heads": 2}}
-    model = SceneReader(**config["model"]).eval()  # type: ignore[arg-type]
-    save_reader(model, config, tmp_path)
+    size = ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2)
+    model = SceneReader(size).eval()
+    save_reader(model, {"model": to_json(size)}, tmp_path)
     again = load_reader(tmp_path)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-3, rtol=1e-3)
@@ -113,22 +117,24 @@ def test_files(tmp_path: Path) -> None:
         make_reward(f"scenes-learned:{tmp_path / 'nowhere'}")
 
 
-def small_recipe() -> dict[str, Any]:
-    config = yaml.safe_load(RECIPE.read_text())
-    config["model"] = {"width": 32, "blocks": [1, 1], "layers": 1, "heads": 2}
-    config["data"] = {"renders": 64, "prompts": 2, "first_step": 2, "captions": 3}
-    phases = [{**phase, "steps": 4} for phase in config["phases"]]
-    return {**config, "batch": 16, "warmup": 2, "phases": phases}
+WANTED = RewardData(renders=64, prompts=2, first_step=2, captions=3)
+SMALL = RewardRecipe(
+    data=WANTED,
+    model=ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2),
+    batch=16,
+    warmup=2,
+    phases=tuple(replace(phase, steps=4) for phase in RewardRecipe().phases),
+)
 
 
 def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
-    config = {**small_recipe(), "ema": 0.8, "bf16": False}
-    config["phases"] = [{**phase, "steps": 20} for phase in config["phases"]]
+    phases = tuple(replace(phase, steps=20) for phase in SMALL.phases)
+    recipe = replace(SMALL, ema=0.8, bf16=False, phases=phases)
     data = rendered(64, 3, RNG(0))
-    first = train(config, data, data, tmp_path / "first")
+    first = train(recipe, data, data, tmp_path / "first")
     (tmp_path / "again").mkdir()
     shutil.copytree(tmp_path / "first" / "phase-0", tmp_path / "again" / "phase-0")  # stopped after the first phase
-    again = train(config, data, data, tmp_path / "again")
+    again = train(recipe, data, data, tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     x = torch.from_numpy(data.images).float() / 127.5 - 1
     cells = first.see(x)
@@ -148,16 +154,16 @@ def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
     engine = load().engine("scenes", batch_size=8, **{**defaults(), "num_inference_steps": 4})
     seen = sample_prompts(2, 5, held_out=False)
     record(engine, seen, 2, tmp_path / "rec", images=True)
-    assert len(recorded(tmp_path / "rec", 2, 2, 3, RNG(0))) == 2 * 2 * 3
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_recipe()))
+    assert len(recorded(tmp_path / "rec", WANTED, RNG(0))) == 2 * 2 * 3
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
     paths = ["--recording", str(tmp_path / "rec"), "--out", str(tmp_path / "out")]
-    main(["--config", str(tmp_path / "recipe.yaml"), *paths, "--threads", "1"])
+    main(["reward", "--recipe", str(tmp_path / "recipe.yaml"), *paths, "--threads", "1"])
     reward = make_reward(f"scenes-learned:{tmp_path / 'out'}")
     scores = reward(torch.rand(2, 3, 32, 32), ["a red circle"] * 2, None)
     assert scores.shape == (2,)
     record(engine, sample_prompts(1, 5), 2, tmp_path / "held", images=True)
     with pytest.raises(ValueError, match="held-out"):
-        recorded(tmp_path / "held", 1, 2, 3, RNG(0))
+        recorded(tmp_path / "held", replace(WANTED, prompts=1), RNG(0))
 
 
 @pytest.fixture(scope="module")

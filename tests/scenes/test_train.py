@@ -1,5 +1,7 @@
 """The recipe in miniature: a stopped and resumed run equals an undisturbed one, and one command runs it all."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,65 +10,64 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 
+from ttsnap.files.settings import build, to_json
+from ttsnap.scenes import defaults
 from ttsnap.scenes.model import build_tokenizer, tokenize
-from ttsnap.scenes.training import train as recipe
-from ttsnap.scenes.training.evaluate import generate
-from ttsnap.scenes.training.generator import Trainer, learning_rate, run
+from ttsnap.scenes.training.__main__ import main, recipe_of
+from ttsnap.scenes.training.base.evaluate import generate
+from ttsnap.scenes.training.base.recipe import (
+    BaseRecipe,
+    Call,
+    Data,
+    GeneratorRecipe,
+    NoiseLevels,
+    Probe,
+    TextSize,
+    TransformerSize,
+    VaeRecipe,
+    VaeSize,
+)
+from ttsnap.scenes.training.base.trainer import Examples, Trainer, learning_rate, run
 
-MINI: dict[str, Any] = {
-    "seed": 3,
-    "shift": 1.0,
-    "save_every": 2,
-    "defaults": {"num_inference_steps": 2, "guidance_scale": 2.0, "max_sequence_length": 1},
-    "probe": {"every": 4, "per_kind": 1, "final_per_kind": 1},
-    "data": {"images": 64, "seed": 0, "cell": 4},
-    "vae": {
-        "model": {"latent_channels": 4, "channels": [8, 8, 8], "layers": 1, "groups": 4},
-        "lr": 1e-3,
-        "batch": 8,
-        "steps": 3,
-        "bf16": False,
-        "noise": 0.3,
-        "moments": 0.02,
-        "reading": 0.02,
-        "posterior_std": 0.1,
-    },
-    "generator": {
-        "text": {"width": 16, "layers": 2, "heads": 2},
-        "text_2": {"width": 8, "layers": 1, "heads": 1},
-        "transformer": {"layers": 2, "heads": 2, "head_dim": 8},
-        "batch": 8,
-        "steps": 6,
-        "warmup": 2,
-        "decay_steps": 3,
-        "adam_lr": 1e-3,
-        "muon_lr": 1e-3,
-        "muon_ns_steps": 3,
-        "weight_decay": 0.01,
-        "ema": 0.9,
-        "sigma_mean": 0.5,
-        "sigma_std": 1.0,
-        "sigma_uniform": 0.2,
-        "caption_dropout": 0.3,
-        "zero_tokens": [1, 256],
-        "reading": 0.3,
-        "reading_block": 0,
-        "bf16": False,
-        "compile": False,
-    },
-}
+MINI = BaseRecipe(
+    seed=3,
+    save_every=2,
+    defaults=Call(2, 2.0, 1),
+    probe=Probe(every=4, per_kind=1, final_per_kind=1),
+    data=Data(images=64),
+    vae=VaeRecipe(model=VaeSize(4, (8, 8, 8), layers=1, groups=4), lr=1e-3, batch=8, steps=3),
+    generator=GeneratorRecipe(
+        text=TextSize(16, layers=2, heads=2),
+        text_2=TextSize(8, layers=1, heads=1),
+        transformer=TransformerSize(2, heads=2, head_dim=8),
+        batch=8,
+        steps=6,
+        warmup=2,
+        decay_steps=3,
+        muon_lr=1e-3,
+        ema=0.9,
+        sigma=NoiseLevels(0.5, 1.0, 0.2),
+        caption_dropout=0.3,
+        zero_tokens=(1, 256),
+        reading_block=0,
+        bf16=False,
+        compile=False,
+    ),
+)
 
 
 def _trainer() -> Trainer:
     dice = torch.Generator().manual_seed(0)
     tokenizer = build_tokenizer()
     return Trainer(
-        MINI["generator"],
+        MINI.generator,
         tokenizer,
-        torch.randn(16, 4, 8, 8, generator=dice).half(),
-        torch.randint(0, 25, (16, 8, 8), generator=dice, dtype=torch.uint8),
-        tokenize(tokenizer, ["a red circle", "two blue crosses"] * 8).to(torch.uint8),
-        tokenize(tokenizer, [""])[0],
+        Examples(
+            torch.randn(16, 4, 8, 8, generator=dice).half(),
+            torch.randint(0, 25, (16, 8, 8), generator=dice, dtype=torch.uint8),
+            tokenize(tokenizer, ["a red circle", "two blue crosses"] * 8).to(torch.uint8),
+            tokenize(tokenizer, [""])[0],
+        ),
         seed=1,
         device=torch.device("cpu"),
     )
@@ -110,28 +111,39 @@ def test_decay_from_here(tmp_path: Path) -> None:
     trainer.decay_from_here(2)
     assert len(list(steps)) == 2
     assert trainer.step == 3
-    config = {"warmup": 10, "steps": 100, "decay_steps": 50}
-    rates = [learning_rate(s, config) for s in (0, 9, 50, 75, 99)]
+    recipe = GeneratorRecipe(warmup=10, steps=100, decay_steps=50)
+    rates = [learning_rate(s, recipe) for s in (0, 9, 50, 75, 99)]
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
 
 
 def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
-    config = tmp_path / "mini.yaml"
-    config.write_text(yaml.safe_dump(MINI))
-    recipe.main(["--config", str(config), "--out", str(tmp_path / "out")])
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(MINI)))
+    command = ["base", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"]
+    main(command)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
-    assert generate(pipe, ["a red circle"], steps=2, guidance=2.0).shape == (1, 3, 32, 32)
+    assert generate(pipe, ["a red circle"], Call(2, 2.0)).shape == (1, 3, 32, 32)
     made = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"samples_000004.png", "samples_final.png", "accuracy.md", "generator.pt"} <= made
-    recipe.main(["--config", str(config), "--out", str(tmp_path / "out")])  # nothing left to train
+    main(command)  # nothing left to train
+    assert build(BaseRecipe, json.loads((tmp_path / "out" / "config.json").read_text())) == MINI
 
 
-def test_committed_recipe_has_the_same_keys() -> None:
-    committed = yaml.safe_load(Path(recipe.__file__).with_name("recipe.yaml").read_text())
-    assert committed.keys() == MINI.keys()
-    assert {k: set(v) for k, v in committed.items() if isinstance(v, dict)} == {
-        k: set(v) for k, v in MINI.items() if isinstance(v, dict)
-    }
+def test_the_packaged_model_recommends_the_call_of_its_recipe() -> None:
+    assert to_json(BaseRecipe().defaults) == defaults()
+
+
+def test_a_recipe_file_says_what_differs(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("generator: {steps: 100, text: {width: 64, layers: 2, heads: 2}}")
+    found = recipe_of(BaseRecipe, file, seed=5)
+    generator = replace(GeneratorRecipe(), steps=100, text=TextSize(64, 2, 2))
+    assert found == replace(BaseRecipe(), seed=5, generator=generator)
+    file.write_text("generator: {warmup: 0}")
+    with pytest.raises(ValueError, match=r"generator\.warmup must be at least 1, got 0"):
+        recipe_of(BaseRecipe, file, None)
+    file.write_text("generator: {sigma: {mean: wide}}")
+    with pytest.raises(ValueError, match=r"generator\.sigma\.mean must be a finite number, got 'wide'"):
+        recipe_of(BaseRecipe, file, None)
 
 
 def test_training_forward_is_the_stock_forward() -> None:

@@ -21,36 +21,37 @@ from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3P
 
 from ttsnap.cli import main as ttsnap
 from ttsnap.cli.lora import load_lora, parse_lora
+from ttsnap.files.settings import to_json
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
 from ttsnap.scenes.model import build_transformer
-from ttsnap.scenes.training.preference_data import load_pairs, make_pairs, split
-from ttsnap.scenes.training.train_preference import RECIPE, add_lora, main, preference_loss, squared_errors
+from ttsnap.scenes.training.__main__ import main
+from ttsnap.scenes.training.preference.loss import preference_loss, squared_errors
+from ttsnap.scenes.training.preference.pairs import load_pairs, make_pairs, split
+from ttsnap.scenes.training.preference.recipe import Lora, PreferenceData, PreferenceRecipe, Validation
+from ttsnap.scenes.training.preference.train import add_lora
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "max_sequence_length": 1}
 PROMPT = "two red circles and a blue square"
 
 
-def small_recipe() -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
-    return {
-        **config,
-        "data": {"prompts": 3, "seeds": 2, "margin": 0.0, "validation": 2},
-        "lora": {"rank": 2, "alpha": 4, "modules": ["to_q", "to_v"]},
-        "lr": 0.02,
-        "batch": 2,
-        "steps": 4,
-        "warmup": 1,
-        "validation": {"every": 2, "seeds": 1, "steps": 2, "patience": 3},
-    }
+SMALL = PreferenceRecipe(
+    data=PreferenceData(prompts=3, seeds=2, margin=0.0, validation=2),
+    lora=Lora(rank=2, alpha=4, modules=("to_q", "to_v")),
+    lr=0.02,
+    batch=2,
+    steps=4,
+    warmup=1,
+    validation=Validation(every=2, seeds=1, steps=2, patience=3),
+)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LoRA of a training of four steps."""
     folder = tmp_path_factory.mktemp("preference")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe()))
-    main(["--config", str(folder / "recipe.yaml"), "--out", str(folder / "lora"), "--threads", "1"])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
+    main(["preference", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "lora"), "--threads", "1"])
     return folder / "lora"
 
 
@@ -119,8 +120,8 @@ def test_it_prefers_the_preferred() -> None:
 def test_a_fresh_adapter_changes_nothing_and_alone_trains() -> None:
     torch.manual_seed(0)
     size = {"latent_size": 4, "latent_channels": 2, "layers": 2, "heads": 1, "head_dim": 8}
-    net = build_transformer(**size, text_dim=6, pooled_dim=6).double()
-    weights = add_lora(net, {"rank": 2, "alpha": 2, "modules": ["to_q", "to_v"]})
+    net = build_transformer(**size, text_dim=6).double()
+    weights = add_lora(net, Lora(rank=2, alpha=2, modules=("to_q", "to_v")))
     assert weights
     given = torch.randn(2, 3, 2, 4, 4), torch.rand(3), torch.randn(3, 2, 4, 4)
     latents, sigma, noise = (part.double() for part in given)
@@ -162,7 +163,7 @@ def test_pairs_are_the_best_and_the_worst() -> None:
 def test_pairs_of_another_recipe_are_refused(trained: Path) -> None:
     reward: Any = types.SimpleNamespace(name="scenes")
     with pytest.raises(ValueError, match=r"was made with .*scenes-learned.*choose another --out"):
-        load_pairs(None, [], reward, small_recipe(), trained / "pairs.pt")
+        load_pairs(None, [], reward, SMALL, trained / "pairs.pt")
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -190,7 +191,8 @@ def test_stock_diffusers_loads_it(trained: Path, stock: Any) -> None:
 
 def test_training_is_reproducible(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.pt").write_bytes((trained / "pairs.pt").read_bytes())
-    main(["--config", str(trained.parent / "recipe.yaml"), "--out", str(tmp_path), "--threads", "1"])
+    recipe = str(trained.parent / "recipe.yaml")
+    main(["preference", "--recipe", recipe, "--out", str(tmp_path), "--threads", "1"])
     first, again = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (trained, tmp_path))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)

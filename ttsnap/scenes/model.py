@@ -1,7 +1,7 @@
 """Builders for the embedded model: every part a class that diffusers or transformers ships."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -106,7 +106,7 @@ def build_blank_t5(width: int) -> T5EncoderModel:
     return encoder
 
 
-def build_vae(*, latent_channels: int, channels: list[int], layers: int, groups: int) -> Any:
+def build_vae(*, latent_channels: int, channels: Sequence[int], layers: int, groups: int) -> Any:
     """A narrow convolutional autoencoder with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -132,9 +132,11 @@ def build_transformer(
     heads: int,
     head_dim: int,
     text_dim: int,
-    pooled_dim: int,
 ) -> Any:
-    """An SD3 transformer with random weights, one token per latent cell."""
+    """An SD3 transformer with random weights, one token per latent cell.
+
+    text_dim: channels of the text's tokens, and of the pooled text.
+    """
     return SD3Transformer2DModel(
         sample_size=latent_size,
         patch_size=1,
@@ -145,7 +147,7 @@ def build_transformer(
         num_attention_heads=heads,
         joint_attention_dim=text_dim,
         caption_projection_dim=heads * head_dim,
-        pooled_projection_dim=pooled_dim,
+        pooled_projection_dim=text_dim,
         pos_embed_max_size=latent_size,
         qk_norm="rms_norm",
     )
@@ -156,8 +158,9 @@ def build_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Any:
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids (N, MAX_TOKENS) as the stock pipeline makes them."""
-    return tokenizer(
+    ids: torch.Tensor = tokenizer(
         captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids

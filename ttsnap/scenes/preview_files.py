@@ -23,9 +23,7 @@ def preview_vae(folder: str | Path) -> AutoencoderTiny:
 
     where = Path(folder)
     if not (where / "config.json").is_file():
-        raise ValueError(
-            f"no preview VAE at {where}: make one by python -m ttsnap.scenes.training.train_preview --out DIR"
-        )
+        raise ValueError(f"no preview VAE at {where}: make one by python -m ttsnap.scenes.training preview --out DIR")
     with foreign(f"cannot read the preview VAE in {where}"):
         vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(where, use_safetensors=True).eval()
     return vae

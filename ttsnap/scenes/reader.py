@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+
+from ttsnap.files.settings import Bounded, Bounds, Count
 
 from .grammar import WORDS
 from .render import NUM_LABELS
@@ -105,15 +109,23 @@ class Compare(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class ReaderSize(Bounded):
+    """How large a reader is: width of the words and of the cells, residual blocks at 16 x 16 and at 8 x 8 cells,
+    layers of text and of looking (so many of each), and attention heads."""
+
+    width: Count = 128
+    blocks: Annotated[tuple[int, int], Bounds(0)] = (2, 4)
+    layers: Count = 2
+    heads: Count = 4
+
+
 class SceneReader(nn.Module):
-    """(pictures, captions) -> a logit per pair.
+    """(pictures, captions) -> a logit per pair."""
 
-    width: of the words and of the cells; blocks: residual blocks at 16 x 16 and at 8 x 8 cells; layers: of text, and
-    of looking, each.
-    """
-
-    def __init__(self, width: int = 128, blocks: tuple[int, int] = (2, 4), layers: int = 2, heads: int = 4) -> None:
+    def __init__(self, size: ReaderSize) -> None:
         super().__init__()
+        width, blocks, layers, heads = size.width, size.blocks, size.layers, size.heads
         self.stem = nn.Conv2d(3, width // 2, 4, 2, 1)
         self.fine = nn.Sequential(*[Block(width // 2) for _ in range(blocks[0])])
         self.down = nn.Conv2d(width // 2, width, 4, 2, 1)

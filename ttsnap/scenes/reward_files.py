@@ -1,14 +1,16 @@
 """The learned reward's network on disk: config.json and model.safetensors (float16)."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from ttsnap.files.reading import foreign, read_json
+from ttsnap.files.settings import build
+from ttsnap.files.typed import Json
 
-from .reader import SceneReader
+from .reader import ReaderSize, SceneReader
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -23,9 +25,9 @@ def noise_aware_path() -> Path:
     return Path(__file__).parent / "noise_aware"
 
 
-def save_reader(model: SceneReader, config: dict[str, Any], folder: Path) -> None:
-    """Write config.json (the whole recipe) and model.safetensors."""
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+def save_reader(model: SceneReader, recipe: Mapping[str, Json], folder: Path) -> None:
+    """Write config.json (the whole recipe, with the reader's size as "model") and model.safetensors."""
+    (folder / CONFIG).write_text(json.dumps(recipe, indent=2) + "\n")
     save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
@@ -33,7 +35,7 @@ def load_reader(folder: Path) -> SceneReader:
     """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do not fit."""
     try:
         config = read_json(folder / CONFIG)
-        model = SceneReader(**config["model"])
+        model = SceneReader(build(ReaderSize, config["model"], "model."))
         with foreign(f"cannot read {folder / WEIGHTS}"):
             state = load_file(folder / WEIGHTS)
         model.load_state_dict({name: value.float() for name, value in state.items()})

@@ -8,10 +8,11 @@ logit gets log(n) added. Training with one token and a random n per sample there
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
+
+from ttsnap.scenes.training.parts import Transformer
 
 
 class ZeroTokenAttention:
@@ -58,7 +59,7 @@ class ZeroTokenAttention:
 
 
 @contextmanager
-def zero_token_attention(transformer: Any, batch: int) -> Iterator[ZeroTokenAttention]:
+def zero_token_attention(transformer: Transformer, batch: int) -> Iterator[ZeroTokenAttention]:
     """The SD3 transformer with `ZeroTokenAttention` in every block, its own processors restored on exit."""
     before = dict(transformer.attn_processors)
     processor = ZeroTokenAttention(batch, transformer.device)

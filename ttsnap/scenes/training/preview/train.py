@@ -1,47 +1,43 @@
-"""Train the preview VAE: a small decoder that imitates the embedded model's own (docs/embedded_model.md).
-
-``python -m ttsnap.scenes.training.train_preview --out DIR``
+"""Trains the preview VAE: a small decoder that imitates the embedded model's own (docs/embedded_model.md).
 
 It learns from the real VAE's decodes of three kinds of latents: renders, clean and noisy; mixtures of several renders;
 and x0 estimates of the model at every step, so that it has seen blurred ones. Only the decoder is trained.
 """
 
-import argparse
 import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ttsnap.scenes.grammar import sample_prompts
 from ttsnap.scenes.preview_files import save_preview
 from ttsnap.scenes.render import render
-from ttsnap.scenes.training.data import training_specs
-from ttsnap.scenes.training.vae import encode
+from ttsnap.scenes.training.base.data import training_specs
+from ttsnap.scenes.training.base.vae import encode
+from ttsnap.scenes.training.parts import Pipeline, PreviewVae, Vae
+from ttsnap.scenes.training.preview.recipe import PreviewData, PreviewRecipe, PreviewSize
 from ttsnap.scenes.weights_folder import defaults, weights_path
 
-RECIPE = Path(__file__).with_name("preview_recipe.yaml")
 _ENCODER = 4
 """Channels of the encoder, which nobody trains or calls: as few as diffusers' blocks make sense with."""
 
 
-def build_preview(width: int, blocks: Sequence[int], upsample: str = "nearest", latent_channels: int = 8) -> Any:
+def build_preview(size: PreviewSize, latent_channels: int) -> PreviewVae:
     """An AutoencoderTiny for the denoiser's latents as they are (scale 1, shift 0). Its encoder is all zeros."""
-    stages = len(blocks)
-    vae: Any = AutoencoderTiny(
+    stages = len(size.blocks)
+    vae: PreviewVae = AutoencoderTiny(
         latent_channels=latent_channels,
         encoder_block_out_channels=(_ENCODER,) * stages,
         num_encoder_blocks=(0,) * stages,
-        decoder_block_out_channels=(width,) * stages,
-        num_decoder_blocks=tuple(blocks),
-        upsample_fn=upsample,
+        decoder_block_out_channels=(size.width,) * stages,
+        num_decoder_blocks=size.blocks,
+        upsample_fn=size.upsample,
         scaling_factor=1.0,
         shift_factor=0.0,
     )
@@ -51,7 +47,7 @@ def build_preview(width: int, blocks: Sequence[int], upsample: str = "nearest", 
 
 
 @torch.no_grad()
-def decoded(vae: Any, latents: Tensor, batch: int = 128) -> Tensor:
+def decoded(vae: Vae, latents: Tensor, batch: int = 128) -> Tensor:
     """The real VAE's pictures of the denoiser's latents, (N, 3, H, W) float16 in [-1, 1]."""
     parts = []
     for z in tqdm(latents.split(batch), desc="targets", unit_scale=batch, unit="img"):
@@ -61,15 +57,15 @@ def decoded(vae: Any, latents: Tensor, batch: int = 128) -> Tensor:
     return torch.cat(parts)
 
 
-def rendered(vae: Any, config: dict[str, Any], rng: np.random.Generator) -> Tensor:
+def rendered(vae: Vae, data: PreviewData, rng: np.random.Generator) -> Tensor:
     """The denoiser's latents of renders, every second one with noise, and mixtures of them, float32."""
-    specs = training_specs(config["clean"], rng)
+    specs = training_specs(data.clean, rng)
     images = np.rint(render(specs, rng) * 255).astype(np.uint8)
     raw = encode(vae, images, torch.device("cpu")).float()
     clean = (raw - vae.config.shift_factor) * vae.config.scaling_factor
-    mixed = mixtures(clean, config["mixtures"], config["of"], rng)
+    mixed = mixtures(clean, data.mixtures, data.of, rng)
     noisy = clean.clone()
-    level = torch.from_numpy(rng.random((len(noisy[::2]), 1, 1, 1), np.float32)) * config["noise"]
+    level = torch.from_numpy(rng.random((len(noisy[::2]), 1, 1, 1), np.float32)) * data.noise
     noisy[::2] += level * torch.from_numpy(rng.standard_normal(noisy[::2].shape, np.float32))
     return torch.cat([noisy, mixed])
 
@@ -87,7 +83,7 @@ def mixtures(latents: Tensor, n: int, of: int, rng: np.random.Generator) -> Tens
 
 
 @torch.no_grad()
-def estimates(pipe: Any, prompts: Sequence[str], seeds: int, *, batch: int = 64) -> Tensor:
+def estimates(pipe: Pipeline, prompts: Sequence[str], seeds: int, *, batch: int = 64) -> Tensor:
     """x0 estimates of a stock pipeline at every step, (N, C, h, w) float32, by its recommended call.
 
     The sampler is Euler on a straight path, so two latents in a row tell the velocity between them.
@@ -100,7 +96,7 @@ def estimates(pipe: Any, prompts: Sequence[str], seeds: int, *, batch: int = 64)
         shape = (1, pipe.transformer.config.in_channels, size, size)
         x = [torch.cat([torch.randn(shape, generator=generator) for generator in noise])]
 
-        def keep(_: Any, __: int, ___: Any, given: dict[str, Any], x: list[Tensor] = x) -> dict[str, Any]:
+        def keep(_: object, __: int, ___: object, given: dict[str, Tensor], x: list[Tensor] = x) -> dict[str, Tensor]:
             x.append(given["latents"])
             return {}
 
@@ -111,15 +107,15 @@ def estimates(pipe: Any, prompts: Sequence[str], seeds: int, *, batch: int = 64)
     return torch.cat(parts)
 
 
-def make_data(config: dict[str, Any], out: Path) -> tuple[Tensor, Tensor]:
+def make_data(recipe: PreviewRecipe, out: Path) -> tuple[Tensor, Tensor]:
     """Latents and what the real VAE makes of them, kept in `out` for the next run."""
-    cache, d = out / "data.pt", config["data"]
+    cache, data = out / "data.pt", recipe.data
     if not cache.exists():
-        pipe: Any = DiffusionPipeline.from_pretrained(weights_path())
+        pipe = StableDiffusion3Pipeline.from_pretrained(weights_path())
         pipe.set_progress_bar_config(disable=True)
-        rng = np.random.default_rng(config["seed"])
-        prompts = sample_prompts(d["prompts"], int(rng.integers(2**31)), held_out=False)
-        latents = torch.cat([rendered(pipe.vae, d, rng), estimates(pipe, prompts, d["seeds"])])
+        rng = np.random.default_rng(recipe.seed)
+        prompts = sample_prompts(data.prompts, int(rng.integers(2**31)), held_out=False)
+        latents = torch.cat([rendered(pipe.vae, data, rng), estimates(pipe, prompts, data.seeds)])
         vae = pipe.vae.to(memory_format=torch.channels_last)
         torch.save({"latents": latents, "targets": decoded(vae, latents)}, out / "data.new.pt")
         (out / "data.new.pt").replace(cache)
@@ -127,17 +123,17 @@ def make_data(config: dict[str, Any], out: Path) -> tuple[Tensor, Tensor]:
     return stored["latents"], stored["targets"]
 
 
-def train(config: dict[str, Any], latents: Tensor, targets: Tensor) -> Any:
+def train(recipe: PreviewRecipe, latents: Tensor, targets: Tensor) -> PreviewVae:
     """The trained AutoencoderTiny (the average of its last steps), in evaluation mode."""
-    torch.manual_seed(config["seed"])
-    rng = np.random.default_rng([config["seed"], 1])
-    vae = build_preview(**config["model"], latent_channels=latents.shape[1])
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng([recipe.seed, 1])
+    vae = build_preview(recipe.model, latents.shape[1])
     model = vae.decoder.train().to(memory_format=torch.channels_last)
     ema = copy.deepcopy(model)
-    steps, batch = config["steps"], config["batch"]
-    optimizer = torch.optim.AdamW(model.parameters(), config["lr"], (0.9, 0.99), weight_decay=0.0)
+    steps, batch = recipe.steps, recipe.batch
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, (0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config["lr"], steps, pct_start=config["warmup"] / steps, cycle_momentum=False
+        optimizer, recipe.lr, steps, pct_start=recipe.warmup / steps, cycle_momentum=False
     )
     bar = tqdm(range(steps), desc="preview", unit_scale=batch, unit="img")
     for step in bar:
@@ -145,14 +141,14 @@ def train(config: dict[str, Any], latents: Tensor, targets: Tensor) -> Any:
         x = latents[rows].to(memory_format=torch.channels_last)
         error = model(x) - targets[rows].float()
         mse = error.square().mean()
-        loss = mse + config["l1"] * error.abs().mean()
+        loss = mse + recipe.l1 * error.abs().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         with torch.no_grad():
-            keep = min(config["ema"], (1 + step) / (10 + step))
+            keep = min(recipe.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - keep)
         if step % 50 == 0 or step == steps - 1:
             bar.set_postfix(mse=f"{mse.item():.5f}")
@@ -160,27 +156,12 @@ def train(config: dict[str, Any], latents: Tensor, targets: Tensor) -> Any:
     return vae.eval()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttsnap.scenes.training.train_preview",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, default=RECIPE)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the data and, in preview/, the trained VAE")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    config = yaml.safe_load(args.config.read_text())
-    args.out.mkdir(parents=True, exist_ok=True)
+def run(recipe: PreviewRecipe, out: Path) -> None:
+    """Make what is missing in `out`: the data, and the trained VAE in preview/."""
+    out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    data = make_data(config, args.out)
+    latents, targets = make_data(recipe, out)
     made = time.perf_counter()
-    save_preview(train(config, *data), args.out / "preview")
+    save_preview(train(recipe, latents, targets), out / "preview")
     seconds = made - began, time.perf_counter() - made
-    print(f"data in {seconds[0]:.0f} s, trained in {seconds[1]:.0f} s on {len(data[0])} latents; wrote {args.out}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"data in {seconds[0]:.0f} s, trained in {seconds[1]:.0f} s on {len(latents)} latents; wrote {out}")

@@ -15,7 +15,8 @@ from ttsnap.scenes.checker import Objects, detect, judge
 from ttsnap.scenes.grammar import COLORS, SHAPES, Group, Spec, caption, is_held_out, parse, sample_spec
 from ttsnap.scenes.reader import CELLS, MAX_WORDS, word_ids
 from ttsnap.scenes.render import IMAGE_SIZE, render
-from ttsnap.scenes.training.negatives import changed
+from ttsnap.scenes.training.reward.negatives import changed
+from ttsnap.scenes.training.reward.recipe import RewardData
 
 KINDS = ("single", "count", "count", "pair", "relation", "relation", "relation", "combo", "triple", "quad")
 """Drawn evenly: relations and counts are the hardest to learn."""
@@ -63,14 +64,14 @@ def rendered(n: int, captions: int, rng: np.random.Generator) -> Pairs:
     return join(parts)
 
 
-def recorded(folder: Path, prompts: int, first_step: int, captions: int, rng: np.random.Generator) -> Pairs:
+def recorded(folder: Path, wanted: RewardData, rng: np.random.Generator) -> Pairs:
     """The pictures of a recording (`ttsnap record --images`): the first prompts, estimates from a step on.
 
     Each is judged by what it shows itself, so a late estimate is one more picture. ValueError for a held-out prompt.
     """
     from ttsnap.recordings.folder import load_recording, read_images
 
-    specs = [parse(prompt) for prompt in load_recording(folder).prompts[:prompts]]
+    specs = [parse(prompt) for prompt in load_recording(folder).prompts[: wanted.prompts]]
     held = [caption(spec) for spec in specs if is_held_out(caption(spec))]
     if held:
         raise ValueError(f"{folder} was made with held-out captions ({held[0]!r}); train on others")
@@ -78,14 +79,14 @@ def recorded(folder: Path, prompts: int, first_step: int, captions: int, rng: np
     def chunks() -> Iterator[Pairs]:
         images, of = [], []
         for shown in tqdm(read_images(folder), desc="recording", unit="img"):
-            if shown.prompt < prompts and shown.step >= first_step:
+            if shown.prompt < wanted.prompts and shown.step >= wanted.first_step:
                 images.append(shown.pixels.transpose(2, 0, 1))
                 of.append(specs[shown.prompt])
             if len(images) == 2000:
-                yield pairs(np.stack(images), of, captions, rng)
+                yield pairs(np.stack(images), of, wanted.captions, rng)
                 images, of = [], []
         if images:
-            yield pairs(np.stack(images), of, captions, rng)
+            yield pairs(np.stack(images), of, wanted.captions, rng)
 
     return join(list(chunks()))
 

@@ -5,23 +5,25 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
+from ttsnap.files.settings import to_json
 from ttsnap.scenes.model import build_blank_t5, build_blank_tokenizer, build_scheduler
-from ttsnap.scenes.training.generator import Generator
+from ttsnap.scenes.training.base.generator import Generator
+from ttsnap.scenes.training.base.recipe import Call
+from ttsnap.scenes.training.parts import Pipeline, Vae
 from ttsnap.scenes.weights_folder import DEFAULTS_FILE
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _PARTS = (*_TEXT, "transformer", "vae")
 
 
-def build_pipeline(model: Generator, vae: Any, tokenizer: CLIPTokenizer, shift: float) -> Any:
+def build_pipeline(model: Generator, vae: Vae, tokenizer: CLIPTokenizer, shift: float) -> Pipeline:
     """The stock pipeline around the given parts (not copied)."""
-    pipe: Any = StableDiffusion3Pipeline(
+    pipe: Pipeline = StableDiffusion3Pipeline(
         transformer=model.transformer,
         scheduler=build_scheduler(shift),
         vae=vae,
@@ -36,14 +38,14 @@ def build_pipeline(model: Generator, vae: Any, tokenizer: CLIPTokenizer, shift: 
     return pipe
 
 
-def export(pipe: Any, folder: Path, defaults: dict[str, Any]) -> None:
+def export(pipe: Pipeline, folder: Path, defaults: Call) -> None:
     """Write the pipeline with weights in half precision and configs that load as fp32; the folder is swapped in whole.
 
     `defaults` (recommended call arguments) go to `ttsnap.json`, which stock diffusers ignores.
     """
     temporary = folder.with_name(folder.name + ".new")
     shutil.rmtree(temporary, ignore_errors=True)
-    small: Any = StableDiffusion3Pipeline(
+    small: Pipeline = StableDiffusion3Pipeline(
         **{
             name: copy.deepcopy(part).half() if name in _PARTS else part
             for name, part in pipe.components.items()
@@ -65,7 +67,7 @@ def export(pipe: Any, folder: Path, defaults: dict[str, Any]) -> None:
             config.pop("torch_dtype", None)
             config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (temporary / DEFAULTS_FILE).write_text(json.dumps(defaults, indent=2) + "\n")
+    (temporary / DEFAULTS_FILE).write_text(json.dumps(to_json(defaults), indent=2) + "\n")
     swap_in(temporary, folder)
 
 

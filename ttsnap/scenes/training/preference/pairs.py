@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ttsnap.core.protocols import Reward
+from ttsnap.files.settings import to_json
 from ttsnap.files.writing import write_whole
 from ttsnap.scenes.grammar import sample_prompts
+from ttsnap.scenes.training.parts import Pipeline
+from ttsnap.scenes.training.preference.recipe import PreferenceRecipe
 from ttsnap.scenes.weights_folder import defaults
 
 _BATCH = 64
@@ -45,7 +48,13 @@ def split(training: int, validation: int, seed: int) -> tuple[list[str], list[st
 
 @torch.no_grad()
 def sample(
-    pipe: Any, prompts: Sequence[str], seeds: int, first: int, *, bf16: bool, steps: int | None = None
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    seeds: int,
+    first: int,
+    *,
+    bf16: bool,
+    steps: int | None = None,
 ) -> Tensor:
     """Latents of the stock pipeline by its recommended call, shape (P, S, C, h, w), float32.
 
@@ -63,7 +72,7 @@ def sample(
 
 
 @torch.no_grad()
-def score(pipe: Any, latents: Tensor, prompts: Sequence[str], rewards: Sequence[Any]) -> dict[str, Tensor]:
+def score(pipe: Pipeline, latents: Tensor, prompts: Sequence[str], rewards: Sequence[Reward]) -> dict[str, Tensor]:
     """What each reward gives to the pictures of `latents` (P, S, C, h, w), by name: shape (P, S), float32."""
     texts, parts = [text for text in prompts for _ in range(latents.shape[1])], []
     for z in latents.flatten(0, 1).split(_BATCH):
@@ -97,20 +106,19 @@ def make_pairs(prompts: Sequence[str], latents: Tensor, scores: Tensor, margin: 
     )
 
 
-def load_pairs(pipe: Any, prompts: Sequence[str], reward: Any, config: dict[str, Any], path: Path) -> Pairs:
+def load_pairs(pipe: Pipeline, prompts: Sequence[str], reward: Reward, recipe: PreferenceRecipe, path: Path) -> Pairs:
     """The pairs kept at `path`, or new ones, which are kept there for the next run.
 
     ValueError for a file that another reward, seed or number of pictures made.
     """
-    made_by = {"reward": reward.name, "seed": config["seed"], **config["data"]}
+    made_by = {"reward": reward.name, "seed": recipe.seed, **to_json(recipe.data)}
     if path.exists():
         stored = torch.load(path, weights_only=True)
         if stored["made_by"] != made_by:
             raise ValueError(f"{path} was made with {stored['made_by']}, not {made_by}; choose another --out")
         return Pairs(tuple(stored["prompts"]), stored["latents"], stored["scores"])
-    d = config["data"]
-    latents = sample(pipe, prompts, d["seeds"], config["seed"] * 1_000_003, bf16=config["bf16"])
+    latents = sample(pipe, prompts, recipe.data.seeds, recipe.seed * 1_000_003, bf16=recipe.bf16)
     scores = score(pipe, latents, prompts, [reward])[reward.name]
-    pairs = make_pairs(prompts, latents, scores, d["margin"])
+    pairs = make_pairs(prompts, latents, scores, recipe.data.margin)
     write_whole(path, lambda file: torch.save({"made_by": made_by, **vars(pairs)}, file))
     return pairs

@@ -1,28 +1,31 @@
-"""How often a reward of the embedded world prefers a picture's own caption to one with a single thing changed.
+"""How often a reward of the embedded world prefers a picture's own caption to one with a single thing changed."""
 
-``python -m ttsnap.scenes.training.evaluate_reward [REWARD] [--recording FOLDER]``
-"""
-
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.protocols import Reward
 from ttsnap.scenes.checker import check
 from ttsnap.scenes.grammar import HARD_KINDS, Spec, caption, parse
 from ttsnap.scenes.render import render
-from ttsnap.scenes.training.evaluate import prompts_of_kind
-from ttsnap.scenes.training.negatives import CHANGES, changed
+from ttsnap.scenes.training.base.evaluate import prompts_of_kind
+from ttsnap.scenes.training.reward.negatives import CHANGES, changed
 
 
-def hard_negatives(
-    reward: Any, images: NDArray[np.floating[Any]], specs: Sequence[Spec], seed: int = 0
-) -> dict[str, tuple[float, int]]:
-    """For each of CHANGES: the share of pictures (N, 3, 32, 32) that prefer their own caption, and of how many.
+class Preferred(NamedTuple):
+    """The share of `pictures` that prefer their own caption; nan where there is none."""
+
+    share: float
+    pictures: int
+
+
+def hard_negatives(reward: Reward, images: FloatArray, specs: Sequence[Spec], seed: int = 0) -> dict[str, Preferred]:
+    """For each of CHANGES: how many of the pictures (N, 3, 32, 32) prefer their own caption.
 
     A picture counts for a change that its caption can undergo; the changed caption is a false one by construction,
     and is drawn anew where the picture happens to satisfy it as well.
@@ -35,11 +38,11 @@ def hard_negatives(
         wrong = [other for other in others if other is not None]
         false = ~check(images[rows], wrong)[1] if rows else np.zeros(0, bool)
         right = own[rows] > _scores(reward, images[rows], wrong) if rows else np.zeros(0, bool)
-        out[what] = (float(right[false].mean()) if false.any() else float("nan"), int(false.sum()))
+        out[what] = Preferred(float(right[false].mean()) if false.any() else float("nan"), int(false.sum()))
     return out
 
 
-def _scores(reward: Any, images: NDArray[np.floating[Any]], specs: Sequence[Spec]) -> NDArray[np.float64]:
+def _scores(reward: Reward, images: FloatArray, specs: Sequence[Spec]) -> NDArray[np.float64]:
     pixels = torch.from_numpy(np.asarray(images, np.float32))
     return np.asarray(reward(pixels, [caption(spec) for spec in specs], torch.zeros(len(specs))), float)
 
@@ -60,7 +63,7 @@ def recorded_right(folder: Path, most: int) -> tuple[NDArray[np.float32], list[S
     return np.stack([images[i] for i in right]), [of[i] for i in right]
 
 
-def table(rows: dict[str, dict[str, tuple[float, int]]]) -> str:
+def table(rows: dict[str, dict[str, Preferred]]) -> str:
     """Markdown, a line for each set of pictures."""
     lines = ["| pictures | " + " | ".join(CHANGES) + " |", "|---" * (1 + len(CHANGES)) + "|"]
     for name, found in rows.items():
@@ -68,28 +71,12 @@ def table(rows: dict[str, dict[str, tuple[float, int]]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m ttsnap.scenes.training.evaluate_reward", description=__doc__)
-    parser.add_argument(
-        "reward", nargs="?", default="scenes-learned", help="any reward, as --reward of ttsnap takes it"
-    )
-    parser.add_argument("--recording", type=Path, help="folder of a recording with images: those that are right count")
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-
-    from ttsnap.rewards.registry import make_reward
-
-    reward = make_reward(args.reward)
-    each = max(1, args.pictures // len(HARD_KINDS))
-    specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, each, args.seed)]
-    pictures = render(specs, np.random.default_rng(args.seed))
-    rows = {"renders of held-out captions": hard_negatives(reward, pictures, specs, args.seed)}
-    if args.recording is not None:
-        rows["generated, right"] = hard_negatives(reward, *recorded_right(args.recording, args.pictures), args.seed)
-    print(table(rows))
-
-
-if __name__ == "__main__":
-    main()
+def evaluate(reward: Reward, pictures: int, recording: Path | None, seed: int = 0) -> str:
+    """Markdown: of renders of held-out captions, and of a recording's right pictures; up to `pictures` of each."""
+    each = max(1, pictures // len(HARD_KINDS))
+    specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, each, seed)]
+    images = render(specs, np.random.default_rng(seed))
+    rows = {"renders of held-out captions": hard_negatives(reward, images, specs, seed)}
+    if recording is not None:
+        rows["generated, right"] = hard_negatives(reward, *recorded_right(recording, pictures), seed)
+    return table(rows)

@@ -6,7 +6,6 @@ of a KL term. A small head, thrown away afterwards, reads the object class of ev
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,48 +15,53 @@ from tqdm import tqdm
 
 from ttsnap.scenes.model import build_vae
 from ttsnap.scenes.render import NUM_LABELS
+from ttsnap.scenes.training.base.recipe import VaeRecipe
+from ttsnap.scenes.training.parts import Vae
 
 
-def _mean_latent(vae: Any, images: torch.Tensor) -> torch.Tensor:
+def _mean_latent(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """The mean of the posterior; images in [-1, 1]."""
     mean: torch.Tensor = vae.encoder(images).chunk(2, dim=1)[0]
     return mean
 
 
 def train_vae(
-    config: dict[str, Any],
+    recipe: VaeRecipe,
     images: NDArray[np.uint8],
     labels: NDArray[np.uint8],
     seed: int,
     device: torch.device,
-) -> Any:
+) -> Vae:
     """A trained autoencoder in fp32, its scaling and shift set from the data.
 
     Args:
-        config: the recipe's `vae` section.
+        recipe: its size, and how to train it.
         images: shape (N, 3, 32, 32).
         labels: shape (N, 8, 8), see `data.pool_labels`.
         seed: of weights, batches and noise.
         device: where to train.
     """
     torch.manual_seed(seed)
-    vae = build_vae(**config["model"]).to(device)
-    channels = config["model"]["latent_channels"]
+    size = recipe.model
+    channels = size.latent_channels
+    vae: Vae = build_vae(latent_channels=channels, channels=size.channels, layers=size.layers, groups=size.groups).to(
+        device
+    )
     head = nn.Sequential(nn.Conv2d(channels, 64, 1), nn.SiLU(), nn.Conv2d(64, NUM_LABELS, 1)).to(device)
     params = [*vae.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(params, lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.0)
-    steps, batch = config["steps"], config["batch"]
+    optimizer = torch.optim.AdamW(params, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    steps, batch = recipe.steps, recipe.batch
     vae.to(memory_format=torch.channels_last)
     bar = tqdm(range(steps), desc="vae", unit_scale=batch, unit="img")
     for step in bar:
         rate = min(1.0, (step + 1) / 100, max(0.01, (steps - step) / (0.5 * steps)))
-        optimizer.param_groups[0]["lr"] = config["lr"] * rate
+        optimizer.param_groups[0]["lr"] = recipe.lr * rate
         rows = torch.randint(len(images), (batch,)).sort().values.numpy()
         x = torch.from_numpy(images[rows]).to(device).float().div_(127.5).sub_(1).to(memory_format=torch.channels_last)
         y = torch.from_numpy(labels[rows]).to(device).long()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config["bf16"]):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             z = _mean_latent(vae, x)
-            level = config["noise"] * torch.rand(batch, 1, 1, 1, device=device)
+            level = recipe.noise * torch.rand(batch, 1, 1, 1, device=device)
             noisy = z + level * torch.randn_like(z)
             out = vae.decoder(noisy)
             logits = head(noisy)
@@ -67,7 +71,7 @@ def train_vae(
         mean, var = zf.mean((0, 2, 3)), zf.var((0, 2, 3))
         moments = (mean.pow(2) + (var.clamp_min(1e-6).sqrt() - 1).pow(2)).mean()
         reading = nn.functional.cross_entropy(logits.float(), y)
-        loss = mse + 0.1 * error.abs().mean() + config["moments"] * moments + config["reading"] * reading
+        loss = mse + 0.1 * error.abs().mean() + recipe.moments * moments + recipe.reading * reading
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -75,13 +79,13 @@ def train_vae(
         if step % 50 == 0 or step == steps - 1:
             bar.set_postfix(mse=f"{mse:.5f}", read=f"{reading:.3f}", moments=f"{moments:.3f}")
     vae = vae.to(memory_format=torch.contiguous_format).eval()
-    _fix_posterior(vae, config["posterior_std"])
+    _fix_posterior(vae, recipe.posterior_std)
     latents = encode(vae, images[:4096], device)
     vae.register_to_config(scaling_factor=float(1 / latents.float().std()), shift_factor=float(latents.float().mean()))
     return vae
 
 
-def _fix_posterior(vae: Any, std: float) -> None:
+def _fix_posterior(vae: Vae, std: float) -> None:
     """Make the posterior's standard deviation a constant (training used the mean only)."""
     conv = vae.encoder.conv_out
     half = conv.out_channels // 2
@@ -92,7 +96,7 @@ def _fix_posterior(vae: Any, std: float) -> None:
 
 
 @torch.no_grad()
-def encode(vae: Any, images: NDArray[np.uint8], device: torch.device, batch: int = 256) -> torch.Tensor:
+def encode(vae: Vae, images: NDArray[np.uint8], device: torch.device, batch: int = 256) -> torch.Tensor:
     """Mean latents (N, C, 8, 8), fp16 on the CPU, before scaling and shift."""
     parts = []
     for start in tqdm(range(0, len(images), batch), desc="latents", unit_scale=batch, unit="img"):
@@ -102,7 +106,7 @@ def encode(vae: Any, images: NDArray[np.uint8], device: torch.device, batch: int
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: torch.Tensor, batch: int = 256) -> NDArray[np.float32]:
+def decode(vae: Vae, latents: torch.Tensor, batch: int = 256) -> NDArray[np.float32]:
     """Images (N, 3, 32, 32) in [0, 1] of scaled latents, as the pipeline decodes them."""
     parts = []
     for z in latents.split(batch):

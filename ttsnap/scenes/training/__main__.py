@@ -1,0 +1,145 @@
+"""Trains the models of the embedded world, and measures them. The same command goes on with an interrupted run.
+
+A recipe is trained as the packaged models were, unless --recipe names a YAML file with what differs, such as
+"generator: {steps: 100}". docs/embedded_model.md tells what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import torch
+
+from ttsnap.files.reading import read_yaml
+from ttsnap.files.settings import build
+from ttsnap.rewards.registry import make_reward
+from ttsnap.scenes.training.base import evaluate as base_evaluation
+from ttsnap.scenes.training.base import train as base
+from ttsnap.scenes.training.base.recipe import BaseRecipe, Call
+from ttsnap.scenes.training.preference import train as preference
+from ttsnap.scenes.training.preference.recipe import PreferenceRecipe
+from ttsnap.scenes.training.preview import train as preview
+from ttsnap.scenes.training.preview.recipe import PreviewRecipe
+from ttsnap.scenes.training.reward import evaluate as reward_evaluation
+from ttsnap.scenes.training.reward import train as reward
+from ttsnap.scenes.training.reward.recipe import RewardRecipe
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+R = TypeVar("R", BaseRecipe, PreviewRecipe, RewardRecipe, PreferenceRecipe)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """ValueError for a recipe that does not fit."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ttsnap.scenes.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_base, _add_preview, _add_reward, _add_preference, _add_evaluate, _add_evaluate_reward):
+        command = add(commands)
+        command.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    args.run(args)
+
+
+def recipe_of(kind: type[R], path: Path | None, seed: int | None) -> R:
+    """The recipe of a file, or the packaged one; seed: in place of the recipe's."""
+    recipe = kind() if path is None else build(kind, read_yaml(path, "recipe"))
+    return recipe if seed is None else dataclasses.replace(recipe, seed=seed)
+
+
+def _training(commands: Commands, name: str, text: str, out: str) -> argparse.ArgumentParser:
+    """A command that trains: its text of help, and what it puts into the folder --out."""
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("--recipe", type=Path, metavar="FILE", help="YAML with what differs from the packaged recipe")
+    command.add_argument("--seed", type=int, help="in place of the recipe's")
+    command.add_argument("--out", type=Path, required=True, help=f"folder for {out}")
+    return command
+
+
+def _add_base(commands: Commands) -> argparse.ArgumentParser:
+    text = "the base model: data, autoencoder, generator, export, evaluation"
+    command = _training(commands, "base", text, "data, checkpoints, samples, and in pipeline/ the result")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--decay-now", type=int, metavar="M", help="finish early: decay from here over M steps")
+    command.add_argument("--install", action="store_true", help="copy the result over the packaged weights")
+
+    def run(a: argparse.Namespace) -> None:
+        recipe = recipe_of(BaseRecipe, a.recipe, a.seed)
+        folder = base.train(recipe, a.out, torch.device(a.device), a.decay_now)
+        if a.install:
+            base.install(folder)
+
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_preview(commands: Commands) -> argparse.ArgumentParser:
+    text = "the preview VAE, a small decoder that imitates the base model's own"
+    command = _training(commands, "preview", text, "the data, and in preview/ the result")
+    command.set_defaults(run=lambda a: preview.run(recipe_of(PreviewRecipe, a.recipe, a.seed), a.out))
+    return command
+
+
+def _add_reward(commands: Commands) -> argparse.ArgumentParser:
+    text = "the learned reward, which learns what the exact checker says"
+    command = _training(commands, "reward", text, "data, phases, config.json and model.safetensors")
+    command.add_argument("--recording", type=Path, required=True, help="folder of a finished recording with images")
+    command.set_defaults(run=lambda a: reward.run(recipe_of(RewardRecipe, a.recipe, a.seed), a.recording, a.out))
+    return command
+
+
+def _add_preference(commands: Commands) -> argparse.ArgumentParser:
+    text = "a preference LoRA of the base model, by Diffusion-DPO"
+    command = _training(commands, "preference", text, "the pairs, the LoRA and metrics.json")
+    command.add_argument("--reward", default="scenes-learned", help="what prefers, as `ttsnap generate --reward`")
+    command.set_defaults(run=lambda a: preference.run(recipe_of(PreferenceRecipe, a.recipe, a.seed), a.reward, a.out))
+    return command
+
+
+def _add_evaluate(commands: Commands) -> argparse.ArgumentParser:
+    text = "the accuracy of a base model on held-out captions"
+    command = commands.add_parser("evaluate", help=text, description=text)
+    command.add_argument("folder", nargs="?", type=Path, help="diffusers folder (default: the packaged weights)")
+    command.add_argument("--steps", type=int, default=20)
+    command.add_argument("--guidance", type=float, default=4.0)
+    command.add_argument("--max-sequence-length", type=int, default=1, help="zero tokens of the stock call (1 to 256)")
+    command.add_argument("--per-kind", type=int, default=32, help="captions of each kind")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--trained-captions", action="store_true", help="captions seen in training, not held-out ones")
+    command.add_argument("--grid", type=Path, help="PNG to write, one row per kind")
+
+    def run(a: argparse.Namespace) -> None:
+        call = Call(a.steps, a.guidance, a.max_sequence_length)
+        pipe = base_evaluation.load(a.folder)
+        held_out = not a.trained_captions
+        rows = base_evaluation.evaluate(pipe, call, a.per_kind, seed=a.seed, held_out=held_out, grid=a.grid)
+        print(base_evaluation.table(rows))
+
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_evaluate_reward(commands: Commands) -> argparse.ArgumentParser:
+    text = "how often a reward prefers a picture's own caption to one with a single thing changed"
+    command = commands.add_parser("evaluate-reward", help=text, description=text)
+    command.add_argument("reward", nargs="?", default="scenes-learned", help="any, as --reward of ttsnap takes it")
+    command.add_argument("--recording", type=Path, help="folder of a recording with images: those that are right count")
+    command.add_argument("--pictures", type=int, default=2000)
+    command.add_argument("--seed", type=int, default=0)
+
+    def run(a: argparse.Namespace) -> None:
+        print(reward_evaluation.evaluate(make_reward(a.reward), a.pictures, a.recording, a.seed))
+
+    command.set_defaults(run=run)
+    return command
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The base model: data, autoencoder, generator, export to a stock diffusers folder, evaluation."""

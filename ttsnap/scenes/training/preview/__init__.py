@@ -1,0 +1,1 @@
+"""The preview VAE: a small decoder for estimates that are looked at only."""

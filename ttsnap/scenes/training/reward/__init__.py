@@ -1,0 +1,1 @@
+"""The learned reward: what the exact checker says, learned by a network."""
