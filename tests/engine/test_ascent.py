@@ -15,8 +15,10 @@ from ttsnap.algorithms.noise_ascent import NoiseAscent
 from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.grid import Grid
+from ttsnap.core.needs import Gradient
 from ttsnap.core.utility import make
-from ttsnap.engine.ascent import Ascent
+from ttsnap.engine.ascent_stepper import AscentStepper
+from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -53,8 +55,13 @@ def finished(denoiser: Plain, noise: Tensor, depth: int) -> Node:
         at = torch.tensor([k])
         x = denoiser.kernel.step(x, denoiser.predict(x, at, torch.tensor([0])), at, [()], [None])[0]
     node = Node(0, 0, denoiser.grid.steps, x[0])
-    node.trail = tuple(trail[-depth:])
+    node.latents_before = tuple(trail[-depth:])
     return node
+
+
+def stepper(denoiser: Plain, depth: int) -> AscentStepper:
+    noise = InitialNoise("independent", denoiser, denoiser.kernel)
+    return AscentStepper(noise, [FunctionReward(score)], Gradient(depth))
 
 
 @pytest.mark.parametrize("path", [None, VP()])
@@ -62,8 +69,7 @@ def test_direction_is_the_gradient_on_the_sphere(path: Any) -> None:
     denoiser = mixture(path=path)
     denoiser.encode([""])
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
-    ascent = Ascent(denoiser, denoiser.kernel, [FunctionReward(score)], 0)
-    upward, cost = ascent([finished(denoiser, noise, 6)], noise, [""])
+    upward, cost = stepper(denoiser, 0).directions([finished(denoiser, noise, 6)], noise, [""])
     assert (cost.nfe, cost.decodes, cost.reward_calls, cost.gradients, cost.backwards) == (6, 1, 1, 1, 6)
     found = []
     for j in range(3):
@@ -84,9 +90,9 @@ def test_a_cut_gradient_is_that_of_its_last_evaluations() -> None:
     denoiser.encode([""])
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
     node = finished(denoiser, noise, 6)
-    upward, cost = Ascent(denoiser, denoiser.kernel, [FunctionReward(score)], 2)([node], noise, [""])
+    upward, cost = stepper(denoiser, 2).directions([node], noise, [""])
     assert (cost.nfe, cost.backwards) == (2, 2)
-    start, ends = node.trail[-2], []
+    start, ends = node.latents_before[-2], []
     for j in range(3):
         pair = []
         for h in (1e-6, -1e-6):
@@ -140,7 +146,7 @@ def test_noise_keeps_its_length_and_gradients_are_taken_once() -> None:
         live._rest,
     )  # type: ignore[method-assign]
     (result,) = search(["a"], NoiseAscent(angle=1.2, rounds=8), live)
-    lengths = [float(live._noise(node).norm()) for node in seen]
+    lengths = [float(live.noise.of(node).norm()) for node in seen]
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-9)
     failed = sum(len(move["drop"]) and move["drop"][0] != result.best.uid for move in result.trace)
     tried = {move["parents"][0] for move in result.trace[1:]}

@@ -375,7 +375,7 @@ def test_noise_while_sampling_comes_from_the_seed(name: str, scheduler: str) -> 
     images = []
     for batch in (2, 16):
         engine = twin.engine(red, batch_size=batch, **call)
-        assert engine.stochastic
+        assert engine.kernel.stochastic
         results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(1,)), engine, seed=SEED, keep=2)
         images.append({(i, c.seed): c.image for i, r in enumerate(results) for c in r.images})
     assert sorted(images[0]) == sorted(images[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 from ttsnap.pipelines import load, upgrade
 
 from ttsnap.engine.gradients import Differentiator
+from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.rewards.registry import FunctionReward, make_reward
 from ttsnap.sampling.rng import seeded
 
@@ -137,7 +138,7 @@ def test_checkpointing_saves_memory_and_is_priced() -> None:
             pipe.transformer.enable_gradient_checkpointing()
         engine = pipe.engine(bright, kernel="sde", guide="dps:1:1-0", num_inference_steps=3, **FAMILIES["sd3"].call)
         engine.start(["a cat"], 0)
-        assert engine.guide is not None
-        found.append((engine.guide.row_bytes, engine.price.flops.backwards / engine.price.flops.nfe))
+        assert isinstance(engine.stepper, GuidedStepper)
+        found.append((engine.stepper.row_bytes, engine.price.flops.backwards / engine.price.flops.nfe))
     assert found[1][0] < 0.8 * found[0][0]
     assert [ratio for _, ratio in found] == [2, 3]

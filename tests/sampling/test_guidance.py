@@ -18,6 +18,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.results import Result
 from ttsnap.engine.gradients import Differentiator
+from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
@@ -468,8 +469,8 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
         engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=Sde(denoiser.path, denoiser.times),
                             guidance=Guidance(through=through))  # fmt: skip
         engine.start([""], 0)
-        assert engine.guide is not None
-        assert engine.guide.row_bytes
+        assert isinstance(engine.stepper, GuidedStepper)
+        assert engine.stepper.row_bytes
         assert engine.probed.gradients == 1
 
 

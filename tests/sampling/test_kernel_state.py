@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ttsnap import search
-from ttsnap.core.moves import Move, advance, fresh, perturb
+from ttsnap.core.moves import advance, fresh, perturb
+from ttsnap.core.needs import Gradient, Need, Needs
 from ttsnap.engine.live import LiveEngine
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Ode, Prediction
@@ -45,19 +45,17 @@ class Branching:
     """Two seeds to step 2; the first goes on with a child beside it, the second stays; then all to the end."""
 
     n: int = 2
-    branches: ClassVar[bool] = True
-    mixes: ClassVar[bool] = True
+    needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.MIX})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Any) -> int:
         return 0
 
     def step(self, state: int, particles: Any, rng: Any) -> Any:
-        zeros = np.zeros(2, int)
         moves = (
             lambda: fresh(2, 2, score=False),
-            lambda: Move(zeros, zeros + 2, zeros + 3, zeros > 0, np.ones(2)),
-            lambda: perturb([1], 0.5, 2, score=False),
+            lambda: advance(particles, [0, 0], 3, score=False),
+            lambda: perturb([1], 0.5, 2),
             lambda: advance(particles, [0, 1, 2, 3], 4),
         )
         return (moves[state](), state + 1) if state < len(moves) else (None, state)
@@ -76,12 +74,11 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
     drop = live.drop
 
     def ending(job: int, uids: Sequence[int]) -> None:
-        states.update({uid: live._resting[job, uid][0].memory for uid in uids})
+        states.update({uid: live.store[job, uid].node.kernel_state for uid in uids})
         drop(job, uids)
 
     live.drop = ending  # type: ignore[method-assign]
     search(["a"], Branching(), live, seed=5, keep=4)
-    states.update({uid: node.memory for (_, uid), (node, _) in live._resting.items()})
     trunk = (5, 0)
     assert states[0] == (trunk, (5, 0, 0), (5, 0, 1), (5, 0, 2), (5, 0, 3))
     assert states[1] == ((6, 0), (6, 0, 0), (6, 0, 1), (6, 0, 2), (6, 0, 3))
@@ -93,7 +90,6 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
 
 def test_what_needs_a_sampler_without_history_is_refused() -> None:
     live = remembering(batch=2)
-    assert not live.renoises
-    assert not live.nears
+    assert live.offers == {Need.BRANCH, Need.MIX, Need.ASCEND}
     with pytest.raises(ValueError, match="deterministic sampler without a history, and Remembering is none"):
-        live.differentiate(0)
+        live.differentiate(Gradient())

@@ -114,7 +114,7 @@ def test_searches_start_from_them_in_any_batch(counted: Any, kind: str) -> None:
         assert list(seen) == expected[:, 0].tolist()
         found.append(result.best.seed)
         # Noise that is mixed afterwards starts from it.
-        mixed = engine._restarted(Node(0, 5, 0), 0, 1.0, (5, 1)).x
+        mixed = engine.noise.near(Node(0, 5, 0), 1.0, (5, 1, 8)).x
         assert torch.equal(mixed, expected[3])
     assert len(set(found)) == 1
 

@@ -1,6 +1,6 @@
 """Climb in initial noise along the reward's gradient, in the manner of ReNO (arXiv 2406.04312).
 
-An image's initial noise is turned by an angle towards the gradient of its reward (ascent.py), which keeps its length:
+An image's initial noise is turned by an angle towards the gradient of its reward, which keeps its length:
 ReNO keeps that near by a penalty, and takes clipped gradient steps of a fixed rate instead. A step that raises the
 reward is kept and the angle grows; else the angle is halved, from the same noise, whose gradient is known already.
 """

@@ -13,7 +13,7 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.engine.store import Row
+from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.rewards.registry import RewardError, place_of, said
 from ttsnap.rewards.reward_model import RewardModel
@@ -62,9 +62,8 @@ class Scorer:
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     def __call__(self, batch: list[Row], prompts: list[str], watch: Stopwatch) -> Scored:
-        latents = torch.stack([row.judged.x0 for row in batch])
-        points = [row.stop if row.probe is None else row.probe.at for row in batch]
-        levels = torch.tensor([self.grid.levels[point] for point in points], device=latents.device)
+        latents = torch.stack([row.scored_node.x0 for row in batch])
+        levels = torch.tensor([self.grid.levels[row.scored_step] for row in batch], device=latents.device)
         last = [i for i, row in enumerate(batch) if row.last]
         early = [i for i, row in enumerate(batch) if not row.last]
         with watch("decode", latents.device):
@@ -135,9 +134,9 @@ class Scorer:
 
 
 def _features(row: Row) -> Tensor:
-    if row.judged.features is None:
+    if row.scored_node.features is None:
         raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
-    return row.judged.features
+    return row.scored_node.features
 
 
 def _broken(latents: Tensor, images: list[Any]) -> BoolArray:

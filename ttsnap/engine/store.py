@@ -1,58 +1,55 @@
-"""Where the particles of a LiveEngine are: latents with their predictions, and the rows of moves under way."""
+"""Where the particles of a LiveEngine are: latents with what was computed from them, kept between moves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.arrays import BoolArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE, Look, Rollout
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.kernels import Prediction, State
 
 
+@dataclass(slots=True, eq=False)
 class Node:
-    """A latent after `at` evaluations, with its prediction once paid. Children of a particle share it until they move.
+    """A latent on its way from noise to an image. Children of a particle share its node until they move on from it.
 
-    Initial noise is drawn from `seed` only when the network is to see it: seeds in waiting take no memory. `origin`
-    tells how it was mixed since, (mix, key of the fresh noise, or what was mixed in) each time. `memory` is the
-    state that the kernel keeps for it.
-    `noise` is that of the one step which made a particle from another; None after any other step. `gradient` of the
-    rewards is there where a guided step is to be taken from it (guided_steps.py); `log_ratio`, of the path to it, is a
-    tensor () once there was one. `trail` holds the last latents before this one, for backpropagation through the
-    evaluations between them (ascent.py); `upward` is the ascent direction that this gives for the initial noise, None
-    until computed.
+    job: the prompt, by its number. seed: of the initial noise, which is drawn only when the network is to see it, so
+    that seeds in waiting take no memory. position: evaluations of the denoiser that have brought the latent here; that
+    is the grid step, where each step takes one (Grid.calls). kernel_state: what the kernel keeps for this particle.
+    mixed_in: how the initial noise was changed since it was drawn from `seed`, each time (share that was kept, what
+    makes up the rest): the key of fresh noise, or a direction to turn in.
     """
 
-    __slots__ = ("at", "features", "gradient", "job", "latent", "log_ratio", "memory", "noise", "origin", "prediction",
-                 "seed", "trail", "upward")  # fmt: skip
-
-    def __init__(
-        self,
-        job: int,
-        seed: int,
-        at: int,
-        latent: Tensor | None = None,
-        memory: Any = None,
-        origin: tuple[tuple[float, Any], ...] = (),
-    ) -> None:
-        self.job, self.seed, self.at, self.latent, self.memory, self.origin = job, seed, at, latent, memory, origin
-        self.prediction: Prediction | None = None
-        self.noise: rng.Source | None = None
-        self.features: Tensor | None = None
-        self.gradient: Tensor | None = None
-        self.log_ratio: Any = 0.0
-        self.trail: tuple[Tensor, ...] = ()
-        self.upward: Tensor | None = None
+    job: int
+    seed: int
+    position: int
+    latent: Tensor | None = None
+    kernel_state: State = None
+    mixed_in: tuple[tuple[float, rng.Key | Tensor], ...] = ()
+    prediction: Prediction | None = None
+    """The evaluation of the denoiser here, None until it is made."""
+    features: Tensor | None = None
+    """Hidden states of that evaluation, where the denoiser hands them out."""
+    gradient: Tensor | None = None
+    """What a stepper that takes gradients computed here (stepper.py), None until it did. Under guidance: that of the
+    rewards with respect to this latent. Of a finished particle that others ascend from: the direction in which to turn
+    its initial noise."""
+    log_ratio: Tensor | float = 0.0
+    """Of the path to here: log of how much likelier plain steps were to take it than the guided ones that did."""
+    step_noise: rng.Source | None = None
+    """Where the noise came from, if one step has made this particle from another one; None after any other step."""
+    latents_before: tuple[Tensor, ...] = ()
+    """The last latents before this one, newest last, as many as a gradient of the finished image goes back through."""
 
     @property
     def x(self) -> Tensor:
-        """The latent; set once the network has seen it."""
+        """The latent; RuntimeError where its noise was not drawn yet."""
         if self.latent is None:
             raise RuntimeError(f"the noise of seed {self.seed} was not drawn yet")
         return self.latent
@@ -67,19 +64,23 @@ class Node:
 
         Between the two stages of a solver's step, that is the step's start with the first evaluation paid.
         """
-        step = int(np.searchsorted(grid.calls, self.at, side="right")) - 1
-        return step, self.prediction is not None or self.at > grid.calls[step]
+        step = int(np.searchsorted(grid.calls, self.position, side="right")) - 1
+        return step, self.prediction is not None or self.position > grid.calls[step]
 
-    def take(self, prediction: Prediction, row: int) -> None:
-        """Keep this row of a batch's prediction."""
-        self.prediction = Prediction(prediction.out[row], prediction.x0[row])
-        if prediction.features is not None:
-            self.features = prediction.features[row]
+    def keep_prediction(self, batch: Prediction, row: int) -> None:
+        """Keep one row of a batch's prediction."""
+        self.prediction = Prediction(batch.out[row], batch.x0[row])
+        if batch.features is not None:
+            self.features = batch.features[row]
+
+    def after_step(self, latent: Tensor, kernel_state: State) -> Node:
+        """Where the step that follows one evaluation has brought this particle."""
+        return Node(self.job, self.seed, self.position + 1, latent, kernel_state, self.mixed_in)
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
-        found = Node(self.job, self.seed, self.at, self.latent, self.memory, self.origin)
-        found.noise, found.log_ratio = self.noise, self.log_ratio
+        found = Node(self.job, self.seed, self.position, self.latent, self.kernel_state, self.mixed_in)
+        found.step_noise, found.log_ratio = self.step_noise, self.log_ratio
         return found
 
 
@@ -87,86 +88,33 @@ def stacked(nodes: Sequence[Node]) -> tuple[Tensor, Prediction, Tensor]:
     """x (N, ...), predictions and positions (N,) of nodes that have been evaluated."""
     predictions = [node.prediction for node in nodes if node.prediction is not None]
     out, x0 = torch.stack([p.out for p in predictions]), torch.stack([p.x0 for p in predictions])
-    return torch.stack([node.x for node in nodes]), Prediction(out, x0), torch.tensor([node.at for node in nodes])
+    return torch.stack([node.x for node in nodes]), Prediction(out, x0), torch.tensor([node.position for node in nodes])
 
 
-class Row:
-    """One row of a move under way. `key` (seed, branch) is the particle's source of sampling noise.
+class Particle(NamedTuple):
+    """A particle at rest: where it is, and the key (seed, branch) of its noise from here on."""
 
-    `near` are another particle's step noise, for the first step, and its share. `born`: evaluations at which this row
-    leaves another particle; -1 for one that goes on.
-    `stop` is the step it goes to, `end` the evaluations that have brought it there. A row that is scored by a draft
-    goes on from there on a node of its own, `probe`, over the points in `ahead`; the particle itself stays at `stop`.
-    `climbs`: (finished parent, share of its noise kept), until noise is drawn: the row starts from the parent's initial
-    noise, turned along the gradient of the parent's reward. None for other rows.
-    `guided` (K+1,) says from which steps it goes on with a gradient; `held`: it waits until its node has one, too.
-    """
+    node: Node
+    key: rng.Key
 
-    __slots__ = ("_points", "ahead", "born", "climbs", "end", "guided", "held", "job", "key", "last", "near", "node",
-                 "probe", "score", "stop", "uid")  # fmt: skip
 
-    def __init__(
-        self,
-        job: int,
-        uid: int,
-        key: rng.Key,
-        node: Node,
-        stop: int,
-        grid: Grid,
-        score: bool,
-        look: Look = ESTIMATE,
-        born: int = -1,
-        near: tuple[rng.Source, float] | None = None,
-    ) -> None:
-        self.job, self.uid, self.key, self.node, self.stop, self.score = job, uid, key, node, stop, score
-        self.end, self.last = int(grid.calls[stop]), stop == grid.steps
-        self.ahead = look.points(stop, grid.steps) if score and isinstance(look, Rollout) else []
-        self._points = len(self.ahead)
-        self.probe: Node | None = None
-        self.born, self.near = born, near
-        self.guided: BoolArray | None = None
-        self.held = False
-        self.climbs: tuple[Node, float] | None = None
+class Store:
+    """The particles that wait for a move, by job and uid."""
 
-    @property
-    def pulls(self) -> bool:
-        """Whether it cannot go on, or end here, without a gradient that is not there."""
-        moves = self.guided is not None and self.node.at < self.end and bool(self.guided[self.node.at])
-        return (moves or self.held) and self.node.gradient is None
+    def __init__(self) -> None:
+        self._particles: dict[tuple[int, int], Particle] = {}
 
-    @property
-    def noise(self) -> rng.Source:
-        """Where the noise of the next step comes from."""
-        own = (*self.key, self.node.at)
-        return own if self.near is None or self.node.at != self.born else rng.near(*self.near, own)
+    def __getitem__(self, at: tuple[int, int]) -> Particle:
+        """The particle (job, uid). KeyError for one that is under way, dropped or unknown."""
+        return self._particles[at]
 
-    @property
-    def there(self) -> bool:
-        """Whether it has come to where it goes, and what it is scored by is known but for a draft."""
-        here = self.node.at == self.end and not self.pulls
-        return here and (self.node.prediction is not None or not self.score or self.last)
+    def put(self, job: int, uid: int, particle: Particle) -> None:
+        self._particles[job, uid] = particle
 
-    @property
-    def waiting(self) -> Node | None:
-        """The node that needs an evaluation for this row to go on; None where none does."""
-        node = self.node if self.probe is None else self.probe
-        if self.pulls and self.probe is None:
-            return self.node
-        if node.prediction is not None or (self.there and self.probe is None):
-            return None
-        return node
+    def remove(self, job: int, uids: Iterable[int]) -> None:
+        """Forget these particles, where they are here."""
+        for uid in uids:
+            self._particles.pop((job, uid), None)
 
-    @property
-    def done(self) -> bool:
-        return self.there and not self.ahead and self.waiting is None
-
-    @property
-    def look_nfe(self) -> int:
-        """Evaluations made for its look so far, beyond its own."""
-        begun = self._points - len(self.ahead)
-        return begun - int(self.probe is not None and self.probe.prediction is None)
-
-    @property
-    def judged(self) -> Node:
-        """Whose estimate is scored."""
-        return self.node if self.probe is None else self.probe
+    def clear(self) -> None:
+        self._particles = {}

@@ -98,7 +98,7 @@ def guided_step(
     prediction: Prediction,
     gradient: Tensor,
     k: Tensor,
-    keys: Sequence[rng.Key],
+    keys: Sequence[rng.Source],
 ) -> tuple[Tensor, Tensor]:
     """A guided step of x (N, ...) at steps k (N,), and its log ratio (N,) float64; `lam` (K,) as `tempered` gives it.
 

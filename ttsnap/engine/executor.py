@@ -1,0 +1,113 @@
+"""Runs what the scheduler chose, on the model: evaluations, gradients, steps, scores. It chooses nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+
+import torch
+
+from ttsnap.core.cost import Cost
+from ttsnap.engine.batch_sizes import BatchSizes
+from ttsnap.engine.initial_noise import InitialNoise
+from ttsnap.engine.looks import roll_out
+from ttsnap.engine.rows import Row
+from ttsnap.engine.scheduler import Batch
+from ttsnap.engine.scoring import Scored, Scorer
+from ttsnap.engine.stepper import Stepper
+from ttsnap.engine.store import Node
+from ttsnap.profiling.buckets import bucket_of, buckets
+from ttsnap.profiling.stopwatch import Stopwatch
+
+
+class Executor:
+    """Of one engine. padded: fill batches up to a few sizes (buckets.py). `stats` counts what ran, `watch` takes the
+    time of it by phase, `prompts` are those of the search, by job."""
+
+    def __init__(
+        self, noise: InitialNoise, scorer: Scorer, sizes: BatchSizes, stats: MutableMapping[str, int], *, padded: bool
+    ) -> None:
+        self.noise, self.scorer, self.sizes, self.stats, self.padded = noise, scorer, sizes, stats, padded
+        self.denoiser = noise.denoiser
+        self.prompts: list[str] = []
+        self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
+        self._device: torch.device | None = None
+
+    def forward(self, batch: Batch[Node], stepper: Stepper) -> None:
+        """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call.
+
+        Where memory runs out, the nodes that it took too much for stay as they are, and the scheduler chooses them
+        again.
+        """
+        self.differentiate(batch.gradients, stepper)
+        if batch.evaluations:
+            with self.watch("denoise", self._device):
+                self.sizes.run(batch.evaluations, self._evaluate)
+
+    def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
+        """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
+
+        def call(batch: Sequence[Node]) -> None:
+            self._draw(batch)
+            self.count(*stepper.differentiate(batch, self.prompts))
+
+        left = list(nodes)
+        while left:
+            most = stepper.gradient_batch_size or self.sizes.batch_size
+            with self.watch("gradient", self._device):
+                self.sizes.run(left[:most], call)
+            left = [node for node in left if node.gradient is None]
+
+    def ascend(self, rows: Sequence[Row], stepper: Stepper) -> None:
+        """Give those of these rows that ascend the noise they start from. A parent's gradient is taken once."""
+        climbing = [(row, row.ascends_from) for row in rows if row.ascends_from is not None]
+        parents = {id(start.parent): start.parent for _, start in climbing}
+        self.differentiate([node for node in parents.values() if node.gradient is None], stepper)
+        for row, (parent, share) in climbing:
+            if parent.gradient is not None:
+                row.node.mixed_in = (*parent.mixed_in, (share, parent.gradient))
+                row.node.latent, row.ascends_from = self.noise.of(row.node), None
+
+    def advance(self, rows: Sequence[Row], stepper: Stepper) -> None:
+        """Move every row whose evaluation is there to its next point: no network call."""
+        moving = [row for row in rows if row.can_step]
+        if moving:
+            sources = [row.noise_source if row.node.position == row.branched_at else None for row in moving]
+            for row, node, source in zip(moving, stepper.step(moving), sources, strict=True):
+                row.node, node.step_noise = node, source
+        roll_out([(row.look, row.node) for row in rows if row.at_stop], self.denoiser)
+
+    def score(self, rows: Sequence[Row]) -> tuple[Scored, int]:
+        """The scores of these rows, or of the first of them where memory runs out; and of how many."""
+        return self.sizes.run(rows, self._score, decoding=True)
+
+    def _score(self, rows: Sequence[Row]) -> Scored:
+        found = self.scorer(list(rows), [self.prompts[row.job] for row in rows], self.watch)
+        self.count(found.cost)
+        return found
+
+    def _evaluate(self, nodes: Sequence[Node]) -> None:
+        """One call of the denoiser on these nodes."""
+        self._draw(nodes)
+        rows = list(nodes)
+        if self.padded:
+            rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
+        x = torch.stack([node.x for node in rows])
+        at, cond = torch.tensor([node.position for node in rows]), torch.tensor([node.job for node in rows])
+        prediction = self.denoiser.predict(x, at, cond)
+        for i, node in enumerate(nodes):
+            node.keep_prediction(prediction, i)
+        self.count(Cost(len(nodes)), 1)
+
+    def _draw(self, nodes: Sequence[Node]) -> None:
+        """Initial noise of seeds that the network is to see now."""
+        new = [node for node in nodes if node.latent is None]
+        self.noise.draw(new)
+        if new:
+            self._device = new[0].x.device
+
+    def count(self, cost: Cost, calls: int = 0) -> None:
+        """What ran, in so many calls of the denoiser."""
+        self.stats["batches"] += calls
+        self.stats["room"] += calls * self.sizes.batch_size
+        for name, amount in cost.named().items():
+            self.stats[name] += amount

@@ -1,0 +1,54 @@
+"""Initial noise of particles: drawn from seeds, and made again where another particle starts from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttsnap.engine.store import Node
+from ttsnap.sampling import noises, rng
+from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.kernels import Kernel
+
+
+class InitialNoise:
+    """Of one engine. kind: one of noises.NOISES; ValueError for another. No latent is kept for it: noise is drawn again
+    from the seeds and keys that made it."""
+
+    def __init__(self, kind: str, denoiser: Denoiser, kernel: Kernel) -> None:
+        noises.check(kind)
+        self.kind, self.denoiser, self.kernel = kind, denoiser, kernel
+
+    def draw(self, nodes: Sequence[Node]) -> None:
+        """Give these nodes, which have no latent yet, the noise of their seeds."""
+        if not nodes:
+            return
+        drawn, generators = noises.initial(self.kind, [node.seed for node in nodes], self.denoiser.init_latents)
+        for node, noise, generator in zip(nodes, drawn, generators, strict=True):
+            node.latent, node.kernel_state = noise, self.kernel.init((node.seed, 0), generator)
+
+    def of(self, node: Node) -> Tensor:
+        """The initial noise (...) that this node came from."""
+        x = noises.initial(self.kind, [node.seed], self.denoiser.init_latents)[0][0]
+        for share, other in node.mixed_in:
+            x = mixed(x, share, other if isinstance(other, Tensor) else self._fresh(rng.generator(other)))
+        return x
+
+    def near(self, node: Node, share: float, key: rng.Key) -> Node:
+        """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
+        branch, step)."""
+        generator = rng.generator(key)
+        x = mixed(self.of(node), share, self._fresh(generator))
+        state = self.kernel.init(key[:-1], generator)
+        return Node(node.job, node.seed, 0, x, state, (*node.mixed_in, (share, key)))
+
+    def _fresh(self, generator: torch.Generator) -> Tensor:
+        return self.denoiser.init_latents([generator])[0]
+
+
+def mixed(x: Tensor, share: float, other: Tensor) -> Tensor:
+    """share * x + sqrt(1 - share^2) * other: standard normal noise again, where both are."""
+    return share * x + math.sqrt(1 - share * share) * other

@@ -1,0 +1,130 @@
+"""Looks being carried out: what is scored where a row stops, and the evaluations that this takes.
+
+core/looks.py says which looks there are and what they cost; each is run here by one small class, and `look_run` says
+which one a row gets. A look may need evaluations beyond those that bring the particle to its stop. It makes them on a
+node beside the particle, which itself stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch
+
+from ttsnap.core.looks import Estimate, Look, Rollout
+from ttsnap.engine.store import Node, stacked
+from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.kernels import Ode
+
+
+class LookRun:
+    """The look at one row. The base class looks at nothing: the row ends where it stops, without a score."""
+
+    scores: ClassVar[bool] = False
+    reads_estimate: ClassVar[bool] = False
+    """Whether it needs the x0 estimate at the stop, hence an evaluation there."""
+
+    def scored(self, here: Node) -> Node:
+        """The node whose x0 is scored, of a particle that stops `here`."""
+        return here
+
+    def step(self, stop: int) -> int:
+        """The grid step of that node, for a row that goes to `stop`."""
+        return stop
+
+    @property
+    def waiting(self) -> Node | None:
+        """The node that must be evaluated next for this look, once the particle is at its stop."""
+        return None
+
+    @property
+    def done(self) -> bool:
+        """Whether everything is there to be scored, once the particle is at its stop."""
+        return True
+
+    @property
+    def evaluations(self) -> int:
+        """Those made so far for this look alone."""
+        return 0
+
+
+class FinishedRun(LookRun):
+    """Scores the finished image."""
+
+    scores = True
+
+
+class EstimateRun(LookRun):
+    """Scores the x0 (Tweedie) estimate at the stop."""
+
+    scores = True
+    reads_estimate = True
+
+
+class RolloutRun(EstimateRun):
+    """Scores the x0 estimate at the end of a coarse rollout: ODE steps from the stop over a few later grid points.
+
+    points: the grid steps at which it evaluates, ascending, all later than the stop.
+    """
+
+    def __init__(self, points: Sequence[int]) -> None:
+        self._points, self._reached = tuple(points), 0
+        self._node: Node | None = None
+
+    def scored(self, here: Node) -> Node:
+        return here if self._node is None else self._node
+
+    def step(self, stop: int) -> int:
+        return stop if self._node is None else self._node.position
+
+    @property
+    def waiting(self) -> Node | None:
+        return self._node if self._node is not None and self._node.prediction is None else None
+
+    @property
+    def done(self) -> bool:
+        return self._reached == len(self._points) and self.waiting is None
+
+    @property
+    def evaluations(self) -> int:
+        return self._reached - int(self.waiting is not None)
+
+    def next_point(self, here: Node) -> int | None:
+        """The grid step that it goes to now; None where it waits for an evaluation, or is at its end."""
+        ready = self._reached < len(self._points) and self.scored(here).prediction is not None
+        return self._points[self._reached] if ready else None
+
+    def arrive(self, node: Node) -> None:
+        """It has come to this node, at the next of its points."""
+        self._node, self._reached = node, self._reached + 1
+
+
+def roll_out(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
+    """Take the rollouts among these looks, of particles that stop at these nodes, one step on, if they can go on."""
+    rollouts = [(look, here) for look, here in looks if isinstance(look, RolloutRun)]
+    going = [(look, look.scored(here), look.next_point(here)) for look, here in rollouts]
+    ready = [(look, node, point) for look, node, point in going if point is not None]
+    if not ready:
+        return
+    x, prediction, k = stacked([node for _, node, _ in ready])
+    to = torch.tensor([point for _, _, point in ready])
+    moved = Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
+    for (look, node, point), latent in zip(ready, moved, strict=True):
+        look.arrive(Node(node.job, node.seed, point, latent))
+
+
+def look_run(look: Look, score: bool, stop: int, steps: int) -> LookRun:
+    """The look at a row that goes to grid step `stop` of `steps` and, where `score`, is scored there.
+
+    ValueError for a look that this engine cannot carry out.
+    """
+    if not score:
+        return LookRun()
+    if stop == steps:
+        return FinishedRun()
+    if isinstance(look, Rollout) and (points := look.points(stop, steps)):
+        return RolloutRun(points)
+    if isinstance(look, Estimate | Rollout):
+        return EstimateRun()
+    raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate or rollout")

@@ -1,0 +1,120 @@
+"""Which rows run next. It knows no torch, no model and no prices: it sees rows only as `Waits` describes them.
+
+Rows are served in the order in which they came. A batch holds the nodes for which the first rows wait, so a row that
+goes on stays in the batch until it is done, and the places of rows that are done go to the next ones, of any prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+NodeT_co = TypeVar("NodeT_co", covariant=True)
+"""What is evaluated: many rows may wait for one and the same."""
+NodeT = TypeVar("NodeT")
+
+
+class Waits(Protocol[NodeT_co]):
+    """A row as the scheduler sees it."""
+
+    @property
+    def job(self) -> int:
+        """The prompt that it belongs to."""
+
+    @property
+    def waiting(self) -> NodeT_co | None:
+        """The node that must be evaluated before it can go on; None where it waits for nothing."""
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the node that it waits for must get a gradient as well."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end, but for its score; true for good once it is."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it gets a score there."""
+
+
+RowT = TypeVar("RowT", bound=Waits[object])
+
+
+@dataclass(frozen=True)
+class Batch(Generic[NodeT]):
+    """Nodes to compute, each once; together no more than the batch size. gradients: those that get theirs, and with it
+    their evaluation if that is new; evaluations: the rest, for one call of the denoiser."""
+
+    gradients: list[NodeT]
+    evaluations: list[NodeT]
+
+
+def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:
+    """The nodes for which the first of these rows wait, at most `size`."""
+    nodes: dict[int, NodeT] = {}
+    for row in rows:
+        if len(nodes) == size:
+            break
+        if (node := row.waiting) is not None:
+            nodes[id(node)] = node
+    gradients: dict[int, NodeT] = {}
+    for row in rows:
+        if row.needs_gradient and (node := row.waiting) is not None and id(node) in nodes:
+            gradients[id(node)] = node
+    return Batch(list(gradients.values()), [node for key, node in nodes.items() if key not in gradients])
+
+
+class Scheduler(Generic[RowT]):
+    """The rows of one engine: `going` ones, and `arrived` ones, which are done and wait to be scored."""
+
+    def __init__(self) -> None:
+        self.going: list[RowT] = []
+        self.arrived: list[RowT] = []
+
+    def __len__(self) -> int:
+        return len(self.going) + len(self.arrived)
+
+    def add(self, rows: Sequence[RowT]) -> None:
+        """Queue the rows of a move, behind all others."""
+        self.going.extend(rows)
+
+    def remove_job(self, job: int) -> list[RowT]:
+        """Take the rows of one prompt off, and return them."""
+        mine = [row for row in (*self.arrived, *self.going) if row.job == job]
+        self.arrived, self.going = ([row for row in rows if row.job != job] for rows in (self.arrived, self.going))
+        return mine
+
+    def collect(self) -> list[RowT]:
+        """Part the rows that are done from those that go on. Returns the former that get no score: they are through."""
+        going: list[RowT] = []
+        through: list[RowT] = []
+        for row in self.going:
+            kind = going if not row.done else self.arrived if row.scored else through
+            kind.append(row)
+        self.going = going
+        return through
+
+    def due(self, size: int, *, hold: bool = False) -> list[RowT]:
+        """Arrived rows that are to be scored now, `size` at a time.
+
+        Full batches, and what is left over only when the denoiser has nothing left to do meanwhile. hold: nothing
+        before that, for engines where going from the denoiser to the decoder is slow.
+        """
+        if not self.going:
+            return list(self.arrived)
+        return [] if hold else self.arrived[: len(self.arrived) // size * size]
+
+    def finish(self, rows: Collection[RowT]) -> None:
+        """These arrived rows have their scores."""
+        through = {id(row) for row in rows}
+        self.arrived = [row for row in self.arrived if id(row) not in through]
+
+
+def by_job(rows: Sequence[RowT]) -> dict[int, list[int]]:
+    """Indices of rows by job, in order."""
+    found: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(row.job, []).append(i)
+    return found
