@@ -23,7 +23,7 @@ from ttsnap.sampling.rng import seeded
 logger = logging.getLogger(__name__)
 
 
-class Pulled(NamedTuple):
+class WithGradient(NamedTuple):
     """prediction: of x, without a graph; gradient (N, ...) of the weighted rewards at x, in float32 or float64."""
 
     prediction: Prediction
@@ -59,7 +59,7 @@ class Differentiator:
 
     def __call__(
         self, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str], known: Prediction | None = None
-    ) -> Pulled:
+    ) -> WithGradient:
         """x (N, ...) at steps k (N,), prompts by row `cond` (N,) of the encoded ones and in words.
 
         known: the prediction of x where it was made before; a gradient through the denoiser makes it again.
@@ -78,7 +78,7 @@ class Differentiator:
             gradient = self.slope(k, gradient) * gradient
         features = None if prediction.features is None else prediction.features.detach()
         plain = Prediction(prediction.out.detach(), prediction.x0.detach(), features)
-        return Pulled(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
+        return WithGradient(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
 
     def gradient(self, value: Callable[[], Tensor], leaf: Tensor) -> Tensor:
         """Of value() with respect to leaf; 0 where a reward fails, so that this costs a gradient and not the search.

@@ -10,13 +10,11 @@ Its parts: intake.py makes rows of a plan, scheduler.py chooses which run, execu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, Need
@@ -30,21 +28,18 @@ from ttsnap.engine.executor import Executor
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.intake import Intake
+from ttsnap.engine.outcomes import at_rest, kept_of, with_scores
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Scheduler, by_job, next_batch
-from ttsnap.engine.scoring import Scorer
+from ttsnap.engine.scoring import Scorer, block_to_capture
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Particle, Store
-from ttsnap.engine.trial_batches import fit_batches, seconds_of
-from ttsnap.profiling.memory import gauge_of
+from ttsnap.engine.trial_batches import seconds_of, sizes_for
 from ttsnap.profiling.meter import Meter
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import Kernel
-
-DEFAULT_BATCH = 16
-"""The batch size where memory cannot be measured."""
 
 
 class LiveEngine(Engine):
@@ -88,7 +83,9 @@ class LiveEngine(Engine):
             raise ValueError(f"gradient_batch_size must be at least 1, got {gradient_batch_size}")
         self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=preview)
         self.reward_names, self.keep = self.scorer.names, tuple(keep)
-        self._capture(features_block)
+        block = block_to_capture(self.rewards, self.keep, features_block)
+        if block is not None:
+            self.denoiser.capture(block)
         self.executor = Executor(self.noise, self.scorer, self._sizes, self.stats, padded=padded)
         self.scheduler: Scheduler[Row] = Scheduler()
         self.intake = Intake(self.noise, self.store)
@@ -98,19 +95,6 @@ class LiveEngine(Engine):
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, gradient_batch_size)
         self.probed += self.stepper.tried
         self._price: Price | None = None
-
-    def _capture(self, block: int | None) -> None:
-        """Ask the denoiser for hidden features where a reward or a listener reads them."""
-        if set(self.keep) - {"latents", "features"}:
-            raise ValueError(f"keep knows of latents and features, got {self.keep}")
-        wanted = {r.features_block for r in self.rewards if r.estimates == "features"}
-        wanted |= {block} if "features" in self.keep or block is not None else set()
-        if not wanted:
-            return
-        found, *others = sorted(wanted, key=str)
-        if others or found is None:
-            raise ValueError(f"features come from one block of the denoiser, got {[found, *others]}")
-        self.denoiser.capture(found)
 
     # --- what it can do and what that costs ---------------------------------------------------------------------
 
@@ -128,11 +112,7 @@ class LiveEngine(Engine):
 
     def calibrate(self) -> Cost:
         """Measure seconds per unit with a few throw-away calls, for budgets in seconds; returns what they took."""
-
-        def halving(rows: Sequence[Any], call: Callable[[Sequence[Any]], Any]) -> Any:
-            return self._sizes.run(rows, call)[0]
-
-        seconds, spent = seconds_of(self.denoiser, self.scorer, self.batch_size, halving)
+        seconds, spent = seconds_of(self.denoiser, self.scorer, self._sizes)
         seconds, more = self.stepper.timed(seconds)
         self._price = replace(self.price, seconds=seconds)
         self.probed += spent + more
@@ -162,21 +142,9 @@ class LiveEngine(Engine):
         return {"batch_size": self.batch_size, "decode_batch_size": self.decode_batch_size}
 
     def _found_sizes(self, denoise: int | None, decode: int | None) -> tuple[int, int]:
-        """Batch sizes that fit into memory; those given stay. Kept with the pipeline, where the denoiser offers to."""
-        gauge = gauge_of(self.denoiser.device)
-        if gauge is None:
-            denoise = denoise or DEFAULT_BATCH
-            return denoise, decode or denoise
-        memo, key = self.denoiser.memo, ("batches", *self.denoiser.setting(), self.reward_names, denoise, decode)
-        if key not in memo:
-            prompts = self.executor.prompts
-            self.denoiser.encode(prompts[:1] or [""])
-            *memo[key], spent = fit_batches(self.denoiser, self.scorer, gauge, denoise, decode)
-            self.probed += spent
-            if prompts:
-                self.denoiser.encode(prompts)
-        found: list[int] = memo[key]
-        return found[0], found[1]
+        denoise, decode, spent = sizes_for(self.denoiser, self.scorer, self.executor.prompts, denoise, decode)
+        self.probed += spent
+        return denoise, decode
 
     @property
     def capacity(self) -> int:
@@ -257,37 +225,13 @@ class LiveEngine(Engine):
     def _score(self, rows: Sequence[Row]) -> tuple[list[Outcome], int]:
         """Score the first of these rows, as many as are decoded at once; and how many that were."""
         found, n = self.executor.score(rows)
-        kept = [self._kept(row, latent) for row, latent in zip(rows[:n], found.latents, strict=True)]
-        outcomes = [
-            replace(
-                self._rest(job, [rows[i] for i in at]),
-                scores=found.scores[at],
-                images=[found.images[i] for i in at],
-                errors=[found.errors[i] for i in at],
-                kept=[kept[i] for i in at] if self.keep else (),
-            )
-            for job, at in by_job(rows[:n]).items()
-        ]
-        return outcomes, n
-
-    def _kept(self, row: Row, latent: Tensor) -> dict[str, Tensor]:
-        """What listeners get of one row beside its image. A finished image has no features: no call was made there."""
-        found = {"latent": latent} if "latents" in self.keep else {}
-        if "features" in self.keep and row.scored_node.features is not None:
-            found["features"] = row.scored_node.features
-        return found
+        batch, ended = rows[:n], by_job(rows[:n])
+        pairs = zip(batch, found.latents, strict=True)
+        kept = [kept_of(row, latent, self.keep) for row, latent in pairs] if self.keep else []
+        return [with_scores(self._rest(job, [rows[i] for i in at]), found, at, kept) for job, at in ended.items()], n
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
         """These rows stop here; their particles keep their state, ready for another move."""
         for row in rows:
             self.store.put(job, row.uid, Particle(row.node, row.key))
-        where, report = [row.node.step(self.grid) for row in rows], self.stepper.report([row.node for row in rows])
-        return Outcome(
-            job,
-            uids=np.array([row.uid for row in rows], int),
-            step=np.array([step for step, _ in where], int),
-            cached=np.array([paid for _, paid in where], bool),
-            look_nfe=np.array([row.look.evaluations for row in rows], int),
-            log_ratio=report.log_ratio,
-            pulled=report.pulled,
-        )
+        return at_rest(job, rows, self.stepper)

@@ -133,6 +133,24 @@ class Scorer:
         return scores, errors[0] if errors else None
 
 
+def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block: int | None) -> int | None:
+    """The transformer block of the denoiser whose hidden features rewards read, or listeners get (`keep`, `block`).
+
+    None where nobody wants any. ValueError for names in `keep` other than latents and features, and where two want
+    different blocks.
+    """
+    if set(keep) - {"latents", "features"}:
+        raise ValueError(f"keep knows of latents and features, got {tuple(keep)}")
+    wanted = {r.features_block for r in rewards if r.estimates == "features"}
+    wanted |= {block} if "features" in keep or block is not None else set()
+    if not wanted:
+        return None
+    found, *others = sorted(wanted, key=str)
+    if others or found is None:
+        raise ValueError(f"features come from one block of the denoiser, got {[found, *others]}")
+    return found
+
+
 def _features(row: Row) -> Tensor:
     if row.scored_node.features is None:
         raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")

@@ -12,14 +12,39 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Rates
+from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.scoring import Scorer
-from ttsnap.profiling.memory import Gauge, fit_rows
+from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
 from ttsnap.rewards.scoring import score_images
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 
+DEFAULT_BATCH = 16
+"""The batch size where memory cannot be measured."""
 MOST = 64
 """The most rows of a batch: more gain no speed."""
+
+
+def sizes_for(
+    denoiser: Denoiser, scorer: Scorer, prompts: Sequence[str], denoise: int | None, decode: int | None
+) -> tuple[int, int, Cost]:
+    """The two batch sizes that fit into memory, those given staying, and what finding them took.
+
+    They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if one has started,
+    which are encoded again afterwards.
+    """
+    gauge = gauge_of(denoiser.device)
+    if gauge is None:
+        denoise = denoise or DEFAULT_BATCH
+        return denoise, decode or denoise, Cost()
+    memo, key, spent = denoiser.memo, ("batches", *denoiser.setting(), scorer.names, denoise, decode), Cost()
+    if key not in memo:
+        denoiser.encode(prompts[:1] or [""])
+        *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
+        if prompts:
+            denoiser.encode(prompts)
+    denoise, decode = memo[key]
+    return denoise, decode, spent
 
 
 @torch.no_grad()
@@ -44,17 +69,12 @@ def fit_batches(
 
 
 @torch.no_grad()
-def seconds_of(
-    denoiser: Denoiser,
-    scorer: Scorer,
-    batch_size: int,
-    halving: Callable[[Sequence[Any], Callable[[Sequence[Any]], Any]], Any],
-) -> tuple[Rates, Cost]:
-    """Seconds per unit, for budgets in seconds, and what measuring them took. halving: call with a batch that fits."""
+def seconds_of(denoiser: Denoiser, scorer: Scorer, sizes: BatchSizes) -> tuple[Rates, Cost]:
+    """Seconds per unit, for budgets in seconds, and what measuring them took."""
     denoiser.encode([""])
     _timed(lambda: _predict(denoiser, 1))
     one = _timed(lambda: _predict(denoiser, 1))
-    many, n = halving([0] * batch_size, lambda rows: (_timed(lambda: _predict(denoiser, len(rows))), len(rows)))
+    many, n = sizes.run([0] * sizes.batch_size, lambda rows: _timed(lambda: _predict(denoiser, len(rows))))
     nfe = max(many - one, 0.2 * many) / max(1, n - 1)
     latent = _noise(denoiser, 1)
     image = denoiser.decode(latent)
