@@ -36,7 +36,7 @@ def settings_of(
         "algorithm": named,
         "options": {name: value for name, value in options.items() if name != "name" and _is_plain(value)},
         "budget": str(budget),
-        **sampler.words(),
+        **sampler.told(),
     }
 
 

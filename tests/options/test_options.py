@@ -126,11 +126,11 @@ def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
 
 def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
     sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1")
-    words = json.loads(json.dumps(sampler.words()))
+    words = json.loads(json.dumps(sampler.told()))
     kinds = {**payload.NEEDED, **payload.OPTIONAL}
     assert all(kinds[name].fits(value) for name, value in words.items())
     assert taken(SamplerOptions, words) == sampler
-    assert SamplerOptions(kernel=object(), guide=sampler).words()["guide"] == "SamplerOptions"
+    assert SamplerOptions(kernel=object(), guide=sampler).told()["guide"] == "SamplerOptions"
     assert {option.name for option in options_of(SamplerOptions)} <= set(kinds)
 
 
@@ -142,9 +142,9 @@ def test_a_recording_notes_what_it_always_did() -> None:
 
 
 def test_only_an_unchanged_sampler_is_that_of_plain_diffusers() -> None:
-    assert SamplerOptions().plain
+    assert SamplerOptions().stock
     for name, value in {"kernel": "ode", "noises": "antithetic", "guide": "dps:1"}.items():
-        assert not SamplerOptions(**{name: value}).plain
+        assert not SamplerOptions(**{name: value}).stock
 
 
 def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:

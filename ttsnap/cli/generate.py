@@ -170,7 +170,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "model": a.model,
                 "lora": a.lora,
                 "sampler": type(pipe.scheduler).__name__,
-                **asked.sampler.words(),
+                **asked.sampler.told(),
                 "call": call,
                 "algorithm": name,
                 "options": dict(a.options) if name == a.algorithm else {},
@@ -184,11 +184,11 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs))
         except OSError as error:  # what makes the images again is said all the same
             for index in range(len(asked.prompts)):
-                describe(runs[0], index, [], call, a, plain=asked.sampler.plain)
+                describe(runs[0], index, [], call, a, plain=asked.sampler.stock)
             print(f"ttsnap: error: {error}", file=sys.stderr)
             return 1
     for index in range(len(asked.prompts)):
-        describe(runs[0], index, written[0][index], call, a, plain=asked.sampler.plain)
+        describe(runs[0], index, written[0][index], call, a, plain=asked.sampler.stock)
         if len(runs) > 1:
             compare(runs, index, written)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")

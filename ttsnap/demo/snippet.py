@@ -49,7 +49,8 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
         "--seed": asked.seed,
         "--keep": asked.keep if asked.keep > 1 else None,
     }
-    words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    given = {name: value for name, value in options.items() if value is not None}
+    words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]
     prompt = shlex.quote(asked.prompt)
     end = f" -- {prompt}" if asked.prompt.startswith("-") else ""
     return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"

@@ -253,7 +253,7 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "ttsnap": __version__,
         "model": asked.model,
         "sampler": type(pipe.scheduler).__name__,
-        **asked.sampler.words(),
+        **asked.sampler.told(),
         "call": dict(asked.call),
         "algorithm": asked.algorithm,
         "options": {},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from ttsnap.files.typed import Json
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
 Noises = Literal["independent", "orthogonal", "antithetic"]
@@ -54,20 +55,20 @@ class SamplerOptions:
     )
 
     @property
-    def plain(self) -> bool:
+    def stock(self) -> bool:
         """Whether plain diffusers makes the same image from the same seed."""
-        return not any(changed(self))
+        return not changed(self)
 
-    def words(self) -> dict[str, str | None]:
-        """The values as texts, for metadata; an object that was given in place of a text goes by its class's name."""
+    def told(self) -> dict[str, Json]:
+        """The values for metadata; an object that was given in place of a text goes by its class's name."""
         return {
-            name: value if value is None or isinstance(value, str) else type(value).__name__
+            name: value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
             for name, value in values(self).items()
         }
 
-    def noted(self) -> dict[str, Any]:
+    def noted(self) -> dict[str, Json]:
         """What a recording notes: the kernel, what belongs to it, and what else is not at its default."""
-        told = {"kernel", *changed(self)}
+        names = {"kernel", *changed(self)}
         if self.kernel != "pipeline":
-            told |= {option.name for option in options_of(type(self)) if option.noted}
-        return {name: value for name, value in self.words().items() if name in told}
+            names |= {option.name for option in options_of(type(self)) if option.noted}
+        return {name: value for name, value in self.told().items() if name in names}

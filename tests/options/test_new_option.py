@@ -1,0 +1,77 @@
+"""An option that is added: the line of the how-to, in a copy of the package, is all that it takes to be offered."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ttsnap.pipelines
+
+import ttsnap
+
+HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "new_option.md"
+TRIAL = """
+import inspect
+import shlex
+import pytest
+from pathlib import Path
+from ttsnap.pipelines.arguments import Asked
+from ttsnap.pipelines.families.sana import SearchSanaPipeline
+from ttsnap.cli import arguments, build_parser, replay
+from ttsnap.demo.asked import Asked as Wanted
+from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.loop.budget import Budget
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.results import outputs, payload
+
+call = SearchSanaPipeline.__call__
+assert inspect.signature(call).parameters["mirrored"].default is False
+assert "    mirrored: turn the initial noises of odd seeds from left to right." in call.__doc__
+assert Asked.of({"mirrored": True}).changed == ["mirrored"]
+
+Path("c.yaml").write_text("mirrored: true")
+for argv in (["generate", "x", "--mirrored"], ["record", "x", "--out", "o", "--mirrored"],
+             ["generate", "x", "--config", "c.yaml"]):
+    given = build_parser().parse_args(argv)[argv[0]]
+    assert arguments.read(SamplerOptions, given) == SamplerOptions(mirrored=True), argv
+with pytest.raises(SystemExit):
+    build_parser().parse_args(["generate", "x", "--mirrored", "--help"])
+
+sampler = SamplerOptions(mirrored=True)
+assert not sampler.stock
+assert sampler.noted() == {"kernel": "pipeline", "mirrored": True}
+assert SamplerOptions().noted() == {"kernel": "pipeline"}
+found = {"prompt": "x", "seed": 1, "model": "embedded", "call": {}, "ttsnap": "1", "sampler": "S",
+         "search": {"algorithm": "a", "budget": "1nfe", "reward": 1.0}, **sampler.told()}
+assert payload.checked(found, "x.png")["mirrored"] is True
+with pytest.raises(ValueError, match="mirrored in the ttsnap metadata of x.png must be true or false, got 'yes'"):
+    payload.checked({**found, "mirrored": "yes"}, "x.png")
+assert "mirrored" in outputs.SAMPLER
+
+wanted = Wanted("x", "embedded", "svdd", ("scenes",), Budget(nfe=9), 0, 1, {}, sampler)
+assert "    mirrored=True,\\n" in python_lines(wanted)
+again = build_parser().parse_args(shlex.split(command_line(wanted))[1:]).generate
+assert arguments.read(SamplerOptions, again) == sampler
+"""
+
+
+def test_a_new_option_is_the_line_of_the_how_to(tmp_path: Path) -> None:
+    found = re.search(r"^mirrored: .*\n", HOWTO.read_text(), re.MULTILINE)
+    assert found is not None
+    kept = shutil.ignore_patterns("*.safetensors", "*.json", "*.png", "__pycache__")
+    shutil.copytree(Path(ttsnap.__file__).parent, tmp_path / "ttsnap", ignore=kept)
+    shutil.copytree(Path(ttsnap.pipelines.__file__).parent, tmp_path / "ttsnap" / "pipelines", ignore=kept)
+    declared = tmp_path / "ttsnap" / "options" / "sampler.py"
+    head, first_property, rest = declared.read_text().partition("    @property\n")
+    declared.write_text(f"{head.rstrip()}\n    {found.group()}\n{first_property}{rest}")
+    (tmp_path / "trial.py").write_text(TRIAL)
+    ran = subprocess.run(
+        [sys.executable, "trial.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "--mirrored " in ran.stdout
