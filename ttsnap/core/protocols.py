@@ -65,7 +65,7 @@ class Reward(Protocol):
 class Usage(Protocol):
     """What a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Mapping[str, object]:
         """By name, JSON-ready."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -51,7 +51,7 @@ def gauge_of(device: torch.device) -> Gauge | None:
     return CudaGauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
-def fit_rows(run: Callable[[int], Any], gauge: Gauge, most: int) -> tuple[int, int]:
+def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int) -> tuple[int, int]:
     """The largest batch up to `most` whose peak fits, from a run of one row and one of three; and the rows that ran.
 
     What a batch takes is taken to rise by as much with every row. Modules that an offload hook brings in by the first

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ class Stopwatch:
 
     def reset(self) -> None:
         self._sums = dict.fromkeys(self._phases, 0.0)
-        self._events: list[tuple[str, Any, Any]] = []
+        self._events: list[tuple[str, torch.Event, torch.Event]] = []
 
     @contextmanager
     def __call__(self, phase: str, device: torch.device | None) -> Iterator[None]:
