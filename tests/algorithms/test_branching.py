@@ -274,7 +274,7 @@ def drive(algorithm: Any, task: Task, engine: Any) -> Any:
         plan = resolve(move, particles, task.grid, 1)
         ends = plan.rows.score & (plan.rows.stop == task.grid.steps)
         spent += plan.cost.nfe + task.score_cost * ends.sum() + task.checking * (plan.rows.score & ~ends).sum()
-        table.place(plan, np.zeros(len(plan), bool))
+        table.place(plan)
         moved = plan.uid
         engine.submit(0, plan)
         for outcome in engine.tick():

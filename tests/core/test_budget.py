@@ -75,7 +75,7 @@ def table(*moves: Move) -> ParticleTable:
     t = ParticleTable(GRID.steps, 1, mean)
     for move in moves:
         plan = resolve(move, t.view(), GRID, 1)
-        t.place(plan, np.zeros(len(plan), bool))
+        t.place(plan)
         for scored in (True, False):
             r = plan.rows.take(plan.rows.score == scored)
             uids = plan.uid[plan.rows.score == scored]

@@ -56,9 +56,12 @@ _WHY = {
 """What to say where a need is not offered: what the algorithm does, why that fails, and what to choose."""
 
 
-def require(who: str, needs: Needs, offers: Collection[Need]) -> None:
-    """ValueError where an algorithm (`who` is its name) needs what its engine does not offer."""
-    wanted = {Need.ASCEND if isinstance(need, Gradient) else need for need in needs}
-    for need in Need:
-        if need in wanted and need not in offers:
-            raise ValueError(f"{who} {_WHY[need]}")
+def declared(needs: Needs) -> frozenset[Need]:
+    """The kinds of these needs: that for a gradient is ASCEND."""
+    return frozenset(Need.ASCEND if isinstance(need, Gradient) else need for need in needs)
+
+
+def missing(needs: Needs, offers: Collection[Need]) -> str:
+    """What an engine that offers this cannot do for an algorithm, after whose name it is to be read; "" for nothing."""
+    lacks = [need for need in Need if need in declared(needs) and need not in offers] if needs else []
+    return _WHY[lacks[0]] if lacks else ""

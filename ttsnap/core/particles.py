@@ -78,6 +78,11 @@ class Particles:
         uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(1, len(self))
         return take(uids, np.argsort(-self.value(uids), axis=-1, kind="stable"))
 
+    def told(self, moved: IntArray, left: float) -> Particles:
+        """The same particles, with what came of the last move."""
+        columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
+        return Particles(*columns, self.log_ratio, self.pulled, self.utility, moved, left)
+
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
         return Particles(

@@ -14,7 +14,7 @@ from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Look
-from ttsnap.core.moves import Kind, Move, Rows
+from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, Move, Rows
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.price import PLAIN, Price
@@ -51,8 +51,8 @@ class Plan:
 
     def head(self, n: int) -> Plan:
         """The first n rows: what a row is, and costs, does not depend on later ones."""
-        costs = {kind: column[:n] for kind, column in self.costs.items()}
         columns = self.uid[:n], self.seed[:n], self.near[:n], self.paid[:n]
+        costs = _some(self.costs, slice(n))
         return Plan(self.rows.take(slice(n)), *columns, costs, self.look, self.drop, self.reject)
 
 
@@ -60,26 +60,28 @@ def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: P
     """The plan of a valid move (validate.py). Fresh seeds count up from `seed`; those of torch, uint64, wrap around."""
     asked, now = move.rows, len(particles)
     kind, parent, near = asked.kind, asked.parent, np.full(len(move), -1)
-    if (siblings := kind == Kind.NEAR).any():
+    if np.count_nonzero(siblings := kind == NEAR):
         near = np.where(siblings, parent, -1)
         parent = np.where(siblings, particles.parent[parent], parent)
-    (same,) = (kind == Kind.CONTINUE).nonzero()
-    if len(same):
-        more = same[~first_ones(parent[same], now)]
-        if len(more):
-            kind = kind.copy()
-            kind[more] = Kind.BRANCH
-    rows = asked._replace(kind=kind, parent=parent)
-    born, fresh = kind != Kind.CONTINUE, kind == Kind.FRESH
-    uid = np.where(born, now - 1 + np.cumsum(born), parent)
-    started = np.cumsum(fresh)
-    seeds = np.uint64(seed) + (particles.seeds - 1 + started).astype(np.uint64)
+    (same,) = (kind == CONTINUE).nonzero()
+    if len(set(parent[same].tolist())) < len(same):
+        kind = kind.copy()
+        kind[same[~first_ones(parent[same], now)]] = BRANCH
+    rows = Rows(kind, parent, asked.start, asked.stop, asked.score, asked.share)
+    new, fresh = kind != CONTINUE, kind == FRESH
+    uid = np.where(new, now - 1 + new.cumsum(), parent)
+    seeds = np.uint64(seed) + (particles.seeds - 1 + fresh.cumsum()).astype(np.uint64)
     paid = goes_on(rows)
     if now:
         seeds = np.where(fresh, seeds, particles.seed[parent])
         paid &= particles.cached[parent]
     costs = row_costs(rows, move.look, particles, grid, rewards, price)
     return Plan(rows, uid, seeds, near, paid, costs, move.look, move.drop, move.reject)
+
+
+def _some(costs: RowCosts, rows: IntArray | slice) -> RowCosts:
+    """Of some rows."""
+    return {kind: column[rows] for kind, column in costs.items()}
 
 
 def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> BoolArray:
@@ -108,10 +110,10 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
     ran = (cancelled.cached & ~plan.paid[at]) | (cancelled.step > plan.rows.start[at])
     whole, part = at[~ran], at[ran]
     # Gradients of finished images are the first thing that an engine does, so that they are spent.
-    ascents = whole[plan.rows.kind[whole] == Kind.ASCEND]
-    cost = total(plan.costs, np.setdiff1d(whole, ascents))
-    mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), Kind.MIX, int))
-    rest = plan.rows.take(part)._replace(kind=np.full(len(part), Kind.CONTINUE, int), parent=cancelled.uids[ran],
+    ascents = whole[plan.rows.kind[whole] == ASCEND]
+    cost = total(_some(plan.costs, np.setdiff1d(whole, ascents)))
+    mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
+    rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
                                          start=cancelled.step[ran])  # fmt: skip
     for rows in (mixed, rest):
         cost += total(row_costs(rows, plan.look, particles, grid, rewards, price))

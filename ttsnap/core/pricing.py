@@ -8,7 +8,7 @@ from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Look
-from ttsnap.core.moves import Kind, Rows
+from ttsnap.core.moves import ASCEND, FRESH, NEAR, Rows
 from ttsnap.core.particles import Particles
 from ttsnap.core.price import PLAIN, Guided, Price
 
@@ -16,14 +16,14 @@ RowCosts = dict[str, IntArray]
 """By kind of cost, what each row takes (n,). Kinds that none of them takes may be missing."""
 
 
-def total(costs: RowCosts, rows: IntArray | slice = slice(None)) -> Cost:
-    """The cost of these rows together."""
-    return Cost(**{kind: int(column[rows].sum()) for kind, column in costs.items()})
+def total(costs: RowCosts) -> Cost:
+    """The cost of all rows together."""
+    return Cost(**{kind: int(np.add.reduce(column)) for kind, column in costs.items()})
 
 
 def goes_on(rows: Rows) -> BoolArray:
-    """(n,) rows that go on from the step where their parent is, and share its evaluation there."""
-    found: BoolArray = (rows.kind == Kind.CONTINUE) | (rows.kind == Kind.BRANCH) | (rows.kind == Kind.NEAR)
+    """(n,) rows that go on from the step where their parent is, and share its evaluation there: CONTINUE to NEAR."""
+    found: BoolArray = (rows.kind > FRESH) & (rows.kind <= NEAR)
     return found
 
 
@@ -45,17 +45,20 @@ def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards:
     """
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
-    if ahead.any():
+    if np.count_nonzero(ahead):
         nfe[ahead] += look.evaluations(rows.stop[ahead], grid)
     (users,) = ((nfe > 0) & goes_on(rows)).nonzero()
     if len(users):
         parents = rows.parent[users]
-        nfe[users] -= particles.cached[parents] | ~first_ones(parents, len(particles))
+        paid = particles.cached[parents]
+        if len(set(parents.tolist())) < len(parents):
+            paid |= ~first_ones(parents, len(particles))
+        nfe[users] -= paid
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
     costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * rewards}
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
-    (up,) = (rows.kind == Kind.ASCEND).nonzero()
+    (up,) = (rows.kind == ASCEND).nonzero()
     if len(up):  # a particle's gradient is paid once
         parents = rows.parent[up]
         new = np.zeros(len(nfe), int)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
-from ttsnap.core.moves import Kind
+from ttsnap.core.moves import ASCEND, CONTINUE
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.plans import Plan
@@ -37,15 +37,21 @@ class ParticleTable:
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         return Particles(*seen, ratio, flags[2], self._utility)
 
-    def place(self, plan: Plan, pulled: BoolArray) -> None:
-        """Add the particles that a plan makes, and mark those that it drops. pulled (n,): see owned_gradients."""
+    def place(self, plan: Plan) -> None:
+        """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""
         rows = plan.rows
-        (new,) = (plan.uid >= self._n).nonzero()
+        (new,) = (rows.kind != CONTINUE).nonzero()
         if len(new):
             self._add(rows.parent[new], plan.seed[new])
-        self._flags[2, plan.uid] = pulled
-        self._flags[2, rows.parent[rows.kind == Kind.ASCEND]] = True
-        self._flags[1, plan.drop] = False
+        (up,) = (rows.kind == ASCEND).nonzero()
+        if len(up):
+            self._flags[2, rows.parent[up]] = True
+        if len(plan.drop):
+            self._flags[1, plan.drop] = False
+
+    def own(self, uids: IntArray, pulled: BoolArray) -> None:
+        """Whether the gradient at the step that these particles are at, or go to, is paid; see owned_gradients."""
+        self._flags[2, uids] = pulled
 
     def _add(self, parents: IntArray, seeds: IntArray) -> None:
         n, more = self._n, len(parents)

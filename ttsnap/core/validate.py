@@ -9,10 +9,10 @@ import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Kind, Move, Rows
-from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, RENOISE, Kind, Move, Rows
+from ttsnap.core.needs import Need, declared
 from ttsnap.core.particles import Particles
-from ttsnap.core.pricing import first_ones
+from ttsnap.core.plans import Plan
 from ttsnap.core.protocols import Algorithm
 
 IDLE = 1000
@@ -24,36 +24,42 @@ _TYPES = {"i": "whole number", "b": "truth value", "fi": "number"}
 
 Begins = Callable[[Rows, IntArray, int], BoolArray]
 """rows (n,) of one kind, the steps `at` (n,) where their parents are, K -> (n,) whether they may begin there."""
-RULES: dict[Kind, tuple[Begins, str]] = {
-    Kind.FRESH: (
+RULES: dict[int, tuple[Begins, str]] = {
+    FRESH: (
         lambda rows, at, end: (rows.parent < 0) & (rows.start == 0),
         "fresh seeds start at step 0, with parent -1",
     ),
-    Kind.CONTINUE: (lambda rows, at, end: rows.start == at, "a particle goes on from the step where it is"),
-    Kind.RENOISE: (
+    CONTINUE: (lambda rows, at, end: rows.start == at, "a particle goes on from the step where it is"),
+    RENOISE: (
         lambda rows, at, end: (rows.start > 0) & (rows.start < at),
         "a renoised particle starts after step 0 and before the parent's step",
     ),
-    Kind.MIX: (lambda rows, at, end: rows.start == 0, "mixed initial noise starts at step 0"),
-    Kind.ASCEND: (
+    MIX: (lambda rows, at, end: rows.start == 0, "mixed initial noise starts at step 0"),
+    ASCEND: (
         lambda rows, at, end: (rows.start == 0) & (at == end),
         "rows that ascend start at step 0, from finished parents",
     ),
-    Kind.NEAR: (
+    NEAR: (
         lambda rows, at, end: (rows.start == at - 1) & (rows.stop == at),
         "a row near another must take one step from its parent, as that one did, after a plain row of it",
     ),
 }
 """Where rows of each kind begin, and what to say where they do not."""
-NEED_OF = {Kind.RENOISE: Need.RENOISE, Kind.MIX: Need.MIX, Kind.NEAR: Need.NEAR, Kind.ASCEND: Need.ASCEND}
-"""What rows of a kind need of an engine. Of several rows that CONTINUE one particle, all but one need BRANCH."""
+NEED_OF: dict[int, Need] = {
+    BRANCH: Need.BRANCH,
+    NEAR: Need.NEAR,
+    RENOISE: Need.RENOISE,
+    MIX: Need.MIX,
+    ASCEND: Need.ASCEND,
+}
+"""What rows of a kind need of an engine."""
 
 
 def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm) -> None:
-    """ValueError where a move is not possible, or not declared: an algorithm's bug, caught before it costs anything."""
+    """ValueError where a move is not possible: an algorithm's bug, caught before it costs anything."""
     who, rows = type(algorithm).__name__, move.rows
     _check_columns(move, who)
-    own = rows.kind != Kind.FRESH
+    own = rows.kind != FRESH
     if rows.parent.max(initial=-1) >= len(particles) or rows.parent[own].min(initial=0) < 0:
         raise ValueError(f"{who}: parents {rows.parent.tolist()} outside 0..{len(particles) - 1}")
     if np.count_nonzero(~particles.alive[rows.parent[own]]):
@@ -67,9 +73,8 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
     for kind in kinds:
         _check_begins(kind, rows if len(kinds) == 1 else rows.take(rows.kind == kind), particles, grid, who)
     _check_given_up(move, particles, who)
-    if Kind.NEAR in kinds:
+    if NEAR in kinds:
         _check_siblings(rows, particles, who)
-    _check_declared(move, kinds, particles, algorithm, who)
 
 
 def check_idle(moves: int, algorithm: Algorithm) -> None:
@@ -93,10 +98,10 @@ def _check_columns(move: Move, who: str) -> None:
 def _check_begins(kind: int, rows: Rows, particles: Particles, grid: Grid, who: str) -> None:
     """ValueError where rows, all of this kind, do not begin where such may, or there is no such kind to ask for."""
     if kind not in RULES:
-        asked = ", ".join(f"{known.name} {known.value}" for known in RULES)
+        asked = ", ".join(f"{Kind(known).name} {known}" for known in RULES)
         raise ValueError(f"{who}: no row can be of kind {kind}; kinds to ask for are {asked}")
-    at = np.zeros(len(rows.parent), int) if kind == Kind.FRESH else particles.step[rows.parent]
-    begins, sentence = RULES[Kind(kind)]
+    at = np.zeros(len(rows.parent), int) if kind == FRESH else particles.step[rows.parent]
+    begins, sentence = RULES[kind]
     if not begins(rows, at, grid.steps).all():
         raise ValueError(f"{who}: {sentence}, got parents {rows.parent.tolist()} at steps {at.tolist()}, start "
                          f"{rows.start.tolist()} stop {rows.stop.tolist()}")  # fmt: skip
@@ -111,7 +116,7 @@ def _check_given_up(move: Move, particles: Particles, who: str) -> None:
         return
     if np.count_nonzero(~particles.alive[move.drop]):
         raise ValueError(f"{who}: drop {move.drop.tolist()} includes particles that were dropped before")
-    near = move.rows.kind == Kind.NEAR
+    near = move.rows.kind == NEAR
     needed = np.concatenate([move.rows.parent, particles.parent[move.rows.parent[near]]])
     dropped = np.zeros(len(particles), bool)
     dropped[move.drop] = True
@@ -126,25 +131,22 @@ def _check_siblings(rows: Rows, particles: Particles, who: str) -> None:
 
     Its parent's row in the same move, which waits there or goes on, keeps what was paid at the parent's step.
     """
-    near = rows.kind == Kind.NEAR
+    near = rows.kind == NEAR
     parent = particles.parent[rows.parent[near]]
-    plain = np.flatnonzero(rows.kind == Kind.CONTINUE)
+    plain = np.flatnonzero(rows.kind == CONTINUE)
     first = np.full(len(particles) + 1, len(near))  # of each particle, its first plain row; a fresh seed's is none
     first[rows.parent[plain][::-1]] = plain[::-1]
     alive = (parent >= 0) & particles.alive[parent]
     there = alive & (particles.step[parent] == rows.start[near]) & (first[parent] < np.flatnonzero(near))
     if not there.all():
         at = particles.step[parent].tolist()
-        raise ValueError(f"{who}: {RULES[Kind.NEAR][1]}, got rows near {rows.parent[near].tolist()}, children of "
+        raise ValueError(f"{who}: {RULES[NEAR][1]}, got rows near {rows.parent[near].tolist()}, children of "
                          f"{parent.tolist()} at steps {at}, plain rows of {rows.parent[plain].tolist()}")  # fmt: skip
 
 
-def _check_declared(move: Move, kinds: set[int], particles: Particles, algorithm: Algorithm, who: str) -> None:
-    """ValueError where a move does what the algorithm did not declare among its needs."""
-    needs = {Need.ASCEND if isinstance(need, Gradient) else need for need in algorithm.needs}
-    does = {need for kind, need in NEED_OF.items() if kind in kinds} | move.look.needs
-    uids = move.rows.parent[move.rows.kind == Kind.CONTINUE]
-    if not first_ones(uids, len(particles)).all():
-        does.add(Need.BRANCH)
-    for need in sorted(does - needs):
-        raise ValueError(f"{who}: a move needs to {need.value}, but the algorithm does not declare Need.{need.name}")
+def check_declared(plan: Plan, algorithm: Algorithm) -> None:
+    """ValueError where a plan does what the algorithm did not declare among its needs."""
+    does = {NEED_OF[kind] for kind in set(plan.rows.kind.tolist()) if kind in NEED_OF} | plan.look.needs
+    for need in sorted(does and does - declared(algorithm.needs)):
+        raise ValueError(f"{type(algorithm).__name__}: a move needs to {need.value}, but the algorithm does not "
+                         f"declare Need.{need.name}")  # fmt: skip

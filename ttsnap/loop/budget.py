@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -126,40 +125,50 @@ class Budget(PerKind[int | None], unset=None):
         return [(i, cap) for i, cap in enumerate(self.amounts()) if cap is not None]
 
 
-def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
-    """The task of one search under `budget`, in evaluations: by the cap that affords the fewest images."""
-    rates, cap = _tightest(budget, engine)
-    price, scoring = engine.price, len(engine.reward_names) * rates.reward_calls
-    unit = _unit(rates, engine)
-    score, check = (rates.decodes + scoring) / unit, (rates.pixels(price.estimates) + scoring) / unit
-    return Task(engine.grid, keep, cap / unit, score, shared, None if price.estimates == "decode" else check)
+@dataclass(frozen=True)
+class Cap:
+    """The tightest cap of a budget: that which affords the fewest images. Searches plan by it, in evaluations.
 
+    amount: of it, inf where nothing caps; rates: by which it is counted; unit: what one evaluation takes of it, with
+    its share of gradients.
+    """
 
-def in_evaluations(budget: Budget, engine: Engine) -> Callable[[Cost], float]:
-    """What a cost takes of `budget`, in the unit of a task's allowance: evaluations, by the tightest cap."""
-    rates, _ = _tightest(budget, engine)
-    unit = _unit(rates, engine)
-    return lambda cost: rates.of(cost) / unit
+    amount: float
+    rates: Rates
+    unit: float
+    engine: Engine
+
+    def task(self, keep: int = 1, shared: bool = False) -> Task:
+        """The task of one search."""
+        grid, price, rates = self.engine.grid, self.engine.price, self.rates
+        scoring = len(self.engine.reward_names) * rates.reward_calls
+        check = None if price.estimates == "decode" else (rates.pixels(price.estimates) + scoring) / self.unit
+        return Task(grid, keep, self.amount / self.unit, (rates.decodes + scoring) / self.unit, shared, check)
+
+    def evaluations(self, cost: Cost) -> float:
+        """What a cost takes, in the unit of a task's allowance."""
+        return self.rates.of(cost) / self.unit
 
 
 _NFE = Rates(nfe=1.0)
 
 
-def _tightest(budget: Budget, engine: Engine) -> tuple[Rates, float]:
-    """The cap that affords the fewest images, and the rates that it is counted by; inf where nothing caps."""
-    caps = [(_NFE, float(budget.nfe))] if budget.nfe is not None else []
-    for cap, rates in ((budget.flops, engine.price.flops), (budget.seconds, engine.price.seconds)):
-        if cap is not None and rates is not None and rates.nfe > 0:
-            caps.append((rates, cap))
-    whole = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price)
-    return min(caps, key=lambda c: c[1] / c[0].of(whole), default=(_NFE, np.inf))
+def tightest(budget: Budget, engine: Engine) -> Cap:
+    """The cap that a search under `budget` plans by."""
+    price, rewards = engine.price, len(engine.reward_names)
+    caps = [(float(budget.nfe), _NFE)] if budget.nfe is not None else []
+    for amount, rates in ((budget.flops, price.flops), (budget.seconds, price.seconds)):
+        if amount is not None and rates is not None and rates.nfe > 0:
+            caps.append((amount, rates))
+    whole = finish_cost(0, False, engine.grid, rewards, price)
+    amount, rates = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, _NFE))
+    unit = (rates.of(whole) - rates.decodes - rewards * rates.reward_calls) / engine.grid.nfe
+    return Cap(amount, rates, unit, engine)
 
 
-def _unit(rates: Rates, engine: Engine) -> float:
-    """What an evaluation takes, with its share of gradients."""
-    grid, rewards = engine.grid, len(engine.reward_names)
-    whole = finish_cost(0, False, grid, rewards, engine.price)
-    return (rates.of(whole) - rates.decodes - rewards * rates.reward_calls) / grid.nfe
+def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:
+    """The task of one search under `budget`."""
+    return tightest(budget, engine).task(keep, shared)
 
 
 def _read_part(number: str, unit: str) -> tuple[str, float]:

@@ -19,8 +19,8 @@ from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.core.table import ParticleTable
-from ttsnap.core.validate import check_idle, validate
-from ttsnap.loop.budget import Budget, in_evaluations, task_of
+from ttsnap.core.validate import check_declared, check_idle, validate
+from ttsnap.loop.budget import Budget, tightest
 from ttsnap.loop.job import Job, Proposal
 from ttsnap.loop.ledger import Ledger
 from ttsnap.loop.report import report
@@ -51,8 +51,8 @@ class Run:
         self.spec, self.engine, self.grid, self.rewards = spec, engine, engine.grid, len(engine.reward_names)
         self.watch, self.on_event = watch, on_event
         self._whole = finish_cost(0, False, self.grid, self.rewards, engine.price)
-        self.task = task_of(spec.budget, engine, spec.keep, spec.shared)
-        self.evaluations = in_evaluations(spec.budget, engine)
+        self.cap = tightest(spec.budget, engine)
+        self.task = self.cap.task(spec.keep, spec.shared)
         pot = Ledger(spec.budget.times(len(prompts)), engine.price) if spec.shared else None
         self.jobs = [self._job(i, prompt, pot) for i, prompt in enumerate(prompts)]
         self.active: list[Job] = []
@@ -125,14 +125,16 @@ class Run:
     def _propose(self, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
-        left = self.task.allowance - self.evaluations(job.ledger.spent)
-        particles = dataclasses.replace(job.particles, moved=job.moved, left=left)
+        left = self.task.allowance - self.cap.evaluations(job.ledger.spent)
+        particles = job.particles.told(job.moved, left)
         move, state = self.spec.algorithm.step(job.state, particles, job.rng)
         if move is None:
             return Proposal(None, np.inf, state)
         if len(move):
             validate(move, particles, self.grid, self.spec.algorithm)
-        return Proposal(self._resolve(move, particles), float(move.value), state)
+        plan = self._resolve(move, particles)
+        check_declared(plan, self.spec.algorithm)
+        return Proposal(plan, float(move.value), state)
 
     def _resolve(self, move: Move, particles: Particles) -> Plan:
         return resolve(move, particles, self.grid, self.rewards, self.engine.price, self.spec.seed)
@@ -195,9 +197,11 @@ class Run:
         job.ledger.charge(cost, reserve)
         job.idle = job.idle + 1 if cost == Cost() else 0
         check_idle(job.idle, self.spec.algorithm)
-        guided = self.engine.price.guided
-        pulled = np.zeros(len(plan), bool) if guided is None else owned_gradients(plan, particles, guided.at)
-        job.table.place(plan, pulled)
+        if (guided := self.engine.price.guided) is not None:
+            owned = owned_gradients(plan, particles, guided.at)
+        job.table.place(plan)
+        if guided is not None:
+            job.table.own(plan.uid, owned)
         if len(plan.drop):
             self.engine.drop(job.index, plan.drop.tolist())
             self._emit("drop", job, uids=tuple(plan.drop.tolist()))

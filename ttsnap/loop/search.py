@@ -16,7 +16,7 @@ from functools import cache
 from ttsnap.algorithms.options import name_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
-from ttsnap.core.needs import Gradient, require
+from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
 from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Algorithm, Engine
@@ -71,7 +71,8 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
     small for an image.
     """
     algorithm, budget, grid = spec.algorithm, spec.budget, engine.grid
-    require(name_of(algorithm), algorithm.needs, engine.offers)
+    if lacks := missing(algorithm.needs, engine.offers):
+        raise ValueError(f"{name_of(algorithm)} {lacks}")
     for need in algorithm.needs:
         if isinstance(need, Gradient):
             engine.differentiate(need)

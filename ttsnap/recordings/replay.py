@@ -12,7 +12,7 @@ import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import Kind
+from ttsnap.core.moves import CONTINUE
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.results import Result
@@ -107,7 +107,7 @@ class ReplayEngine(DryEngine):
         self.paid = np.full(self.recording.scores.shape[:2], -1)
 
     def submit(self, job: int, plan: Plan) -> None:
-        if (plan.rows.kind > Kind.CONTINUE).any():
+        if np.count_nonzero(plan.rows.kind > CONTINUE):
             raise ValueError("a recording cannot be renoised or branched; only what was denoised once can be replayed")
         self.paid[job, self._rows(job, plan.seed)] = plan.rows.stop
         super().submit(job, plan)
