@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ttsnap
-from ttsnap.core.cost import KINDS, PHASES, Cost, Kind
+from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
@@ -22,12 +22,12 @@ each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 OTHERS = Cost(1, 2, 3, 4, 5, 6)
 
 
-def only(kind: Kind, amount: int) -> Cost:
+def only(kind: CostKind, amount: int) -> Cost:
     return Cost(**{kind.name: amount})
 
 
 @each
-def test_it_is_summed(kind: Kind) -> None:
+def test_it_is_summed(kind: CostKind) -> None:
     assert only(kind, 3) + only(kind, 4) == only(kind, 7)
     assert only(kind, 3).plus(only(kind, 4), only(kind, 5)) == only(kind, 12)
     assert only(kind, 3) - only(kind, 4) == only(kind, -1)
@@ -35,7 +35,7 @@ def test_it_is_summed(kind: Kind) -> None:
 
 
 @each
-def test_it_is_priced(kind: Kind) -> None:
+def test_it_is_priced(kind: CostKind) -> None:
     rates = Rates(**{kind.name: 2.5}, call=1e9)
     assert rates.of(only(kind, 4)) == 10.0
     assert rates.of(OTHERS) == 2.5 * OTHERS.named()[kind.name]
@@ -43,7 +43,7 @@ def test_it_is_priced(kind: Kind) -> None:
 
 
 @each
-def test_it_is_capped(kind: Kind) -> None:
+def test_it_is_capped(kind: CostKind) -> None:
     budget, price = Budget(**{kind.name: 10}), Price()
     free = {other.name: 99 for other in KINDS if other != kind}
     assert budget.shortfall(Cost(**free, **{kind.name: 10}), price) is None
@@ -58,7 +58,7 @@ def test_it_is_capped(kind: Kind) -> None:
 
 
 @each
-def test_its_cap_is_read_and_written(kind: Kind) -> None:
+def test_its_cap_is_read_and_written(kind: CostKind) -> None:
     budget = Budget(**{kind.name: 12})
     assert str(budget) == f"12{kind.unit}"
     for text in (f"12{kind.unit}", f"12 {kind.unit.upper()}", f"12{kind.unit.removesuffix('s')}"):
@@ -70,7 +70,7 @@ def test_its_cap_is_read_and_written(kind: Kind) -> None:
 
 
 @each
-def test_results_and_traces_tell_it(kind: Kind) -> None:
+def test_results_and_traces_tell_it(kind: CostKind) -> None:
     ledger = Ledger(Budget(), Price(Rates(**{kind.name: 2.0})))
     ledger.charge(only(kind, 3))
     summary = ledger.summary()

@@ -17,7 +17,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True)
-class Kind:
+class CostKind:
     """One kind of cost. name: its field in `Cost`, `Rates` and `Budget`, in the plural where English has one.
 
     label: what messages call it. unit: how a budget is written in it ("100decodes"; the singular is read as well).
@@ -39,7 +39,7 @@ class Kind:
 
 
 def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: bool = True) -> Any:
-    """A line of the table below, see `Kind`. Like dataclasses.field, it may stand where a field of any type does."""
+    """A line of the table below (`CostKind`). Like dataclasses.field, it may stand where a field of any type does."""
     return field(metadata={"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed})
 
 
@@ -79,12 +79,10 @@ class PerKind(Generic[N]):
         return dict(zip(NAMES, self.amounts(), strict=True))
 
 
-KINDS = tuple(Kind(line.name, **line.metadata) for line in fields(PerKind))
+KINDS = tuple(CostKind(line.name, **line.metadata) for line in fields(PerKind))
 """Every kind of cost, in the order of the table."""
 NAMES = tuple(kind.name for kind in KINDS)
 """Their names, the fields of `PerKind`."""
-PHASE_OF = tuple(kind.phase for kind in KINDS)
-"""The phase of each."""
 PLACES = {phase: tuple(i for i, kind in enumerate(KINDS) if kind.phase == phase) for phase in PHASES}
 """Where in KINDS each phase's kinds are."""
 RARE = tuple(kind.name for kind in KINDS if kind.rare)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
-from ttsnap.core.cost import PHASE_OF, PHASES, PLACES, Cost, PerKind, Phase
+from ttsnap.core.cost import PHASES, PLACES, Cost, PerKind, Phase
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Rates(PerKind[float], unset=0.0):
 
     def by_phase(self, cost: Cost) -> dict[Phase, float]:
         """What each phase of a cost takes; they add up to `of` it."""
-        found = dict.fromkeys(PHASES, 0.0)
-        for phase, rate, amount in zip(PHASE_OF, self.amounts(), cost.amounts(), strict=True):
-            found[phase] += rate * amount
+        rates, amounts, found = self.amounts(), cost.amounts(), dict.fromkeys(PHASES, 0.0)
+        for phase, places in PLACES.items():
+            for i in places:
+                found[phase] += rates[i] * amounts[i]
         return found
 
     def pixels(self, estimates: str) -> float:
