@@ -62,8 +62,8 @@ class Reward(Protocol):
         """
 
 
-class Usage(Protocol):
-    """What a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
+class UsageMeter(Protocol):
+    """Tells what a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
 
     def summary(self) -> Mapping[str, object]:
         """By name, JSON-ready."""
@@ -112,7 +112,7 @@ class Engine(ABC):
         """Seconds by phase since `start`; none where it does not take the time."""
         return {}
 
-    def meter(self) -> AbstractContextManager[Usage | None]:
+    def meter(self) -> AbstractContextManager[UsageMeter | None]:
         """Measures what runs inside it; gives None where nothing is measured."""
         return nullcontext()
 

@@ -78,7 +78,9 @@ class RewardModel(ABC):
 class AdaptedReward(RewardModel):
     """A user's reward (`given`) with the complete interface: what it has takes the place of the defaults."""
 
-    _OPTIONAL = ("estimates", "features_block", "example", "network", "base",
+    device: torch.device | str = "cpu"
+    """Where it wants images of trial calls."""
+    _OPTIONAL = ("estimates", "features_block", "example", "device", "network", "base",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
     def __init__(self, given: Reward) -> None:
@@ -90,10 +92,10 @@ class AdaptedReward(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        return float(getattr(self.given, "flops", 0.0))  # asked for late, as it may take a call to count
+        return float(getattr(self.given, "flops", 0.0))  # asked late: counting them may take a call
 
     def trial_image(self) -> Tensor:
-        return _gray(getattr(self.given, "device", "cpu"))
+        return _gray(self.device)
 
 
 def _gray(device: torch.device | str, size: int = 64) -> Tensor:
