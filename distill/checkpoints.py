@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ttsnap.files import reading as files
+from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import part_of, sha256
 from ttsnap.recordings.header import differences
 
@@ -24,7 +24,7 @@ TENSORS, ABOUT = "state.safetensors", "state.json"
 logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Json]) -> Path:
     """Write the state after `step` optimiser steps as folder/{step:08d}, and remove all but the last two.
 
     about: what must be the same to go on with it, JSON-ready. OSError where the disk is full; what was there stays.
@@ -49,15 +49,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
     return target
 
 
-def latest(folder: Path, about: Mapping[str, Any]) -> tuple[int, dict[str, Tensor]] | None:
+def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tensor]] | None:
     """(step, tensors) of the last checkpoint that is whole; None where there is none.
 
     A damaged one is passed over with a warning. ValueError, with the keys that differ, for one of another run.
     """
     for path in reversed(_all(folder)):
         try:
-            state = files.read_json(path / ABOUT)
-            step, there, digest = int(state["step"]), state["about"], state["sha256"]
+            state = files.read_object(path / ABOUT)
+            step, there, digest = typed("step", state["step"], int), state["about"], state["sha256"]
             if sha256(path / TENSORS) != digest:
                 raise ValueError("its tensors are not those that were written")
             with files.foreign(f"cannot read {path / TENSORS}"):

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttsnap.files import reading as files
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import sha256, write_text
 from ttsnap.recordings.folder import IMAGES, SCORES, load_recording
 from ttsnap.recordings.header import Header
-from ttsnap.recordings.shards import NAME, Shard
+from ttsnap.recordings.shards import NAME, Shard, read_shards
 
 EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.npy"}
 """What each space is stored as."""
@@ -203,15 +204,15 @@ def _open(folder: Path) -> _Part:
     header, extra = Header.read(metadata["recording"], folder / SCORES)
     if not header.images:
         raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
-    return _Part(folder, header, [Shard.read(shard, folder / SCORES) for shard in extra["shards"]])
+    return _Part(folder, header, read_shards(extra["shards"], folder / SCORES))
 
 
 def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
     """Every tar has its recorded size and SHA-256; those that `verified` knows unchanged are not read again."""
-    known: dict[str, Any] = {}
+    known: dict[str, Json] = {}
     if verified is not None and verified.is_file():
-        with contextlib.suppress(ValueError, TypeError):
-            known = dict(files.read_json(verified))
+        with contextlib.suppress(ValueError):
+            known = files.read_object(verified)
     before = dict(known)
     for part in parts:
         for shard in part.shards:
@@ -219,7 +220,7 @@ def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
             if not path.is_file():
                 raise ValueError(f"the images {path} are missing; record again, or restore the file")
             stat = path.stat()
-            mark = [stat.st_size, stat.st_mtime_ns, shard.sha256]
+            mark: Json = [stat.st_size, stat.st_mtime_ns, shard.sha256]
             if known.get(str(path.resolve())) == mark:
                 continue
             if stat.st_size != shard.size or sha256(path) != shard.sha256:

@@ -21,6 +21,7 @@ from ttsnap.distill.train import Plan, train
 
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
+from ttsnap.files.typed import typed
 from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
@@ -182,11 +183,18 @@ def exported(found: Evaluation, below: float) -> Evaluation:
 def read_evaluation(path: Path) -> Evaluation:
     """Of a finished run. ValueError where the file is damaged."""
     try:
-        data = files.read_json(path, nan=True)
+        data = files.read_object(path, nan=True)
+        rows = data["levels"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its levels are no list of rows")
         return Evaluation(
-            tuple(data["levels"]), tuple(data["names"]), int(data["prompts"]), int(data["seeds"]), data["held_out"],
-            data.get("base_below"),
-        )  # fmt: skip
+            tuple(row for row in rows if isinstance(row, dict)),
+            typed("names", data["names"], tuple[str, ...]),
+            typed("prompts", data["prompts"], int),
+            typed("seeds", data["seeds"], int),
+            typed("held_out", data["held_out"], bool | None),
+            typed("base_below", data.get("base_below"), float | None),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
 

@@ -25,7 +25,8 @@ from ttsnap.distill.scoring import progress
 from ttsnap.distill.student import Student
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.files.reading import parse_json
+from ttsnap.files.reading import parse_object
+from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import write_text
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -102,7 +103,7 @@ def train(
     everything = {**parameters, **extra}
     average = {name: p.detach().clone() for name, p in everything.items()}
 
-    about = {"config": config.determining(), "data": frames.identity}
+    about: dict[str, Json] = {"config": config.determining(), "data": frames.identity}
     found = checkpoints.latest(out / CHECKPOINTS, about)
     first = 0
     if found is not None:
@@ -236,7 +237,7 @@ class _Log:
         self._accelerator, self._file = accelerator, None
         if not accelerator.is_main_process:
             return
-        kept = [line for line in _lines(path) if line["step"] <= first]
+        kept = [line for line in _lines(path) if typed("step", line["step"], int) <= first]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_text(path, text)
         self._file = path.open("a", encoding="utf-8")
@@ -261,10 +262,10 @@ class _Log:
             self._file.close()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[dict[str, Json]]:
     """The whole lines of a metrics file; the last may be torn."""
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(dict(parse_json(line, path, nan=True)))
+        with contextlib.suppress(ValueError):
+            found.append(parse_object(line, path, nan=True))
     return found

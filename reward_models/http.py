@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
-from ttsnap.files.reading import parse_json, printable, reason
+from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.rewards.reward_model import RewardModel
 
 PAUSES = (0.25, 1.0)
@@ -117,7 +117,7 @@ class HttpReward(RewardModel):
 def _sentence(text: bytes) -> str:
     """What an error reply says, in so far as it can be printed."""
     try:
-        said = str(parse_json(text, "it")["error"])
+        said = str(parse_object(text, "it")["error"])
     except (ValueError, KeyError, TypeError):
         said = text.decode(errors="replace")
     return printable(said[:300])

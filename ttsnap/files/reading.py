@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from ttsnap.files.typed import Json
 
 DEPTH = 64
 """Most levels of lists and objects inside each other."""
@@ -28,6 +30,8 @@ JSON_BYTES, YAML_BYTES, PICTURE_BYTES = 64 * 2**20, 2**20, 2**28
 PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of millions."""
 HUGE = 2**64
+Tensor: TypeAlias = NDArray[np.generic]
+"""An array of a safetensors file: of any dtype and shape, until its reader has held it to those that it wants."""
 
 
 @contextmanager
@@ -102,12 +106,12 @@ def read_zip(
 # --- JSON and YAML ------------------------------------------------------------------------------------------------
 
 
-def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> Any:
+def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> Json:
     """The value in a JSON file. ValueError, as of `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, most, what), path, nan=nan)
 
 
-def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Any:
+def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
     """The value that JSON text stands for; `where` names it in messages.
 
     ValueError where it is damaged, nested too deeply, holds a key twice, numbers that are not finite (nan lets NaN and
@@ -120,10 +124,12 @@ def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Any:
         return float(name)
 
     try:
-        value = json.loads(text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object)
+        value: Json = json.loads(
+            text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object
+        )
         _shallow(value)
-        surrogates = "\\ud" if isinstance(text, str) else b"\\ud"
-        if surrogates in text.lower():  # type: ignore[operator]
+        low = text.lower()
+        if "\\ud" in low if isinstance(low, str) else b"\\ud" in low:  # perhaps half a character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{where} is damaged: it is nested too deeply") from None
@@ -132,12 +138,28 @@ def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Any:
     return value
 
 
-def read_yaml(path: str | Path, what: str = "file") -> Any:
+def read_object(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> dict[str, Json]:
+    """The object in a JSON file, by key. ValueError, as of `read_json`, and where the file holds something else."""
+    return _as_object(read_json(path, what=what, most=most, nan=nan), path)
+
+
+def parse_object(text: str | bytes, where: object, *, nan: bool = False) -> dict[str, Json]:
+    """The object that JSON text stands for. ValueError, as of `parse_json`, and where it stands for something else."""
+    return _as_object(parse_json(text, where, nan=nan), where)
+
+
+def _as_object(value: Json, where: object) -> dict[str, Json]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is damaged: it must hold keys and values, got {str(value)[:60]}")
+    return value
+
+
+def read_yaml(path: str | Path, what: str = "file") -> object:
     """The value in a YAML file. ValueError, as of `read_bytes` and `parse_yaml`."""
     return parse_yaml(read_bytes(path, YAML_BYTES, what), path)
 
 
-def parse_yaml(text: str | bytes, where: object) -> Any:
+def parse_yaml(text: str | bytes, where: object) -> object:
     """The value that YAML text stands for: plain values only, by the safe loader.
 
     ValueError where it is damaged, nested too deeply, or repeats parts by aliases, with which a few lines can stand for
@@ -170,7 +192,7 @@ def _int(digits: str) -> int:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -178,9 +200,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _shallow(value: Any) -> None:
+def _shallow(value: object) -> None:
     """ValueError where lists and objects are nested more than DEPTH deep, so that what walks them may recurse."""
-    level = [value]
+    level: list[object] = [value]
     for _ in range(DEPTH):
         boxes = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [item for box in boxes for item in box]
@@ -226,7 +248,7 @@ def _opened(data: bytes, where: object, formats: Sequence[str], most: int) -> It
 # --- tensors ------------------------------------------------------------------------------------------------------
 
 
-def read_tensors(path: str | Path, what: str = "file") -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_tensors(path: str | Path, what: str = "file") -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata. ValueError where there is none, or a damaged one."""
     from safetensors import safe_open
 

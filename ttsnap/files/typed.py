@@ -7,15 +7,22 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, overload
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 """A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and mappings."""
 
-_FITS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (Integral,), float: (Real, str), str: (str,)}
+_FITS: dict[object, tuple[type, ...]] = {bool: (bool,), int: (Integral,), float: (Real, str), str: (str,)}
 
 
-def typed(name: str, value: Any, hint: Any) -> Any:
+Scalar = TypeVar("Scalar", bool, int, float, str)
+
+
+@overload
+def typed(name: str, value: object, hint: type[Scalar]) -> Scalar: ...
+@overload
+def typed(name: str, value: object, hint: object) -> Any: ...
+def typed(name: str, value: object, hint: object) -> object:
     """The value as its type hint says, where that loses nothing; ValueError with its name and value elsewhere.
 
     Lists become tuples where a tuple is declared. YAML reads 1e-4 as text, so that a number may be a text; it must be
@@ -34,7 +41,8 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         return tuple(typed(f"{name}[{i}]", item, inner[0 if several else i]) for i, item in enumerate(value))
     if origin is Literal and any(value is known or value == known for known in inner):
         return value
-    if hint in _FITS and isinstance(value, _FITS[hint]) and (hint is bool or not isinstance(value, bool)):
+    fits = isinstance(value, _FITS.get(hint, ())) and (hint is bool or not isinstance(value, bool))
+    if isinstance(hint, type) and fits:
         try:
             found = hint(value)
         except (ValueError, OverflowError):
@@ -48,20 +56,20 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     raise ValueError(f"{name} must be of type {wanted}, got {_short(value)}")
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: object, kind: object) -> bool:
     """Whether a value is of one kind of a union already."""
     if kind in _FITS:
         return isinstance(value, _FITS[kind]) and not (isinstance(value, str) and kind is float)
     return get_origin(kind) is tuple and isinstance(value, list | tuple)
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     """Whether it is a value of JSON other than an object."""
     return value is None or (
         isinstance(value, bool | int | float | str | list | tuple) and not isinstance(value, Mapping)
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "..."

@@ -8,7 +8,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
+
+from ttsnap.files.typed import Json
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Write a file of this value as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 

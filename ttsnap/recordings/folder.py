@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -26,11 +25,13 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price, Rates
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
+from ttsnap.files.reading import Tensor
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.journal import Journal, split
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.shards import RecordedImage, Shard, read_shard
+from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
 from ttsnap.results.folders import check_same
 
 RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
@@ -94,7 +95,7 @@ def progress(folder: str | Path) -> tuple[int, int]:
     return len({done.unit for done in _unpack(records, header, units, folder)}), len(units)
 
 
-def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
+def check_folder(folder: Path, asked: Mapping[str, Json]) -> None:
     """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
 
     def differing() -> list[str]:
@@ -205,9 +206,13 @@ def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Pat
     The first record is the digest of the settings; journals that were begun before there was one lack it.
     """
     where = folder / JOURNAL
-    heads = [(files.parse_json(line, where), data) for line, _, data in (record.partition(b"\n") for record in records)]
-    if not all(isinstance(head, dict) for head, _ in heads):
-        raise ValueError(f"{where} is damaged: a record of it says not what it holds")
+    heads = []
+    for record in records:
+        line, _, data = record.partition(b"\n")
+        head = files.parse_json(line, where)
+        if not isinstance(head, dict):
+            raise ValueError(f"{where} is damaged: a record of it says not what it holds")
+        heads.append((head, data))
     if heads and "header" in heads[0][0] and heads.pop(0)[0]["header"] != header.digest():
         raise ValueError(
             f"{folder / JOURNAL} was begun with other settings than {folder / RECORDING} holds: the two files are of "
@@ -246,13 +251,13 @@ def _require_finished(folder: Path) -> None:
         )
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, and its metadata."""
     return files.read_tensors(path, "recording")
 
 
 def _check_scores(
-    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[Header, FloatArray, list[Shard]]:
     """Header, scores and shards of a scores.safetensors, each held to its checksum."""
     header, extra = Header.read(metadata.get("recording", ""), path)
@@ -264,13 +269,10 @@ def _check_scores(
         raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, float64")
     if zlib.crc32(scores.tobytes()) != extra.get("crc32"):
         raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
-    shards = extra.get("shards", [])
-    if not isinstance(shards, list):
-        raise ValueError(f"{path} is damaged: its shards are no list")
-    return header, scores, [Shard.read(shard, path) for shard in shards]
+    return header, np.asarray(scores, np.float64), read_shards(extra.get("shards", []), path)
 
 
-def _published(path: Path, tensors: Mapping[str, Any], which: str, price: Price) -> Recording:
+def _published(path: Path, tensors: Mapping[str, Tensor], which: str, price: Price) -> Recording:
     """The layout of published reward tensors: see load_recording."""
     if which not in ("base", "noise_aware"):
         raise ValueError(f"scores must be base or noise_aware, got {which!r}")

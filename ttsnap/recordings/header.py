@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ttsnap.core.cost import KINDS
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.files import reading as files
-from ttsnap.files.typed import typed
+from ttsnap.files.typed import Json, typed
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
@@ -59,7 +59,7 @@ class Header:
     block: tuple[int, int]
     images: bool
     price: Price
-    info: Mapping[str, Any]
+    info: Mapping[str, Json]
     extras: tuple[str, ...] = ()
     evals: tuple[int, ...] | None = None
 
@@ -105,7 +105,7 @@ class Header:
         grid = Grid(self.levels, self.evals)
         return Recording(self.prompts, scores, grid, self.rewards, self.first_seed, scored, self.price, self.info)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
         try:
             told = {"format": FORMAT, **dataclasses.asdict(self), "price": _told(self.price)}
@@ -123,7 +123,7 @@ class Header:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Any]]:
+    def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Json]]:
         """A header, and the keys beside it, from JSON.
 
         ValueError that names `where` for what is no header, a damaged one, or one of another format.
@@ -143,23 +143,12 @@ class Header:
         return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
 
     @classmethod
-    def _from(cls, data: dict[str, Any], where: Path) -> Header:
+    def _from(cls, data: Mapping[str, Json], where: Path) -> Header:
+        hints = get_type_hints(cls)
         try:
-            return cls(
-                prompts=tuple(str(p) for p in data["prompts"]),
-                seeds=int(data["seeds"]),
-                first_seed=int(data["first_seed"]),
-                levels=tuple(float(v) for v in data["levels"]),
-                steps=tuple(int(k) for k in data["steps"]),
-                rewards=tuple(str(r) for r in data["rewards"]),
-                block=(int(data["block"][0]), int(data["block"][1])),
-                images=bool(data["images"]),
-                price=_price(data["price"]),
-                info=dict(data["info"]),
-                extras=tuple(str(e) for e in data.get("extras", ())),
-                evals=None if data.get("evals") is None else tuple(int(n) for n in data["evals"]),
-            )
-        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+            plain = {name: typed(name, data[name], hints[name]) for name in data if name in hints and name != "price"}
+            return cls(**plain, price=_price(_object("price", data["price"])))
+        except ValueError as error:
             raise ValueError(f"{where} is damaged: {error}") from None
 
     @classmethod
@@ -181,36 +170,50 @@ class Header:
         )
 
 
-def checksum(about: Mapping[str, Any]) -> int:
+def checksum(about: Mapping[str, Json]) -> int:
     """CRC-32 of JSON values, however they are written."""
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
-def _price(data: dict[str, Any]) -> Price:
+def _object(name: str, value: Json) -> Mapping[str, Json]:
+    """ValueError for what has no keys."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must hold keys and values, got {_short(value)}")
+    return value
+
+
+def _price(data: Mapping[str, Json]) -> Price:
     """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and know of no guidance."""
+    if missing := sorted({"flops", "seconds", "passes_per_nfe"} - set(data)):
+        raise ValueError(f"price lacks {missing}")
     seconds, guided = data["seconds"], data.get("guided")
     estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
     if estimates not in ("decode", "preview", "nothing"):
         raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
     return Price(
-        _rates(data["flops"]),
-        None if seconds is None else _rates(seconds),
-        int(data["passes_per_nfe"]),
+        _rates(_object("flops", data["flops"])),
+        None if seconds is None else _rates(_object("seconds", seconds)),
+        typed("passes_per_nfe", data["passes_per_nfe"], int),
         str(estimates),
-        None if guided is None else Guided(tuple(bool(at) for at in guided["steps"]), bool(guided["through"])),
-        int(data.get("depth", 0)),
-        int(data.get("asked", 1)),
+        None if guided is None else _guided(_object("guided", guided)),
+        typed("depth", data.get("depth", 0), int),
+        typed("asked", data.get("asked", 1), int),
     )
 
 
-def _rates(data: Mapping[str, Any]) -> Rates:
+def _guided(data: Mapping[str, Json]) -> Guided:
+    steps: tuple[bool, ...] = typed("guided.steps", data.get("steps"), tuple[bool, ...])
+    return Guided(steps, typed("guided.through", data.get("through"), bool))
+
+
+def _rates(data: Mapping[str, Json]) -> Rates:
     names = {kind.one: kind.name for kind in KINDS} | {"call": "call"}
     if unknown := sorted(set(data) - set(names)):
         raise ValueError(f"prices are of {', '.join(names)}; this ttsnap knows no {unknown}, update it")
     return Rates(**{names[key]: typed(f"the price of {key}", value, float) for key, value in data.items()})
 
 
-def _told(price: Price) -> dict[str, Any]:
+def _told(price: Price) -> dict[str, Json]:
     """A price as `_price` reads it."""
     seconds = None if price.seconds is None else _told_rates(price.seconds)
     return dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
@@ -223,7 +226,7 @@ def _told_rates(rates: Rates) -> dict[str, float]:
     return usual | {"call": rates.call} | {kind.one: rate for kind, rate in priced if kind.rare}
 
 
-def differences(there: Any, asked: Any, name: str = "") -> list[str]:
+def differences(there: object, asked: object, name: str = "") -> list[str]:
     """What differs between two JSON values, each named by its key ("info.call.guidance_scale is 4.0, not 5.0")."""
     if there == asked:
         return []
@@ -241,6 +244,6 @@ def differences(there: Any, asked: Any, name: str = "") -> list[str]:
     return [f"{name} is {_short(there)}, not {_short(asked)}"]
 
 
-def _short(value: Any, most: int = 60) -> str:
+def _short(value: object, most: int = 60) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Never
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,6 +18,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_whole
 from ttsnap.loop.search import search
 from ttsnap.recordings.folder import OpenRecording
@@ -39,7 +40,7 @@ def record(
     images: bool = False,
     extras: Sequence[str] = (),
     block: tuple[int, int] | None = None,
-    info: Mapping[str, Any] | None = None,
+    info: Mapping[str, Json] | None = None,
     progress_bar: bool = False,
 ) -> Recording:
     """Denoise the seeds `seed`..`seed + seeds - 1` of every prompt with KeepAll on `engine`, and score on the way.
@@ -104,7 +105,7 @@ def step_correlations(recording: Recording) -> FloatArray:
     return found
 
 
-def _run(engine: Engine, header: Header, unit: Unit, bar: Any, file: BinaryIO | None = None) -> FloatArray:
+def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: BinaryIO | None = None) -> FloatArray:
     """One unit's scores (prompts, seeds, K+1, R); its images go to `file`, where there is one."""
     first = header.first_seed + unit.seeds.start
     shard = ShardWriter(file) if file is not None else None

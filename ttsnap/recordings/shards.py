@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.files import reading as files
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import sha256
 from ttsnap.results.outputs import to_uint8
 
@@ -39,7 +40,7 @@ class Shard:
         return cls(path.name, path.stat().st_size, sha256(path))
 
     @classmethod
-    def read(cls, data: Any, where: object) -> Shard:
+    def read(cls, data: Json, where: object) -> Shard:
         """Of JSON that anyone may have written. ValueError unless it names a tar by the names that recordings have."""
         if not isinstance(data, dict) or set(data) != {"name", "size", "sha256"}:
             raise ValueError(f"{where} is damaged: a shard is a name, a size and a sha256, got {str(data)[:60]}")
@@ -49,6 +50,13 @@ class Shard:
         if not isinstance(size, int) or not isinstance(digest, str):
             raise ValueError(f"{where} is damaged: the size or sha256 of {name} is no number or text")
         return cls(name, size, digest)
+
+
+def read_shards(data: Json, where: object) -> list[Shard]:
+    """Those that a recording's header lists. ValueError as of `Shard.read`, and for what is no list."""
+    if not isinstance(data, list):
+        raise ValueError(f"{where} is damaged: its shards are no list")
+    return [Shard.read(shard, where) for shard in data]
 
 
 class RecordedImage(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from ttsnap.files.reading import foreign, read_json
+from ttsnap.files.reading import foreign, read_object
 from ttsnap.files.settings import build
 from ttsnap.files.typed import Json
 
@@ -34,7 +34,7 @@ def save_reader(model: SceneReader, recipe: Mapping[str, Json], folder: Path) ->
 def load_reader(folder: Path) -> SceneReader:
     """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do not fit."""
     try:
-        config = read_json(folder / CONFIG)
+        config = read_object(folder / CONFIG)
         model = SceneReader(build(ReaderSize, config["model"], "model."))
         with foreign(f"cannot read {folder / WEIGHTS}"):
             state = load_file(folder / WEIGHTS)
