@@ -1,0 +1,145 @@
+"""What each kind of row starts from, and what is scored where it stops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from ttsnap.core.looks import ESTIMATE, Rollout
+from ttsnap.engine import intake
+from ttsnap.engine.initial_noise import InitialNoise
+from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, look_run, roll_out
+from ttsnap.engine.rows import NearNoise
+from ttsnap.engine.stepper import Stepper
+from ttsnap.engine.store import Node, Particle, Store
+from ttsnap.sampling import rng
+from ttsnap.sampling.kernels import Prediction, Sde
+from ttsnap.sampling.mixture import MixtureDenoiser
+
+
+@pytest.fixture
+def denoiser() -> MixtureDenoiser:
+    return MixtureDenoiser(torch.eye(3), torch.ones(3), torch.ones(3), steps=8)
+
+
+@pytest.fixture
+def noise(denoiser: MixtureDenoiser) -> InitialNoise:
+    return InitialNoise("independent", denoiser, Sde(denoiser.path, denoiser.times))
+
+
+def parent(denoiser: MixtureDenoiser, at: int = 4) -> Node:
+    node = Node(job=1, seed=7, position=at, latent=torch.tensor([0.3, -0.2, 0.9]).double())
+    node.prediction = Prediction(node.x, node.x)
+    return node
+
+
+def test_a_fresh_seed_is_drawn_only_when_the_network_is_to_see_it(noise: InitialNoise) -> None:
+    begun = intake.fresh(2, 5)
+    assert (begun.node.job, begun.node.seed, begun.node.position, begun.node.latent) == (2, 5, 0, None)
+    with pytest.raises(RuntimeError, match="noise of seed 5 was not drawn yet"):
+        _ = begun.node.x
+    noise.draw([begun.node])
+    assert torch.equal(begun.node.x, torch.randn(3, generator=rng.seeded(5)).double())
+    assert begun.key == (5, 0)
+
+
+def test_who_goes_on_keeps_its_noise_and_a_child_gets_its_own(denoiser: MixtureDenoiser) -> None:
+    node, key = parent(denoiser), (7, 3)
+    on, child = intake.continued(Particle(node, key)), intake.branched(node, (7, 9))
+    near = intake.near_sibling(node, (7, 9), NearNoise((7, 4, 4), 0.6))
+    assert on.node is child.node is near.node is node
+    assert (on.key, on.branched_at) == (key, -1)
+    assert (child.key, child.branched_at, child.near) == ((7, 9), 4, None)
+    assert (near.branched_at, near.near) == (4, NearNoise((7, 4, 4), 0.6))
+
+
+def test_mixed_noise_is_made_of_the_parents_and_fresh_noise(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
+    first = intake.from_mixed_noise(parent(denoiser), (7, 9), 0.8, noise)
+    old, new = noise.of(parent(denoiser)), denoiser.init_latents([rng.generator((7, 9, 8))])[0]
+    torch.testing.assert_close(first.node.x, 0.8 * old + 0.6 * new)
+    assert (first.node.position, first.node.prediction) == (0, None)
+    # What was mixed once is mixed again, and can be made again from seeds and keys.
+    second = intake.from_mixed_noise(first.node, (7, 11), 0.6, noise)
+    torch.testing.assert_close(noise.of(second.node), second.node.x)
+    torch.testing.assert_close(
+        second.node.x, 0.6 * first.node.x + 0.8 * denoiser.init_latents([rng.generator((7, 11, 8))])[0]
+    )
+
+
+def test_a_renoised_latent_is_the_parents_with_noise_on_it(denoiser: MixtureDenoiser) -> None:
+    node = parent(denoiser)
+    found = intake.renoised(node, (7, 9), 2, denoiser).node
+    t, s = float(denoiser.times[4]), float(denoiser.times[2])
+    ratio = (1 - s) / (1 - t)
+    xi = rng.noise([(7, 9, 8)], node.x[None])[0]
+    torch.testing.assert_close(found.x, ratio * node.x + math.sqrt(s**2 - (ratio * t) ** 2) * xi)
+    assert (found.position, found.prediction, found.seed) == (2, None, 7)
+
+
+def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenoiser) -> None:
+    node = parent(denoiser, at=8)
+    begun = intake.ascending(node, (7, 9), 0.9)
+    assert begun.ascends_from == (node, 0.9)
+    assert (begun.node.position, begun.node.latent) == (0, None)
+    with pytest.raises(RuntimeError, match="plain steps follow no gradient"):
+        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate([node], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("look", "score", "stop", "kind"),
+    [
+        (ESTIMATE, False, 3, LookRun),
+        (Rollout(3), False, 3, LookRun),
+        (ESTIMATE, True, 3, EstimateRun),
+        (ESTIMATE, True, 8, FinishedRun),
+        (Rollout(3), True, 8, FinishedRun),
+        (Rollout(1), True, 3, EstimateRun),
+        (Rollout(3), True, 7, EstimateRun),  # no grid point is left between 7 and the end
+        (Rollout(3), True, 3, RolloutRun),
+    ],
+)
+def test_the_look_that_a_row_gets(look: Any, score: bool, stop: int, kind: type[LookRun]) -> None:
+    found = look_run(look, score, stop, 8)
+    assert type(found) is kind
+    assert found.scores == score
+    assert found.reads_estimate == (kind in (EstimateRun, RolloutRun))
+
+
+def test_an_unknown_look_is_refused() -> None:
+    class Crystal:
+        name = "crystal ball"
+
+    with pytest.raises(ValueError, match="cannot look at particles by 'crystal ball'"):
+        look_run(Crystal(), True, 3, 8)  # type: ignore[arg-type]
+
+
+def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(denoiser: MixtureDenoiser) -> None:
+    here, look = parent(denoiser, at=2), look_run(Rollout(3), True, 2, 8)
+    points, made = [], [look.evaluations]
+    assert not look.done
+    while not look.done:
+        roll_out([(look, here), (LookRun(), here)], denoiser)
+        node = look.waiting
+        assert node is not None
+        roll_out([(look, here)], denoiser)  # it waits for its evaluation: nothing moves
+        assert look.waiting is node
+        node.prediction = Prediction(node.x, node.x)
+        points.append(look.step(2))
+        made.append(look.evaluations)
+    assert points == [4, 6]
+    assert made == [0, 1, 2]
+    assert look.scored(here) is not here
+    assert here.position == 2
+
+
+def test_particles_leave_the_store_when_they_are_dropped() -> None:
+    store, particle = Store(), Particle(Node(0, 1, 0), (1, 0))
+    store.put(0, 5, particle)
+    store.remove(1, [5])
+    assert store[0, 5] is particle
+    store.remove(0, [5, 6])
+    with pytest.raises(KeyError):
+        _ = store[0, 5]
