@@ -10,10 +10,10 @@ import torch
 
 from ttsnap.engine.batch_sizes import BatchSizes
 
+Given = tuple[int | None, int | None]
 
-def sizes(
-    denoise: int | None = 8, decode: int | None = 4
-) -> tuple[BatchSizes, dict[str, int], list[tuple[int | None, int | None]]]:
+
+def sizes(denoise: int | None = 8, decode: int | None = 4) -> tuple[BatchSizes, dict[str, int], list[Given]]:
     """The sizes, what they count, and what they asked to be found."""
     stats: dict[str, int] = defaultdict(int)
     asked: list[Given] = []
