@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from PIL import Image
 from ttsnap.files import reading as files
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import sha256
-from ttsnap.results.outputs import to_uint8
+from ttsnap.results.outputs import Pixels, to_uint8
 
 NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
 """Prompt, seed, step and extension of a file in a tar; the most digits of each keep the numbers within 64 bits."""
@@ -74,14 +74,14 @@ class ShardWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def add(self, prompt: int, seed: int, step: int, image: Any, kept: Mapping[str, Any] | None = None) -> None:
+    def add(self, prompt: int, seed: int, step: int, image: Pixels, kept: Mapping[str, Pixels] | None = None) -> None:
         """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent" and "features", each (C, h, w)."""
         name, file = f"{prompt:05d}-{seed}-{step:03d}", io.BytesIO()
         Image.fromarray(to_uint8(image)).save(file, format="PNG")
         self._write(f"{name}.png", file)
         for kind, value in (kept or {}).items():
             file = io.BytesIO()
-            on_cpu = value.float().cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
+            on_cpu = value if isinstance(value, np.ndarray) else value.float().cpu().numpy()
             np.save(file, on_cpu.astype(np.float16), allow_pickle=False)
             self._write(f"{name}.{kind}.npy", file)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import Any
 
 from PIL import Image
 
@@ -30,9 +29,9 @@ def page_of(result: Result) -> str:
 def _element(picture: Image.Image, style: str, text: str) -> str:
     buffer = io.BytesIO()
     # Small pictures are of few colours and sharp edges; photographs would make large PNGs.
-    kind: dict[str, Any] = {"format": "PNG"} if max(picture.size) < HIGH else {"format": "JPEG", "quality": 90}
-    picture.save(buffer, **kind)
+    kind = "png" if max(picture.size) < HIGH else "jpeg"
+    options = {} if kind == "png" else {"quality": 90}
+    picture.save(buffer, kind, **options)
     data = base64.b64encode(buffer.getvalue()).decode()
-    style += ";image-rendering:pixelated" if max(picture.size) < HIGH else ""
-    kind_name = str(kind["format"]).lower()
-    return f'<img src="data:image/{kind_name};base64,{data}" alt="{html.escape(text)}" style="{style}">'
+    style += ";image-rendering:pixelated" if kind == "png" else ""
+    return f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(text)}" style="{style}">'

@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_json, write_whole
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -25,6 +28,11 @@ from ttsnap.results.folders import slug
 from ttsnap.results.payload import checked
 from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
 
+if TYPE_CHECKING:  # to write arrays takes no torch
+    from torch import Tensor
+
+Pixels: TypeAlias = "FloatArray | Tensor"
+"""An image (3, H, W) in [0, 1], an array or a tensor on any device."""
 SMALL, TIMES = 128, 8
 """Of images of fewer pixels a side the best gets a copy so many times as large."""
 ENLARGED = f"best-{TIMES}x.png"
@@ -46,15 +54,14 @@ class Recorder:
         return contact_sheet(result, self.thumbnails.get(job, {}))
 
 
-def to_uint8(image: Any) -> np.ndarray[Any, Any]:
+def to_uint8(image: Pixels) -> NDArray[np.uint8]:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded."""
-    on_cpu = image.cpu() if hasattr(image, "cpu") else image
+    on_cpu = image if isinstance(image, np.ndarray) else image.cpu()
     array = np.asarray(on_cpu, dtype=np.float64).transpose(1, 2, 0)
-    rounded: np.ndarray[Any, Any] = (array.clip(0, 1) * 255).round().astype(np.uint8)
-    return rounded
+    return (array.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _thumbnail(image: Any) -> Image.Image:
+def _thumbnail(image: Pixels) -> Image.Image:
     # Of large images not every pixel has to leave the device.
     stride = max(1, min(image.shape[-2:]) // (2 * CELL))
     picture = Image.fromarray(to_uint8(image[:, ::stride, ::stride]))
@@ -64,10 +71,12 @@ def _thumbnail(image: Any) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
-def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
+def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
     """The payload in the form that A1111, Forge, SD.Next and others read back."""
     call, search = payload["call"], payload["search"]
-    lines = [payload["prompt"].replace("\n", " ")]
+    assert isinstance(call, Mapping) and isinstance(search, Mapping)  # noqa: PT018
+    reward = search["reward"]
+    lines = [str(payload["prompt"]).replace("\n", " ")]
     if call.get("negative_prompt"):
         lines.append(f"Negative prompt: {call['negative_prompt']}")
     fields = {
@@ -80,7 +89,7 @@ def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
         "ttsnap LoRA": payload.get("lora"),
         "ttsnap algorithm": search["algorithm"],
         "ttsnap budget": search["budget"],
-        "ttsnap reward": None if search["reward"] is None else f"{search['reward']:.6g}",
+        "ttsnap reward": f"{reward:.6g}" if isinstance(reward, float | int) else None,
         "Version": f"ttsnap {payload['ttsnap']}",
     }
     quoted = {k: f'"{v}"' if re.search(r"[,:]", str(v)) else v for k, v in fields.items() if v is not None}
@@ -88,31 +97,29 @@ def infotext(payload: Mapping[str, Any], size: tuple[int, int]) -> str:
     return "\n".join(lines)
 
 
-def payload_of(result: Result, rank: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dict[str, Json]:
     """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results."""
     candidate = result.images[rank]
-    payload: dict[str, Any] = plain(
-        {
-            **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
-            **{k: settings[k] for k in ("lora", *SAMPLER) if settings.get(k) is not None},
-            "prompt": result.prompt,
-            "seed": candidate.seed,
-            "branched": bool(result.particles.parent[candidate.uid] >= 0),
-            "search": {
-                **{k: settings[k] for k in ("algorithm", "options", "budget")},
-                "rank": rank + 1,
-                "reward": candidate.reward,
-                "scores": candidate.scores,
-                "metrics": candidate.metrics,
-                "nfe": result.spent["nfe"],
-                "seeds": result.spent["seeds"],
-            },
-        }
-    )
-    return payload
+    payload = {
+        **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
+        **{k: settings[k] for k in ("lora", *SAMPLER) if settings.get(k) is not None},
+        "prompt": result.prompt,
+        "seed": candidate.seed,
+        "branched": bool(result.particles.parent[candidate.uid] >= 0),
+        "search": {
+            **{k: settings[k] for k in ("algorithm", "options", "budget")},
+            "rank": rank + 1,
+            "reward": candidate.reward,
+            "scores": candidate.scores,
+            "metrics": candidate.metrics,
+            "nfe": result.spent["nfe"],
+            "seeds": result.spent["seeds"],
+        },
+    }
+    return {key: plain(value) for key, value in payload.items()}
 
 
-def label(picture: Image.Image, payload: Mapping[str, Any]) -> None:
+def label(picture: Image.Image, payload: Mapping[str, Json]) -> None:
     """Put the infotext and the payload into a picture's `info`, under the keys that PNGs carry them by."""
     picture.info |= {"parameters": infotext(payload, picture.size), "ttsnap": json.dumps(payload)}
 
@@ -129,7 +136,7 @@ def png_info(picture: Image.Image) -> PngImagePlugin.PngInfo:
     return info
 
 
-def save_image(path: Path, image: Any, payload: Mapping[str, Any]) -> None:
+def save_image(path: Path, image: Pixels, payload: Mapping[str, Json]) -> None:
     """Write a PNG with its metadata, whole or not at all."""
     picture = Image.fromarray(to_uint8(image))
     label(picture, payload)
@@ -151,7 +158,7 @@ def read_payload(path: Path) -> dict[str, Any]:
 
 
 def write_results(
-    out: Path, results: Sequence[Result], recorder: Recorder, settings: Mapping[str, Any]
+    out: Path, results: Sequence[Result], recorder: Recorder, settings: Mapping[str, object]
 ) -> list[list[Path]]:
     """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
 
@@ -207,7 +214,7 @@ def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
     return out / f"{_stem(results, index)}{ENLARGED}"
 
 
-def write_enlarged(path: Path, image: Any) -> bool:
+def write_enlarged(path: Path, image: Pixels) -> bool:
     """Write a copy of a small image for the eye, TIMES as large, without metadata; False for other images."""
     picture = Image.fromarray(to_uint8(image))
     if max(picture.size) >= SMALL:
@@ -217,7 +224,7 @@ def write_enlarged(path: Path, image: Any) -> bool:
     return True
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Json:
     """JSON-ready: nan becomes null, paths and such become text."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}

@@ -47,7 +47,7 @@ SEARCH: dict[str, Kind] = {
 }
 
 
-def checked(payload: Any, where: object) -> dict[str, Any]:
+def checked(payload: object, where: object) -> dict[str, Any]:
     """The payload, once everything in it is known and fits. ValueError that names what does not.
 
     Optional keys that hold null are left out, so that one that is there holds a value.
@@ -66,7 +66,7 @@ def checked(payload: Any, where: object) -> dict[str, Any]:
     return {**{name: value for name, value in found.items() if value is not None}, "search": search}
 
 
-def checked_call(call: Any, where: object) -> dict[str, Any]:
+def checked_call(call: object, where: object) -> dict[str, Any]:
     """Arguments of a model's own call from a file, as they are. ValueError that names what is none or does not fit."""
     if not isinstance(call, dict):
         raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
@@ -74,7 +74,7 @@ def checked_call(call: Any, where: object) -> dict[str, Any]:
     return dict(call)
 
 
-def _check(found: Mapping[str, Any], known: Mapping[str, Kind], prefix: str, where: object) -> None:
+def _check(found: Mapping[str, object], known: Mapping[str, Kind], prefix: str, where: object) -> None:
     unknown = [f"{prefix}{name[:60]}" for name in sorted(set(found) - set(known))]
     if unknown:
         names = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")

@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +96,7 @@ def rank(
     utility: Utility,
     *,
     batch_size: int = 16,
-    device: Any = "cpu",
+    device: torch.device | str = "cpu",
 ) -> list[Ranked]:
     """Best first; images that cannot be read or scored come last, with the reason."""
     if batch_size < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,11 +18,10 @@ TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
 WIDEST, TALLEST = 1740, 1500
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
-
-
 LOOKS = "ttsnap looks"
 """The text in a sheet's PNG that says which look is where, as JSON: the side of its pictures in pixels, and rows of
 candidate, step, x and y. The demo shows a finished search with it."""
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Page(NamedTuple):
@@ -159,7 +158,7 @@ def _below(draw: ImageDraw.ImageDraw, page: Page, look: Look, words: str, ink: s
         draw.text(at, text, colour, font)
 
 
-def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
+def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
     """The text, cut with an ellipsis where it would be wider than `width` pixels."""
     text = text.replace("\n", " ")
     if draw.textlength(text, font) <= width:
