@@ -25,6 +25,7 @@ from ttsnap.reward_models.scenes import ScenesStrict
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.cli.common import placement
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
@@ -53,7 +54,7 @@ def runs(a: argparse.Namespace, device: Any, dtype: Any) -> Iterator[dict[str, A
 
     def engine() -> LiveEngine:
         size = a.batch_size
-        return LiveEngine(pipe.denoiser(**call), reward, batch_size=size, decode_batch_size=size)
+        return LiveEngine(pipe.denoiser(**call), reward, EngineOptions(size, decode_batch_size=size))
 
     search(prompts, BestOfN(2), engine())  # kernels are chosen, FLOPs counted
     for name, algorithm, budget in (

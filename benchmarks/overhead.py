@@ -43,6 +43,7 @@ from ttsnap.pipelines.schedule import make_schedule
 from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
 from ttsnap.cli.common import placement
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
@@ -363,7 +364,7 @@ def batching(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
 
     def engine() -> LiveEngine:
         rewards = make_rewards("scenes", device=device)
-        return LiveEngine(pipe.denoiser(**call), rewards, batch_size=a.batch_size, decode_batch_size=a.batch_size)
+        return LiveEngine(pipe.denoiser(**call), rewards, EngineOptions(a.batch_size, decode_batch_size=a.batch_size))
 
     def apart(own: LiveEngine) -> None:
         for prompt in prompts:

@@ -40,6 +40,7 @@ from ttsnap.core.price import Price, Rates
 from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import fit, search
+from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
@@ -115,7 +116,7 @@ def recorded(a: argparse.Namespace, pipe: Any, work: Path) -> tuple[Recording, T
     Blocks of prompts, each kept when it is done.
     """
     engine = LiveEngine(
-        pipe.denoiser(**defaults()), [make_reward(n) for n in REWARDS], batch_size=a.batch_size, keep=["latents"]
+        pipe.denoiser(**defaults()), [make_reward(n) for n in REWARDS], EngineOptions(a.batch_size, keep=["latents"])
     )
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     scores, latents = [], []
@@ -297,7 +298,7 @@ def lived(a: argparse.Namespace, pipe: Any, seen: Recording, costs: dict[str, An
     name, algorithm = REWARDS[1], SCHEDULES["five checks"]
     side = priced(seen, name, costs, estimates="preview").select(slice(0, a.live))
     budget = Budget(flops=a.images[-1] * image_flops(costs, name, seen.grid.steps))
-    engine = LiveEngine(pipe.denoiser(**defaults()), [make_reward(name)], batch_size=a.batch_size, preview=True)
+    engine = LiveEngine(pipe.denoiser(**defaults()), [make_reward(name)], EngineOptions(a.batch_size, preview=True))
     sized: Any = fit(algorithm, engine, budget, most=seen.seeds)
     results = search(side.prompts, sized, engine, budget, seed=side.first_seed)
     replayed = search(side.prompts, sized, ReplayEngine(side), budget, seed=side.first_seed)

@@ -19,7 +19,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
-from ttsnap.options.engine import BatchOptions, CaptureOptions
+from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import taken, values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import Recorder
@@ -103,12 +103,11 @@ class SearchMixin:
     def engine(self, reward: Any, **given: Any) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
-        given: options of the sampler, batches and capture (ttsnap.options), and arguments of `denoiser`. Where the
+        given: SamplerOptions and EngineOptions (ttsnap.options), and arguments of `denoiser`. Where the
         pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that `compile_denoiser`
         compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
-        sampler, batches = taken(SamplerOptions, given), taken(BatchOptions, given)
-        capture = taken(CaptureOptions, given)
+        sampler, options = taken(SamplerOptions, given), taken(EngineOptions, given)
         denoiser = self.denoiser(**given)
         if sampler.kernel != "pipeline":
             denoiser.convert(sampler.path, sampler.times)
@@ -118,13 +117,10 @@ class SearchMixin:
         return LiveEngine(
             denoiser,
             self._rewards(reward),
+            replace(options, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
             noises=sampler.noises,
-            padded=getattr(self, "_search_buckets", False),
-            preview=denoiser.previews,
-            **values(batches),
-            **values(capture),
         )
 
     def _rewards(self, rewards: Any) -> Any:

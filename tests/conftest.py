@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.option import taken
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 torch.set_num_threads(1)  # the tests' tensors are tiny, and threads that wait for each other are slow on busy machines
@@ -79,6 +81,8 @@ def counted() -> Callable[..., Counted]:
 @pytest.fixture
 def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
     def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, **kwargs: Any) -> LiveEngine:
-        return LiveEngine(counted(steps, prompts), rewards or [Brightness()], batch_size=batch_size, **kwargs)
+        given = {"batch_size": batch_size, **kwargs}
+        options = taken(EngineOptions, given)
+        return LiveEngine(counted(steps, prompts), rewards or [Brightness()], options, **given)
 
     return make

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loop": {"core", "algorithms"},
     "sampling": {"core", "options"},
     "rewards": {"core"},
-    "engine": {"core", "sampling", "rewards", "profiling"},
+    "engine": {"core", "options", "sampling", "rewards", "profiling"},
     "results": {"core", "files", "options", "rewards"},
     "recordings": {"core", "files", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},

@@ -22,6 +22,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards import RewardError
 from ttsnap.sampling.kernels import KERNELS
 
@@ -51,8 +52,9 @@ def fitting(engine: Any, algorithm: Algorithm, rewards: list[Any], batch: int) -
     """The mixture with a kernel that the algorithm can use."""
     live = engine(STEPS, rewards, batch)
     noisy = algorithm.needs & {Need.BRANCH, Need.RENOISE}
-    return LiveEngine(live.denoiser, rewards, kernel=KERNELS["sde" if noisy else "pipeline"](live.denoiser),
-                      batch_size=batch)  # fmt: skip
+    return LiveEngine(
+        live.denoiser, rewards, EngineOptions(batch), kernel=KERNELS["sde" if noisy else "pipeline"](live.denoiser)
+    )
 
 
 def moves(result: Result) -> list[Any]:

@@ -21,6 +21,7 @@ from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import fit
+from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import KERNELS, Prediction, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -78,7 +79,7 @@ def wide(batch: int, prompts: int = 1, **options: Any) -> tuple[LiveEngine, Watc
     means = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
     denoiser = MixtureDenoiser(means, torch.ones(2), torch.ones(2), steps=8)
     kernel = Watched(denoiser.path, denoiser.times, **options)
-    return LiveEngine(denoiser, [Brightness()], kernel=kernel, batch_size=batch), kernel
+    return LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=kernel), kernel
 
 
 @pytest.mark.parametrize("at", [0, 3])
@@ -150,7 +151,7 @@ def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> 
         move,
     ))  # fmt: skip
     live = engine()
-    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    sde = LiveEngine(live.denoiser, live.rewards, EngineOptions(4), kernel=KERNELS["sde"](live.denoiser))
     with pytest.raises(ValueError, match=r"near another must take one step|parents .* outside 0\.\."):
         search(["a"], script, sde)
     good = Played((*script.moves[:-1], beside([3], 2, wait=True)))
@@ -160,7 +161,7 @@ def test_rows_that_cannot_be_near_others_are_refused(engine: Any, move: Any) -> 
 def test_noise_of_other_steps_is_not_near(engine: Any) -> None:
     """A child that was made from mixed initial noise is where a step would have brought it, but no step did."""
     live = engine()
-    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    sde = LiveEngine(live.denoiser, live.rewards, EngineOptions(4), kernel=KERNELS["sde"](live.denoiser))
     script = Played((lambda p: fresh(1, 0), lambda p: perturb([0], 0.5, 1), beside([1], 0, wait=True)))
     with pytest.raises(ValueError, match="particle 1 was not made by one step from where 0 is"):
         search(["a"], script, sde)
@@ -178,7 +179,7 @@ def test_samplers_without_noise_of_ours_are_refused(engine: Any) -> None:
         needs: ClassVar[Needs] = frozenset({Need.BRANCH})
 
     live = engine()
-    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    sde = LiveEngine(live.denoiser, live.rewards, EngineOptions(4), kernel=KERNELS["sde"](live.denoiser))
     with pytest.raises(ValueError, match=r"does not declare Need\.NEAR"):
         search(["a"], Silent(script.moves), sde)
     live.grid = Grid(live.grid.levels, (2,) * live.grid.steps)
@@ -266,7 +267,7 @@ def test_it_beats_single_samples(engine: Any) -> None:
 
     def run(algorithm: Any, seed: int) -> list[float]:
         live = engine(rewards=rewards, batch_size=32)
-        sde = LiveEngine(live.denoiser, rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=32)
+        sde = LiveEngine(live.denoiser, rewards, EngineOptions(32), kernel=KERNELS["sde"](live.denoiser))
         return [r.best.reward for r in search(prompts, algorithm, sde, seed=seed)]
 
     found = np.array([run(EpsilonGreedy(12), seed) for seed in range(0, 600, 100)])

@@ -19,6 +19,7 @@ from ttsnap.core.moves import fresh
 from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.kernels import KERNELS
 
 from ..scripted import Scripted, noisy, ranked  # noqa: TID252
@@ -364,7 +365,7 @@ def test_rewards_that_always_fail_end_with_an_image(engine: Any, name: str) -> N
     result = run(make_algorithm(name), known(0, 1.0), "150nfe")
     assert result.images
     live = engine()
-    sde = LiveEngine(live.denoiser, live.rewards, kernel=KERNELS["sde"](live.denoiser), batch_size=4)
+    sde = LiveEngine(live.denoiser, live.rewards, EngineOptions(4), kernel=KERNELS["sde"](live.denoiser))
     assert search(["a", "b"], make_algorithm(name), sde, "60nfe", shared=True, keep=2)[1].images
 
 

@@ -24,6 +24,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.dry import DryEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.kernels import Ddim
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -300,7 +301,7 @@ def test_unbiased_on_the_live_engine() -> None:
         found = []
         for run in range(runs):
             algorithm = Watched(6, lam, potential, "increase", ess=threshold, every=2, first=1.0, last=0.0)
-            search([""], algorithm, LiveEngine(denoiser, [reward], kernel=kernel, batch_size=64), seed=1000 * run)
+            search([""], algorithm, LiveEngine(denoiser, [reward], EngineOptions(64), kernel=kernel), seed=1000 * run)
             found.append(np.exp(algorithm.seen[0][0].log_z))
         off = (np.mean(found) - truth) / (np.std(found, ddof=1) / np.sqrt(runs))
         print(f"z = {off:+.2f}", potential, threshold, "live")
@@ -312,7 +313,9 @@ def test_copies_come_apart_and_deterministic_samplers_are_refused(engine: Any) -
     greedy = SMC(6, 1e6, "current", "constant", ess=1.0, every=2, first=1.0, last=0.0)
     with pytest.raises(ValueError, match=r"smc makes several continuations.*deterministic"):
         search(["a"], greedy, live)
-    noisy = LiveEngine(live.denoiser, live.rewards, kernel=Ddim(live.denoiser.path, live.denoiser.times), batch_size=4)
+    noisy = LiveEngine(
+        live.denoiser, live.rewards, EngineOptions(4), kernel=Ddim(live.denoiser.path, live.denoiser.times)
+    )
     (result,) = search(["a"], greedy, noisy, keep=6)
     assert len(set(result.trace[-1]["parents"])) == 1
     assert len(torch.unique(torch.stack([c.image for c in result.images]), dim=0)) == 6

@@ -21,6 +21,7 @@ from ttsnap.engine.ascent_stepper import AscentStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
+from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.interpolants import VP
@@ -110,7 +111,7 @@ def test_a_cut_gradient_is_that_of_its_last_evaluations() -> None:
 
 
 def engine(denoiser: Any, rewards: Any, batch: int = 8) -> LiveEngine:
-    return LiveEngine(denoiser, rewards, kernel=Ode(denoiser.path, denoiser.times), batch_size=batch)
+    return LiveEngine(denoiser, rewards, EngineOptions(batch), kernel=Ode(denoiser.path, denoiser.times))
 
 
 class Wide(Plain):

@@ -14,6 +14,7 @@ from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import Rollout
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.kernels import Ode
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -36,7 +37,7 @@ def make(steps: int = 12, batch: int = 4) -> LiveEngine:
         return predict(x, step, cond)
 
     denoiser.predict = counted  # type: ignore[method-assign]
-    return LiveEngine(denoiser, [bright()], batch_size=batch)
+    return LiveEngine(denoiser, [bright()], EngineOptions(batch))
 
 
 @pytest.mark.parametrize(("stop", "draft", "points"), [

@@ -22,6 +22,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import dry_costs, fit
+from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
 from ttsnap.sampling.rng import seeded
@@ -128,7 +129,7 @@ def with_kernel(live: LiveEngine, name: str) -> LiveEngine:
     from ttsnap.sampling.kernels import KERNELS
 
     kernel = KERNELS[name](live.denoiser)
-    return LiveEngine(live.denoiser, live.rewards, kernel=kernel, batch_size=live.batch_size)
+    return LiveEngine(live.denoiser, live.rewards, EngineOptions(live.batch_size), kernel=kernel)
 
 
 def test_a_twin_left_behind_pays_for_itself(engine: Any) -> None:

@@ -17,7 +17,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.core.loading import load_object
 from ttsnap.files.settings import Bounded, Bounds
 from ttsnap.options.call import CALL
-from ttsnap.options.engine import BatchOptions, CaptureOptions
+from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.kinds import kind_of
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import changed, option, options_of, taken, values
@@ -25,7 +25,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.results import payload
 
-KINDS = (SearchOptions, SamplerOptions, BatchOptions, CaptureOptions, ModelOptions)
+KINDS = (SearchOptions, SamplerOptions, EngineOptions, ModelOptions)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction
@@ -146,7 +147,7 @@ def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
     name: str, seeds: int, check: int, budget: int, batch: int, stop_after: int | None
 ) -> None:
     denoiser, ticks = Solved(name, 4), []
-    engine = LiveEngine(denoiser, [bright()], batch_size=batch)
+    engine = LiveEngine(denoiser, [bright()], EngineOptions(batch))
     results = search(
         ["a", "b"],
         SeedPruning(seeds, (0.5,), steps=(check,)),
@@ -165,7 +166,7 @@ def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
 )
 def test_batches_and_pruning_change_no_image(name: str) -> None:
     def images(algorithm: Any, batch: int, keep: int = 8) -> dict[int, float]:
-        engine = LiveEngine(Solved(name, 5), [bright()], batch_size=batch)
+        engine = LiveEngine(Solved(name, 5), [bright()], EngineOptions(batch))
         (result,) = search(["a"], algorithm, engine, keep=keep)
         return {c.seed: c.reward for c in result.images}
 
@@ -204,12 +205,12 @@ class NoisySolved(Solved):
 
 @pytest.mark.parametrize("name", ["FlowMatchLCMScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"])
 def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> None:
-    alone = LiveEngine(NoisySolved(name, 5), [bright()], batch_size=1)
+    alone = LiveEngine(NoisySolved(name, 5), [bright()], EngineOptions(1))
     (expected,) = search(["a"], BestOfN(1), alone, seed=3)
     found = []
     for batch in (1, 3, 8):
         denoiser = NoisySolved(name, 5)
-        engine = LiveEngine(denoiser, [bright()], batch_size=batch)
+        engine = LiveEngine(denoiser, [bright()], EngineOptions(batch))
         assert Need.BRANCH in engine.offers
         (result,) = search(["a"], Twins(), engine, seed=3, keep=4)
         found.append({c.uid: c.reward for c in result.images})
@@ -225,7 +226,7 @@ def test_heun_is_more_exact_than_euler() -> None:
 
     def end(name: str, steps: int) -> torch.Tensor:
         denoiser = Solved(name, steps)
-        engine = LiveEngine(denoiser, [bright()], batch_size=8, keep=("latents",))
+        engine = LiveEngine(denoiser, [bright()], EngineOptions(8, keep=("latents",)))
         found: dict[int, Any] = {}
         search(
             ["a"],

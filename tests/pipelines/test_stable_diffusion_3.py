@@ -22,6 +22,7 @@ from ttsnap.pipelines import load, upgrade
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import make_rewards
 
 from .tiny import sd3
@@ -135,7 +136,7 @@ def test_rows_at_different_steps_and_prompts_share_batches(stock: StableDiffusio
     twin = upgrade(stock)
     results = []
     for prompts in (PROMPTS, PROMPTS[::-1]):
-        engine = LiveEngine(twin.denoiser(**CALL), make_rewards(mean_red), batch_size=batch)
+        engine = LiveEngine(twin.denoiser(**CALL), make_rewards(mean_red), EngineOptions(batch))
         found = search(prompts, SeedPruning(5, (0.4,), steps=(2,)), engine, keep=2)
         results.append({r.prompt: r for r in found})
         assert engine.stats["nfe"] == sum(r.spent["nfe"] for r in found)

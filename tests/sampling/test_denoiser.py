@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.mixture import MixtureDenoiser
 
@@ -43,7 +44,7 @@ def test_defaults_are_those_of_a_denoiser_without_the_ability(plain: MixtureDeno
 
 def test_what_it_cannot_do_is_refused_before_a_search(plain: MixtureDenoiser) -> None:
     with pytest.raises(ValueError, match=r"MixtureDenoiser has no preview VAE; set pipe\.preview_vae"):
-        LiveEngine(plain, [lit], preview=True)
+        LiveEngine(plain, [lit], EngineOptions(preview=True))
     with pytest.raises(ValueError, match="MixtureDenoiser cannot hand out hidden features; use pixels or latents"):
         LiveEngine(plain, [Peek()])
 

@@ -22,6 +22,7 @@ from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
 from ttsnap.sampling.guided_steps import Guidance, guided_step
@@ -91,8 +92,13 @@ def tilted(mu: Tensor, v: Tensor, name: str, lam: float) -> tuple[Tensor, Tensor
 def run(algorithm: SMC, denoiser: Plain, reward: str, guide: str | None, seed: int) -> Result:
     """One search by the DDPM kernel, with its weighted sample in `state`."""
     guidance = None if guide is None else Guidance.parse(guide)
-    engine = LiveEngine(denoiser, [FunctionReward(REWARD[reward], "r")], batch_size=512, guidance=guidance,
-                        kernel=Ddim(denoiser.path, denoiser.times))  # fmt: skip
+    engine = LiveEngine(
+        denoiser,
+        [FunctionReward(REWARD[reward], "r")],
+        EngineOptions(512),
+        guidance=guidance,
+        kernel=Ddim(denoiser.path, denoiser.times),
+    )
     (result,) = search([""], algorithm, engine, seed=1000 * seed, keep=algorithm.n or 1)
     return result
 
@@ -319,8 +325,9 @@ NAMES = ["smc", "svdd", "code", "rbf", "best-first", "best-of-n", "seed-pruning"
 def test_every_gradient_is_paid(name: str, spec: str, nfe: int, batch: int, first: float, after: int | None) -> None:
     denoiser, reward = mixture(), Counted()
     guidance = replace(Guidance.parse(spec), first=first)
-    engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), batch_size=batch,
-                        guidance=guidance)  # fmt: skip
+    engine = LiveEngine(
+        denoiser, [reward], EngineOptions(batch), kernel=Sde(denoiser.path, denoiser.times), guidance=guidance
+    )
     engine.start(["a"], 0)  # measures a row once
     asked, ticks = reward.pulled, []
     denoiser.predicted = denoiser.decoded = denoiser.backward = 0
@@ -346,8 +353,13 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
         denoiser = mixture()
         reward = Counted()
         reward.flops = 500.0  # type: ignore[attr-defined]
-        engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), batch_size=batch,
-                            guidance=Guidance("dps", 0.5, first=1.0, last=0.0))  # fmt: skip
+        engine = LiveEngine(
+            denoiser,
+            [reward],
+            EngineOptions(batch),
+            kernel=Sde(denoiser.path, denoiser.times),
+            guidance=Guidance("dps", 0.5, first=1.0, last=0.0),
+        )
         budget = Budget(flops=60 * (engine.price.flops.nfe + 3000))
         (result,) = search(["a"], make_algorithm(name), engine, budget)
         assert result.spent["flops"] <= budget.flops
@@ -438,7 +450,7 @@ def test_refusals_come_before_any_compute() -> None:
     with pytest.raises(ValueError, match=r"2 weights for 1 rewards"):
         LiveEngine(denoiser, [reward], kernel=sde, guidance=Guidance(weights=(1.0, 2.0)))
     with pytest.raises(ValueError, match=r"at least 1, got 0"):
-        LiveEngine(denoiser, [reward], kernel=sde, guidance=Guidance(), gradient_batch_size=0)
+        LiveEngine(denoiser, [reward], EngineOptions(gradient_batch_size=0), kernel=sde, guidance=Guidance())
     assert denoiser.predicted == denoiser.decoded == 0
     assert Guidance.parse("dps:2:x0:0.9-0.2") == Guidance("dps", 2.0, "x0", 0.9, 0.2)
     assert Guidance.parse("tilted:0.1:0.8-0.1") == Guidance("tilted", 0.1, "denoiser", 0.8, 0.1)

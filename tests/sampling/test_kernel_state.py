@@ -14,6 +14,7 @@ from ttsnap import search
 from ttsnap.core.moves import advance, fresh, perturb
 from ttsnap.core.needs import Gradient, Need, Needs
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Ode, Prediction
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -64,7 +65,7 @@ class Branching:
 def remembering(batch: int) -> LiveEngine:
     denoiser = MixtureDenoiser(torch.randn(2, 3), torch.ones(2), torch.ones(2), steps=4)
     kernel = Remembering(Ode(denoiser.path, denoiser.times))
-    return LiveEngine(denoiser, [Brightness()], kernel=kernel, batch_size=batch)
+    return LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=kernel)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])

@@ -14,6 +14,7 @@ from ttsnap import BestOfN, search
 from ttsnap.cli import main
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
+from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.folder import load_recording
 from ttsnap.results.outputs import read_payload
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -108,7 +109,7 @@ def test_searches_start_from_them_in_any_batch(counted: Any, kind: str) -> None:
             return predict(x, step, cond)
 
         denoiser.predict = watched
-        engine = LiveEngine(denoiser, [Brightness()], batch_size=batch, noises=kind)
+        engine = LiveEngine(denoiser, [Brightness()], EngineOptions(batch), noises=kind)
         result = search(["a"], BestOfN(7), engine, seed=2)[0]
         expected = initial(kind, range(2, 9), denoiser.init_latents)[0]
         assert list(seen) == expected[:, 0].tolist()

@@ -21,6 +21,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import to_json
+from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import parse, render, sample_prompts, weights_path
 from ttsnap.scenes.preview_files import preview_vae, save_preview
@@ -107,7 +108,7 @@ def counting(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_ledger_of_a_live_search(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reward = make_reward("scenes-learned")
-    engine = LiveEngine(pipe.denoiser(**CALL), [reward], batch_size=4, preview=True)
+    engine = LiveEngine(pipe.denoiser(**CALL), [reward], EngineOptions(4, preview=True))
     flops = engine.price.flops  # counted before the counters are on
     assert engine.price.estimates == "preview"
     assert flops.previews < flops.decodes / 10
@@ -140,7 +141,7 @@ def test_the_ledger_of_a_live_search(pipe: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_estimates_are_those_of_a_search(stock: Any) -> None:
     found = estimates(stock, HELD_OUT[:2], 1, batch=2).unflatten(0, (-1, 2))
-    engine = LiveEngine(load().denoiser(**defaults()), [make_reward("scenes")], batch_size=2, keep=["latents"])
+    engine = LiveEngine(load().denoiser(**defaults()), [make_reward("scenes")], EngineOptions(2, keep=["latents"]))
     kept: dict[tuple[int, int], torch.Tensor] = {}
 
     def listen(event: Any) -> None:

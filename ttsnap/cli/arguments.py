@@ -42,8 +42,8 @@ def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (
 
     starts: defaults other than the declared ones. An option whose default is a value takes no null.
     """
-    for option in options_of(kind):
-        if option.written is not None and option.name not in without and (not names or option.name in names):
+    for option in _written(kind):
+        if option.name not in without and (not names or option.name in names):
             add_option(p, option, starts.get(option.name))
 
 
@@ -85,6 +85,11 @@ def unrecorded(kind: type[Any]) -> list[str]:
     return [option.name for option in options_of(kind) if not option.recorded]
 
 
+def _written(kind: type[Any]) -> list[Option]:
+    """Options that can be written."""
+    return [option for option in options_of(kind) if option.written is not None]
+
+
 def read(kind: type[T], a: Namespace) -> T:
     """What was given for the options that a class declares; those that the command does not have at their defaults."""
-    return kind(**{option.name: a[option.flag] for option in options_of(kind) if option.flag in a})
+    return kind(**{option.name: a[option.flag] for option in _written(kind) if option.flag in a})

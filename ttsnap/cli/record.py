@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.configs import refuse_classes
 from ttsnap.cli.help import new_parser
-from ttsnap.options.engine import BatchOptions, CaptureOptions
+from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.sampler import SamplerOptions
@@ -103,8 +103,9 @@ def run(a: Namespace) -> int:
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
     common.check_call(pipe, call)
-    capture = CaptureOptions([extra.partition(":")[0] for extra in extras], a.features)
-    engine = pipe.engine(rewards, **values(sampler), **values(batches), **values(capture), **call)
+    keep = [extra.partition(":")[0] for extra in extras]
+    options = EngineOptions(**values(batches), keep=keep, features_block=a.features)
+    engine = pipe.engine(rewards, **values(sampler), **values(options), **call)
     info = {
         "model": a.model,
         **({"lora": a.lora} if a.lora else {}),
@@ -114,9 +115,9 @@ def run(a: Namespace) -> int:
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
-    options = {"seed": a.seed, "steps": a.score_steps, "images": a.images, "extras": extras}
+    what = {"seed": a.seed, "steps": a.score_steps, "images": a.images, "extras": extras}
     try:
-        recording = record(engine, prompts, a.seeds, out, **options, info=info, progress_bar=True)
+        recording = record(engine, prompts, a.seeds, out, **what, info=info, progress_bar=True)
     except KeyboardInterrupt:
         there, units = progress(out)
         print(

@@ -3,5 +3,5 @@
 live.py is its face. Behind it, in the order in which a row meets them: intake.py, scheduler.py, executor.py,
 stepper.py, looks.py, scoring.py, store.py.
 
-It imports torch, the core, sampling and profiling.
+It imports torch, the core, the declared options, sampling, rewards and profiling.
 """

@@ -35,6 +35,7 @@ from ttsnap.engine.scoring import Scorer, block_to_capture
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Particle, Store
 from ttsnap.engine.trial_batches import seconds_of, sizes_for
+from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.denoiser import Denoiser
@@ -45,15 +46,11 @@ from ttsnap.sampling.kernels import Kernel
 class LiveEngine(Engine):
     """Runs a Denoiser and rewards in full batches.
 
-    batch_size: most particles per denoiser call (with guidance the network sees twice as many rows);
-    decode_batch_size: most images per decode and reward call. None: as many as fit into a GPU's memory, measured by a
-    few throw-away calls (`probed`), 16 elsewhere. Either is halved when the device runs out of memory.
-    padded: fill batches up to a few sizes (buckets.py), so that a compiled network is not compiled for every size.
-    preview: decode unfinished estimates with the denoiser's preview VAE. kernel: the pipeline's own by default.
-    guidance: steps follow the rewards' gradient (guided_steps.py); gradient_batch_size: most rows of those calls.
-    noises: "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py). keep:
-    "latents" and "features", what to hand to listeners beside the decoded estimates; features_block: the transformer
-    block whose hidden states those are (rewards that read features name their own).
+    options: how large batches are, and what is handed to listeners (each field says what it does). A batch size that is
+    None is measured by a few throw-away calls (`probed`), where the device tells its memory; one that turns out too
+    large is halved. With classifier-free guidance the network sees twice as many rows.
+    kernel: the pipeline's own by default. guidance: steps follow the rewards' gradient (guided_steps.py). noises:
+    "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py).
     `stats` counts what ran.
     """
 
@@ -61,38 +58,31 @@ class LiveEngine(Engine):
         self,
         denoiser: Denoiser,
         rewards: Sequence[Reward],
+        options: EngineOptions | None = None,
         *,
         kernel: Kernel | None = None,
-        batch_size: int | None = None,
-        decode_batch_size: int | None = None,
-        padded: bool = False,
-        preview: bool = False,
-        keep: Sequence[str] = (),
-        features_block: int | None = None,
         guidance: Guidance | None = None,
-        gradient_batch_size: int | None = None,
         noises: str = "independent",
     ) -> None:
+        options = options or EngineOptions()
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.probed = Cost()
         self.noise, self.store = InitialNoise(noises, denoiser, self.kernel), Store()
         self.stats: dict[str, int] = defaultdict(int)
-        self._sizes = BatchSizes(batch_size, decode_batch_size, self._found_sizes, self.stats)
-        if gradient_batch_size is not None and gradient_batch_size < 1:
-            raise ValueError(f"gradient_batch_size must be at least 1, got {gradient_batch_size}")
-        self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=preview)
-        self.reward_names, self.keep = self.scorer.names, tuple(keep)
-        block = block_to_capture(self.rewards, self.keep, features_block)
+        self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
+        self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=options.preview)
+        self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
+        block = block_to_capture(self.rewards, self.keep, options.features_block)
         if block is not None:
             self.denoiser.capture(block)
-        self.executor = Executor(self.noise, self.scorer, self._sizes, self.stats, padded=padded)
+        self.executor = Executor(self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
         self.scheduler: Scheduler[Row] = Scheduler()
         self.intake = Intake(self.noise, self.store)
-        self.gradient_batch_size = gradient_batch_size
+        self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
-            self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, gradient_batch_size)
+            self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.probed += self.stepper.tried
         self._price: Price | None = None
 

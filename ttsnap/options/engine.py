@@ -38,10 +38,21 @@ class BatchOptions(Bounded):
 
 
 @dataclass(frozen=True)
-class CaptureOptions:
-    """What an engine hands to listeners beside the decoded estimates."""
+class EngineOptions(BatchOptions):
+    """All that an engine is told beside the denoiser, the rewards and the sampler."""
 
-    keep: Sequence[str] = option((), 'what to hand over: "latents", "features", or both', written=None)
-    features_block: int | None = option(
-        None, "the transformer block of the denoiser whose hidden states the features are", written=None
+    keep: Sequence[str] = option(
+        (), 'what to hand to listeners beside the decoded estimates: "latents", "features", or both', written=None
     )
+    features_block: int | None = option(
+        None,
+        "the transformer block of the denoiser whose hidden states the features are; rewards that read features name "
+        "their own",
+        written=None,
+    )
+    padded: bool = option(
+        False,
+        "fill batches up to a few sizes, so that a compiled network is not compiled for every size",
+        written=None,
+    )
+    preview: bool = option(False, "decode unfinished estimates with the denoiser's preview VAE", written=None)
