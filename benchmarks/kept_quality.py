@@ -73,7 +73,7 @@ def runs(a: argparse.Namespace, device: Any, dtype: Any) -> Iterator[dict[str, A
             "images_per_second": len(found) / seconds,
             "reward": float(np.mean([result.best.reward for result in found])),
             "strictly_right": float(right.mean()),
-            "nfe": float(np.mean([result.spent["nfe"] for result in found])),
+            "nfe": float(np.mean([result.spent.nfe for result in found])),
         }
 
 

@@ -84,7 +84,7 @@ def main() -> None:
             budget = Budget(nfe=nfe) if unit == "nfe" else flops_of(nfe, engine)
             begin = time.perf_counter()
             results = search(prompts, make_algorithm(build(nfe)), engine, budget, seed=seed * 100_000)
-            done[key] = {**winners(results, metrics), "verifier_share": results[0].spent["verifier_share"],
+            done[key] = {**winners(results, metrics), "verifier_share": results[0].spent.verifier_share,
                          "seconds": time.perf_counter() - begin,
                          "occupancy": engine.occupancy, "engine_seconds": engine.timings}  # fmt: skip
             print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)

@@ -306,10 +306,10 @@ def lived(a: argparse.Namespace, pipe: Any, seen: Recording, costs: dict[str, An
         "searches": len(results),
         "seeds": sized.n,
         "same winner": sum(x.best.seed == y.best.seed for x, y in zip(results, replayed, strict=True)),
-        "same cost": sum(x.spent["flops"] == y.spent["flops"] for x, y in zip(results, replayed, strict=True)),
+        "same cost": sum(x.spent.flops == y.spent.flops for x, y in zip(results, replayed, strict=True)),
         "live": float(np.mean([r.best.reward for r in results])),
         "replayed": float(np.mean([r.best.reward for r in replayed])),
-        "spent": {k: v for k, v in results[0].spent.items() if k != "cost"},
+        "spent": results[0].spent.to_json(),
         "ran": dict(engine.stats),
     }
 

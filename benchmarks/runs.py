@@ -66,7 +66,7 @@ def winners(results: list[Result], metrics: Any) -> dict[str, Any]:
     return {
         "reward": [next(iter(r.best.scores.values())) for r in results],
         **{m.name: [float(v) for v in m(images, prompts, level)] for m in metrics},
-        **{k: [r.spent[k] for r in results] for k in ("nfe", "flops", "decodes", "gradients", "finished")},
+        **{k: [r.spent.to_json()[k] for r in results] for k in ("nfe", "flops", "decodes", "gradients", "finished")},
         "winner": (small * 255).round().int().flatten(1).tolist(),
     }
 

@@ -42,7 +42,7 @@ def test_pruning_is_the_papers_loop(seed: int) -> None:
     keep, steps = tuple(rng.uniform(0.2, 0.9, 3)), tuple(sorted(rng.choice(20, 3, replace=False).tolist()))
     (result,) = search([""], SeedPruning(30, keep, steps=steps), by_table(scores))
     winner, paid = by_hand(scores, 30, keep, steps)
-    assert (result.best.seed, result.spent["nfe"]) == (winner, paid)
+    assert (result.best.seed, result.spent.nfe) == (winner, paid)
 
 
 def test_levels_and_steps_agree() -> None:
@@ -60,7 +60,7 @@ def test_as_many_survive_as_are_to_be_kept() -> None:
     scores = np.random.default_rng(0).normal(size=(64, 21))
     (result,) = search([""], SeedPruning(), by_table(scores), "400nfe", keep=6)
     assert len(result.images) == 6
-    assert result.spent["nfe"] <= 400
+    assert result.spent.nfe <= 400
     (result,) = search([""], SeedPruning(), by_table(scores), "45nfe", keep=6)
     assert 1 <= len(result.images) < 6
     assert "of the 6 images asked for" in result.warnings[-1]
@@ -75,7 +75,7 @@ def test_contract(name: str, budget: str) -> None:
     engines = [by_table(scores) for _ in range(2)]
     results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]
     for result in results[0]:
-        assert 20 <= result.spent["nfe"] <= int(budget[:-3])
+        assert 20 <= result.spent.nfe <= int(budget[:-3])
         assert result.images
     assert [r.trace for r in results[0]] == [r.trace for r in results[1]]
 

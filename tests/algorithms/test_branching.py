@@ -90,7 +90,7 @@ def test_code_is_the_papers_loop(seed: int, temperature: float, n: int, streams:
     (result,) = search([""], algorithm, Scripted(score, steps))
     parent, calls, finished = code_by_hand(score, n, streams, block, temperature, steps)
     assert result.particles.parent.tolist() == parent
-    assert result.spent["nfe"] == calls
+    assert result.spent.nfe == calls
     assert np.flatnonzero(result.particles.finished).tolist() == finished
     assert result.particles.alive.sum() == len(finished)
 
@@ -100,7 +100,7 @@ def test_code_fits_its_children_to_the_budget_and_keeps_as_many_streams_as_image
     # A stream: 1 for noise, then n * 4 to step 4, scored, and n * 3 to the images.
     assert fit(CoDe(streams=2, block=4), engine, Budget(nfe=100)).n == 7
     (result,) = search([""], CoDe(streams=2, block=4), engine, "100nfe")
-    assert result.spent["nfe"] == 2 * (1 + 7 * 4 + 7 * 3)
+    assert result.spent.nfe == 2 * (1 + 7 * 4 + 7 * 3)
     (result,) = search([""], svdd(streams=1), engine, "100nfe", keep=3)
     assert len(result.images) == 3
 
@@ -109,7 +109,7 @@ def test_code_survives_cuts() -> None:
     for nfe in range(8, 60):
         (result,) = search([""], CoDe(n=6, streams=3, block=3), Scripted(noisy(nfe, fail=0.3)), f"{nfe}nfe")
         assert result.images
-        assert result.spent["nfe"] <= nfe
+        assert result.spent.nfe <= nfe
 
 
 # --- RBF and verifier-threshold --------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_rbf_is_algorithm_1(finish: str, fail: float, allowance: int) -> None:
         (result,) = search([""], watched, Scripted(score, steps), f"{allowance}nfe")
         hand = rbf_by_hand(score, streams, initial, steps, allowance, finish)
         assert result.particles.parent.tolist() == hand["parent"]
-        assert result.spent["nfe"] == hand["calls"] <= allowance
+        assert result.spent.nfe == hand["calls"] <= allowance
         assert np.flatnonzero(result.particles.finished).tolist() == hand["finished"]
         quotas = [[(s.at, s.quota) for s in state.streams] for state in watched.states[1:-1]]
         assert quotas[: len(hand["quotas"])] == without_last_step(hand, steps, quotas)
@@ -215,7 +215,7 @@ def test_rbf_published_loses_what_best_keeps() -> None:
     assert (best.best.uid, best.best.reward) == (1, 3.0)
     assert published.best.reward == 1.0
     # Both spend all, the one to denoise its image from step 1.
-    assert best.spent["nfe"] == published.spent["nfe"] == 20
+    assert best.spent.nfe == published.spent.nfe == 20
 
 
 @pytest.mark.parametrize("allowance", [8, 15, 33, 60, 200])
@@ -228,7 +228,7 @@ def test_verifier_threshold_accepts_by_threshold(allowance: int, bars: Any) -> N
         (result,) = search([""], algorithm, Scripted(score, steps), f"{allowance}nfe")
         hand = rbf_by_hand(score, streams, initial, steps, allowance, "best", bars or "quantiles")
         assert result.particles.parent.tolist() == hand["parent"]
-        assert result.spent["nfe"] == hand["calls"] <= allowance
+        assert result.spent.nfe == hand["calls"] <= allowance
         assert np.flatnonzero(result.particles.finished).tolist() == hand["finished"]
         spent.append(hand["calls"])
     assert allowance < 200 or bars is not None or min(spent) < allowance / 2  # it stops where all is passed
@@ -239,7 +239,7 @@ def test_planned_budgets(algorithm: Any) -> None:
     for keep in (1, 2):
         for nfe in range(8, 50):
             (result,) = search([""], algorithm, Scripted(noisy(nfe, fail=0.2)), f"{nfe}nfe", keep=keep)
-            assert 8 <= result.spent["nfe"] <= nfe
+            assert 8 <= result.spent.nfe <= nfe
             assert len(result.images) == keep or (result.images and nfe < 8 * 3)
     with pytest.raises(ValueError, match=f"^{name_of(algorithm)} plans by its budget"):
         search([""], algorithm, Scripted(noisy(0)))
@@ -248,7 +248,7 @@ def test_planned_budgets(algorithm: Any) -> None:
 def test_another_cap_ends_with_the_best_candidate() -> None:
     score = noisy(1)
     (result,) = search([""], RBF(2, 3), Scripted(score), "100nfe,9decodes")
-    assert result.spent["decodes"] == 9
+    assert result.spent.cost.decodes == 9
     assert len(result.particles) == 8
     assert result.best.uid == max(range(8), key=lambda u: score(u, 0 if u < 6 else 1))
 
@@ -295,7 +295,7 @@ def test_top_noises() -> None:
     score = noisy(4)
     (result,) = search([""], TopNoises(10, 3), Scripted(score), keep=2)
     top = sorted(range(10), key=lambda u: -score(u, 0))[:3]
-    assert result.spent["nfe"] == 10 + 3 * 7
+    assert result.spent.nfe == 10 + 3 * 7
     assert sorted(np.flatnonzero(result.particles.finished).tolist()) == sorted(top)
     with pytest.raises(ValueError, match="keep must be from 1 to n"):
         TopNoises(2, 3)
@@ -309,10 +309,10 @@ def test_nested_goes_on_from_the_best_noises(first: Any) -> None:
     assert result.trace[1]["parents"] == top[:2] * 3
     assert sorted(result.trace[1]["drop"]) == sorted(top[2:])
     # Noises are paid: 2 streams of 3 children to step 4, scored, and on to the images.
-    assert result.spent["nfe"] == 10 + 2 * 3 * 4 + 2 * 3 * 3
+    assert result.spent.nfe == 10 + 2 * 3 * 4 + 2 * 3 * 3
     (result,) = search([""], Nested(first, RBF(2)), Scripted(score), "60nfe")
     assert sorted(set(result.trace[1]["parents"])) == sorted(top[:2])
-    assert result.spent["nfe"] == 60
+    assert result.spent.nfe == 60
     watched = Watched(Nested(first, VerifierThreshold(1)))
     search([""], watched, Scripted(score), "60nfe")
     inner = watched.states[1].inner
@@ -334,7 +334,7 @@ def test_nested_fits_and_is_built_from_json() -> None:
     n = fit(nested, engine, Budget(nfe=100)).n
     assert n == (100 - 12) // (2 * 7) == 6
     (result,) = search([""], nested, engine, "100nfe")
-    assert result.spent["nfe"] == 12 + 6 * 14
+    assert result.spent.nfe == 12 + 6 * 14
     assert make_algorithm("nested", first="top-noises", second="rbf") == Nested(TopNoises(), RBF())
 
 
@@ -375,7 +375,7 @@ def test_nested_survives_cuts() -> None:
             engine = Scripted(noisy(nfe, fail=0.3))
             (result,) = search([""], Nested(TopNoises(12, 4), second), engine, f"{nfe}nfe", keep=2)
             assert result.images
-            assert result.spent["nfe"] <= nfe
+            assert result.spent.nfe <= nfe
 
 
 # --- On a model --------------------------------------------------------------------------------------------------

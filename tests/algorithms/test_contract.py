@@ -100,10 +100,10 @@ def test_books_balance_and_every_prompt_gets_an_image(
 
     results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared, on_event=watch,
                      should_stop=lambda: after is not None and len(ticks) > after)  # fmt: skip
-    spent = np.array([(r.spent["nfe"], r.spent["decodes"], r.spent["reward_calls"]) for r in results])
+    spent = np.array([(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results])
     denoiser: Any = live.denoiser
     scored = rewards[0].images + rewards[1].images
-    pulled = sum(r.spent["gradients"] for r in results)  # each asks both rewards, by `differentiable`
+    pulled = sum(r.spent.cost.gradients for r in results)  # each asks both rewards, by `differentiable`
     assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
     for used, caps in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
         assert used[0] <= (budget.nfe or np.inf) * caps
@@ -114,7 +114,7 @@ def test_books_balance_and_every_prompt_gets_an_image(
     for result in results:
         assert all(torch.isfinite(candidate.image).all() for candidate in result.images)
         refunds = sum(move.get("refund", {}).get("nfe", 0) for move in result.trace)
-        assert sum(move["cost"]["nfe"] for move in result.trace) - refunds == result.spent["nfe"]
+        assert sum(move["cost"]["nfe"] for move in result.trace) - refunds == result.spent.nfe
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -98,7 +98,7 @@ def test_near_noise_is_a_mixture_with_that_of_a_sibling(at: int) -> None:
         (result,) = search(["a"], script, live, seed=7, keep=3)
         assert result.particles.parent.tolist() == [-1, 0, 0, 0, 0, 0]
         # The evaluation at the parent is paid once, whoever uses it.
-        assert result.spent["nfe"] == live.nfe == at + 1 + 5 + 2 * (6 - at) + 7 - at
+        assert result.spent.nfe == live.nfe == at + 1 + 5 + 2 * (6 - at) + 7 - at
         made = dict(zip(range(1, 6), kernel.seen[at : at + 5], strict=True))
         found.append(torch.stack(list(made.values())))
         drawn = {u: rng.noise([(7, u + 1, at)], made[1][None])[0] for u in made}
@@ -220,7 +220,7 @@ def test_it_is_the_papers_loop(seed: int) -> None:
         state = best
     last = next(plans)
     assert last.rows.parent.tolist() == [state]
-    assert result.spent["nfe"] == 1 + n * (steps - 1)
+    assert result.spent.nfe == 1 + n * (steps - 1)
     assert result.particles.finished.sum() == 1
 
 
@@ -251,14 +251,14 @@ def test_it_fits_its_budget_and_survives_a_cut() -> None:
         for failing in (0.0, 0.4, 1.0):
             result = search([""], EpsilonGreedy(20, streams=2), known(nfe, failing=failing), f"{nfe}nfe")[0]
             assert result.images
-            assert result.spent["nfe"] <= nfe
+            assert result.spent.nfe <= nfe
     cut = search([""], EpsilonGreedy(20, streams=2), known(1), "40nfe")[0]
     assert len(cut.trace) < 12  # it ends where nothing can be bought
     assert len(search([""], EpsilonGreedy(3), known(0), keep=3)[0].images) == 3
     nested = Nested(TopNoises(8, 2), EpsilonGreedy(4, streams=2))
     assert Need.NEAR in nested.needs
     found = search([""], nested, known(2))[0]
-    assert found.spent["nfe"] == 8 + 2 * 4 * 5
+    assert found.spent.nfe == 8 + 2 * 4 * 5
     assert len(found.images) == 1
 
 

@@ -73,18 +73,18 @@ def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
     rounds, pool, paid = paths_by_hand(engine, streams, n, start, back, ahead)
     assert [move["parents"] for move in result.trace[1:]] == rounds
     assert finished(result) == pool
-    assert result.spent["nfe"] == paid
+    assert result.spent.nfe == paid
     assert result.best.uid == max(pool, key=lambda u: ranked(engine.score)(u, K))
 
 
 def test_search_over_paths_fills_its_budget_and_survives_a_cut() -> None:
     full = run(SearchOverPaths(), known(0), "400nfe")
-    assert 300 < full.spent["nfe"] <= 400
+    assert 300 < full.spent.nfe <= 400
     assert not full.warnings
     for nfe in range(K, 120):
         cut = run(SearchOverPaths(5), known(nfe, 0.3), f"{nfe}nfe")
         assert cut.images
-        assert cut.spent["nfe"] <= nfe
+        assert cut.spent.nfe <= nfe
     # Each of the two streams has rows before the cut.
     cut = run(SearchOverPaths(5), known(1), "40nfe")
     rows = cut.trace[1]
@@ -141,11 +141,11 @@ def test_zero_order_spends_its_budget() -> None:
         for algorithm in (ZeroOrder(), ZeroOrder(check=0.5)):
             result = run(algorithm, known(nfe, 0.3), f"{nfe}nfe")
             assert result.images
-            assert nfe - 2 * K < result.spent["nfe"] <= nfe
+            assert nfe - 2 * K < result.spent.nfe <= nfe
     with pytest.raises(ValueError, match="give rounds, or a budget"):
         run(ZeroOrder(), known(0))
-    assert run(ZeroOrder(rounds=0), known(0)).spent["nfe"] == K
-    assert run(ZeroOrder(rounds=2, restart=0.0), known(0)).spent["nfe"] == 9 * K
+    assert run(ZeroOrder(rounds=0), known(0)).spent.nfe == K
+    assert run(ZeroOrder(rounds=2, restart=0.0), known(0)).spent.nfe == 9 * K
 
 
 def test_zero_order_climbs(engine: Any) -> None:
@@ -233,7 +233,7 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
     assert len(particles) == len(nodes)
     steps = [(int(p), int(s)) for p, s in zip(particles.parent, particles.step, strict=True)]
     assert [x for u, x in enumerate(steps) if u not in closed] == [x for u, x in enumerate(nodes) if u not in closed]
-    assert closed or result.spent["nfe"] == spent
+    assert closed or result.spent.nfe == spent
     assert result.images
 
 
@@ -243,7 +243,7 @@ def test_best_first_leaves_nothing_that_can_be_finished() -> None:
         p = result.particles
         assert result.images
         last = K - int(p.step[~p.finished & (p.step < K - 1)].max(initial=0))
-        assert budget - result.spent["nfe"] < last
+        assert budget - result.spent.nfe < last
     with pytest.raises(ValueError, match="plans by its budget"):
         run(BestFirst(), known(0))
 
@@ -263,7 +263,7 @@ def test_best_first_ends_where_another_cap_bites() -> None:
     for decodes in range(1, 30):
         result = run(BestFirst(), known(decodes), f"300nfe,{decodes}decodes")
         assert result.images
-        assert result.spent["decodes"] <= decodes
+        assert result.spent.cost.decodes <= decodes
 
 
 # --- depth-first -----------------------------------------------------------------------------------------------
@@ -306,16 +306,16 @@ def test_depth_first_is_the_papers_loop(seed: int) -> None:
     result = run(DepthFirst(levels, back / K, tuple(least), tries=tries), engine)
     uid, paid = descent_by_hand(engine, checks, least, back, tries)
     assert finished(result)[-1] == uid or uid in finished(result)
-    assert result.spent["nfe"] == paid
+    assert result.spent.nfe == paid
 
 
 def test_depth_first_spends_its_budget_or_stops_when_content() -> None:
     for nfe in range(K, 160, 3):
         result = run(DepthFirst(), known(nfe, 0.2), f"{nfe}nfe")
         assert result.images
-        assert nfe - 2 * K < result.spent["nfe"] <= nfe
+        assert nfe - 2 * K < result.spent.nfe <= nfe
         assert not any(move["closing"] for move in result.trace)
-    assert run(DepthFirst((0.5,), thresholds=(-99.0, -99.0)), known(0), "300nfe").spent["nfe"] == K
+    assert run(DepthFirst((0.5,), thresholds=(-99.0, -99.0)), known(0), "300nfe").spent.nfe == K
     with pytest.raises(ValueError, match="give tries, or a budget"):
         run(DepthFirst(), known(0))
     assert run(DepthFirst(tries=3), known(0)).images
@@ -357,7 +357,7 @@ def test_given_particles_are_gone_on_from(name: str) -> None:
         assert not set(roots) & (set(range(6)) - set(order))
         assert len(used) == {"search-over-paths": min(2, len(order)), "zero-order": 1}.get(name, min(3, len(order)))
         assert result.images
-        assert result.spent["nfe"] <= 200
+        assert result.spent.nfe <= 200
 
 
 @pytest.mark.parametrize("name", ["search-over-paths", "zero-order", "best-first", "depth-first"])

@@ -319,7 +319,7 @@ def test_copies_come_apart_and_deterministic_samplers_are_refused(engine: Any) -
     (result,) = search(["a"], greedy, noisy, keep=6)
     assert len(set(result.trace[-1]["parents"])) == 1
     assert len(torch.unique(torch.stack([c.image for c in result.images]), dim=0)) == 6
-    assert result.spent["nfe"] == 6 * 8 == live.denoiser.calls
+    assert result.spent.nfe == 6 * 8 == live.denoiser.calls
 
 
 # --- moves --------------------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def test_the_funnel_narrows_and_fits_its_budget() -> None:
     assert sizes == [round(40 * 0.25 ** (j / 5)) for j in range(6)]
     assert sizes[-1] == 10
     (result,) = search(["a"], funnel(), Chain(linear), "240nfe", utility=first_reward, keep=3)
-    assert 220 <= result.spent["nfe"] <= 240
+    assert 220 <= result.spent.nfe <= 240
     assert len(result.trace[0]["uids"]) > 40 > len(result.trace[-1]["uids"]) >= 3
 
 
@@ -380,7 +380,7 @@ def test_a_cut_move_goes_on_with_what_there_is(nfe: int) -> None:
     algorithm = Watched(8, 1.0, "max", "increase", ess=0.6, **everywhere)
     (result,) = search(["a"], algorithm, Chain(linear), f"{nfe}nfe", utility=first_reward)
     assert result.images
-    assert result.spent["nfe"] <= nfe
+    assert result.spent.nfe <= nfe
     for state, _ in algorithm.seen:
         assert len(state.uids) == len(state.logw) == len(state.total)
         assert (result.particles.step[state.uids] == 6).all()
@@ -418,7 +418,7 @@ def test_adopted_particles_are_gone_on_from(n: int) -> None:
     started = result.trace[1]
     assert started["parents"] == np.resize(best, n).tolist()
     assert set(started["drop"]) == set(range(9)) - set(started["parents"])
-    assert result.spent["nfe"] == 9 + 6 * n - n  # children share the evaluation at noise
+    assert result.spent.nfe == 9 + 6 * n - n  # children share the evaluation at noise
     assert SMC().adopt(SMC().init(Task(GRID)), best, result.particles).n == 3
 
 

@@ -11,6 +11,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.plans import resolve
 from ttsnap.core.price import Price, Rates
 from ttsnap.core.pricing import finish_cost
+from ttsnap.core.spent import Spent
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
 from ttsnap.loop.budget import Budget, task_of
@@ -141,8 +142,8 @@ def test_flops_and_seconds() -> None:
     assert Budget(seconds=1).shortfall(Cost(11), price) is None
     ledger = Ledger(Budget(nfe=20), price)
     ledger.charge(Cost(9, 1, 1))
-    assert ledger.summary()["forward_passes"] == 18
-    assert ledger.summary()["flops"] == 96
+    assert Spent(ledger.spent, ledger.price, "").forward_passes == 18
+    assert Spent(ledger.spent, ledger.price, "").flops == 96
 
 
 def test_table_views_are_read_only_and_grow() -> None:

@@ -14,6 +14,7 @@ import pytest
 import ttsnap
 from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind
 from ttsnap.core.price import Price, Rates
+from ttsnap.core.spent import Spent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
 
@@ -73,7 +74,7 @@ def test_its_cap_is_read_and_written(kind: CostKind) -> None:
 def test_results_and_traces_tell_it(kind: CostKind) -> None:
     ledger = Ledger(Budget(), Price(Rates(**{kind.name: 2.0})))
     ledger.charge(only(kind, 3))
-    summary = ledger.summary()
+    summary = Spent(ledger.spent, ledger.price, str(ledger)).to_json()
     assert summary["flops"] == summary[f"flops_{kind.phase}"] == 6.0
     assert summary.get(kind.name) == (3 if kind.summed else None)
     assert only(kind, 3).counts()[kind.name] == 3
@@ -81,7 +82,7 @@ def test_results_and_traces_tell_it(kind: CostKind) -> None:
 
 
 def test_files_have_the_keys_that_they_always_had() -> None:
-    assert list(Ledger(Budget(), Price()).summary()) == [
+    assert list(Spent(Cost(), Price(), "").to_json())[:12] == [
         "nfe", "forward_passes", "decodes", "previews", "reward_calls",
         "flops", "flops_denoise", "flops_decode", "flops_reward", "gradients", "flops_gradient", "budget",
     ]  # fmt: skip
@@ -96,7 +97,7 @@ import json
 import numpy as np
 from pathlib import Path
 from ttsnap.cli.found import _counts
-from ttsnap.core import Cost, Grid, Price, Rates
+from ttsnap.core import Cost, Grid, Price, Rates, Spent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
 from ttsnap.recordings.header import Header
@@ -112,8 +113,9 @@ assert budget.shortfall(cost, price) == "350 judge tokens of 300"
 ledger = Ledger(Budget(judge_tokens=400), price)
 assert not ledger.affords(cost + cost)
 ledger.charge(cost)
-spent = ledger.summary()
-assert (spent["judge_tokens"], spent["flops"], spent["flops_reward"]) == (350, 720.0, 700.0)
+spent = Spent(ledger.spent, price, str(ledger))
+told = spent.to_json()
+assert (told["judge_tokens"], told["flops"], told["flops_reward"]) == (350, 720.0, 700.0)
 assert _counts(spent) == "2 NFE (2 forward passes), 0 decodes, 0 reward calls and 350 judge tokens"
 recording = Recording(("a",), np.zeros((1, 2, 2, 1)), Grid((1.0, 0.0)), ("r",), price=price)
 told = Header.of(recording).to_json()

@@ -78,7 +78,7 @@ def test_events_and_trace_tell_the_same(name: str) -> None:
     assert live.best is not None
     assert live.best.uid == result.best.uid
     assert live.best.value == result.best.reward
-    assert (live.spent.decodes, live.spent.reward_calls) == (result.spent["decodes"], result.spent["reward_calls"])
+    assert (live.spent.decodes, live.spent.reward_calls) == (result.spent.cost.decodes, result.spent.cost.reward_calls)
     assert {u: lane.parent for u, lane in live.lanes.items()} == dict(enumerate(p.parent.tolist()))
     assert {u: lane.seed for u, lane in live.lanes.items()} == dict(enumerate(p.seed.tolist()))
     assert {u for u, lane in live.lanes.items() if lane.state == "finished"} == set(np.flatnonzero(p.finished).tolist())
@@ -274,9 +274,9 @@ def asked_for(algorithm: str, nfe: int) -> Asked:
 
 def test_what_is_left_of_a_budget_is_explained() -> None:
     _, result = searched("svdd", "90nfe")
-    text = why_unspent(asked_for("svdd", 90), GRID, result.spent["nfe"])
+    text = why_unspent(asked_for("svdd", 90), GRID, result.spent.nfe)
     sizes = [int(n) for n in re.findall(r"n = (\d+)", text)]
-    assert text.startswith(f"SVDD ended after {result.spent['nfe']} of 90 evaluations")
+    assert text.startswith(f"SVDD ended after {result.spent.nfe} of 90 evaluations")
     assert sizes[1] == sizes[0] + 1
     assert int(text.rstrip(".").split()[-1]) > 90
     assert why_unspent(asked_for("best-of-n", 100), GRID, 100) == ""

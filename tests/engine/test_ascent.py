@@ -134,7 +134,7 @@ def test_climbing_beats_other_seeds_at_the_same_cost(depth: int) -> None:
     for name, algorithm in (("ascent", NoiseAscent(ascends=depth)), ("seeds", make_algorithm("best-of-n"))):
         (result,) = search(["a"], algorithm, engine(denoiser, reward), budget, seed=5)
         assert budget.flops is not None
-        assert 0.8 * budget.flops < result.spent["flops"] <= budget.flops
+        assert 0.8 * budget.flops < result.spent.flops <= budget.flops
         best[name] = result.best.reward
     assert best["ascent"] > 1.5 * best["seeds"] > 0
 
@@ -152,7 +152,7 @@ def test_noise_keeps_its_length_and_gradients_are_taken_once() -> None:
     failed = sum(len(move["drop"]) and move["drop"][0] != result.best.uid for move in result.trace)
     tried = {move["parents"][0] for move in result.trace[1:]}
     assert failed
-    assert result.spent["gradients"] == len(tried) < len(result.trace) - 1
+    assert result.spent.cost.gradients == len(tried) < len(result.trace) - 1
     assert live.stats["gradients"] == len(tried)
 
 
@@ -173,13 +173,13 @@ def test_what_climbs_take_is_counted_and_capped(cap: str) -> None:
     live = engine(denoiser, rewards)
     budget = Budget(nfe=90 if cap == "nfe" else 10_000, **({} if cap == "nfe" else {cap: 20}))
     (result,) = search(["a"], NoiseAscent(weights=(1, 0)), live, budget)
-    spent, tried = result.spent, result.spent["calibration"]["reward_calls"]
+    spent, tried = result.spent, result.spent.calibration.reward_calls
     assert tried == 1
-    assert spent["gradients"] > 0
-    assert (spent["nfe"], spent["decodes"]) == (seen["nfe"], seen["decodes"])
-    assert spent["reward_calls"] == seen["reward_calls"] - tried
-    assert spent[cap] <= getattr(budget, cap)
-    assert all(live.stats[name] == spent[name] for name in seen)
+    assert spent.cost.gradients > 0
+    assert (spent.nfe, spent.cost.decodes) == (seen["nfe"], seen["decodes"])
+    assert spent.cost.reward_calls == seen["reward_calls"] - tried
+    assert getattr(spent.cost, cap) <= getattr(budget, cap)
+    assert all(live.stats[name] == getattr(spent.cost, name) for name in seen)
 
 
 def test_batches_and_company_change_nothing() -> None:
@@ -197,7 +197,7 @@ def test_it_stops_at_its_target() -> None:
     target = values[0] + 0.3 * (free.best.reward - values[0])
     (stopped,) = search(["a"], NoiseAscent(rounds=6, target=target), engine(mixture(), reward))
     assert target <= stopped.best.reward < free.best.reward
-    assert stopped.spent["nfe"] < free.spent["nfe"]
+    assert stopped.spent.nfe < free.spent.nfe
 
 
 def test_a_held_out_reward_that_falls_ends_the_climb() -> None:
@@ -252,7 +252,7 @@ def test_settings_that_do_not_fit(options: dict[str, Any]) -> None:
 def test_refinement_goes_on_from_the_best_and_stays_within_the_budget(first: str, second: Any) -> None:
     live = engine(mixture(), [FunctionReward(score, "r")])
     (result,) = search(["a"], Refined(first, second), live, Budget(nfe=120))  # type: ignore[arg-type]
-    assert 100 <= result.spent["nfe"] <= 120
+    assert 100 <= result.spent.nfe <= 120
     seeds = result.particles.parent < 0
     best = np.nanmax(result.particles.scores[seeds, -1, 0])
     assert result.best.reward > best

@@ -61,11 +61,11 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any, space: str, block
     events: list[Event] = []
     algorithm = make_algorithm("seed-pruning")
     results = search(PROMPTS, algorithm, engine, Budget(nfe=40), seed=3, on_event=events.append)
-    finished = sum(r.spent["finished"] for r in results)
+    finished = sum(r.spent.finished for r in results)
     assert set(reward.shapes) == {shape}
-    assert engine.stats["decodes"] == finished == reward.calls == sum(r.spent["decodes"] for r in results)
-    assert sum(r.spent["reward_calls"] for r in results) == engine.stats["reward_calls"] > finished
-    assert sum(r.spent["nfe"] for r in results) == engine.stats["nfe"]
+    assert engine.stats["decodes"] == finished == reward.calls == sum(r.spent.cost.decodes for r in results)
+    assert sum(r.spent.cost.reward_calls for r in results) == engine.stats["reward_calls"] > finished
+    assert sum(r.spent.nfe for r in results) == engine.stats["nfe"]
     scored = [e for e in events if e.kind == "score"]
     assert all((e.image is None) == (e.step < 6) for e in scored)
 
@@ -73,8 +73,8 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any, space: str, block
 def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
     engine = pipe.engine([Peek("latents"), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL)
     results = search(PROMPTS, make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3)
-    assert sum(r.spent["decodes"] for r in results) * 2 == sum(r.spent["reward_calls"] for r in results)
-    assert engine.stats["decodes"] == sum(r.spent["decodes"] for r in results)
+    assert sum(r.spent.cost.decodes for r in results) * 2 == sum(r.spent.cost.reward_calls for r in results)
+    assert engine.stats["decodes"] == sum(r.spent.cost.decodes for r in results)
 
 
 def test_latents_are_the_estimates_that_would_be_decoded(pipe: Any) -> None:
@@ -165,7 +165,9 @@ def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
     image = result.best.image[None]
     assert result.best.reward == pytest.approx(float(make_reward("scenes")(image, PROMPTS[:1], None)[0]), abs=1e-6)
     assert not result.warnings
-    assert result.spent["decodes"] == result.spent["reward_calls" if early == "brightness" else "finished"]
+    assert result.spent.cost.decodes == (
+        result.spent.cost.reward_calls if early == "brightness" else result.spent.finished
+    )
 
 
 def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:

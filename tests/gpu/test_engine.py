@@ -69,8 +69,8 @@ def test_planned_batches_fit_into_what_is_free(card: torch.device, free_gib: flo
     (result,) = search(["a cat"], BestOfN(64), engine)
     assert 0.5 * free_gib * 1024 * MIB / ROW <= engine.batch_size <= free_gib * 1024 * MIB / ROW < 64
     assert engine.stats["out_of_memory"] == 0
-    assert result.spent["calibration"]["nfe"] == 4
-    assert result.spent["finished"] == 64
+    assert result.spent.calibration.nfe == 4
+    assert result.spent.finished == 64
 
 
 @pytest.mark.gpu
@@ -88,7 +88,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.dev
         torch.cuda.set_per_process_memory_fraction(1.0, card)
     assert 1 <= engine.batch_size < 8
     assert engine.stats["out_of_memory"] >= 2
-    assert result.spent["nfe"] == expected.spent["nfe"]
+    assert result.spent.nfe == expected.spent.nfe
     rewards = [{c.seed: c.reward for c in found.images} for found in (result, expected)]
     assert rewards[0] == pytest.approx(rewards[1], abs=5e-3)
 

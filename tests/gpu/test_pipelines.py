@@ -107,7 +107,7 @@ def test_log_ratios_of_guided_and_plain_steps_are_those_of_the_cpu(device: torch
         pipe = upgrade(copy.deepcopy(stock).to(place))
         engine = pipe.engine(redder_left, kernel="sde", guide="tilted:0.3:x0:0.9-0.5", batch_size=rows, **call)
         (result,) = search(["a cat"], SMC(n=4, ess=0.0), engine, keep=4)
-        assert result.spent["gradients"] > 0
+        assert result.spent.cost.gradients > 0
         ratios.append(torch.tensor(result.particles.log_ratio))
     assert ratios[0].isfinite().all()
     assert ratios[0].abs().max() > 1e-3
@@ -175,7 +175,7 @@ def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.dev
 
     call = {**FAMILIES["sd3"].call, "num_inference_steps": 4}
     out = pipe("a cat", search=SeedPruning(4, (0.5,), steps=(1,)), reward=reward, batch_size=4, **call)
-    assert (out.search[0].spent["previews"], out.search[0].spent["decodes"]) == (4, 2)
+    assert (out.search[0].spent.cost.previews, out.search[0].spent.cost.decodes) == (4, 2)
     assert set(seen) == {device.type}
 
 

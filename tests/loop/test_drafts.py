@@ -60,7 +60,7 @@ def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
     expected = denoiser.decode(x).double().mean((1, 2, 3))
     np.testing.assert_allclose(result.particles.scores[:, 2, 0], expected, atol=1e-12)
     # 5 seeds take 3 + 2 evaluations each, 2 survivors go on from step 2, where their first one is paid.
-    assert result.spent["nfe"] == 5 * (3 + 2) + 2 * (12 - 3) == live.denoiser.calls  # type: ignore[attr-defined]
+    assert result.spent.nfe == 5 * (3 + 2) + 2 * (12 - 3) == live.denoiser.calls  # type: ignore[attr-defined]
     # What survives is what best-of-N makes of the same seeds: the draft was not followed.
     (whole,) = search(["a"], BestOfN(5), make(), keep=5)
     by_seed = {c.seed: c.reward for c in whole.images}
@@ -85,8 +85,8 @@ def test_ledger_equals_counter(
         on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
         should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
     )  # fmt: skip
-    assert sum(r.spent["nfe"] for r in results) == live.denoiser.calls  # type: ignore[attr-defined]
-    assert all(r.spent["nfe"] <= budget for r in results)
+    assert sum(r.spent.nfe for r in results) == live.denoiser.calls  # type: ignore[attr-defined]
+    assert all(r.spent.nfe <= budget for r in results)
     assert all(r.images for r in results) or stop_after is not None
 
 

@@ -35,7 +35,7 @@ relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 
 
 def counts(result: Any) -> tuple[int, int, int]:
-    return result.spent["nfe"], result.spent["decodes"], result.spent["reward_calls"]
+    return result.spent.nfe, result.spent.cost.decodes, result.spent.cost.reward_calls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
     for result in results:
         assert result.images
         assert result.best.image.shape == (3, 1, 1)
-        assert sum(m["cost"]["nfe"] for m in result.trace) == result.spent["nfe"]
+        assert sum(m["cost"]["nfe"] for m in result.trace) == result.spent.nfe
 
 
 def with_kernel(live: LiveEngine, name: str) -> LiveEngine:
@@ -136,7 +136,7 @@ def test_a_twin_left_behind_pays_for_itself(engine: Any) -> None:
     """Children of one particle share its evaluation within a move; one that stays behind pays when it goes on."""
     live = with_kernel(engine(batch_size=1), "sde")
     results = search(PROMPTS[:2], Wild(n=5, moves=6, seed=3), live, Budget(nfe=32))
-    assert sum(r.spent["nfe"] for r in results) == live.denoiser.calls
+    assert sum(r.spent.nfe for r in results) == live.denoiser.calls
 
 
 @relaxed
@@ -187,7 +187,7 @@ def test_pruning_pays_for_estimates_once(engine: Any) -> None:
     (result,) = search(["a"], SeedPruning(8, (0.5, 0.5), steps=(2, 5)), live)
     assert counts(result) == (8 * 3 + 4 * 3 + 2 * 2, 8 + 4 + 2, 14)
     assert live.denoiser.calls == 40
-    assert result.spent["finished"] == 2
+    assert result.spent.finished == 2
 
 
 def test_children_share_their_parents_evaluation(engine: Any) -> None:
@@ -231,10 +231,10 @@ def test_reserve_finishes_one_when_the_algorithm_never_does(engine: Any) -> None
 
     (result,) = search(["a"], Spender(), engine(), "41nfe")
     assert result.best.image is not None
-    assert result.spent["nfe"] <= 41
+    assert result.spent.nfe <= 41
     # 17 seeds scored at step 1 cost 34, finishing the best one 6 more.
-    assert result.spent["seeds"] == 17
-    assert result.spent["nfe"] == 40
+    assert result.spent.seeds == 17
+    assert result.spent.nfe == 40
     assert result.trace[-1]["closing"]
     uid = result.best.uid
     assert result.particles.scores[uid, 1, 0] == result.particles.scores[:, 1, 0].max()
@@ -257,10 +257,10 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
 
 def test_n_is_fitted_to_the_budget(engine: Any) -> None:
     (result,) = search(["a"], BestOfN(), engine(), "50nfe")
-    assert result.spent["nfe"] == 48
-    assert result.spent["seeds"] == 6
+    assert result.spent.nfe == 48
+    assert result.spent.seeds == 6
     (result,) = search(["a"], SeedPruning(None, (0.5,), steps=(3,)), engine(), "50nfe")
-    assert 44 <= result.spent["nfe"] <= 50
+    assert 44 <= result.spent.nfe <= 50
     for budget, most, n in ((50, 4096, 6), (50, 5, 5), (10_000, 48, 48), (10_000, 1, 1), (8, 64, 1), (520, 64, 64)):
         assert fit(BestOfN(), engine(), Budget(nfe=budget), most=most).n == n, (budget, most)
 
@@ -286,7 +286,7 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
             return (None if first > min(firsts) else dataclasses.replace(fresh(1, 8), value=1 - first)), state
 
     results = search(PROMPTS, Greedy(), engine(), "40nfe", shared=True)
-    spent = [r.spent["nfe"] for r in results]
+    spent = [r.spent.nfe for r in results]
     assert sum(spent) == 120
     assert max(spent) > 40 > min(spent)
     assert all(r.images for r in results)
@@ -369,7 +369,7 @@ def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
 ])  # fmt: skip
 def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, batch: int, error: bool) -> None:
     results = search(PROMPTS, BestOfN(8), engine(rewards=[Fails("mine", when, error)], batch_size=batch), "64nfe")
-    assert all(r.images and r.spent["nfe"] == 64 for r in results)
+    assert all(r.images and r.spent.nfe == 64 for r in results)
     assert any("no score for particle" in w for r in results for w in r.warnings)
 
 
@@ -447,7 +447,7 @@ def test_deadline_ends_every_prompt_with_an_image(engine: Any) -> None:
     results = search(PROMPTS, BestOfN(50), live, "20s", clock=lambda: now[0])
     assert all(r.images for r in results)
     assert now[0] <= 60
-    assert sum(r.spent["nfe"] for r in results) == denoiser.calls
+    assert sum(r.spent.nfe for r in results) == denoiser.calls
 
 
 def test_events_tell_the_story(engine: Any) -> None:
@@ -457,7 +457,7 @@ def test_events_tell_the_story(engine: Any) -> None:
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
     assert kinds.count("score") == 6 + 3
-    assert sum(e.nfe for e in events if e.kind == "tick") == result.spent["nfe"]
+    assert sum(e.nfe for e in events if e.kind == "tick") == result.spent.nfe
     assert [len(e.uids) for e in events if e.kind == "drop"] == [3]
     assert [e for e in events if e.kind == "score"][-1].best == pytest.approx(result.best.reward)
 
@@ -483,14 +483,14 @@ def test_bad_input_is_refused_before_any_compute(engine: Any, change: dict[str, 
 
 def test_effort_and_saturation(engine: Any) -> None:
     (result,) = search(["a"], BestOfN(), engine(), "low")
-    assert result.spent["nfe"] == 40
+    assert result.spent.nfe == 40
     finished = result.particles.scores[:, -1, 0]
     pairs = [max(a, b) for a, b in itertools.combinations(finished, 2)]
-    assert result.spent["gain_of_second_half"] == pytest.approx(max(finished) - np.mean(pairs))
+    assert result.spent.gain_of_second_half == pytest.approx(max(finished) - np.mean(pairs))
     assert not result.saturated
     (flat,) = search(["a"], BestOfN(8), engine(rewards=[FunctionReward(lambda images, prompts: [1.0] * len(images))]))
     assert flat.saturated
-    assert search(["a"], BestOfN(3), engine())[0].spent["gain_of_second_half"] is None
+    assert search(["a"], BestOfN(3), engine())[0].spent.gain_of_second_half is None
 
 
 def test_illegal_moves_are_caught(engine: Any) -> None:
@@ -661,6 +661,17 @@ def test_algorithms_that_plan_by_their_budget_take_seconds(engine: Any, name: st
     live = with_kernel(engine(), "sde")
     (result,) = search(["a"], make_algorithm(name), live, "1s")
     assert result.images
-    assert result.spent["seconds_all_prompts"] < 10
+    assert result.spent.seconds_all_prompts < 10
     with pytest.raises(ValueError, match="budget"):
         search(["a"], make_algorithm(name), live, None)
+
+
+def test_what_is_no_algorithm_is_refused_by_what_it_lacks(engine: Any) -> None:
+    class Old:
+        n, lockstep, branches = 1, False, False
+
+        def init(self, task: Any) -> None:
+            return None
+
+    with pytest.raises(ValueError, match=r"Old is no algorithm: it has no needs, step; the how-to"):
+        search(["a"], Old(), engine())  # type: ignore[arg-type]

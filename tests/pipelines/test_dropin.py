@@ -609,10 +609,10 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
 
     output = found(twin, search=BestOfN(8), batch_size=2, decode_batch_size=2, on_event=stop)
     (result,) = output.search
-    assert result.spent["finished"] == 2
+    assert result.spent.finished == 2
     assert len(output.images) == 1
     assert "stopped early" in result.warnings[0]
-    assert found(twin).search[0].spent["finished"] == 2  # the flag is the last call's
+    assert found(twin).search[0].spent.finished == 2  # the flag is the last call's
 
 
 def safety_checker(threshold: float) -> Any:
@@ -677,7 +677,7 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
     assert all(bool(event.image.any()) for event in seen if event.image is not None)
     found, expected = after.search[0], before.search[0]
     assert (found.best.seed, found.best.scores) == (expected.best.seed, expected.best.scores)
-    assert found.spent["flops"] == expected.spent["flops"]
+    assert found.spent.flops == expected.spent.flops
 
 
 # --- every family -------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_winners_of_many_prompts_are_made_again_by_stock_diffusers(stock: Any) -
     found = upgrade(stock)(prompts, search=SeedPruning(), reward="scenes", report="scenes-strict", budget="60nfe",
                            batch_size=11, output_type="pt", seed=0, **CALL).search  # fmt: skip
     for result in found:
-        assert 8 <= result.spent["nfe"] <= 60
+        assert 8 <= result.spent.nfe <= 60
         generator = torch.Generator().manual_seed(result.best.seed)
         again = stock(result.prompt, generator=generator, output_type="pt", **CALL).images[0]
         torch.testing.assert_close(result.best.image, again, atol=1e-4, rtol=0)
@@ -66,8 +66,8 @@ def test_ledger_counts_what_the_network_sees(stock: Any) -> None:
                            **CALL).search  # fmt: skip
     for hook in hooks:
         hook.remove()
-    assert sum(rows) == sum(r.spent["forward_passes"] for r in found) == 2 * sum(r.spent["nfe"] for r in found)
-    assert sum(decoded) == sum(r.spent["decodes"] for r in found)
+    assert sum(rows) == sum(r.spent.forward_passes for r in found) == 2 * sum(r.spent.nfe for r in found)
+    assert sum(decoded) == sum(r.spent.cost.decodes for r in found)
 
 
 def test_words_it_does_not_know_are_refused(stock: Any) -> None:
@@ -81,8 +81,8 @@ def test_budget_in_seconds() -> None:
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     (result,) = pipe("three green squares", search="best-of-n", reward="scenes", budget="3s", **CALL).search
-    assert result.spent["calibration"]["nfe"] > 0
-    assert result.spent["finished"] >= 1
+    assert result.spent.calibration.nfe > 0
+    assert result.spent.finished >= 1
 
 
 def test_bfloat16_runs() -> None:

@@ -110,9 +110,9 @@ def test_climbing_through_pipelines(name: str) -> None:
                              return_dict=False, **FAMILIES[name].call)  # fmt: skip
     scores = result.particles.scores[:, -1, 0]
     assert result.best.reward == scores.max() > scores[0]
-    assert 1 <= result.spent["gradients"] <= 3
-    assert result.spent["nfe"] == 3 * (len(scores) + result.spent["gradients"])
-    assert result.spent["decodes"] == len(scores) + result.spent["gradients"]
+    assert 1 <= result.spent.cost.gradients <= 3
+    assert result.spent.nfe == 3 * (len(scores) + result.spent.cost.gradients)
+    assert result.spent.cost.decodes == len(scores) + result.spent.cost.gradients
     assert all(p.grad is None for p in pipe.vae.parameters())  # which stock modules would keep
 
 
@@ -123,9 +123,9 @@ def test_guided_calls_of_a_pipeline(guide: str) -> None:
     plain, guided = (pipe("a cat", reward=bright, budget="8nfe", **options, **call).search[0]
                      for options in ({}, {"guide": guide}))  # fmt: skip
     assert guided.best.reward > plain.best.reward
-    assert guided.spent["gradients"] == 2 * 3
-    assert guided.spent["decodes"] == guided.spent["reward_calls"] == 2 + 2 * 3
-    assert guided.spent["calibration"]["gradients"] == 1
+    assert guided.spent.cost.gradients == 2 * 3
+    assert guided.spent.cost.decodes == guided.spent.cost.reward_calls == 2 + 2 * 3
+    assert guided.spent.calibration.gradients == 1
     with pytest.raises(ValueError, match=r"choose kernel sde"):
         pipe("a cat", reward=bright, budget="8nfe", guide=guide, **{**call, "kernel": "pipeline"})
 

@@ -156,8 +156,8 @@ def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
         on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
         should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
     )
-    assert sum(r.spent["nfe"] for r in results) == denoiser.calls
-    assert all(r.spent["nfe"] <= budget for r in results)
+    assert sum(r.spent.nfe for r in results) == denoiser.calls
+    assert all(r.spent.nfe <= budget for r in results)
     assert all(r.images for r in results) or stop_after is not None
 
 
@@ -214,7 +214,7 @@ def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> Non
         assert Need.BRANCH in engine.offers
         (result,) = search(["a"], Twins(), engine, seed=3, keep=4)
         found.append({c.uid: c.reward for c in result.images})
-        assert denoiser.calls == result.spent["nfe"] == 2 + 1 + 4 * 2
+        assert denoiser.calls == result.spent.nfe == 2 + 1 + 4 * 2
     assert found[1] == pytest.approx(found[0], abs=1e-6)
     assert found[2] == pytest.approx(found[0], abs=1e-6)
     assert len(set(found[0].values())) == 4

@@ -139,7 +139,7 @@ def test_rows_at_different_steps_and_prompts_share_batches(stock: StableDiffusio
         engine = LiveEngine(twin.denoiser(**CALL), make_rewards(mean_red), EngineOptions(batch))
         found = search(prompts, SeedPruning(5, (0.4,), steps=(2,)), engine, keep=2)
         results.append({r.prompt: r for r in found})
-        assert engine.stats["nfe"] == sum(r.spent["nfe"] for r in found)
+        assert engine.stats["nfe"] == sum(r.spent.nfe for r in found)
     for prompt in PROMPTS:
         a, b = (r[prompt] for r in results)
         assert [c.seed for c in a.images] == [c.seed for c in b.images]
@@ -230,7 +230,7 @@ def test_several_rewards_and_report(stock: StableDiffusion3Pipeline) -> None:
     images = output.search[0].images
     assert [c.scores["green"] for c in images] == sorted((c.scores["green"] for c in images), reverse=True)
     assert all(c.metrics["mean_red"] == pytest.approx(c.scores["mean_red"], abs=1e-6) for c in images)
-    assert output.search[0].spent["reward_calls"] == 8
+    assert output.search[0].spent.cost.reward_calls == 8
 
 
 def test_a_broken_report_does_not_lose_the_images(stock: StableDiffusion3Pipeline) -> None:

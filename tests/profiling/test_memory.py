@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.core.cost import Cost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.profiling.buckets import buckets
 from ttsnap.profiling.memory import fit_rows
@@ -64,7 +65,7 @@ def test_three_rows_that_do_not_fit_are_no_error_but_one_is() -> None:
 
 def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
     results = search(prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, keep=3)
-    return [[(c.seed, round(c.reward, 6)) for c in r.images] for r in results], sum(r.spent["nfe"] for r in results)
+    return [[(c.seed, round(c.reward, 6)) for c in r.images] for r in results], sum(r.spent.nfe for r in results)
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +117,8 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
     (result,) = search(["a"], BestOfN(4), live)
     assert (live.batch_size, live.decode_batch_size) == (5, 3)
     assert asked == [64, 5]
-    assert result.spent["calibration"] == {"nfe": 2, "decodes": 2, "reward_calls": 4}
-    assert live.denoiser.calls == result.spent["nfe"] + 2
+    assert result.spent.calibration == Cost(2, 2, 4)
+    assert live.denoiser.calls == result.spent.nfe + 2
 
 
 def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,8 +394,8 @@ def test_a_guided_recording_is_gone_on_with_and_replayed(engine: Any, tmp_path: 
     live = search(PROMPTS, BestOfN(4), guided(), seed=7)
     again = search(PROMPTS, BestOfN(4), ReplayEngine(read), seed=7)
     for a, b in zip(live, again, strict=True):
-        assert a.spent["cost"] == b.spent["cost"]
-        assert a.spent["cost"].gradients > 0
+        assert a.spent.cost == b.spent.cost
+        assert a.spent.cost.gradients > 0
     # What the gradient of a finished image goes back through is kept as well.
     deep = replace(read, price=replace(read.price, depth=3, asked=2))
     save_recording(deep, tmp_path / "deep")
@@ -594,7 +594,7 @@ def test_replay_of_a_resumed_recording_equals_live(recorder: Any, engine: Any, t
         again = search(PROMPTS, algorithm, ReplayEngine(recording), seed=7)
         for a, b in zip(live, again, strict=True):
             assert a.best.seed == b.best.seed
-            assert a.spent["cost"] == b.spent["cost"]
+            assert a.spent.cost == b.spent.cost
             assert [m["uids"] for m in a.trace] == [m["uids"] for m in b.trace]
 
 

@@ -27,14 +27,14 @@ def test_replay_equals_live(engine: Any) -> None:
     grid = engine().grid
     recording = Recording.from_results(recorded, grid, ("brightness",))
     assert not np.isnan(recording.scores).any()
-    assert all(r.spent["nfe"] == 20 * 8 for r in recorded)  # scoring every step costs no evaluation more
+    assert all(r.spent.nfe == 20 * 8 for r in recorded)  # scoring every step costs no evaluation more
     for algorithm in (BestOfN(9), SeedPruning(12, (0.5, 0.5), steps=(1, 4)), SeedPruning(None, (0.4,), steps=(3,))):
         live = search(PROMPTS, algorithm, engine(batch_size=5), "80nfe", seed=40, keep=2)
         replayed = search(PROMPTS, algorithm, ReplayEngine(recording), "80nfe", seed=40, keep=2)
         for a, b in zip(live, replayed, strict=True):
             assert [c.seed for c in a.images] == [c.seed for c in b.images]
             assert [c.reward for c in a.images] == pytest.approx([c.reward for c in b.images])
-            assert a.spent["cost"] == b.spent["cost"]
+            assert a.spent.cost == b.spent.cost
             assert [m["uids"] for m in a.trace] == [m["uids"] for m in b.trace]
 
 
@@ -55,13 +55,13 @@ def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> Non
             replayed = search(
                 names, algorithm, ReplayEngine(recording, capacity=capacity), budget, shared=shared, seed=40
             )
-            spent[budget, capacity] = [r.spent["nfe"] for r in replayed]
+            spent[budget, capacity] = [r.spent.nfe for r in replayed]
             if shared and capacity == 1:
                 continue  # other rounds, and so another division of the pot
             for a, b in zip(live, replayed, strict=True):
                 assert a.best.seed == b.best.seed
                 assert a.best.reward == pytest.approx(b.best.reward)
-                assert a.spent["cost"] == b.spent["cost"]
+                assert a.spent.cost == b.spent.cost
                 assert [(m["uids"], m["stop"]) for m in a.trace] == [(m["uids"], m["stop"]) for m in b.trace]
     assert shared or spent["30nfe", 1] == spent["30nfe", 6]
 

@@ -118,17 +118,16 @@ def test_the_loop_on_any_recording(data: Any) -> None:
     results = search(recording.prompts, algorithm, engine, budget, shared=shared, keep=keep, seed=recording.first_seed)
     spent = [r.spent for r in results]
     # The ledger is what the engine was asked for, counted independently.
-    assert [s["nfe"] for s in spent] == engine.evaluations.sum(1).tolist()
-    assert [s["decodes"] for s in spent] == engine.looks.sum(1).tolist()
+    assert [s.nfe for s in spent] == engine.evaluations.sum(1).tolist()
+    assert [s.cost.decodes for s in spent] == engine.looks.sum(1).tolist()
     share = len(results) if shared else 1
     task = task_of(budget, engine, shared=shared)
-    for cap, name in ((budget.nfe, "nfe"), (budget.flops, "flops")):
+    for cap, each in ((budget.nfe, [s.nfe for s in spent]), (budget.flops, [s.flops for s in spent])):
         if cap is not None:
-            each = [s[name] for s in spent]
             assert sum(each) <= len(results) * cap * (1 + 1e-9)
             assert max(each) <= share * cap * (1 + 1e-9)
     if shared and isinstance(algorithm, PriceOfCompute):
-        most = max(s["nfe"] + task.score_cost * s["decodes"] for s in spent)
+        most = max(s.nfe + task.score_cost * s.cost.decodes for s in spent)
         assert most <= max(algorithm.cap * task.allowance, task.grid.steps + task.score_cost) * (1 + 1e-9)
     for i, r in enumerate(results):
         assert 1 <= len(r.images) <= keep
@@ -164,8 +163,8 @@ def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
     out = lockstep(
         algorithm, lookup, prompts, task, rewards=len(recording.reward_names), pot=prompts if shared else None
     )
-    assert out.nfe.tolist() == [r.spent["nfe"] for r in loop]
-    assert out.scored.tolist() == [r.spent["decodes"] for r in loop]
+    assert out.nfe.tolist() == [r.spent.nfe for r in loop]
+    assert out.scored.tolist() == [r.spent.cost.decodes for r in loop]
     assert (out.winner + recording.first_seed).tolist() == [r.best.seed for r in loop]
     assert out.reward.tolist() == [r.best.reward for r in loop]
     total = out.nfe + task.score_cost * out.scored

@@ -48,7 +48,7 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(path)), outputs.to_uint8(best.image))
     trace = json.loads((tmp_path / "trace.json").read_text())
     entry = trace["results"][1]
-    assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent["nfe"]
+    assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent.nfe
     assert entry["images"][0]["file"] == path.name
 
 

@@ -135,12 +135,12 @@ def test_the_head_counts_the_seeds_that_started(engine: Callable[..., Any], monk
     (result,) = search(["a"], SeedPruning(2, (0.5,), steps=(2,)), engine())
     never = result.particles.step * 0
     particles = replace(result.particles, step=never, cached=never > 0)
-    told = replace(result, spent={**result.spent, "seeds": 0}, particles=particles)
+    told = replace(result, spent=replace(result.spent, seeds=0), particles=particles)
     written: list[str] = []
     text = ImageDraw.ImageDraw.text
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **options: (written.append(a[2]), text(*a, **options)))
     sheet.contact_sheet(told, {})
-    assert any(line.startswith(f"0 seeds, {told.spent['nfe']} denoiser evaluations") for line in written)
+    assert any(line.startswith(f"0 seeds, {told.spent.nfe} denoiser evaluations") for line in written)
 
 
 def test_long_seeds_are_told_apart_within_their_columns(

@@ -50,7 +50,7 @@ def test_a_result_is_a_line(engine: Callable[..., Any]) -> None:
         assert "\n" not in line
         assert len(line) < 200
         assert f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}" in line
-        assert f"{result.spent['nfe']} NFE, 6 seeds" in line
+        assert f"{result.spent.nfe} NFE, 6 seeds" in line
         assert "tensor" not in repr(result.images)
     assert repr(results[0]).startswith("Result('a': ")
 

@@ -334,7 +334,7 @@ def test_every_gradient_is_paid(name: str, spec: str, nfe: int, batch: int, firs
     results = search(["a", "b"], make_algorithm(name), engine, Budget(nfe=nfe),
                      on_event=lambda e: ticks.extend([1] if e.kind == "tick" else []),
                      should_stop=lambda: after is not None and len(ticks) > after)  # fmt: skip
-    spent = [r.spent["cost"] for r in results]
+    spent = [r.spent.cost for r in results]
     gradients = reward.pulled - asked
     assert sum(c.gradients for c in spent) == gradients
     assert sum(c.reward_calls for c in spent) == reward.plain + gradients
@@ -362,9 +362,9 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
         )
         budget = Budget(flops=60 * (engine.price.flops.nfe + 3000))
         (result,) = search(["a"], make_algorithm(name), engine, budget)
-        assert result.spent["flops"] <= budget.flops
-        assert result.spent["flops"] == engine.price.flops.of(result.spent["cost"])
-        assert result.spent["gradients"] > 0
+        assert result.spent.flops <= budget.flops
+        assert result.spent.flops == engine.price.flops.of(result.spent.cost)
+        assert result.spent.cost.gradients > 0
         found.append(result)
     assert [m["uids"] for m in found[0].trace] == [m["uids"] for m in found[1].trace]
     torch.testing.assert_close(found[0].best.image, found[1].best.image)
@@ -382,7 +382,7 @@ def test_dry_runs_price_gradients(weights: Any) -> None:
     asked = 2 if weights is None else 1
     for name in ("seed-pruning", "best-of-n"):
         costs = [
-            search([""], make_algorithm(name, n=5), e, Budget(nfe=60))[0].spent["cost"] for e in (dry, engine, replay)
+            search([""], make_algorithm(name, n=5), e, Budget(nfe=60))[0].spent.cost for e in (dry, engine, replay)
         ]
         assert costs[0] == costs[1] == costs[2]
         assert costs[0].gradients > 0
@@ -404,7 +404,7 @@ def test_caps_on_decodes_and_reward_calls_hold_under_gradients(
     results = search(["a", "b"], make_algorithm(name), engine, budget, shared=shared)
     for counted, cap in ((denoiser.decoded, decodes), (reward.plain + reward.pulled, calls)):
         assert cap is None or counted <= 2 * cap
-    for cost in (r.spent["cost"] for r in results):
+    for cost in (r.spent.cost for r in results):
         assert shared or decodes is None or cost.decodes <= decodes
         assert shared or calls is None or cost.reward_calls <= calls
     assert all(r.images for r in results)
@@ -419,14 +419,13 @@ def test_flops_are_paid_once_and_trials_are_counted() -> None:
     assert (tried, engine.probed.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": tried})
     (result,) = search(["a"], make_algorithm("best-of-n", n=2), engine)
     spent, rates = result.spent, engine.price.flops
-    once, looks = rates.decodes + 500, spent["decodes"] - spent["gradients"]
-    assert spent["gradients"] > 0
-    assert spent["flops_denoise"] == rates.nfe * spent["nfe"]
-    backward = rates.backwards * spent["cost"].backwards
-    assert spent["flops"] == spent["flops_denoise"] + backward + once * (looks + 3 * spent["gradients"])
-    parts = ("flops_denoise", "flops_decode", "flops_reward", "flops_gradient")
-    assert spent["flops"] == pytest.approx(sum(spent[part] for part in parts))
-    assert spent["calibration"]["reward_calls"] == tried + 1  # the trial, and the row whose memory is measured
+    once, looks = rates.decodes + 500, spent.cost.decodes - spent.cost.gradients
+    assert spent.cost.gradients > 0
+    assert spent.flops_by["denoise"] == rates.nfe * spent.nfe
+    backward = rates.backwards * spent.cost.backwards
+    assert spent.flops == spent.flops_by["denoise"] + backward + once * (looks + 3 * spent.cost.gradients)
+    assert spent.flops == pytest.approx(sum(spent.flops_by.values()))
+    assert spent.calibration.reward_calls == tried + 1  # the trial, and the row whose memory is measured
 
 
 # --- what is refused, and what stays as it was ----------------------------------------------------------------------
@@ -526,4 +525,4 @@ def test_a_reward_that_fails_costs_a_gradient_and_not_the_search(caplog: Any) ->
     (result,) = search(["a"], make_algorithm("best-of-n", n=4), engine)
     assert result.images
     assert "no gradient of r: the scorer is down" in caplog.text
-    assert result.spent["gradients"] == engine.stats["gradients"]
+    assert result.spent.cost.gradients == engine.stats["gradients"]

@@ -62,8 +62,8 @@ def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> Non
     out = lockstep(algorithm, lambda *a: play(r, *a), 25, Task(GRID), rewards=rewards, utility=combine)
     assert out.winner.tolist() == [x.best.seed for x in loop]
     np.testing.assert_allclose(out.reward, [x.best.reward for x in loop])
-    assert out.nfe.tolist() == [x.spent["nfe"] for x in loop]
-    assert out.scored.tolist() == [x.spent["decodes"] for x in loop]
+    assert out.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
 
 
 @pytest.mark.parametrize("budget", ["12nfe", "37nfe", "90nfe", "900nfe"])
@@ -76,8 +76,8 @@ def test_priced_lockstep_is_the_loop(priced: PriceOfCompute, budget: str, shared
     task = task_of(Budget.parse(budget), engine, shared=shared)
     out = lockstep(algorithm, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
-    assert out.nfe.tolist() == [x.spent["nfe"] for x in loop]
-    assert out.scored.tolist() == [x.spent["decodes"] for x in loop]
+    assert out.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
     assert out.nfe.sum() <= 25 * task.allowance
 
 
@@ -100,8 +100,8 @@ def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, sha
         assert task.score_cost == pytest.approx(1.4)
         out = lockstep(sized, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
         assert out.winner.tolist() == [x.best.seed for x in loop]
-        np.testing.assert_allclose(10 * out.spent(task), [x.spent["flops"] for x in loop])
-        assert out.finals.tolist() == [x.spent["decodes"] for x in loop]
+        np.testing.assert_allclose(10 * out.spent(task), [x.spent.flops for x in loop])
+        assert out.finals.tolist() == [x.spent.cost.decodes for x in loop]
 
 
 def test_scores_have_their_price(priced: PriceOfCompute) -> None:
@@ -110,7 +110,7 @@ def test_scores_have_their_price(priced: PriceOfCompute) -> None:
     for shared in (False, True):
         algorithm = dataclasses.replace(priced, price=0.02 if shared else None)
         loop = search(r.prompts, algorithm, engine, "600flop", shared=shared)
-        spent = [x.spent["flops"] for x in loop]
+        spent = [x.spent.flops for x in loop]
         assert sum(spent) <= 600 * 25
         assert shared or max(spent) <= 600
         task = task_of(Budget(flops=600), engine, shared=shared)

@@ -89,7 +89,7 @@ def test_curves_keep_to_budgets_as_searches_do() -> None:
             assert 10 <= found.spent[0] <= found.most[0] <= float(budget[:-4])
     assert sized_for(r, SeedPruning(39, (0.5,), steps=(4,)), Budget(flops=11.5))[1] == BestOfN(1)
     (alone,) = search(["prompt 0"], SeedPruning(39, (0.5,), steps=(4,)), ReplayEngine(r.select(slice(0, 1))), "11flop")
-    assert (alone.spent["flops"], alone.spent["decodes"]) == (11, 1)
+    assert (alone.spent.flops, alone.spent.cost.decodes) == (11, 1)
     assert curve(r, SeedPruning(3, (0.5,), steps=(4,)), ["1000nfe"], 2).spent[0] == 3 * 5 + 2 * 5
 
 
@@ -152,7 +152,7 @@ def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:
         by_ledger[ledger] = expected
     assert (by_ledger["published"] != by_ledger["honest"]).any()
     # The schedule itself, live and replayed, rounds halves up as it always did.
-    assert search(r.prompts, dataclasses.replace(schedule, n=10), ReplayEngine(r))[0].spent["finished"] == 3
+    assert search(r.prompts, dataclasses.replace(schedule, n=10), ReplayEngine(r))[0].spent.finished == 3
 
 
 class _Engine:

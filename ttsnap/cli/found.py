@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result
+from ttsnap.core.spent import Spent
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
 
@@ -43,7 +44,7 @@ def write_runs(out: Path, runs: Sequence[Run]) -> list[list[list[Path]]]:
 
 def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
     """Print the winners of all runs for a prompt, a line each."""
-    print(f"  at the same budget of {runs[0].results[index].spent['budget']}:")
+    print(f"  at the same budget of {runs[0].results[index].spent.budget}:")
     wide = max(len(run.name) for run in runs)
     for run, paths in zip(runs, written, strict=True):
         result = run.results[index]
@@ -73,26 +74,26 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         large = enlarged_path(paths[0].parent, run.results, index)
         if large.exists():
             print(f"  the best, {TIMES} times as large: {large}")
-    print(f"  spent {_counts(s)} of a budget of {s['budget']}")
-    print(f"  {s['seeds']} seeds started, {s['finished']} finished")
+    print(f"  spent {_counts(s)} of a budget of {s.budget}")
+    print(f"  {s.seeds} seeds started, {s.finished} finished")
     if result.saturated:
-        gain = s["gain_of_second_half"]
+        gain = s.gain_of_second_half
         print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
-    flops, gradients, pulled = s["flops"] or 1.0, "", ""
-    if s["gradients"]:
-        gradients = f", {s['flops_gradient'] / flops:.0%} backward passes"
+    by, flops, usage, gradients, pulled = s.flops_by, s.flops or 1.0, s.usage, "", ""
+    if s.cost.gradients:
+        gradients = f", {by['gradient'] / flops:.0%} backward passes"
         pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
     print(
-        f"  {s['flops'] / 1e12:.4g} TFLOPs: {s['flops_denoise'] / flops:.0%} denoiser, {s['flops_decode'] / flops:.0%} "
-        f"decoder, {s['flops_reward'] / flops:.0%} reward{gradients}; {s['seconds']:.1f} s: {_share(s, 'denoise')} "
+        f"  {s.flops / 1e12:.4g} TFLOPs: {by['denoise'] / flops:.0%} denoiser, {by['decode'] / flops:.0%} "
+        f"decoder, {by['reward'] / flops:.0%} reward{gradients}; {s.seconds:.1f} s: {_share(s, 'denoise')} "
         f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
     )
-    if s["energy_joules"] is not None:
+    if usage["energy_joules"] is not None:
         from ttsnap.profiling.meter import carbon
 
-        per, grams = s["energy_joules_per_image"], carbon(s["energy_joules"], a.grid_intensity)
-        print(f"  {s['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
-              f"at most {s['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
+        per, grams = usage["energy_joules_per_image"], carbon(usage["energy_joules"], a.grid_intensity)
+        print(f"  {usage['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
+              f"at most {usage['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
     if result.images and plain and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
@@ -105,15 +106,16 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
 
 
-def _counts(spent: Mapping[str, Any]) -> str:
+def _counts(spent: Spent) -> str:
     """What was spent of each kind of cost; of kinds that only some searches know, where there was any."""
-    told = [kind for kind in KINDS if kind.summed and (spent[kind.name] or not kind.rare)]
+    counts = spent.cost.named()
+    told = [kind for kind in KINDS if kind.summed and (counts[kind.name] or not kind.rare)]
     told.sort(key=lambda kind: kind.phase == "reward")
-    words = {kind.name: f"{spent[kind.name]} {kind.label}" for kind in told}
-    words["nfe"] += f" ({spent['forward_passes']} forward passes)"
+    words = {kind.name: f"{counts[kind.name]} {kind.label}" for kind in told}
+    words["nfe"] += f" ({spent.forward_passes} forward passes)"
     *first, last = words.values()
     return f"{', '.join(first)} and {last}"
 
 
-def _share(spent: dict[str, Any], phase: str) -> str:
-    return f"{spent[f'seconds_{phase}'] / (spent['seconds'] or 1.0):.0%}"
+def _share(spent: Spent, phase: str) -> str:
+    return f"{spent.seconds_by[phase] / (spent.seconds or 1.0):.0%}"

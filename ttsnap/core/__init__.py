@@ -15,6 +15,7 @@ from ttsnap.core.plans import Plan
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.core.protocols import Algorithm, Engine, Reward
 from ttsnap.core.results import Candidate, Event, Result
+from ttsnap.core.spent import Spent
 
 __all__ = [
     "Algorithm",
@@ -42,6 +43,7 @@ __all__ = [
     "Reward",
     "Rollout",
     "Rows",
+    "Spent",
     "Task",
     "Utility",
     "advance",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ttsnap.core.particles import Particles
+from ttsnap.core.spent import Spent
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Candidate:
 class Result:
     """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
 
-    `spent` is the ledger's summary (see Ledger.summary), `trace` one dict per move (JSON-ready), `particles`
+    `spent` is what it took, `trace` one dict per move (JSON-ready), `particles`
     the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
     algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
     (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
@@ -59,7 +60,7 @@ class Result:
 
     prompt: str
     images: tuple[Candidate, ...]
-    spent: dict[str, Any]
+    spent: Spent
     trace: tuple[dict[str, Any], ...]
     particles: Particles
     warnings: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class Result:
         prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
         count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
         best = f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}" if self.images else ""
-        return f"Result({prompt!r}: {count}{best}; {self.spent.get('nfe')} NFE, {self.spent.get('seeds')} seeds)"
+        return f"Result({prompt!r}: {count}{best}; {self.spent.nfe} NFE, {self.spent.seeds} seeds)"
 
     def _repr_html_(self) -> str:
         """For notebooks: the same line, the images, and the contact sheet."""
@@ -84,7 +85,7 @@ class Result:
     def saturated(self) -> bool:
         """Whether more of the same budget would be nearly pointless: the second half of the finished images raised the
         best by less than 1 % of their spread."""
-        gain, done = self.spent.get("gain_of_second_half"), self.particles.finished
+        gain, done = self.spent.gain_of_second_half, self.particles.finished
         value = self.particles.value(np.flatnonzero(done))
         value = value[np.isfinite(value)]
         return gain is not None and bool(gain < 0.01 * (value.max() - value.min()) + 1e-12)

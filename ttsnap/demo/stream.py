@@ -206,10 +206,10 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
     """The ledger has the last word on what was spent, and the result on who won. `ended`: nobody stopped it."""
     spent, view = result.spent, search.view
     board = view.board
-    board.spent = spent["cost"]
-    board.seconds = float(spent["seconds"])
+    board.spent = spent.cost
+    board.seconds = float(spent.seconds)
     board.end()
-    why = why_unspent(search.asked, search.grid, spent["nfe"]) if ended else ""
+    why = why_unspent(search.asked, search.grid, spent.nfe) if ended else ""
     view.note = "; ".join([*result.warnings, *([why] if why else [])])
     if result.images:
         view.winner = result.images[0].uid

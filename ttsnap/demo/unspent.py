@@ -35,7 +35,7 @@ def why_unspent(asked: Asked, grid: Grid, spent: int) -> str:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     engine = DryEngine(grid, asked.rewards)
     sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
-    larger = search([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)[0].spent["nfe"]
+    larger = search([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)[0].spent.nfe
     if larger <= allowed:
         return f"{head}: it came to its end with less."
     return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {larger:,}."

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ttsnap.core.cost import KINDS, PHASES, Cost
+from ttsnap.core.cost import Cost
 from ttsnap.core.price import Price
 from ttsnap.loop.budget import Budget
 
 NOTHING = Cost()
-SUMMED = [kind for phase in PHASES for kind in KINDS if kind.phase == phase and kind.summed]
-FORWARD = [kind.name for kind in SUMMED if kind.phase != "gradient" and kind.name != "nfe"]
-BACKWARD = [kind.name for kind in SUMMED if kind.phase == "gradient"]
-"""What results name beside evaluations: kinds of cost, phase by phase."""
 
 
 class Ledger:
@@ -57,19 +51,6 @@ class Ledger:
         if self.parent is not None:
             self.parent._add(cost)
 
-    def summary(self) -> dict[str, Any]:
-        """JSON-ready: counts, forward passes, FLOPs by phase, flops_gradient being those of backward passes alone."""
-        spent = self.spent.named()
-        flops = self.price.flops.by_phase(self.spent)
-        return {
-            "nfe": spent["nfe"],
-            "forward_passes": spent["nfe"] * self.price.passes_per_nfe,
-            **{name: spent[name] for name in FORWARD},
-            "flops": self.price.flops.of(self.spent),
-            "flops_denoise": flops["denoise"],
-            "flops_decode": flops["decode"],
-            "flops_reward": flops["reward"],
-            **{name: spent[name] for name in BACKWARD},
-            "flops_gradient": flops["gradient"],
-            "budget": str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts",
-        }
+    def __str__(self) -> str:
+        """The budget that it keeps to, as the user may write it."""
+        return str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts"

@@ -10,6 +10,7 @@ import numpy as np
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Candidate, Result
+from ttsnap.core.spent import Spent
 from ttsnap.loop.job import Job
 
 
@@ -23,27 +24,27 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Mapping[
     """share: of this job in the evaluations of all."""
     particles, images = job.particles, _candidates(job, engine.reward_names, keep)
     warnings = [*job.warnings, *_warnings(images, keep)]
-    phases = engine.timings
-    spent = {
-        **job.ledger.summary(),
-        "cost": job.ledger.spent,
-        "seconds": seconds * share,
-        **{f"seconds_{k}": v * share for k, v in phases.items()},
-        "seconds_all_prompts": seconds,
-        "verifier_share": _verifier_share(phases),
-        **_shared_usage(usage, share, len(images)),
-        "seeds": int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
-        "finished": int(particles.finished.sum()),
-        "gain_of_second_half": _second_half(particles),
-        "calibration": engine.probed.counts(),
-    }
+    spent = Spent(
+        job.ledger.spent,
+        engine.price,
+        str(job.ledger),
+        seconds=seconds * share,
+        seconds_by={phase: value * share for phase, value in engine.timings.items()},
+        seconds_all_prompts=seconds,
+        usage=_shared(usage, share, len(images)),
+        seeds=int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
+        finished=int(particles.finished.sum()),
+        gain_of_second_half=_second_half(particles),
+        calibration=engine.probed,
+    )
     told = (spent, tuple(job.trace), particles, tuple(warnings))
     return Result(job.prompt, images, *told, state=job.state, levels=engine.grid.levels)
 
 
 def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, ...]:
     """The best images, best first."""
-    particles, ranking = job.particles, job.ranking()[:keep]
+    particles, ranking = job.particles, job.ranking()
+    # Of all images, as a utility may rank them among each other.
     values: Sequence[float] = particles.value(ranking).tolist() if ranking else []
     return tuple(
         Candidate(
@@ -53,7 +54,7 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
             {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
             job.images[uid],
         )
-        for uid, v in zip(ranking, values, strict=True)
+        for uid, v in list(zip(ranking, values, strict=True))[:keep]
     )
 
 
@@ -69,13 +70,7 @@ def _warnings(images: Sequence[Candidate], keep: int) -> list[str]:
     return found
 
 
-def _verifier_share(seconds: Mapping[str, float]) -> float | None:
-    """The share of decoding and rewards in what denoising, decoding and rewards took, in [0, 1]; None without times."""
-    total = sum(seconds.values())
-    return 1 - seconds["denoise"] / total if total > 0 else None
-
-
-def _shared_usage(usage: Mapping[str, Any], share: float, images: int) -> dict[str, Any]:
+def _shared(usage: Mapping[str, Any], share: float, images: int) -> dict[str, Any]:
     """What the run used (meter.py), its energy by this prompt's share of it."""
     found = {k: v for k, v in usage.items() if k not in ("seconds", "energy_joules_per_image")}
     for name in ("energy_joules", "co2_grams"):

@@ -186,7 +186,7 @@ class Run:
             if self._submit(job, self._resolve(move, particles)):
                 return
         if not self._submit(job, self._resolve(fresh(1, self.grid.steps), particles)):
-            raise RuntimeError(f"nothing left to finish an image with: {job.ledger.summary()}")
+            raise RuntimeError(f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}")
 
     def _submit(self, job: Job, plan: Plan) -> bool:
         """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""

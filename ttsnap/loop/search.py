@@ -71,8 +71,12 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
     small for an image.
     """
     algorithm, budget, grid = spec.algorithm, spec.budget, engine.grid
-    if lacks := missing(algorithm.needs, engine.offers):
-        raise ValueError(f"{name_of(algorithm)} {lacks}")
+    if not isinstance(algorithm, Algorithm):
+        lacks = {"n", "needs", "lockstep", "init", "step"} - set(dir(algorithm))
+        raise ValueError(f"{type(algorithm).__name__} is no algorithm: it has no {', '.join(sorted(lacks))}; the how-to "
+                         "\"Write an algorithm\" shows what one is made of")  # fmt: skip
+    if why := missing(algorithm.needs, engine.offers):
+        raise ValueError(f"{name_of(algorithm)} {why}")
     for need in algorithm.needs:
         if isinstance(need, Gradient):
             engine.differentiate(need)
@@ -107,7 +111,7 @@ def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[
     def cost(n: int) -> Cost:
         dry = DryEngine(engine.grid, engine.reward_names, price=engine.price)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-        found: Cost = search([""], sized, dry, keep=keep)[0].spent["cost"]
+        found: Cost = search([""], sized, dry, keep=keep)[0].spent.cost
         return found
 
     return cost

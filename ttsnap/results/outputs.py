@@ -112,8 +112,8 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dic
             "reward": candidate.reward,
             "scores": candidate.scores,
             "metrics": candidate.metrics,
-            "nfe": result.spent["nfe"],
-            "seeds": result.spent["seeds"],
+            "nfe": result.spent.nfe,
+            "seeds": result.spent.seeds,
         },
     }
     return {key: plain(value) for key, value in payload.items()}
@@ -179,7 +179,7 @@ def write_results(
         entries.append(
             {
                 "prompt": result.prompt,
-                "spent": {k: v for k, v in result.spent.items() if k != "cost"},
+                "spent": result.spent.to_json(),
                 "images": [
                     {
                         "file": p.name,

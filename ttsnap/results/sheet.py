@@ -66,7 +66,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     sheet = Image.new("RGB", page.size, "white")
     draw = ImageDraw.Draw(sheet)
     more = hidden_below(origin, shown)
-    words = f"{result.spent['seeds']} seeds, {result.spent['nfe']} denoiser evaluations"
+    words = f"{result.spent.seeds} seeds, {result.spent.nfe} denoiser evaluations"
     if len(shown) < len(origin):
         words += f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
         words += ", +1 under one: another candidate came of it" if more else ""
