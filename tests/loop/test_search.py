@@ -673,5 +673,5 @@ def test_what_is_no_algorithm_is_refused_by_what_it_lacks(engine: Any) -> None:
         def init(self, task: Any) -> None:
             return None
 
-    with pytest.raises(ValueError, match=r"Old is no algorithm: it has no needs, step; the how-to"):
+    with pytest.raises(ValueError, match=r"Old is no algorithm: it has no needs, step; see the how-to"):
         search(["a"], Old(), engine())  # type: ignore[arg-type]

@@ -73,8 +73,8 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
     algorithm, budget, grid = spec.algorithm, spec.budget, engine.grid
     if not isinstance(algorithm, Algorithm):
         lacks = {"n", "needs", "lockstep", "init", "step"} - set(dir(algorithm))
-        raise ValueError(f"{type(algorithm).__name__} is no algorithm: it has no {', '.join(sorted(lacks))}; the how-to "
-                         "\"Write an algorithm\" shows what one is made of")  # fmt: skip
+        raise ValueError(f"{type(algorithm).__name__} is no algorithm: it has no {', '.join(sorted(lacks))}; see the "
+                         "how-to \"Write an algorithm\"")  # fmt: skip
     if why := missing(algorithm.needs, engine.offers):
         raise ValueError(f"{name_of(algorithm)} {why}")
     for need in algorithm.needs:
