@@ -11,10 +11,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -178,7 +178,7 @@ class Frames:
             raise ValueError(f"the recordings hold {space} of different shapes {sorted(shapes)}; train on one size")
         return torch.stack(rows)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Open files do not travel to spawned workers."""
         return {**self.__dict__, "_open": {}}
 
@@ -273,7 +273,7 @@ def _position(match: re.Match[str], header: Header) -> tuple[int, int, int] | No
     return (prompt, seed, step) if inside else None
 
 
-def describe(frames: Frames) -> Mapping[str, Any]:
+def describe(frames: Frames) -> dict[str, Json]:
     """What an exported reward should know of its data, JSON-ready."""
     return {
         "identity": frames.identity,

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ttsnap.distill.data import Entry, Frames
@@ -15,7 +15,11 @@ from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
+from ttsnap.files.typed import Json
 from ttsnap.rewards.registry import make_reward
+
+if TYPE_CHECKING:  # it takes a second to import
+    from accelerate import Accelerator
 
 FRACTION = 0.25
 """Of the seeds that a cut keeps, in `top_accuracy` and `top_regret`."""
@@ -66,16 +70,22 @@ class Evaluation:
     held_out: bool | None = None
     base_below: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """JSON-ready: nan as null."""
-        about = {"names": list(self.names), "prompts": self.prompts, "seeds": self.seeds, "held_out": self.held_out}
-        found = _jsonable({**about, "base_below": self.base_below, "levels": list(self.rows)})
-        return dict(found)
+        told: dict[str, Json] = {
+            "names": self.names,
+            "prompts": self.prompts,
+            "seeds": self.seeds,
+            "held_out": self.held_out,
+            "base_below": self.base_below,
+            "levels": self.rows,
+        }
+        return {key: _jsonable(value) for key, value in told.items()}
 
 
 def evaluate(
     rewards: Mapping[str, Reward], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
-    steps: Sequence[int], *, batch_size: int = 64, accelerator: Any = None, bar: bool = False,
+    steps: Sequence[int], *, batch_size: int = 64, accelerator: Accelerator | None = None, bar: bool = False,
     held_out: bool | None = None,
 ) -> Evaluation:  # fmt: skip
     """Each of `rewards`, by name, on the estimates at `steps` against the final rewards.
@@ -98,8 +108,9 @@ def evaluate(
             reward = make_reward(given)
             score, space = (reward if reward.estimates == "pixels" else reward.score_estimates), reward.estimates
             frames.require(space, ordered)
-            options = {"batch_size": batch_size, "accelerator": accelerator, "bar": shown_bar}
-            scores = score_entries(score, frames, entries, space, **options)
+            scores = score_entries(
+                score, frames, entries, space, batch_size=batch_size, accelerator=accelerator, bar=shown_bar
+            )
             if not np.isfinite(scores).all():
                 at = entries[int(np.flatnonzero(~np.isfinite(scores))[0])]
                 raise ValueError(
@@ -111,7 +122,7 @@ def evaluate(
     return Evaluation(tuple(rows), tuple(rewards), len(prompts), seeds, held_out)
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Json) -> Json:
     if isinstance(value, dict):
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from ttsnap.distill.config import LossConfig
+from ttsnap.distill.student import Student
 
 
 def centre(values: Tensor) -> Tensor:
@@ -60,41 +59,40 @@ class Uncertainty(nn.Module):
         return torch.lerp(self.log_variance[below], self.log_variance[below + 1], at - below)
 
 
-def group_loss(
-    prediction: Tensor, target: Tensor, log_variance: Tensor | None = None, *, name: str, centred: bool = True,
-    plain: float = 0.0, temperature: float = 1.0,
-) -> Tensor:  # fmt: skip
-    """The loss `name` of (P, G) plus `plain` times the uncentred mean squared error. log_variance: mse-uncertain's."""
-    p, t = (centre(prediction), centre(target)) if centred else (prediction, target)
-    if name == "mse":
-        loss = mse(p, t)
-    elif name == "mse-uncertain":
+def group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None = None) -> Tensor:
+    """The configured loss of (P, G), plus the uncentred mean squared error by its weight. log_variance: s of
+    mse-uncertain."""
+    found = _group_loss(prediction, target, loss, log_variance)
+    return found + loss.plain * mse(prediction, target) if loss.plain else found
+
+
+def _group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None) -> Tensor:
+    p, t = (centre(prediction), centre(target)) if loss.centred else (prediction, target)
+    if loss.name == "mse":
+        return mse(p, t)
+    if loss.name == "mse-uncertain":
         if log_variance is None:
             raise ValueError("mse-uncertain needs log-variances")
-        loss = mse_uncertain(p, t, log_variance)
-    elif name == "pairwise":
-        loss = pairwise(prediction, target, temperature)
-    elif name == "listwise":
-        loss = listwise(prediction, target, temperature)
-    else:
-        raise ValueError(f"unknown loss {name!r}; choose mse, mse-uncertain, pairwise or listwise")
-    return loss + plain * mse(prediction, target) if plain else loss
+        return mse_uncertain(p, t, log_variance)
+    if loss.name == "pairwise":
+        return pairwise(prediction, target, loss.temperature)
+    return listwise(prediction, target, loss.temperature)
 
 
 class Objective(nn.Module):
     """Student and loss in one module, so that data-parallel training sees one forward pass.
 
-    scale: of the targets; differences are counted in it. settings: keywords of `group_loss`.
+    scale: of the targets; differences are counted in it. loss: which one, and its weights.
     """
 
-    def __init__(self, student: Any, scale: float, settings: Mapping[str, Any]) -> None:
+    def __init__(self, student: Student, scale: float, loss: LossConfig) -> None:
         super().__init__()
         self.network: nn.Module = student.network
-        self.uncertainty = Uncertainty() if settings["name"] == "mse-uncertain" else None
-        self.scale, self._predict, self._settings = scale, student.predict, dict(settings)
+        self.uncertainty = Uncertainty() if loss.name == "mse-uncertain" else None
+        self.scale, self._predict, self._loss = scale, student.predict, loss
 
     def forward(self, x: Tensor, prompts: list[str], level: Tensor, target: Tensor) -> Tensor:
         """x (P G, ...), P G prompts and levels, target (P, G) -> the loss."""
         prediction = self._predict(x, prompts, level).float().view_as(target) / self.scale
         log_variance = None if self.uncertainty is None else self.uncertainty(level).view_as(target)
-        return group_loss(prediction, target / self.scale, log_variance, **self._settings)
+        return group_loss(prediction, target / self.scale, self._loss, log_variance)

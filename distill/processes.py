@@ -7,10 +7,15 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from ttsnap.distill.config import TRACKERS, DistillConfig
+
+from ttsnap.files.typed import Json
+
+if TYPE_CHECKING:  # it takes a second to import
+    from accelerate import Accelerator
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Where torchrun and the MPIs tell a process its number."""
@@ -21,7 +26,7 @@ def is_main() -> bool:
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
 
 
-def start(config: DistillConfig, out: Path, *, shown: bool) -> Any:
+def start(config: DistillConfig, out: Path, *, shown: bool) -> Accelerator:
     """The Accelerator; `shown` prints how many processes there are, and where.
 
     ValueError for a tracker that is not installed, and under `accelerate launch` with several processes of which it
@@ -58,7 +63,7 @@ def start(config: DistillConfig, out: Path, *, shown: bool) -> Any:
     return accelerator
 
 
-def alone(accelerator: Any, part: Callable[[], None]) -> None:
+def alone(accelerator: Accelerator, part: Callable[[], None]) -> None:
     """Let the main process do a part while the others wait. Where it raises, all end; only the main one says why."""
     from accelerate.utils import broadcast_object_list
 
@@ -75,15 +80,15 @@ def alone(accelerator: Any, part: Callable[[], None]) -> None:
         raise SystemExit(2)
 
 
-def track(accelerator: Any, config: DistillConfig) -> None:
+def track(accelerator: Accelerator, config: DistillConfig) -> None:
     """Start the trackers that the configuration names."""
     if config.trackers:
         accelerator.init_trackers("ttsnap-distill", _flat(config.to_dict()))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Trackers take numbers and texts only."""
-    found: dict[str, Any] = {}
+    found: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,23 +15,27 @@ from ttsnap.distill import curriculum, processes, report
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Entry, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
+from ttsnap.distill.losses import Uncertainty
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Plan, train
 
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
-from ttsnap.files.typed import typed
+from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.registry import make_reward
 from ttsnap.version import versions
 
+if TYPE_CHECKING:  # it takes a second to import
+    from accelerate import Accelerator
+
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
 
 
-Recorder = Callable[[dict[str, Any]], None]
+Recorder = Callable[[dict[str, Json]], None]
 """Records with these options of `ttsnap record`, or goes on with it."""
 
 
@@ -72,7 +76,7 @@ def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder |
         record(_asked(config, config.record, out))
 
 
-def _distill(config: DistillConfig, out: Path, accelerator: Any, bar: bool) -> Evaluation:
+def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bool) -> Evaluation:
     frames = open_frames(config, out, accelerator)
     steps = frames.select(config.steps, config.levels)
     space = config.student.space
@@ -123,23 +127,23 @@ def check_out(config: DistillConfig, out: Path) -> None:
     check_same(out, CONFIG, differing, "run")
 
 
-def open_frames(config: DistillConfig, out: Path, accelerator: Any) -> Frames:
+def open_frames(config: DistillConfig, out: Path, accelerator: Accelerator) -> Frames:
     """The recordings of a configuration, checked by one process."""
     folders = [*config.recordings]
     if config.record is not None:
         folders.append(str(config.record.get("out", out / RECORDING)))
-    options: dict[str, Any] = {"verified": out / "verified.json", "cache": config.cache * 2**20}
+    verified, cache = out / "verified.json", config.cache * 2**20
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()  # the main process checks first
-        return Frames(folders, check=False, **options)
-    frames = Frames(folders, **options)
+        return Frames(folders, check=False, verified=verified, cache=cache)
+    frames = Frames(folders, verified=verified, cache=cache)
     accelerator.wait_for_everyone()
     return frames
 
 
 def export(student: Student, found: Evaluation, config: DistillConfig, frames: Frames, plan: Plan, out: Path) -> None:
     """out/reward, the plot where matplotlib is there, and evaluation.json, which says that the run is finished."""
-    info = {
+    info: dict[str, Json] = {
         "config": config.to_dict(),
         "recording": describe(frames),
         "versions": versions("torch", "accelerate", "peft", "transformers"),
@@ -205,7 +209,7 @@ def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
     return curriculum.held_out(texts, config.validation, config.seed)[1]
 
 
-def _asked(config: DistillConfig, section: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def _asked(config: DistillConfig, section: Mapping[str, Json], out: Path) -> dict[str, Json]:
     """Options of `ttsnap record`: the record section, into out/recording unless it says otherwise."""
     asked = {"out": str(out / RECORDING), **section, "images": True}
     if config.student.space == "latents":
@@ -215,7 +219,7 @@ def _asked(config: DistillConfig, section: Mapping[str, Any], out: Path) -> dict
     return asked
 
 
-def _add_sigma(found: Evaluation, uncertainty: Any, scale: float) -> None:
+def _add_sigma(found: Evaluation, uncertainty: Uncertainty, scale: float) -> None:
     """The learned standard deviation of the error at each level, in units of the reward."""
     with torch.no_grad():
         for row in found.rows:

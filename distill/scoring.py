@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Never, TypeAlias
 
 import numpy as np
 import torch
@@ -13,14 +13,20 @@ from ttsnap.distill.data import Entry, Frames
 
 from ttsnap.core.arrays import FloatArray
 
+if TYPE_CHECKING:  # it takes a second to import
+    from accelerate import Accelerator
+
+Bar: TypeAlias = "tqdm[Never]"
+"""A progress bar that is moved by hand."""
 Score = Callable[[Tensor, list[str], Tensor], Any]
 """(x (N, ...), N prompts, levels (N,)) -> N scores."""
 
 
 @torch.no_grad()
 def score_entries(
-    score: Score, frames: Frames, entries: Sequence[Entry], space: str, *, batch_size: int, accelerator: Any = None,
-    bar: Any = None, keep: Callable[[int, FloatArray], None] | None = None,
+    score: Score, frames: Frames, entries: Sequence[Entry], space: str, *, batch_size: int,
+    accelerator: Accelerator | None = None, bar: Bar | None = None,
+    keep: Callable[[int, FloatArray], None] | None = None,
 ) -> FloatArray:  # fmt: skip
     """(N,) float64 in the order of `entries`. With several processes, each scores its share and all get everything.
 
@@ -33,7 +39,7 @@ def score_entries(
         scores = torch.full((batch_size,), float("nan"), dtype=torch.float64)
         if mine:
             scores[: len(mine)] = _one_batch(score, frames, mine, space)
-        if world > 1:
+        if accelerator is not None and world > 1:
             scores = accelerator.gather(scores.float().to(accelerator.device)).double().cpu()
         found = scores[: len(entries) - first].numpy()
         done[first : first + len(found)] = found
@@ -54,6 +60,6 @@ def _one_batch(score: Score, frames: Frames, entries: Sequence[Entry], space: st
     return found
 
 
-def progress(total: int, text: str, unit: str, shown: bool) -> Any:
+def progress(total: int, text: str, unit: str, shown: bool) -> Bar:
     """A bar with the time left."""
     return tqdm(total=total, desc=text, unit=unit, disable=not shown, dynamic_ncols=True)

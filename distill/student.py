@@ -13,6 +13,7 @@ from ttsnap.reward_models.noise_aware import KINDS
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
+from ttsnap.files.typed import Json
 from ttsnap.rewards.reward_model import RewardModel
 
 
@@ -39,7 +40,7 @@ class Student(Protocol):
     def begin_stage(self, level: float) -> None:
         """The curriculum comes to this level."""
 
-    def save_pretrained(self, folder: Path, info: Mapping[str, Any]) -> None:
+    def save_pretrained(self, folder: Path, info: Mapping[str, Json]) -> None:
         """Write it where its from_pretrained reads it."""
 
 
@@ -64,7 +65,7 @@ class StudentReward(RewardModel):
 
 
 def make_student(
-    base: Any, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
+    base: RewardModel, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
     features_block: int | None = None, batch_size: int = 64,
 ) -> Student:  # fmt: skip
     """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input;
@@ -78,7 +79,7 @@ def make_student(
     except ImportError as error:
         raise ValueError(f"cannot load student {config.kind!r}: {error}") from error
     takes = inspect.signature(made).parameters
-    offered: dict[str, Any] = {"spec": spec, "seed": seed, "batch_size": batch_size}
+    offered: dict[str, object] = {"spec": spec, "seed": seed, "batch_size": batch_size}
     offered |= {"space": config.space, "channels": channels}
     if config.space == "features":
         offered["features_block"] = features_block

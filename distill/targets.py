@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ttsnap.distill.data import Entry, Frames
 from ttsnap.distill.scoring import progress, score_entries
 
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json
 from ttsnap.recordings.header import differences
 from ttsnap.recordings.journal import Journal, split
+
+if TYPE_CHECKING:  # it takes a second to import
+    from accelerate import Accelerator
 
 TARGETS = "targets.bin"
 
 
 def final_scores(
-    frames: Frames, base: Any, reward: str, out: Path, *, batch_size: int, accelerator: Any = None, bar: bool = False
-) -> list[FloatArray]:
+    frames: Frames, base: Reward, reward: str, out: Path, *, batch_size: int, accelerator: Accelerator | None = None,
+    bar: bool = False,
+) -> list[FloatArray]:  # fmt: skip
     """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
 
     out/targets.bin keeps what is done, so that an interrupted run goes on. `reward` names the base. ValueError for
@@ -67,8 +72,8 @@ def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -
 
 
 def _score(
-    frames: Frames, base: Any, entries: list[Entry], done: int, scores: FloatArray, reward: str, path: Path | None,
-    batch_size: int, accelerator: Any, shown: bool,
+    frames: Frames, base: Reward, entries: list[Entry], done: int, scores: FloatArray, reward: str, path: Path | None,
+    batch_size: int, accelerator: Accelerator | None, shown: bool,
 ) -> None:  # fmt: skip
     journal = Journal(path) if path is not None else None
 

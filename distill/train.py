@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.files.reading import parse_object
 from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import write_text
+
+if TYPE_CHECKING:  # it takes a second to import
+    from accelerate import Accelerator
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 UNCERTAINTY_LR = 0.01
@@ -49,7 +51,11 @@ class Plan:
         return self.stages[-1].first + self.stages[-1].count
 
 
-class Batches(Dataset[Any]):
+Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
+"""x (N, ...), N prompts, levels (N,), targets (P, G)."""
+
+
+class Batches(Dataset[Part]):
     """Part number i of a run: (x, prompts, level (N,), target (P, G)) of this process's share of optimiser step
     i // accumulation."""
 
@@ -80,7 +86,7 @@ class Batches(Dataset[Any]):
 
 
 def train(
-    student: Student, frames: Frames, plan: Plan, config: DistillConfig, out: Path, accelerator: Any, *,
+    student: Student, frames: Frames, plan: Plan, config: DistillConfig, out: Path, accelerator: Accelerator, *,
     bar: bool = False,
 ) -> Objective:  # fmt: skip
     """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
@@ -94,7 +100,7 @@ def train(
             f"groups ({config.groups}) must be a multiple of accumulation x processes "
             f"({config.accumulation} x {accelerator.num_processes})"
         )
-    objective = Objective(student, plan.scale, dataclasses.asdict(config.loss)).to(accelerator.device)
+    objective = Objective(student, plan.scale, config.loss).to(accelerator.device)
     parameters = dict(student.trainable())
     extra = {f"uncertainty.{n}": p for n, p in (objective.uncertainty or nn.Module()).named_parameters()}
     groups = _parameter_groups(parameters, list(extra.values()), config)
@@ -160,14 +166,14 @@ def train(
 
 
 def _optimise(
-    model: nn.Module, optimizer: Any, parts: Iterable[Any], parameters: Iterable[Tensor], config: DistillConfig,
-    accelerator: Any,
+    model: nn.Module, optimizer: torch.optim.Optimizer, parts: Iterator[Part], parameters: Iterable[Tensor],
+    config: DistillConfig, accelerator: Accelerator,
 ) -> float:  # fmt: skip
     """One optimiser step; the mean loss over its parts and the processes."""
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=accelerator.device)
     for part in range(config.accumulation):
-        x, prompts, level, target = next(parts)  # type: ignore[call-overload]
+        x, prompts, level, target = next(parts)
         last = part == config.accumulation - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             where = accelerator.device
@@ -217,7 +223,7 @@ def _average(average: dict[str, Tensor], parameters: dict[str, nn.Parameter], de
     torch._foreach_lerp_(list(average.values()), [parameters[name].detach() for name in average], 1 - decay)
 
 
-def _loader(batches: Batches, first: int, workers: int) -> DataLoader[Any]:
+def _loader(batches: Batches, first: int, workers: int) -> DataLoader[Part]:
     # Its own generator: making an iterator draws a number, which must not depend on where a run was gone on with.
     return DataLoader(
         batches, batch_size=None, sampler=range(first, len(batches)), num_workers=workers,
@@ -233,7 +239,7 @@ def hash_of(seed: int, step: int, rank: int) -> int:
 class _Log:
     """metrics.jsonl, one line a step, each step there once; and the trackers."""
 
-    def __init__(self, path: Path, first: int, accelerator: Any) -> None:
+    def __init__(self, path: Path, first: int, accelerator: Accelerator) -> None:
         self._accelerator, self._file = accelerator, None
         if not accelerator.is_main_process:
             return

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from ttsnap.distill.config import LossConfig
 from ttsnap.distill.losses import Uncertainty, group_loss, listwise, mse_uncertain, pairwise
 from ttsnap.distill.schedules import factor, rex
 
@@ -20,12 +21,12 @@ def batch(seed: int = 0, groups: int = 3, size: int = 5) -> tuple[Tensor, Tensor
 def test_mse_centred_and_plain() -> None:
     p = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
     t = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
-    assert group_loss(p, t, name="mse", centred=False) == pytest.approx((1 + 9 + 25 + 25) / 4)
+    assert group_loss(p, t, LossConfig("mse", centred=False, plain=0.0)) == pytest.approx((1 + 9 + 25 + 25) / 4)
     # Less the groups' means only the first group errs, by -1 and 1.
-    assert group_loss(p, t, name="mse") == pytest.approx(0.5)
-    assert group_loss(p, t, name="mse", plain=0.1) == pytest.approx(0.5 + 0.1 * 15)
-    with pytest.raises(ValueError, match="unknown loss 'l1'"):
-        group_loss(p, t, name="l1")
+    assert group_loss(p, t, LossConfig("mse", plain=0.0)) == pytest.approx(0.5)
+    assert group_loss(p, t, LossConfig("mse", plain=0.1)) == pytest.approx(0.5 + 0.1 * 15)
+    with pytest.raises(ValueError, match=r"unknown loss\.name 'l1'"):
+        LossConfig("l1")
 
 
 def test_uncertain_is_a_gaussian_likelihood_with_its_minimum_at_the_error() -> None:
@@ -87,13 +88,14 @@ def test_listwise_gradient_value_and_minimum() -> None:
 def test_ties_and_constant_groups_give_finite_losses_and_no_pull_apart(name: str) -> None:
     constant = torch.full((2, 4), 0.5, dtype=torch.float64)
     p = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-    loss = group_loss(p, constant, torch.zeros(2, 4), name=name)
+    loss = group_loss(p, constant, LossConfig(name, plain=0.0), torch.zeros(2, 4))
     assert loss.item() == pytest.approx({"pairwise": math.log(2), "listwise": math.log(4)}.get(name, 0.0))
     (gradient,) = torch.autograd.grad(loss, p)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
     # A tie among others: equal targets are pulled together.
     p = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(group_loss(p, torch.tensor([[1.0, 1.0, 2.0]]), torch.zeros(1, 3), name=name), p)
+    target = torch.tensor([[1.0, 1.0, 2.0]])
+    (gradient,) = torch.autograd.grad(group_loss(p, target, LossConfig(name, plain=0.0), torch.zeros(1, 3)), p)
     assert gradient[0, 0] < gradient[0, 1]
 
 
