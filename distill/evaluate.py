@@ -16,6 +16,7 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
 from ttsnap.files.typed import Json
+from ttsnap.results.outputs import plain
 from ttsnap.rewards.registry import make_reward
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -80,7 +81,7 @@ class Evaluation:
             "base_below": self.base_below,
             "levels": self.rows,
         }
-        return {key: _jsonable(value) for key, value in told.items()}
+        return {key: plain(value) for key, value in told.items()}
 
 
 def evaluate(
@@ -120,11 +121,3 @@ def evaluate(
             for row, found in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
                 row[name] = measure(found, final)
     return Evaluation(tuple(rows), tuple(rewards), len(prompts), seeds, held_out)
-
-
-def _jsonable(value: Json) -> Json:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

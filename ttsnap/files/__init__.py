@@ -1,4 +1,5 @@
-"""Files: read as data that anyone may have written, written whole or not at all, locked by one process at a time.
+"""Files: read as data that anyone may have written, as settings held to types and bounds; written whole or not at all,
+locked by one process at a time.
 
 It imports nothing else of ttsnap.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ class Orders:
         return lookup
 
 
-def draw_orders(recording: Recording, budgets: Sequence[Any], repeats: int, seed: int) -> Iterable[Orders]:
+def draw_orders(recording: Recording, budgets: Sequence[object], repeats: int, seed: int) -> Iterable[Orders]:
     """Random orders for `repeats` searches of every prompt at each of these budgets, drawn one after the other."""
     rng = np.random.default_rng(seed)
     return (Orders.drawn(recording, repeats, rng) for _ in budgets)

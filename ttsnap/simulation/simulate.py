@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -146,7 +145,9 @@ def sized_for(
     budget = budget.on(recording.grid)
     task = _task(budget, engine, shared)
     if algorithm.n is None and ledger == "published":
-        return task, PublishedPruning.of(algorithm, min(recording.seeds, published_seeds(algorithm, task)))
+        seeds = min(recording.seeds, published_seeds(algorithm, task))
+        assert isinstance(algorithm, SeedPruning)  # published_seeds refuses all others
+        return task, PublishedPruning.of(algorithm, seeds)
     most = min(recording.seeds, algorithm.n or recording.seeds)
     if isinstance(algorithm, PriceOfCompute):  # it keeps to its budget with any number of seeds
         return task, dataclasses.replace(algorithm, n=most)
@@ -172,7 +173,7 @@ class PublishedPruning(SeedPruning):
     """Seed pruning with the survivors of the notebooks released with arXiv 2511.22242: `round`, halves to even."""
 
     @classmethod
-    def of(cls, schedule: Any, n: int) -> PublishedPruning:
+    def of(cls, schedule: SeedPruning, n: int) -> PublishedPruning:
         """The same schedule, with n seeds."""
         return cls(**{f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)} | {"n": n})
 
@@ -180,7 +181,7 @@ class PublishedPruning(SeedPruning):
         return round(n * share)
 
 
-def published_seeds(algorithm: Any, task: Task) -> int:
+def published_seeds(algorithm: Algorithm, task: Task) -> int:
     """Seeds of a pruning schedule as the notebooks released with arXiv 2511.22242 bill them.
 
     A score at step s is billed s evaluations, not s + 1, and the finished image K - 1; the bill counts survivors as
