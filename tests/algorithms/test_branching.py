@@ -361,7 +361,7 @@ def test_nested_takes_any_search_of_noises() -> None:
     assert nested.needs == {Need.MIX, Need.BRANCH}
     (result,) = search([""], nested, Scripted(score))
     assert result.trace[2]["parents"] == [max(range(5), key=lambda u: score(u, 0))] * 2
-    with pytest.raises(ValueError, match="best-of-n does not stop at step 0"):
+    with pytest.raises(ValueError, match="best-of-n takes its seeds to the end at once"):
         search([""], Nested(BestOfN(3), CoDe(n=2)), Scripted(score))
     with pytest.raises(ValueError, match="best-of-n cannot go on from given noises"):
         Nested(TopNoises(), BestOfN(3))

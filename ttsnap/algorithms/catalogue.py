@@ -185,6 +185,14 @@ ALGORITHMS: dict[str, Entry] = {
         "after arXiv 2406.04312",
         "a kernel that draws no noise (pipeline, ode); a differentiable reward",
     ),
+    "ttsnap-rbf": _entry(
+        "nested:ttsnap_rbf",
+        "combined",
+        "TTSnap + RBF",
+        "prune many seeds early, then branch from the survivors",
+        "arXiv 2511.22242, 2503.19385; their union is ours",
+        f"{STOCHASTIC}; {COUNTED}",
+    ),
     "nested": _entry(
         "nested:Nested",
         "combined",

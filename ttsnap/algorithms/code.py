@@ -19,12 +19,13 @@ from ttsnap.core.particles import Particles
 
 
 class State(NamedTuple):
-    """`parents` go on, one of each stream, from step `at`; `stops` are the ends of the blocks to come."""
+    """`parents` go on, one of each stream; `stops` are the ends of the blocks to come. asked: whether the last move was
+    to bring children of the parents."""
 
     streams: int
     stops: tuple[int, ...]
-    at: int = 0
     parents: tuple[int, ...] = ()
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class CoDe:
         return State(max(self.streams, task.keep), (*range(self.block, steps, self.block), steps))
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
-        return state._replace(parents=tuple(uids[: state.streams].tolist()))
+        """Start from these living particles, best first, in place of noises of its own: one stream from each.
+
+        Blocks end where they always do, the next one after the particle that is furthest.
+        """
+        parents = uids[: state.streams]
+        ahead = tuple(stop for stop in state.stops if stop > particles.step[parents].max())
+        return state._replace(parents=tuple(parents.tolist()), stops=ahead)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
@@ -69,15 +75,16 @@ class CoDe:
         if not state.stops:
             return None, state
         parents = state.parents or tuple(range(len(particles)))
-        if state.at:
+        if state.asked:
             streams = [particles.moved[i :: len(parents)] for i in range(len(parents))]
             parents = tuple(self._choose(uids[uids >= 0], particles, rng) for uids in streams if uids[0] >= 0)
         stop, *later = state.stops
-        n = 1 if state.at + 1 == stop == particles.scores.shape[1] - 1 else self.n or 1
+        alone = particles.step[list(parents)].min() + 1 == stop == particles.scores.shape[1] - 1
+        n = 1 if alone else self.n or 1
         # By turns, so that a budget that runs out costs no stream all its children.
         drop = np.setdiff1d(np.flatnonzero(particles.alive), parents)
         move = advance(particles, np.tile(parents, n), stop, drop=drop)
-        return move, State(state.streams, tuple(later), stop, parents)
+        return move, State(state.streams, tuple(later), parents, True)
 
     def _choose(self, children: IntArray, particles: Particles, rng: np.random.Generator) -> int:
         """Which child of a stream goes on."""

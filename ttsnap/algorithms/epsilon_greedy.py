@@ -72,7 +72,11 @@ class EpsilonGreedy:
         return State(task.grid.steps, max(self.streams, task.keep))
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
+        """Start from these living particles, best first, in place of noises of its own: one stream from each.
+
+        Streams go together, so that of particles at several steps only those that are furthest are taken.
+        """
+        uids = uids[particles.step[uids] == particles.step[uids].max()]
         return state._replace(streams=tuple(Stream(u) for u in uids[: state.paths].tolist()), left=self.n or 1)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:

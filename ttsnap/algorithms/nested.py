@@ -1,4 +1,5 @@
-"""One algorithm for initial noises, then another for the path from the best of them (as in arXiv 2506.01320)."""
+"""One algorithm up to some step, then another from its survivors: noises first, then the path (as in arXiv 2506.01320),
+or seeds pruned early, then particles that branch from the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import numpy as np
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms.rbf import RBF
+from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move
@@ -20,9 +23,10 @@ from ttsnap.core.protocols import Algorithm
 
 
 class State(NamedTuple):
-    """inner: the present algorithm's."""
+    """algorithm: the present one; inner: its state."""
 
     task: Task
+    algorithm: Algorithm
     inner: Any
     adopted: bool = False
 
@@ -31,23 +35,28 @@ class State(NamedTuple):
 class Nested:
     """Each part is an algorithm, a name or {"name": ..., **options}.
 
-    first: scores noises at step 0, until it has no more to propose there; a move of it beyond step 0 is not made.
-    second: goes on from what first left alive at step 0, best first, by its method `adopt(state, uids, particles)`:
-        code, svdd, rbf, verifier-threshold, epsilon-greedy or smc.
+    first: runs until it would finish an image; that move of it is not made.
+    second: goes on from what first left alive, best first, at whatever steps they are, by its method `adopt(state,
+        uids, particles)`: code, svdd, rbf, verifier-threshold, epsilon-greedy, smc or best-first. What first spent is
+        counted, and second plans with the rest of the budget.
     n: of second; None for as many as the budget affords.
+    share: of the budget, for pruning, where first is a seed pruning without a number of seeds.
     """
 
     first: Algorithm = field(default_factory=TopNoises)
     second: Algorithm = field(default_factory=CoDe)
     n: int | None = None
+    share: float | None = None
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         first, second = make_algorithm(self.first), make_algorithm(self.second)
         if not hasattr(second, "adopt"):
             raise ValueError(f"{name_of(second)} cannot go on from given noises; second may be code, rbf, smc, ...")
-        if first.n is None:
-            raise ValueError(f"first needs its number of seeds: set n of {name_of(first)}")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"share is that of the budget which pruning may take, in (0, 1), got {self.share}")
+        if first.n is None and (self.share is None or not isinstance(first, SeedPruning)):
+            raise ValueError(f"first needs its number of seeds: set n of {name_of(first)}, or share for a pruning")
         if self.n is not None and self.n != second.n:
             second = make_algorithm(second, n=self.n)
         for name, value in {"first": first, "second": second, "n": second.n}.items():
@@ -58,19 +67,31 @@ class Nested:
         return self.first.needs | self.second.needs
 
     def init(self, task: Task) -> State:
-        self.second.init(task)  # complains now, not when the noises are paid
-        return State(task, self.first.init(task))
+        self.second.init(task)  # complains now, not when the survivors are paid
+        first = self.first
+        if isinstance(first, SeedPruning) and first.n is None:
+            first = self._sized(first, task)
+        return State(task, first, first.init(task))
+
+    def _sized(self, first: SeedPruning, task: Task) -> SeedPruning:
+        """With as many seeds as `share` of the budget prunes, at least one."""
+        if not np.isfinite(task.allowance):
+            raise ValueError("the share of a budget needs one in evaluations, FLOPs or seconds")
+        most = (self.share or 0.0) * task.allowance
+        n = 1
+        while first.pruning_cost(n + 1, task) <= most:
+            n += 1
+        return dataclasses.replace(first, n=n)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        move, inner = state.algorithm.step(state.inner, particles, rng)
         if state.adopted:
-            move, inner = self.second.step(state.inner, particles, rng)
             return move, state._replace(inner=inner)
-        move, inner = self.first.step(state.inner, particles, rng)
-        if move is not None and len(move) and not move.rows.stop.any():
+        if move is not None and len(move) and move.rows.stop.max() < state.task.grid.steps:
             return move, state._replace(inner=inner)
         if not len(particles):
-            raise ValueError(f"{name_of(self.first)} does not stop at step 0, where first is to score noises")
-        ready = particles.alive & (particles.step == 0)
+            raise ValueError(f"{name_of(self.first)} takes its seeds to the end at once; first must stop before that")
+        ready = particles.alive & ~particles.finished
         if move is not None:
             ready[move.drop] = False
         if not ready.any():
@@ -81,4 +102,26 @@ class Nested:
         move, inner = second.step(second.adopt(second.init(state.task), left.ranked(), left), left, rng)
         if move is not None:
             move = dataclasses.replace(move, drop=np.union1d(move.drop, np.flatnonzero(particles.alive & ~ready)))
-        return move, State(state.task, inner, True)
+        return move, State(state.task, second, inner, True)
+
+
+def ttsnap_rbf(
+    n: int | None = None,
+    share: float = 0.5,
+    keep: tuple[float, ...] = (0.4, 0.25),
+    levels: tuple[float, ...] = (0.9, 0.7),
+    streams: int = 2,
+    draft: int = 1,
+) -> Nested:
+    """TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a noise-aware reward or any other.
+    Where it would finish the last of them, rollover budget forcing (arXiv 2503.19385) takes them over, a stream from
+    each, at the step where they are, with all that is left of the budget.
+
+    n: seeds; None for as many as `share` of the budget prunes.
+    share: of the budget, for pruning [ours].
+    keep: share of the seeds kept at each check, in (0, 1] [ours].
+    levels: noise levels of the checks, falling; at the last the streams take over [ours].
+    streams: paths that go on, from the best of the survivors [arXiv 2503.19385].
+    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Rollout).
+    """
+    return Nested(SeedPruning(n, keep, levels, draft=draft), RBF(streams), share=None if n is not None else share)

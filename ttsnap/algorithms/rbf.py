@@ -76,10 +76,13 @@ class RBF:
         return State(task)
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Start from these particles at step 0, best first, instead of noises of its own: one stream from each."""
-        task, at = state.task, uids[: self.streams]
-        each = task.grid.nfe + task.grid.steps * task.checking
-        base = max(0, int(particles.left / (len(at) * each) + 1e-9))
+        """Start from these living particles, best first, in place of noises of its own: one stream from each.
+
+        The quota is of the steps that they still have before them.
+        """
+        task, grid, at = state.task, state.task.grid, uids[: self.streams]
+        ahead = grid.nfe - grid.calls[particles.step[at]] + (grid.steps - particles.step[at]) * task.checking
+        base = max(0, int(particles.left / float(ahead.sum()) + 1e-9))
         streams = tuple(Stream(u, v, base) for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True))
         return state._replace(streams=streams, base=base)
 

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import look_of
 from ttsnap.core.moves import Move, advance, fresh
@@ -86,6 +87,17 @@ class SeedPruning:
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
         return State(task.keep, (*merged.items(), (grid.steps, 1.0)))
+
+    def pruning_cost(self, n: int, task: Task) -> float:
+        """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all looks included."""
+        *checks, _ = self.init(task).checks
+        look, at = look_of(self.draft), checks[0][0]
+        drafts = int(look.evaluations(np.array([at]), task.grid)[0]) - 1
+        total = n * (evaluations(task, 0, at, paid=False) + drafts)
+        for (_, share), (step, _) in pairwise(checks):
+            n = max(task.keep, self.survivors(n, share))
+            total, at = total + n * evaluations(task, at, step, paid=True), step
+        return total
 
     def survivors(self, n: int, share: float) -> int:
         """How many of n particles a check keeps of which this share is to stay; halves are rounded up."""

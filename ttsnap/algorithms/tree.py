@@ -82,7 +82,10 @@ class BestFirst:
         return State(task, min(self.block or max(1, round(task.grid.steps / 5)), task.grid.steps))
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Take these living particles at step 0, best first, for roots in place of fresh seeds."""
+        """Take these living particles, best first, for roots in place of fresh seeds.
+
+        Those at step 0 are taken a block further before they are nodes; those that were scored later are nodes.
+        """
         return state._replace(given=tuple(np.asarray(uids, int).tolist()), born=len(particles))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
@@ -144,6 +147,8 @@ class BestFirst:
         ours = np.arange(n) >= state.born
         ours[list(state.given)] = True
         node = ours & (particles.scored >= state.block)
+        given = list(state.given)
+        node[given] |= particles.scored[given] > 0
         uids, parent = np.flatnonzero(node), particles.parent
         up = np.where((parent >= 0) & node[parent], parent, -1)
         root, value, grown = np.arange(n), np.full(n, -np.inf), uids[up[uids] >= 0]

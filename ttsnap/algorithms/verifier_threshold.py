@@ -45,7 +45,7 @@ class VerifierThreshold(RBF):
         return super().init(task)
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        noises = particles.value(np.flatnonzero(particles.scored == 0))
+        noises = particles.value(np.flatnonzero(particles.scored == particles.step[uids].min()))
         noises = noises[np.isfinite(noises)]
         at = np.linspace(*self.quantiles, state.task.grid.steps - 1)
         relative = np.quantile(noises, at).tolist() if len(noises) else [-np.inf] * len(at)

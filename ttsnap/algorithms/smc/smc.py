@@ -83,14 +83,15 @@ class SMC:
         return State((*checks, end), task.keep, self.n or 1)
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Go on from these living particles at step 0, best first, repeated up to n, in place of fresh seeds.
+        """Go on from these living particles, best first, repeated up to n, in place of fresh seeds.
 
-        There is no check at step 0 then: they were chosen by their scores there.
+        There is no check where they are: they were chosen by their scores there.
         """
         n = self.n or len(uids)
         if not len(uids):
             return state
-        return state._replace(steps=tuple(s for s in state.steps if s), n=n, uids=np.resize(uids, n))
+        ahead = tuple(s for s in state.steps if s > particles.step[uids].max())
+        return state._replace(steps=ahead, n=n, uids=np.resize(uids, n))
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if s.at < 0:

@@ -1,0 +1,63 @@
+"""One algorithm hands its survivors, at whatever step they are, to another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import SeedPruning, search
+from ttsnap.algorithms.code import CoDe, svdd
+from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
+from ttsnap.algorithms.nested import Nested, ttsnap_rbf
+from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms.rbf import RBF
+from ttsnap.algorithms.smc.smc import SMC
+from ttsnap.algorithms.tree import BestFirst
+from ttsnap.algorithms.verifier_threshold import VerifierThreshold
+from ttsnap.core.grid import Grid, Task
+
+from ..scripted import Scripted, noisy  # noqa: TID252
+
+SECONDS = [RBF(2), VerifierThreshold(2), svdd(3), CoDe(n=3, block=3), SMC(4, 1.0), BestFirst(width=2), EpsilonGreedy(3)]
+
+
+@pytest.mark.parametrize("second", SECONDS, ids=lambda algorithm: name_of(algorithm))
+@pytest.mark.parametrize("check", [2, 5])
+def test_survivors_are_gone_on_from_at_the_step_where_they_are(second: Any, check: int) -> None:
+    """The union of pruning and particles: who goes on, from where, and that the ledger and the plan agree."""
+    score = noisy(9)
+    first = SeedPruning(12, (0.25,), steps=(check,))
+    (result,) = search([""], Nested(first, second), Scripted(score), "90nfe")
+    top = sorted(range(12), key=lambda u: -score(u, check))[:3]
+    seeds, after = result.trace[0], result.trace[1:]
+    assert seeds["cost"]["nfe"] == 12 * (check + 1)
+    seeded = {-1} if isinstance(second, BestFirst) else set()  # which may start other roots
+    assert set(after[0]["parents"]) - seeded <= set(top)
+    assert top[0] in after[0]["parents"]
+    reseeded = [start for move in after for parent, start in zip(move["parents"], move["start"], strict=True)
+                if parent < 0]  # fmt: skip
+    assert not reseeded or isinstance(second, BestFirst)
+    assert min(start for move in after for parent, start in zip(move["parents"], move["start"], strict=True)
+               if parent >= 0) == check or isinstance(second, BestFirst)  # fmt: skip
+    assert set(range(12)) - set(top) <= set(after[0]["drop"])
+    assert result.spent.nfe <= 90
+    assert result.images
+    if type(second) is RBF:
+        assert result.spent.nfe == 90  # it plans with what pruning left
+
+
+@pytest.mark.parametrize("nfe", [30, 60, 150])
+@pytest.mark.parametrize("draft", [1, 3])
+def test_pruning_takes_its_share_of_the_budget(nfe: int, draft: int) -> None:
+    algorithm = ttsnap_rbf(share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7), draft=draft)
+    (result,) = search([""], algorithm, Scripted(noisy(nfe)), f"{nfe}nfe")
+    pruned = [move["cost"]["nfe"] for move in result.trace if set(move["parents"]) == {-1} or max(move["stop"]) <= 3]
+    task = Task(Grid(tuple(np.linspace(1, 0, 9))), 1, float(nfe))
+    first, seeds = algorithm.first, result.spent.seeds
+    assert isinstance(first, SeedPruning)
+    assert sum(pruned[:2]) == first.pruning_cost(seeds, task) <= 0.4 * nfe < first.pruning_cost(seeds + 1, task)
+    assert result.spent.nfe <= nfe
+    with pytest.raises(ValueError, match="needs one in evaluations"):
+        search([""], Nested(SeedPruning(), svdd(2), share=0.5), Scripted(noisy(0)))
