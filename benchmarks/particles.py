@@ -50,6 +50,7 @@ METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
     "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, SDE),
     "rbf-published": (lambda nfe: {"name": "rbf-published", "initial": max(1, nfe // 20)}, SDE),
     "verifier-threshold": (lambda nfe: {"name": "verifier-threshold", "initial": max(1, nfe // 20)}, SDE),
+    "ttsnap-rbf": (lambda nfe: "ttsnap-rbf", SDE),
     "epsilon-greedy": (lambda nfe: "epsilon-greedy", SDE),
     "best-first": (lambda nfe: "best-first", SDE),
     "top-noises, smc": (lambda nfe: nested(max(2, nfe // 5), max(1, nfe // 20)), SDE),
