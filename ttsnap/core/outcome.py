@@ -17,7 +17,7 @@ class Outcome:
     `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
     `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_nfe
     (n,) counts the evaluations that looks took beyond the particle's own; log_ratio (n,) is as in Particles, and so is
-    pulled (n,), which only rows that were cancelled need to tell.
+    has_gradient (n,), which only rows that were cancelled need to tell.
     """
 
     job: int
@@ -30,4 +30,4 @@ class Outcome:
     kept: Sequence[Mapping[str, Any]] = ()
     look_nfe: IntArray | None = None
     log_ratio: FloatArray | None = None
-    pulled: BoolArray | None = None
+    has_gradient: BoolArray | None = None

@@ -23,8 +23,8 @@ class Particles:
     seed (N,) uint64, of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether
     the prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
     failed; scored (N,) the step of the last score or -1; log_ratio (N,) log p - log q of the path to where it is, p
-    the plain sampler and q the one guided by a reward's gradient, 0 without guidance; pulled (N,) whether the gradient
-    at its step is already paid; `utility` makes one number out of R.
+    the plain sampler and q the one guided by a reward's gradient, 0 without guidance; has_gradient (N,) whether the
+    gradient at its step is already paid; `utility` makes one number out of R.
 
     What came of the algorithm's last move: moved (n,) the uid that each of its rows took on or made, -1 for rows that
     the budget cut off; left: what this prompt may still spend of its allowance, in evaluations as Task counts them.
@@ -38,7 +38,7 @@ class Particles:
     scores: FloatArray
     scored: IntArray
     log_ratio: FloatArray
-    pulled: BoolArray
+    has_gradient: BoolArray
     utility: Utility
     moved: IntArray = field(default_factory=lambda: np.empty(0, int))
     left: FloatArray | float = np.inf
@@ -81,7 +81,7 @@ class Particles:
     def told(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""
         columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
-        return Particles(*columns, self.log_ratio, self.pulled, self.utility, moved, left)
+        return Particles(*columns, self.log_ratio, self.has_gradient, self.utility, moved, left)
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
@@ -94,7 +94,7 @@ class Particles:
             self.scores[b],
             self.scored[b],
             self.log_ratio[b],
-            self.pulled[b],
+            self.has_gradient[b],
             self.utility,
             self.moved[b],
             np.broadcast_to(self.left, len(self.step))[b],

@@ -62,7 +62,7 @@ def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards:
     if len(up):  # a particle's gradient is paid once
         parents = rows.parent[up]
         new = np.zeros(len(nfe), int)
-        new[up] = first_ones(parents, len(particles)) & ~particles.pulled[parents]
+        new[up] = first_ones(parents, len(particles)) & ~particles.has_gradient[parents]
         costs = _with_gradients(costs, price, new, new * price.depth, new * price.depth)
     if price.guided is not None:
         costs = _guided(costs, rows, particles, price, price.guided)
@@ -74,7 +74,7 @@ def _guided(costs: RowCosts, rows: Rows, particles: Particles, price: Price, gui
     gradients = guided.before[rows.stop] - guided.before[rows.start]
     (shared,) = (goes_on(rows) & (rows.stop > rows.start) & guided.at[rows.start]).nonzero()
     parents = rows.parent[shared]
-    new = first_ones(parents, len(particles)) & ~particles.pulled[parents]
+    new = first_ones(parents, len(particles)) & ~particles.has_gradient[parents]
     gradients[shared] -= ~new
     again = np.zeros(len(gradients), int)
     again[shared] = new & particles.cached[parents] & guided.through
@@ -94,16 +94,16 @@ def finish_cost(
     grid: Grid,
     rewards: int,
     price: Price = PLAIN,
-    pulled: BoolArray | bool = False,
+    has_gradient: BoolArray | bool = False,
 ) -> Cost:
     """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
     step, cached = np.atleast_1d(step), np.atleast_1d(cached)
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
     if (guided := price.guided) is None:
         return Cost(int(calls.min()), 1, rewards)
-    pulls = guided.before[-1] - guided.before[step] - pulled
-    again = cached & guided.at[step] & ~np.asarray(pulled) if guided.through else np.zeros(len(step), bool)
-    least = np.lexsort((pulls, calls + again))[0]
-    gradients = int(pulls[least])
+    gradients_left = guided.before[-1] - guided.before[step] - has_gradient
+    again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
+    least = np.lexsort((gradients_left, calls + again))[0]
+    gradients = int(gradients_left[least])
     cost = price.of_gradients(gradients, gradients if guided.through else 0, int(again[least]))
     return Cost(int(calls[least]), 1, rewards) + cost

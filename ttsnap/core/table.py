@@ -19,7 +19,7 @@ class ParticleTable:
         self._n = 0
         self._seed = np.empty(0, np.uint64)
         self._ints = np.empty((3, 0), int)  # parent, step, scored
-        self._flags = np.empty((3, 0), bool)  # cached, alive, pulled
+        self._flags = np.empty((3, 0), bool)  # cached, alive, has_gradient
         self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
         self._view = self._seen(self._ints, self._flags)
@@ -49,9 +49,9 @@ class ParticleTable:
         if len(plan.drop):
             self._flags[1, plan.drop] = False
 
-    def own(self, uids: IntArray, pulled: BoolArray) -> None:
+    def own(self, uids: IntArray, has_gradient: BoolArray) -> None:
         """Whether the gradient at the step that these particles are at, or go to, is paid; see owned_gradients."""
-        self._flags[2, uids] = pulled
+        self._flags[2, uids] = has_gradient
 
     def _add(self, parents: IntArray, seeds: IntArray) -> None:
         n, more = self._n, len(parents)
@@ -74,8 +74,8 @@ class ParticleTable:
         uids = outcome.uids
         self._ints[1, uids] = outcome.step
         self._flags[0, uids] = outcome.cached
-        if outcome.pulled is not None:
-            self._flags[2, uids] = outcome.pulled
+        if outcome.has_gradient is not None:
+            self._flags[2, uids] = outcome.has_gradient
         if outcome.log_ratio is not None:
             self._ratio[uids] = outcome.log_ratio
         if outcome.scores is not None:

@@ -24,7 +24,7 @@ def at_rest(job: int, rows: Sequence[Row], stepper: Stepper) -> Outcome:
         cached=np.array([paid for _, paid in where], bool),
         look_nfe=np.array([row.look.evaluations for row in rows], int),
         log_ratio=report.log_ratio,
-        pulled=report.pulled,
+        has_gradient=report.has_gradient,
     )
 
 

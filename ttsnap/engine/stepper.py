@@ -27,10 +27,10 @@ class Ran(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a stepper tells of n particles that come to rest, as in Outcome: log_ratio (n,) and pulled (n,)."""
+    """What a stepper tells of n particles that come to rest, as in Outcome: log_ratio (n,) and has_gradient (n,)."""
 
     log_ratio: FloatArray | None = None
-    pulled: BoolArray | None = None
+    has_gradient: BoolArray | None = None
 
 
 class Stepper:

@@ -170,8 +170,8 @@ class Run:
         resting[plan.drop] = False
         step = np.concatenate([[0], rows.stop, particles.step[resting]])
         cached = np.concatenate([[False], rows.score & ~last, particles.cached[resting]])
-        pulled = np.concatenate([np.zeros(1 + len(plan), bool), particles.pulled[resting]])
-        return finish_cost(step, cached, self.grid, self.rewards, self.engine.price, pulled)
+        has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
+        return finish_cost(step, cached, self.grid, self.rewards, self.engine.price, has_gradient)
 
     def _stop(self, job: Job) -> None:
         """Nothing else is wanted or can be paid for: end, or finish the best particle from the reserve first."""
