@@ -11,7 +11,7 @@ import torch
 from ttsnap.core.looks import ESTIMATE, Rollout
 from ttsnap.engine import intake
 from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, look_run, roll_out
+from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
 from ttsnap.engine.rows import NearNoise
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
@@ -121,10 +121,10 @@ def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(deno
     points, made = [], [look.evaluations]
     assert not look.done
     while not look.done:
-        roll_out([(look, here), (LookRun(), here)], denoiser)
+        advance_looks([(look, here), (LookRun(), here)], denoiser)
         node = look.waiting
         assert node is not None
-        roll_out([(look, here)], denoiser)  # it waits for its evaluation: nothing moves
+        advance_looks([(look, here)], denoiser)  # it waits for its evaluation: nothing moves
         assert look.waiting is node
         node.prediction = Prediction(node.x, node.x)
         points.append(look.step(2))

@@ -9,7 +9,7 @@ import torch
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.looks import roll_out
+from ttsnap.engine.looks import advance_looks
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import Scored, Scorer
@@ -74,7 +74,7 @@ class Executor:
             sources = [row.noise_source if row.node.position == row.branched_at else None for row in moving]
             for row, node, source in zip(moving, stepper.step(moving), sources, strict=True):
                 row.node, node.step_noise = node, source
-        roll_out([(row.look, row.node) for row in rows if row.at_stop], self.denoiser)
+        advance_looks([(row.look, row.node) for row in rows if row.at_stop], self.denoiser)
 
     def score(self, rows: Sequence[Row]) -> tuple[Scored, int]:
         """The scores of these rows, or of the first of them where memory runs out; and of how many."""

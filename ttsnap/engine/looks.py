@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ttsnap.core.looks import Estimate, Look, Rollout
 from ttsnap.engine.store import Node, stacked
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.kernels import Ode
+from ttsnap.sampling.kernels import Ode, Prediction
 
 
 class LookRun:
@@ -62,15 +63,20 @@ class EstimateRun(LookRun):
     reads_estimate = True
 
 
-class RolloutRun(EstimateRun):
-    """Scores the x0 estimate at the end of a coarse rollout: ODE steps from the stop over a few later grid points.
+class BesideRun(EstimateRun):
+    """Scores the x0 estimate of the last of some nodes beside the particle, each made from the one before it.
 
-    points: the grid steps at which it evaluates, ascending, all later than the stop.
+    points: the grid steps of these nodes, ascending, all later than the stop. A subclass says how a latent gets there.
     """
 
     def __init__(self, points: Sequence[int]) -> None:
         self._points, self._reached = tuple(points), 0
         self._node: Node | None = None
+
+    @staticmethod
+    def moved(denoiser: Denoiser, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
+        """x (N, ...), evaluated at grid steps k (N,) -> the latents (N, ...) to evaluate at grid steps `to` (N,)."""
+        raise NotImplementedError
 
     def scored(self, here: Node) -> Node:
         return here if self._node is None else self._node
@@ -100,18 +106,25 @@ class RolloutRun(EstimateRun):
         self._node, self._reached = node, self._reached + 1
 
 
-def roll_out(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
-    """Take the rollouts among these looks, of particles that stop at these nodes, one step on, if they can go on."""
-    rollouts = [(look, here) for look, here in looks if isinstance(look, RolloutRun)]
-    going = [(look, look.scored(here), look.next_point(here)) for look, here in rollouts]
-    ready = [(look, node, point) for look, node, point in going if point is not None]
-    if not ready:
-        return
-    x, prediction, k = stacked([node for _, node, _ in ready])
-    to = torch.tensor([point for _, _, point in ready])
-    moved = Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
-    for (look, node, point), latent in zip(ready, moved, strict=True):
-        look.arrive(Node(node.job, node.seed, point, latent))
+class RolloutRun(BesideRun):
+    """Its nodes are those of a coarse rollout: ODE steps from the stop over a few later grid points."""
+
+    @staticmethod
+    def moved(denoiser: Denoiser, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
+        return Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
+
+
+def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
+    """Take each of these looks, of particles that stop at these nodes, on to its next node, if it can go on."""
+    ready: dict[type[BesideRun], list[tuple[BesideRun, Node, int]]] = {}
+    for look, here in looks:
+        if isinstance(look, BesideRun) and (point := look.next_point(here)) is not None:
+            ready.setdefault(type(look), []).append((look, look.scored(here), point))
+    for kind, going in ready.items():
+        x, prediction, k = stacked([node for _, node, _ in going])
+        moved = kind.moved(denoiser, x, prediction, k, torch.tensor([point for _, _, point in going]))
+        for (look, node, point), latent in zip(going, moved, strict=True):
+            look.arrive(Node(node.job, node.seed, point, latent))
 
 
 def look_run(look: Look, score: bool, stop: int, steps: int) -> LookRun:
