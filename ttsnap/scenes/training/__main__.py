@@ -16,16 +16,9 @@ import torch
 
 from ttsnap.files.reading import read_yaml
 from ttsnap.files.settings import build
-from ttsnap.rewards.registry import make_reward
-from ttsnap.scenes.training.base import evaluate as base_evaluation
-from ttsnap.scenes.training.base import train as base
 from ttsnap.scenes.training.base.recipe import BaseRecipe, Call
-from ttsnap.scenes.training.preference import train as preference
 from ttsnap.scenes.training.preference.recipe import PreferenceRecipe
-from ttsnap.scenes.training.preview import train as preview
 from ttsnap.scenes.training.preview.recipe import PreviewRecipe
-from ttsnap.scenes.training.reward import evaluate as reward_evaluation
-from ttsnap.scenes.training.reward import train as reward
 from ttsnap.scenes.training.reward.recipe import RewardRecipe
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -33,7 +26,7 @@ R = TypeVar("R", BaseRecipe, PreviewRecipe, RewardRecipe, PreferenceRecipe)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """ValueError for a recipe that does not fit."""
+    """ValueError for a recipe that does not fit. Each command imports what it alone needs, such as peft."""
     parser = argparse.ArgumentParser(
         prog="python -m ttsnap.scenes.training",
         description=__doc__,
@@ -42,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_base, _add_preview, _add_reward, _add_preference, _add_evaluate, _add_evaluate_reward):
         command = add(commands)
-        command.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
+        command.add_argument("--threads", type=int, default=2, help="that torch uses (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.run(args)
@@ -71,6 +64,8 @@ def _add_base(commands: Commands) -> argparse.ArgumentParser:
     command.add_argument("--install", action="store_true", help="copy the result over the packaged weights")
 
     def run(a: argparse.Namespace) -> None:
+        from ttsnap.scenes.training.base import train as base
+
         recipe = recipe_of(BaseRecipe, a.recipe, a.seed)
         folder = base.train(recipe, a.out, torch.device(a.device), a.decay_now)
         if a.install:
@@ -83,7 +78,13 @@ def _add_base(commands: Commands) -> argparse.ArgumentParser:
 def _add_preview(commands: Commands) -> argparse.ArgumentParser:
     text = "the preview VAE, a small decoder that imitates the base model's own"
     command = _training(commands, "preview", text, "the data, and in preview/ the result")
-    command.set_defaults(run=lambda a: preview.run(recipe_of(PreviewRecipe, a.recipe, a.seed), a.out))
+
+    def run(a: argparse.Namespace) -> None:
+        from ttsnap.scenes.training.preview import train as preview
+
+        preview.run(recipe_of(PreviewRecipe, a.recipe, a.seed), a.out)
+
+    command.set_defaults(run=run)
     return command
 
 
@@ -91,7 +92,13 @@ def _add_reward(commands: Commands) -> argparse.ArgumentParser:
     text = "the learned reward, which learns what the exact checker says"
     command = _training(commands, "reward", text, "data, phases, config.json and model.safetensors")
     command.add_argument("--recording", type=Path, required=True, help="folder of a finished recording with images")
-    command.set_defaults(run=lambda a: reward.run(recipe_of(RewardRecipe, a.recipe, a.seed), a.recording, a.out))
+
+    def run(a: argparse.Namespace) -> None:
+        from ttsnap.scenes.training.reward import train as reward
+
+        reward.run(recipe_of(RewardRecipe, a.recipe, a.seed), a.recording, a.out)
+
+    command.set_defaults(run=run)
     return command
 
 
@@ -99,7 +106,13 @@ def _add_preference(commands: Commands) -> argparse.ArgumentParser:
     text = "a preference LoRA of the base model, by Diffusion-DPO"
     command = _training(commands, "preference", text, "the pairs, the LoRA and metrics.json")
     command.add_argument("--reward", default="scenes-learned", help="what prefers, as `ttsnap generate --reward`")
-    command.set_defaults(run=lambda a: preference.run(recipe_of(PreferenceRecipe, a.recipe, a.seed), a.reward, a.out))
+
+    def run(a: argparse.Namespace) -> None:
+        from ttsnap.scenes.training.preference import train as preference
+
+        preference.run(recipe_of(PreferenceRecipe, a.recipe, a.seed), a.reward, a.out)
+
+    command.set_defaults(run=run)
     return command
 
 
@@ -116,11 +129,11 @@ def _add_evaluate(commands: Commands) -> argparse.ArgumentParser:
     command.add_argument("--grid", type=Path, help="PNG to write, one row per kind")
 
     def run(a: argparse.Namespace) -> None:
+        from ttsnap.scenes.training.base.evaluate import evaluate, load, table
+
         call = Call(a.steps, a.guidance, a.max_sequence_length)
-        pipe = base_evaluation.load(a.folder)
         held_out = not a.trained_captions
-        rows = base_evaluation.evaluate(pipe, call, a.per_kind, seed=a.seed, held_out=held_out, grid=a.grid)
-        print(base_evaluation.table(rows))
+        print(table(evaluate(load(a.folder), call, a.per_kind, seed=a.seed, held_out=held_out, grid=a.grid)))
 
     command.set_defaults(run=run)
     return command
@@ -135,7 +148,10 @@ def _add_evaluate_reward(commands: Commands) -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
 
     def run(a: argparse.Namespace) -> None:
-        print(reward_evaluation.evaluate(make_reward(a.reward), a.pictures, a.recording, a.seed))
+        from ttsnap.rewards.registry import make_reward
+        from ttsnap.scenes.training.reward.evaluate import evaluate
+
+        print(evaluate(make_reward(a.reward), a.pictures, a.recording, a.seed))
 
     command.set_defaults(run=run)
     return command

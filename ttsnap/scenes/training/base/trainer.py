@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -115,7 +114,7 @@ class Trainer:
             for block in self.model.transformer.transformer_blocks:
                 block.compile(dynamic=False)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Everything that the next step depends on."""
         return {
             "step": self.step,
