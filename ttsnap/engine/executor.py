@@ -59,10 +59,10 @@ class Executor:
 
     def ascend(self, rows: Sequence[Row], stepper: Stepper) -> None:
         """Give those of these rows that ascend the noise they start from. A parent's gradient is taken once."""
-        climbing = [(row, row.ascends_from) for row in rows if row.ascends_from is not None]
-        parents = {id(start.parent): start.parent for _, start in climbing}
+        ascending = [(row, row.ascends_from) for row in rows if row.ascends_from is not None]
+        parents = {id(start.parent): start.parent for _, start in ascending}
         self.differentiate([node for node in parents.values() if node.gradient is None], stepper)
-        for row, (parent, share) in climbing:
+        for row, (parent, share) in ascending:
             if parent.gradient is not None:
                 row.node.mixed_in = (*parent.mixed_in, (share, parent.gradient))
                 row.node.latent, row.ascends_from = self.noise.of(row.node), None
