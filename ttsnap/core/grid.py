@@ -29,7 +29,7 @@ class Grid:
         if self.evals is not None and (len(self.evals) != self.steps or min(self.evals) < 1):
             raise ValueError(f"grid evals must be {self.steps} numbers from 1 on, got {self.evals}")
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """K."""
         return len(self.levels) - 1
@@ -40,7 +40,7 @@ class Grid:
         evals = np.ones(self.steps, int) if self.evals is None else np.asarray(self.evals)
         return np.concatenate([[0], np.cumsum(evals)])
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """Denoiser evaluations of one image: K where each step takes one."""
         return int(self.calls[-1])

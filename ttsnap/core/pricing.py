@@ -8,7 +8,7 @@ from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Look
-from ttsnap.core.moves import ASCEND, FRESH, NEAR, Rows
+from ttsnap.core.moves import ASCEND, CONTINUE, FRESH, NEAR, Rows
 from ttsnap.core.particles import Particles
 from ttsnap.core.price import PLAIN, Guided, Price
 
@@ -51,7 +51,7 @@ def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards:
     if len(users):
         parents = rows.parent[users]
         paid = particles.cached[parents]
-        if len(set(parents.tolist())) < len(parents):
+        if np.count_nonzero(rows.kind[users] != CONTINUE):  # of rows that CONTINUE, no two have one parent
             paid |= ~first_ones(parents, len(particles))
         nfe[users] -= paid
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
@@ -97,10 +97,10 @@ def finish_cost(
     has_gradient: BoolArray | bool = False,
 ) -> Cost:
     """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
-    step, cached = np.atleast_1d(step), np.atleast_1d(cached)
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
     if (guided := price.guided) is None:
         return Cost(int(calls.min()), 1, rewards)
+    step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
     again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
     least = np.lexsort((gradients_left, calls + again))[0]

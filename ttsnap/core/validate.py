@@ -60,14 +60,14 @@ def validate(move: Move, particles: Particles, grid: Grid, algorithm: Algorithm)
     who, rows = type(algorithm).__name__, move.rows
     _check_columns(move, who)
     own = rows.kind != FRESH
-    if rows.parent.max(initial=-1) >= len(particles) or rows.parent[own].min(initial=0) < 0:
+    if np.count_nonzero((rows.parent >= len(particles)) | (own & (rows.parent < 0))):
         raise ValueError(f"{who}: parents {rows.parent.tolist()} outside 0..{len(particles) - 1}")
     if np.count_nonzero(~particles.alive[rows.parent[own]]):
         raise ValueError(f"{who}: parents {rows.parent[own].tolist()} include dropped particles")
     if np.count_nonzero((rows.stop < rows.start) | (rows.stop > grid.steps)):
         raise ValueError(f"{who}: rows must go from start to stop, at most {grid.steps}, got "
                          f"start {rows.start.tolist()} stop {rows.stop.tolist()}")  # fmt: skip
-    if not (rows.share.min(initial=1) >= 0 and rows.share.max(initial=0) <= 1):  # a nan is in no range
+    if np.count_nonzero((rows.share >= 0) & (rows.share <= 1)) < len(move):  # a nan is in no range
         raise ValueError(f"{who}: share must be in [0, 1], got {rows.share.tolist()}")
     kinds = set(rows.kind.tolist())
     for kind in kinds:
@@ -110,7 +110,7 @@ def _check_begins(kind: int, rows: Rows, particles: Particles, grid: Grid, who: 
 def _check_given_up(move: Move, particles: Particles, who: str) -> None:
     """ValueError where a move drops or rejects what is not there, or drops what its own rows start from."""
     for name, uids in (("drop", move.drop), ("reject", move.reject)):
-        if len(uids) and not (uids.dtype.kind == "i" and uids.min() >= 0 and uids.max() < len(particles)):
+        if len(uids) and (uids.dtype.kind != "i" or np.count_nonzero((uids < 0) | (uids >= len(particles)))):
             raise ValueError(f"{who}: {name} must list uids in 0..{len(particles) - 1}, got {uids.tolist()}")
     if not len(move.drop):
         return

@@ -36,7 +36,7 @@ class Budget(PerKind[int | None], unset=None):
     images: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             most = MOST.get(name, 1e15)
             if value is not None and not (isinstance(value, int | float | np.integer) and 0 < value <= most):
                 shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -34,7 +35,10 @@ class DryEngine(Engine):
     ) -> None:
         self.grid, self.reward_names, self.offers, self.price = grid, reward_names, offers, price or Price()
         self._done: list[Outcome] = []
-        self._rng = np.random.default_rng(0)
+
+    @cached_property
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(0)
 
     def calibrate(self) -> Cost:
         return Cost()

@@ -71,8 +71,7 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
     small for an image.
     """
     algorithm, budget, grid = spec.algorithm, spec.budget, engine.grid
-    if not isinstance(algorithm, Algorithm):
-        lacks = {"n", "needs", "lockstep", "init", "step"} - set(dir(algorithm))
+    if lacks := {"n", "needs", "lockstep", "init", "step"} - set(dir(algorithm)):
         raise ValueError(f"{type(algorithm).__name__} is no algorithm: it has no {', '.join(sorted(lacks))}; see the "
                          "how-to \"Write an algorithm\"")  # fmt: skip
     if why := missing(algorithm.needs, engine.offers):

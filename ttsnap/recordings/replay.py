@@ -124,8 +124,8 @@ class ReplayEngine(DryEngine):
 
     def _rows(self, job: int, seeds: IntArray) -> IntArray:
         r = self.recording
-        rows = (seeds - np.uint64(r.first_seed)).astype(int)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < r.seeds:
+        rows = seeds - np.uint64(r.first_seed)  # of a seed before the first one, a huge number
+        if rows.max(initial=0) >= r.seeds:
             last, prompt = r.first_seed + r.seeds - 1, r.prompts[job]
             raise ValueError(f"seeds {seeds.min()}..{seeds.max()} of {prompt!r}: recorded are {r.first_seed}..{last}")
-        return rows
+        return rows.astype(int)
