@@ -24,6 +24,7 @@ from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.utility import weighted
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import sample_prompts
@@ -59,7 +60,9 @@ def main() -> None:
         folder = a.recordings or Path(temporary)
 
         def recorded(name: str, prompts: list[str], seeds: int) -> Recording:
-            return record(engine, prompts, seeds, folder / name, seed=a.seed, info=call, progress_bar=True)
+            return record(
+                engine, prompts, folder / name, RecordOptions(seeds, seed=a.seed), info=call, progress_bar=True
+            )
 
         fit = recorded("fit", sample_prompts(a.fit_prompts, 1, held_out=False), a.fit_seeds)
         test = recorded(f"test{a.prompt_seed}", sample_prompts(a.prompts, a.prompt_seed), a.seeds)

@@ -37,6 +37,7 @@ from ttsnap.core.metrics import best_of_n, rank_correlation
 from ttsnap.core.price import Price, Rates
 from ttsnap.core.utility import weighted
 from ttsnap.loop.budget import task_of
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import make_reward
@@ -123,8 +124,8 @@ def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
         "scenes", batch_size=a.batch_size, keep=["latents", "features"], features_block=a.block, **defaults()
     )
     prompts = sample_prompts(a.train_prompts, 77, held_out=False)
-    options: dict[str, Any] = {"steps": [*STEPS, 20], "images": True, "extras": ["latents", f"features:{a.block}"]}
-    record(engine, prompts, 16, work / "train", seed=5000, progress_bar=True, **options)
+    options = RecordOptions(16, seed=5000, steps=[*STEPS, 20], images=True, latents=True, features=a.block)
+    record(engine, prompts, work / "train", options, progress_bar=True)
     found: dict[str, Any] = {}
     for name, change in ABLATIONS.items():
         setting = {
@@ -166,10 +167,13 @@ def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Rec
     """Held-out captions, others to tune on, scored by every reward at every step; and what each costs."""
     rewards = [make_reward(BASE), make_reward(AWARE), *heads, make_reward("scenes"), make_reward("scenes-strict")]
     engine = load(dtype=torch.bfloat16).engine(rewards, batch_size=a.batch_size, **defaults())
-    options: dict[str, Any] = {"steps": [*SCORED, 20], "progress_bar": True}
+    steps = [*SCORED, 20]
     held_out = sample_prompts(a.prompts, a.prompt_seed)
-    test = record(engine, held_out, a.seeds, work / f"test{a.prompt_seed}", **options)
-    fit = record(engine, sample_prompts(20, 1, held_out=False), 40, work / "fit", **options)
+    test = record(
+        engine, held_out, work / f"test{a.prompt_seed}", RecordOptions(a.seeds, steps=steps), progress_bar=True
+    )
+    others = sample_prompts(20, 1, held_out=False)
+    fit = record(engine, others, work / "fit", RecordOptions(40, steps=steps), progress_bar=True)
     flops = engine.price.flops
     prices = {
         r.name: Price(

@@ -27,6 +27,7 @@ from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.core.grid import Task
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.utility import weighted
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import showcase
@@ -53,7 +54,7 @@ def main() -> None:
     engine = load(dtype=getattr(torch, a.dtype)).engine(list(REWARDS), batch_size=a.batch_size, **call)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (a.recordings or Path(temporary)) / "showcase"
-        recording = record(engine, [showcase.PROMPT], a.seeds, folder, info=call, progress_bar=True)
+        recording = record(engine, [showcase.PROMPT], folder, RecordOptions(a.seeds), info=call, progress_bar=True)
     sized = {name: sized_for(recording, make_algorithm(name), Budget.parse(showcase.BUDGET)) for name in ALGORITHMS}
     found = shares(recording, Orders.drawn(recording, a.repeats, np.random.default_rng(0)), sized)
     errors = standard_errors(recording, sized, a.repeats, a.bootstraps)

@@ -19,6 +19,7 @@ import torch
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.tune import tune
@@ -39,7 +40,9 @@ def main() -> None:
     engine = load(dtype=getattr(torch, a.dtype)).engine(["scenes"], batch_size=a.batch_size, **defaults())
     prompts = sample_prompts(a.prompts, a.prompt_seed, held_out=False)
     with tempfile.TemporaryDirectory() as temporary:
-        recording = record(engine, prompts, a.seeds, a.recordings or Path(temporary) / "fit", progress_bar=True)
+        recording = record(
+            engine, prompts, a.recordings or Path(temporary) / "fit", RecordOptions(a.seeds), progress_bar=True
+        )
     budgets = [Budget(nfe=b) for b in a.budgets]
     now, rows = SeedPruning(), []
     for checks in (1, 2, 3, 5):

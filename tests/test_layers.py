@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": {"core"},
     "engine": {"core", "options", "sampling", "rewards", "profiling"},
     "results": {"core", "files", "options", "rewards"},
-    "recordings": {"core", "files", "algorithms", "loop", "results", "rewards"},
+    "recordings": {"core", "files", "options", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
     "scenes": {"core", "files", "rewards", "recordings"},
     "pipelines": {

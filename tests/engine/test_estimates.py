@@ -18,6 +18,7 @@ from ttsnap import Budget, SeedPruning, make_algorithm, search
 from ttsnap.core.price import Rates
 from ttsnap.core.results import Event
 from ttsnap.loop.search import fit
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.rewards.registry import make_reward
 from ttsnap.sampling.rng import seeded
@@ -130,8 +131,8 @@ def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_p
     from ttsnap.recordings.folder import load_recording, read_images
 
     engine = pipe.engine("scenes", batch_size=8, keep=["latents", "features"], features_block=2, **CALL)
-    options: dict[str, Any] = {"images": True, "extras": ["latents", "features:2"], "steps": [1, 3, 6]}
-    record(engine, PROMPTS, 2, tmp_path / "rec", **options)
+    options = RecordOptions(2, images=True, latents=True, features=2, steps=[1, 3, 6])
+    record(engine, PROMPTS, tmp_path / "rec", options)
     tars = sorted((tmp_path / "rec" / "images").glob("*.tar"))
     names, shapes = [], {}
     for path in tars:
@@ -150,9 +151,9 @@ def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_p
     assert len(list(read_images(tmp_path / "rec"))) == 4 * 3
     assert load_recording(tmp_path / "rec").seeds == 2
     with pytest.raises(ValueError, match="extras"):
-        record(engine, PROMPTS, 2, tmp_path / "rec", images=True, steps=[1, 3, 6])
+        record(engine, PROMPTS, tmp_path / "rec", RecordOptions(2, images=True, steps=[1, 3, 6]))
     with pytest.raises(ValueError, match="with images"):
-        record(engine, PROMPTS, 2, tmp_path / "other", extras=["latents"])
+        record(engine, PROMPTS, tmp_path / "other", RecordOptions(2, latents=True))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, search
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.record import RecordOptions
 from ttsnap.profiling.memory import gauge_of
 from ttsnap.recordings.record import record
 
@@ -113,7 +114,7 @@ def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, d
 
     def run(folder: Path, after: int) -> None:
         engine = pipe.engine(Dies(after), batch_size=4, **call)
-        record(engine, ["a cat", "two dogs"], 3, folder, block=(1, 2), images=True)
+        record(engine, ["a cat", "two dogs"], folder, RecordOptions(3, block=(1, 2), images=True))
 
     run(tmp_path / "whole", 10**6)
     with pytest.raises(KeyboardInterrupt):

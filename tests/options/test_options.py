@@ -21,6 +21,7 @@ from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.kinds import kind_of
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import changed, option, options_of, taken, values
+from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.results import payload
@@ -118,9 +119,9 @@ def test_ttsnap_generate_has_every_argument_that_can_be_written() -> None:
 
 def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
     found = {action.dest: action for action in COMMANDS["record"].parser()._actions}
-    for kind in (SamplerOptions, BatchOptions, ModelOptions):
+    for kind in (SamplerOptions, BatchOptions, ModelOptions, RecordOptions):
         for declared in options_of(kind):
-            assert (declared.name in found) == declared.recorded
+            assert (declared.flag in found) == (declared.recorded and declared.written is not None)
     assert (found["batch_size"].default, found["decode_batch_size"].default) == (32, None)
 
 
@@ -165,3 +166,11 @@ def test_names_are_declared_once() -> None:
     names = [declared.name for kind in KINDS for declared in options_of(kind)]
     assert len(set(names)) == len(names)
     assert not set(names) & set(CALL)
+
+
+def test_what_is_kept_beside_images_is_said_in_both_forms() -> None:
+    what = RecordOptions(2, images=True, latents=True, features=3)
+    assert (what.keep, what.extras) == (("latents", "features"), ("latents", "features:3"))
+    assert RecordOptions().extras == ()
+    with pytest.raises(ValueError, match=r"\['features:0'\] are kept beside images only.*--images"):
+        RecordOptions(features=0)

@@ -23,6 +23,8 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price, Rates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.lock import locked
+from ttsnap.options.option import taken
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings import folder as recordings
 from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images, save_recording
 from ttsnap.recordings.header import Header
@@ -63,7 +65,9 @@ def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
 def recorder(engine: Callable[..., LiveEngine]) -> Callable[..., Recording]:
     def run(folder: Path, reward: Any = None, **kwargs: Any) -> Recording:
         made = engine(steps=4, rewards=[reward or Brightness()])
-        return record(made, PROMPTS, 5, folder, **{"seed": 7, "block": BLOCK, **kwargs})
+        given = {"seeds": 5, "seed": 7, "block": BLOCK, **kwargs}
+        options = taken(RecordOptions, given)
+        return record(made, PROMPTS, folder, options, **given)
 
     return run
 
@@ -291,13 +295,13 @@ def test_other_settings_are_refused(recorder: Any, engine: Any, tmp_path: Path) 
         with pytest.raises(ValueError, match=message):
             recorder(tmp_path / "r", **change)
     with pytest.raises(ValueError, match="prompts has 3 entries, not 2"):
-        record(engine(steps=4), PROMPTS[:2], 5, tmp_path / "r", seed=7)
+        record(engine(steps=4), PROMPTS[:2], tmp_path / "r", RecordOptions(5, seed=7))
     with pytest.raises(ValueError, match="seeds is 5, not 6"):
-        record(engine(steps=4), PROMPTS, 6, tmp_path / "r", seed=7)
+        record(engine(steps=4), PROMPTS, tmp_path / "r", RecordOptions(6, seed=7))
     with pytest.raises(ValueError, match="levels has 5 entries, not 9"):
-        record(engine(steps=8), PROMPTS, 5, tmp_path / "r", seed=7)
+        record(engine(steps=8), PROMPTS, tmp_path / "r", RecordOptions(5, seed=7))
     with pytest.raises(ValueError, match=r"info\.batch_size is 4, not 3"):
-        record(engine(steps=4, batch_size=3), PROMPTS, 5, tmp_path / "r", seed=7)
+        record(engine(steps=4, batch_size=3), PROMPTS, tmp_path / "r", RecordOptions(5, seed=7))
     assert contents(tmp_path / "r") == before
 
 
@@ -380,17 +384,17 @@ def test_a_guided_recording_is_gone_on_with_and_replayed(engine: Any, tmp_path: 
         guidance = Guidance.parse("tilted:0.3:x0:1-0")
         return engine(steps=4, rewards=[reward or Brightness()], kernel=kernel, guidance=guidance)
 
-    options: dict[str, Any] = {"seed": 7, "block": BLOCK}
+    options = RecordOptions(5, seed=7, block=BLOCK)
     with pytest.raises(KeyboardInterrupt):
-        record(guided(Dies(60)), PROMPTS, 5, tmp_path / "r", **options)
-    recording = record(guided(), PROMPTS, 5, tmp_path / "r", **options)
+        record(guided(Dies(60)), PROMPTS, tmp_path / "r", options)
+    recording = record(guided(), PROMPTS, tmp_path / "r", options)
     read = load_recording(tmp_path / "r")
     assert read.price == recording.price == replace(guided().price, seconds=None)
     assert read.price.guided is not None
-    record(guided(), PROMPTS, 5, tmp_path / "whole", **options)
+    record(guided(), PROMPTS, tmp_path / "whole", options)
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
     with pytest.raises(ValueError, match=r"price\.guided is \{.*\}, not null"):
-        record(engine(steps=4), PROMPTS, 5, tmp_path / "r", **options)
+        record(engine(steps=4), PROMPTS, tmp_path / "r", options)
     live = search(PROMPTS, BestOfN(4), guided(), seed=7)
     again = search(PROMPTS, BestOfN(4), ReplayEngine(read), seed=7)
     for a, b in zip(live, again, strict=True):
@@ -514,9 +518,9 @@ def test_bad_settings_leave_nothing(recorder: Any, engine: Any, tmp_path: Path) 
         with pytest.raises(ValueError, match=message):
             recorder(tmp_path / "r", **change)
     with pytest.raises(ValueError, match="got 0 from 0 on"):
-        record(engine(), PROMPTS, 0, tmp_path / "r")
+        record(engine(), PROMPTS, tmp_path / "r", RecordOptions(0))
     with pytest.raises(ValueError, match="needs prompts"):
-        record(engine(), [], 1, tmp_path / "r")
+        record(engine(), [], tmp_path / "r", RecordOptions(1))
     assert not (tmp_path / "r").exists()
 
 

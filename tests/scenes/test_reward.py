@@ -14,6 +14,7 @@ import yaml
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.files.settings import to_json
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import HARD_KINDS, Spec, caption, check, is_held_out, parse, render, sample_prompts, sample_spec
@@ -153,7 +154,7 @@ def test_the_ranking_loss_is_bradley_terry() -> None:
 def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
     engine = load().engine("scenes", batch_size=8, **{**defaults(), "num_inference_steps": 4})
     seen = sample_prompts(2, 5, held_out=False)
-    record(engine, seen, 2, tmp_path / "rec", images=True)
+    record(engine, seen, tmp_path / "rec", RecordOptions(2, images=True))
     assert len(recorded(tmp_path / "rec", WANTED, RNG(0))) == 2 * 2 * 3
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
     paths = ["--recording", str(tmp_path / "rec"), "--out", str(tmp_path / "out")]
@@ -161,7 +162,7 @@ def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
     reward = make_reward(f"scenes-learned:{tmp_path / 'out'}")
     scores = reward(torch.rand(2, 3, 32, 32), ["a red circle"] * 2, None)
     assert scores.shape == (2,)
-    record(engine, sample_prompts(1, 5), 2, tmp_path / "held", images=True)
+    record(engine, sample_prompts(1, 5), tmp_path / "held", RecordOptions(2, images=True))
     with pytest.raises(ValueError, match="held-out"):
         recorded(tmp_path / "held", replace(WANTED, prompts=1), RNG(0))
 

@@ -14,6 +14,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
+from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 
@@ -41,17 +42,8 @@ def parser() -> ArgumentParser:
     make = p.add_argument_group("what to record")
     arguments.add_prompts(make)
     arguments.add_call(make, "negative_prompt", "height", "width")
-    make.add_argument(
-        "--seeds", type=int, default=40, metavar="N", help="seeds per prompt: --seed and those that follow it"
-    )
-    make.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed")
+    arguments.add_options(make, RecordOptions, "seeds", "seed", "steps")
     arguments.add_options(make, SearchOptions, "reward")
-    make.add_argument(
-        "--score-steps",
-        type=list[int] | None,
-        metavar="STEPS",
-        help="score the estimates at these steps only, as '[2, 6, 11]'; the finished image always (default: all)",
-    )
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=arguments.unrecorded(ModelOptions))
@@ -61,14 +53,7 @@ def parser() -> ArgumentParser:
     output.add_argument(
         "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a recording to go on with"
     )
-    output.add_argument("--images", action="store_true", help="keep the decoded estimates, too, as tar files of PNGs")
-    output.add_argument("--latents", action="store_true", help="with --images: keep each estimate's latent as well")
-    output.add_argument(
-        "--features",
-        type=int | None,
-        metavar="BLOCK",
-        help="with --images: keep the denoiser's hidden states after this transformer block as well (large)",
-    )
+    arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps"))
     return p
 
 
@@ -89,22 +74,18 @@ def run(a: Namespace) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
     prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
     sampler, batches = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
+    what = arguments.read(RecordOptions, a)
     from ttsnap.recordings.folder import check_folder, progress
     from ttsnap.recordings.record import record
 
     # What can be refused is refused before the model is loaded.
     prompts, out = common.canonical(prompts, a.model), Path(a.out)
     rewards = common.load_rewards(reward, device=common.placement(a.device, a.dtype)[0])
-    extras = ["latents"] * a.latents + [f"features:{a.features}"] * (a.features is not None)
-    if extras and not a.images:
-        raise ValueError("--latents and --features are kept beside images: add --images")
-    known = {"prompts": prompts, "seeds": a.seeds, "first_seed": a.seed, "images": a.images, "extras": extras}
-    check_folder(out, {**known, "rewards": [r.name for r in rewards]})
+    check_folder(out, {"prompts": prompts, **what.noted(), "rewards": [r.name for r in rewards]})
     call = common.call_arguments(a)
     pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
     common.check_call(pipe, call)
-    keep = [extra.partition(":")[0] for extra in extras]
-    options = EngineOptions(**values(batches), keep=keep, features_block=a.features)
+    options = EngineOptions(**values(batches), keep=what.keep, features_block=what.features)
     engine = pipe.engine(rewards, **values(sampler), **values(options), **call)
     info = {
         "model": a.model,
@@ -115,9 +96,8 @@ def run(a: Namespace) -> int:
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
-    what = {"seed": a.seed, "steps": a.score_steps, "images": a.images, "extras": extras}
     try:
-        recording = record(engine, prompts, a.seeds, out, **what, info=info, progress_bar=True)
+        recording = record(engine, prompts, out, what, info=info, progress_bar=True)
     except KeyboardInterrupt:
         there, units = progress(out)
         print(
@@ -129,7 +109,7 @@ def run(a: Namespace) -> int:
         raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
     print(_table(recording))
     count = f"{len(recording.prompts)} prompts x {recording.seeds} seeds"
-    print(f"\n{count} recorded in {out}" + (", their images in images/" if a.images else ""))
+    print(f"\n{count} recorded in {out}" + (", their images in images/" if what.images else ""))
     return 0
 
 

@@ -21,6 +21,7 @@ from ttsnap.core.results import Event
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_whole
 from ttsnap.loop.search import search
+from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import OpenRecording
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
@@ -32,23 +33,17 @@ from ttsnap.version import versions
 def record(
     engine: Engine,
     prompts: Sequence[str],
-    seeds: int,
     folder: str | Path,
+    options: RecordOptions,
     *,
-    seed: int = 0,
-    steps: Sequence[int] | None = None,
-    images: bool = False,
-    extras: Sequence[str] = (),
-    block: tuple[int, int] | None = None,
     info: Mapping[str, Json] | None = None,
     progress_bar: bool = False,
 ) -> Recording:
-    """Denoise the seeds `seed`..`seed + seeds - 1` of every prompt with KeepAll on `engine`, and score on the way.
+    """Denoise all seeds of every prompt with KeepAll on `engine`, and score on the way.
 
-    steps: which to score (all by default; the finished image always). images: keep the decoded estimates, too, and
-    beside them `extras`: "latents" and "features:BLOCK", as the engine was told to (LiveEngine's keep).
-    block: (prompts, seeds) of one unit of work, that is, of one search call; by default about four full batches.
-    info: what else to note, JSON-ready (model, call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
+    options: which seeds and steps, and what is kept beside the scores (each field says what it does); the engine must
+    have been told to keep the same latents and features (EngineOptions). info: what else to note, JSON-ready (model,
+    call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
 
     Called again with the same arguments after an interruption (any exception, Ctrl-C, a kill) it goes on after the
     last finished unit. Units run in the batches that they would have had, so the result is the same to the last bit
@@ -59,34 +54,32 @@ def record(
     """
     grid, names = engine.grid, engine.reward_names
     engine.check(prompts)
-    scored = KeepAll(max(1, seeds), None if steps is None else tuple(steps)).init(Task(grid))
+    scored = KeepAll(max(1, options.seeds), None if options.steps is None else tuple(options.steps)).init(Task(grid))
     header = Header(
         prompts=tuple(prompts),
-        seeds=seeds,
-        first_seed=seed,
+        seeds=options.seeds,
+        first_seed=options.seed,
         levels=tuple(float(level) for level in grid.levels),
         evals=grid.evals,
         steps=scored,
         rewards=names,
-        block=block or _block(len(prompts), seeds, engine.capacity),
-        images=images,
-        extras=tuple(extras),
+        block=options.block or _block(len(prompts), options.seeds, engine.capacity),
+        images=options.images,
+        extras=options.extras,
         price=replace(engine.price, seconds=None),
         info={"versions": versions("torch", "diffusers"), **engine.batch_sizes, **(info or {})},
     )
-    if extras and not images:
-        raise ValueError(f"{list(extras)} are kept beside images only; record with images, too")
-    if not _kinds(extras) <= set(engine.keep):
-        raise ValueError(f"the engine does not keep {list(extras)}; make it with keep={sorted(_kinds(extras))}")
+    if not set(options.keep) <= set(engine.keep):
+        raise ValueError(f"the engine does not keep {list(options.extras)}; make it with keep={sorted(options.keep)}")
     with OpenRecording(Path(folder), header) as there:
         missing = there.missing()
-        total = len(prompts) * seeds * grid.nfe
+        total = len(prompts) * options.seeds * grid.nfe
         quiet = not (progress_bar and missing)
         left = sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * grid.nfe
         with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
             for unit in missing:
                 run = partial(_run, engine, header, unit, bar)
-                there.add(unit, write_whole(there.shard_path(unit), run) if images else run())
+                there.add(unit, write_whole(there.shard_path(unit), run) if options.images else run())
         return there.finish()
 
 

@@ -1,0 +1,59 @@
+"""What a recording keeps of every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ttsnap.files.typed import Json
+from ttsnap.options.option import option
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """The settings of a recording beside its prompts and the sampler.
+
+    Raises ValueError for latents or features without images.
+    """
+
+    seeds: int = option(40, "seeds per prompt: --seed and those that follow it", metavar="N")
+    seed: int = option(0, "the first seed", metavar="N")
+    steps: Sequence[int] | None = option(
+        None,
+        "score the estimates at these steps only, as '[2, 6, 11]'; the finished image always",
+        unset="all",
+        written=list[int] | None,
+        flag="score_steps",
+        metavar="STEPS",
+    )
+    images: bool = option(False, "keep the decoded estimates, too, as tar files of PNGs")
+    latents: bool = option(False, "with --images: keep each estimate's latent as well")
+    features: int | None = option(
+        None,
+        "with --images: keep the denoiser's hidden states after this transformer block as well (large)",
+        metavar="BLOCK",
+    )
+    block: tuple[int, int] | None = option(
+        None,
+        "(prompts, seeds) of one unit of work, that is, of one search call",
+        unset="about four full batches",
+        written=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.extras and not self.images:
+            raise ValueError(f"{list(self.extras)} are kept beside images only; record with images, too (--images)")
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """What the engine hands over beside the decoded estimates, as in EngineOptions."""
+        return ("latents",) * self.latents + ("features",) * (self.features is not None)
+
+    def noted(self) -> dict[str, Json]:
+        """What recording.json says of it, by its keys there, as far as that does not depend on the model."""
+        return {"seeds": self.seeds, "first_seed": self.seed, "images": self.images, "extras": list(self.extras)}
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The same as recordings note it: features with their block."""
+        return tuple(f"features:{self.features}" if kind == "features" else kind for kind in self.keep)
