@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import ttsnap
 from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind
 from ttsnap.core.price import Price, Rates
 from ttsnap.core.spent import Spent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
+
+from ..copied import copy_package, run_trial  # noqa: TID252
 
 HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "new_kind_of_cost.md"
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -130,14 +127,8 @@ def test_a_new_kind_is_the_line_of_the_how_to(tmp_path: Path) -> None:
     """In a copy of the package whose table has that line more."""
     found = re.search(r"^judge_tokens: N = .*\n", HOWTO.read_text(), re.MULTILINE)
     assert found is not None
-    kept = shutil.ignore_patterns("*.safetensors", "*.json", "*.png", "__pycache__")
-    shutil.copytree(Path(ttsnap.__file__).parent, tmp_path / "ttsnap", ignore=kept)
+    copy_package(tmp_path)
     table = tmp_path / "ttsnap" / "core" / "cost.py"
     last = [line for line in table.read_text().splitlines(keepends=True) if re.match(r"    \w+: N = kind\(", line)][-1]
     table.write_text(table.read_text().replace(last, f"{last}    {found.group()}"))
-    (tmp_path / "trial.py").write_text(TRIAL)
-    ran = subprocess.run(
-        [sys.executable, "trial.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    run_trial(TRIAL, tmp_path)

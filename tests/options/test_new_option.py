@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import ttsnap.pipelines
-
-import ttsnap
+from ..copied import copy_package, run_trial  # noqa: TID252
 
 HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "new_option.md"
 TRIAL = """
@@ -62,16 +56,8 @@ assert arguments.read(SamplerOptions, again) == sampler
 def test_a_new_option_is_the_line_of_the_how_to(tmp_path: Path) -> None:
     found = re.search(r"^mirrored: .*\n", HOWTO.read_text(), re.MULTILINE)
     assert found is not None
-    kept = shutil.ignore_patterns("*.safetensors", "*.json", "*.png", "__pycache__")
-    shutil.copytree(Path(ttsnap.__file__).parent, tmp_path / "ttsnap", ignore=kept)
-    shutil.copytree(Path(ttsnap.pipelines.__file__).parent, tmp_path / "ttsnap" / "pipelines", ignore=kept)
+    copy_package(tmp_path)
     declared = tmp_path / "ttsnap" / "options" / "sampler.py"
     head, first_property, rest = declared.read_text().partition("    @property\n")
     declared.write_text(f"{head.rstrip()}\n    {found.group()}\n{first_property}{rest}")
-    (tmp_path / "trial.py").write_text(TRIAL)
-    ran = subprocess.run(
-        [sys.executable, "trial.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    assert "--mirrored " in ran.stdout
+    assert "--mirrored " in run_trial(TRIAL, tmp_path)

@@ -1,0 +1,62 @@
+"""A copy of the package, changed as a how-to says, in which a trial is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ttsnap.pipelines
+
+import ttsnap
+
+ROOT = Path(__file__).parents[1]
+
+
+def copy_package(to: Path) -> None:
+    """Lay a copy of ttsnap, with its pipelines and without weights, into this folder."""
+    left_out = shutil.ignore_patterns("*.safetensors", "*.json", "*.png", "__pycache__")
+    shutil.copytree(Path(ttsnap.__file__).parent, to / "ttsnap", ignore=left_out)
+    shutil.copytree(Path(ttsnap.pipelines.__file__).parent, to / "ttsnap" / "pipelines", ignore=left_out)
+
+
+def change_package(to: Path, page: str) -> list[str]:
+    """Make all changes that a page of docs/howto shows as diffs in the copy; the names of the files, in order.
+
+    A diff names a file ("+++ ttsnap/core/looks.py") and has parts that begin with "@@". What a part shows as there must
+    be in the file once; a part that shows nothing as there is added at the end, or is the whole of a new file.
+    """
+    text = (ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
+    touched: list[str] = []
+    for block in re.findall(r"^```diff\n(.*?)^```", text, re.S | re.M):
+        for change in re.split(r"^\+\+\+ ", block, flags=re.M)[1:]:
+            name, *lines = change.splitlines()
+            touched.append(name)
+            path = to / (name if name.startswith("ttsnap/") else f"ttsnap/{name}")
+            found = path.read_text(encoding="utf-8") if path.exists() else ""
+            for part in "\n".join(lines).split("@@")[1:]:
+                rows = part.splitlines()[1:]
+                old, new = (
+                    "".join(f"{row[1:]}\n" for row in rows if row[:1] in (" ", sign) or not row) for sign in "-+"
+                )
+                if old:
+                    assert found.count(old) == 1, f"{page}: {name} has this {found.count(old)} times, not once:\n{old}"
+                    found = found.replace(old, new)
+                else:
+                    found += new
+            path.write_text(found, encoding="utf-8")
+    return touched
+
+
+def run_trial(trial: str, where: Path) -> str:
+    """Run this program on the copy in a process of its own; what it printed. It may import `tests`, too."""
+    (where / "trial.py").write_text(trial, encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "trial.py"], cwd=where, env=os.environ | {"PYTHONPATH": f"{where}{os.pathsep}{ROOT}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout

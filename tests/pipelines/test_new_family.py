@@ -1,0 +1,62 @@
+"""A family that is added: the change that the how-to shows, in a copy of the package, against stock diffusers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..copied import ROOT, change_package, copy_package, run_trial  # noqa: TID252
+
+TRIAL = """
+import warnings
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from tests.pipelines.tiny import FAMILIES, PIXART_BETAS, jitter, pixart_sigma_parts, quiet
+from ttsnap.pipelines import FAMILIES as SUPPORTED, custom_pipeline, upgrade
+from ttsnap import SeedPruning
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+CALL = {**FAMILIES["pixart_sigma"].call, "num_inference_steps": 3}
+
+def build(size):
+    parts = pixart_sigma_parts()
+    if size == 128:  # told the size of the picture
+        config = {**parts["transformer"].config, "sample_size": 128}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            parts["transformer"] = jitter(PixArtTransformer2DModel.from_config(config))
+        assert parts["transformer"].use_additional_conditions
+    return quiet(PixArtAlphaPipeline(**parts, scheduler=DPMSolverMultistepScheduler(**PIXART_BETAS)))
+
+def stock_of(pipe, prompt, seed, **call):
+    return pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt", **call).images[0]
+
+for size in (8, 128):
+    pipe = build(size)
+    twin = upgrade(pipe)
+    assert type(twin).__name__ == "SearchPixArtAlphaPipeline"
+    for change in ({}, {"guidance_scale": 1.0}, {"height": 64, "width": 32, "negative_prompt": "snow"}):
+        check(pipe, **{**CALL, **change})
+    prompts = ["a cat", "two dogs in snow"]
+    pruning = SeedPruning(4, (0.5,), steps=(1,))
+    out = twin(prompts, search=pruning, reward="brightness", seed=3, output_type="pt", **CALL)
+    for prompt, image, result in zip(prompts, out.images, out.search):
+        torch.testing.assert_close(image, stock_of(pipe, prompt, result.best.seed, **CALL), atol=1e-4, rtol=1e-4)
+        assert result.spent.nfe == 4 * 2 + 2 * 1
+    assert not torch.allclose(stock_of(pipe, "a cat", 3, **CALL), stock_of(pipe, "a cat", 4, **CALL), atol=1e-3)
+with pytest.raises(ValueError, match="callback"):
+    twin("a cat", search="best-of-n", reward="brightness", budget="9nfe", callback=print, **CALL)
+assert custom_pipeline("pixart_alpha").endswith("search_pixart_alpha.py")
+"""
+
+
+def test_a_new_family_is_the_change_of_the_how_to(tmp_path: Path) -> None:
+    copy_package(tmp_path)
+    touched = change_package(tmp_path, "new_family.md")
+    assert touched == [
+        "pipelines/families/pixart_alpha.py", "pipelines/__init__.py", "pipelines/custom/search_pixart_alpha.py",
+    ]  # fmt: skip
+    page = (ROOT / "docs" / "howto" / "new_family.md").read_text(encoding="utf-8")
+    (check,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    run_trial(check + TRIAL, tmp_path)
