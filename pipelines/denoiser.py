@@ -35,6 +35,8 @@ class PipelineDenoiser(Denoiser):
     """The attribute of the pipeline that is the denoiser."""
     blocks: ClassVar[str | None] = "transformer_blocks"
     """The network's attribute that is the list of its transformer blocks; None: hidden features cannot be captured."""
+    judges_estimates: ClassVar[bool] = True
+    """Whether `output` returns what `guided_output` gave it, so that estimates may be at a guidance of their own."""
     noise_dtype: ClassVar[torch.dtype | None] = None
     """That of initial noise; None: that of the encoded prompts (`_text`)."""
     cfg_scale: float
@@ -51,6 +53,9 @@ class PipelineDenoiser(Denoiser):
     _given: Given
     _text: Any
     """The encoded prompts: a tensor (P, L, D), or a list with one tensor a prompt."""
+    _estimate_scale: float | None = None
+    _judged: Tensor | None = None
+    """The output at the estimates' own guidance of the call that is under way."""
     image_dtype: torch.dtype = torch.float32
     """That of the images which the pipeline's VAE decoded last; `decode` widens them."""
 
@@ -112,6 +117,15 @@ class PipelineDenoiser(Denoiser):
         """
         raise NotImplementedError
 
+    def guided_output(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """The guided output (N, ...) of both passes, which a family's `output` returns as it is.
+
+        Where estimates are scored at a guidance of their own, the output at that one is kept for `predict`.
+        """
+        if self._estimate_scale is not None:
+            self._judged = self.guide(unconditional, conditional, self._estimate_scale)
+        return self.guide(unconditional, conditional, self.cfg_scale)
+
     # --- what a family may do otherwise ---------------------------------------------------------------------------
 
     @property
@@ -132,9 +146,9 @@ class PipelineDenoiser(Denoiser):
             **self._given.arguments(prompts), device=self.device, do_classifier_free_guidance=self.guided
         )
 
-    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        """Classifier-free guidance of outputs (N, ...)."""
-        return unconditional + self.cfg_scale * (conditional - unconditional)
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of outputs (N, ...) at this scale."""
+        return unconditional + scale * (conditional - unconditional)
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
@@ -193,7 +207,15 @@ class PipelineDenoiser(Denoiser):
             out = self.output(self.schedule.scaled(x, step), t, step, cond)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
         features = self.features(states[0], x) if states else None
-        return Prediction(out, self.schedule.x0(x, out, step), features)
+        judged, self._judged = self._judged, None
+        estimate = None if judged is None else self.schedule.x0(x, judged, step)
+        return Prediction(out, self.schedule.x0(x, out, step), features, estimate)
+
+    def guide_estimates(self, scale: float) -> None:
+        if not (self.guided and self.judges_estimates):
+            raise ValueError(f"estimate_guidance {scale:g} needs two passes at every step, which this call of "
+                             f"{type(self).__name__} does not make; guide by more than 1, or leave it out")  # fmt: skip
+        self._estimate_scale = scale
 
     def decode(self, x0: Tensor) -> Tensor:
         images = self.pixels(self.pipe.vae, x0)

@@ -114,6 +114,8 @@ class SearchMixin:
         elif sampler.path is not None or sampler.times != "pipeline":
             raise ValueError(f"the pipeline's own kernel keeps to its path and times, got {sampler.path!r} and "
                              f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
+        if sampler.estimate_guidance is not None:
+            denoiser.guide_estimates(sampler.estimate_guidance)
         return LiveEngine(
             denoiser,
             self._rewards(reward),

@@ -50,7 +50,7 @@ class PackedDenoiser(PipelineDenoiser):
             return conditional
         with self.net.cache_context("uncond"):
             unconditional = self.call(x, time, at, *self._negative)
-        return self.guide(unconditional, conditional)
+        return self.guided_output(unconditional, conditional)
 
     def call(self, x: Tensor, time: Tensor, at: Tensor, *encoded: Any) -> Tensor:
         """The network's output at x (N, L, D) and times (N,), for rows `at` of what was encoded."""

@@ -52,4 +52,4 @@ class PairedDenoiser(PipelineDenoiser):
         if not self.guided:
             return self.call(x, t, at)
         unconditional, conditional = self.call(torch.cat([x, x]), torch.cat([t, t]), at).chunk(2)
-        return self.guide(unconditional, conditional)
+        return self.guided_output(unconditional, conditional)

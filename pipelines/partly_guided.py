@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
@@ -11,6 +12,8 @@ from ttsnap.pipelines.schedule import Schedule
 
 class PartlyGuidedDenoiser(PipelineDenoiser):
     """Z-Image and Lumina 2; prices count two passes for all steps."""
+
+    judges_estimates: ClassVar[bool] = False
 
     def use_at(self, schedule: Schedule, guided_at: Sequence[bool]) -> None:
         """Set up with this schedule, guided at these of its positions."""

@@ -49,8 +49,8 @@ class UNetDenoiser(PairedDenoiser):
         )[0]
         return out
 
-    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        out, rescale = super().guide(unconditional, conditional), self.pipe.guidance_rescale
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        out, rescale = super().guide(unconditional, conditional, scale), self.pipe.guidance_rescale
         return rescale_noise_cfg(out, conditional, guidance_rescale=rescale) if rescale > 0 else out
 
     def _embedded_guidance(self, x: Tensor) -> Tensor | None:

@@ -94,7 +94,9 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
         if guided:
             own = at[guided]
             negative = self._pass(x[guided], time[guided], take(self._negative, own), take(self._negative_mask, own))
-            out = out.index_copy(0, torch.tensor(guided, device=out.device), self.guide(negative, out[guided]))
+            out = out.index_copy(
+                0, torch.tensor(guided, device=out.device), self.guide(negative, out[guided], self.cfg_scale)
+            )
         return -out
 
     def _pass(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -108,8 +110,8 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
         )[0]
         return out
 
-    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        guided = super().guide(unconditional, conditional)
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        guided = super().guide(unconditional, conditional, scale)
         return as_long(guided, conditional) if self._normalise else guided
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:

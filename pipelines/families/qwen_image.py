@@ -85,8 +85,8 @@ class QwenImageDenoiser(PackedDenoiser):
         )[0]
         return out
 
-    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        return as_long(super().guide(unconditional, conditional), conditional)
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        return as_long(super().guide(unconditional, conditional, scale), conditional)
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         c = vae.config

@@ -85,11 +85,11 @@ class ZImageDenoiser(PartlyGuidedDenoiser):
         )[0]
         rows = [row.float() for row in out]
         for i, negative in zip(guided, rows[len(x) :], strict=True):
-            rows[i] = self.guide(negative, rows[i])
+            rows[i] = self.guide(negative, rows[i], self.cfg_scale)
         return -torch.stack(rows[: len(x)]).squeeze(2)
 
-    def guide(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        guided = conditional + self.cfg_scale * (conditional - unconditional)
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        guided = conditional + scale * (conditional - unconditional)
         if self._limit <= 0:
             return guided
         most, norm = torch.linalg.vector_norm(conditional) * self._limit, torch.linalg.vector_norm(guided)

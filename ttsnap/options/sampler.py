@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ttsnap.files.settings import NotNegative
 from ttsnap.files.typed import Json
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
@@ -44,6 +45,13 @@ class SamplerOptions:
         python="ttsnap.sampling.noises tells how they are drawn.",
         metavar="KIND",
     )
+    estimate_guidance: NotNegative | None = option(
+        None,
+        "classifier-free guidance at which unfinished estimates are scored, where the model makes two passes; it takes "
+        "no evaluation more, and the image does not change",
+        unset="that of the image",
+        metavar="SCALE",
+    )
     guide: Spec = option(
         None,
         "let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
@@ -57,7 +65,7 @@ class SamplerOptions:
     @property
     def stock(self) -> bool:
         """Whether plain diffusers makes the same image from the same seed."""
-        return not changed(self)
+        return not set(changed(self)) - {"estimate_guidance"}
 
     def told(self) -> dict[str, Json]:
         """The values for metadata; an object that was given in place of a text goes by its class's name."""

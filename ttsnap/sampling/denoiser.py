@@ -88,6 +88,15 @@ class Denoiser(ABC):
         """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
         raise ValueError(f"{type(self).__name__} cannot hand out hidden features; use pixels or latents")
 
+    # --- estimates ------------------------------------------------------------------------------------------------
+
+    def guide_estimates(self, scale: float) -> None:
+        """Let `predict` make a second x0 estimate for scores, at this classifier-free guidance (Prediction.estimate).
+
+        It takes no evaluation more, since both passes are there. ValueError where they are not.
+        """
+        raise ValueError(f"{type(self).__name__} has no two passes to guide estimates by; leave estimate_guidance out")
+
     # --- gradients ------------------------------------------------------------------------------------------------
 
     @property
