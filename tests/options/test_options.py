@@ -126,11 +126,13 @@ def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
 
 
 def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
-    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1")
+    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1", 1.5)
     words = json.loads(json.dumps(sampler.told()))
     kinds = {**payload.NEEDED, **payload.OPTIONAL}
     assert all(kinds[name].fits(value) for name, value in words.items())
     assert taken(SamplerOptions, words) == sampler
+    for bad in ("2", -1.0, float("inf"), True):
+        assert not kinds["estimate_guidance"].fits(bad)
     assert SamplerOptions(kernel=object(), guide=sampler).told()["guide"] == "SamplerOptions"
     assert {option.name for option in options_of(SamplerOptions)} <= set(kinds)
 
@@ -139,6 +141,9 @@ def test_a_recording_notes_what_it_always_did() -> None:
     assert SamplerOptions().noted() == {"kernel": "pipeline"}
     assert SamplerOptions("ode").noted() == {"kernel": "ode", "path": None, "times": "pipeline"}
     assert SamplerOptions(noises="orthogonal").noted() == {"kernel": "pipeline", "noises": "orthogonal"}
+    assert SamplerOptions(estimate_guidance=2.0).noted() == {"kernel": "pipeline", "estimate_guidance": 2.0}
+    assert SamplerOptions(estimate_guidance=2.0).stock  # it decides which seeds go on, not what they become
+    assert not SamplerOptions(noises="orthogonal").stock
     assert SamplerOptions("sde", "vp", "sqrt").noted() == {"kernel": "sde", "path": "vp", "times": "sqrt"}
 
 

@@ -66,4 +66,7 @@ def kind_of(option: Option) -> Kind:
     if kinds == {int}:
         bounds = option.bounds or Bounds(0)
         return whole(int(bounds.low), int(min(bounds.high, 2**63)))
+    if kinds == {float}:
+        bounds = option.bounds or Bounds(-1000.0)
+        return number(max(bounds.low, -1000.0), min(bounds.high, 1000.0))
     return WORD

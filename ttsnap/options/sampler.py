@@ -45,13 +45,6 @@ class SamplerOptions:
         python="ttsnap.sampling.noises tells how they are drawn.",
         metavar="KIND",
     )
-    estimate_guidance: NotNegative | None = option(
-        None,
-        "classifier-free guidance at which unfinished estimates are scored, where the model makes two passes; it takes "
-        "no evaluation more, and the image does not change",
-        unset="that of the image",
-        metavar="SCALE",
-    )
     guide: Spec = option(
         None,
         "let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
@@ -60,6 +53,14 @@ class SamplerOptions:
         python="A Guidance is taken as it is (ttsnap.sampling.guided_steps).",
         written=str | None,
         recorded=False,
+    )
+
+    estimate_guidance: NotNegative | None = option(
+        None,
+        "classifier-free guidance at which unfinished estimates are scored, where the model makes two passes; it takes "
+        "no evaluation more, and the image does not change",
+        unset="that of the image",
+        metavar="SCALE",
     )
 
     @property
