@@ -58,6 +58,7 @@ nitpick_ignore_regex = [
         r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
         r"jsonargparse|starlette|uvicorn)\..*",
     ),
+    (r"py:class", r"rng\.Key|Device"),  # aliases of types, which have no entry
     (r"py:class", "inf"),  # of Bounds without an upper end, in a type
 ]
 

@@ -6,7 +6,7 @@ from ttsnap.core.grid import Task
 
 
 def evaluations(task: Task, at: int, stop: int, *, paid: bool | None = None) -> float:
-    """What it takes to bring one particle from step `at` to `stop` and score it there, as price_move counts it.
+    """What it takes to bring one particle from step `at` to `stop` and score it there, as core/pricing.py counts it.
 
     paid: whether the evaluation at `at` is; None: it was scored there, or is a fresh seed. Decodes and rewards are in
     evaluations, too.

@@ -21,7 +21,7 @@ class Need(StrEnum):
     ASCEND = "ascend"
     """Particles start from initial noise that is turned along the gradient of a finished image's rewards."""
     ROLLOUT = "rollout"
-    """Unfinished particles are judged by a coarse rollout to the end, in place of their x0 estimate."""
+    """Unfinished particles are looked at by evaluations of the look's own, at later grid points: a coarse rollout."""
 
 
 @dataclass(frozen=True)

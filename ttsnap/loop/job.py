@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from ttsnap.loop.ledger import Ledger
 logger = logging.getLogger(__name__)
 
 
-class Proposal(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Proposal:
     """What an algorithm wants next, None for nothing more; what that is worth; and its state then."""
 
     plan: Plan | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +25,8 @@ candidate, step, x and y. The demo shows a finished search with it."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True)
+class Page:
     """Where things are: the side of a picture, the line of each step, and what is drawn where."""
 
     cell: int

@@ -51,7 +51,7 @@ class Kernel(Protocol):
     def keeps_history(self) -> bool:
         """Whether a step depends on more than x: on earlier predictions, or on the state of a particle's generator.
 
-        Only kernels without a history can take particles back to noisier steps, draw noise near other noise, or climb
+        Only kernels without a history can take particles back to noisier steps, draw noise near other noise, or ascend
         in initial noise.
         """
 
