@@ -4,12 +4,14 @@
     python scripts/draw_architecture.py --check  # fails where the drawing is not what the imports say
 
 An arrow that follows from two others is left out: the engine imports the core, but its arrow to sampling leads there.
+Rooms that import no torch are drawn light.
 """
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections import Counter
 from html import escape
@@ -41,6 +43,12 @@ def imported(room: str, known: set[str]) -> set[str]:
                 names = [f"ttsnap.{a.name}" for a in node.names] if node.module == "ttsnap" else [node.module]
             found |= {name.split(".")[1] for name in names if name.startswith("ttsnap.")}
     return found & known - {room}
+
+
+def without_torch(room: str) -> bool:
+    """Whether no file of this room imports torch, or what rests on it, anywhere."""
+    heavy = re.compile(r"^\s*(import|from) (torch|diffusers|transformers)\b", re.M)
+    return not any(heavy.search(path.read_text(encoding="utf-8")) for path in folder_of(room).rglob("*.py"))
 
 
 def reach(room: str, arrows: dict[str, set[str]]) -> set[str]:
@@ -133,8 +141,9 @@ def draw() -> str:
             )
     for room, (x, y) in sorted(place.items()):
         name = f"{room}/" if room in APART else f"ttsnap/{room}/"
+        fill = "#f6f9ff" if without_torch(room) else "#d3e0f5"
         lines.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef3fb" stroke="#4a6fa5"/>'
+            f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="{fill}" stroke="#4a6fa5"/>'
             f'<text x="{x + WIDTH / 2:g}" y="{y + HEIGHT / 2 + 5:g}" font-size="14" text-anchor="middle" '
             f'fill="#1c2b41">{escape(name)}</text>'
         )
