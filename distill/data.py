@@ -32,7 +32,7 @@ EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.np
 """What each space is stored as."""
 
 
-class Entry(NamedTuple):
+class Frame(NamedTuple):
     """One recorded estimate: prompt and seed by position, and the step."""
 
     prompt: int
@@ -150,7 +150,7 @@ class Frames:
         """The seed itself."""
         return self._where[prompt][0].header.first_seed + position
 
-    def read(self, entry: Entry, extension: str) -> bytes:
+    def read(self, entry: Frame, extension: str) -> bytes:
         """The entry's bytes, from memory or from its tar."""
         part, row = self._where[entry.prompt]
         places = part.places[extension]
@@ -170,7 +170,7 @@ class Frames:
             self._left -= size
         return data
 
-    def load(self, entries: Sequence[Entry], space: str) -> Tensor:
+    def load(self, entries: Sequence[Frame], space: str) -> Tensor:
         """(N, ...) float32: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w), features (N, D, h, w)."""
         rows = [decode(self.read(entry, EXTENSIONS[space]), space) for entry in entries]
         shapes = {tuple(row.shape) for row in rows}

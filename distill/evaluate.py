@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.scoring import progress, score_entries
 
 from ttsnap.core.arrays import FloatArray
@@ -102,7 +102,7 @@ def evaluate(
     final = np.stack([scores[:seeds] for scores in finals])
     ordered = sorted(steps, reverse=True)
     rows: list[dict[str, Any]] = [{"step": step, "level": frames.levels[step]} for step in ordered]
-    entries = [Entry(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
+    entries = [Frame(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
     shown = bar and (accelerator is None or accelerator.is_main_process)
     with progress(len(entries) * len(rewards), "evaluate", "image", shown) as shown_bar:
         for name, given in rewards.items():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ttsnap.distill import curriculum, processes, report
 from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.data import Entry, Frames, describe
+from ttsnap.distill.data import Frame, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.losses import Uncertainty
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
@@ -91,7 +91,7 @@ def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bo
     student = make_student(
         base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
         features_block=frames.features_block, seed=config.seed,
-        channels=frames.load([Entry(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
+        channels=frames.load([Frame(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
     )  # fmt: skip
     spreading = {"batch_size": config.batch_size, "accelerator": accelerator, "bar": bar}
     targets = final_scores(frames, student.base, config.reward, out, **spreading)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.data import Frame, Frames
 
 from ttsnap.core.arrays import FloatArray
 
@@ -24,7 +24,7 @@ Score = Callable[[Tensor, list[str], Tensor], Any]
 
 @torch.no_grad()
 def score_entries(
-    score: Score, frames: Frames, entries: Sequence[Entry], space: str, *, batch_size: int,
+    score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int,
     accelerator: Accelerator | None = None, bar: Bar | None = None,
     keep: Callable[[int, FloatArray], None] | None = None,
 ) -> FloatArray:  # fmt: skip
@@ -50,7 +50,7 @@ def score_entries(
     return done
 
 
-def _one_batch(score: Score, frames: Frames, entries: Sequence[Entry], space: str) -> Tensor:
+def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: str) -> Tensor:
     x = frames.load(entries, space)
     prompts = [frames.prompts[entry.prompt] for entry in entries]
     level = torch.tensor([frames.levels[entry.step] for entry in entries], dtype=torch.float32)

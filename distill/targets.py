@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.scoring import progress, score_entries
 
 from ttsnap.core.arrays import FloatArray
@@ -31,7 +31,7 @@ def final_scores(
     out/targets.bin keeps what is done, so that an interrupted run goes on. `reward` names the base. ValueError for
     targets of another base or other data, and for a score that is nan or infinite.
     """
-    entries = [Entry(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
+    entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.require("pixels", [frames.last])
     scores = np.zeros(len(entries))
     header = json.dumps({"reward": reward, "data": frames.identity, "entries": len(entries)}).encode()
@@ -72,7 +72,7 @@ def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -
 
 
 def _score(
-    frames: Frames, base: Reward, entries: list[Entry], done: int, scores: FloatArray, reward: str, path: Path | None,
+    frames: Frames, base: Reward, entries: list[Frame], done: int, scores: FloatArray, reward: str, path: Path | None,
     batch_size: int, accelerator: Accelerator | None, shown: bool,
 ) -> None:  # fmt: skip
     journal = Journal(path) if path is not None else None
@@ -94,7 +94,7 @@ def _score(
             journal.close()
 
 
-def _require_finite(frames: Frames, entries: list[Entry], scores: FloatArray, reward: str) -> None:
+def _require_finite(frames: Frames, entries: list[Frame], scores: FloatArray, reward: str) -> None:
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         entry = entries[int(bad[0])]

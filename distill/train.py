@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ttsnap.distill import checkpoints, curriculum, schedules
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.curriculum import Group, Stage
-from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.losses import Objective
 from ttsnap.distill.scoring import progress
 from ttsnap.distill.student import Student
@@ -78,7 +78,7 @@ class Batches(Dataset[Part]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
         groups = self.groups(index)
-        entries = [Entry(g.prompt, s, g.step) for g in groups for s in g.seeds]
+        entries = [Frame(g.prompt, s, g.step) for g in groups for s in g.seeds]
         x = self._frames.load(entries, self._config.student.space)
         level = torch.tensor([self._frames.levels[e.step] for e in entries], dtype=torch.float32)
         target = np.stack([self._plan.targets[g.prompt][list(g.seeds)] for g in groups])

@@ -51,7 +51,8 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(?!ttsnap).*\b(Any|Callable|Iterator|Mapping|Sequence|Path|Literal|ClassVar|Protocol|NamedTuple|"
-        r"DataclassInstance|Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|bool|BaseOutput)",
+        r"Accelerator|DataclassInstance|Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|"
+        r"bool|BaseOutput)",
     ),
     (
         r"py:.*",

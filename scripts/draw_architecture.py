@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 APART = ("pipelines", "reward_models", "distill")
 """Packages of ttsnap that have folders of their own beside ttsnap/."""
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 152, 40, 44, 54, 20
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 152, 40, 44, 54, 40
 
 
 def folder_of(room: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ttsnap.distill import data
-from ttsnap.distill.data import Entry, Frames
+from ttsnap.distill.data import Frame, Frames
 
 from .world import LEVELS, estimate, write_recording
 
@@ -31,7 +31,7 @@ def test_entries_are_what_was_written(recording: Path, cache: int) -> None:
     assert (frames.prompts, frames.steps, frames.last, frames.levels) == (
         tuple(f"prompt {p}" for p in range(6)), (0, 2), 4, LEVELS,
     )  # fmt: skip
-    entries = [Entry(5, 0, 2), Entry(0, 2, 4), Entry(3, 1, 0), Entry(4, 1, 0)]
+    entries = [Frame(5, 0, 2), Frame(0, 2, 4), Frame(3, 1, 0), Frame(4, 1, 0)]
     for _ in range(2):
         pixels = frames.load(entries, "pixels")
         torch.testing.assert_close(pixels, torch.stack([rounded(*e) for e in entries]), rtol=0, atol=1e-6)
@@ -67,7 +67,7 @@ def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -
     assert joined.prompts[-2:] == ("prompt 20", "prompt 21")
     assert joined.seeds.tolist() == [3] * 6 + [2] * 2
     assert joined.steps == (0, 2)  # what both have
-    torch.testing.assert_close(joined.load([Entry(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(joined.load([Frame(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6)
     assert joined.identity != Frames([recording]).identity
     moved = tmp_path / "moved"
     recording_copy = write_recording(moved, prompts=6, seeds=3, steps=(0, 2, 4), latents=True)
@@ -95,7 +95,7 @@ def test_damaged_shards_are_named_and_left_as_they_are(tmp_path: Path) -> None:
     frames = Frames([folder])
     shard.write_bytes(whole[:600])
     with pytest.raises(ValueError, match=r"unit-00001\.tar were cut off while they were in use"):
-        frames.load([Entry(4, 1, 4)], "pixels")
+        frames.load([Frame(4, 1, 4)], "pixels")
 
 
 def test_shards_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

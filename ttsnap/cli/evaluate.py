@@ -56,7 +56,7 @@ def run(a: Namespace) -> int:
             raise ValueError(f"{name} {path}: there is no folder {Path(path).parent}")
     load_torch()
     from ttsnap.distill import report
-    from ttsnap.distill.data import Entry, Frames
+    from ttsnap.distill.data import Frame, Frames
     from ttsnap.distill.evaluate import evaluate
     from ttsnap.distill.scoring import progress, score_entries
     from ttsnap.files.writing import write_json
@@ -72,7 +72,7 @@ def run(a: Namespace) -> int:
     if base is None:
         raise ValueError(f"the reward {a.reward} has no base of its own; name the reward that counts with --base")
     try:
-        entries = [Entry(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
+        entries = [Frame(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
         with progress(len(entries), "final images", "image", True) as bar:
             final = score_entries(
                 lambda x, texts, level: base(x, texts, level * 0), frames, entries, "pixels", batch_size=a.batch_size,
