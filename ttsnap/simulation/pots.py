@@ -1,0 +1,119 @@
+"""Budgets that groups of searches in lockstep share, and what such searches pay."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move
+from ttsnap.core.particles import Particles
+
+
+class Tally(NamedTuple):
+    """What B searches pay: evaluations (B,), images scored (B,), and those of them that were finished (B,)."""
+
+    nfe: IntArray
+    scored: IntArray
+    finals: IntArray
+
+    def spent(self, task: Task) -> FloatArray:
+        """(B,) all of it, in evaluations."""
+        total: FloatArray = self.nfe + task.checking * (self.scored - self.finals) + task.score_cost * self.finals
+        return total
+
+
+class Served(NamedTuple):
+    """go (B,): searches that carry out their move. refused (B,): those that wanted to, and were short of money.
+
+    last: of those refused that have no image yet, the particle to finish from what was held back, {search: uid}.
+    """
+
+    go: BoolArray
+    refused: BoolArray
+    last: dict[int, int]
+
+
+class _Round(NamedTuple):
+    """What each search asks of its pot, all (G, size) but spent (G,), of each pot: wants, whether it is served now;
+    cost of its move; held back for it before the move, and after it."""
+
+    wants: BoolArray
+    cost: FloatArray
+    held: FloatArray
+    after: FloatArray
+    spent: FloatArray
+
+
+class Pots:
+    """Each group of `size` neighbouring searches draws on one pot of `size` allowances.
+
+    held (B,): what each search is sure of, in evaluations: enough to finish its nearest particle; 0 once it has an
+    image. Arrays (G, size) are by pot. ValueError where the searches make no whole number of pots.
+    """
+
+    def __init__(self, searches: int, size: int, task: Task) -> None:
+        if searches % size or not np.isfinite(task.allowance):
+            raise ValueError(f"{searches} searches do not make pots of {size}, or the task has no allowance")
+        self.size, self.task = size, task
+        self.total = size * task.allowance * (1 + 1e-12)
+        self.whole = task.grid.nfe + task.score_cost
+        self.held = np.full(searches, float(self.whole))
+
+    def serve(self, particles: Particles, move: Move, value: FloatArray, takes: Tally, paid: Tally) -> Served:
+        """Serve the most valuable moves of each pot, all that are worth the same.
+
+        value (B,): what each search's move is worth, -inf for none. takes: what the moves would take; paid: so far.
+        """
+        after = self._held_after(move)
+        if move.rows.parent.ndim == 1:  # starting seeds: the first move of all
+            self.held = after
+            return Served(np.ones(len(value), bool), np.zeros(len(value), bool), {})
+        if (n := move.rows.parent.shape[1]) != 1:
+            raise ValueError(f"searches that share a pot advance one candidate at a time, got {n}")
+        by_pot = -1, self.size
+        worth, held, after = value.reshape(by_pot), self.held.reshape(by_pot), after.reshape(by_pot)
+        cost, spent = takes.spent(self.task).reshape(by_pot), paid.spent(self.task).reshape(by_pot).sum(1)
+        wants = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
+        fits = spent + np.where(wants, cost + after, held).sum(1) <= self.total
+        asked, go, last = _Round(wants, cost, held, after, spent), wants & fits[:, None], dict[int, int]()
+        for pot in np.flatnonzero(~fits).tolist():
+            self._serve_in_turn(asked, pot, particles, go, last)
+        self.held = np.where(go, after, held).ravel()
+        self.held[list(last)] = 0.0
+        return Served(go.ravel(), (wants & ~go).ravel(), last)
+
+    def _serve_in_turn(
+        self, asked: _Round, pot: int, particles: Particles, go: BoolArray, last: dict[int, int]
+    ) -> None:
+        """Serve a pot that does not pay for all of a round, one search after the other, into `go` and `last`."""
+        cost, held, after = asked.cost[pot], asked.held[pot], asked.after[pot]
+        reserve, spent = held.sum(), asked.spent[pot]
+        for member in np.flatnonzero(asked.wants[pot]).tolist():
+            others = reserve - held[member]
+            if spent + cost[member] + others + after[member] <= self.total:
+                go[pot, member] = True
+                spent, reserve = spent + cost[member], others + after[member]
+            elif held[member] > 0:
+                search = pot * self.size + member
+                last[search], rest = self._affordable(particles.of(search), self.total - spent - others)
+                spent, reserve = spent + rest, others
+
+    def _affordable(self, particles: Particles, left: float) -> tuple[int, float]:
+        """The best particle of one search that `left` can finish, and what that takes."""
+        rest = self.whole - (self.task.grid.calls[particles.step] + particles.cached)
+        value = particles.value(np.arange(len(particles)))
+        order = np.lexsort((-particles.step, -value))
+        uid = int(order[np.argmax(rest[order] <= left)])
+        return uid, float(rest[uid])
+
+    def _held_after(self, move: Move) -> FloatArray:
+        """(B,) what must be held back once a move is made: what finishing the nearest particle takes, until one is."""
+        rows, grid = move.rows, self.task.grid
+        ahead = rows.score & (rows.stop < grid.steps)
+        nearest = (grid.calls[rows.stop] + ahead).max(-1)
+        done = (rows.score & (rows.stop == grid.steps)).any(-1)
+        after: FloatArray = np.where(done, 0.0, np.minimum(self.held, self.whole - nearest))
+        return after
