@@ -188,7 +188,7 @@ class SearchMixin:
             best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
             images, flags = output.latents(denoiser, best, pipe._execution_device), None
         else:
-            best = [candidate.image for result in results for candidate in result.images]
+            best = [candidate.pixels for result in results for candidate in result.images]
             images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
         if output_type == "pil":
             output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))

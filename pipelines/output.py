@@ -76,7 +76,7 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
 
     Only these images are checked: on every estimate it would cost much, and black ones would mislead the search.
     """
-    images = [c.image for result in results for c in result.images]
+    images = [c.pixels for result in results for c in result.images]
     if getattr(pipe, "safety_checker", None) is None or not images:
         return results, None
     dtype = getattr(pipe.safety_checker, "dtype", torch.float32)
@@ -98,7 +98,7 @@ def reported(result: Result, metrics: Sequence[Reward]) -> Result:
     """The result with these metrics on its images."""
     if not metrics or not result.images:
         return result
-    images = torch.stack([c.image for c in result.images])
+    images = torch.stack([c.pixels for c in result.images])
     n = len(images)
     columns, failed = {}, []
     for metric in metrics:

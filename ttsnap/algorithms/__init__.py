@@ -10,11 +10,13 @@ from typing import Any, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
 from ttsnap.core.loading import load_object
-from ttsnap.core.protocols import Algorithm
+from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
 from ttsnap.files.typed import typed
 
 __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
+_PARTS = (Algorithm, Adopting, Refining)
+"""The types of options that are algorithms themselves."""
 
 
 def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) -> Algorithm:
@@ -36,7 +38,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
     build = load_object(ALGORITHMS[spec].where)
     hints = _hints(build)
     for key in options.keys() & hints.keys():
-        if hints[key] is not Algorithm or not isinstance(options[key], str):  # a name, of which the algorithm makes one
+        if hints[key] not in _PARTS or not isinstance(options[key], str):  # a name, of which the algorithm makes one
             options[key] = typed(f"{spec}: {key}", options[key], hints[key])
     try:
         return build(**options)  # type: ignore[no-any-return]

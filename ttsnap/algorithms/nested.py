@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Algorithm
+from ttsnap.core.protocols import Adopting, Algorithm, AlgorithmState
 
 
 class State(NamedTuple):
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
     task: Task
     algorithm: Algorithm
-    inner: Any
+    inner: AlgorithmState
     adopted: bool = False
 
 
@@ -36,22 +36,22 @@ class Nested:
     """Each part is an algorithm, a name or {"name": ..., **options}.
 
     first: runs until it would finish an image; that move of it is not made.
-    second: goes on from what first left alive, best first, at whatever steps they are, by its method `adopt(state,
-        uids, particles)`: code, svdd, rbf, verifier-threshold, epsilon-greedy, smc or best-first. What first spent is
+    second: goes on from what first left alive, best first, at whatever steps they are, by its method `adopt`
+        (core.Adopting): code, svdd, rbf, verifier-threshold, epsilon-greedy, smc or best-first. What first spent is
         counted, and second plans with the rest of the budget.
     n: of second; None for as many as the budget affords.
     share: of the budget, for pruning, where first is a seed pruning without a number of seeds.
     """
 
     first: Algorithm = field(default_factory=TopNoises)
-    second: Algorithm = field(default_factory=CoDe)
+    second: Adopting = field(default_factory=CoDe)
     n: int | None = None
     share: float | None = None
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         first, second = make_algorithm(self.first), make_algorithm(self.second)
-        if not hasattr(second, "adopt"):
+        if not isinstance(second, Adopting):
             raise ValueError(f"{name_of(second)} cannot go on from given noises; second may be code, rbf, smc, ...")
         if self.share is not None and not 0 < self.share < 1:
             raise ValueError(f"share is that of the budget which pruning may take, in (0, 1), got {self.share}")
@@ -98,7 +98,7 @@ class Nested:
             return None, state
         # What first gives up is dropped with second's first move; until then it must not be seen.
         left = dataclasses.replace(particles, alive=ready)
-        second: Any = self.second
+        second = self.second
         move, inner = second.step(second.adopt(second.init(state.task), left.ranked(), left), left, rng)
         if move is not None:
             move = dataclasses.replace(move, drop=np.union1d(move.drop, np.flatnonzero(particles.alive & ~ready)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,14 +14,14 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Algorithm
+from ttsnap.core.protocols import Algorithm, AlgorithmState, Refining
 
 
 class State(NamedTuple):
     """inner: the present algorithm's."""
 
     task: Task
-    inner: Any
+    inner: AlgorithmState
     refining: bool = False
 
 
@@ -30,19 +30,19 @@ class Refined:
     """Each part is an algorithm, a name or {"name": ..., **options}; the price of the second is set aside.
 
     first: searches until it has no more to propose.
-    second: goes on from the best finished image that first left alive, by its method `adopt(state, uids, particles)`:
-        noise-ascent, or zero-order where a reward has no gradient. It needs its number of rounds.
+    second: goes on from the best finished image that first left alive, by its method `adopt`
+        (core.Refining): noise-ascent, or zero-order where a reward has no gradient. It needs its number of rounds.
     n: of first; None for as many as the budget affords beside second.
     """
 
     first: Algorithm = field(default_factory=SeedPruning)
-    second: Algorithm = field(default_factory=lambda: NoiseAscent(rounds=5))
+    second: Refining = field(default_factory=lambda: NoiseAscent(rounds=5))
     n: int | None = None
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         first, second = make_algorithm(self.first), make_algorithm(self.second)
-        if not hasattr(second, "adopt") or getattr(second, "rounds", None) is None:
+        if not isinstance(second, Refining) or second.rounds is None:
             raise ValueError(
                 f"second refines for a number of rounds: noise-ascent or zero-order with rounds, got {second}"
             )
@@ -68,7 +68,6 @@ class Refined:
             if not len(done):
                 return None, state
             best = done[[int(np.argmax(particles.value(done)))]]
-            second: Any = self.second
-            state = State(state.task, second.adopt(second.init(state.task), best, particles), True)
+            state = State(state.task, self.second.adopt(self.second.init(state.task), best, particles), True)
         move, inner = self.second.step(state.inner, particles, rng)
         return move, state._replace(inner=inner)

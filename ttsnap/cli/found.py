@@ -37,7 +37,7 @@ def write_runs(out: Path, runs: Sequence[Run]) -> list[list[list[Path]]]:
         paths = write_results(folder, run.results, seen, run.settings)
         for index, result in enumerate(run.results):
             if result.images:
-                write_enlarged(enlarged_path(folder, run.results, index), result.best.image)
+                write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)
         written.append(paths)
     return written
 
@@ -88,12 +88,12 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         f"decoder, {by['reward'] / flops:.0%} reward{gradients}; {s.seconds:.1f} s: {_share(s, 'denoise')} "
         f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
     )
-    if usage["energy_joules"] is not None:
+    joules, per, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
+    if joules is not None and per is not None and memory is not None:
         from ttsnap.profiling.meter import carbon
 
-        per, grams = usage["energy_joules_per_image"], carbon(usage["energy_joules"], a.grid_intensity)
-        print(f"  {usage['energy_joules']:.4g} J of the GPU, {per:.4g} J an image, about {grams:.2g} g CO2e; "
-              f"at most {usage['peak_memory_bytes'] / 2**30:.3g} GiB of its memory")  # fmt: skip
+        print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image, about {carbon(joules, a.grid_intensity):.2g} g "
+              f"CO2e; at most {memory / 2**30:.3g} GiB of its memory")  # fmt: skip
     if result.images and plain and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed

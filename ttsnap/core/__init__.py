@@ -13,11 +13,12 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Guided, Price, Rates
-from ttsnap.core.protocols import Algorithm, Engine, Reward
+from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward
 from ttsnap.core.results import Candidate, Event, Result
 from ttsnap.core.spent import Spent
 
 __all__ = [
+    "Adopting",
     "Algorithm",
     "BoolArray",
     "Candidate",
@@ -40,6 +41,7 @@ __all__ = [
     "Price",
     "Rates",
     "Result",
+    "Refining",
     "Reward",
     "Rollout",
     "Rows",

@@ -5,12 +5,10 @@ Rewards are (..., S) over the seeds of a prompt, curves are over rising budgets.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy import integrate, special, stats
 
-from ttsnap.core.arrays import BoolArray, FloatArray
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 
 
 def varied(rewards: FloatArray) -> BoolArray:
@@ -35,9 +33,8 @@ def best_of_n(rewards: FloatArray, n: int, of: FloatArray | None = None) -> Floa
     return np.asarray(np.take_along_axis(np.asarray(rewards if of is None else of, float), order, -1) @ np.exp(log_p))
 
 
-def _log_choose(n: Any, k: int) -> Any:
+def _log_choose(n: IntArray, k: int) -> FloatArray:
     """log C(n, k), -inf where k > n."""
-    n = np.asarray(n, float)
     ok = n >= k
     m = np.where(ok, n, k)
     value = special.gammaln(m + 1) - special.gammaln(k + 1) - special.gammaln(m - k + 1)

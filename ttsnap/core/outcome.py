@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+
+if TYPE_CHECKING:  # the core runs without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Outcome:
     """Rows of one job's move that are done, or how far they got before they were cancelled.
 
     uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
-    `images` are opaque handles on the decoded images, one a row, None where the rewards did not need it decoded;
+    `images` are the decoded images (3, H, W) in [0, 1], one a row, None where the rewards did not need it decoded;
     `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_nfe
     (n,) counts the evaluations that looks took beyond the particle's own; log_ratio (n,) is as in Particles, and so is
     has_gradient (n,), which only rows that were cancelled need to tell.
@@ -25,9 +28,9 @@ class Outcome:
     step: IntArray
     cached: BoolArray
     scores: FloatArray | None = None
-    images: Sequence[Any] | None = None
+    images: Sequence[Tensor | None] | None = None
     errors: Sequence[str | None] = ()
-    kept: Sequence[Mapping[str, Any]] = ()
+    kept: Sequence[Mapping[str, Tensor]] = ()
     look_nfe: IntArray | None = None
     log_ratio: FloatArray | None = None
     has_gradient: BoolArray | None = None

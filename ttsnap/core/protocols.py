@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
@@ -17,6 +18,18 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
+from ttsnap.core.spent import Usage
+
+if TYPE_CHECKING:  # the core runs without torch
+    from torch import Tensor
+
+Scores: TypeAlias = "Tensor | FloatArray | Sequence[float]"
+"""(N,) numbers, one of each image."""
+
+
+AlgorithmState: TypeAlias = Any
+"""What an algorithm knows of one search between two moves. Each has a type of its own for it, often a NamedTuple, which
+nobody else looks into: the loop keeps what `init` or `step` gave, and hands it to the next `step`."""
 
 
 @runtime_checkable
@@ -37,12 +50,30 @@ class Algorithm(Protocol):
     @property
     def n(self) -> int | None: ...
 
-    def init(self, task: Task) -> Any:
+    def init(self, task: Task) -> AlgorithmState:
         """State before the first move. Raises ValueError where the settings do not fit the task."""
 
-    def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
+    def step(
+        self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, AlgorithmState]:
         """The next move, or None when done. Called only when every row of the last move has been carried out, as
         `particles.moved` tells."""
+
+
+@runtime_checkable
+class Adopting(Algorithm, Protocol):
+    """An algorithm that can go on from what another one left alive, in place of seeds of its own."""
+
+    def adopt(self, state: AlgorithmState, uids: IntArray, particles: Particles) -> AlgorithmState:
+        """`state`, which `init` gave, such that the first move goes on from these living particles, best first."""
+
+
+@runtime_checkable
+class Refining(Adopting, Protocol):
+    """One that improves what it adopts, for so many rounds; None for as many as the budget affords."""
+
+    @property
+    def rounds(self) -> int | None: ...
 
 
 @runtime_checkable
@@ -55,8 +86,9 @@ class Reward(Protocol):
 
     name: str
 
-    def __call__(self, images: Any, prompts: Sequence[str], level: Any) -> Any:
-        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate -> (N,) float32.
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None) -> Scores:
+        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate, None for finished
+        images -> (N,) scores.
 
         Ordinary rewards ignore `level`; noise-aware ones do not. A NaN counts as a failed call on that image.
         """
@@ -65,8 +97,8 @@ class Reward(Protocol):
 class UsageMeter(Protocol):
     """Tells what a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
 
-    def summary(self) -> Mapping[str, object]:
-        """By name, JSON-ready."""
+    def summary(self) -> Usage:
+        """All that it knows."""
 
 
 class Engine(ABC):

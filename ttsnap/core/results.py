@@ -5,12 +5,38 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
 from ttsnap.core.particles import Particles
+from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.spent import Spent
+
+if TYPE_CHECKING:  # the core runs without torch or PIL
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class TracedMove(TypedDict):
+    """A move as traces keep it, JSON-ready: its number, what it cost, and its n rows, each by the uid of its particle.
+
+    uids, parents, start, stop, seeds: (n,) as in Plan. scores: by uid, (R,) as far as they have come. drop: the uids
+    that were given up with it. closing: whether it only finishes an image, as nothing else is wanted or can be paid
+    for. refund: the part of the cost that did not run, where the search was stopped.
+    """
+
+    move: int
+    cost: dict[str, int]
+    uids: list[int]
+    parents: list[int]
+    start: list[int]
+    stop: list[int]
+    seeds: list[int]
+    scores: dict[int, list[float]]
+    drop: list[int]
+    closing: bool
+    refund: NotRequired[dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -28,30 +54,40 @@ class Event:
     uids: tuple[int, ...] = ()
     step: int = -1
     scores: tuple[float, ...] = ()
-    image: Any = field(default=None, repr=False)
-    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    move: Mapping[str, Any] = field(default_factory=dict)
+    image: Tensor | None = field(default=None, repr=False)
+    kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    move: TracedMove | None = None
     nfe: int = 0
     best: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished image. `reward` is its utility among the finished ones, `scores` (R,) by reward name."""
+    """A finished image: (3, H, W) in [0, 1] on the CPU, or None where no model ran, as in a dry run or a replay.
+
+    `reward` is its utility among the finished ones, `scores` (R,) by reward name.
+    """
 
     uid: int
     seed: int
     reward: float
     scores: dict[str, float]
-    image: Any = field(repr=False)
+    image: Tensor | None = field(repr=False)
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The image, where there must be one. ValueError where no model ran."""
+        if self.image is None:
+            raise ValueError(f"no image of seed {self.seed}: this search ran without a model")
+        return self.image
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
     """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
 
-    `spent` is what it took, `trace` one dict per move (JSON-ready), `particles`
+    `spent` is what it took, `trace` its moves, `particles`
     the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
     algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
     (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
@@ -61,12 +97,12 @@ class Result:
     prompt: str
     images: tuple[Candidate, ...]
     spent: Spent
-    trace: tuple[dict[str, Any], ...]
+    trace: tuple[TracedMove, ...]
     particles: Particles
     warnings: tuple[str, ...] = ()
-    state: Any = None
+    state: AlgorithmState = None
     levels: tuple[float, ...] = ()
-    thumbnails: Mapping[tuple[int, int], Any] = field(default_factory=dict)
+    thumbnails: Mapping[tuple[int, int], Image] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """A line: what was asked for, the best image and what it took."""

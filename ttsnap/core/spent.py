@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
 from ttsnap.core.price import Price
@@ -13,6 +13,25 @@ _SUMMED = [kind for phase in PHASES for kind in KINDS if kind.phase == phase and
 FORWARD = [kind.name for kind in _SUMMED if kind.phase != "gradient"]
 BACKWARD = [kind.name for kind in _SUMMED if kind.phase == "gradient"]
 """What files name beside evaluations: kinds of cost, phase by phase."""
+
+
+class Usage(TypedDict, total=False):
+    """What a run used besides evaluations, JSON-ready: None where it is unknown, nothing at all where none is measured.
+
+    The most memory that was held and whose it is; energy, where its joules come from (energy_kind), and the CO2e that
+    follows from it, with the grid's intensity and the power usage effectiveness that were reckoned with.
+    """
+
+    seconds: float
+    peak_memory_bytes: int | None
+    reserved_memory_bytes: int | None
+    memory_kind: str | None
+    energy_joules: float | None
+    energy_joules_per_image: float | None
+    energy_kind: str | None
+    co2_grams: float | None
+    co2_grams_per_kwh: float
+    pue: float
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Spent:
     seconds: float = 0.0
     seconds_by: Mapping[str, float] = field(default_factory=dict)
     seconds_all_prompts: float = 0.0
-    usage: Mapping[str, Any] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
     seeds: int = 0
     finished: int = 0
     gain_of_second_half: float | None = None
@@ -69,7 +88,7 @@ class Spent:
         whole = sum(self.seconds_by.values())
         return 1 - self.seconds_by["denoise"] / whole if whole > 0 else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As files keep it (PNG metadata, results.json)."""
         counts, flops = self.cost.named(), self.flops_by
         return {

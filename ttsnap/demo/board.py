@@ -95,7 +95,7 @@ class Board:
     def listen(self, event: Event, picture: str = "", large: str = "", right: bool | None = None) -> None:
         """Take in one event of the search; `picture` and `large` are its image as data URIs, `right` as in `Lane`."""
         self.seconds = max(self.seconds, event.seconds)
-        if event.kind == "move":
+        if event.move is not None:
             self.move(event.move)
         elif event.kind == "tick":
             self.spent += Cost(nfe=event.nfe)

@@ -213,10 +213,10 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
     view.note = "; ".join([*result.warnings, *([why] if why else [])])
     if result.images:
         view.winner = result.images[0].uid
-        board.picture = full_uri(result.images[0].image)
+        board.picture = full_uri(result.images[0].pixels)
         rest = enumerate(result.images[1:], 2)
         view.kept = tuple(
-            (large_uri(c.image), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
+            (large_uri(c.pixels), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
             for rank, c in rest
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +12,13 @@ from ttsnap.core.arrays import IntArray
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
+from ttsnap.core.protocols import AlgorithmState
+from ttsnap.core.results import TracedMove
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.ledger import Ledger
+
+if TYPE_CHECKING:  # the loop runs without torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +29,7 @@ class Proposal:
 
     plan: Plan | None
     value: float
-    state: Any
+    state: AlgorithmState
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,16 +41,16 @@ class Job:
     prompt: str
     ledger: Ledger
     table: ParticleTable
-    state: Any
+    state: AlgorithmState
     rng: np.random.Generator
     waiting: int = 0
     proposal: Proposal | None = None
     plan: Plan | None = None
     moved: IntArray = dataclasses.field(default_factory=lambda: np.empty(0, int))
     closing: bool = False
-    images: dict[int, Any] = dataclasses.field(default_factory=dict)
+    images: dict[int, Tensor | None] = dataclasses.field(default_factory=dict)
     rejected: set[int] = dataclasses.field(default_factory=set)
-    trace: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    trace: list[TracedMove] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     failures: int = 0
     idle: int = 0

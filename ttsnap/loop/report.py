@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Candidate, Result
-from ttsnap.core.spent import Spent
+from ttsnap.core.spent import Spent, Usage
 from ttsnap.loop.job import Job
 
 
-def report(jobs: Sequence[Job], engine: Engine, keep: int, seconds: float, usage: Mapping[str, Any]) -> list[Result]:
+def report(jobs: Sequence[Job], engine: Engine, keep: int, seconds: float, usage: Usage) -> list[Result]:
     """A Result for each job. seconds: of the whole run; usage: what it used besides (profiling/meter.py)."""
     total = sum(job.ledger.spent.nfe for job in jobs) or 1
     return [_result(job, engine, keep, seconds, usage, job.ledger.spent.nfe / total) for job in jobs]
 
 
-def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Mapping[str, Any], share: float) -> Result:
+def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, share: float) -> Result:
     """share: of this job in the evaluations of all."""
     particles, images = job.particles, _candidates(job, engine.reward_names, keep)
     warnings = [*job.warnings, *_warnings(images, keep)]
@@ -70,13 +69,15 @@ def _warnings(images: Sequence[Candidate], keep: int) -> list[str]:
     return found
 
 
-def _shared(usage: Mapping[str, Any], share: float, images: int) -> dict[str, Any]:
-    """What the run used (meter.py), its energy by this prompt's share of it."""
-    found = {k: v for k, v in usage.items() if k not in ("seconds", "energy_joules_per_image")}
-    for name in ("energy_joules", "co2_grams"):
-        found |= {name: None if found.get(name) is None else found[name] * share}
-    joules = found["energy_joules"]
-    return {**found, "energy_joules_per_image": joules / images if joules is not None and images else None}
+def _shared(usage: Usage, share: float, images: int) -> Usage:
+    """What the run used, its energy by this prompt's share of it; without the seconds, which Spent has itself."""
+    joules, grams = usage.get("energy_joules"), usage.get("co2_grams")
+    found = usage.copy()
+    found.pop("seconds", None)
+    found["energy_joules"] = joules = None if joules is None else joules * share
+    found["co2_grams"] = None if grams is None else grams * share
+    found["energy_joules_per_image"] = joules / images if joules is not None and images else None
+    return found
 
 
 def _second_half(particles: Particles) -> float | None:

@@ -18,6 +18,7 @@ from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
 from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
+from ttsnap.core.spent import Usage
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.budget import Budget, tightest
@@ -71,7 +72,7 @@ class Run:
         """Run to the end, or until `should_stop`, and report."""
         with self.engine.meter() as meter:
             self._run(should_stop)
-        usage = meter.summary() if meter is not None else {}
+        usage = meter.summary() if meter is not None else Usage()
         return report(self.jobs, self.engine, self.spec.keep, self.watch.seconds, usage)
 
     # --- the loop -------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TypedDict
 
 import torch
 
+from ttsnap.core.spent import Usage
 from ttsnap.profiling.energy import SAMPLING_SECONDS, Clock, Energy, Nvml, open_energy
 
 WORLD_GRID = 458.0
@@ -26,26 +26,6 @@ def carbon(joules: float | None, grams_per_kwh: float = WORLD_GRID, pue: float =
     if grams_per_kwh < 0 or pue < 1:
         raise ValueError(f"need an intensity of at least 0 and a pue of at least 1, got {grams_per_kwh} and {pue}")
     return None if joules is None else joules / 3.6e6 * pue * grams_per_kwh
-
-
-class Memory(TypedDict):
-    """The most memory that was held, and whose it is; None where that is unknown."""
-
-    peak_memory_bytes: int | None
-    reserved_memory_bytes: int | None
-    memory_kind: str | None
-
-
-class Usage(Memory):
-    """What a run used, JSON-ready; None where it is unknown. energy_kind: where the joules come from."""
-
-    seconds: float
-    energy_joules: float | None
-    energy_joules_per_image: float | None
-    energy_kind: str | None
-    co2_grams: float | None
-    co2_grams_per_kwh: float
-    pue: float
 
 
 class Meter:
@@ -73,7 +53,7 @@ class Meter:
         self._nvml, self._interval, self._clock = nvml, interval, clock
         self._energy: Energy | None = None
         self._begin: float | None = None
-        self._end: tuple[float, float | None, Memory] | None = None
+        self._end: tuple[float, float | None, Usage] | None = None
 
     def __enter__(self) -> Meter:
         self._end = None
@@ -97,7 +77,7 @@ class Meter:
         with suppress(RuntimeError):  # that of a failed kernel: the run itself reports it
             torch.cuda.synchronize(self.device)
 
-    def _read(self) -> tuple[float, float | None, Memory]:
+    def _read(self) -> tuple[float, float | None, Usage]:
         if self._begin is None:
             raise RuntimeError("the meter was not started; use it as `with Meter(device) as meter:`")
         if self._cuda:
@@ -105,7 +85,7 @@ class Meter:
         seconds = self._clock() - self._begin
         return seconds, self._energy.joules() if self._energy is not None else None, self._memory()
 
-    def _memory(self) -> Memory:
+    def _memory(self) -> Usage:
         if not self._cuda:
             peak = peak_rss()
             kind = None if peak is None else "peak resident memory of the process so far"

@@ -108,6 +108,9 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: Bin
         if event.kind == "tick":
             bar.update(event.nfe)
         elif event.kind == "score" and shard is not None:
+            if event.image is None:
+                raise ValueError("there is no picture of an estimate to keep, as no reward reads pixels; record "
+                                 "without images")  # fmt: skip
             kept = {name: value for name, value in event.kept.items() if name in singular}
             shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
 

@@ -18,7 +18,8 @@ HIGH = 192
 
 def page_of(result: Result) -> str:
     """A result as HTML, its pictures in it."""
-    images = [_element(Image.fromarray(to_uint8(c.image)), f"height:{HIGH}px", f"seed {c.seed}") for c in result.images]
+    pictures = [(Image.fromarray(to_uint8(c.pixels)), f"seed {c.seed}") for c in result.images]
+    images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
     sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
     parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]
     if sheet is not None:

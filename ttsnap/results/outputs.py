@@ -172,7 +172,7 @@ def write_results(
         paths = []
         for rank, candidate in enumerate(result.images):
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
-            save_image(paths[-1], candidate.image, payload_of(result, rank, settings))
+            save_image(paths[-1], candidate.pixels, payload_of(result, rank, settings))
         if result.images:
             _save_sheet(sheet_path(out, results, index), recorder.sheet(result, index))
         written.append(paths)
