@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from ttsnap.distill.config import StudentConfig
 from ttsnap.reward_models.noise_aware import KINDS
 
 from ttsnap.core.loading import load_object
-from ttsnap.core.protocols import Reward
+from ttsnap.core.protocols import Reward, Scores
 from ttsnap.files.typed import Json
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -28,7 +29,7 @@ class Student(Protocol):
     network: nn.Module
     """Holds all parameters, frozen and trainable."""
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Any:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None) -> Scores:
         """As a Reward (core.Reward): images (N, 3, H, W), N prompts, levels (N,), 0 for finished images -> (N,)."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -57,10 +58,11 @@ class StudentReward(RewardModel):
     def __init__(self, student: Student) -> None:
         self.name, self.base, self.estimates, self._student = student.name, student.base, student.space, student
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         return self._student(images, prompts, level)
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+        level = torch.zeros(len(x), device=x.device) if level is None else level
         return self._student.predict(x, prompts, level)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -30,7 +29,7 @@ class Compressibility(RewardModel):
 
     name = "compressibility"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         return -jpeg_kilobytes(images)
 
@@ -40,7 +39,7 @@ class Incompressibility(RewardModel):
 
     name = "incompressibility"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         return jpeg_kilobytes(images)
 
@@ -50,7 +49,7 @@ class Brightness(RewardModel):
 
     name = "brightness"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         check_images(images)
         weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
@@ -62,7 +61,7 @@ class Colourfulness(RewardModel):
 
     name = "colourfulness"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         check_images(images)
         r, g, b = (images.float() * 255).unbind(1)

@@ -86,7 +86,7 @@ class CountReward(RewardModel):
                 raise ValueError(f"prompt {prompt!r} counts nothing; write numbers, as in 'two apples and a pear'")
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32 on the CPU, nan where nothing is counted."""
         check_images(images)
         if len(prompts) != len(images):

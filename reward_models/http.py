@@ -69,7 +69,7 @@ class HttpReward(RewardModel):
             raise ValueError(f"the server at {url} gives {wrong}")
         self.name, self.batch_size = name or label, min(batch_size, most)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1], N prompts, level (N,) -> (N,) float32 on the CPU, nan where a score failed."""
         check_images(images)
         levels = [0.0] * len(images) if level is None else [float(x) for x in level]

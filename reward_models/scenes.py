@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import check, parse
 
@@ -22,7 +22,7 @@ class ScenesReward(RewardModel):
         for prompt in prompts:
             parse(prompt)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> np.ndarray[Any, Any]:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> FloatArray:
         """images (N, 3, 32, 32) in [0, 1] -> (N,) float32."""
         return _check(images, prompts)[0].astype(np.float32)
 
@@ -32,9 +32,9 @@ class ScenesStrict(ScenesReward):
 
     name = "scenes-strict"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> np.ndarray[Any, Any]:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> FloatArray:
         return _check(images, prompts)[1].astype(np.float32)
 
 
-def _check(images: Tensor, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _check(images: Tensor, prompts: Sequence[str]) -> tuple[FloatArray, BoolArray]:
     return check(images.float().cpu().numpy(), [parse(prompt) for prompt in prompts])

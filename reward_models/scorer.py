@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Scorer(RewardModel):
         raise NotImplementedError
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32. `level` is ignored: this reward is for clean
         images, and its scores of noisy estimates are what they are."""
         check_images(images)
@@ -72,7 +72,7 @@ class Scorer(RewardModel):
         parts = [self.score(images[i : i + size], list(prompts[i : i + size])) for i in range(0, len(images), size)]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """As calling it, with a graph back to the images, in one batch; pixels are not rounded to 8 bits on the way."""
         check_images(images)
         smooth = copy.copy(self)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttsnap.core.protocols import Reward
+from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -40,7 +39,7 @@ class Staged(RewardModel):
         self.early.check(prompts)
         self.final.check(prompts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         scores = torch.zeros(len(images))
@@ -52,7 +51,7 @@ class Staged(RewardModel):
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         """As calling it, with a graph back to the images, for rows that are all estimates or all finished."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         if bool((levels <= 0).any()) and bool((levels > 0).any()):
@@ -60,6 +59,6 @@ class Staged(RewardModel):
         reward = self.final if bool((levels <= 0).all()) else self.early
         return reward.differentiable(images, prompts, level)
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         """The early reward's, where that reads latents or features."""
         return self.early.score_estimates(x, prompts, level)

@@ -8,14 +8,19 @@ on s keeps unbeaten images finite (Bradley and Terry, Biometrika 1952; the prior
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ttsnap.rewards.reward_model import RewardModel
 
+if TYPE_CHECKING:  # numpy does here
+    from torch import Tensor
+
 Floats = NDArray[np.float64]
+Judge: TypeAlias = "Callable[[Tensor, Tensor, str], float]"
+"""Two images (3, H, W) in [0, 1] and their prompt -> as Compare."""
 Compare = Callable[[int, int], float]
 """Items i, j -> 1 if i is better, 0 if j is, 0.5 for a tie, or a probability between."""
 
@@ -87,13 +92,13 @@ class TournamentReward(RewardModel):
     For the last choice among finished images, `ttsnap score`, or `report=`; not for pruning across batches.
     """
 
-    def __init__(self, judge: Callable[[Any, Any, str], float], rounds: float = 4.0, name: str | None = None) -> None:
+    def __init__(self, judge: Judge, rounds: float = 4.0, name: str | None = None) -> None:
         if not rounds > 0:
             raise ValueError(f"rounds must be positive, got {rounds}")
         self.name = name or f"tournament-{getattr(judge, '__name__', 'judge')}"
         self.judge, self.rounds = judge, rounds
 
-    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> NDArray[np.float32]:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> NDArray[np.float32]:
         """images (N, 3, H, W) in [0, 1], N prompts -> (N,) float32, mean 0 for each prompt."""
         scores = np.zeros(len(prompts), np.float32)
         for prompt in dict.fromkeys(prompts):

@@ -61,7 +61,7 @@ class VQAScore(RewardModel):
         return cls(network.to(device), processor, batch_size=batch_size)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32 on the network's device."""
         check_images(images)
         if len(prompts) != len(images):

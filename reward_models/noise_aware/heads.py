@@ -112,7 +112,7 @@ class Head(RewardModel):
         return scores
 
     @torch.no_grad()
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """Unfinished estimates (N, channels, h, w), N prompts, levels (N,) -> (N,) float32."""
         levels = torch.as_tensor(level).float().expand(len(x))
         parts = []
@@ -121,7 +121,7 @@ class Head(RewardModel):
             parts.append(self.predict(x[at], [prompts[i] for i in rows.tolist()], levels[rows.to(levels.device)]))
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """Finished images, by the base. ValueError for decoded estimates, which this reward cannot read."""
         if level is not None and bool((torch.as_tensor(level) > 0).any()):
             raise ValueError(f"{self.name} scores estimates from {self.space}, not from decoded images")

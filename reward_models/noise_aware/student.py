@@ -98,7 +98,7 @@ class NoiseAware(RewardModel):
         return scores
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,) float32.
         Rows at level 0 are the base's."""
         check_images(images)
@@ -115,7 +115,7 @@ class NoiseAware(RewardModel):
                 scores[rows.to(scores.device)] = part
         return scores
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """As calling it, with a graph back to the images (Scorer.differentiable), in one batch."""
         check_images(images)
         levels = _rows(level, len(images))
@@ -257,7 +257,7 @@ class Network(nn.Module):
                 parameter.copy_(source[name])
 
 
-def _rows(level: Any, n: int) -> Tensor:
+def _rows(level: Tensor | float | None, n: int) -> Tensor:
     """level (N,), one for all, or None -> (N,) float32 on the CPU. ValueError unless they are noise levels."""
     levels = torch.as_tensor(0.0 if level is None else level).detach().cpu().float()
     if levels.shape not in ((), (n,)) or not bool((levels <= 1 + 1e-5).all()):

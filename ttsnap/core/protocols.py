@@ -23,7 +23,7 @@ from ttsnap.core.spent import Usage
 if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
 
-Scores: TypeAlias = "Tensor | FloatArray | Sequence[float]"
+Scores: TypeAlias = "Tensor | FloatArray | Sequence[float | Tensor]"
 """(N,) numbers, one of each image."""
 
 

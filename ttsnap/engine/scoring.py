@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Scored(NamedTuple):
 
     scores: FloatArray
     errors: list[str | None]
-    images: list[Any]
+    images: list[Tensor | None]
     latents: Tensor
     cost: Cost
 
@@ -79,7 +79,7 @@ class Scorer:
         errors = [NOT_FINITE if bad else _explain(row, causes) for row, bad in zip(scores, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
-            for i, image in zip(last, torch.stack([images[i] for i in last]).cpu(), strict=True):
+            for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
         return Scored(scores, errors, images, latents, cost + Cost(0, 0, len(batch) * len(self.rewards)))
 
@@ -101,9 +101,9 @@ class Scorer:
                 why = f"{said(name, error)}{place_of(error)}" if error is not None else why
                 raise RewardError(f"none of the first {n} images could be scored: {why}") from error
 
-    def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Any], Cost]:
+    def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Tensor | None], Cost]:
         """The images of these rows, None where nobody needs one."""
-        images: list[Any] = [None] * len(latents)
+        images: list[Tensor | None] = [None] * len(latents)
         decoded = sorted(last + early) if self.estimates == "decode" else last
         previewed = early if self.estimates == "preview" else []
         for rows, call in ((decoded, self.denoiser.decode), (previewed, self.denoiser.preview)):
@@ -112,7 +112,7 @@ class Scorer:
         return images, Cost(0, len(decoded), 0, len(previewed))
 
     def _column(
-        self, r: int, batch: list[Row], latents: Tensor, images: list[Any], prompts: list[str], levels: Tensor
+        self, r: int, batch: list[Row], latents: Tensor, images: list[Tensor | None], prompts: list[str], levels: Tensor
     ) -> tuple[FloatArray, Exception | None]:
         """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
         reward = self.rewards[r]
@@ -123,7 +123,7 @@ class Scorer:
             if not rows:
                 continue
             if rows is seen:
-                x = torch.stack([images[i] for i in rows])
+                x = _pictures(images, rows)
             elif reward.estimates == "latents":
                 x = latents[rows]
             else:
@@ -151,18 +151,23 @@ def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block:
     return found
 
 
+def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:
+    """(n, 3, H, W) images of these n rows, which all have one."""
+    return torch.stack([image for i in rows if (image := images[i]) is not None])
+
+
 def _features(row: Row) -> Tensor:
     if row.scored_node.features is None:
         raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
     return row.scored_node.features
 
 
-def _broken(latents: Tensor, images: list[Any]) -> BoolArray:
+def _broken(latents: Tensor, images: list[Tensor | None]) -> BoolArray:
     """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
     found = ~torch.isfinite(latents).flatten(1).all(1)
     seen = [i for i, image in enumerate(images) if image is not None]
     if seen:
-        found[seen] |= ~torch.isfinite(torch.stack([images[i] for i in seen])).flatten(1).all(1)
+        found[seen] |= ~torch.isfinite(_pictures(images, seen)).flatten(1).all(1)
     return np.asarray(found.cpu().numpy())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +86,7 @@ def seconds_of(denoiser: Denoiser, scorer: Scorer, sizes: BatchSizes) -> tuple[R
     return rates, Cost(n + 2, 2, len(rewards), int(previews))
 
 
-def _timed(call: Callable[[], Any]) -> float:
+def _timed(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin

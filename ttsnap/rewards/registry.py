@@ -7,17 +7,20 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ttsnap.core.loading import load_object
-from ttsnap.core.protocols import Reward
+from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.reward_model import SPACES, AdaptedReward, RewardModel
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     Device = torch.device | str
-Spec = str | Reward | Callable[..., Any]
+Function: TypeAlias = Callable[..., Scores]
+"""Of (images, prompts) or (images, prompts, level), as FunctionReward takes them."""
+Spec = str | Reward | Function
 """What a user may give as a reward: see make_reward."""
 
 
@@ -76,7 +79,7 @@ class FunctionReward(RewardModel):
     images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+    def __init__(self, function: Function, name: str | None = None) -> None:
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self._function = function
         try:
@@ -85,7 +88,7 @@ class FunctionReward(RewardModel):
         except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
             self._takes_level = False
 
-    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> Any:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
 
 

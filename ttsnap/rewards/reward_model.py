@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ttsnap.core.protocols import Reward
+from ttsnap.core.protocols import Reward, Scores
 
 if TYPE_CHECKING:  # those who only plan searches import this room, too, and have no need of torch
     import torch
@@ -38,18 +38,18 @@ class RewardModel(ABC):
     """The reward whose score of the finished image this one predicts from an estimate, if there is such a one."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate, or None for
         finished images -> N scores.
 
         As in core.Reward: ordinary rewards ignore `level`, and a NaN counts as a failed call on that image.
         """
 
-    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         """As a call, of unfinished estimates in the space `estimates`: x (N, C, h, w) latents or hidden features."""
         raise NotImplementedError(f"reward {self.name!r} reads {self.estimates}: it needs a method score_estimates")
 
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         """As a call, (N,) with a graph back to the images, for guidance; a plain call where that has one."""
         return self(images, prompts, level)
 
@@ -87,7 +87,7 @@ class AdaptedReward(RewardModel):
         self.given, self.name = given, given.name
         vars(self).update({name: getattr(given, name) for name in self._OPTIONAL if hasattr(given, name)})
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Any:
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         return self.given(images, prompts, level)
 
     @cached_property

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.protocols import Reward
+from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.registry import said
 
 logger = logging.getLogger(__name__)
 SILENT = 8
 """So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
 fewer may be chance where a reward answers nan now and then."""
-Call = Callable[[Tensor, list[str], Tensor], Any]
+Call = Callable[[Tensor, list[str], Tensor], Scores]
 """(images, latents or features (N, ...), N prompts, levels (N,)) -> N scores."""
 
 
@@ -62,7 +61,7 @@ def score_in_parts(reward: Reward, images: Tensor, prompts: list[str], levels: T
         return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]
 
 
-def _to_float64(scores: Any) -> FloatArray:
+def _to_float64(scores: Scores) -> FloatArray:
     """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
     if isinstance(scores, Tensor):
         # In this order: numpy has no bfloat16, and MPS no float64.
