@@ -49,8 +49,7 @@ class CoDe:
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("n", "streams", "block"):
-            value = getattr(self, name)
+        for name, value in {"n": self.n, "streams": self.streams, "block": self.block}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not self.temperature >= 0:

@@ -50,9 +50,9 @@ class DepthFirst:
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("levels", "thresholds"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, value in {"levels": self.levels, "thresholds": self.thresholds}.items():
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
         if not self.levels or not all(0 < level < 1 for level in self.levels) or np.any(np.diff(self.levels) >= 0):
             raise ValueError(f"levels must fall within (0, 1), got {self.levels}")
         if self.thresholds is not None and len(self.thresholds) != len(self.levels) + 1:

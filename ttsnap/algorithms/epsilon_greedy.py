@@ -59,8 +59,7 @@ class EpsilonGreedy:
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("n", "width", "streams"):
-            value = getattr(self, name)
+        for name, value in {"n": self.n, "width": self.width, "streams": self.streams}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.eps <= 1:

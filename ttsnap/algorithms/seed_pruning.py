@@ -54,8 +54,7 @@ class SeedPruning:
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("keep", "levels", "steps"):
-            value = getattr(self, name)
+        for name, value in {"keep": self.keep, "levels": self.levels, "steps": self.steps}.items():
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
         checks = self.steps if self.steps is not None else self.levels

@@ -84,9 +84,10 @@ class Price:
     asked: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("passes_per_nfe", 1), ("depth", 0), ("asked", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} of a price must be at least {least}, got {getattr(self, name)}")
+        counts = (("passes_per_nfe", self.passes_per_nfe, 1), ("depth", self.depth, 0), ("asked", self.asked, 1))
+        for name, count, least in counts:
+            if count < least:
+                raise ValueError(f"{name} of a price must be at least {least}, got {count}")
 
     def of_gradients(self, gradients: int, backwards: int, nfe: int = 0) -> Cost:
         """The cost of so many gradients, which go back through `backwards` evaluations, of which `nfe` are new."""

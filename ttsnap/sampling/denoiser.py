@@ -115,7 +115,7 @@ class Denoiser(ABC):
     # --- what was measured before ---------------------------------------------------------------------------------
 
     @property
-    def memo(self) -> MutableMapping[tuple[Any, ...], Any]:
+    def memo(self) -> MutableMapping[tuple[Hashable, ...], Any]:
         """What was measured of this model before, by what it was measured with; by default nothing is kept."""
         return {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from ttsnap.sampling import rng
 from ttsnap.sampling.diffusions import DIFFUSIONS, RBF_DIFFUSION
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0
+
+if TYPE_CHECKING:
+    from ttsnap.sampling.denoiser import Denoiser
 
 
 class Prediction(NamedTuple):
@@ -32,7 +35,7 @@ class Prediction(NamedTuple):
     estimate: Tensor | None = None
 
 
-State = Any
+State: TypeAlias = Any
 """What one particle carries from step to step beside its latent. Only the kernel that made it looks inside; it is None
 for kernels that keep no history, and it is never changed in place, since several children may start from it."""
 
@@ -257,7 +260,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-KERNELS: dict[str, Callable[..., Kernel]] = {
+KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
     "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),
@@ -268,7 +271,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
 """Kernel by name, for a Denoiser."""
 
 
-def make_kernel(spec: str | Kernel, denoiser: Any) -> Kernel:
+def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
     """A name of KERNELS, one with a number or a diffusion ("ddim:0.5", "sde:constant:1", "sde:square:3"), or a Kernel.
 
     ValueError for an unknown one.

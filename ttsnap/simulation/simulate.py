@@ -175,7 +175,7 @@ class PublishedPruning(SeedPruning):
     @classmethod
     def of(cls, schedule: SeedPruning, n: int) -> PublishedPruning:
         """The same schedule, with n seeds."""
-        return cls(**{f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)} | {"n": n})
+        return cls(**dataclasses.asdict(schedule) | {"n": n})
 
     def survivors(self, n: int, share: float) -> int:
         return round(n * share)
@@ -254,7 +254,7 @@ def _omega(amounts: FloatArray, method: FloatArray, baseline: FloatArray) -> tup
 def rising(budgets: Sequence[Budget]) -> FloatArray:
     """(B,) in their unit. ValueError unless there are three or more, rising, in one unit."""
     unit = unit_of(budgets)
-    amounts = np.array([float(getattr(b, unit)) for b in budgets])
+    amounts = np.array([float(dataclasses.asdict(b)[unit]) for b in budgets])
     if len(amounts) < 3 or (np.diff(amounts) <= 0).any():
         raise ValueError(f"a comparison takes 3 budgets or more, rising, got {', '.join(map(str, budgets))}")
     return amounts

@@ -13,9 +13,10 @@ Two ways to set the price:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttsnap.algorithms.pricing.forecast import Forecast, update
 from ttsnap.algorithms.pricing.reservation import break_even, look_up, reservation
@@ -26,6 +27,7 @@ from ttsnap.core.moves import Kind, Move, Rows, fresh
 from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 
+_Kind = TypeVar("_Kind", bound=np.generic)
 _FIRST = 2.0
 """A pot starts above its calibrated price: prices only fall, and one too low for these prompts wastes the pot."""
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
@@ -89,8 +91,8 @@ class PriceOfCompute:
     def __post_init__(self) -> None:
         if isinstance(self.forecast, dict):
             object.__setattr__(self, "forecast", Forecast.from_json(self.forecast))
-        for name in ("n", "width", "price", "cap", "kappa"):
-            value = getattr(self, name)
+        amounts = {"n": self.n, "width": self.width, "price": self.price, "cap": self.cap, "kappa": self.kappa}
+        for name, value in amounts.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.cap < 1 or self.floor < 0:
@@ -130,14 +132,16 @@ class PriceOfCompute:
         begun = state.stage.shape == particles.step.shape
         state = self._learn(state, particles) if begun else self._begin(state, particles.step.shape)
         state = state._replace(spent=np.asarray(state.plan.task.allowance - particles.left))
-        chosen: list[tuple[Any, ...]] = []
+        chosen: list[tuple[IntArray, IntArray, FloatArray]] = []
         trial = state
         for i in range(self.width if not lead else 1):
             uid, stop, value, trial = self._choose(trial)
             chosen.append((uid, stop, value))
             if i == 0:  # what goes beside it must not lower the price at which its score is looked at
                 state = state._replace(rung=trial.rung, lower=trial.lower)
-        uid, stop, value = (np.stack([c[k] for c in chosen], -1) for k in range(3))
+        uid = np.stack([one[0] for one in chosen], -1)
+        stop = np.stack([one[1] for one in chosen], -1)
+        value = np.stack([one[2] for one in chosen], -1)
         # A pot serves a move by its value, so all its rows are worth that; with an own budget the batch is filled.
         wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.plan.task.shared))
         if not lead:
@@ -149,11 +153,24 @@ class PriceOfCompute:
         return Move(rows, value=value[..., 0] if lead else float(value[0])), state
 
     def _begin(self, state: State, shape: tuple[int, ...]) -> State:
-        def spread(a: Any) -> Any:
-            return np.array(np.broadcast_to(a, (*shape[:-1], *np.shape(a))))
+        """A state with room for the particles of `shape` (..., n), and a copy of each belief for every search."""
 
-        wide = {k: spread(getattr(state, k)) for k in State._fields[1:] if k not in ("stage", "pull")}
-        return State(state.plan, stage=np.zeros(shape, int), pull=np.full(shape, -np.inf), **wide)
+        def spread(a: FloatArray) -> FloatArray:
+            return np.array(np.broadcast_to(a, (*shape[:-1], *a.shape)))
+
+        return State(
+            state.plan,
+            mean=spread(state.mean),
+            cov=spread(state.cov),
+            squares=spread(state.squares),
+            seen=spread(state.seen),
+            stage=np.zeros(shape, int),
+            pull=np.full(shape, -np.inf),
+            best=spread(state.best),
+            spent=spread(state.spent),
+            rung=spread(state.rung),
+            lower=spread(state.lower),
+        )
 
     def _learn(self, state: State, particles: Particles) -> State:
         """Take in the scores of the last move's rows that were carried out."""
@@ -269,10 +286,10 @@ class PriceOfCompute:
         return (2.0, 0.0) if task.allowance <= 5 * (task.grid.nfe + task.score_cost) else (4.0, 1.0)
 
 
-def _put(array: Any, uid: IntArray, value: Any, where: BoolArray) -> None:
+def _put(array: NDArray[_Kind], uid: IntArray, value: NDArray[_Kind], where: BoolArray) -> None:
     """array[uid] = value where `where`, in place; uid (..., 1)."""
     old = np.take_along_axis(array, uid, -1)
-    np.put_along_axis(array, uid, np.where(where[..., None], np.asarray(value)[..., None], old), -1)
+    np.put_along_axis(array, uid, np.where(where[..., None], value[..., None], old), -1)
 
 
 def _times(factor: float, target: FloatArray, *, strict: bool = False) -> FloatArray:

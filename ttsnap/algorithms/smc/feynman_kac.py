@@ -44,8 +44,14 @@ class State(NamedTuple):
         return self.at == len(self.steps) - 1
 
     def of(self, rows: IntArray) -> State:
-        names = ("uids", "logw", "total", "stat", "ratio")
-        return self._replace(**{name: getattr(self, name)[rows] for name in names})
+        """Those at these rows alone."""
+        return self._replace(
+            uids=self.uids[rows],
+            logw=self.logw[rows],
+            total=self.total[rows],
+            stat=self.stat[rows],
+            ratio=self.ratio[rows],
+        )
 
 
 def arrived(s: State, moved: IntArray) -> State:
