@@ -25,7 +25,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
-from ttsnap.sampling.guided_steps import Guidance, guided_step
+from ttsnap.sampling.guided_steps import Guidance, GuidedKernel
 from ttsnap.sampling.interpolants import VP, Linear
 from ttsnap.sampling.kernels import Ddim, Ode, Renoise, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -153,8 +153,8 @@ def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -
     k, x = torch.tensor([1, 4, 6]), torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
     zero = torch.zeros(3, dtype=torch.long)
     pulled = Differentiator(denoiser, [FunctionReward(quadratic)], guidance.through)(x, k, zero, [""] * 3)
-    keys, lam = [(1, 0, 1), (2, 0, 4), (3, 0, 6)], guidance.tempered(denoiser.grid)
-    moved, ratio = guided_step(sampler, guidance, lam, x, pulled.prediction, pulled.gradient, k, keys)
+    keys, guided = [(1, 0, 1), (2, 0, 4), (3, 0, 6)], GuidedKernel(sampler, guidance, denoiser.grid)
+    moved, ratio = guided.step(x, pulled.prediction, pulled.gradient, k, keys)
     mean, std = sampler.moments(x, pulled.prediction, k)
     xi = noise(keys, mean)
     kappa = math.sqrt(1 - guidance.scale**2) if guidance.kind == "tilted" else 1.0
@@ -169,6 +169,7 @@ def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -
     elif guidance.kind == "tilted":
         torch.testing.assert_close(size, guidance.scale * math.sqrt(3) * std)
     else:
+        lam = guidance.tempered(denoiser.grid)
         torch.testing.assert_close(shift, std[:, None] ** 2 * lam[k][:, None] * pulled.gradient)
 
 
@@ -207,9 +208,8 @@ def test_no_gradient_no_guidance() -> None:
     kernel, prediction = Sde(denoiser.path, denoiser.times), denoiser.predict(x, k, torch.tensor([0]))
     for gradient in (torch.zeros(1, 3), torch.full((1, 3), float("nan"))):
         for spec in ANY:
-            guidance = Guidance.parse(spec)
-            lam = guidance.tempered(denoiser.grid)
-            moved, ratio = guided_step(kernel, guidance, lam, x, prediction, gradient, k, [(0, 0, 2)])
+            guided = GuidedKernel(kernel, Guidance.parse(spec), denoiser.grid)
+            moved, ratio = guided.step(x, prediction, gradient, k, [(0, 0, 2)])
             torch.testing.assert_close(moved, kernel.step(x, prediction, k, [(0, 0, 2)], [None])[0])
             assert float(ratio) == pytest.approx(0, abs=1e-12)
 

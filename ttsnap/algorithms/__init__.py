@@ -6,20 +6,21 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
+from ttsnap.algorithms.options import Builder
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
-from ttsnap.files.typed import typed
+from ttsnap.files.typed import Json, typed
 
 __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
 _PARTS = (Algorithm, Adopting, Refining)
 """The types of options that are algorithms themselves."""
 
 
-def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) -> Algorithm:
+def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: object) -> Algorithm:
     """A name of ALGORITHMS, a JSON file or mapping {"name": ..., **options}, or an Algorithm as it is.
 
     Options override the file's. A file is data: it names algorithms of ALGORITHMS and their options only, never other
@@ -35,13 +36,13 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         spec = str(spec.get("name", ""))
     if spec not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {spec!r:.80}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
-    build = load_object(ALGORITHMS[spec].where)
+    build: Builder = load_object(ALGORITHMS[spec].where)
     hints = _hints(build)
     for key in options.keys() & hints.keys():
         if hints[key] not in _PARTS or not isinstance(options[key], str):  # a name, of which the algorithm makes one
             options[key] = typed(f"{spec}: {key}", options[key], hints[key])
     try:
-        return build(**options)  # type: ignore[no-any-return]
+        return build(**options)
     except TypeError as error:
         known = list(inspect.signature(build).parameters)
         unknown = sorted(set(options) - set(known))
@@ -55,21 +56,21 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, Any], **options: Any) ->
         raise ValueError(f"{spec}: cannot use options {str(options)[:200]}: {error}") from None
 
 
-def _hints(build: Any) -> dict[str, Any]:
+def _hints(build: Builder) -> dict[str, object]:
     """The types of an algorithm's options; those of the class that it makes, too, where a function passes them on."""
     hints = get_type_hints(build)
     made = hints.pop("return", None)
     return {**(get_type_hints(made) if isinstance(made, type) else {}), **hints}
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Mapping[str, Json]:
     try:
         spec = files.read_json(path)
     except ValueError as error:
         raise ValueError(f"cannot read algorithm file {path}: {error}") from None
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f'algorithm file {path} must hold an object with a "name", got {str(spec)[:80]}')
-    inside: list[Any] = list(spec.values())
+    inside: list[Json] = list(spec.values())
     for value in inside:
         if isinstance(value, str) and value.endswith(".json"):
             raise ValueError(f"algorithm file {path} names another file, {value!r}; write that algorithm out in it")

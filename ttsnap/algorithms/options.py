@@ -11,11 +11,14 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS
 from ttsnap.core.loading import load_object
+from ttsnap.core.protocols import Algorithm
 
+Builder: TypeAlias = Callable[..., Algorithm]
+"""A class of algorithms, or a function that makes one with other defaults."""
 START = re.compile(r"(\w+): (?=\S)(.*)")
 
 
@@ -43,15 +46,15 @@ def about(name: str) -> str:
     return _paragraphs(inspect.getdoc(builder(name)) or "")[0]
 
 
-def builder(name: str) -> Callable[..., Any]:
+def builder(name: str) -> Builder:
     """The class or function that makes an algorithm. ValueError for an unknown name."""
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}; choose one of {', '.join(ALGORITHMS)}")
-    found: Callable[..., Any] = load_object(ALGORITHMS[name].where)
+    found: Builder = load_object(ALGORITHMS[name].where)
     return found
 
 
-def name_of(algorithm: Any) -> str:
+def name_of(algorithm: Algorithm) -> str:
     """The name under which people know an algorithm; that of its class where the catalogue does not have it.
 
     Where several names make one class (svdd is a setting of CoDe), it is the one with the most options in common.
@@ -61,31 +64,31 @@ def name_of(algorithm: Any) -> str:
     names = [name for name in inside if _made(builder(name)) is kind]
 
     def others(name: str) -> int:
-        return sum(value != getattr(algorithm, key) for key, value in vars(builder(name)()).items())
+        return sum(value != vars(algorithm)[key] for key, value in vars(builder(name)()).items())
 
     return min(names, key=others) if len(names) > 1 else names[0] if names else kind.__name__
 
 
-def as_written(default: Any) -> str:
+def as_written(default: object) -> str:
     """A default as one writes it on the command line, or in a file."""
     if isinstance(default, bool | str):
         return str(default)
     return json.dumps(default) if isinstance(default, int | float | tuple) else _spec(default)
 
 
-def _spec(algorithm: Any) -> str:
+def _spec(algorithm: object) -> str:
     """An algorithm as one writes it in a file, with what differs from its defaults."""
     name = next(name for name in ALGORITHMS if builder(name) is type(algorithm))
     plain = vars(builder(name)())
     return json.dumps({"name": name} | {k: v for k, v in vars(algorithm).items() if v != plain[k]})
 
 
-def _explained(build: Callable[..., Any]) -> list[Any]:
+def _explained(build: Builder) -> list[Builder]:
     """What to read about it: its own docstring first, then those of its bases, or of the class that it makes."""
     return list(dict.fromkeys([build, *_made(build).__mro__[:-1]]))
 
 
-def _defaults(build: Callable[..., Any]) -> dict[str, Any]:
+def _defaults(build: Builder) -> dict[str, Any]:
     """The options and their defaults; those of a class that a function passes on (**options) included."""
     given = inspect.signature(build).parameters
     found = {key: p.default for key, p in given.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
@@ -97,7 +100,7 @@ def _defaults(build: Callable[..., Any]) -> dict[str, Any]:
     return {key: value if (make := factories.get(key, empty)) is empty else make() for key, value in found.items()}
 
 
-def _made(build: Callable[..., Any]) -> type[Any]:
+def _made(build: Builder) -> type[Any]:
     """The class of the algorithm."""
     made: type[Any] = build if isinstance(build, type) else get_type_hints(build)["return"]
     return made

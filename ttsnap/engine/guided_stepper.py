@@ -20,7 +20,7 @@ from ttsnap.profiling.memory import SHARE, gauge_of
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.guided_steps import Guidance, guided_step
+from ttsnap.sampling.guided_steps import Guidance, GuidedKernel
 from ttsnap.sampling.kernels import GaussianKernel, Kernel, Prediction
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,12 @@ class GuidedStepper(Stepper):
             raise ValueError(f"guidance shifts the noise of a stochastic step, and {type(kernel).__name__} draws none "
                              "or keeps a history; choose kernel sde, ddim, ancestral or renoise")  # fmt: skip
         super().__init__(denoiser, kernel)
-        self.guidance, self.gaussian, self.gradient_batch_size = guidance, kernel, batch_size
+        self.guiding, self.gradient_batch_size = GuidedKernel(kernel, guidance, self.grid), batch_size
         self.gradients = Differentiator(denoiser, rewards, guidance.through, guidance.weights)
         self.tried = self.gradients.tried
         self.through = guidance.through == "denoiser"
         self.guided = Guided(guidance.steps(self.grid), self.through)
         self.row_bytes: int | None = None
-        self._lam = guidance.tempered(self.grid)
 
     def priced(self, price: Price) -> Price:
         rates, asked = self.gradients.rates(price.flops), len(self.gradients.rewards)
@@ -113,9 +112,7 @@ class GuidedStepper(Stepper):
             part = Prediction(prediction.out[here], prediction.x0[here])
             if follows:
                 gradient = _gradients([nodes[i] for i in at.tolist()])
-                moved[here], more = guided_step(
-                    self.gaussian, self.guidance, self._lam, x[here], part, gradient, k[some], names
-                )
+                moved[here], more = self.guiding.step(x[here], part, gradient, k[some], names)
                 for i, one in zip(at.tolist(), more, strict=True):
                     ratios[i] = ratios[i] + one
             else:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ttsnap.core.moves import CONTINUE
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.results import Result
+from ttsnap.files.typed import Json
 from ttsnap.loop.dry import DryEngine
 
 
@@ -35,7 +35,7 @@ class Recording:
     first_seed: int = 0
     scored: tuple[bool, ...] = ()
     price: Price = field(default_factory=Price)
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         points = self.grid.steps + 1
@@ -65,12 +65,12 @@ class Recording:
 
     @classmethod
     def from_results(
-        cls, results: Sequence[Result], grid: Grid, reward_names: tuple[str, ...], **details: Any
+        cls, results: Sequence[Result], grid: Grid, reward_names: tuple[str, ...], price: Price | None = None
     ) -> Recording:
-        """From a search with KeepAll."""
+        """From a search with KeepAll, on an engine of this price."""
         scores = np.stack([r.particles.scores for r in results])
         first = int(results[0].particles.seed[0])
-        return cls(tuple(r.prompt for r in results), scores, grid, reward_names, first, **details)
+        return cls(tuple(r.prompt for r in results), scores, grid, reward_names, first, price=price or Price())
 
     def select(self, prompts: slice = slice(None), seeds: slice = slice(None)) -> Recording:
         """Some of the prompts and of the seeds (a range without gaps)."""

@@ -90,37 +90,37 @@ class Guidance:
         return torch.tensor([self.scale * scheduled("increase", k + 1, end, 0, 0, None) for k in range(end)]).double()
 
 
-def guided_step(
-    kernel: GaussianKernel,
-    guidance: Guidance,
-    lam: Tensor,
-    x: Tensor,
-    prediction: Prediction,
-    gradient: Tensor,
-    k: Tensor,
-    keys: Sequence[rng.Source],
-) -> tuple[Tensor, Tensor]:
-    """A guided step of x (N, ...) at steps k (N,), and its log ratio (N,) float64; `lam` (K,) as `tempered` gives it.
+class GuidedKernel:
+    """The steps of a kernel on a grid, guided."""
 
-    gradient (N, ...) of the reward at x. Where it is 0 or not finite, the step is the plain one.
-    """
-    mean, std = kernel.moments(x, prediction, k)
-    g = torch.where(_finite(gradient), gradient, 0.0).to(mean.dtype)
-    size = g.flatten(1).norm(dim=1)
-    unit = g / rows(torch.where(size > 0, size, 1.0), g)
-    c, d = rows(std, mean), mean[0].numel()
-    xi, kappa = rng.noise(keys, mean), torch.ones(len(x), dtype=torch.float64, device=mean.device)
-    if guidance.kind == "dps":
-        shift = guidance.scale * c * unit
-    elif guidance.kind == "twisted":
-        shift = c**2 * rows(lam[k], mean) * g
-    else:
-        shift = guidance.scale * math.sqrt(d) * c * unit
-        kappa = torch.where(size > 0, kappa * math.sqrt(1 - guidance.scale**2), kappa)
-    moved = mean + shift + c * rows(kappa, mean) * xi
-    away = (shift / torch.where(c > 0, c, 1.0) + rows(kappa, mean) * xi).flatten(1).double()  # in deviations
-    ratio = (xi.flatten(1).double().square() - away.square()).sum(1) / 2 + d * kappa.log()
-    return moved.to(x.dtype), ratio
+    def __init__(self, kernel: GaussianKernel, guidance: Guidance, grid: Grid) -> None:
+        self.kernel, self.guidance, self._lam = kernel, guidance, guidance.tempered(grid)
+
+    def step(
+        self, x: Tensor, prediction: Prediction, gradient: Tensor, k: Tensor, keys: Sequence[rng.Source]
+    ) -> tuple[Tensor, Tensor]:
+        """A guided step of x (N, ...) at steps k (N,), and its log ratio (N,) float64.
+
+        gradient (N, ...) of the reward at x. Where it is 0 or not finite, the step is the plain one.
+        """
+        scale = self.guidance.scale
+        mean, std = self.kernel.moments(x, prediction, k)
+        g = torch.where(_finite(gradient), gradient, 0.0).to(mean.dtype)
+        size = g.flatten(1).norm(dim=1)
+        unit = g / rows(torch.where(size > 0, size, 1.0), g)
+        c, d = rows(std, mean), mean[0].numel()
+        xi, kappa = rng.noise(keys, mean), torch.ones(len(x), dtype=torch.float64, device=mean.device)
+        if self.guidance.kind == "dps":
+            shift = scale * c * unit
+        elif self.guidance.kind == "twisted":
+            shift = c**2 * rows(self._lam[k], mean) * g
+        else:
+            shift = scale * math.sqrt(d) * c * unit
+            kappa = torch.where(size > 0, kappa * math.sqrt(1 - scale**2), kappa)
+        moved = mean + shift + c * rows(kappa, mean) * xi
+        away = (shift / torch.where(c > 0, c, 1.0) + rows(kappa, mean) * xi).flatten(1).double()  # in deviations
+        ratio = (xi.flatten(1).double().square() - away.square()).sum(1) / 2 + d * kappa.log()
+        return moved.to(x.dtype), ratio
 
 
 def _finite(gradient: Tensor) -> Tensor:
