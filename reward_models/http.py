@@ -16,9 +16,8 @@ import random
 import ssl
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import httpx
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
+from ttsnap.files.typed import Json
 from ttsnap.rewards.reward_model import RewardModel
 
 PAUSES = (0.25, 1.0)
@@ -76,16 +76,13 @@ class HttpReward(RewardModel):
         scores: list[Tensor] = []
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
-            body: dict[str, Any] = {
-                "prompts": list(prompts[rows]),
-                "levels": levels[rows],
-                "images": [encode_image(image) for image in images[rows]],
-            }
-            reply = self._ask(body, len(body["images"])).get("scores")
-            scores.append(self._read(reply, len(body["images"])))
+            pictures = [encode_image(image) for image in images[rows]]
+            body: dict[str, Json] = {"prompts": list(prompts[rows]), "levels": levels[rows], "images": pictures}
+            reply = self._ask(body, len(pictures)).get("scores")
+            scores.append(self._read(reply, len(pictures)))
         return torch.cat(scores) if scores else torch.zeros(0)
 
-    def _read(self, reply: Any, n: int) -> Tensor:
+    def _read(self, reply: Json, n: int) -> Tensor:
         """(n,) float32 of the scores in a reply. RuntimeError where they are anything but n finite numbers or null."""
         if not isinstance(reply, list) or len(reply) != n:
             raise RuntimeError(f"{self.url} must reply {n} scores, got {reply!s:.80}")
@@ -94,7 +91,7 @@ class HttpReward(RewardModel):
                 raise RuntimeError(f"{self.url} must reply finite numbers or null as scores, got {score!r:.80}")
         return torch.tensor([float("nan") if score is None else score for score in reply], dtype=torch.float32)
 
-    def _ask(self, body: dict[str, Any] | None, scores: int) -> dict[str, Any]:
+    def _ask(self, body: Mapping[str, Json] | None, scores: int) -> dict[str, Json]:
         """The JSON object that the server replies. RuntimeError says what came in its place."""
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         exchange = _exchange(self.url, data, self.timeout, REPLY_BYTES + SCORE_BYTES * scores)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json, picture_pixels
+from ttsnap.files.typed import Json
 from ttsnap.rewards.scoring import score_in_parts
 
+Item = TypeVar("Item")
 BATCH_PIXELS = 4096 * 4096
 """Most pixels that are decoded at a time, and so most of one image. A reward sees them as 12 bytes each, 201 MB."""
 PROMPT_LENGTH = 20_000
@@ -85,11 +87,14 @@ def parse(body: bytes, limits: Limits) -> Request:
     return Request(prompts, [float(level) for level in levels], images, sizes)
 
 
-def _listed(asked: dict[str, Any], name: str, kind: type | tuple[type, ...], of: str) -> list[Any]:
+def _listed(asked: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[Item], ...], of: str) -> list[Item]:
+    """The list under this name, whose items are all of this kind, though no truth values."""
     values = asked.get(name)
-    if not isinstance(values, list) or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+    known = values if isinstance(values, list) else []
+    found = [value for value in known if isinstance(value, kind) and not isinstance(value, bool)]
+    if not isinstance(values, list) or len(found) < len(values):
         raise RefusedError(400, f"cannot read the request: {name!r} must be a list of {of}")
-    return values
+    return found
 
 
 def png_size(text: str) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from ttsnap.reward_models.weights import read_state
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
+from ttsnap.files.typed import Json
 from ttsnap.files.writing import sha256, write_text, write_whole
 from ttsnap.rewards.registry import REWARDS, make_reward
 
@@ -36,7 +36,7 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_adapter(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_adapter(folder: Path, header: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> None:
     """Both files, each whole or not at all; where they are of two writes, reading says so. ValueError where the folder
     cannot be made, or the header does not fit into JSON."""
     from safetensors.torch import save
@@ -51,7 +51,7 @@ def write_adapter(folder: Path, header: Mapping[str, Any], tensors: Mapping[str,
     write_text(folder / HEADER, text)
 
 
-def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, Any]:
+def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, Json]:
     """adapter.json of a folder. ValueError unless it is of this format and one of these kinds."""
     if not folder or not Path(folder).is_dir():
         raise ValueError(
@@ -71,7 +71,7 @@ def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, 
 
 def base_of(
     folder: str | Path,
-    header: Mapping[str, Any],
+    header: Mapping[str, Json],
     base: Reward | None,
     *,
     device: torch.device | str,
@@ -101,7 +101,7 @@ def base_of(
     return base
 
 
-def fill(parameters: Mapping[str, nn.Parameter], folder: str | Path, header: Mapping[str, Any]) -> None:
+def fill(parameters: Mapping[str, nn.Parameter], folder: str | Path, header: Mapping[str, Json]) -> None:
     """Set parameters from adapter.safetensors. ValueError where that is damaged, or has other names or shapes."""
     path = Path(folder) / TENSORS
     if not path.is_file():

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
 from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.core.protocols import Reward
-from ttsnap.files.typed import typed
+from ttsnap.files.typed import Json, typed
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
@@ -141,9 +140,9 @@ class Head(RewardModel):
         x = torch.zeros(1, self.channels, *self.network.stem.size, device=self.base.device)
         return count_flops(lambda: self.predict(x, [self.example], torch.tensor([0.5])))
 
-    def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, info: Mapping[str, Json] | None = None) -> None:
         """Write adapter.safetensors and adapter.json; info: whatever JSON can hold, such as how it was trained."""
-        header = {
+        header: dict[str, Json] = {
             "kind": "head",
             "base": self.spec,
             "fingerprint": fingerprint(self.base.network),
@@ -166,15 +165,16 @@ class Head(RewardModel):
     ) -> Head:
         """What `save_pretrained` wrote. ValueError where the folder is damaged, or the base another one."""
         header = read_header(folder, ("head",))
-        hints: dict[str, Any] = {"space": str, "channels": int, "features_block": int | None}
+        hints: dict[str, object] = {"space": str, "channels": int, "features_block": int | None}
         try:
             settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
+            spec = typed("base", header.get("base"), str)
             if not 0 < settings["channels"] <= MOST_CHANNELS:
                 raise ValueError(f"channels {settings['channels']}")
         except ValueError as error:
             raise ValueError(f"{Path(folder) / HEADER} has settings that no head wrote: {error}") from None
         scorer = base_of(folder, header, base, device=device, dtype=dtype)
-        head = cls(scorer, **settings, spec=header["base"], batch_size=batch_size)
+        head = cls(scorer, **settings, spec=spec, batch_size=batch_size)
         fill(head.trainable(), folder, header)
         return head
 

@@ -23,7 +23,7 @@ from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
-from ttsnap.files.typed import typed
+from ttsnap.files.typed import Json, typed
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
@@ -148,9 +148,9 @@ class NoiseAware(RewardModel):
     def trial_image(self) -> Tensor:
         return self.base.trial_image()
 
-    def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, info: Mapping[str, Json] | None = None) -> None:
         """Write adapter.safetensors and adapter.json; info: whatever JSON can hold, such as how it was trained."""
-        header = {
+        header: dict[str, Json] = {
             "kind": self.kind,
             "base": self.spec,
             "fingerprint": self._fingerprint,
@@ -179,7 +179,8 @@ class NoiseAware(RewardModel):
         """Any student that `save_pretrained` wrote, on the base that it names, or on `base` where it is already.
         ValueError where the folder is damaged, or the base another one."""
         header = read_header(folder, KINDS)
-        where, path = KINDS[header["kind"]], Path(str(folder))
+        kind, path = str(header["kind"]), Path(str(folder))
+        where = KINDS[kind]
         if where != _HERE:
             options = {"base": base, "device": device, "dtype": dtype, "batch_size": batch_size}
             try:
@@ -187,16 +188,17 @@ class NoiseAware(RewardModel):
             except ImportError as error:
                 raise ValueError(f"cannot load this kind of reward: {error}") from error
             return other.from_pretrained(path, **options)
-        hints: dict[str, Any] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
+        hints: dict[str, object] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
         try:
             settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
+            spec = typed("base", header.get("base"), str)
             below = typed("base_below", header.get("base_below", 0.0), float)
             if not (settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
                 raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
         except ValueError as error:
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
         scorer = base_of(path, header, base, device=device, dtype=dtype)
-        student = cls(scorer, header["kind"], **settings, spec=header["base"], batch_size=batch_size)
+        student = cls(scorer, kind, **settings, spec=spec, batch_size=batch_size)
         student.base_below = below
         fill(student.trainable(), path, header)
         return student
