@@ -6,10 +6,10 @@ import copy
 import weakref
 from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ttsnap.pipelines import flops
 from ttsnap.pipelines.convert import convert
 from ttsnap.pipelines.given import Given
@@ -231,7 +231,7 @@ class PipelineDenoiser(Denoiser):
 
     # --- hidden features ------------------------------------------------------------------------------------------
 
-    def _blocks(self) -> Any:
+    def _blocks(self) -> nn.ModuleList | None:
         """The network's transformer blocks, or None where features cannot be captured."""
         return None if self.blocks is None else self.net.get_submodule(self.blocks)
 
@@ -278,13 +278,13 @@ class PipelineDenoiser(Denoiser):
         """What was measured of this pipeline before, by what it was measured with; lives as long as the pipeline."""
         return cast(Memo, self.pipe._search_memo)
 
-    def setting(self, decoder: str = "decode") -> tuple[Any, ...]:
+    def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
         """What the cost and the memory of a row depend on."""
         vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
         parts = (self.net, vae)
         call = (self.height, self.width, self.passes_per_nfe, self.text_length)
         return (*(weakref.ref(p) for p in parts), *(flops.filling(p) for p in parts), *call)
 
-    def meta_twin(self) -> Any:
+    def meta_twin(self) -> Self:
         """This denoiser with all that `output` and a decode compute with on the meta device."""
         return flops.meta_twin(self)

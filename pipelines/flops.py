@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,11 +12,15 @@ from torch import Tensor
 from ttsnap.profiling.flops import count_flops, on_meta
 from ttsnap.sampling.rng import seeded
 
+if TYPE_CHECKING:
+    from ttsnap.pipelines.denoiser import PipelineDenoiser
+
+Family = TypeVar("Family", bound="PipelineDenoiser")
 logger = logging.getLogger(__name__)
 _TYPICAL = "a red circle and a blue square"
 
 
-def counted(denoiser: Any, decoder: str) -> tuple[float, float]:
+def counted(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
     """As `count`; kept with the pipeline for every setting."""
     key = ("flops", *denoiser.setting(decoder))
     if key not in denoiser.memo:
@@ -26,7 +30,7 @@ def counted(denoiser: Any, decoder: str) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def count(denoiser: Any, decoder: str) -> tuple[float, float]:
+def count(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
     """FLOPs of a guided evaluation of a `PipelineDenoiser` and of its `decoder`, for a prompt of typical length.
 
     decoder: "decode" or "preview". The denoiser encodes that prompt, so its own are to be encoded afterwards.
@@ -47,7 +51,7 @@ def count(denoiser: Any, decoder: str) -> tuple[float, float]:
     )
 
 
-def meta_twin(denoiser: Any) -> Any:
+def meta_twin(denoiser: Family) -> Family:
     """This denoiser with its network, decoders and encoded prompts on the meta device."""
     twin = copy.copy(denoiser)
     vars(twin).update({name: _on_meta(value) for name, value in vars(denoiser).items()})

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 
 @contextmanager
-def captured(blocks: Any, block: int | None) -> Iterator[list[Any]]:
+def captured(blocks: nn.ModuleList | None, block: int | None) -> Iterator[list[Any]]:
     """A list that receives what `block` puts out, in one call; None: nothing."""
     states: list[Any] = []
-    hook = blocks[block].register_forward_hook(lambda _, __, out: states.append(out)) if block is not None else None
+    hook = None
+    if blocks is not None and block is not None:
+        hook = blocks[block].register_forward_hook(lambda _, __, out: states.append(out))
     try:
         yield states
     finally:

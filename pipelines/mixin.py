@@ -190,7 +190,7 @@ class SearchMixin:
         else:
             best = [candidate.pixels for result in results for candidate in result.images]
             images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
-        if output_type == "pil":
+        if output_type == "pil" and isinstance(images, list):
             output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))
         output.warn_of_missing(results, keep)
         return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)

@@ -8,11 +8,14 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.outputs import BaseOutput
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ttsnap.core.protocols import Reward
@@ -20,6 +23,11 @@ from ttsnap.core.results import Event, Result
 from ttsnap.results import outputs
 from ttsnap.rewards.scoring import score_in_parts
 
+if TYPE_CHECKING:
+    from ttsnap.pipelines.denoiser import PipelineDenoiser
+
+Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
+"""N images in one of the forms TYPES; a list without any where there is none."""
 TYPES = ("pil", "pt", "np", "latent")
 
 
@@ -27,7 +35,7 @@ TYPES = ("pil", "pt", "np", "latent")
 class ImagesOutput(BaseOutput):
     """The stock output of a family that has none of its own."""
 
-    images: Any
+    images: Images
 
 
 def stock_output(call: Callable[..., Any]) -> type[Any]:
@@ -63,7 +71,7 @@ def _restore(stock: Any, values: Sequence[Any]) -> Any:
     return search_output(stock)(*values)
 
 
-def make_output(stock: Any, images: Any, results: list[Result], flags: list[bool] | None) -> Any:
+def make_output(stock: Any, images: Images, results: list[Result], flags: list[bool] | None) -> Any:
     """`flags` go where the stock class has a field for what the safety checker found."""
     more = {field.name: None for field in fields(stock) if field.name != "images"}
     if "nsfw_content_detected" in more:
@@ -111,15 +119,18 @@ def reported(result: Result, metrics: Sequence[Reward]) -> Result:
     return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
 
 
-def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device: Any) -> Any:
+def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device) -> Images:
     """Images as "pil", "pt" or "np", in the forms that stock pipelines return: tensors as the VAE made them."""
     if not images:
         return []
     stack = torch.stack(images)
     if output_type == "pt":
         return stack.to(device, dtype)
-    array = VaeImageProcessor.pt_to_numpy(stack)
-    return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+    array: NDArray[np.float32] = VaeImageProcessor.pt_to_numpy(stack)
+    if output_type == "np":
+        return array
+    pictures: list[Image.Image] = VaeImageProcessor.numpy_to_pil(array)
+    return pictures
 
 
 def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
@@ -128,7 +139,7 @@ def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tens
         finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
 
 
-def latents(denoiser: Any, found: list[Tensor], device: Any) -> Any:
+def latents(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Images:
     """Final latents in the form in which the stock call returns them; a denoiser may convert by `finished`."""
     if not found:
         return []
@@ -141,7 +152,9 @@ class FewerImages(UserWarning):
 
 
 def with_thumbnails(
-    results: Sequence[Result], thumbnails: Mapping[int, Mapping[tuple[int, int], Any]], flags: Sequence[bool] | None
+    results: Sequence[Result],
+    thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]],
+    flags: Sequence[bool] | None,
 ) -> list[Result]:
     """Results with what was seen on the way, but for prompts of which the safety checker flagged an image."""
     kept, rest = [], iter(flags or ())
@@ -151,7 +164,7 @@ def with_thumbnails(
     return kept
 
 
-def label_images(images: Sequence[Any], results: Sequence[Result], settings: Mapping[str, Any]) -> None:
+def label_images(images: Sequence[Image.Image], results: Sequence[Result], settings: Mapping[str, Any]) -> None:
     """Let PIL images carry what made them in `info`: ttsnap.results.outputs.png_info writes it into a PNG."""
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
     for picture, (index, rank) in zip(images, rows, strict=True):
@@ -176,7 +189,7 @@ def warn_of_missing(results: Sequence[Result], keep: int) -> None:
         )
 
 
-def tell(pipe: Any, call: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+def tell(pipe: Any, call: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> None:
     """Leave on the pipeline what its stock call leaves there for others to read: guidance_scale, num_timesteps, ..."""
     values = {"current_timestep": None, **{name: parameter.default for name, parameter in known.items()}, **call}
     for name, _ in inspect.getmembers(type(pipe), lambda member: isinstance(member, property)):

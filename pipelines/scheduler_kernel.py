@@ -46,7 +46,7 @@ class RowKernel(Stateless):
     """A deterministic scheduler of one evaluation a step that remembers nothing (DDIM, Euler)."""
 
     scheduler: Any
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     stochastic: bool = False
 
     def step(
@@ -60,7 +60,7 @@ class NoisyKernel:
     """A scheduler of one evaluation a step that draws noise and remembers nothing else (Euler ancestral, LCM)."""
 
     scheduler: Any
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     stochastic: bool = True
 
     keeps_history: ClassVar[bool] = True
@@ -82,7 +82,7 @@ class CandidateKernel:
 
     scheduler: Any
     stochastic: bool
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
 
     keeps_history: ClassVar[bool] = True
 
@@ -106,12 +106,12 @@ def _by_position(
     x: Tensor,
     out: Tensor,
     k: Tensor,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     generators: Sequence[torch.Generator] | None,
 ) -> Tensor:
     """One call of scheduler.step for all rows of each position."""
     positions = sorted(set(k.tolist()))
-    moved: list[Any] = [None] * len(x)
+    moved = list(x)
     for position in positions:
         here = (k == position).nonzero()[:, 0].tolist()
         own = None if generators is None else [generators[i] for i in here]
@@ -130,7 +130,7 @@ def _step(
     x: Tensor,
     out: Tensor,
     position: int,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     generators: Sequence[torch.Generator] | None,
 ) -> Tensor:
     if hasattr(scheduler, "is_scale_input_called"):  # Schedule.scaled did what it would have

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
 
 import torch
 
@@ -11,7 +10,9 @@ SEEDS = 2**64
 """How many seeds torch has."""
 
 
-def source_of(seed: int | None, generator: Any, images: int) -> int | torch.Generator:
+def source_of(
+    seed: int | None, generator: torch.Generator | list[torch.Generator] | None, images: int
+) -> int | torch.Generator:
     """Where a call that returns so many images gets its first seed from; nothing is drawn yet.
 
     A list of generators is taken where the stock call takes it and one candidate could start from it: with a single

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 
 from ttsnap.algorithms.options import name_of
+from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import SamplerOptions
@@ -18,8 +19,9 @@ PLAIN = (bool, int, float, str)
 
 
 def settings_of(
-    pipe: Any, asked: Any, sampler: SamplerOptions, call: Mapping[str, Any], budget: Budget
-) -> dict[str, Any]:
+    pipe: Any, asked: str | Algorithm | Mapping[str, object], sampler: SamplerOptions, call: Mapping[str, object],
+    budget: Budget,
+) -> dict[str, object]:  # fmt: skip
     """As `write_results` takes them, of a pipeline, the algorithm that was asked for, and arguments of its own call.
 
     Kernels and algorithms that are objects go by their names; arguments of the call that are not plain are left out.
@@ -40,7 +42,7 @@ def settings_of(
     }
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
 
 

@@ -25,7 +25,7 @@ class UNetDenoiser(PairedDenoiser):
         guidance_scale: float,
         guidance_rescale: float,
         clip_skip: int | None,
-        cross_attention_kwargs: dict[str, Any] | None,
+        cross_attention_kwargs: dict[str, object] | None,
     ) -> None:
         """Give the pipeline these settings, which its properties read."""
         self.cfg_scale = self.pipe._guidance_scale = guidance_scale

@@ -39,7 +39,7 @@ class FluxDenoiser(PackedDenoiser):
         pooled_prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
+        joint_attention_kwargs: dict[str, object] | None = None,
         max_sequence_length: int = 512,
     ) -> None:
         super().__init__(pipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import Lumina2Pipeline
@@ -39,7 +39,7 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
         negative_prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
+        attention_kwargs: dict[str, object] | None = None,
         system_prompt: str | None = None,
         cfg_trunc_ratio: float = 1.0,
         cfg_normalization: bool = True,
@@ -77,7 +77,7 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
     def encode_prompts(self, prompts: Sequence[str]) -> None:
         self._text, self._mask, self._negative, self._negative_mask = self.encoded(prompts)
 
-    def meta_twin(self) -> Any:
+    def meta_twin(self) -> Self:
         # The network reads the lengths of texts off their masks, which need values until then.
         twin = super().meta_twin()
         twin._mask, twin._negative_mask = self._mask, self._negative_mask

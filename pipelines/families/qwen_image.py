@@ -36,7 +36,7 @@ class QwenImageDenoiser(PackedDenoiser):
         prompt_embeds_mask: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         negative_prompt_embeds_mask: Tensor | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
+        attention_kwargs: dict[str, object] | None = None,
         max_sequence_length: int = 512,
     ) -> None:
         super().__init__(pipe)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import SanaPipeline
@@ -50,7 +49,7 @@ class SanaDenoiser(BinnedDenoiser):
         negative_prompt_attention_mask: Tensor | None = None,
         clean_caption: bool = False,
         use_resolution_binning: bool = True,
-        attention_kwargs: dict[str, Any] | None = None,
+        attention_kwargs: dict[str, object] | None = None,
         max_sequence_length: int = 300,
         complex_human_instruction: list[str] | None = INSTRUCTION,
     ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
@@ -32,7 +31,7 @@ class StableDiffusionDenoiser(UNetDenoiser):
         eta: float = 0.0,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
+        cross_attention_kwargs: dict[str, object] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
     ) -> None:

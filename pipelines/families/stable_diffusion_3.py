@@ -39,7 +39,7 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
+        joint_attention_kwargs: dict[str, object] | None = None,
         clip_skip: int | None = None,
         max_sequence_length: int = 256,
         mu: float | None = None,
@@ -60,8 +60,8 @@ class StableDiffusion3Denoiser(PairedDenoiser):
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
-        options = {"clip_skip": clip_skip, "max_sequence_length": max_sequence_length}
-        options["lora_scale"] = (joint_attention_kwargs or {}).get("scale")
+        scale = (joint_attention_kwargs or {}).get("scale")
+        options = {"clip_skip": clip_skip, "max_sequence_length": max_sequence_length, "lora_scale": scale}
         self._given, self._joint_attention_kwargs = Given(texts, embeds, options), joint_attention_kwargs
         self.pipe.check_inputs(
             self._given.checked,

@@ -41,7 +41,7 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
+        cross_attention_kwargs: dict[str, object] | None = None,
         guidance_rescale: float = 0.0,
         original_size: Size | None = None,
         crops_coords_top_left: Size = (0, 0),

@@ -41,7 +41,7 @@ class ZImageDenoiser(PartlyGuidedDenoiser):
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: list[Tensor] | None = None,
         negative_prompt_embeds: list[Tensor] | None = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
+        joint_attention_kwargs: dict[str, object] | None = None,
         max_sequence_length: int = 512,
     ) -> None:
         super().__init__(pipe)
