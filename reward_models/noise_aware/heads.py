@@ -168,13 +168,12 @@ class Head(RewardModel):
         hints: dict[str, object] = {"space": str, "channels": int, "features_block": int | None}
         try:
             settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
-            spec = typed("base", header.get("base"), str)
             if not 0 < settings["channels"] <= MOST_CHANNELS:
                 raise ValueError(f"channels {settings['channels']}")
         except ValueError as error:
             raise ValueError(f"{Path(folder) / HEADER} has settings that no head wrote: {error}") from None
         scorer = base_of(folder, header, base, device=device, dtype=dtype)
-        head = cls(scorer, **settings, spec=spec, batch_size=batch_size)
+        head = cls(scorer, **settings, spec=str(header["base"]), batch_size=batch_size)
         fill(head.trainable(), folder, header)
         return head
 

@@ -191,14 +191,13 @@ class NoiseAware(RewardModel):
         hints: dict[str, object] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
         try:
             settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
-            spec = typed("base", header.get("base"), str)
             below = typed("base_below", header.get("base_below", 0.0), float)
             if not (settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
                 raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
         except ValueError as error:
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
         scorer = base_of(path, header, base, device=device, dtype=dtype)
-        student = cls(scorer, kind, **settings, spec=spec, batch_size=batch_size)
+        student = cls(scorer, kind, **settings, spec=str(header["base"]), batch_size=batch_size)
         student.base_below = below
         fill(student.trainable(), path, header)
         return student
