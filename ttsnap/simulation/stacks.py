@@ -6,23 +6,24 @@ is asked for these alone, and what it answers is put back.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.moves import Rows
+from ttsnap.core.protocols import AlgorithmState
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 
-def pick(state: Any, searches: IntArray, of: int) -> Any:
+def pick(state: AlgorithmState, searches: IntArray, of: int) -> AlgorithmState:
     """The state of some searches out of that `of` B: a named tuple, of whose fields the stacked ones are shortened."""
     return type(state)(*(field[searches] if _is_stacked(field, of) else field for field in state))
 
 
-def put(state: Any, part: Any, searches: IntArray, of: int) -> None:
+def put(state: AlgorithmState, part: AlgorithmState, searches: IntArray, of: int) -> None:
     """Write the state of some searches, as `pick` gave it and the algorithm changed it, into that `of` B."""
     for whole, some in zip(state, part, strict=True):
         if _is_stacked(whole, of):
@@ -55,6 +56,6 @@ def widened(array: NDArray[_Kind], more: int, fill: int) -> NDArray[_Kind]:
     return wide
 
 
-def _is_stacked(field: Any, of: int) -> bool:
+def _is_stacked(field: object, of: int) -> bool:
     """Whether a field of a state has one entry for each of B searches; others are the same for all of them."""
     return isinstance(field, np.ndarray) and field.ndim > 0 and len(field) == of
