@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ttsnap import search
-from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm
+from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm, options
 from ttsnap.algorithms.options import Option, builder, name_of, options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
@@ -97,3 +97,17 @@ def test_what_svdd_refuses_speaks_of_svdd() -> None:
         n: int = 1
 
     assert name_of(Mine()) == "Mine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Terse:
+    """n: seeds. level: of the check."""
+
+    n: int = 4
+    level: float = 0.5
+
+
+def test_an_option_without_a_line_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "builder", lambda name: Terse)
+    with pytest.raises(ValueError, match="the docstring of terse explains n, but not level; give each a line"):
+        options_of("terse")

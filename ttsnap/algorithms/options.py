@@ -32,12 +32,18 @@ class Option(NamedTuple):
 
 
 def options_of(name: str) -> list[Option]:
-    """The options of an algorithm of the catalogue, in their order. ValueError for an unknown name."""
+    """The options of an algorithm of the catalogue, in their order.
+
+    ValueError for an unknown name, and for an option that no docstring explains.
+    """
     build = builder(name)
     defaults = _defaults(build)
     texts: dict[str, str] = {}
     for explained in reversed(_explained(build)):
         texts |= _paragraphs(inspect.getdoc(explained) or "")[1]
+    if unexplained := [key for key in defaults if key not in texts]:
+        raise ValueError(f"the docstring of {name} explains {', '.join(texts) or 'no option'}, but not "
+                         f"{', '.join(unexplained)}; give each a line, '{unexplained[0]}: what it does.'")  # fmt: skip
     return [Option(key, value, *_split(texts[key])) for key, value in defaults.items()]
 
 
