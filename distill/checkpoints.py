@@ -65,11 +65,11 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tens
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); going on from the one before", path, error)
             continue
-        found = differences(there, json.loads(json.dumps(about)))
-        if found:
+        mismatches = differences(there, json.loads(json.dumps(about)))
+        if mismatches:
             raise ValueError(
-                f"{path} is of a run with other settings: {'; '.join(found[:4])}; use the same ones to go on with it, "
-                "or choose another folder"
+                f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same ones to go on with "
+                "it, or choose another folder"
             )
         return step, tensors
     return None

@@ -168,10 +168,10 @@ class DistillConfig(Bounded):
 
 def options(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
     """(key, type, default, help) of every option, those of sections as "section.key"."""
-    hints, found = get_type_hints(cls), []
+    hints, entries = get_type_hints(cls), []
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[f.name]):
-            found += options(hints[f.name], f"{prefix}{f.name}.")
+            entries += options(hints[f.name], f"{prefix}{f.name}.")
         else:
-            found.append((prefix + f.name, hints[f.name], f.default, f.metadata["help"]))
-    return found
+            entries.append((prefix + f.name, hints[f.name], f.default, f.metadata["help"]))
+    return entries

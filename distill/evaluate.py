@@ -118,6 +118,6 @@ def evaluate(
                     f"the reward {name!r} gave no number for prompt {frames.prompts[at.prompt]!r}, seed "
                     f"{frames.seed_of(at.prompt, at.seed)}, step {at.step}"
                 )
-            for row, found in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
-                row[name] = measure(found, final)
+            for row, step_scores in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
+                row[name] = measure(step_scores, final)
     return Evaluation(tuple(rows), tuple(rewards), len(prompts), seeds, held_out)

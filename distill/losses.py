@@ -62,8 +62,8 @@ class Uncertainty(nn.Module):
 def group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None = None) -> Tensor:
     """The configured loss of (P, G), plus the uncentred mean squared error by its weight. log_variance: s of
     mse-uncertain."""
-    found = _group_loss(prediction, target, loss, log_variance)
-    return found + loss.plain * mse(prediction, target) if loss.plain else found
+    configured = _group_loss(prediction, target, loss, log_variance)
+    return configured + loss.plain * mse(prediction, target) if loss.plain else configured
 
 
 def _group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None) -> Tensor:

@@ -88,10 +88,10 @@ def track(accelerator: Accelerator, config: DistillConfig) -> None:
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Trackers take numbers and texts only."""
-    found: dict[str, bool | int | float | str] = {}
+    flat: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -103,26 +103,26 @@ def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bo
     measured = tested or kept
     other = student.name if student.name != base.name else f"{student.name}-na"
     rewards = {base.name: student.base, other: StudentReward(student)}
-    found = evaluate(
+    evaluation = evaluate(
         rewards, [targets[p] for p in measured], frames, measured, steps, held_out=bool(tested), **spreading
     )  # fmt: skip
     if objective.uncertainty is not None:
-        _add_sigma(found, objective.uncertainty, plan.scale)
+        _add_sigma(evaluation, objective.uncertainty, plan.scale)
     below = 0.0
-    if isinstance(student, DefersToBase) and found.held_out:
-        below = student.base_below = base_below(found)
-    found = exported(found, below)
-    processes.alone(accelerator, lambda: export(student, found, config, frames, plan, out))
+    if isinstance(student, DefersToBase) and evaluation.held_out:
+        below = student.base_below = base_below(evaluation)
+    evaluation = exported(evaluation, below)
+    processes.alone(accelerator, lambda: export(student, evaluation, config, frames, plan, out))
     accelerator.end_training()
-    return found
+    return evaluation
 
 
 def check_out(config: DistillConfig, out: Path) -> None:
     """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
 
     def differing() -> list[str]:
-        found = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
-        return found if (out / TARGETS).exists() else []  # before that nothing was computed: a slip may be mended
+        mismatches = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
+        return mismatches if (out / TARGETS).exists() else []  # before that nothing was computed: a slip may be mended
 
     check_same(out, CONFIG, differing, "run")
 

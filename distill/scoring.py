@@ -41,12 +41,12 @@ def score_entries(
             scores[: len(mine)] = _one_batch(score, frames, mine, space)
         if accelerator is not None and world > 1:
             scores = accelerator.gather(scores.float().to(accelerator.device)).double().cpu()
-        found = scores[: len(entries) - first].numpy()
-        done[first : first + len(found)] = found
+        round_scores = scores[: len(entries) - first].numpy()
+        done[first : first + len(round_scores)] = round_scores
         if keep is not None:
-            keep(first, found)
+            keep(first, round_scores)
         if bar is not None:
-            bar.update(len(found))
+            bar.update(len(round_scores))
     return done
 
 
@@ -54,10 +54,10 @@ def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: st
     x = frames.load(entries, space)
     prompts = [frames.prompts[entry.prompt] for entry in entries]
     level = torch.tensor([frames.levels[entry.step] for entry in entries], dtype=torch.float32)
-    found = torch.as_tensor(score(x, prompts, level)).double().cpu()
-    if found.shape != (len(entries),):
-        raise ValueError(f"the reward gave scores of shape {tuple(found.shape)} for {len(entries)} images")
-    return found
+    scores = torch.as_tensor(score(x, prompts, level)).double().cpu()
+    if scores.shape != (len(entries),):
+        raise ValueError(f"the reward gave scores of shape {tuple(scores.shape)} for {len(entries)} images")
+    return scores
 
 
 def progress(total: int, text: str, unit: str, shown: bool) -> Bar:

@@ -58,9 +58,9 @@ def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -
     """Fill in the scores of the journal's records; how many there are."""
     if not records:
         raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
-    found = differences(parse_json(records[0], path), json.loads(header))
-    if found:
-        raise ValueError(f"{path} holds targets of other data: {'; '.join(found)}; choose another folder")
+    mismatches = differences(parse_json(records[0], path), json.loads(header))
+    if mismatches:
+        raise ValueError(f"{path} holds targets of other data: {'; '.join(mismatches)}; choose another folder")
     done = 0
     for record in records[1:]:
         if len(record) % 8 or done + len(record) // 8 > len(scores):

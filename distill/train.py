@@ -110,10 +110,10 @@ def train(
     average = {name: p.detach().clone() for name, p in everything.items()}
 
     about: dict[str, Json] = {"config": config.determining(), "data": frames.identity}
-    found = checkpoints.latest(out / CHECKPOINTS, about)
+    checkpoint = checkpoints.latest(out / CHECKPOINTS, about)
     first = 0
-    if found is not None:
-        first, tensors = found
+    if checkpoint is not None:
+        first, tensors = checkpoint
         for stage in plan.stages:
             if stage.first < first and stage.at is not None:
                 student.begin_stage(frames.levels[stage.at])
@@ -270,8 +270,8 @@ class _Log:
 
 def _lines(path: Path) -> list[dict[str, Json]]:
     """The whole lines of a metrics file; the last may be torn."""
-    found = []
+    records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            found.append(parse_object(line, path, nan=True))
-    return found
+            records.append(parse_object(line, path, nan=True))
+    return records

@@ -64,15 +64,15 @@ def search_class(cls: Any) -> Any:
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None:
         raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(FAMILIES)}")
-    found = load_object(FAMILIES[base.__name__])
+    family_class = load_object(FAMILIES[base.__name__])
     if base is cls:
-        return found
+        return family_class
     if cls.__call__ is not base.__call__:
         raise ValueError(
             f"{cls.__name__} has a __call__ of its own, which a search would not run; "
-            f"{found.__name__}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
+            f"{family_class.__name__}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
         )
-    return types.new_class(f"Search{cls.__name__}", (found, cls))
+    return types.new_class(f"Search{cls.__name__}", (family_class, cls))
 
 
 def custom_pipeline(family: str) -> str:

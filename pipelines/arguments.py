@@ -79,11 +79,11 @@ def bound(
         for name in kwargs:
             if name not in parameters:
                 raise TypeError(f"unexpected keyword argument {name!r}{_meant(name, parameters)}")
-    found = inspect.Signature(list(parameters.values())).bind(*args, **kwargs).arguments
+    arguments = inspect.Signature(list(parameters.values())).bind(*args, **kwargs).arguments
     for name, parameter in parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            found |= found.pop(name, {})
-    return found
+            arguments |= arguments.pop(name, {})
+    return arguments
 
 
 def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:

@@ -42,10 +42,10 @@ class _UnfitError(Exception):
 
 def network(pipe: Any) -> Any:
     """The pipeline's denoising network. ValueError where it has none."""
-    found = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-    if found is None:
+    model = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    if model is None:
         raise ValueError(f"{type(pipe).__name__} has neither a transformer nor a unet")
-    return getattr(found, "_orig_mod", found)  # torch.compile(module)
+    return getattr(model, "_orig_mod", model)  # torch.compile(module)
 
 
 def use_attention(pipe: Any, backend: str = SDPA) -> str:

@@ -66,21 +66,21 @@ def _unit(schedule: Schedule, source: Interpolant) -> float:
 def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
     steps = torch.arange(grid.steps, dtype=torch.float64) / grid.steps
     if isinstance(times, Tensor):
-        found = times.double()[:-1]
+        starts = times.double()[:-1]
         if float(times[-1]) != 0:
             raise ValueError(f"times must end with 0, got {times.tolist()}")
     elif times == "pipeline":
         levels = torch.tensor(grid.levels[:-1], dtype=torch.float64)
-        found = path.inverse_ratio(1 / levels - 1)
+        starts = path.inverse_ratio(1 / levels - 1)
         # A path may begin with less noise than the scheduler does: these points are spread over its first stretch.
-        early = int((found >= 1).sum())
-        following = found[early] if early < len(found) else found.new_zeros(())
-        found[:early] = 1 - (1 - following) * torch.arange(early) / max(1, early)
+        early = int((starts >= 1).sum())
+        following = starts[early] if early < len(starts) else starts.new_zeros(())
+        starts[:early] = 1 - (1 - following) * torch.arange(early) / max(1, early)
     elif times in TIMES:
-        found = 1 - steps if times == "uniform" else torch.sqrt(1 - steps**2)
+        starts = 1 - steps if times == "uniform" else torch.sqrt(1 - steps**2)
     else:
         raise ValueError(f"unknown times {times!r}; choose one of {', '.join(TIMES)}")
-    return torch.cat([found, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([starts, torch.zeros(1, dtype=torch.float64)])
 
 
 def _unscaled(schedule: Schedule) -> Any:

@@ -42,8 +42,8 @@ def stock_output(call: Callable[..., Any]) -> type[Any]:
     """The output class that a stock `__call__` names in its code."""
     plain: Any = inspect.unwrap(call)
     named = [plain.__globals__.get(name) for name in plain.__code__.co_names]
-    found = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
-    return found[0] if len(found) == 1 else ImagesOutput
+    output_classes = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
+    return output_classes[0] if len(output_classes) == 1 else ImagesOutput
 
 
 @functools.cache

@@ -101,8 +101,8 @@ class CountReward(RewardModel):
         total = 0.0
         for phrase, n in wanted.items():
             inputs = self.processor(images=picture, text=[[phrase]], return_tensors="pt").to(device)
-            found = self.processor.post_process_grounded_object_detection(
+            detections = self.processor.post_process_grounded_object_detection(
                 self.network(**inputs), threshold=self.threshold, target_sizes=[(picture.height, picture.width)]
             )
-            total += (len(found[0]["scores"]) - n) ** 2
+            total += (len(detections[0]["scores"]) - n) ** 2
         return -total if wanted else float("nan")

@@ -73,8 +73,8 @@ def parse(body: bytes, limits: Limits) -> Request:
     prompts, images = (_listed(asked, name, str, "texts") for name in ("prompts", "images"))
     levels = _listed({"levels": [0.0] * len(images), **asked}, "levels", (int, float), "numbers")
     if not len(prompts) == len(images) == len(levels):
-        found = f"{len(prompts)}, {len(levels)} and {len(images)}"
-        raise RefusedError(400, f"prompts, levels and images must be lists of one length, got {found}")
+        lengths = f"{len(prompts)}, {len(levels)} and {len(images)}"
+        raise RefusedError(400, f"prompts, levels and images must be lists of one length, got {lengths}")
     if len(images) > limits.max_images:
         raise RefusedError(413, f"{len(images)} images in one request; at most {limits.max_images}")
     if any(len(prompt) > PROMPT_LENGTH for prompt in prompts):
@@ -91,10 +91,10 @@ def _listed(asked: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[
     """The list under this name, whose items are all of this kind, though no truth values."""
     values = asked.get(name)
     known = values if isinstance(values, list) else []
-    found = [value for value in known if isinstance(value, kind) and not isinstance(value, bool)]
-    if not isinstance(values, list) or len(found) < len(values):
+    items = [value for value in known if isinstance(value, kind) and not isinstance(value, bool)]
+    if not isinstance(values, list) or len(items) < len(values):
         raise RefusedError(400, f"cannot read the request: {name!r} must be a list of {of}")
-    return found
+    return items
 
 
 def png_size(text: str) -> tuple[int, int]:

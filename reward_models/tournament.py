@@ -41,8 +41,8 @@ def bradley_terry(wins: Floats, prior: float = 2.0) -> Floats:
         gradient = -(wins * upset).sum(1) + (wins * upset).sum(0) + s / prior**2
         return float((wins * np.logaddexp(0, -gap)).sum() + (s @ s) / (2 * prior**2)), gradient
 
-    found = minimize(loss, np.zeros(len(wins)), jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-14})
-    strengths: Floats = found.x - found.x.mean()
+    optimum = minimize(loss, np.zeros(len(wins)), jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-14})
+    strengths: Floats = optimum.x - optimum.x.mean()
     return strengths
 
 

@@ -22,10 +22,10 @@ def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        found = [path / name for name in files if (path / name).is_file()]
-        if not found:
+        present = [path / name for name in files if (path / name).is_file()]
+        if not present:
             raise ValueError(f"folder {path} holds none of {', '.join(files)}; give the file itself")
-        return found[0]
+        return present[0]
     return _download(str(name_or_path), files)
 
 
@@ -94,10 +94,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, ignor
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
     if missing or extra or shapes:
-        found = [
+        mismatches = [
             f"{len(names)} {what} (such as {names[0]})"
             for names, what in ((missing, "missing"), (extra, "unknown"), (sorted(shapes), "of another shape"))
             if names
         ]
-        raise ValueError(f"the weights in {source} are for another model: {'; '.join(found)}")
+        raise ValueError(f"the weights in {source} are for another model: {'; '.join(mismatches)}")
     module.load_state_dict(dict(state))
