@@ -9,10 +9,10 @@ def versions(*packages: str) -> dict[str, str | None]:
     """Versions of ttsnap and of these packages by name, for what is to be repeated; None for one not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, str | None] = {"ttsnap": __version__}
+    by_name: dict[str, str | None] = {"ttsnap": __version__}
     for name in packages:
         try:
-            found[name] = version(name)
+            by_name[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            by_name[name] = None
+    return by_name

@@ -56,8 +56,8 @@ def builder(name: str) -> Builder:
     """The class or function that makes an algorithm. ValueError for an unknown name."""
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}; choose one of {', '.join(ALGORITHMS)}")
-    found: Builder = load_object(ALGORITHMS[name].where)
-    return found
+    build: Builder = load_object(ALGORITHMS[name].where)
+    return build
 
 
 def name_of(algorithm: Algorithm) -> str:
@@ -97,13 +97,13 @@ def _explained(build: Builder) -> list[Builder]:
 def _defaults(build: Builder) -> dict[str, Any]:
     """The options and their defaults; those of a class that a function passes on (**options) included."""
     given = inspect.signature(build).parameters
-    found = {key: p.default for key, p in given.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    defaults = {key: p.default for key, p in given.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     made = _made(build)
-    if len(found) < len(given):
-        found |= {key: p.default for key, p in inspect.signature(made).parameters.items() if key not in found}
+    if len(defaults) < len(given):
+        defaults |= {key: p.default for key, p in inspect.signature(made).parameters.items() if key not in defaults}
     factories = {f.name: f.default_factory for f in dataclasses.fields(made)}
     empty = dataclasses.MISSING
-    return {key: value if (make := factories.get(key, empty)) is empty else make() for key, value in found.items()}
+    return {key: value if (make := factories.get(key, empty)) is empty else make() for key, value in defaults.items()}
 
 
 def _made(build: Builder) -> type[Any]:

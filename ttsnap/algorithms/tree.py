@@ -95,10 +95,10 @@ class BestFirst:
         end, allowance = state.task.grid.steps, state.task.allowance
         waiting = [uid for uid in state.given if uid not in tree.uids]
         left, seen, rows = float(particles.left), set[int](), list[tuple[int, int, int, int, bool]]()
-        found = tree.uids[np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)].tolist()
+        scored = tree.uids[np.isfinite(tree.value[tree.uids]) & (particles.step[tree.uids] < end)].tolist()
         for _ in range(self.width if len(tree.uids) else self.n):
             # Steps before the last draw noise; a second child over the last one alone would be a copy.
-            open_ = [(u, int(particles.step[u])) for u in found if particles.step[u] < end - 1 or not tree.children[u]]
+            open_ = [(u, int(particles.step[u])) for u in scored if particles.step[u] < end - 1 or not tree.children[u]]
             options = [(u, at, stop) for u, at in open_ if (stop := self._stop(state, at, left))]
             if (self.reseed or not len(tree.uids)) and (stop := self._stop(state, 0, left)):
                 options.append((-1, 0, stop))

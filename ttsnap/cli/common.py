@@ -146,8 +146,8 @@ def placement(device: str, dtype: str) -> tuple[Any, Any]:
     import torch
 
     if device == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = found.type if found is not None else "cpu"
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = accelerator.type if accelerator is not None else "cpu"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16", "float16"):

@@ -65,7 +65,7 @@ def run(a: Namespace) -> int:
 
     again = "run the same command again to go on"
     try:
-        found = distill(config, out, record=run_with, bar=True)
+        evaluation = distill(config, out, record=run_with, bar=True)
     except KeyboardInterrupt:
         if not processes.is_main():
             return 130
@@ -79,8 +79,8 @@ def run(a: Namespace) -> int:
         ) from error
     if not processes.is_main():
         return 0
-    print(table(found))
-    if used := usage(found):
+    print(table(evaluation))
+    if used := usage(evaluation):
         print(f"\n{used}")
     named = f"noise-aware:{out / REWARD}"
     if config.reward not in REWARDS:  # weights elsewhere, which are used only where somebody names them
@@ -91,11 +91,11 @@ def run(a: Namespace) -> int:
 
 def _argument(kind: Any) -> Any:
     """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
-    found = {
+    plain_types = {
         "collections.abc.Mapping[str, typing.Any] | None": dict[str, Any] | None,
         "collections.abc.Mapping[str, typing.Any]": dict[str, Any],
         "tuple[int, ...] | None": list[int] | None,
         "tuple[float, ...] | None": list[float] | None,
         "tuple[str, ...]": list[str],
     }
-    return found.get(str(kind), kind)
+    return plain_types.get(str(kind), kind)

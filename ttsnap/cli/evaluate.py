@@ -85,16 +85,16 @@ def run(a: Namespace) -> int:
         name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
         rewards = {base.name: base, name: reward}
         options: dict[str, Any] = {"batch_size": a.batch_size, "held_out": held_out, "bar": True}
-        found = evaluate(rewards, finals, frames, prompts, steps, **options)
+        evaluation = evaluate(rewards, finals, frames, prompts, steps, **options)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
-    print(report.table(found))
+    print(report.table(evaluation))
     try:
         if a.json is not None:
-            write_json(Path(a.json), found.to_json())
+            write_json(Path(a.json), evaluation.to_json())
         if a.plot is not None:
-            report.plot(found, Path(a.plot))
+            report.plot(evaluation, Path(a.plot))
     except OSError as error:
         raise ValueError(f"cannot write the result: {error}; the table above is complete") from error
     return 0
@@ -105,10 +105,10 @@ def _prompts(which: str, texts: tuple[str, ...]) -> tuple[list[int], bool | None
     if which.endswith((".yaml", ".yml")):
         from ttsnap.distill.run import held_out_prompts
 
-        found = held_out_prompts(Path(which), texts)
-        if not found:
+        numbers = held_out_prompts(Path(which), texts)
+        if not numbers:
             raise ValueError(f"{which} held out no prompt of these recordings (validation: 0)")
-        return found, True
+        return numbers, True
     first, colon, last = which.partition(":")
     try:
         chosen = list(range(len(texts))[slice(int(first) if first else None, int(last) if last else None)])

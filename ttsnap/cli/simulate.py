@@ -185,11 +185,11 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
     """Budgets, with ranges from:to:step spelled out."""
     from ttsnap.loop.budget import Budget
 
-    found, number = [], r"(\d+\.?\d*)"
+    budgets, number = [], r"(\d+\.?\d*)"
     for text in given or [f"{n * evaluations}nfe" for n in (2, 3, 5, 8, 12, 20)]:
         match = re.fullmatch(rf"{number}:{number}:{number}([a-z]*)", text)
         if not match:
-            found.append(Budget.parse(text))
+            budgets.append(Budget.parse(text))
             continue
         low, high, step = (float(part) for part in match.groups()[:3])
         if not 0 < step <= high - low < MOST_BUDGETS * step:
@@ -197,8 +197,8 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
                 f"cannot read budgets {text!r:.80}; write them like 400:4000:200tflop, at most {MOST_BUDGETS} at once"
             )
         count = int((high - low) / step + 1e-9) + 1
-        found += [Budget.parse(f"{low + i * step:.10g}{match.group(4)}") for i in range(count)]
-    return found
+        budgets += [Budget.parse(f"{low + i * step:.10g}{match.group(4)}") for i in range(count)]
+    return budgets
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -61,26 +61,26 @@ def run(a: Namespace) -> int:
         def progress(done: int, of: int) -> None:
             bar.update(done + 1 - bar.n)
 
-        found = tune(
+        tuned = tune(
             recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=combine,
             seed=a.seed, on_progress=progress,
         )  # fmt: skip
-    schedule = found.schedule
+    schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
     levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in schedule.steps or ()]
     write_json(out, {"name": "seed-pruning", "keep": list(schedule.keep), "levels": levels})
     print(f"checks at steps {list(schedule.steps or ())} (noise levels {levels}), keeping {list(schedule.keep)}")
     to_fit, rest = split(recording, a.holdout)
     name = out.stem if out.stem not in NAMES else str(out)
-    if found.held_out is not None:
+    if tuned.held_out is not None:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
         print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
-        worth = found.held_out
+        worth = tuned.held_out
         curves = dict(zip((*NAMES, name), (worth.base, worth.default, worth.schedule), strict=True))
-        print_curves({key: found for key, found in curves.items() if found is not None}, rest, combine)
-    print(f"\n{_verdict(found, name, len(rest.prompts))}")
-    if not math.isnan(found.fitted.omega):
-        omega = f"{found.fitted.omega:.1f} ± {found.fitted.error:.1f}"
+        print_curves({key: curve for key, curve in curves.items() if curve is not None}, rest, combine)
+    print(f"\n{_verdict(tuned, name, len(rest.prompts))}")
+    if not math.isnan(tuned.fitted.omega):
+        omega = f"{tuned.fitted.omega:.1f} ± {tuned.fitted.error:.1f}"
         print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
     short = short_of_seeds(recording, schedule, budgets)
     if short is not None:

@@ -18,5 +18,5 @@ def take(array: NDArray[_Kind], rows: IntArray) -> NDArray[_Kind]:
     if array.ndim == 1:
         return array[rows]
     n = array.shape[1]  # what np.take_along_axis finds, in a third of its time
-    found: NDArray[_Kind] = array.reshape(-1).take(rows + n * np.arange(len(array))[:, None])
-    return found
+    taken: NDArray[_Kind] = array.reshape(-1).take(rows + n * np.arange(len(array))[:, None])
+    return taken

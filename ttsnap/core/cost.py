@@ -109,8 +109,8 @@ class Cost(PerKind[int], unset=0):
 
     def counts(self) -> dict[str, int]:
         """JSON-ready; kinds that only some searches know are left out where they are 0."""
-        found = self.named()
+        counts = self.named()
         for name in RARE:
-            if not found[name]:
-                del found[name]
-        return found
+            if not counts[name]:
+                del counts[name]
+        return counts

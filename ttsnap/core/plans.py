@@ -96,8 +96,8 @@ def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> Bool
         return np.zeros(len(plan), bool)
     parent = np.where(here, rows.parent, 0)
     shared = np.isin(rows.parent, rows.parent[goes]) & (plan.paid | rows.score)
-    found: BoolArray = stays & (particles.has_gradient[parent] | shared)
-    return found
+    mask: BoolArray = stays & (particles.has_gradient[parent] | shared)
+    return mask
 
 
 def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, rewards: int, price: Price) -> Cost:

@@ -33,11 +33,11 @@ class Rates(PerKind[float], unset=0.0):
 
     def by_phase(self, cost: Cost) -> dict[Phase, float]:
         """What each phase of a cost takes; they add up to `of` it."""
-        rates, amounts, found = self.amounts(), cost.amounts(), dict.fromkeys(PHASES, 0.0)
+        rates, amounts, taken = self.amounts(), cost.amounts(), dict.fromkeys(PHASES, 0.0)
         for phase, places in PLACES.items():
             for i in places:
-                found[phase] += rates[i] * amounts[i]
-        return found
+                taken[phase] += rates[i] * amounts[i]
+        return taken
 
     def pixels(self, estimates: str) -> float:
         """What making pixels of one unfinished estimate takes; `estimates` as in Price."""

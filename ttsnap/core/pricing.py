@@ -23,16 +23,16 @@ def total(costs: RowCosts) -> Cost:
 
 def goes_on(rows: Rows) -> BoolArray:
     """(n,) rows that go on from the step where their parent is, and share its evaluation there: CONTINUE to NEAR."""
-    found: BoolArray = (rows.kind > FRESH) & (rows.kind <= NEAR)
-    return found
+    mask: BoolArray = (rows.kind > FRESH) & (rows.kind <= NEAR)
+    return mask
 
 
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
     """(n,) which of these uids of so many particles are the first of their kind."""
     rows, first = np.arange(len(uids)), np.empty(particles, int)
     first[uids[::-1]] = rows[::-1]  # of several values for one place, numpy keeps the last
-    found: BoolArray = first[uids] == rows
-    return found
+    mask: BoolArray = first[uids] == rows
+    return mask
 
 
 def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN) -> RowCosts:

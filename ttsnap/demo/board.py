@@ -154,11 +154,11 @@ class Board:
 
     def forks(self) -> dict[int, int]:
         """The last step from which each candidate that has children was branched."""
-        found: dict[int, int] = {}
+        last_steps: dict[int, int] = {}
         for lane in self.lanes.values():
             if lane.parent >= 0:
-                found[lane.parent] = max(lane.born, found.get(lane.parent, 0))
-        return found
+                last_steps[lane.parent] = max(lane.born, last_steps.get(lane.parent, 0))
+        return last_steps
 
     def end(self) -> None:
         """Nothing more will happen: what is not finished is given up."""
@@ -169,11 +169,11 @@ class Board:
 
     def lineage(self, uid: int, known: Collection[int] = (), most: int = 10_000) -> list[int]:
         """A candidate and its ancestors, itself first, up to one that is `known`, and `most` of them."""
-        found: list[int] = []
-        while uid in self.lanes and uid not in known and len(found) < most:
-            found.append(uid)
+        ancestry: list[int] = []
+        while uid in self.lanes and uid not in known and len(ancestry) < most:
+            ancestry.append(uid)
             uid = self.lanes[uid].parent
-        return found
+        return ancestry
 
     def shown(self, most: int | None = None) -> list[Lane]:
         """The candidates that got furthest with their ancestors, at most `most`; each family side by side.

@@ -97,23 +97,23 @@ def _dots(marks: Sequence[Mark], kind: int, scale: Scale) -> str:
 def _line(curve: Sequence[Mark], kind: int, scale: Scale) -> str:
     """The step line: dashed while only estimates are known, then whole."""
     first = next((i for i, mark in enumerate(curve) if mark.finished), len(curve) - 1)
-    found = ""
+    markup = ""
     for name, part in (("tt-hope", curve[: first + 1]), ("tt-step", curve[first:] if curve[first].finished else ())):
         points = [scale.at(mark) for mark in part]
         if len(points) > 1:
             path = f"M{points[0][0]:.2f} {points[0][1]:.2f}" + "".join(f"H{x:.2f}V{y:.2f}" for x, y in points[1:])
-            found += f'<path class="{name} tt-c{kind}" d="{path}"/>'
-    return found
+            markup += f'<path class="{name} tt-c{kind}" d="{path}"/>'
+    return markup
 
 
 def _keys(boards: Sequence[tuple[str, Board]]) -> str:
     if len(boards) == 1:
         return "<span>every score, and the best so far (dashed: of unfinished estimates)</span>"
-    found = ""
+    markup = ""
     for i, (title, board) in enumerate(boards):
         best = "" if board.best is None else f" <b>{short(board.best.value)}</b>{verdict(board.best.right)}"
-        found += f'<span class="tt-key tt-c{i}">{escape(title)}{best}</span>'
-    return found
+        markup += f'<span class="tt-key tt-c{i}">{escape(title)}{best}</span>'
+    return markup
 
 
 def _about(boards: Sequence[tuple[str, Board]]) -> str:

@@ -67,17 +67,17 @@ def read_folder(uploads: Sequence[tuple[str, Path]], most_bytes: int) -> Folder:
     """
     if len(uploads) > MOST_FILES:
         raise ValueError(f"{len(uploads)} files at once; at most {MOST_FILES} are read here")
-    found: dict[str, bytes] = {}
+    content: dict[str, bytes] = {}
     for name, path in uploads:
         if (size := path.stat().st_size) > most_bytes:
             raise ValueError(f"{name} has {size:,} bytes; at most {most_bytes:,} are read here")
         data = files.read_bytes(path, most_bytes, "file")
         if data.startswith(ZIP):
-            found |= files.read_zip(data, name, _wanted, most=MOST_UNPACKED, entries=MOST_ENTRIES)
+            content |= files.read_zip(data, name, _wanted, most=MOST_UNPACKED, entries=MOST_ENTRIES)
         else:
-            found[name] = data
-    pictures = {name: _picture(name, data) for name, data in list(found.items())[:MOST_FILES] if data.startswith(PNG)}
-    traces = [data for data in found.values() if not data.startswith(PNG)]
+            content[name] = data
+    pictures = {name: _picture(name, data) for name, data in list(content.items())[:MOST_FILES] if data.startswith(PNG)}
+    traces = [data for data in content.values() if not data.startswith(PNG)]
     if len(traces) > 1:
         raise ValueError(f"{len(traces)} traces at once; upload one search's files")
     if not traces and not any(picture.settings is not None for picture in pictures.values()):
@@ -108,15 +108,15 @@ def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, i
     wrong = ValueError(f"{name} says where its pictures are, but not as ttsnap writes it")
     if type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(rows, list) or len(rows) > MOST_LOOKS:
         raise wrong
-    found: dict[tuple[int, int], str] = {}
+    pictures: dict[tuple[int, int], str] = {}
     for row in rows:
         if not isinstance(row, list) or len(row) != 4 or any(type(value) is not int or value < 0 for value in row):
             raise wrong
         uid, step, x, y = row
         if y + side > pixels.shape[0] or x + side > pixels.shape[1]:
             raise wrong
-        found[uid, step] = shrunk_uri(pixels[y : y + side, x : x + side], side)
-    return found
+        pictures[uid, step] = shrunk_uri(pixels[y : y + side, x : x + side], side)
+    return pictures
 
 
 def _wanted(name: str) -> bool:

@@ -139,12 +139,12 @@ class Handlers:
 
     def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         """Values of RESTORED from a picture's settings, and a line on them."""
-        found, left = restored(settings, self.offer, self.limits, self.models.defaults)
+        accepted, left = restored(settings, self.offer, self.limits, self.models.defaults)
         line = "Settings restored; search again to repeat or change them."
         if left:
             line = f"Settings restored but for: {'; '.join(left)}"
         note = f'<div class="tt-word">{escape(line[:1500])}</div>'
-        return (*(found.get(name, gr.skip()) for name in RESTORED), note)
+        return (*(accepted.get(name, gr.skip()) for name in RESTORED), note)
 
 
 def refusal(error: ValueError, title: str = "That cannot be searched", *, shown: bool = True) -> gr.Error:

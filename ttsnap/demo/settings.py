@@ -67,7 +67,7 @@ def restored(
     }
     plain = {"prompt": "x", "algorithm": forms.BASELINE, "rewards": [offer.rewards[0]], "budget": "1", "steps": 2,
              "seed": 0, "keep": 1, "size": None, "model": offer.model, "negative": "", "guidance": None}  # fmt: skip
-    found: dict[str, Any] = {}
+    accepted: dict[str, Any] = {}
     left: list[str] = []
     if payload["model"] != offer.model:
         left.append(f"model ({str(payload['model'])[:80]}; here it is {offer.model})")
@@ -75,9 +75,9 @@ def restored(
         if value is None:
             continue
         try:
-            steps = found.get("steps", plain["steps"])
+            steps = accepted.get("steps", plain["steps"])
             forms.read({**plain, "steps": steps, name: value}, offer, limits, defaults)
-            found[name] = value
+            accepted[name] = value
         except ValueError as error:
             left.append(f"{name} ({str(error)[:160]})")
-    return found, left
+    return accepted, left

@@ -226,7 +226,7 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
     for search, result in zip(searches, results, strict=False):
         files += _write(folder / search.asked.algorithm if len(searches) > 1 else folder, search, result, worker.pipe)
     views = [search.view for search in searches]
-    found = searches[len(results) - 1]
+    last = searches[len(results) - 1]
     status, caveat = "done", ""
     if worker.stop.is_set() or worker.late:
         caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
@@ -237,11 +237,11 @@ def _last(searches: list[Search], results: list[Result], worker: Worker, folder:
     warnings = tuple(dict.fromkeys(w for result in results for w in result.warnings))
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
     return Frame(
-        render_stage(found.asked.prompt, views, about(found.asked, both=len(views) > 1)),
+        render_stage(last.asked.prompt, views, about(last.asked, both=len(views) > 1)),
         status,
         files=tuple(files),
-        python=caveat + snippet.python_lines(found.asked, device, dtype),
-        command=snippet.command_line(found.asked),
+        python=caveat + snippet.python_lines(last.asked, device, dtype),
+        command=snippet.command_line(last.asked),
         warnings=warnings,
     )
 

@@ -106,12 +106,12 @@ def _result(data: Any, steps: int, where: str) -> Told:
 
 def _images(data: Any, known: set[int]) -> dict[int, str]:
     """File names (for comparison only) by uid; entries that are not as ttsnap writes them are left out."""
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for image in data[:MOST_IMAGES] if isinstance(data, list) else ():
         uid, name = (image.get("uid"), image.get("file")) if isinstance(image, dict) else (None, None)
         if isinstance(uid, int) and uid in known:
-            found.setdefault(uid, name if isinstance(name, str) else "")
-    return found
+            names.setdefault(uid, name if isinstance(name, str) else "")
+    return names
 
 
 def _move(data: Any, steps: int, known: set[int], where: str) -> dict[str, Any]:
@@ -144,15 +144,15 @@ def _move(data: Any, steps: int, known: set[int], where: str) -> dict[str, Any]:
 def _scores(data: Any, uids: set[int], where: str) -> dict[int, Sequence[float]]:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: scores must be an object")
-    found: dict[int, Sequence[float]] = {}
+    scores: dict[int, Sequence[float]] = {}
     for key, values in data.items():
         if not key.isdecimal() or len(key) > 9 or int(key) not in uids:
             raise ValueError(f"{where}: scores name particle {key[:40]!r}, which is not in the move")
         numbers = _list(values, f"{where}: scores of {key}", MOST_REWARDS)
         if any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in numbers):
             raise ValueError(f"{where}: scores of {key} must be numbers")
-        found[int(key)] = [float(v) if v is not None and abs(v) < 1e300 else math.nan for v in numbers]
-    return found
+        scores[int(key)] = [float(v) if v is not None and abs(v) < 1e300 else math.nan for v in numbers]
+    return scores
 
 
 def _counts(data: Any, where: str) -> dict[str, int]:

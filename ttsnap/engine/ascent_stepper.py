@@ -57,8 +57,8 @@ class AscentStepper(Stepper):
         return self.gradients.seconds(seconds)
 
     def differentiate(self, nodes: Sequence[Node], prompts: Sequence[str]) -> Ran:
-        found, cost = self.directions(nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts)
-        for node, direction in zip(nodes, found, strict=True):
+        directions, cost = self.directions(nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts)
+        for node, direction in zip(nodes, directions, strict=True):
             node.gradient = direction
         return Ran(cost, self.depth)
 
@@ -84,10 +84,10 @@ class AscentStepper(Stepper):
         return _sideways(gradient, noise), cost
 
     def step(self, rows: Sequence[Row]) -> list[Node]:
-        found = super().step(rows)
-        for row, node in zip(rows, found, strict=True):
+        stepped = super().step(rows)
+        for row, node in zip(rows, stepped, strict=True):
             node.latents_before = (*row.node.latents_before, row.node.x)[-self.depth :]
-        return found
+        return stepped
 
 
 def _sideways(gradient: Tensor, noise: Tensor) -> Tensor:

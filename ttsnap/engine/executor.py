@@ -81,9 +81,9 @@ class Executor:
         return self.sizes.run(rows, self._score, decoding=True)
 
     def _score(self, rows: Sequence[Row]) -> Scored:
-        found = self.scorer(list(rows), [self.prompts[row.job] for row in rows], self.watch)
-        self.count(found.cost)
-        return found
+        scored = self.scorer(list(rows), [self.prompts[row.job] for row in rows], self.watch)
+        self.count(scored.cost)
+        return scored
 
     def _evaluate(self, nodes: Sequence[Node]) -> None:
         """One call of the denoiser on these nodes."""

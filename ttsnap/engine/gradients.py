@@ -89,9 +89,9 @@ class Differentiator:
         """
         names = ", ".join(reward.name for _, reward in self.rewards)
         try:
-            (found,) = torch.autograd.grad(value(), leaf)
+            (gradient,) = torch.autograd.grad(value(), leaf)
             self._found = True
-            return found
+            return gradient
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

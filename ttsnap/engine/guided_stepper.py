@@ -90,11 +90,11 @@ class GuidedStepper(Stepper):
             x, k = torch.stack([node.x for node in part]), torch.tensor([node.position for node in part])
             cond = torch.tensor([node.job for node in part])
             known = stacked(part)[1] if not self.through and part is old else None
-            found = self.gradients(x, k, cond, [prompts[node.job] for node in part], known)
+            with_gradient = self.gradients(x, k, cond, [prompts[node.job] for node in part], known)
             for i, node in enumerate(part):
-                node.gradient = found.gradient[i]
+                node.gradient = with_gradient.gradient[i]
                 if node.prediction is None:
-                    node.keep_prediction(found.prediction, i)
+                    node.keep_prediction(with_gradient.prediction, i)
         evaluated = len(nodes) if self.through else len(new)
         return Ran(self.gradients.cost(len(nodes), int(self.through), evaluated), int(evaluated > 0))
 
@@ -117,10 +117,10 @@ class GuidedStepper(Stepper):
                     ratios[i] = ratios[i] + one
             else:
                 moved[here], _ = self.kernel.step(x[here], part, k[some], names, [None] * len(names))
-        found = [node.after_step(latent, None) for node, latent in zip(nodes, moved, strict=True)]
-        for node, ratio in zip(found, ratios, strict=True):
+        stepped = [node.after_step(latent, None) for node, latent in zip(nodes, moved, strict=True)]
+        for node, ratio in zip(stepped, ratios, strict=True):
             node.log_ratio = ratio
-        return found
+        return stepped
 
     def report(self, nodes: Sequence[Node]) -> Report:
         """The log ratios, in one transfer from the device, and whether each has its gradient."""

@@ -112,12 +112,12 @@ class LiveEngine(Engine):
     def offers(self) -> frozenset[Need]:
         """What algorithms may need of it, which depends on whether the sampler draws noise, has a path, no history."""
         simple = self.grid.evals is None and not self.kernel.keeps_history
-        found = {Need.MIX, Need.ASCEND}
+        offered = {Need.MIX, Need.ASCEND}
         if self.kernel.stochastic:
-            found |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
+            offered |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
         if simple and self.denoiser.has_path:
-            found |= {Need.RENOISE, Need.ROLLOUT}
-        return frozenset(found)
+            offered |= {Need.RENOISE, Need.ROLLOUT}
+        return frozenset(offered)
 
     @property
     def batch_size(self) -> int:
@@ -214,11 +214,11 @@ class LiveEngine(Engine):
 
     def _score(self, rows: Sequence[Row]) -> tuple[list[Outcome], int]:
         """Score the first of these rows, as many as are decoded at once; and how many that were."""
-        found, n = self.executor.score(rows)
+        scored, n = self.executor.score(rows)
         batch, ended = rows[:n], by_job(rows[:n])
-        pairs = zip(batch, found.latents, strict=True)
+        pairs = zip(batch, scored.latents, strict=True)
         kept = [kept_of(row, latent, self.keep) for row, latent in pairs] if self.keep else []
-        return [with_scores(self._rest(job, [rows[i] for i in at]), found, at, kept) for job, at in ended.items()], n
+        return [with_scores(self._rest(job, [rows[i] for i in at]), scored, at, kept) for job, at in ended.items()], n
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
         """These rows stop here; their particles keep their state, ready for another move."""

@@ -43,7 +43,7 @@ def with_scores(outcome: Outcome, found: Scored, at: Sequence[int], kept: Sequen
 def kept_of(row: Row, latent: Tensor, keep: Sequence[str]) -> dict[str, Tensor]:
     """What listeners get of one scored row, by the names in `keep`: its latent, and the hidden features of the
     evaluation. A finished image has no features: no call was made there."""
-    found = {"latent": latent} if "latents" in keep else {}
+    kept = {"latent": latent} if "latents" in keep else {}
     if "features" in keep and row.scored_node.features is not None:
-        found["features"] = row.scored_node.features
-    return found
+        kept["features"] = row.scored_node.features
+    return kept

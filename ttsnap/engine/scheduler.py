@@ -114,7 +114,7 @@ class Scheduler(Generic[RowT]):
 
 def by_job(rows: Sequence[RowT]) -> dict[int, list[int]]:
     """Indices of rows by job, in order."""
-    found: dict[int, list[int]] = {}
+    indices: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
-        found.setdefault(row.job, []).append(i)
-    return found
+        indices.setdefault(row.job, []).append(i)
+    return indices

@@ -145,10 +145,10 @@ def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block:
     wanted |= {block} if "features" in keep or block is not None else set()
     if not wanted:
         return None
-    found, *others = sorted(wanted, key=str)
-    if others or found is None:
-        raise ValueError(f"features come from one block of the denoiser, got {[found, *others]}")
-    return found
+    features_block, *others = sorted(wanted, key=str)
+    if others or features_block is None:
+        raise ValueError(f"features come from one block of the denoiser, got {[features_block, *others]}")
+    return features_block
 
 
 def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:
@@ -164,11 +164,11 @@ def _features(row: Row) -> Tensor:
 
 def _broken(latents: Tensor, images: list[Tensor | None]) -> BoolArray:
     """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
-    found = ~torch.isfinite(latents).flatten(1).all(1)
+    broken = ~torch.isfinite(latents).flatten(1).all(1)
     seen = [i for i, image in enumerate(images) if image is not None]
     if seen:
-        found[seen] |= ~torch.isfinite(_pictures(images, seen)).flatten(1).all(1)
-    return np.asarray(found.cpu().numpy())
+        broken[seen] |= ~torch.isfinite(_pictures(images, seen)).flatten(1).all(1)
+    return np.asarray(broken.cpu().numpy())
 
 
 def _explain(scores: FloatArray, causes: dict[str, str | None]) -> str | None:

@@ -82,9 +82,9 @@ class Node:
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
-        found = Node(self.job, self.seed, self.position, self.latent, self.kernel_state, self.mixed_in)
-        found.step_noise, found.log_ratio = self.step_noise, self.log_ratio
-        return found
+        node = Node(self.job, self.seed, self.position, self.latent, self.kernel_state, self.mixed_in)
+        node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
+        return node
 
 
 def stacked(nodes: Sequence[Node]) -> tuple[Tensor, Prediction, Tensor]:

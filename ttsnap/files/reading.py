@@ -86,21 +86,21 @@ def read_zip(
     They are unpacked in memory and nowhere else, so that a name such as ../../x does no harm. ValueError for a damaged
     or encrypted archive, more than `entries` files, or more than `most` bytes unpacked, wherever it says how many.
     """
-    found: dict[str, bytes] = {}
+    unpacked: dict[str, bytes] = {}
     with foreign(f"cannot read {where} as a zip"), zipfile.ZipFile(io.BytesIO(data)) as archive:
         listed = archive.infolist()
         if len(listed) > entries:
             raise ValueError(f"it holds {len(listed):,} files, at most {entries:,} are read")
         for entry in listed:
             name = PurePosixPath(entry.filename.replace("\\", "/")).name
-            if entry.is_dir() or name in found or not wanted(name):
+            if entry.is_dir() or name in unpacked or not wanted(name):
                 continue
             with archive.open(entry) as file:
-                found[name] = file.read(most + 1)
-            most -= len(found[name])
+                unpacked[name] = file.read(most + 1)
+            most -= len(unpacked[name])
             if most < 0:
                 raise ValueError("unpacked it is larger than what is read here")
-    return found
+    return unpacked
 
 
 # --- JSON and YAML ------------------------------------------------------------------------------------------------
@@ -193,11 +193,11 @@ def _int(digits: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
-    return found
+    return members
 
 
 def _shallow(value: object) -> None:

@@ -73,7 +73,7 @@ def bounds_of(hint: object) -> Bounds | None:
     if get_origin(hint) is Annotated:
         return next((part for part in inner[1:] if isinstance(part, Bounds)), None)
     union = get_origin(hint) in (typing.Union, types.UnionType)
-    return next((found for part in inner if (found := bounds_of(part)) is not None), None) if union else None
+    return next((bounds for part in inner if (bounds := bounds_of(part)) is not None), None) if union else None
 
 
 def build(cls: type[S], data: object, where: str = "") -> S:

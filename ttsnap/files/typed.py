@@ -44,11 +44,11 @@ def typed(name: str, value: object, hint: object) -> object:
     fits = isinstance(value, _FITS.get(hint, ())) and (hint is bool or not isinstance(value, bool))
     if isinstance(hint, type) and fits:
         try:
-            found = hint(value)
+            converted = hint(value)
         except (ValueError, OverflowError):
-            found = math.nan
-        if hint is not float or math.isfinite(found):
-            return found
+            converted = math.nan
+        if hint is not float or math.isfinite(converted):
+            return converted
         raise ValueError(f"{name} must be a finite number, got {_short(value)}")
     if hint is Any or (hint not in _FITS and origin not in (tuple, Literal) and not _plain(value)):
         return value

@@ -59,25 +59,25 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
 
 def _warnings(images: Sequence[Candidate], keep: int) -> list[str]:
     """What to say of the images that came back."""
-    found = []
+    warnings = []
     if not images:
-        found.append("stopped before this prompt was taken up")
+        warnings.append("stopped before this prompt was taken up")
     elif not any(np.isfinite(candidate.reward) for candidate in images):
-        found.append("no image has a score: which of them is the best is not known")
+        warnings.append("no image has a score: which of them is the best is not known")
     if 0 < len(images) < keep:
-        found.append(f"{len(images)} of the {keep} images asked for were finished")
-    return found
+        warnings.append(f"{len(images)} of the {keep} images asked for were finished")
+    return warnings
 
 
 def _shared(usage: Usage, share: float, images: int) -> Usage:
     """What the run used, its energy by this prompt's share of it; without the seconds, which Spent has itself."""
     joules, grams = usage.get("energy_joules"), usage.get("co2_grams")
-    found = usage.copy()
-    found.pop("seconds", None)
-    found["energy_joules"] = joules = None if joules is None else joules * share
-    found["co2_grams"] = None if grams is None else grams * share
-    found["energy_joules_per_image"] = joules / images if joules is not None and images else None
-    return found
+    used = usage.copy()
+    used.pop("seconds", None)
+    used["energy_joules"] = joules = None if joules is None else joules * share
+    used["co2_grams"] = None if grams is None else grams * share
+    used["energy_joules_per_image"] = joules / images if joules is not None and images else None
+    return used
 
 
 def _second_half(particles: Particles) -> float | None:

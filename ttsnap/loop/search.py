@@ -110,8 +110,8 @@ def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[
     def cost(n: int) -> Cost:
         dry = DryEngine(engine.grid, engine.reward_names, price=engine.price)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-        found: Cost = search([""], sized, dry, keep=keep)[0].spent.cost
-        return found
+        spent: Cost = search([""], sized, dry, keep=keep)[0].spent.cost
+        return spent
 
     return cost
 

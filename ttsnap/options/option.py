@@ -74,11 +74,11 @@ def option(default: Any, text: str, **more: Any) -> Any:
 def options_of(kind: type[Any]) -> list[Option]:
     """The options that a class declares, in their order."""
     types, bounded = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-    found = []
+    options = []
     for f in dataclasses.fields(kind):
         told = {"flag": f.name, "written": types[f.name], "bounds": bounds_of(bounded[f.name]), **f.metadata["option"]}
-        found.append(Option(f.name, f.default, **told))
-    return found
+        options.append(Option(f.name, f.default, **told))
+    return options
 
 
 def values(given: Any) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def taken(kind: type[Options], given: dict[str, Any]) -> Options:
 
 def changed(given: Any) -> list[str]:
     """The names of the options that are not at their defaults."""
-    found = values(given)
-    return [option.name for option in options_of(type(given)) if not same(found[option.name], option.default)]
+    current = values(given)
+    return [option.name for option in options_of(type(given)) if not same(current[option.name], option.default)]
 
 
 def same(value: object, default: object) -> bool:

@@ -70,7 +70,7 @@ def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int) -> tuple[int
         return 2, 4
     row = max(1.0, (gauge.peak() - one) / 2)
     rows = 1 + int((taken + SHARE * free - one) // row)
-    found = max(1, min(most, rows))
+    batch_size = max(1, min(most, rows))
     mib = [v / 2**20 for v in (row, free)]
-    logger.info("a row takes %.0f MiB and %.0f MiB are free: batches of %d", *mib, found)
-    return found, 4
+    logger.info("a row takes %.0f MiB and %.0f MiB are free: batches of %d", *mib, batch_size)
+    return batch_size, 4

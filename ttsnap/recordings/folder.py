@@ -219,7 +219,7 @@ def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Pat
             f"different recordings. Put back the {RECORDING} that the journal was begun with, or remove {JOURNAL} to "
             f"record everything again with the settings of this one"
         )
-    found = []
+    done = []
     for head, data in heads:
         index, shape, shard = (head.get(name) for name in ("unit", "shape", "shard"))
         unit = units[index] if isinstance(index, int) and 0 <= index < len(units) else None
@@ -229,8 +229,8 @@ def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Pat
                 f"{where} does not belong to {RECORDING} beside it: unit {str(index)[:20]} of shape {str(shape)[:60]}"
             )
         scores = np.frombuffer(data, "<f8").reshape(wanted).astype(float)
-        found.append(_Done(unit.index, scores, None if shard is None else Shard.read(shard, where)))
-    return found
+        done.append(_Done(unit.index, scores, None if shard is None else Shard.read(shard, where)))
+    return done
 
 
 def _read_header(folder: Path) -> Header:
@@ -278,8 +278,8 @@ def _published(path: Path, tensors: Mapping[str, Tensor], which: str, price: Pri
         raise ValueError(f"scores must be base or noise_aware, got {which!r}")
     base, aware = tensors.get("base"), tensors.get("noise_aware")
     if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape or not base.size:
-        found = {name: tensor.shape for name, tensor in tensors.items()}
-        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {found}")
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {shapes}")
     base, aware = base.astype(float), aware.astype(float)
     estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
     prompts, _, steps = base.shape

@@ -109,14 +109,14 @@ class Header:
         """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
         try:
             told = {"format": FORMAT, **dataclasses.asdict(self), "price": _told(self.price)}
-            found = dict(json.loads(json.dumps(told)))
+            settings = dict(json.loads(json.dumps(told)))
         except TypeError as error:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
         if not self.extras:  # as recordings were written before there were any
-            del found["extras"]
+            del settings["extras"]
         if self.evals is None:
-            del found["evals"]
-        return found
+            del settings["evals"]
+        return settings
 
     def digest(self) -> str:
         """SHA-256 of the settings, in hexadecimal: the same for equal settings, however their JSON is written."""
@@ -231,11 +231,11 @@ def differences(there: object, asked: object, name: str = "") -> list[str]:
     if there == asked:
         return []
     if isinstance(there, dict) and isinstance(asked, dict):
-        found = []
+        differing = []
         for key in {**there, **asked}:
             path = f"{name}.{key}" if name else str(key)
-            found += differences(there.get(key), asked.get(key), path)
-        return found
+            differing += differences(there.get(key), asked.get(key), path)
+        return differing
     if isinstance(there, list) and isinstance(asked, list):
         if len(there) != len(asked):
             return [f"{name} has {len(there)} entries, not {len(asked)}"]

@@ -34,15 +34,15 @@ def split(data: bytes) -> tuple[list[bytes], int]:
 
     The length is part of the checksum, so that a stretch of zeros, as a crash may leave, is no record.
     """
-    found, at = [], 0
+    payloads, at = [], 0
     while at + _FRAME.size <= len(data):
         length, check = _FRAME.unpack_from(data, at)
         payload = data[at + _FRAME.size : at + _FRAME.size + length]
         if len(payload) < length or _check(payload) != check:
             break
-        found.append(payload)
+        payloads.append(payload)
         at += _FRAME.size + length
-    return found, at
+    return payloads, at
 
 
 def _check(payload: bytes) -> int:

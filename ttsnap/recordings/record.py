@@ -88,14 +88,14 @@ def step_correlations(recording: Recording) -> FloatArray:
 
     Over the prompts where both vary and no score failed; nan where there is none, and at steps not scored.
     """
-    found = np.full((recording.grid.steps + 1, len(recording.reward_names)), np.nan)
+    correlations = np.full((recording.grid.steps + 1, len(recording.reward_names)), np.nan)
     for step in np.flatnonzero(recording.scored):
-        for r in range(found.shape[1]):
+        for r in range(correlations.shape[1]):
             early, final = recording.scores[:, :, step, r], recording.final[..., r]
             varied = (np.ptp(early, axis=1) > 0) & (np.ptp(final, axis=1) > 0)  # a nan makes it False
             if varied.any():
-                found[step, r] = rank_correlation(early[varied], final[varied])
-    return found
+                correlations[step, r] = rank_correlation(early[varied], final[varied])
+    return correlations
 
 
 def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: BinaryIO | None = None) -> FloatArray:

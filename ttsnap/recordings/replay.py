@@ -119,8 +119,8 @@ class ReplayEngine(DryEngine):
         if not np.asarray(self.recording.scored)[steps].all():
             known = np.flatnonzero(self.recording.scored).tolist()
             raise ValueError(f"steps {sorted(set(steps.tolist()))} asked for; the recording has scores at {known}")
-        found: FloatArray = self.recording.scores[job, rows, steps]
-        return found
+        scores: FloatArray = self.recording.scores[job, rows, steps]
+        return scores
 
     def _rows(self, job: int, seeds: IntArray) -> IntArray:
         r = self.recording

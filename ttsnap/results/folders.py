@@ -37,9 +37,9 @@ def check_same(folder: Path, about: str, differing: Callable[[], list[str]], wha
     """
     check_free(folder, overwrite=True)
     if (folder / about).exists():
-        if found := differing():
+        if differences := differing():
             raise ValueError(
-                f"{folder} holds a {what} with other settings: {'; '.join(found[:4])}; "
+                f"{folder} holds a {what} with other settings: {'; '.join(differences[:4])}; "
                 "ask for the same ones to go on with it, or choose another folder"
             )
     elif folder.is_dir():

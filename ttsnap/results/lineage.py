@@ -30,7 +30,7 @@ def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
     What came from a look at the same step or a later one hangs on its seed: a candidate that was taken back to noisier
     steps, or that started from noise near another's.
     """
-    found: Origins = {}
+    origin: Origins = {}
     last: dict[int, Look] = {}
     seed: dict[int, Look] = {}
     for move in result.trace:
@@ -42,19 +42,19 @@ def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
         for (uid, _, stop), source in zip(rows, before, strict=True):
             look = Look(uid, stop)
             last[uid] = look if look in looks else source
-            if look in looks and look not in found:
-                found.setdefault(seed[uid], None)
-                found[look] = source if source.step < stop else seed[uid]
-    return found
+            if look in looks and look not in origin:
+                origin.setdefault(seed[uid], None)
+                origin[look] = source if source.step < stop else seed[uid]
+    return origin
 
 
 def chain(look: Look | None, origin: Origins) -> list[Look]:
     """A look and those that it came from, itself first."""
-    found = []
+    links = []
     while look is not None:
-        found.append(look)
+        links.append(look)
         look = origin[look]
-    return found
+    return links
 
 
 def choose(ends: list[Look], origin: Origins, most: int) -> Origins:
@@ -108,10 +108,10 @@ def place(origin: Origins, ends: list[Look]) -> dict[Look, int]:
 
 def hidden_below(origin: Origins, shown: Collection[Look]) -> Mapping[Look, int]:
     """How many continuations of each shown look are not shown, with all that came of them, in candidates."""
-    found: dict[Look, set[int]] = {}
+    hidden: dict[Look, set[int]] = {}
     for look in origin:
         if look not in shown:
             nearest = next((source for source in chain(look, origin) if source in shown), None)
             if nearest is not None and (nearest.uid != look.uid or nearest.step < 0):
-                found.setdefault(nearest, set()).add(look.uid)
-    return Counter({look: len(uids) for look, uids in found.items()})
+                hidden.setdefault(nearest, set()).add(look.uid)
+    return Counter({look: len(uids) for look, uids in hidden.items()})

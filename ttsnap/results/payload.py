@@ -52,18 +52,18 @@ def checked(payload: object, where: object) -> dict[str, Any]:
 
     Optional keys that hold null are left out, so that one that is there holds a value.
     """
-    found = payload if isinstance(payload, dict) else {}
-    missing = sorted(set(NEEDED) - set(found))
+    fields = payload if isinstance(payload, dict) else {}
+    missing = sorted(set(NEEDED) - set(fields))
     if missing:
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing}")
-    _check(found, {**NEEDED, **OPTIONAL}, "", where)
-    search, needed = found["search"], {"algorithm", "budget", "reward"}
+    _check(fields, {**NEEDED, **OPTIONAL}, "", where)
+    search, needed = fields["search"], {"algorithm", "budget", "reward"}
     _check(search, SEARCH, "search.", where)
     if missing := sorted(needed - set(search)):
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing} in search")
-    checked_call(found["call"], where)
+    checked_call(fields["call"], where)
     search = {name: value for name, value in search.items() if value is not None or name in needed}
-    return {**{name: value for name, value in found.items() if value is not None}, "search": search}
+    return {**{name: value for name, value in fields.items() if value is not None}, "search": search}
 
 
 def checked_call(call: object, where: object) -> dict[str, Any]:

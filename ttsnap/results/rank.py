@@ -45,10 +45,10 @@ def find_images(folder: Path, recursive: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     there = folder.rglob("*") if recursive else folder.iterdir()
-    found = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED)))
-    if not found:
+    images = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED)))
+    if not images:
         raise ValueError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
-    return found
+    return images
 
 
 def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | None = None) -> list[str]:
@@ -68,12 +68,12 @@ def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | 
             )
         return lines
     prompts = [read_prompt(path) for path in paths]
-    lacking = [path for path, found in zip(paths, prompts, strict=True) if found is None]
+    lacking = [path for path, carried in zip(paths, prompts, strict=True) if carried is None]
     if lacking:
         raise ValueError(
             f"{len(lacking)} images (such as {lacking[0]}) carry no prompt; give --prompt or --prompts-file"
         )
-    return [found for found in prompts if found is not None]
+    return [carried for carried in prompts if carried is not None]
 
 
 def read_prompt(path: Path) -> str | None:

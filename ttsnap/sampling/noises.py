@@ -53,13 +53,13 @@ def _spread(seeds: Sequence[int], draw: Draw) -> Tensor:
     """Gram-Schmidt on the directions of these seeds' noises, in order; lengths are kept."""
     noise = torch.cat([draw([rng.seeded(seed)]) for seed in seeds])
     rows: list[Tensor] = []
-    found: list[Tensor] = []
+    directions: list[Tensor] = []
     for row in noise.flatten(1).float():
         direction = row / row.norm()
         for _ in range(2):  # once loses digits where a row lies near the others' plane
-            for other in found:
+            for other in directions:
                 direction = direction - (direction @ other) * other
         direction = direction / direction.norm()
-        rows.append(row.norm() * direction if found else row)
-        found.append(direction)
+        rows.append(row.norm() * direction if directions else row)
+        directions.append(direction)
     return torch.stack(rows).reshape(noise.shape).to(noise.dtype)

@@ -70,9 +70,9 @@ def check(images: NDArray[np.floating], specs: Sequence[Spec]) -> tuple[Floats, 
     soft = np.zeros(len(images), np.float32)
     strict = np.zeros(len(images), bool)
     for start in range(0, len(images), _CHUNK):
-        found = detect(images[start : start + _CHUNK])
-        for i in range(len(found.background)):
-            soft[start + i], strict[start + i] = judge(found, i, specs[start + i])
+        objects = detect(images[start : start + _CHUNK])
+        for i in range(len(objects.background)):
+            soft[start + i], strict[start + i] = judge(objects, i, specs[start + i])
     return soft, strict
 
 

@@ -194,11 +194,11 @@ def _parse_tokens(tokens: list[str]) -> Spec:
 
     def take(what: str, allowed: Sequence[str]) -> str:
         nonlocal pos
-        found = tokens[pos] if pos < len(tokens) else None
-        if found is None or found not in allowed:
-            raise ValueError(f"expected {what}, found {'the end' if found is None else repr(found)}")
+        token = tokens[pos] if pos < len(tokens) else None
+        if token is None or token not in allowed:
+            raise ValueError(f"expected {what}, found {'the end' if token is None else repr(token)}")
         pos += 1
-        return found
+        return token
 
     groups: list[Group] = []
     relation: str | None = None

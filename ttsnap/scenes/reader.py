@@ -161,8 +161,8 @@ class SceneReader(nn.Module):
         seen = cells.flatten(2).transpose(1, 2)
         text, places = states, []
         for look, layer in zip(self.looks, self.think, strict=True):
-            states, found = look(states, seen, self.grid)
-            places.append(found)
+            states, place = look(states, seen, self.grid)
+            places.append(place)
             states = layer(states, src_key_padding_mask=empty)
         kept = (~empty).unsqueeze(-1).to(states.dtype)
         pooled = (states * kept).sum(1) / kept.sum(1) + self.compare(text, empty, torch.cat(places, -1))

@@ -28,8 +28,8 @@ _SMOOTHING = 0.5
 
 def default_checks(steps: int) -> tuple[int, ...]:
     """Grid steps at which candidates are looked at: densest in the first half, where ranking settles."""
-    found = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
-    return (*sorted({int(k) for k in found if k < steps}), steps)
+    checks = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
+    return (*sorted({int(k) for k in checks if k < steps}), steps)
 
 
 def calibrate(

@@ -48,8 +48,8 @@ class Orders:
                 raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
                                  f"{np.flatnonzero(known).tolist()}")  # fmt: skip
             of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
-            found: FloatArray = flat.take(of + steps, axis=0)
-            return found
+            scores: FloatArray = flat.take(of + steps, axis=0)
+            return scores
 
         if recording.failed:
             raise ValueError(FAILED)

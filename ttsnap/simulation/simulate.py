@@ -78,7 +78,7 @@ def curve(
         raise ValueError(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )
-    found, scores, spent, most = [], [], [], []
+    rewards, scores, spent, most = [], [], [], []
     costs, orders = (
         dry_costs(algorithm, ReplayEngine(recording)),
         orders or draw_orders(recording, budgets, repeats, seed),
@@ -89,14 +89,14 @@ def curve(
         pot = len(recording.prompts) if shared else None
         out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
         total = out.spent(task)
-        found.append(out.reward.reshape(repeats, -1).mean(0))
+        rewards.append(out.reward.reshape(repeats, -1).mean(0))
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
         won = lookup(everyone, out.winner[:, None], end)[:, 0]
         scores.append(won.reshape(repeats, -1, won.shape[-1]).mean(0))
         spent.append(total.mean())
         most.append(total.max())
     parsed = tuple(Budget.parse(b) for b in budgets)
-    return Curve(parsed, np.stack(found, 1), np.stack(scores, 1), np.array(spent), np.array(most))
+    return Curve(parsed, np.stack(rewards, 1), np.stack(scores, 1), np.array(spent), np.array(most))
 
 
 def best_of_n_curve(
@@ -244,11 +244,11 @@ def lead(method: Curve, other: Curve, baseline: Curve) -> tuple[float, float]:
 
 def _omega(amounts: FloatArray, method: FloatArray, baseline: FloatArray) -> tuple[float, float]:
     """omega of rewards (P, B) over budgets (B,), and its standard error by resampling the prompts."""
-    found, n = metrics.omega(amounts, method.mean(0), baseline.mean(0)), len(method)
+    omega, n = metrics.omega(amounts, method.mean(0), baseline.mean(0)), len(method)
     draws = np.random.default_rng(0).integers(n, size=(200, n))
     resampled = np.array([metrics.omega(amounts, method[d].mean(0), baseline[d].mean(0)) for d in draws])
     resampled = resampled[np.isfinite(resampled)]  # without draws of prompts that are all easy
-    return found, float(np.std(resampled)) if n > 1 and len(resampled) else float("nan")
+    return omega, float(np.std(resampled)) if n > 1 and len(resampled) else float("nan")
 
 
 def rising(budgets: Sequence[Budget]) -> FloatArray:

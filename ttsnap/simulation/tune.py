@@ -128,12 +128,12 @@ def judge(
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
 
-    def found(algorithm: SeedPruning) -> Curve:
+    def curve_of(algorithm: SeedPruning) -> Curve:
         return curve(recording, algorithm, budgets, REPEATS, utility=utility, seed=seed)
 
-    base, mine = best_of_n_curve(recording, budgets, utility=utility), found(schedule)
+    base, mine = best_of_n_curve(recording, budgets, utility=utility), curve_of(schedule)
     steps = [recording.grid.step_at(level) for level in SeedPruning().levels]
-    default = found(SeedPruning()) if all(recording.scored[step] for step in steps) else None
+    default = curve_of(SeedPruning()) if all(recording.scored[step] for step in steps) else None
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
         versus = compare(mine, base, recording, utility)

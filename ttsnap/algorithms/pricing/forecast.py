@@ -61,8 +61,8 @@ class Forecast:
 
     def to_json(self) -> dict[str, Json]:
         """JSON-ready; `from_json` reads it back. Paths keep three decimals."""
-        found = {k: np.asarray(v, float).tolist() for k, v in vars(self).items() if k not in ("checks", "paths")}
-        return {**found, "checks": list(self.checks), "paths": self.paths.round(3).tolist()}
+        arrays = {k: np.asarray(v, float).tolist() for k, v in vars(self).items() if k not in ("checks", "paths")}
+        return {**arrays, "checks": list(self.checks), "paths": self.paths.round(3).tolist()}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Json]) -> Forecast:

@@ -296,5 +296,5 @@ def _times(factor: float, target: FloatArray, *, strict: bool = False) -> FloatA
     """How often 1 must be multiplied by `factor` < 1 to be at most `target`, or below it; 0 where it is already."""
     with np.errstate(divide="ignore"):
         t = np.log(target) / np.log(factor)
-    found: FloatArray = np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)
-    return found
+    times: FloatArray = np.maximum(np.floor(t) + 1 if strict else np.ceil(t - 1e-9), 0)
+    return times

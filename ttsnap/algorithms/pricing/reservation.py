@@ -77,8 +77,8 @@ def _indifferent(gap: FloatArray) -> FloatArray:
     q = np.clip(positive - 1, 0, last - 1)
     here, there = np.take_along_axis(gap, np.stack([q, q + 1], 1), 1).T
     inside = z[q] + (z[1] - z[0]) * here / np.where(here > there, here - there, 1.0)
-    found: FloatArray = np.where(positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside))
-    return found
+    roots: FloatArray = np.where(positive == 0, z[0] + gap[:, 0], np.where(positive > last, z[last], inside))
+    return roots
 
 
 def look_up(table: FloatArray, price: FloatArray, j: IntArray, state: FloatArray) -> FloatArray:

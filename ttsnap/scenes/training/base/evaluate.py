@@ -43,14 +43,14 @@ def load(folder: Path | None = None) -> Pipeline:
 def prompts_of_kind(kind: str, n: int, seed: int, held_out: bool = True) -> list[str]:
     """`n` captions of one kind, distinct as far as the kind has enough, then repeated in turn."""
     rng = np.random.default_rng(seed)
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for _ in range(400 * n):
         text = caption(sample_spec(rng, kind))
         if is_held_out(text) == held_out:
-            found[text] = None
-        if len(found) == n:
+            distinct[text] = None
+        if len(distinct) == n:
             break
-    texts = list(found)
+    texts = list(distinct)
     return [texts[i % len(texts)] for i in range(n)]
 
 

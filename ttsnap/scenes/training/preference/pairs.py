@@ -78,8 +78,8 @@ def score(pipe: Pipeline, latents: Tensor, prompts: Sequence[str], rewards: Sequ
     for z in latents.flatten(0, 1).split(_BATCH):
         parts.append(pipe.vae.decode(z / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample)
     images = (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
-    found = {r.name: torch.as_tensor(r(images, texts, torch.zeros(len(texts)))) for r in rewards}
-    return {name: values.float().view(latents.shape[:2]) for name, values in found.items()}
+    scores = {r.name: torch.as_tensor(r(images, texts, torch.zeros(len(texts)))) for r in rewards}
+    return {name: values.float().view(latents.shape[:2]) for name, values in scores.items()}
 
 
 def make_pairs(prompts: Sequence[str], latents: Tensor, scores: Tensor, margin: float) -> Pairs:

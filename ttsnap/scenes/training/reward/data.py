@@ -45,14 +45,14 @@ def pairs(images: NDArray[np.uint8], specs: Sequence[Spec], captions: int, rng: 
 
     The others have one or two things changed, or say what is in the picture. None of them is held out.
     """
-    found = detect(images.astype(np.float32) / 255)
+    objects = detect(images.astype(np.float32) / 255)
     soft, texts = np.zeros((len(images), captions), np.float32), []
     for i, spec in enumerate(specs):
-        options = [spec, *(_other(found, i, spec, rng, first=k == 0) for k in range(captions - 1))]
-        soft[i] = [judge(found, i, option)[0] for option in options]
+        options = [spec, *(_other(objects, i, spec, rng, first=k == 0) for k in range(captions - 1))]
+        soft[i] = [judge(objects, i, option)[0] for option in options]
         texts += [caption(option) for option in options]
     ids = word_ids(texts).numpy().astype(np.uint8).reshape(len(images), captions, MAX_WORDS)
-    return Pairs(images, _centres(found, len(images)), ids, soft)
+    return Pairs(images, _centres(objects, len(images)), ids, soft)
 
 
 def rendered(n: int, captions: int, rng: np.random.Generator) -> Pairs:

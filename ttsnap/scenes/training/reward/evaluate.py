@@ -66,8 +66,8 @@ def recorded_right(folder: Path, most: int) -> tuple[NDArray[np.float32], list[S
 def table(rows: dict[str, dict[str, Preferred]]) -> str:
     """Markdown, a line for each set of pictures."""
     lines = ["| pictures | " + " | ".join(CHANGES) + " |", "|---" * (1 + len(CHANGES)) + "|"]
-    for name, found in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{a:.3f} ({n})" for a, n in found.values()) + " |")
+    for name, preferred in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{a:.3f} ({n})" for a, n in preferred.values()) + " |")
     return "\n".join(lines)
 
 
