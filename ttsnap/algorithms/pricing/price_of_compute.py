@@ -55,7 +55,7 @@ class State(NamedTuple):
     squares: FloatArray
     seen: FloatArray
     stage: IntArray  # checks paid by each particle, -1 when its reward failed
-    pull: FloatArray  # its scores' part of the forecast
+    evidence: FloatArray  # its scores' part of the forecast
     best: FloatArray
     spent: FloatArray
     rung: FloatArray  # how often the price of a pot has fallen
@@ -165,7 +165,7 @@ class PriceOfCompute:
             squares=spread(state.squares),
             seen=spread(state.seen),
             stage=np.zeros(shape, int),
-            pull=np.full(shape, -np.inf),
+            evidence=np.full(shape, -np.inf),
             best=spread(state.best),
             spent=spread(state.spent),
             rung=spread(state.rung),
@@ -177,7 +177,7 @@ class PriceOfCompute:
         f = self.forecast
         checks, d = np.array(f.checks), len(f.checks)
         mean, cov, squares, seen, best = state.mean, state.cov, state.squares, state.seen, state.best
-        stage, pull = state.stage.copy(), state.pull.copy()
+        stage, evidence = state.stage.copy(), state.evidence.copy()
         for w in range(particles.moved.shape[-1]):
             uid = np.maximum(particles.moved[..., w, None], 0)
             j = np.take_along_axis(stage, uid, -1)[..., 0]
@@ -198,8 +198,8 @@ class PriceOfCompute:
             best = np.where(went & ~failed & (j == d - 1), np.fmax(best, last), best)
             reached = np.where(failed, -1, j + 1)
             _put(stage, uid, reached, went)
-            _put(pull, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
-        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, pull=pull, best=best)
+            _put(evidence, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
+        return state._replace(mean=mean, cov=cov, squares=squares, seen=seen, stage=stage, evidence=evidence, best=best)
 
     def _variance(self, mean: FloatArray, squares: FloatArray, seen: FloatArray) -> FloatArray:
         f = self.forecast
@@ -213,9 +213,11 @@ class PriceOfCompute:
         f, plan = self.forecast, state.plan
         d, steps = len(f.checks), plan.task.grid.steps
         stages = np.arange(d)
-        first = np.stack([np.where(state.stage == j, state.pull if j else 0.0, -np.inf).argmax(-1) for j in stages], -1)
+        first = np.stack(
+            [np.where(state.stage == j, state.evidence if j else 0.0, -np.inf).argmax(-1) for j in stages], -1
+        )
         there = np.take_along_axis(state.stage, first, -1) == stages
-        top = np.where(there & (stages > 0), np.take_along_axis(state.pull, first, -1), 0.0)
+        top = np.where(there & (stages > 0), np.take_along_axis(state.evidence, first, -1), 0.0)
         left = (plan.cap - state.spent)[..., None]
         must = np.asarray(not plan.task.shared) | (state.best == -np.inf)
         open_ = there & (np.where(must[..., None], plan.finish[:-1], plan.costs) <= left + 1e-9)
