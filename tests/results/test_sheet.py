@@ -14,7 +14,7 @@ from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.results import outputs, sheet
-from ttsnap.results.lineage import Look, Origins, chain, choose, hidden_below, origins, place
+from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, origins, place
 from ttsnap.sampling.kernels import Sde
 
 BRANCHING = ["svdd", "code", "smc", "rbf", "best-first", "search-over-paths", "zero-order", "depth-first", "nested"]
@@ -42,13 +42,13 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
         root = look.uid
         while p.parent[root] >= 0:
             root = int(p.parent[root])
-        assert chain(look, origin)[-1] == Look(root, -1), "every line begins at the seed"
+        assert chain(look, origin)[-1] == CandidateAtStep(root, -1), "every line begins at the seed"
         if source is None or source.step < 0:
             continue
         assert source.step < look.step
         assert source.uid in {look.uid, *ancestors(look.uid, p.parent)}
     ends = sheet._most_wanted(result, origin)
-    assert ends[0] == Look(result.best.uid, len(result.levels) - 1)
+    assert ends[0] == CandidateAtStep(result.best.uid, len(result.levels) - 1)
     for most in (1, 4, 16):
         shown = choose(ends, origin, most)
         columns = place(shown, ends)
@@ -73,11 +73,11 @@ def ancestors(uid: int, parent: Any) -> set[int]:
     return found
 
 
-def last_of(uid: int, origin: Origins) -> Look:
+def last_of(uid: int, origin: Origins) -> CandidateAtStep:
     return max(look for look in origin if look.uid == uid)
 
 
-def no_overlap(shown: Origins, columns: dict[Look, int]) -> bool:
+def no_overlap(shown: Origins, columns: dict[CandidateAtStep, int]) -> bool:
     """Whether no look lies on another, or on a line to another."""
     lines = {step: i for i, step in enumerate(sorted({look.step for look in shown}))}
     taken = set()
@@ -93,12 +93,12 @@ def no_overlap(shown: Origins, columns: dict[Look, int]) -> bool:
 
 def test_what_is_shared_is_drawn_once_and_what_is_hidden_is_counted() -> None:
     """Seed 0 is looked at, branches into 1 and 2, and 1 into 3: 3 looks share one ancestor."""
-    a, b, c, d = Look(0, 2), Look(1, 4), Look(2, 4), Look(3, 6)
-    origin: Origins = {Look(0, -1): None, a: Look(0, -1), b: a, c: a, d: b}
-    assert place(origin, [d, c]) == {Look(0, -1): 0, a: 0, b: 0, d: 0, c: 1}
-    assert place(origin, [c, d]) == {Look(0, -1): 0, a: 0, c: 0, b: 1, d: 1}
+    a, b, c, d = CandidateAtStep(0, 2), CandidateAtStep(1, 4), CandidateAtStep(2, 4), CandidateAtStep(3, 6)
+    origin: Origins = {CandidateAtStep(0, -1): None, a: CandidateAtStep(0, -1), b: a, c: a, d: b}
+    assert place(origin, [d, c]) == {CandidateAtStep(0, -1): 0, a: 0, b: 0, d: 0, c: 1}
+    assert place(origin, [c, d]) == {CandidateAtStep(0, -1): 0, a: 0, c: 0, b: 1, d: 1}
     shown = choose([d, c, b, a], origin, 1)
-    assert list(shown) == [Look(0, -1), a, b, d]
+    assert list(shown) == [CandidateAtStep(0, -1), a, b, d]
     assert hidden_below(origin, shown) == {a: 1}
 
 

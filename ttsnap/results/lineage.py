@@ -13,14 +13,14 @@ from typing import NamedTuple
 from ttsnap.core.results import Result
 
 
-class Look(NamedTuple):
+class CandidateAtStep(NamedTuple):
     """A candidate (uid) scored at a step; at step -1 the seed itself, of which there is no picture."""
 
     uid: int
     step: int
 
 
-Origins = dict[Look, Look | None]
+Origins = dict[CandidateAtStep, CandidateAtStep | None]
 """Every look with the one that it came from; None for seeds."""
 
 
@@ -31,16 +31,16 @@ def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
     steps, or that started from noise near another's.
     """
     origin: Origins = {}
-    last: dict[int, Look] = {}
-    seed: dict[int, Look] = {}
+    last: dict[int, CandidateAtStep] = {}
+    seed: dict[int, CandidateAtStep] = {}
     for move in result.trace:
         rows = list(zip(move["uids"], move["parents"], move["stop"], strict=True))
         for uid, parent, _ in rows:
-            seed.setdefault(uid, seed.get(parent, Look(uid, -1)))
+            seed.setdefault(uid, seed.get(parent, CandidateAtStep(uid, -1)))
         # All rows of a move start from where their parents were before it.
         before = [last.get(uid, last.get(parent, seed[uid])) for uid, parent, _ in rows]
         for (uid, _, stop), source in zip(rows, before, strict=True):
-            look = Look(uid, stop)
+            look = CandidateAtStep(uid, stop)
             last[uid] = look if look in looks else source
             if look in looks and look not in origin:
                 origin.setdefault(seed[uid], None)
@@ -48,7 +48,7 @@ def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
     return origin
 
 
-def chain(look: Look | None, origin: Origins) -> list[Look]:
+def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep]:
     """A look and those that it came from, itself first."""
     links = []
     while look is not None:
@@ -57,7 +57,7 @@ def chain(look: Look | None, origin: Origins) -> list[Look]:
     return links
 
 
-def choose(ends: list[Look], origin: Origins, most: int) -> Origins:
+def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
     """As many of these looks, the most wanted first, as fit into `most` columns, with all that they came from."""
     shown: Origins = {}
     refused: Counter[int] = Counter()
@@ -73,7 +73,7 @@ def choose(ends: list[Look], origin: Origins, most: int) -> Origins:
     return shown
 
 
-def place(origin: Origins, ends: list[Look]) -> dict[Look, int]:
+def place(origin: Origins, ends: list[CandidateAtStep]) -> dict[CandidateAtStep, int]:
     """A column for each look: below the one that it came from where there is room, else to the right of it.
 
     The families of seeds stand side by side, in the order of their first look among `ends`; a look's most wanted
@@ -83,12 +83,12 @@ def place(origin: Origins, ends: list[Look]) -> dict[Look, int]:
     for position, end in enumerate(ends):
         for look in chain(end, origin) if end in origin else []:
             rank[look] = min(rank[look], position)
-    below: dict[Look | None, list[Look]] = {}
+    below: dict[CandidateAtStep | None, list[CandidateAtStep]] = {}
     for look in sorted(origin, key=lambda look: rank[look]):
         below.setdefault(origin[look], []).append(look)
     steps = sorted({look.step for look in origin})
     line = {step: i for i, step in enumerate(steps)}
-    columns: dict[Look, int] = {}
+    columns: dict[CandidateAtStep, int] = {}
     taken: set[tuple[int, int]] = set()
     free = 0
     for root in below.get(None, []):
@@ -106,9 +106,9 @@ def place(origin: Origins, ends: list[Look]) -> dict[Look, int]:
     return columns
 
 
-def hidden_below(origin: Origins, shown: Collection[Look]) -> Mapping[Look, int]:
+def hidden_below(origin: Origins, shown: Collection[CandidateAtStep]) -> Mapping[CandidateAtStep, int]:
     """How many continuations of each shown look are not shown, with all that came of them, in candidates."""
-    hidden: dict[Look, set[int]] = {}
+    hidden: dict[CandidateAtStep, set[int]] = {}
     for look in origin:
         if look not in shown:
             nearest = next((source for source in chain(look, origin) if source in shown), None)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.core.particles import Particles
 from ttsnap.core.results import Result
-from ttsnap.results.lineage import Look, Origins, chain, choose, hidden_below, origins, place
+from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, origins, place
 
 CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
 TEXT, GAP = 15, 10
@@ -31,9 +31,9 @@ class Page:
 
     cell: int
     lines: dict[int, int]
-    columns: dict[Look, int]
+    columns: dict[CandidateAtStep, int]
 
-    def corner(self, look: Look) -> tuple[int, int]:
+    def corner(self, look: CandidateAtStep) -> tuple[int, int]:
         """The upper left corner of a look's picture; a seed stands above the first row."""
         line = self.lines.get(look.step, -1)
         return LEFT + self.columns[look] * (self.cell + MARGIN), HEAD + line * self.pitch
@@ -63,7 +63,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     cell = max(LEAST_CELL, min(CELL, TALLEST // max(1, len(steps)) - TEXT - GAP))
     shown = choose(ends, origin, (WIDEST - LEFT) // (cell + MARGIN))
     page = Page(cell, {step: line for line, step in enumerate(steps)}, place(shown, ends))
-    won = Look(result.images[0].uid, len(result.levels) - 1) if result.images else None
+    won = CandidateAtStep(result.images[0].uid, len(result.levels) - 1) if result.images else None
     golden = set(chain(won, origin)) if won in shown else set()
     sheet = Image.new("RGB", page.size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -92,7 +92,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     return sheet
 
 
-def _most_wanted(result: Result, origin: Origins) -> list[Look]:
+def _most_wanted(result: Result, origin: Origins) -> list[CandidateAtStep]:
     """The last look at each candidate: the winner's, then by how far it got, then by its score."""
     p = result.particles
     last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
@@ -111,7 +111,7 @@ def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> 
         draw.multiline_text((MARGIN, HEAD + line * page.pitch + page.cell // 2 - 16), label, "#333333", small)
 
 
-def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[Look]) -> None:
+def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]) -> None:
     """A line from each look to those that came of it; the winner's last, so that it lies on top."""
     half = page.cell // 2
     for look in sorted(shown, key=lambda look: look in golden):
@@ -128,7 +128,7 @@ def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[
         draw.line(points, WINNER if look in golden else LINE, 2 if look in golden else 1)
 
 
-def _picture(sheet: Image.Image, page: Page, look: Look, picture: Image.Image, *, dimmed: bool) -> None:
+def _picture(sheet: Image.Image, page: Page, look: CandidateAtStep, picture: Image.Image, *, dimmed: bool) -> None:
     if page.cell < CELL:
         scale = page.cell / CELL
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -138,12 +138,12 @@ def _picture(sheet: Image.Image, page: Page, look: Look, picture: Image.Image, *
     sheet.paste(picture, page.corner(look))
 
 
-def _score(p: Particles, look: Look) -> str:
+def _score(p: Particles, look: CandidateAtStep) -> str:
     score = p.utility(p.scores[look.uid : look.uid + 1, look.step])[0]
     return f"{score:.3f}" if np.isfinite(score) else "failed"
 
 
-def _below(draw: ImageDraw.ImageDraw, page: Page, look: Look, words: str, ink: str, more: int) -> None:
+def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: str, ink: str, more: int) -> None:
     """Under a picture: its score, and how many of its continuations are not shown; or the name of a seed."""
     x, y = page.corner(look)
     font = ImageFont.load_default(12 if page.cell >= 64 else 10)
