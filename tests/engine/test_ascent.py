@@ -228,7 +228,7 @@ def test_what_cannot_be_climbed_is_refused() -> None:
         search(["a"], NoiseAscent(rounds=2), engine(denoiser, [blind]))
     grid = Grid((1.0, 0.5, 0.0))
     recording = Recording(("a",), np.zeros((1, 3, 3, 1)), grid, ("r",))
-    with pytest.raises(ValueError, match=r"climbs along gradients .* which a recording .* search with a model"):
+    with pytest.raises(ValueError, match=r"follows gradients .* which a recording .* search with a model"):
         search(["a"], NoiseAscent(rounds=2), ReplayEngine(recording))
     with pytest.raises(ValueError, match=r"give rounds, or a budget"):
         search(["a"], NoiseAscent(), engine(denoiser, [reward]))

@@ -49,7 +49,7 @@ _WHY = {
     "model",
     Need.NEAR: "draws step noise near other step noise, which this sampler does not allow; choose a kernel that draws "
     "noise and has no history (sde, ddim)",
-    Need.ASCEND: "climbs along gradients of rewards, which a recording of scores does not have; search with a model",
+    Need.ASCEND: "follows gradients of rewards, which a recording of scores does not have; search with a model",
     Need.ROLLOUT: "judges candidates by drafts, and this sampler has no path to make drafts on; choose a kernel that "
     "has one (ode, sde)",
 }
