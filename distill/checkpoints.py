@@ -50,9 +50,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
 
 
 def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tensor]] | None:
-    """(step, tensors) of the last checkpoint that is whole; None where there is none.
+    """(step, tensors) of the last checkpoint that is not damaged; None where there is none.
 
-    A damaged one is passed over with a warning. ValueError, with the keys that differ, for one of another run.
+    A damaged checkpoint is skipped with a warning. ValueError where it was written by a run whose settings are not
+    those in `about`; the message names them.
     """
     for path in reversed(_all(folder)):
         try:
@@ -76,7 +77,7 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tens
 
 
 def steps_done(folder: Path) -> int:
-    """Of the last checkpoint by name, 0 without one; for messages."""
+    """The step in the name of the last checkpoint, 0 without one. It may be damaged: use this for messages only."""
     there = _all(folder)
     return int(there[-1].name) if there else 0
 

@@ -167,7 +167,7 @@ class DistillConfig(Bounded):
 
 
 def options(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
-    """(key, type, default, help) of every option, those of sections as "section.key"."""
+    """(key, type, default, help) of every option of a configuration class; keys in a section are "section.key"."""
     hints, entries = get_type_hints(cls), []
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[f.name]):

@@ -60,8 +60,10 @@ class Uncertainty(nn.Module):
 
 
 def group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None = None) -> Tensor:
-    """The configured loss of (P, G), plus the uncentred mean squared error by its weight. log_variance: s of
-    mse-uncertain."""
+    """The configured loss, plus `loss.plain` times the mean squared error of the scores as they are.
+
+    prediction, target: (P, G), G scores in each of P groups. log_variance: of the error, for "mse-uncertain" only.
+    """
     configured = _group_loss(prediction, target, loss, log_variance)
     return configured + loss.plain * mse(prediction, target) if loss.plain else configured
 

@@ -87,7 +87,7 @@ def track(accelerator: Accelerator, config: DistillConfig) -> None:
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Trackers take numbers and texts only."""
+    """Nested options by "section.key". Trackers take only numbers and texts, so any other value becomes text."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

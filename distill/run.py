@@ -142,7 +142,10 @@ def open_frames(config: DistillConfig, out: Path, accelerator: Accelerator) -> F
 
 
 def export(student: Student, found: Evaluation, config: DistillConfig, frames: Frames, plan: Plan, out: Path) -> None:
-    """out/reward, the plot where matplotlib is there, and evaluation.json, which says that the run is finished."""
+    """Write the reward to out/reward, a plot where matplotlib is installed, and evaluation.json.
+
+    evaluation.json comes last: that it is there says that the run is finished.
+    """
     info: dict[str, Json] = {
         "config": config.to_dict(),
         "recording": describe(frames),
@@ -157,10 +160,11 @@ def export(student: Student, found: Evaluation, config: DistillConfig, frames: F
 
 
 def base_below(found: Evaluation) -> float:
-    """The highest level up to which the base ranks as well as the student or better at every one measured; 0 where it
-    does so at none, 1 where at all, since nothing then speaks for the student at noisier levels either.
+    """The noise level up to which the base reward ranks at least as well as the student, by Spearman correlation.
 
-    Scores that do not vary, whose rank correlation is nan, rank nothing.
+    It is the highest measured level such that the base is no worse there and at every level below. 0: the student is
+    better already at the lowest level. 1: it is better at none, so that nothing speaks for it at noisier levels either.
+    Scores that do not vary have a rank correlation of nan, which counts as worse than any number.
     """
     level = 0.0
     for row in sorted(found.rows, key=lambda row: float(row["level"])):
@@ -172,8 +176,11 @@ def base_below(found: Evaluation) -> float:
 
 
 def exported(found: Evaluation, below: float) -> Evaluation:
-    """The evaluation of the exported reward, which scores as the base does up to the level `below`, from that of the
-    trained network alone. What the network would have given there stays in the rows, as "unused"."""
+    """The evaluation of the exported reward, given that of the trained network alone.
+
+    The exported reward is the base itself at noise levels up to `below`, so these rows get the base's numbers; those of
+    the network stay in the row as "unused".
+    """
     base, student = found.names
     rows = []
     for row in found.rows:
@@ -185,7 +192,7 @@ def exported(found: Evaluation, below: float) -> Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Of a finished run. ValueError where the file is damaged."""
+    """The evaluation that a finished run wrote. ValueError where the file is damaged."""
     try:
         data = files.read_object(path, nan=True)
         rows = data["levels"]

@@ -51,6 +51,7 @@ def score_entries(
 
 
 def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: str) -> Tensor:
+    """Scores (N,) float64 on the CPU of the N recorded estimates. ValueError where the reward gives another shape."""
     x = frames.load(entries, space)
     prompts = [frames.prompts[entry.prompt] for entry in entries]
     level = torch.tensor([frames.levels[entry.step] for entry in entries], dtype=torch.float32)
@@ -61,5 +62,5 @@ def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: st
 
 
 def progress(total: int, text: str, unit: str, shown: bool) -> Bar:
-    """A bar with the time left."""
+    """A progress bar of `total` units, with the time left; it prints nothing unless `shown`."""
     return tqdm(total=total, desc=text, unit=unit, disable=not shown, dynamic_ncols=True)

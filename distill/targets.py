@@ -55,7 +55,10 @@ def final_scores(
 
 
 def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -> int:
-    """Fill in the scores of the journal's records; how many there are."""
+    """Copy the scores that the journal's records hold into the start of `scores`; returns how many there are.
+
+    records: the header, then packed float64. ValueError where they are damaged, or where the header is not `header`.
+    """
     if not records:
         raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
     mismatches = differences(parse_json(records[0], path), json.loads(header))

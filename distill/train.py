@@ -269,7 +269,7 @@ class _Log:
 
 
 def _lines(path: Path) -> list[dict[str, Json]]:
-    """The whole lines of a metrics file; the last may be torn."""
+    """The records of a metrics file; lines that are no JSON objects, such as one cut off by a crash, are left out."""
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):

@@ -47,7 +47,7 @@ def upgrade(pipe: Any) -> Any:
 
 
 def downgrade(pipe: Any) -> Any:
-    """The stock twin of a search pipeline, over the same weights; for code that goes by the class's name."""
+    """The stock pipeline that shares the weights of a search pipeline, for code that checks the name of the class."""
     from ttsnap.pipelines.mixin import SearchMixin
     from ttsnap.pipelines.twins import copied
 
@@ -56,7 +56,10 @@ def downgrade(pipe: Any) -> Any:
 
 @functools.cache
 def search_class(cls: Any) -> Any:
-    """The class of the search twin of a pipeline of this class: itself, where it searches already."""
+    """The search pipeline's class for a pipeline class; the same class where it searches already.
+
+    ValueError for a class of no supported family, and for one with a `__call__` of its own.
+    """
     from ttsnap.pipelines.mixin import SearchMixin
 
     if issubclass(cls, SearchMixin):

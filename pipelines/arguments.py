@@ -74,7 +74,10 @@ def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
 def bound(
     parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by name, those in **kwargs among them. TypeError for names that it does not have."""
+    """The arguments of a call by name; those that fall under **kwargs are listed like the others.
+
+    TypeError where the arguments do not fit the signature.
+    """
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in kwargs:
             if name not in parameters:

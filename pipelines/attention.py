@@ -31,9 +31,10 @@ BACK: dict[type, type] = {
 # Denoisers that mask the padding of shorter prompts inside their attention.
 MASKING = ("PixArtTransformer2DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel")
 MOST_ERROR = 0.1
-"""Relative to SDPA, for kernels that quantise; a mask that is ignored or misread is off by far more."""
+"""Largest relative error against SDPA at which a kernel is accepted. It leaves room for kernels that quantise; a kernel
+that ignores or misreads the mask has an error far above it."""
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(query, key, value (B, L, heads, D), mask (B, L) of what is seen) -> (B, L, heads, D)."""
+"""(query, key, value (B, L, heads, D), mask (B, L), True where a key is attended to) -> (B, L, heads, D)."""
 
 
 class _UnfitError(Exception):
@@ -41,7 +42,10 @@ class _UnfitError(Exception):
 
 
 def network(pipe: Any) -> Any:
-    """The pipeline's denoising network. ValueError where it has none."""
+    """The denoising network of a pipeline, its transformer or UNet, without the wrapper of torch.compile.
+
+    ValueError where it has neither.
+    """
     model = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if model is None:
         raise ValueError(f"{type(pipe).__name__} has neither a transformer nor a unet")
@@ -118,7 +122,7 @@ _PLAIN = (processors.AttnProcessor, processors.AttnProcessor2_0)
 
 
 def _dispatched(name: str) -> Kernel:
-    """As the processors of Flux and others call it: masks are (B, 1, 1, L), boolean."""
+    """The backend `name`, called as the attention processors of Flux do: with a boolean mask (B, 1, 1, L)."""
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         seen = None if mask is None else mask[:, None, None, :]
@@ -128,7 +132,7 @@ def _dispatched(name: str) -> Kernel:
 
 
 def _memory_efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """As XFormersAttnProcessor calls it: (B * heads, L, D), masks added to the scores."""
+    """xformers, called as XFormersAttnProcessor does: tensors (B * heads, L, D), the mask as a bias on the logits."""
     batch, length, heads, _ = query.shape
     q, k, v = (t.transpose(1, 2).flatten(0, 1).contiguous() for t in (query, key, value))
     bias = None
@@ -140,7 +144,10 @@ def _memory_efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
-    """Run the kernel where the model runs. _UnfitError where it fails or computes something else than SDPA does."""
+    """Compare the kernel with SDPA on random tensors on the pipeline's device, of the model's dtype and head sizes.
+
+    _UnfitError where it fails, or where its relative error is not below MOST_ERROR.
+    """
     device, dtype = pipe._execution_device, model.dtype
     where = f"{str(dtype).removeprefix('torch.')} on {device.type}"
     length, generator = 300, torch.Generator().manual_seed(0)  # 300: some kernels want multiples of 8 of a mask
@@ -162,6 +169,7 @@ def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
 
 
 def _error(found: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> float:
+    """Relative L2 error of a kernel's output (B, L, heads, D) against SDPA of the same query, key, value and mask."""
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]
     expected = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).float()

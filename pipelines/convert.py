@@ -52,18 +52,19 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
 
 
 def own_path(schedule: Schedule) -> Interpolant:
-    """What the model was trained on: Linear for flows, else the scheduler's noise schedule, variance preserving."""
+    """The path that the model was trained on: Linear for flows, else the scheduler's variance-preserving schedule."""
     return Linear() if schedule.prediction == "flow" else Discrete(schedule.scheduler.alphas_cumprod)
 
 
 def _unit(schedule: Schedule, source: Interpolant) -> float:
-    """The network's timestep at time 1."""
+    """What the network gets as its timestep at time 1; timesteps grow in proportion to time."""
     if isinstance(source, Discrete):
         return float(len(source.log_ratio) - 1)
     return float(schedule.scheduler.config.num_train_timesteps)
 
 
 def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
+    """Times (K+1,) float64 on `path`: where each of the K steps starts, then 0. `times`: see `convert`."""
     steps = torch.arange(grid.steps, dtype=torch.float64) / grid.steps
     if isinstance(times, Tensor):
         starts = times.double()[:-1]
@@ -84,7 +85,7 @@ def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
 
 
 def _unscaled(schedule: Schedule) -> Any:
-    """A scheduler that scales no initial noise."""
+    """A scheduler whose initial noise is standard normal: the schedule's own, or DDIM of the same configuration."""
     scheduler = schedule.scheduler
     if schedule.prediction == "flow" or float(scheduler.init_noise_sigma) == 1.0:
         return scheduler

@@ -33,7 +33,7 @@ class SearchMixin:
 
     denoiser_class: ClassVar[Callable[..., Any]]
     output_class: ClassVar[type[Any]]
-    """The stock output class; found in the code of the stock call where a family does not set it."""
+    """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ttsnap.pipelines.denoiser import PipelineDenoiser
 
 Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
-"""N images in one of the forms TYPES; a list without any where there is none."""
+"""N images in one of the forms in TYPES; an empty list where a search returned no image."""
 TYPES = ("pil", "pt", "np", "latent")
 
 
@@ -39,7 +39,7 @@ class ImagesOutput(BaseOutput):
 
 
 def stock_output(call: Callable[..., Any]) -> type[Any]:
-    """The output class that a stock `__call__` names in its code."""
+    """The output class that the code of a stock `__call__` names; ImagesOutput unless it names exactly one."""
     plain: Any = inspect.unwrap(call)
     named = [plain.__globals__.get(name) for name in plain.__code__.co_names]
     output_classes = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
@@ -48,9 +48,9 @@ def stock_output(call: Callable[..., Any]) -> type[Any]:
 
 @functools.cache
 def search_output(stock: Any) -> Any:
-    """A subclass of a stock output class with one more field: `search`, one Result a prompt."""
+    """A subclass of a stock output class with one more field: `search`, a list of one Result per prompt."""
 
-    def reduce(self: Any) -> Any:  # found again by its stock class, as it has no name in a module
+    def reduce(self: Any) -> Any:  # pickle stores the stock class, since this one has no name in a module
         return _restore, (stock, tuple(getattr(self, field.name) for field in fields(self)))
 
     def line(self: Any) -> str:
@@ -72,7 +72,7 @@ def _restore(stock: Any, values: Sequence[Any]) -> Any:
 
 
 def make_output(stock: Any, images: Images, results: list[Result], flags: list[bool] | None) -> Any:
-    """`flags` go where the stock class has a field for what the safety checker found."""
+    """The search output over a stock class. `flags`, of the safety checker, are kept only if that class has a field."""
     more = {field.name: None for field in fields(stock) if field.name != "images"}
     if "nsfw_content_detected" in more:
         more["nsfw_content_detected"] = flags  # type: ignore[assignment]
@@ -80,9 +80,11 @@ def make_output(stock: Any, images: Images, results: list[Result], flags: list[b
 
 
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
-    """Results after the pipeline's safety checker, if it has one: what it flags is as it made it (stock: black).
+    """(results, flags): images that the safety checker flags are replaced by what it returns for them, usually black.
 
-    Only these images are checked: on every estimate it would cost much, and black ones would mislead the search.
+    flags: one bool per image, True where it was flagged; None where the pipeline has no safety checker or there are no
+    images. Only final images are checked: to check every x0 estimate would cost much, and black ones would mislead the
+    search.
     """
     images = [c.pixels for result in results for c in result.images]
     if getattr(pipe, "safety_checker", None) is None or not images:
@@ -91,7 +93,7 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
     device = pipe._execution_device
     with torch.no_grad():
         seen, flags = pipe.run_safety_checker(2 * torch.stack(images).to(device) - 1, device, dtype)
-    # As stock does, which leaves out the step to [0, 1] where the checker has put zeros.
+    # Flagged images stay as the checker returned them, as in stock pipelines, which do not map them to [0, 1] either.
     shown = [
         torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in zip(seen, images, flags, strict=True)
     ]
@@ -103,7 +105,7 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
 
 
 def reported(result: Result, metrics: Sequence[Reward]) -> Result:
-    """The result with these metrics on its images."""
+    """The result, each of its images scored by each metric; a metric that fails adds a warning instead."""
     if not metrics or not result.images:
         return result
     images = torch.stack([c.pixels for c in result.images])
@@ -134,7 +136,7 @@ def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device
 
 
 def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
-    """Note the latents of finished images, by (prompt, uid)."""
+    """Copy the latents that an event scored at the last step to the CPU, into `finished` by (prompt index, uid)."""
     if event.kind == "score" and event.step == steps:
         finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
 

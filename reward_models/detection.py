@@ -96,7 +96,11 @@ class CountReward(RewardModel):
         return torch.tensor(scores, dtype=torch.float32)
 
     def _one(self, picture: Image.Image, wanted: dict[str, int]) -> float:
-        """One phrase at a time: detectors give a box to one phrase only, and the number of phrases varies."""
+        """The score of one picture; wanted: how many of each phrase. nan where `wanted` is empty.
+
+        The detector is asked for one phrase at a time: it would give each box to one phrase only, and the number of
+        phrases varies.
+        """
         device = next(self.network.parameters()).device
         total = 0.0
         for phrase, n in wanted.items():

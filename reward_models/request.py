@@ -88,7 +88,7 @@ def parse(body: bytes, limits: Limits) -> Request:
 
 
 def _listed(asked: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[Item], ...], of: str) -> list[Item]:
-    """The list under this name, whose items are all of this kind, though no truth values."""
+    """The list under `name` in a request. RefusedError unless all its items are of this kind; bool is no number."""
     values = asked.get(name)
     known = values if isinstance(values, list) else []
     items = [value for value in known if isinstance(value, kind) and not isinstance(value, bool)]

@@ -26,7 +26,11 @@ Compare = Callable[[int, int], float]
 
 
 def bradley_terry(wins: Floats, prior: float = 2.0) -> Floats:
-    """wins (N, N), [i, j] how often i beat j (ties half each) -> strengths (N,), mean 0, in log-odds."""
+    """Strengths (N,) of N items in log-odds, with mean 0, from comparisons: the maximum a posteriori estimate.
+
+    wins: (N, N), wins[i, j] is how often i beat j, a tie being 0.5 for each. prior: standard deviation of the normal
+    prior on strengths. ValueError unless wins is a square matrix of finite counts >= 0 and prior > 0.
+    """
     from scipy.optimize import minimize  # imported late: it is slow to start
 
     wins = np.asarray(wins, float)

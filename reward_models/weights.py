@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
-    """The first of `files` in a local folder or a hub repository, or the local file itself. ValueError without one."""
+    """The path of a file of weights: `name_or_path` itself where it is a file, else the first of `files` that it holds.
+
+    name_or_path: a file, a folder or the id of a hub repository. ValueError where it holds none of `files`.
+    """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
@@ -88,7 +91,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, ignore: Iterable[str] = ()) -> None:
-    """Fill every parameter. ValueError where names or shapes do not fit; names that start with `ignore` are left."""
+    """Load `state` into every parameter and buffer of `module`.
+
+    source: where the state comes from, for the message. ignore: prefixes of names that are dropped from the state.
+    ValueError where names or shapes of the others are not those of the module.
+    """
     state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore))}
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
