@@ -18,7 +18,7 @@ from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.losses import Uncertainty
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
-from ttsnap.distill.train import Plan, train
+from ttsnap.distill.train import Curriculum, train
 
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
@@ -95,7 +95,7 @@ def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bo
     )  # fmt: skip
     spreading = {"batch_size": config.batch_size, "accelerator": accelerator, "bar": bar}
     targets = final_scores(frames, student.base, config.reward, out, **spreading)
-    plan = Plan(
+    plan = Curriculum(
         curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
     )
     objective = train(student, frames, plan, config, out, accelerator, bar=bar)
@@ -141,7 +141,9 @@ def open_frames(config: DistillConfig, out: Path, accelerator: Accelerator) -> F
     return frames
 
 
-def export(student: Student, found: Evaluation, config: DistillConfig, frames: Frames, plan: Plan, out: Path) -> None:
+def export(
+    student: Student, evaluation: Evaluation, config: DistillConfig, frames: Frames, plan: Curriculum, out: Path
+) -> None:
     """Write the reward to out/reward, a plot where matplotlib is installed, and evaluation.json.
 
     evaluation.json comes last: that it is there says that the run is finished.
@@ -151,12 +153,12 @@ def export(student: Student, found: Evaluation, config: DistillConfig, frames: F
         "recording": describe(frames),
         "versions": versions("torch", "accelerate", "peft", "transformers"),
         "target_spread": plan.scale,
-        "evaluation": found.to_json(),
+        "evaluation": evaluation.to_json(),
     }
     student.save_pretrained(out / REWARD, info)
     with contextlib.suppress(ValueError):
-        report.plot(found, out / PLOT)
-    write_json(out / EVALUATION, found.to_json())
+        report.plot(evaluation, out / PLOT)
+    write_json(out / EVALUATION, evaluation.to_json())
 
 
 def base_below(found: Evaluation) -> float:

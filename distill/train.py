@@ -37,7 +37,7 @@ UNCERTAINTY_LR = 0.01
 
 
 @dataclass(frozen=True)
-class Plan:
+class Curriculum:
     """What is trained on: the stages, the prompts (by number), their targets (S,) and the targets' spread."""
 
     stages: tuple[Stage, ...]
@@ -59,7 +59,7 @@ class Batches(Dataset[Part]):
     """Part number i of a run: (x, prompts, level (N,), target (P, G)) of this process's share of optimiser step
     i // accumulation."""
 
-    def __init__(self, frames: Frames, plan: Plan, config: DistillConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, frames: Frames, plan: Curriculum, config: DistillConfig, rank: int = 0, world: int = 1) -> None:
         self._frames, self._plan, self._config = frames, plan, config
         self._rank, self._world = rank, world
 
@@ -86,7 +86,7 @@ class Batches(Dataset[Part]):
 
 
 def train(
-    student: Student, frames: Frames, plan: Plan, config: DistillConfig, out: Path, accelerator: Accelerator, *,
+    student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, accelerator: Accelerator, *,
     bar: bool = False,
 ) -> Objective:  # fmt: skip
     """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the

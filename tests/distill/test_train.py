@@ -20,7 +20,7 @@ from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
-from ttsnap.distill.train import Batches, Plan
+from ttsnap.distill.train import Batches, Curriculum
 
 from .world import WORLD, TinyStudent, settings, write_recording
 
@@ -235,10 +235,10 @@ def test_trackers_that_are_not_installed(recording: Path, tmp_path: Path, monkey
         distill(make(recording, trackers=["trackio"]), tmp_path / "out")
 
 
-def plan_of(config: DistillConfig, frames: Frames) -> Plan:
+def plan_of(config: DistillConfig, frames: Frames) -> Curriculum:
     targets = [np.random.default_rng(p).normal(size=n) for p, n in enumerate(frames.seeds)]
     kept, _ = held_out(frames.prompts, config.validation, config.seed)
-    return Plan(stages(frames.steps, config.order, config.steps_per_level), tuple(kept), targets, 1.0)
+    return Curriculum(stages(frames.steps, config.order, config.steps_per_level), tuple(kept), targets, 1.0)
 
 
 def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:

@@ -33,7 +33,7 @@ _FIRST = 2.0
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
 
 
-class Plan(NamedTuple):
+class Tariff(NamedTuple):
     """What does not change during a search: costs (d,) of each check from the one before and finish (d+1,) of going
     straight to the end, in evaluations; table of reservation values; price that a pot starts from, 0 for an own
     budget; cap, the most that this prompt may spend."""
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
 class State(NamedTuple):
     """Beliefs about the prompt; every array may have a leading axis of searches in lockstep."""
 
-    plan: Plan
+    tariff: Tariff
     mean: FloatArray
     cov: FloatArray
     squares: FloatArray
@@ -115,10 +115,10 @@ class PriceOfCompute:
         if task.shared:
             price = self.price if self.price is not None else _FIRST * f.price_for(task.allowance)
         table = reservation(f, tuple(costs.tolist()))
-        plan = Plan(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
+        tariff = Tariff(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
-        return State(plan, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1)
+        return State(tariff, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         lead = particles.step.shape[:-1]
@@ -127,11 +127,11 @@ class PriceOfCompute:
                 raise ValueError(
                     "rank_sum only ranks images among each other; price-of-compute needs a score of each: use mean"
                 )
-            most = int(state.plan.cap / state.plan.costs[0]) + 1
+            most = int(state.tariff.cap / state.tariff.costs[0]) + 1
             return fresh(min(self.n, most), 0, score=False), state
         begun = state.stage.shape == particles.step.shape
         state = self._learn(state, particles) if begun else self._begin(state, particles.step.shape)
-        state = state._replace(spent=np.asarray(state.plan.task.allowance - particles.left))
+        state = state._replace(spent=np.asarray(state.tariff.task.allowance - particles.left))
         chosen: list[tuple[IntArray, IntArray, FloatArray]] = []
         trial = state
         for i in range(self.width if not lead else 1):
@@ -143,7 +143,7 @@ class PriceOfCompute:
         stop = np.stack([one[1] for one in chosen], -1)
         value = np.stack([one[2] for one in chosen], -1)
         # A pot serves a move by its value, so all its rows are worth that; with an own budget the batch is filled.
-        wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.plan.task.shared))
+        wanted = (value > -np.inf) & ((value == value[..., :1]) | (not state.tariff.task.shared))
         if not lead:
             uid, stop = uid[wanted], stop[wanted]
             if not len(uid):
@@ -159,7 +159,7 @@ class PriceOfCompute:
             return np.array(np.broadcast_to(a, (*shape[:-1], *a.shape)))
 
         return State(
-            state.plan,
+            state.tariff,
             mean=spread(state.mean),
             cov=spread(state.cov),
             squares=spread(state.squares),
@@ -210,36 +210,36 @@ class PriceOfCompute:
 
         Also the state as if the choice had been paid for, to choose another one beside it.
         """
-        f, plan = self.forecast, state.plan
-        d, steps = len(f.checks), plan.task.grid.steps
+        f, tariff = self.forecast, state.tariff
+        d, steps = len(f.checks), tariff.task.grid.steps
         stages = np.arange(d)
         first = np.stack(
             [np.where(state.stage == j, state.evidence if j else 0.0, -np.inf).argmax(-1) for j in stages], -1
         )
         there = np.take_along_axis(state.stage, first, -1) == stages
         top = np.where(there & (stages > 0), np.take_along_axis(state.evidence, first, -1), 0.0)
-        left = (plan.cap - state.spent)[..., None]
-        must = np.asarray(not plan.task.shared) | (state.best == -np.inf)
-        open_ = there & (np.where(must[..., None], plan.finish[:-1], plan.costs) <= left + 1e-9)
+        left = (tariff.cap - state.spent)[..., None]
+        must = np.asarray(not tariff.task.shared) | (state.best == -np.inf)
+        open_ = there & (np.where(must[..., None], tariff.finish[:-1], tariff.costs) <= left + 1e-9)
         center = state.mean[..., -1:]
         spread = np.sqrt(self._variance(state.mean, state.squares, state.seen))[..., None]
         forecast = top + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
         z = np.where(stages > 0, (forecast - center) / spread, 0.0)
         level = self._level(state, spread[..., 0])
-        limit = break_even(plan.table, stages, z, (state.best[..., None] - center) / spread)
+        limit = break_even(tariff.table, stages, z, (state.best[..., None] - center) / spread)
         limit = np.where(open_, limit, 0.0).max(-1) / level
         rung, lower = self._fall(state, np.where(open_.any(-1), limit, np.inf))
-        price = self._rung_price(plan, rung)
+        price = self._rung_price(tariff, rung)
         asked = price * lower
         worth = asked < limit
-        index = look_up(plan.table, (asked * level)[..., None], stages, z)
+        index = look_up(tariff.table, (asked * level)[..., None], stages, z)
         index = np.where(open_, center + spread * index, -np.inf)
         j = index.argmax(-1)
         uid = np.take_along_axis(first, j[..., None], -1)[..., 0]
-        straight = must & (j < d - 1) & (plan.costs[j] + plan.finish[j + 1] > left[..., 0] + 1e-9)
+        straight = must & (j < d - 1) & (tariff.costs[j] + tariff.finish[j + 1] > left[..., 0] + 1e-9)
         stop = np.where(straight, steps, np.array(f.checks)[j])
-        value = np.where(worth, price if plan.task.shared else index.max(-1), -np.inf)
-        cost = np.where(worth, np.where(straight, plan.finish[j], plan.costs[j]), 0.0)
+        value = np.where(worth, price if tariff.task.shared else index.max(-1), -np.inf)
+        cost = np.where(worth, np.where(straight, tariff.finish[j], tariff.costs[j]), 0.0)
         stage = state.stage.copy()
         _put(stage, uid[..., None], np.full(uid.shape, -1), worth)
         paid = state._replace(stage=stage, spent=state.spent + cost, rung=rung, lower=lower)
@@ -252,14 +252,14 @@ class PriceOfCompute:
 
     def _level(self, s: State, spread: FloatArray) -> FloatArray:
         """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of an own budget."""
-        task = s.plan.task
+        task = s.tariff.task
         if not task.shared:
-            return np.asarray(self.kappa / np.maximum(s.plan.cap - s.spent, 3.0))
+            return np.asarray(self.kappa / np.maximum(s.tariff.cap - s.spent, 3.0))
         return np.asarray(np.maximum(1.0, s.spent / task.allowance) ** self._pacing(task)[0] / spread)
 
-    def _rung_price(self, plan: Plan, rung: FloatArray) -> FloatArray:
+    def _rung_price(self, tariff: Tariff, rung: FloatArray) -> FloatArray:
         """By whole rungs, so that it is the same number for every prompt on a rung; 1 with an own budget."""
-        return np.asarray((plan.price if plan.task.shared else 1.0) * _RUNG**rung)
+        return np.asarray((tariff.price if tariff.task.shared else 1.0) * _RUNG**rung)
 
     def _fall(self, s: State, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The first rung and `lower` whose price is below `limit`, falling from the present ones.
@@ -267,19 +267,19 @@ class PriceOfCompute:
         On every rung, `lower` dips in steps to a floor of its own before the price falls to the next. Where nothing is
         below the limit, both end at their lowest.
         """
-        task, limit = s.plan.task, limit * (1 - 1e-9)  # so that rounding leaves them below
+        task, limit = s.tariff.task, limit * (1 - 1e-9)  # so that rounding leaves them below
         rung, lower = (np.array(np.broadcast_to(a, limit.shape)) for a in (s.rung, s.lower))
         least = np.full(limit.shape, _LEAST)
         if task.shared:
             least = np.maximum(np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST)
             deepest, below = (a * _LOWER ** _times(_LOWER, least / a) for a in (lower, np.ones(limit.shape)))
-            end = max(self.floor, 1e-6 * (s.plan.price or 1.0)) * (1 - 1e-9)
-            most = np.maximum(_times(_RUNG, end / self._rung_price(s.plan, np.zeros(())), strict=True) - 1, rung)
-            needed = _times(_RUNG, limit / (self._rung_price(s.plan, np.zeros(())) * below), strict=True)
-            fall = self._rung_price(s.plan, rung) * deepest >= limit
+            end = max(self.floor, 1e-6 * (s.tariff.price or 1.0)) * (1 - 1e-9)
+            most = np.maximum(_times(_RUNG, end / self._rung_price(s.tariff, np.zeros(())), strict=True) - 1, rung)
+            needed = _times(_RUNG, limit / (self._rung_price(s.tariff, np.zeros(())) * below), strict=True)
+            fall = self._rung_price(s.tariff, rung) * deepest >= limit
             needed = np.where(fall, np.clip(needed, rung + 1, most), rung)
             rung, lower = needed, np.where(needed > rung, 1.0, lower)
-        top = self._rung_price(s.plan, rung) * lower
+        top = self._rung_price(s.tariff, rung) * lower
         dips = np.minimum(_times(_LOWER, limit / top, strict=True), _times(_LOWER, least / lower))
         return rung, lower * _LOWER**dips
 
