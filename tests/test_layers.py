@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"core"},
     "algorithms": {"core", "files"},
     "loop": {"core", "algorithms"},
-    "sampling": {"core", "options"},
+    "sampling": {"core", "files", "options"},
     "rewards": {"core"},
     "engine": {"core", "options", "sampling", "rewards", "profiling"},
     "results": {"core", "files", "options", "rewards"},

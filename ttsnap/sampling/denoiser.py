@@ -82,6 +82,35 @@ class Denoiser(ABC):
         """FLOPs of one preview."""
         return 0.0
 
+    # --- drafts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it has a drafter, which guesses where the deterministic sampler ends (ttsnap.sampling.drafts)."""
+        return False
+
+    @property
+    def draft_calls(self) -> int:
+        """Calls of the drafter that a guess takes where nothing else is said; 0 where there is none."""
+        return 0
+
+    @property
+    def passes_per_draft(self) -> int:
+        """Forward passes of one call of the drafter: 1 without guidance; 0 where there is none."""
+        return 0
+
+    def draft(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+        """Where the deterministic sampler ends from x (N, ...), guessed in so many calls of the drafter: x0 (N, ...).
+
+        Every row has its own grid step (N,), before the last, and prompt (N,), long on the CPU. Nothing is drawn.
+        ValueError where there is no drafter, and for no calls.
+        """
+        raise ValueError(f"{type(self).__name__} has no drafter to guess finished images by; set draft, as draft='hot'")
+
+    def draft_flops(self) -> float:
+        """FLOPs of one forward pass of the drafter, per particle."""
+        return 0.0
+
     # --- hidden features ------------------------------------------------------------------------------------------
 
     def capture(self, block: int) -> None:

@@ -1,0 +1,164 @@
+"""Drafts: a guess of where the deterministic sampler ends from the state where a particle is, in a call or a few.
+
+A drafter is a network that guesses the end in place of the posterior mean: the model under a LoRA distilled for it,
+other weights, or the model itself, told that there is less noise than there is ("hot"). Here are what is known of one
+(`DraftSettings`, kept as draft.json beside its weights) and where its calls are made (`guess`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from torch import Tensor
+
+from ttsnap.files.reading import printable, read_object
+from ttsnap.files.settings import Bounded, Bounds, Count, build, to_json
+from ttsnap.files.typed import typed
+from ttsnap.files.writing import write_json
+from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
+
+DRAFT_FILE = "draft.json"
+FORMAT = 1
+MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_CALLS, MOST_TEXT = 2**20, 1000, 100, 16, 300
+Guidance = Annotated[float, Bounds(0, 1000)]
+Estimate = Callable[[Tensor, Tensor], Tensor]
+"""(x (N, ...), told times (N,)) -> the x0 (N, ...) that the network implies at x, told these times."""
+
+
+@dataclass(frozen=True)
+class TrainedFor(Bounded):
+    """The sampler whose ends a drafter was trained to guess; what is not known is empty or None.
+
+    model: the name of the model. steps: of its grid. guidance_scale: as the pipeline's call takes it. path: of
+    ttsnap.sampling.interpolants; empty: the model's own.
+    """
+
+    model: str = ""
+    steps: Count | None = None
+    guidance_scale: Guidance | None = None
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Checked(Bounded):
+    """How well a drafter ranks seeds of one model at one number of steps and guidance: figures by their names."""
+
+    model: str
+    steps: Count
+    guidance_scale: Guidance
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.figures, Mapping) or len(self.figures) > MOST_FIGURES:
+            raise ValueError(f"figures must be at most {MOST_FIGURES} numbers by their names")
+        for name, value in self.figures.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"the figure {name[:60]!r} must be a number, got {value!r:.60}")
+
+
+@dataclass(frozen=True)
+class DraftSettings(Bounded):
+    """How a drafter is called. The defaults are those of a LoRA that comes without a draft.json.
+
+    first_time: what the network is told at its first call, as a share of the true time; distilled drafters learn sooner
+    where it is a little less than the noise that is there. guidance: that of its calls; None: none, or, for networks
+    that read a scale (FLUX.1 dev), the scale of the pipeline's call. checked: where it was measured to rank seeds.
+    """
+
+    first_time: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
+    guidance: Guidance | None = None
+    trained_for: TrainedFor = TrainedFor()
+    checked: tuple[Checked, ...] = ()
+
+
+HOT = DraftSettings(first_time=0.87)
+"""Of the model itself as its own drafter, without training."""
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def read_draft(folder: str | Path) -> DraftSettings:
+    """The settings in the draft.json of a drafter's folder, which anyone may have written; defaults where there is
+    none. ValueError, which names the file, for a damaged one."""
+    path = Path(folder) / DRAFT_FILE
+    return parse_draft(read_object(path, what="draft", most=MOST_BYTES), path) if path.exists() else DraftSettings()
+
+
+def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
+    """The settings that the object of a draft.json stands for; `where` names it in messages.
+
+    ValueError for another format, unknown keys, values of another type or out of bounds, and texts or lists that are
+    too long.
+    """
+    try:
+        if typed("format", data.get("format"), int) != FORMAT:
+            raise ValueError(f"it is of format {data['format']}; this version of ttsnap reads format {FORMAT}")
+        settings = build(DraftSettings, {key: value for key, value in data.items() if key != "format"})
+        texts = [settings.trained_for.model, settings.trained_for.path, *(entry.model for entry in settings.checked)]
+        if len(settings.checked) > MOST_CHECKED or any(len(text) > MOST_TEXT for text in texts):
+            raise ValueError(f"it holds more than {MOST_CHECKED:,} checks, or a text of over {MOST_TEXT} characters")
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be used: {printable(str(error)[:300])}") from None
+    return settings
+
+
+def write_draft(folder: str | Path, settings: DraftSettings) -> None:
+    """Write the draft.json of a drafter's folder, whole or not at all."""
+    write_json(Path(folder) / DRAFT_FILE, {"format": FORMAT, **to_json(settings)})
+
+
+# --- what it was checked for --------------------------------------------------------------------------------------
+
+
+def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) -> str | None:
+    """A sentence that says that a drafter was not measured for this model, number of steps and guidance; else None.
+
+    A drafter guesses the end of one deterministic sampler; the end is another at another guidance, and for a drafter
+    that was trained adversarially it may have little to do with the seed.
+    """
+    here = f"{model} at {steps} steps and guidance {guidance:g}"
+    if any((c.model, c.steps, c.guidance_scale) == (model, steps, guidance) for c in settings.checked):
+        return None
+    known = ", ".join(f"{c.model} at {c.steps} steps and guidance {c.guidance_scale:g}" for c in settings.checked[:5])
+    return (
+        f"this draft was not checked for {printable(here)}: how well it ranks seeds there is not known"
+        + (f"; it was for {printable(known)}" if known else "")
+        + ". Measure it with ttsnap evaluate-draft"
+    )
+
+
+# --- calls --------------------------------------------------------------------------------------------------------
+
+
+def call_times(start: Tensor, calls: int, first_time: float) -> list[tuple[Tensor, Tensor]]:
+    """The true times (N,) and the told times (N,) of each of `calls` calls from times start (N,).
+
+    Call j is made at start * (1 - j / calls). ValueError for fewer than one call.
+    """
+    if not 1 <= calls <= MOST_CALLS:
+        raise ValueError(f"a draft takes from 1 to {MOST_CALLS} calls, got {calls}")
+    times = [start * (1 - j / calls) for j in range(calls)]
+    return [(t, t * first_time if j == 0 else t) for j, t in enumerate(times)]
+
+
+def carried(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """x (N, ...) at times t (N,) taken to times s (N,) along the line between x0 and the noise that x0 implies."""
+    return rows(path.alpha(s), x) * x0 + rows(path.sigma(s), x) * eps_from_x0(path, x, x0, t)
+
+
+def guess(path: Interpolant, estimate: Estimate, x: Tensor, t: Tensor, calls: int, first_time: float) -> Tensor:
+    """The guess of the end (N, ...) from x (N, ...) at times t (N,) of `path`, in this number of calls.
+
+    The noise of x is kept: between calls x moves towards the last guess along the same noise, nothing is drawn.
+    """
+    x0 = x
+    for j, (now, told) in enumerate(plan := call_times(t, calls, first_time)):
+        if j:
+            x = carried(path, x, x0, plan[j - 1][0], now)
+        x0 = estimate(x, told)
+    return x0
