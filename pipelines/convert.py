@@ -39,7 +39,7 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
     return replace(
         schedule,
         scheduler=_unscaled(schedule),
-        timesteps=(t * _unit(schedule, source)).float(),
+        timesteps=(t * timestep_unit(schedule, source)).float(),
         alpha=target.alpha(at[:-1]).float(),
         sigma=target.sigma(at[:-1]).float(),
         scale=scale.float(),
@@ -56,7 +56,7 @@ def own_path(schedule: Schedule) -> Interpolant:
     return Linear() if schedule.prediction == "flow" else Discrete(schedule.scheduler.alphas_cumprod)
 
 
-def _unit(schedule: Schedule, source: Interpolant) -> float:
+def timestep_unit(schedule: Schedule, source: Interpolant) -> float:
     """What the network gets as its timestep at time 1; timesteps grow in proportion to time."""
     if isinstance(source, Discrete):
         return float(len(source.log_ratio) - 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from ttsnap.pipelines import flops
 from ttsnap.pipelines.convert import convert
+from ttsnap.pipelines.drafting import DraftingDenoiser
 from ttsnap.pipelines.given import Given
 from ttsnap.pipelines.hooks import captured
 from ttsnap.pipelines.memo import Memo
@@ -19,12 +20,11 @@ from ttsnap.pipelines.rows import spread, unscaled
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.core.grid import Grid
-from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Kernel, Prediction
 
 
-class PipelineDenoiser(Denoiser):
+class PipelineDenoiser(DraftingDenoiser):
     """The denoiser of one call of a pipeline. A family defines `encode_prompts` and `output`.
 
     It redefines what it does otherwise than most. Its constructor, whose arguments are those of the stock call that it
@@ -272,6 +272,9 @@ class PipelineDenoiser(Denoiser):
 
     def preview_flops(self) -> float:
         return flops.counted(self, "preview")[1]
+
+    def draft_flops(self) -> float:
+        return flops.counted_draft(self) if self.drafts else 0.0
 
     @property
     def memo(self) -> Memo:

@@ -38,10 +38,9 @@ def count(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
     denoiser.encode([_TYPICAL])
     x, zero = denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
     try:
-        twin = denoiser.meta_twin()
-        latent, t = x.to("meta"), denoiser.schedule.timesteps[:1].to("meta")
+        twin, latent = denoiser.meta_twin(), x.to("meta")
         decode = count_flops(lambda: getattr(twin, decoder)(latent))
-        return count_flops(lambda: twin.output(latent, t, zero, zero)), decode
+        return count_flops(lambda: _output(twin, latent)), decode
     except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
         logger.debug("FLOPs are counted by a real call", exc_info=True)
     fused = x.device.type != "cpu"
@@ -49,6 +48,32 @@ def count(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
         count_flops(lambda: denoiser.predict(x, zero, zero), fused=fused),
         count_flops(lambda: getattr(denoiser, decoder)(x), fused=fused),
     )
+
+
+def counted_draft(denoiser: PipelineDenoiser) -> float:
+    """FLOPs of one forward pass of its drafter; kept with the pipeline for every setting.
+
+    The denoiser encodes a prompt of typical length, as in `count`.
+    """
+    key = ("draft flops", *denoiser.drafting().setting())
+    if key not in denoiser.memo:
+        denoiser.encode([_TYPICAL])
+        x, drafting = denoiser.init_latents([seeded(0)]), denoiser.drafting()
+        try:
+            twin = drafting.meta_twin()
+            flops = count_flops(lambda: _output(twin, x.to("meta")))
+        except Exception:  # as above
+            logger.debug("FLOPs of drafts are counted by a real call", exc_info=True)
+            flops = count_flops(lambda: _output(drafting, x), fused=x.device.type != "cpu")
+        denoiser.memo[key] = flops / drafting.passes_per_nfe
+    counted: float = denoiser.memo[key]
+    return counted
+
+
+def _output(denoiser: PipelineDenoiser, x: Tensor) -> Tensor:
+    """Of the first step, for the first prompt."""
+    zero = torch.zeros(1, dtype=torch.long)
+    return denoiser.output(x, denoiser.schedule.timesteps[:1].to(x.device), zero, zero)
 
 
 def meta_twin(denoiser: Family) -> Family:

@@ -60,6 +60,11 @@ class PackedDenoiser(PipelineDenoiser):
         """Times (N,) in [0, 1], as the network reads them."""
         return t.to(x.dtype) / 1000
 
+    def embed_scale(self, scale: float) -> bool:
+        reads = bool(self.net.config.guidance_embeds)
+        self.guidance_scale = scale if reads else self.guidance_scale
+        return reads
+
     def embedded_guidance(self, x: Tensor) -> Tensor | None:
         """(N,) what networks with distilled guidance read of its scale."""
         if self.guidance_scale is None or not self.net.config.guidance_embeds:

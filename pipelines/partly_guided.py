@@ -22,4 +22,4 @@ class PartlyGuidedDenoiser(PipelineDenoiser):
 
     def guided_rows(self, step: Tensor) -> list[int]:
         """Which rows, at positions step (N,), are guided."""
-        return [i for i, k in enumerate(step.tolist()) if self._guided_at[k]]
+        return [i for i, k in enumerate(step.tolist()) if self.guided and self._guided_at[k]]

@@ -53,6 +53,11 @@ class UNetDenoiser(PairedDenoiser):
         out, rescale = super().guide(unconditional, conditional, scale), self.pipe.guidance_rescale
         return rescale_noise_cfg(out, conditional, guidance_rescale=rescale) if rescale > 0 else out
 
+    def embed_scale(self, scale: float) -> bool:
+        reads = self.net.config.time_cond_proj_dim is not None
+        self.cfg_scale = scale if reads else self.cfg_scale
+        return reads
+
     def _embedded_guidance(self, x: Tensor) -> Tensor | None:
         """What U-Nets with the guidance distilled into them (LCM) read of its scale; they are called once."""
         size = self.net.config.time_cond_proj_dim

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from ttsnap.files.reading import foreign
 
 _ADAPTER = "lora"
 
@@ -39,32 +34,9 @@ def load_lora(pipe: Any, text: str) -> None:
 
     ValueError where there is none, or where it does not fit the model.
     """
+    from ttsnap.pipelines.lora import add_lora
+
     where, scale = parse_lora(text)
-    if not hasattr(pipe, "load_lora_weights"):
-        raise ValueError(f"--lora {text}: diffusers loads no LoRA into a {type(pipe).__name__}")
-    path = Path(where).expanduser()
-    if not path.exists() and (where.startswith((".", "/", "~")) or where.count("/") != 1):
-        raise ValueError(f"--lora {text}: there is no such folder or file, and it is not a hub id")
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise ValueError(f"--lora {text}: not a LoRA: there is no .safetensors file in that folder")
-    source = str(path) if path.exists() else where
-    with foreign(f"--lora {text}: cannot load it into a {type(pipe).__name__}"), _quiet():
-        pipe.load_lora_weights(source, adapter_name=_ADAPTER, use_safetensors=True)
-    if not any(_ADAPTER in names for names in pipe.get_list_adapters().values()):
-        raise ValueError(
-            f"--lora {text}: nothing in it belongs to a {type(pipe).__name__}; was it made for another family?"
-        )
+    add_lora(pipe, where, _ADAPTER, f"--lora {text}")
     if scale != 1.0:
         pipe.set_adapters([_ADAPTER], [scale])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' word on every network that a LoRA leaves alone, and on what the exception says again."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -105,7 +105,7 @@ class Denoiser(ABC):
         Every row has its own grid step (N,), before the last, and prompt (N,), long on the CPU. Nothing is drawn.
         ValueError where there is no drafter, and for no calls.
         """
-        raise ValueError(f"{type(self).__name__} has no drafter to guess finished images by; set draft, as draft='hot'")
+        raise no_drafter(self)
 
     def draft_flops(self) -> float:
         """FLOPs of one forward pass of the drafter, per particle."""
@@ -151,3 +151,8 @@ class Denoiser(ABC):
     def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
         """What the cost and the memory of a row depend on, with the decoder "decode" or "preview"."""
         return ()
+
+
+def no_drafter(denoiser: Denoiser) -> ValueError:
+    """What is raised where a draft is asked for and there is nothing to make it."""
+    return ValueError(f"{type(denoiser).__name__} has no drafter to guess finished images by; set draft, as 'hot'")

@@ -79,6 +79,23 @@ HOT = DraftSettings(first_time=0.87)
 """Of the model itself as its own drafter, without training."""
 
 
+def calls_of(text: str) -> tuple[str, int]:
+    """What a text names, and the calls that a guess takes, of "WHERE" or "WHERE:CALLS"; one where none are given.
+
+    A name that ends in a colon and a number is taken whole where it exists. ValueError without a name, and for no calls
+    or too many.
+    """
+    head, _, tail = text.rpartition(":")
+    numbered = bool(head) and tail.strip().lstrip("-").isdigit() and not Path(text).expanduser().exists()
+    where, calls = (head, int(tail)) if numbered else (text, 1)
+    if not where.strip() or not 1 <= calls <= MOST_CALLS:
+        raise ValueError(
+            f"cannot read draft {text!r}: give hot, a folder or a hub id, and after it the calls of a guess, "
+            f"1 to {MOST_CALLS}, as in FOLDER:2"
+        )
+    return where, calls
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,224 @@
+"""Drafters of a pipeline: the network that guesses finished images, made beside the model's own, and found by name.
+
+A drafter is another network object, never an adapter that is switched on and off, so that nothing of it can leak into
+the model's own evaluations. One made by a LoRA shares all weights of the model's network; only the LoRA takes memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from ttsnap.pipelines import twins
+from ttsnap.pipelines.lora import add_lora, hub_file
+
+from ttsnap.files.reading import foreign
+from ttsnap.sampling.drafts import DRAFT_FILE, HOT, DraftSettings, calls_of, read_draft
+
+logger = logging.getLogger(__name__)
+HOT_NAME = "hot"
+_ADAPTER = "ttsnap_draft"
+_MEETS = (
+    *("in_channels", "out_channels", "patch_size", "cross_attention_dim", "encoder_hid_dim", "addition_embed_type"),
+    *("joint_attention_dim", "pooled_projection_dim", "caption_channels", "cap_feat_dim"),
+)  # fmt: skip
+"""Settings of networks that decide which latents and texts they read, and what they put out."""
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """A network of the class of the model's own, how it is called, and in how many calls a guess is made."""
+
+    net: nn.Module
+    settings: DraftSettings = field(default_factory=DraftSettings)
+    calls: int = 1
+
+
+DraftSpec: TypeAlias = str | nn.Module | Drafter
+"""What the option `draft` may be."""
+
+
+def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
+    """The drafter that is meant, for the network of this name ("unet", "transformer") of a pipeline.
+
+    spec: "hot", the model itself, told that there is less noise; a LoRA (folder, .safetensors file, hub id, or
+    owner/name/file.safetensors) or a network (folder or hub id, also of a whole pipeline), each with ":CALLS" after it
+    where a guess takes more than one; or a network or a Drafter. What was loaded is kept with the pipeline, so that the
+    next call finds it. ValueError where there is none, or it does not fit the model.
+    """
+    base = _bare(getattr(pipe, network))
+    if isinstance(spec, Drafter):
+        return replace(spec, net=_fitting(base, spec.net, "draft"))
+    if isinstance(spec, nn.Module):
+        return Drafter(_fitting(base, spec, "draft"))
+    if not isinstance(spec, str):
+        raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
+    where, calls = calls_of(spec)
+    if where == HOT_NAME:
+        return Drafter(getattr(pipe, network), HOT, calls)
+    key, state = ("draft", where, network), _state(base)
+    kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
+    if kept is None or kept[0] != state:
+        kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
+    return replace(kept[1], calls=calls)
+
+
+def _loaded(pipe: Any, network: str, where: str) -> Drafter:
+    said, base = f"draft {where}", _bare(getattr(pipe, network))
+    config, subfolder = _config(base, where, network)
+    if config is None:
+        return Drafter(_under_lora(pipe, network, where, said), _settings(where, said))
+    if config["_class_name"] != type(base).__name__:
+        raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
+    place = next(base.parameters())
+    with foreign(f"{said}: cannot load it"):
+        net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
+    frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
+    return Drafter(frozen, _settings(where, said))
+
+
+# --- a network under a LoRA ---------------------------------------------------------------------------------------
+
+
+def shared_copy(net: nn.Module) -> nn.Module:
+    """Another object over the same parameters and buffers, with modules, adapters and settings of its own."""
+    memo: dict[int, object] = {id(t): t for t in (*net.parameters(), *net.buffers())}  # taken for copied by deepcopy
+    return copy.deepcopy(net, memo)
+
+
+def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
+    """A copy of the network that shares its weights and carries the LoRA beside the adapters that are in force."""
+    base = _bare(getattr(pipe, network))
+    if _hooked(pipe):
+        raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
+                         "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
+    before = {name: (layer.active_adapters, layer.disable_adapters) for name, layer in _tuned(base)}
+    if any(layer.merged for _, layer in _tuned(base)):
+        raise ValueError(f"{said}: a LoRA of the model is fused and still loaded; call pipe.unload_lora_weights()")
+    trained = {p: p.requires_grad for p in base.parameters()}  # which loading a LoRA changes, also of shared weights
+    twin, words = twins.copied(pipe, type(pipe)), list[bool]()
+    vars(twin)[network] = shared_copy(base)
+    # Drafts read prompts as the model encoded them; layers for its text encoders stay away from those.
+    vars(twin)["load_lora_into_text_encoder"] = lambda state, **_: words.append(any("text_encoder" in k for k in state))
+    try:
+        add_lora(twin, where, _ADAPTER, said)
+    finally:
+        for parameter, flag in trained.items():
+            parameter.requires_grad_(flag)
+    if any(words):
+        logger.warning("%s: its layers for text encoders are left out", said)
+    net: nn.Module = getattr(twin, network)
+    _fitting(base, net, said)  # LoRAs for control images widen a network's input
+    device = next(base.parameters()).device
+    own = [parameter for parameter in net.parameters() if parameter not in trained]
+    for name, layer in _tuned(net):
+        active, disabled = before.get(name, ([], False))
+        layer.enable_adapters(True)
+        layer.set_adapter([*([] if disabled else active), _ADAPTER])
+    for parameter in own:
+        parameter.data = parameter.data.to(device)
+        parameter.requires_grad_(False)
+    for parameter, flag in trained.items():
+        parameter.requires_grad_(flag)
+    return net.eval()
+
+
+def _tuned(net: nn.Module) -> list[tuple[str, Any]]:
+    """The layers of a network that carry adapters, by name."""
+    if not getattr(net, "peft_config", None):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, layer) for name, layer in net.named_modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def _state(net: nn.Module) -> Hashable:
+    """What a drafter that was made of a network hangs on: its weights, their place, and the adapters in force.
+
+    Weights go by id: the drafter keeps those that it shares, so that no others can have their ids.
+    """
+    tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
+    adapters = [
+        (name, tuple(layer.active_adapters), tuple(layer.scaling.items()), layer.disable_adapters, layer.merged)
+        for name, layer in _tuned(net)
+    ]
+    return tensors[0].dtype, tensors[0].device, tuple(map(id, tensors)), tuple(adapters)
+
+
+def _hooked(pipe: Any) -> bool:
+    """Whether hooks stand before calls of the pipeline's parts, which loading a LoRA takes off and puts on again."""
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return any("_hf_hook" in vars(part) or _registered(part) for network in networks for part in network.modules())
+
+
+def _registered(part: nn.Module) -> bool:
+    """Whether diffusers' own hooks are on it: transformers that cache by context have a registry without any."""
+    registry = getattr(part, "_diffusers_hook", None)
+    return registry is not None and bool(registry.hooks)
+
+
+# --- another network ----------------------------------------------------------------------------------------------
+
+
+def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The configuration of the network in a folder or on the hub, and its subfolder; None: there is none."""
+    path = Path(where).expanduser()
+    if path.is_file() or (not path.exists() and hub_file(where, f"draft {where}")[1] is not None):
+        return None, None
+    for subfolder in (None, network):
+        try:
+            config: dict[str, Any] = type(base).load_config(str(path) if path.exists() else where, subfolder=subfolder)
+        except OSError:
+            continue
+        if "_class_name" in config:
+            return config, subfolder
+    return None, None
+
+
+def _fitting(base: Any, net: Any, said: str) -> nn.Module:
+    """The network, if it is of the model's class and reads the same latents and texts; ValueError for another."""
+    bare = _bare(net)
+    if not isinstance(bare, type(base)):
+        raise ValueError(f"{said}: it is a {type(bare).__name__}, but the model's network is a {type(base).__name__}")
+    for name in _MEETS:
+        mine, theirs = _plain(base.config.get(name)), _plain(bare.config.get(name))
+        if mine != theirs:
+            raise ValueError(f"{said}: its {name} is {theirs}, that of the model's network {mine}; a drafter must read "
+                             "the same latents and texts")  # fmt: skip
+    fitting: nn.Module = net
+    return fitting
+
+
+def _plain(value: object) -> object:
+    """Lists, as configurations on disk have them, as tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _bare(net: Any) -> Any:
+    """Without the wrapper of torch.compile."""
+    return getattr(net, "_orig_mod", net)
+
+
+# --- draft.json ---------------------------------------------------------------------------------------------------
+
+
+def _settings(where: str, said: str) -> DraftSettings:
+    """The settings beside a drafter's weights, in a folder or on the hub; defaults where there are none."""
+    path = Path(where).expanduser()
+    if path.exists():
+        return read_draft(path.parent if path.is_file() else path)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        with foreign(f"{said}: cannot read its {DRAFT_FILE}"):
+            return read_draft(Path(hf_hub_download(hub_file(where, said)[0], DRAFT_FILE)).parent)
+    except ValueError as error:
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return DraftSettings()
+        raise

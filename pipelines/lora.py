@@ -1,0 +1,53 @@
+"""LoRA weights from a folder, a file or the hub, put on a pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ttsnap.files.reading import foreign
+
+
+def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
+    """Load a LoRA under this adapter name, as diffusers does, from safetensors only.
+
+    where: a folder, a .safetensors file, a hub id, or a hub id and a file of it (owner/name/file.safetensors). said:
+    what messages begin with. ValueError where there is none, or where it does not fit the pipeline.
+    """
+    family = type(pipe).__name__
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(f"{said}: diffusers loads no LoRA into a {family}")
+    path = Path(where).expanduser()
+    source, file = (str(path), None) if path.exists() else hub_file(where, said)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise ValueError(f"{said}: not a LoRA: there is no .safetensors file in that folder")
+    named = {} if file is None else {"weight_name": file}
+    with foreign(f"{said}: cannot load it into a {family}"), _quiet():
+        pipe.load_lora_weights(source, adapter_name=adapter, use_safetensors=True, **named)
+    if not any(adapter in names for names in pipe.get_list_adapters().values()):
+        raise ValueError(f"{said}: nothing in it belongs to a {family}; was it made for another family?")
+
+
+def hub_file(where: str, said: str) -> tuple[str, str | None]:
+    """A hub id, and the file of it that is meant; ValueError for a text that is neither."""
+    parts = where.split("/")
+    if where.startswith((".", "/", "~")) or len(parts) < 2 or not all(part.strip() for part in parts):
+        raise ValueError(f"{said}: there is no such folder or file, and it is not a hub id")
+    if len(parts) > 2 and not where.endswith(".safetensors"):
+        raise ValueError(f"{said}: there is no such folder or file, and it is not a hub id")
+    return "/".join(parts[:2]), "/".join(parts[2:]) or None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' word on every network that a LoRA leaves alone, and on what the exception says again."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,411 @@
+"""Drafters beside a pipeline's own network: what they guess, that nothing leaks, what is shared and refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
+from torch import Tensor
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.drafters import Drafter, shared_copy
+
+from ttsnap.sampling.drafts import HOT, DraftSettings, write_draft
+from ttsnap.sampling.rng import seeded
+
+from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, shared
+
+UNGUIDED: dict[str, dict[str, Any]] = {
+    "sd15": {"guidance_scale": 1.0},
+    "sdxl": {"guidance_scale": 1.0},
+    "sd3": {"guidance_scale": 1.0},
+    "flux": {},
+    "flux_schnell": {},
+    "pixart_sigma": {"guidance_scale": 1.0},
+    "sana": {"guidance_scale": 1.0},
+    "qwen_image": {"true_cfg_scale": 1.0},
+    "z_image": {"guidance_scale": 0.0},
+    "lumina2": {"guidance_scale": 1.0},
+    "flux2_klein": {"guidance_scale": 1.0},
+}
+FOUR = ("sd15", "sdxl", "sd3", "flux")
+STEPS = 5
+
+
+def denoiser(pipe: Any, name: str, **call: Any) -> Any:
+    """A denoiser of a small call, for two prompts."""
+    made = upgrade(pipe).denoiser(**{**FAMILIES[name].call, "num_inference_steps": STEPS, **call})
+    made.encode(["a red circle", "two dogs"])
+    return made
+
+
+def rows(made: Any, *steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, grid steps and prompts of as many rows."""
+    x = made.init_latents([seeded(i) for i in range(len(steps))])
+    return x, torch.tensor(steps), torch.arange(len(steps)) % 2
+
+
+def told(**settings: Any) -> DraftSettings:
+    return DraftSettings(**settings)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    """Within what float32 makes of the times, relative to the size of the whole."""
+    assert one.dtype == other.dtype == torch.float32
+    assert float((one - other).norm() / other.norm()) < 2e-5
+
+
+@pytest.fixture(autouse=True)
+def no_graphs() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Callable[..., str]:
+    """A folder with a random LoRA for a network, as diffusers' pipelines save theirs."""
+
+    def save(pipe: Any, name: str = "draft", text_encoder: bool = False, seed: int = 0) -> str:
+        network = "unet" if hasattr(pipe, "unet") else "transformer"
+        parts = [network, "text_encoder"] if text_encoder else [network]
+        layers = {}
+        for part in parts:
+            net = copy.deepcopy(getattr(pipe, part))
+            modules = ["q_proj", "v_proj"] if part == "text_encoder" else ["to_q", "to_k", "to_v", "ff.net.2"]
+            config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, init_lora_weights=False)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                peft.inject_adapter_in_model(config, net, "made")
+            layers[f"{part}_lora_layers"] = peft.get_peft_model_state_dict(net, adapter_name="made")
+        type(pipe).save_lora_weights(tmp_path / name, **layers)
+        return str(tmp_path / name)
+
+    return save
+
+
+# --- what is guessed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", UNGUIDED)
+def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name: str) -> None:
+    pipe = shared(name)
+    base, plain = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
+    if name == "sana":  # its scheduler tells the network whole timesteps, cut off below the noise that is there
+        plain.schedule = replace(plain.schedule, timesteps=1000 * plain.schedule.sigma)
+    base.use_drafter(Drafter(base.net, told(first_time=1.0)))
+    x, steps, at = rows(base, 0, 3, 1, 2)
+    position = torch.from_numpy(base.grid.calls)[steps]
+    close(base.draft(x, steps, at, 1), plain.predict(x, position, at).x0)
+    assert base.passes_per_draft == 1
+
+
+@pytest.mark.parametrize(("name", "scheduler", "convert"), [
+    ("sd15", DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="v_prediction"), None),
+    ("sd15", DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="sample"), None),
+    ("sd15", HeunDiscreteScheduler(**STABLE_DIFFUSION_BETAS), None),
+    ("sdxl", EulerDiscreteScheduler(**STABLE_DIFFUSION_BETAS), "linear"),
+    ("sd3", FlowMatchEulerDiscreteScheduler(shift=3.0), "vp"),
+])  # fmt: skip
+def test_other_schedulers_and_paths_are_brought_to_the_network_at_equal_signal_to_noise_ratio(
+    name: str, scheduler: Any, convert: str | None
+) -> None:
+    pipe = FAMILIES[name].build(scheduler)
+    base, plain = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
+    if convert is not None:
+        base.convert(convert)
+        plain.convert(convert)
+    base.use_drafter(Drafter(base.net, told(first_time=1.0)))
+    x, steps, at = rows(base, 1, 3)
+    position = torch.from_numpy(base.grid.calls)[steps]
+    close(base.draft(x, steps, at, 1), plain.predict(x, position, at).x0)
+
+
+def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
+    """Of the network's own output at the times that the contract names: FLUX, whose times are the noise levels."""
+    base = denoiser(shared("flux_schnell"), "flux_schnell")
+    base.use_drafter("hot:2")
+    x, steps, at = rows(base, 0, 2)
+    t = base.times[steps].float().view(-1, 1, 1)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = base.output(x, 1000 * t.flatten(), steps, at)
+        return out
+
+    first = x - 0.87 * t * velocity(x, 0.87 * t)
+    close(base.draft(x, steps, at, 1), first)
+    half = t / 2
+    moved = (1 - half) * first + half * (x - (1 - t) * first) / t
+    close(base.draft(x, steps, at, 2), moved - half * velocity(moved, half))
+    assert base.draft_calls == 2
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_the_batch_decides_nothing(name: str, lora: Callable[..., str]) -> None:
+    pipe = shared(name)
+    base = denoiser(pipe, name)
+    base.use_drafter(lora(pipe))
+    x, steps, at = rows(base, 0, 3, 1)
+    together = base.draft(x, steps, at, 2)
+    assert torch.equal(together, base.draft(x, steps, at, 2))
+    for i in range(3):
+        torch.testing.assert_close(
+            base.draft(x[i : i + 1], steps[i : i + 1], at[i : i + 1], 2), together[i : i + 1], atol=2e-5, rtol=2e-5
+        )
+
+
+# --- a LoRA -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora: Callable[..., str]) -> None:
+    pipe = shared(name)
+    folder = lora(pipe)
+    write_draft(folder, told(first_time=1.0))
+    base, bare = denoiser(pipe, name), denoiser(pipe, name, **UNGUIDED[name])
+    base.use_drafter(folder)
+    x, steps, at = rows(base, 0, 3)
+    position = torch.from_numpy(base.grid.calls)[steps]
+    under = FAMILIES[name].build()
+    under.load_lora_weights(folder)
+    plain = denoiser(under, name, **UNGUIDED[name])
+    guess = base.draft(x, steps, at, 1)
+    close(guess, plain.predict(x, position, at).x0)
+    assert float((guess - bare.predict(x, position, at).x0).norm() / guess.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_nothing_leaks_into_the_models_own_evaluations(name: str, lora: Callable[..., str]) -> None:
+    pipe = FAMILIES[name].build()
+    base = denoiser(pipe, name)
+    x, steps, at = rows(base, 0, 2)
+    position = torch.from_numpy(base.grid.calls)[steps]
+    modules, weights = list(base.net.modules()), [p.detach().clone() for p in base.net.parameters()]
+    flags = [p.requires_grad for p in base.net.parameters()]
+    before = base.predict(x, position, at)
+    base.use_drafter(lora(pipe))
+    loaded = base.predict(x, position, at)
+    base.draft(x, steps, at, 2)
+    after = base.predict(x, position, at)
+    for other in (loaded, after):
+        assert torch.equal(before.out, other.out)
+        assert torch.equal(before.x0, other.x0)
+    assert all(one is other for one, other in zip(modules, base.net.modules(), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(weights, base.net.parameters(), strict=True))
+    assert flags == [p.requires_grad for p in base.net.parameters()]
+    assert not any(pipe.get_list_adapters().values())
+    assert base.setting() == denoiser(pipe, name).setting()
+
+
+def test_only_the_lora_takes_memory(lora: Callable[..., str]) -> None:
+    pipe = FAMILIES["sd3"].build()
+    base = denoiser(pipe, "sd3")
+    base.use_drafter(lora(pipe))
+    mine = {t.data_ptr() for t in (*base.net.parameters(), *base.net.buffers())}
+    own = {name for name, t in base.drafter.net.named_parameters() if t.data_ptr() not in mine}
+    assert own
+    assert all("lora_" in name for name in own)
+    assert {t.data_ptr() for t in base.drafter.net.buffers()} <= mine
+    assert not any(t.requires_grad for n, t in base.drafter.net.named_parameters() if n in own)
+
+
+def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
+    pipe = FAMILIES["sd3"].build()
+    pipe.load_lora_weights(lora(pipe, "style", seed=1), adapter_name="style")
+    pipe.set_adapters(["style"], [0.5])
+    folder = lora(pipe, "draft", seed=2)
+    base = denoiser(pipe, "sd3")
+    x, steps, at = rows(base, 0, 2)
+    before = base.predict(x, steps, at).x0
+    flags = [p.requires_grad for p in base.net.parameters()]
+    base.use_drafter(folder)
+    both = base.draft(x, steps, at, 1)
+    assert torch.equal(before, base.predict(x, steps, at).x0)
+    assert flags == [p.requires_grad for p in base.net.parameters()]
+    assert pipe.get_active_adapters() == ["style"]
+    together = FAMILIES["sd3"].build()
+    together.load_lora_weights(lora(together, "style", seed=1), adapter_name="style")
+    together.load_lora_weights(folder, adapter_name="draft")
+    together.set_adapters(["style", "draft"], [0.5, 1.0])
+    close(both, denoiser(together, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
+    # Another scale of it is another drafter; without it, its layers go.
+    pipe.set_adapters(["style"], [1.0])
+    base.use_drafter(folder)
+    assert not torch.equal(base.draft(x, steps, at, 1), both)
+    pipe.disable_lora()
+    base.use_drafter(folder)
+    alone = FAMILIES["sd3"].build()
+    alone.load_lora_weights(folder)
+    close(base.draft(x, steps, at, 1), denoiser(alone, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
+
+
+def test_layers_for_text_encoders_are_left_out(lora: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+    pipe = FAMILIES["sd15"].build()
+    base = denoiser(pipe, "sd15")
+    words = pipe.text_encoder.state_dict().keys()
+    with caplog.at_level(logging.WARNING, "ttsnap"):
+        base.use_drafter(lora(pipe, text_encoder=True))
+    assert "its layers for text encoders are left out" in caplog.text
+    assert pipe.text_encoder.state_dict().keys() == words
+    assert base.drafts
+
+
+# --- other networks -----------------------------------------------------------------------------------------------
+
+
+def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python(tmp_path: Path) -> None:
+    pipe = FAMILIES["sd3"].build()
+    other = copy.deepcopy(pipe.transformer)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    other.save_pretrained(tmp_path / "network")
+    other.save_pretrained(tmp_path / "pipeline" / "transformer")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    write_draft(tmp_path / "pipeline", told(first_time=0.5))
+    base = denoiser(pipe, "sd3")
+    x, steps, at = rows(base, 0, 2)
+    found = {}
+    for draft in (str(tmp_path / "network"), other, f"{tmp_path / 'pipeline'}:3"):
+        base.use_drafter(draft)
+        found[base.drafter.settings.first_time, base.draft_calls] = base.draft(x, steps, at, 1)
+        torch.testing.assert_close(
+            base.draft(x, steps, at, 1), found[base.drafter.settings.first_time, base.draft_calls], rtol=0, atol=0
+        )
+    assert found.keys() == {(1.0, 1), (0.5, 3)}
+    swapped = type(pipe)(**{**pipe.components, "transformer": other})
+    close(found[1.0, 1], denoiser(swapped, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
+    assert not torch.equal(found[1.0, 1], found[0.5, 3])
+
+
+def test_schnell_drafts_for_dev_which_reads_a_scale_of_guidance() -> None:
+    dev, schnell = shared("flux"), shared("flux_schnell")
+    base = denoiser(dev, "flux")
+    x, steps, at = rows(base, 0, 2)
+    base.use_drafter(schnell.transformer)
+    fast = FAMILIES["flux"].build()
+    fast.transformer = schnell.transformer
+    close(base.draft(x, steps, at, 1), denoiser(fast, "flux").predict(x, steps, at).x0)
+    base.use_drafter(Drafter(base.net, told(guidance=1.5)))
+    close(base.draft(x, steps, at, 1), denoiser(dev, "flux", guidance_scale=1.5).predict(x, steps, at).x0)
+    base.use_drafter(Drafter(base.net))  # at the scale of the call
+    close(base.draft(x, steps, at, 1), base.predict(x, steps, at).x0)
+
+
+def test_a_draft_may_be_guided_where_the_call_prepares_two_passes() -> None:
+    pipe = shared("sd3")
+    base = denoiser(pipe, "sd3")
+    base.use_drafter(Drafter(base.net, told(guidance=2.0)))
+    x, steps, at = rows(base, 0, 2)
+    close(base.draft(x, steps, at, 1), denoiser(pipe, "sd3", guidance_scale=2.0).predict(x, steps, at).x0)
+    assert base.passes_per_draft == 2
+    with pytest.raises(ValueError, match="made at guidance 2, for which this call of"):
+        denoiser(pipe, "sd3", guidance_scale=1.0).use_drafter(Drafter(base.net, told(guidance=2.0)))
+
+
+# --- what it costs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_cost_is_counted_on_meta_for_one_pass(name: str, lora: Callable[..., str]) -> None:
+    pipe = FAMILIES[name].build()
+    base = denoiser(pipe, name)
+    assert (base.drafts, base.draft_calls, base.passes_per_draft, base.draft_flops()) == (False, 0, 0, 0.0)
+    base.use_drafter("hot")
+    one = base.flops()[0] / base.passes_per_nfe
+    assert base.draft_flops() == one
+    base.use_drafter(lora(pipe))
+    assert one < base.draft_flops() < 1.5 * one  # the LoRA's own products come on top
+    base.use_drafter(Drafter(base.net, HOT))
+    assert base.draft_flops() == one
+
+
+# --- what is remembered, and what is refused ----------------------------------------------------------------------
+
+
+def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], tmp_path: Path) -> None:
+    pipe = upgrade(FAMILIES["sd3"].build())
+    folder = lora(pipe)
+    first = pipe.denoiser(**FAMILIES["sd3"].call)
+    first.use_drafter(folder)
+    for file in (tmp_path / "draft").iterdir():
+        file.unlink()
+    second = pipe.denoiser(**FAMILIES["sd3"].call)
+    second.use_drafter(f"{folder}:2")
+    assert second.drafter.net is first.drafter.net
+    assert (first.draft_calls, second.draft_calls) == (1, 2)
+    with pytest.raises(ValueError, match=r"there is no \.safetensors file in that folder"):
+        upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
+
+
+@pytest.mark.parametrize(("draft", "said"), [
+    ("", "cannot read draft ''"),
+    ("hot:0", "cannot read draft 'hot:0': give hot, a folder or a hub id, and after it the calls of a guess, 1 to 16"),
+    ("hot:17", "cannot read draft"),
+    ("hot:-1", "cannot read draft"),
+    ("nowhere", "draft nowhere: there is no such folder or file, and it is not a hub id"),
+    ("/nowhere/at/all", "there is no such folder or file"),
+    ("a/b/c.bin", "there is no such folder or file"),
+    (3, "draft must be a text, a network or a Drafter, got int"),
+    (torch.nn.Linear(1, 1), "draft: it is a Linear, but the model's network is a SD3Transformer2DModel"),
+])  # fmt: skip
+def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        denoiser(shared("sd3"), "sd3").use_drafter(draft)
+
+
+def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:
+    base = denoiser(shared("sd3"), "sd3")
+    wider = type(base.net).from_config({**base.net.config, "in_channels": 8, "out_channels": 8})
+    with pytest.raises(ValueError, match="draft: its in_channels is 8, that of the model's network 4; a drafter must"):
+        base.use_drafter(wider)
+    wider.save_pretrained(tmp_path / "wider")
+    with pytest.raises(ValueError, match="wider: its in_channels is 8"):
+        base.use_drafter(str(tmp_path / "wider"))
+    shared("flux").transformer.save_pretrained(tmp_path / "flux")
+    with pytest.raises(ValueError, match="it is a FluxTransformer2DModel, but the model's network is a SD3Transformer"):
+        base.use_drafter(str(tmp_path / "flux"))
+    with pytest.raises(ValueError, match="was it made for another family"):
+        base.use_drafter(lora(shared("sd15"), "unet"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="not a LoRA"):
+        base.use_drafter(str(tmp_path / "empty"))
+    folder = Path(lora(shared("sd3")))
+    (folder / "draft.json").write_text(json.dumps({"format": 7}))
+    with pytest.raises(ValueError, match=r"draft\.json cannot be used: it is of format 7"):
+        base.use_drafter(str(folder))
+    assert not base.drafts
+
+
+def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_only(lora: Callable[..., str]) -> None:
+    pipe = FAMILIES["sd3"].build()
+    folder = lora(pipe)
+    pipe.load_lora_weights(lora(pipe, "style", seed=1), adapter_name="style")
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match=r"a LoRA of the model is fused and still loaded; call pipe\.unload_lora"):
+        denoiser(pipe, "sd3").use_drafter(folder)
+    pipe = FAMILIES["sd3"].build()
+    pipe.enable_model_cpu_offload(device="cpu")
+    base = denoiser(pipe, "sd3")
+    with pytest.raises(ValueError, match="shares the weights of the model's network, which offloading and other"):
+        base.use_drafter(folder)
+    x, steps, at = rows(base, 0, 2)
+    base.use_drafter("hot")
+    whole = denoiser(FAMILIES["sd3"].build(), "sd3")
+    whole.use_drafter("hot")
+    close(base.draft(x, steps, at, 1), whole.draft(x, steps, at, 1))
+
+
+def test_a_copy_of_a_network_is_another_object_over_the_same_weights() -> None:
+    net = FAMILIES["sd15"].build().unet
+    twin = shared_copy(net)
+    assert not {id(m) for m in net.modules()} & {id(m) for m in twin.modules()}
+    assert all(one is other for one, other in zip(net.parameters(), twin.parameters(), strict=True))
+    assert all(one is other for one, other in zip(net.buffers(), twin.buffers(), strict=True))
