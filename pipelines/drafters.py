@@ -18,10 +18,10 @@ from ttsnap.pipelines import twins
 from ttsnap.pipelines.lora import add_lora, hub_file
 
 from ttsnap.files.reading import foreign
-from ttsnap.sampling.drafts import DRAFT_FILE, HOT, DraftSettings, calls_of, read_draft
+from ttsnap.options.sampler import HOT
+from ttsnap.sampling.drafts import DRAFT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft
 
 logger = logging.getLogger(__name__)
-HOT_NAME = "hot"
 _ADAPTER = "ttsnap_draft"
 _MEETS = (
     *("in_channels", "out_channels", "patch_size", "cross_attention_dim", "encoder_hid_dim", "addition_embed_type"),
@@ -59,8 +59,8 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if not isinstance(spec, str):
         raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
     where, calls = calls_of(spec)
-    if where == HOT_NAME:
-        return Drafter(getattr(pipe, network), HOT, calls)
+    if where == HOT:
+        return Drafter(getattr(pipe, network), HOT_SETTINGS, calls)
     key, state = ("draft", where, network), _state(base)
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:

@@ -13,7 +13,7 @@ from ttsnap.pipelines.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.sampling.denoiser import Denoiser, no_drafter
-from ttsnap.sampling.drafts import guess
+from ttsnap.sampling.drafts import guess, unchecked
 from ttsnap.sampling.interpolants import rows
 
 
@@ -71,6 +71,15 @@ class DraftingDenoiser(Denoiser):
             return there.x0(at, out, each)
 
         return guess(path, estimate, wide / rows(scale, wide), t, calls, first)
+
+    @property
+    def scale(self) -> float:
+        """The guidance of this call: of its two passes, or what the network reads of it."""
+        return self.cfg_scale
+
+    def doubt_of_draft(self, model: str) -> str | None:
+        """A sentence where the drafter was not checked for this model (by its name), number of steps and guidance."""
+        return None if self.drafter is None else unchecked(self.drafter.settings, model, self.grid.steps, self.scale)
 
     def drafting(self) -> Self:
         """This denoiser as it is now, with what it has encoded, but with the drafter's network and guidance.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, seeds, twins
-from ttsnap.pipelines.settings import settings_of
+from ttsnap.pipelines.settings import model_name, settings_of
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core import utility as utilities
@@ -26,6 +27,8 @@ from ttsnap.results.outputs import Recorder
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import make_kernel
+
+logger = logging.getLogger(__name__)
 
 
 class SearchMixin:
@@ -116,6 +119,8 @@ class SearchMixin:
                              f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
         if sampler.estimate_guidance is not None:
             denoiser.guide_estimates(sampler.estimate_guidance)
+        if sampler.draft is not None:
+            denoiser.use_drafter(sampler.draft)
         return LiveEngine(
             denoiser,
             self._rewards(reward),
@@ -160,6 +165,8 @@ class SearchMixin:
             **{name: value for name, value in call.items() if name in takes},
         )
         denoiser: Any = engine.denoiser
+        if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
+            logger.warning(doubt)
         denoiser.encode_instead(prompts, of=texts)
         output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}

@@ -60,6 +60,11 @@ class PackedDenoiser(PipelineDenoiser):
         """Times (N,) in [0, 1], as the network reads them."""
         return t.to(x.dtype) / 1000
 
+    @property
+    def scale(self) -> float:
+        reads = self.net.config.guidance_embeds and self.guidance_scale is not None
+        return float(self.guidance_scale) if reads else self.cfg_scale
+
     def embed_scale(self, scale: float) -> bool:
         reads = bool(self.net.config.guidance_embeds)
         self.guidance_scale = scale if reads else self.guidance_scale

@@ -28,10 +28,9 @@ def settings_of(
     """
     named = asked if isinstance(asked, str) else asked.get("name", "") if isinstance(asked, Mapping) else name_of(asked)
     options = {} if isinstance(asked, str) else asked if isinstance(asked, Mapping) else vars(asked)
-    where = str(pipe.name_or_path or pipe.stock_class().__name__)
     return {
         "ttsnap": __version__,
-        "model": EMBEDDED if where == str(weights_path()) else where,
+        "model": model_name(pipe),
         "lora": _adapters(pipe),
         "sampler": type(pipe.scheduler).__name__,
         "call": {name: value for name, value in call.items() if _is_plain(value)},
@@ -40,6 +39,12 @@ def settings_of(
         "budget": str(budget),
         **sampler.told(),
     }
+
+
+def model_name(pipe: Any) -> str:
+    """By what a pipeline was loaded: "embedded", a folder or a hub id; its class, where it was made otherwise."""
+    where = str(pipe.name_or_path or pipe.stock_class().__name__)
+    return EMBEDDED if where == str(weights_path()) else where
 
 
 def _is_plain(value: object) -> bool:

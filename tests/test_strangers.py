@@ -54,6 +54,7 @@ from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.journal import frame
 from ttsnap.recordings.replay import Recording
 from ttsnap.rewards.registry import REWARDS, make_reward
+from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes.reward_files import noise_aware_path
 
 MODULE = "ttsnap_canary"
@@ -161,6 +162,7 @@ TRACE = {"settings": {"model": "embedded", "reward": ["scenes"]}, "levels": [1.0
 PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeline", "seed": 7,
        "prompt": "a red circle", "call": {"num_inference_steps": 4, "guidance_scale": 4.5, "sigmas": [1.0, 0.5]},
        "lora": None, "path": None, "times": "pipeline", "noises": "independent", "branched": False,
+       "draft": "someone/draft:2",
        "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "reward": 0.5}}  # fmt: skip
 CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"], "report": "scenes-strict",
           "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
@@ -171,6 +173,8 @@ FORECAST = Forecast((1.0, 0.5, 0.0), (0, 2), np.zeros(2), np.eye(2), np.zeros((2
 NESTED = {"name": "nested", "first": {"name": "top-noises", "n": 4, "keep": 2}, "second": {"name": "code", "n": 2}}
 EVALUATION = {"levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}], "names": ["scenes"], "prompts": 1, "seeds": 2,
               "held_out": True}  # fmt: skip
+CHECKED = {"model": "embedded", "steps": 20, "guidance_scale": 4, "figures": {"spearman": 0.4}}
+DRAFT = {"format": 1, "first_time": 0.87, "guidance": None, "trained_for": {"steps": 20}, "checked": [CHECKED]}
 CHECKPOINT = {"step": 3, "sha256": "0" * 64, "about": {"lr": 1}}
 SCORES = np.random.default_rng(0).random((2, 2, 3, 1))
 RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"model": "embedded"})
@@ -310,6 +314,7 @@ READERS: dict[str, Reader] = {
                       write_journal, read_journal),
     "reward": Reader(json.loads((noise_aware_path() / "adapter.json").read_text()) | {"info": {}}, write_reward,
                      lambda folder: NoiseAware.from_pretrained(folder)),
+    "draft": Reader(DRAFT, as_json("draft.json"), read_draft),
     "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),
     "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: read_evaluation(folder / "x.json")),
     "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],

@@ -126,7 +126,7 @@ def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
 
 
 def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
-    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1", 1.5)
+    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1", 1.5, "someone/draft:2")
     words = json.loads(json.dumps(sampler.told()))
     kinds = {**payload.NEEDED, **payload.OPTIONAL}
     assert all(kinds[name].fits(value) for name, value in words.items())
@@ -143,6 +143,8 @@ def test_a_recording_notes_what_it_always_did() -> None:
     assert SamplerOptions(noises="orthogonal").noted() == {"kernel": "pipeline", "noises": "orthogonal"}
     assert SamplerOptions(estimate_guidance=2.0).noted() == {"kernel": "pipeline", "estimate_guidance": 2.0}
     assert SamplerOptions(estimate_guidance=2.0).stock  # it decides which seeds go on, not what they become
+    assert SamplerOptions(draft="hot").noted() == {"kernel": "pipeline", "draft": "hot"}
+    assert SamplerOptions(draft="hot").stock
     assert not SamplerOptions(noises="orthogonal").stock
     assert SamplerOptions("sde", "vp", "sqrt").noted() == {"kernel": "sde", "path": "vp", "times": "sqrt"}
 
@@ -163,7 +165,7 @@ def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
 
 def test_what_makes_ttsnap_load_something_is_declared() -> None:
     assert {"reward", "report", "base"} == configs._REWARDS
-    assert {"model", "lora", "preview_vae"} == configs._MODELS
+    assert {"model", "lora", "preview_vae", "draft"} == configs._MODELS
     assert {"prompts", "negative_prompt", "call"} == configs._TEXTS
 
 

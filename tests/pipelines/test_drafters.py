@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafters import Drafter, shared_copy
 
-from ttsnap.sampling.drafts import HOT, DraftSettings, write_draft
+from ttsnap.algorithms.best_of_n import BestOfN
+from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, shared
@@ -323,7 +325,7 @@ def test_cost_is_counted_on_meta_for_one_pass(name: str, lora: Callable[..., str
     assert base.draft_flops() == one
     base.use_drafter(lora(pipe))
     assert one < base.draft_flops() < 1.5 * one  # the LoRA's own products come on top
-    base.use_drafter(Drafter(base.net, HOT))
+    base.use_drafter(Drafter(base.net, HOT_SETTINGS))
     assert base.draft_flops() == one
 
 
@@ -343,6 +345,40 @@ def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], 
     assert (first.draft_calls, second.draft_calls) == (1, 2)
     with pytest.raises(ValueError, match=r"there is no \.safetensors file in that folder"):
         upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
+
+
+def dark(images: Any, prompts: Any) -> Any:
+    return 1 - images.mean((1, 2, 3))
+
+
+def test_a_call_takes_a_draft_and_its_winner_says_so(
+    lora: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = upgrade(FAMILIES["sd3"].build())
+    folder, call = lora(pipe), {**FAMILIES["sd3"].call, "num_inference_steps": 2}
+    plain = pipe("a cat", search=BestOfN(2), reward=dark, seed=3, **call)
+    with caplog.at_level(logging.WARNING, "ttsnap"):
+        drafted = pipe("a cat", search=BestOfN(2), reward=dark, seed=3, draft=f"{folder}:2", **call)
+    here = "StableDiffusion3Pipeline at 2 steps and guidance 5"
+    assert f"this draft was not checked for {here}: how well it ranks seeds there is not known" in caplog.text
+    assert plain.search[0].best.seed == drafted.search[0].best.seed
+    assert (np.asarray(plain.images[0]) == np.asarray(drafted.images[0])).all()
+    payloads = [json.loads(output.images[0].info["ttsnap"]) for output in (plain, drafted)]
+    assert [payload.get("draft") for payload in payloads] == [None, f"{folder}:2"]
+    caplog.clear()
+    write_draft(folder, told(checked=(Checked("StableDiffusion3Pipeline", 2, 5.0),)))
+    again = upgrade(FAMILIES["sd3"].build())
+    again("a cat", search=BestOfN(1), reward=dark, draft=folder, **call)
+    assert not caplog.text
+    with pytest.raises(ValueError, match="draft hut: there is no such folder"):
+        pipe("a cat", search=BestOfN(1), reward=dark, draft="hut", **call)
+    with pytest.raises(ValueError, match=r"\['draft'\] given without search="):
+        pipe("a cat", draft="hot", **call)
+
+
+def test_the_guidance_of_a_call_is_what_its_network_reads_or_what_guides_its_passes() -> None:
+    scales = {"flux": 3.5, "flux_schnell": 1.0, "sd15": 5.0, "qwen_image": 3.0, "z_image": 3.0}
+    assert {name: denoiser(shared(name), name).scale for name in scales} == scales
 
 
 @pytest.mark.parametrize(("draft", "said"), [

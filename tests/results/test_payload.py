@@ -148,6 +148,15 @@ def test_nothing_is_loaded_because_a_picture_names_it(
         ("mine", "too"), ("someone/their model", "someone/lora:2")]  # fmt: skip
 
 
+def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: list[Any], tmp_path: Path) -> None:
+    path = str(forged(tmp_path, draft="someone/draft:2", noises="antithetic"))
+    assert main(["replay", path]) == 0
+    ((_, _, pipe),) = loaded
+    assert "draft" not in pipe.calls[0]
+    assert pipe.calls[0]["noises"] == "antithetic"
+    assert read_payload(tmp_path / "theirs.replay.png")["draft"] == "someone/draft:2"
+
+
 def test_arguments_of_another_family_are_refused(
     loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

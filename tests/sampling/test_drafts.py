@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.sampling.drafts import (
-    HOT,
+    HOT_SETTINGS,
     Checked,
     DraftSettings,
     TrainedFor,
@@ -70,7 +70,8 @@ def test_a_network_that_knows_the_end_is_believed_however_often_it_is_asked() ->
         told.append(t.tolist())
         return end
 
-    assert torch.equal(guess(Linear(), network, torch.ones_like(end), torch.ones(2).double(), 4, HOT.first_time), end)
+    noise, start = torch.ones_like(end), torch.ones(2, dtype=torch.float64)
+    assert torch.equal(guess(Linear(), network, noise, start, 4, HOT_SETTINGS.first_time), end)
     assert [row[0] for row in told] == [0.87, 0.75, 0.5, 0.25]
 
 
@@ -136,4 +137,4 @@ def test_a_draft_is_unchecked_but_for_the_very_model_steps_and_guidance() -> Non
     assert unchecked(checked, "a/b", 20, 4.0) is None
     for here in (("c", 20, 4.0), ("a/b", 28, 4.0), ("a/b", 20, 3.5)):
         assert "it was for a/b at 20 steps and guidance 4" in str(unchecked(checked, *here))
-    assert "not checked for a/b at 20 steps and guidance 4: how well" in str(unchecked(HOT, "a/b", 20, 4.0))
+    assert "not checked for a/b at 20 steps and guidance 4: how well" in str(unchecked(HOT_SETTINGS, "a/b", 20, 4.0))

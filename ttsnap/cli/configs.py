@@ -13,10 +13,11 @@ from ttsnap.files import reading as files
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.option import options_of
+from ttsnap.options.sampler import HOT, SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.rewards.registry import REWARDS
 
-_DECLARED = (*options_of(SearchOptions), *options_of(ModelOptions), *WRITTEN.values())
+_DECLARED = (*options_of(SearchOptions), *options_of(SamplerOptions), *options_of(ModelOptions), *WRITTEN.values())
 
 
 def _loading(what: str) -> set[str]:
@@ -94,7 +95,7 @@ def _strange(data: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(value, str):
             continue
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
-        model = key in _MODELS and value != EMBEDDED
+        model = key in _MODELS and value != EMBEDDED and not (key == "draft" and value.partition(":")[0] == HOT)
         code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
         path = PurePath(value)
         away = path.is_absolute() or ".." in path.parts or value.startswith("~")

@@ -64,7 +64,7 @@ def run(a: Namespace) -> int:
         payload["prompt"],
         search=BestOfN(1),
         reward=_no_reward,
-        **{name: payload[name] for name in outputs.SAMPLER if name in payload},
+        **{name: payload[name] for name in outputs.MAKING if name in payload},
         seed=payload["seed"],
         output_type="pt",
         **payload["call"],

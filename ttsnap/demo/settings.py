@@ -34,7 +34,8 @@ def render_settings(payload: Mapping[str, Any]) -> str:
     scores = {**search.get("scores", {}), **search.get("metrics", {})}
     rows += [(f"Score by {name}", value if value is None else f"{value:.4g}") for name, value in scores.items()]
     rows += [("Rank", search.get("rank")), ("Sampler", KERNELS.get(payload["kernel"], payload["kernel"]))]
-    rows += [("Model", payload["model"]), ("LoRA", payload.get("lora")), ("Made by", f"ttsnap {payload['ttsnap']}")]
+    rows += [("Model", payload["model"]), ("LoRA", payload.get("lora"))]
+    rows += [("Draft", payload.get("draft")), ("Made by", f"ttsnap {payload['ttsnap']}")]
     rest = [(name, value) for name, value in call.items() if name not in TITLES and name not in IGNORED]
     rows += [(name.replace("_", " ").capitalize(), value) for name, value in rest]
     cells = "".join(

@@ -9,6 +9,8 @@ from ttsnap.files.settings import NotNegative
 from ttsnap.files.typed import Json
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
+HOT = "hot"
+"""The name of the model itself as its own drafter, told that there is less noise than there is."""
 Noises = Literal["independent", "orthogonal", "antithetic"]
 """How initial noises lie to one another (ttsnap.sampling.noises)."""
 
@@ -62,11 +64,20 @@ class SamplerOptions:
         unset="that of the image",
         metavar="SCALE",
     )
+    draft: Spec = option(
+        None,
+        "what guesses finished images, for searches that look at such guesses: hot (the model itself), or a LoRA or a "
+        "network made for it (folder, .safetensors file or hub id), with its calls as in FOLDER:2",
+        python="A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafters).",
+        unset="nothing",
+        written=str | None,
+        loads="model",
+    )
 
     @property
     def stock(self) -> bool:
         """Whether plain diffusers makes the same image from the same seed."""
-        return not set(changed(self)) - {"estimate_guidance"}
+        return not set(changed(self)) - {"estimate_guidance", "draft"}
 
     def told(self) -> dict[str, Json]:
         """The values for metadata; an object that was given in place of a text goes by its class's name."""

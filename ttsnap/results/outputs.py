@@ -37,6 +37,8 @@ SMALL, TIMES = 128, 8
 """Of images of fewer pixels a side the best gets a copy so many times as large."""
 ENLARGED = f"best-{TIMES}x.png"
 SAMPLER = tuple(option.name for option in options_of(SamplerOptions))
+MAKING = tuple(option.name for option in options_of(SamplerOptions) if not option.loads)
+"""Those that make an image from its seed. What else is loaded (a drafter) only helps to choose the seed."""
 
 
 @dataclass
@@ -87,6 +89,7 @@ def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
         "Size": f"{size[0]}x{size[1]}",
         "Model": payload["model"],
         "ttsnap LoRA": payload.get("lora"),
+        "ttsnap draft": payload.get("draft"),
         "ttsnap algorithm": search["algorithm"],
         "ttsnap budget": search["budget"],
         "ttsnap reward": f"{reward:.6g}" if isinstance(reward, float | int) else None,

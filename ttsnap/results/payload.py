@@ -25,7 +25,7 @@ _SCORES = Kind(
 )
 _COUNT = whole(0, 2**63, "a whole number from 0 on")
 _OBJECT = Kind("an object", lambda v: isinstance(v, dict))
-_SAMPLER = {option.name: kind_of(option) for option in options_of(SamplerOptions)}
+_SAMPLER = {option.name: _PLACE if option.loads else kind_of(option) for option in options_of(SamplerOptions)}
 NEEDED: dict[str, Kind] = {
     "prompt": text(),
     "seed": whole(0, 2**64 - 1, "a whole number from 0 to 2^64 - 1"),

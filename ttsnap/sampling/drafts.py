@@ -75,7 +75,7 @@ class DraftSettings(Bounded):
     checked: tuple[Checked, ...] = ()
 
 
-HOT = DraftSettings(first_time=0.87)
+HOT_SETTINGS = DraftSettings(first_time=0.87)
 """Of the model itself as its own drafter, without training."""
 
 
