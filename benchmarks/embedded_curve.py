@@ -27,7 +27,7 @@ from ttsnap.core.utility import weighted
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
-from ttsnap.scenes import sample_prompts
+from ttsnap.scenes import HARD_KINDS, sample_prompts
 from ttsnap.simulation.calibrate import calibrate
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 
@@ -41,6 +41,7 @@ def main() -> None:
     p.add_argument("--prompts", type=int, default=60)
     p.add_argument("--seeds", type=int, default=100, help="recorded per prompt; no search can start more")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
+    p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument("--fit-prompts", type=int, default=20, help="to calibrate the priced policy on")
     p.add_argument("--fit-seeds", type=int, default=40)
     p.add_argument("--algorithms", nargs="*", default=["seed-pruning"], help="names or .json files, beside the others")
@@ -64,8 +65,8 @@ def main() -> None:
                 engine, prompts, folder / name, RecordOptions(seeds, seed=a.seed), info=call, progress_bar=True
             )
 
-        fit = recorded("fit", sample_prompts(a.fit_prompts, 1, held_out=False), a.fit_seeds)
-        test = recorded(f"test{a.prompt_seed}", sample_prompts(a.prompts, a.prompt_seed), a.seeds)
+        fit = recorded("fit", sample_prompts(a.fit_prompts, 1, a.kinds, held_out=False), a.fit_seeds)
+        test = recorded(f"test{a.prompt_seed}", sample_prompts(a.prompts, a.prompt_seed, a.kinds), a.seeds)
     budgets = [Budget(nfe=b) for b in a.budgets]
     curves = {"best-of-n": best_of_n_curve(test, budgets, utility=SOFT)}
     for name in a.algorithms:

@@ -17,12 +17,23 @@ from ttsnap.files.settings import to_json
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.rewards.registry import make_reward
-from ttsnap.scenes import HARD_KINDS, Spec, caption, check, is_held_out, parse, render, sample_prompts, sample_spec
+from ttsnap.scenes import (
+    HARD_KINDS,
+    Spec,
+    caption,
+    check,
+    detect,
+    is_held_out,
+    parse,
+    render,
+    sample_prompts,
+    sample_spec,
+)
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, word_ids
 from ttsnap.scenes.reward_files import load_reader, save_reader
 from ttsnap.scenes.training.__main__ import main
 from ttsnap.scenes.training.base.evaluate import prompts_of_kind
-from ttsnap.scenes.training.reward.data import pairs, recorded, rendered
+from ttsnap.scenes.training.reward.data import _shown, pairs, recorded, rendered
 from ttsnap.scenes.training.reward.evaluate import hard_negatives
 from ttsnap.scenes.training.reward.negatives import CHANGES, changed
 from ttsnap.scenes.training.reward.recipe import RewardData, RewardRecipe
@@ -61,6 +72,20 @@ def test_swaps_and_what_cannot_change() -> None:
     assert changed(quad, "count", RNG(0)) is None
     with pytest.raises(ValueError, match="unknown change 'size'"):
         changed(pair, "size", RNG(0))
+
+
+def test_other_captions_are_of_the_kinds_to_train_on() -> None:
+    """More objects, or counts in a triple, make kinds that the models and rewards must go on never to have seen."""
+    rng = RNG(0)
+    combo = parse("three red circles and a blue square")
+    counts = {
+        tuple(g.count for g in other.groups) for other in (changed(combo, "count", rng) for _ in range(200)) if other
+    }
+    assert counts == {(1, 1), (2, 1)}  # and not (3, 2) or (4, 1)
+    shown = render([parse("two red circles and a blue square"), parse("three red circles and two blue squares")], rng)
+    found = detect(shown)
+    assert _shown(found, 0) == parse("two red circles and a blue square")
+    assert _shown(found, 1) is None
 
 
 def test_pairs_are_what_the_checker_says() -> None:

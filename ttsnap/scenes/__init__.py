@@ -7,6 +7,7 @@ from .checker import Objects, check, detect, judge
 from .grammar import (
     HARD_KINDS,
     KINDS,
+    UNSEEN_KINDS,
     WORDS,
     Group,
     Spec,
@@ -24,6 +25,7 @@ __all__ = [
     "HARD_KINDS",
     "IMAGE_SIZE",
     "KINDS",
+    "UNSEEN_KINDS",
     "WORDS",
     "Group",
     "Objects",

@@ -224,17 +224,28 @@ def _judge(found: Objects, rows: slice, level: float, spec: Spec) -> tuple[float
     strict = extra == 0 and len(match) == len(wanted) and all(right.values())
 
     if spec.relation is not None:
-        held = 0.0
-        if len(match) == 2:
-            a, b = rows.start + match[0], rows.start + match[1]
-            dx, dy = float(found.x[b] - found.x[a]), float(found.y[b] - found.y[a])
-            along = (dy, -dy, dx, -dx)[RELATIONS.index(spec.relation)]
-            across = abs(dx) if spec.relation in RELATIONS[:2] else abs(dy)
-            held = 1 / (1 + np.exp(-min(along, along - 0.8 * across) / 2))
-            strict = strict and along > 2 and across < along
+        held, holds = _relation(found, rows, match, spec.relation, spec.groups[0].count)
+        strict = strict and holds
         soft *= 0.5 + 0.5 * held
     if spec.background is not None:
         off = abs(level - float(GRAY_LEVELS[BACKGROUNDS.index(spec.background)]))
         soft *= 0.8 + 0.2 * np.exp(-((off / 0.2) ** 2))
         strict = strict and off < 0.2
     return float(min(max(soft, 0.0), 1.0)), bool(strict)
+
+
+def _relation(found: Objects, rows: slice, match: dict[int, int], relation: str, first: int) -> tuple[float, bool]:
+    """How well, and whether, the first `first` of the objects asked for lie where they should from the others.
+
+    The centre of the first group must lie mainly in that direction from the other's, and each object beyond each.
+    """
+    places = np.stack([found.x, found.y], -1)[rows]
+    ours, theirs = (places[[j for i, j in match.items() if (i < first) == mine]] for mine in (True, False))
+    if not len(ours) or not len(theirs):
+        return 0.0, False
+    axis, sign = (1 if relation in RELATIONS[:2] else 0), (1 if relation in RELATIONS[::2] else -1)
+    apart = sign * (theirs.mean(0) - ours.mean(0))
+    along, across = float(apart[axis]), abs(float(apart[1 - axis]))
+    nearest = float((sign * theirs[:, axis]).min() - (sign * ours[:, axis]).max())  # of any two
+    held = 1 / (1 + np.exp(-min(along, along - 0.8 * across, nearest) / 2))
+    return float(held), nearest > 2 and across < along

@@ -1,6 +1,6 @@
 """The embedded world's little language: specifications, captions and a forgiving parser (numpy only).
 
-A caption names one to four objects, by count, colour and shape, sometimes a spatial relation or a background::
+A caption names one to six objects, by count, colour and shape, sometimes a spatial relation or a background::
 
     a red circle                                    single
     three blue squares on a black background        count
@@ -9,6 +9,13 @@ A caption names one to four objects, by count, colour and shape, sometimes a spa
     two red circles and a blue square               combo
     a red circle, a blue square and a green cross   triple
     ... and a quad names four different objects
+
+The embedded model was trained on these kinds. Others, which it never saw, combine what it knows and are hard for it::
+
+    three red circles and two blue squares                          crowd
+    two red circles left of a blue square                           arrangement
+    two red circles, a blue square and two green crosses            medley
+    two red circles, a red cross, a blue circle and a blue cross    binding
 """
 
 import re
@@ -23,14 +30,28 @@ SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("above", "below", "left of", "right of")
 BACKGROUNDS = ("white", "gray", "black")
 KINDS = ("single", "count", "pair", "relation", "combo", "triple", "quad")
+"""Kinds of caption that the embedded model was trained on."""
 HARD_KINDS = KINDS[1:]
-MAX_OBJECTS = 4
+UNSEEN_KINDS = ("crowd", "arrangement", "medley", "binding")
+"""Kinds of caption that no part of the embedded world was trained on; few seeds get them right."""
+MAX_COUNT = 4
+"""Objects in a group: the language has no word for five."""
+MAX_OBJECTS = 6
+"""Objects in a scene."""
+MAX_TRAINED_OBJECTS = 4
+"""Objects in a scene of `KINDS`, and in one with a relation."""
 
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 _COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 _PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
 _SHAPE_OF = {word: s for s in SHAPES for word in (s, _PLURALS[s])}
 _COMBO_COUNTS = ((2, 1), (1, 2), (2, 2), (3, 1), (1, 3))
+_UNSEEN_COUNTS = {
+    "crowd": ((3, 2), (2, 3), (4, 1), (1, 4)),
+    "arrangement": _COMBO_COUNTS,
+    "medley": ((2, 2, 1), (2, 1, 2), (1, 2, 2), (3, 1, 1), (1, 3, 1), (1, 1, 3)),
+    "binding": ((2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2)),
+}
 _KIND_WEIGHTS = (0.20, 0.16, 0.12, 0.20, 0.14, 0.09, 0.09)
 _BACKGROUND_SHARE = 0.4
 
@@ -47,8 +68,8 @@ WORDS: tuple[str, ...] = (
 FORMS = """\
   one kind of object      'a red circle', 'three blue squares'
   two kinds               'a red circle and a blue square', 'two red circles and a green cross'
-  a relation              'a red circle above a blue square' (above, below, left of, right of; one object each)
-  three or four objects   'a red circle, a blue square and a green cross' (one of each, all different)
+  a relation              'two red circles above a blue square' (above, below, left of, right of; two kinds)
+  three or four kinds     'a red circle, two blue squares and a green cross' (all different; at most six objects)
   with a background       'a red circle on a black background' (white, gray, black; up to three kinds of object)"""
 
 
@@ -61,8 +82,8 @@ class Group:
     shape: str
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= MAX_OBJECTS:
-            raise ValueError(f"a group holds 1 to {MAX_OBJECTS} objects, not {self.count}")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise ValueError(f"a group holds 1 to {MAX_COUNT} objects, not {self.count}")
         if self.color not in COLORS:
             raise ValueError(f"unknown color {self.color!r}; known: {', '.join(COLORS)}")
         if self.shape not in SHAPES:
@@ -74,8 +95,8 @@ class Spec:
     """What a caption asks for.
 
     Args:
-        groups: one to four groups, no two of the same colour and shape, at most four objects together.
-        relation: where the first of two single objects lies as seen from the second, or None.
+        groups: one to four groups, no two of the same colour and shape, at most six objects together.
+        relation: where all of the first of two groups lie as seen from all of the second, or None.
         background: 'white', 'gray' or 'black', or None where the caption does not say.
     """
 
@@ -95,10 +116,12 @@ class Spec:
         if self.relation is not None:
             if self.relation not in RELATIONS:
                 raise ValueError(f"unknown relation {self.relation!r}; known: {', '.join(RELATIONS)}")
-            if [g.count for g in self.groups] != [1, 1]:
-                raise ValueError("a relation joins two single objects, as in 'a red circle above a blue square'")
-        if len(self.groups) > 2 and self.num_objects > len(self.groups):
-            raise ValueError("three or four kinds of object come one of each, as in 'a red circle, a blue square ...'")
+            if len(self.groups) != 2:
+                raise ValueError("a relation joins two kinds of object, as in 'a red circle above a blue square'")
+            if self.num_objects > MAX_TRAINED_OBJECTS:
+                raise ValueError(f"a relation joins at most {MAX_TRAINED_OBJECTS} objects, not {self.num_objects}")
+        if len(self.groups) > 4:
+            raise ValueError(f"too many kinds of object: {len(self.groups)}; a scene holds at most 4")
         if len(self.groups) > 3 and self.background is not None:
             raise ValueError("four kinds of object come without a background")
 
@@ -114,14 +137,17 @@ class Spec:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`."""
+        """One of `KINDS` or `UNSEEN_KINDS`."""
         if self.relation is not None:
-            return "relation"
+            return "relation" if self.num_objects == 2 else "arrangement"
         if len(self.groups) == 1:
             return "single" if self.num_objects == 1 else "count"
         if len(self.groups) == 2:
-            return "pair" if self.num_objects == 2 else "combo"
-        return "triple" if len(self.groups) == 3 else "quad"
+            return "pair" if self.num_objects == 2 else "combo" if self.num_objects <= MAX_TRAINED_OBJECTS else "crowd"
+        if self.num_objects == len(self.groups):
+            return "triple" if len(self.groups) == 3 else "quad"
+        alike = len({g.color for g in self.groups}) == len({g.shape for g in self.groups}) == 2
+        return "binding" if alike and len(self.groups) == 4 else "medley"
 
 
 def sample_spec(rng: np.random.Generator, kind: str | None = None) -> Spec:
@@ -131,22 +157,28 @@ def sample_spec(rng: np.random.Generator, kind: str | None = None) -> Spec:
     if kind == "single":
         counts: tuple[int, ...] = (1,)
     elif kind == "count":
-        counts = (int(rng.integers(2, MAX_OBJECTS + 1)),)
+        counts = (int(rng.integers(2, MAX_COUNT + 1)),)
     elif kind in ("pair", "relation"):
         counts = (1, 1)
     elif kind == "combo":
         counts = _COMBO_COUNTS[rng.integers(len(_COMBO_COUNTS))]
     elif kind in ("triple", "quad"):
         counts = (1,) * (3 if kind == "triple" else 4)
+    elif kind in _UNSEEN_COUNTS:
+        counts = _UNSEEN_COUNTS[kind][rng.integers(len(_UNSEEN_COUNTS[kind]))]
     else:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
-    picks = rng.choice(len(COLORS) * len(SHAPES), size=len(counts), replace=False)
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join((*KINDS, *UNSEEN_KINDS))}")
+    if kind == "binding":  # two colours times two shapes, in any order
+        some, forms = rng.choice(len(COLORS), 2, replace=False), rng.choice(len(SHAPES), 2, replace=False)
+        picks = rng.permutation((some[:, None] * len(SHAPES) + forms).ravel())
+    else:
+        picks = rng.choice(len(COLORS) * len(SHAPES), size=len(counts), replace=False)
     groups = tuple(
         Group(n, COLORS[p // len(SHAPES)], SHAPES[p % len(SHAPES)]) for n, p in zip(counts, picks, strict=True)
     )
-    relation = RELATIONS[rng.integers(len(RELATIONS))] if kind == "relation" else None
+    relation = RELATIONS[rng.integers(len(RELATIONS))] if kind in ("relation", "arrangement") else None
     background = None
-    if kind != "quad" and rng.random() < _BACKGROUND_SHARE:
+    if len(counts) < 4 and rng.random() < _BACKGROUND_SHARE:
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     return Spec(groups, relation, background)
 
@@ -173,7 +205,7 @@ def parse(text: str) -> Spec:
 
     Raises:
         ValueError: for words outside `WORDS` (names them, lists the known ones), for captions outside the accepted
-            forms (shows the forms) and for scenes of more than four objects.
+            forms (shows the forms) and for scenes of more than six objects.
     """
     tokens = re.findall(r"[^\s,]+|,", text.lower().strip().removesuffix("."))
     unknown = list(dict.fromkeys(t for t in tokens if t != "," and t not in WORDS))
@@ -225,7 +257,7 @@ def _parse_tokens(tokens: list[str]) -> Spec:
             pos += 1
         if joint in ("above", "below", "left", "right"):
             if relation is not None or len(groups) > 1:
-                raise ValueError("a relation joins two single objects")
+                raise ValueError("a relation joins two kinds of object")
             if joint in ("left", "right"):
                 joint = f"{joint} {take(repr('of'), ('of',))}"
             relation = joint

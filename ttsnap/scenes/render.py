@@ -6,7 +6,7 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .grammar import BACKGROUNDS, COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Spec
+from .grammar import BACKGROUNDS, COLORS, MAX_TRAINED_OBJECTS, RELATIONS, SHAPES, Spec
 
 IMAGE_SIZE = 32
 RGB = np.array(
@@ -20,7 +20,7 @@ NUM_LABELS = 1 + len(COLORS) * len(SHAPES)
 
 _MARGIN = 0.75
 _GAP = 1.5
-_RADII = {1: (4.8, 6.4), 2: (4.8, 6.4), 3: (4.4, 5.4), 4: (4.2, 5.0)}
+_RADII = {1: (4.8, 6.4), 2: (4.8, 6.4), 3: (4.4, 5.4), 4: (4.2, 5.0), 5: (3.7, 4.2), 6: (3.5, 3.9)}
 
 Floats = NDArray[np.float32]
 
@@ -39,39 +39,66 @@ def signed_distance(shape: int, dx: Floats, dy: Floats, r: float | Floats) -> Fl
     return np.asarray(d, np.float32)
 
 
-def place(counts: NDArray[np.int64], relations: NDArray[np.int64], rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Centres (N, 4, 2) and radii (N, 4) by rejection: inside the frame, apart, and in the relation asked for.
+def place(
+    counts: NDArray[np.int64], relations: NDArray[np.int64], first: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Centres (N, K, 2) and radii (N, K) by rejection: inside the frame, apart, and in the relation asked for.
+
+    K is 4, or as many as the fullest image holds where that is more.
 
     Args:
         counts: shape (N,), objects per image.
         relations: shape (N,), index into `RELATIONS`, or -1.
+        first: shape (N,), how many objects the first group holds; a relation joins these with all others.
         rng: source of the layout.
     """
-    lo = np.array([_RADII[n][0] for n in range(1, 5)], np.float32)[counts - 1]
-    hi = np.array([_RADII[n][1] for n in range(1, 5)], np.float32)[counts - 1]
-    centres = np.zeros((len(counts), MAX_OBJECTS, 2), np.float32)
-    radii = np.zeros((len(counts), MAX_OBJECTS), np.float32)
+    slots = max(MAX_TRAINED_OBJECTS, int(counts.max(initial=0)))
+    lo, hi = (np.array([_RADII[n][end] for n in sorted(_RADII)], np.float32)[counts - 1] for end in (0, 1))
+    centres = np.zeros((len(counts), slots, 2), np.float32)
+    radii = np.zeros((len(counts), slots), np.float32)
     todo = np.arange(len(counts))
     while len(todo):
         m = len(todo)
-        r = lo[todo, None] + rng.random((m, MAX_OBJECTS), np.float32) * (hi - lo)[todo, None]
+        r = lo[todo, None] + rng.random((m, slots), np.float32) * (hi - lo)[todo, None]
         room = IMAGE_SIZE - 2 * (r + _MARGIN)
-        p = (r + _MARGIN)[..., None] + rng.random((m, MAX_OBJECTS, 2), np.float32) * room[..., None]
+        p = (r + _MARGIN)[..., None] + rng.random((m, slots, 2), np.float32) * room[..., None]
         ok = np.ones(m, bool)
-        for i in range(MAX_OBJECTS):
+        for i in range(slots):
             for j in range(i):
                 d = p[:, i] - p[:, j]
                 reach = r[:, i] + r[:, j]
                 apart = (np.hypot(d[:, 0], d[:, 1]) > 1.08 * reach + _GAP) | (np.abs(d).max(-1) > reach + _GAP)
                 ok &= apart | (i >= counts[todo])
-        rel = relations[todo]
-        d = p[:, 0] - p[:, 1]
-        along = np.choose(np.maximum(rel, 0), (-d[:, 1], d[:, 1], -d[:, 0], d[:, 0]))
-        across = np.abs(np.where(rel < 2, d[:, 0], d[:, 1]))
-        ok &= (rel < 0) | ((along > r[:, 0] + 1) & (across < 0.7 * along))
+        related = np.nonzero(relations[todo] >= 0)[0]
+        at = todo[related]
+        ok[related] &= _in_relation(p[related], r[related], counts[at], relations[at], first[at])
         centres[todo[ok]], radii[todo[ok]] = p[ok], r[ok]
         todo = todo[~ok]
     return centres, radii
+
+
+def _in_relation(
+    p: Floats, r: Floats, counts: NDArray[np.int64], relations: NDArray[np.int64], first: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether the first group lies clearly where it should: each of it from each other object, and the two centres.
+
+    p (N, K, 2), r (N, K), the rest as in `place` -> (N,).
+    """
+    slot = np.arange(p.shape[1])
+    ours, theirs = slot < first[:, None], (slot >= first[:, None]) & (slot < counts[:, None])  # (N, K)
+    axis, sign = np.where(relations < 2, 1, 0), np.where(relations % 2 == 0, 1, -1)
+    ahead = np.take_along_axis(p, axis[:, None, None], 2)[..., 0] * sign[:, None]  # (N, K), to the asked side is less
+    side = ahead[:, None, :] - ahead[:, :, None]  # from i of the first group to j of the other
+    clear = (side > r[:, :, None] + 1) | ~(ours[:, :, None] & theirs[:, None, :])
+    d = _mean(p, theirs) - _mean(p, ours)
+    rows = np.arange(len(p))
+    across, along = np.abs(d[rows, 1 - axis]), d[rows, axis] * sign
+    return np.asarray(clear.all((1, 2)) & (across < 0.7 * along))
+
+
+def _mean(p: Floats, which: NDArray[np.bool_]) -> Floats:
+    """Mean of the chosen places (N, K, 2), (N, K) -> (N, 2)."""
+    return np.asarray((p * which[..., None]).sum(1) / which.sum(1, keepdims=True), np.float32)
 
 
 @overload
@@ -87,20 +114,22 @@ def render(
     n = len(specs)
     counts = np.array([s.num_objects for s in specs], np.int64)
     relations = np.array([-1 if s.relation is None else RELATIONS.index(s.relation) for s in specs], np.int64)
-    what = np.full((n, MAX_OBJECTS), -1)
-    for i, spec in enumerate(specs):
-        for k, (color_name, shape_name) in enumerate(spec.objects):
-            what[i, k] = COLORS.index(color_name) * len(SHAPES) + SHAPES.index(shape_name)
+    first = np.array([s.groups[0].count for s in specs], np.int64)
     ground = rng.integers(len(BACKGROUNDS), size=n)
     for i, spec in enumerate(specs):
         if spec.background is not None:
             ground[i] = BACKGROUNDS.index(spec.background)
-    centres, radii = place(counts, relations, rng)
+    centres, radii = place(counts, relations, first, rng)
+    slots = radii.shape[1]
+    what = np.full((n, slots), -1)
+    for i, spec in enumerate(specs):
+        for k, (color_name, shape_name) in enumerate(spec.objects):
+            what[i, k] = COLORS.index(color_name) * len(SHAPES) + SHAPES.index(shape_name)
 
     ys, xs = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) + np.float32(0.5)
     images = np.broadcast_to(GRAY_LEVELS[ground][:, None, None, None], (n, 3, IMAGE_SIZE, IMAGE_SIZE)).copy()
     maps = np.zeros((n, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for k in range(MAX_OBJECTS):
+    for k in range(slots):
         for shape in range(len(SHAPES)):
             rows = np.nonzero((what[:, k] >= 0) & (what[:, k] % len(SHAPES) == shape))[0]
             if not len(rows):

@@ -124,13 +124,14 @@ def _other(found: Objects, i: int, spec: Spec, rng: np.random.Generator, first: 
 
 
 def _shown(found: Objects, i: int) -> Spec | None:
-    """What picture i shows, where the language can say it."""
+    """What picture i shows, where a caption of the kinds to train on can say it."""
     low, high = np.searchsorted(found.image, (i, i + 1))
     kinds = zip(found.color[low:high].tolist(), found.overlap[low:high].argmax(1).tolist(), strict=True)
     try:
-        return Spec(tuple(Group(n, COLORS[c], SHAPES[s]) for (c, s), n in Counter(kinds).items()))
+        spec = Spec(tuple(Group(n, COLORS[c], SHAPES[s]) for (c, s), n in Counter(kinds).items()))
     except ValueError:
         return None
+    return spec if spec.kind in KINDS else None
 
 
 def _centres(found: Objects, n: int) -> NDArray[np.uint8]:

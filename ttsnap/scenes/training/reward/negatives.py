@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ttsnap.scenes.grammar import BACKGROUNDS, COLORS, MAX_OBJECTS, RELATIONS, SHAPES, Group, Spec
+from ttsnap.scenes.grammar import BACKGROUNDS, COLORS, KINDS, MAX_COUNT, RELATIONS, SHAPES, Group, Spec
 
 CHANGES = ("color", "count", "shape", "relation")
 """What may be changed; `changed` takes "background" and "swap" as well."""
@@ -17,7 +17,7 @@ def changed(spec: Spec, what: str, rng: np.random.Generator) -> Spec | None:
     """`spec` with one colour, shape, count, relation or background changed, or two objects' colours swapped.
 
     None where the specification has no such thing (a relation, a background, two colours) or the change would leave
-    the language (a quad takes no other count). ValueError for an unknown change.
+    the kinds to train on (a quad takes no other count). ValueError for an unknown change.
     """
     g = int(rng.integers(len(spec.groups)))
     group = spec.groups[g]
@@ -26,7 +26,7 @@ def changed(spec: Spec, what: str, rng: np.random.Generator) -> Spec | None:
     if what == "shape":
         return _with(spec, g, replace(group, shape=_other(SHAPES, group.shape, rng)))
     if what == "count":
-        options = [n for n in range(1, MAX_OBJECTS + 1) if n != group.count]
+        options = [n for n in range(1, MAX_COUNT + 1) if n != group.count]
         made = [_with(spec, g, replace(group, count=n)) for n in options] if spec.relation is None else []
         return _one([m for m in made if m is not None], rng)
     if what == "relation":
@@ -56,9 +56,10 @@ def _with(spec: Spec, g: int, group: Group, h: int = -1, other: Group | None = N
     if other is not None:
         groups[h] = other
     try:
-        return replace(spec, groups=tuple(groups))
+        made = replace(spec, groups=tuple(groups))
     except ValueError:  # the same object twice, or too many: no sentence of the language
         return None
+    return made if made.kind in KINDS else None  # the other kinds stay unseen
 
 
 def _other(values: Sequence[str], value: str, rng: np.random.Generator) -> str:
