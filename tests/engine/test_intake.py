@@ -118,7 +118,7 @@ def test_an_unknown_look_is_refused() -> None:
 
 def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(denoiser: MixtureDenoiser) -> None:
     here, look = parent(denoiser, at=2), look_run(Rollout(3), True, 2, 8)
-    points, made = [], [look.evaluations]
+    points, made = [], [look.cost.nfe]
     assert not look.done
     while not look.done:
         advance_looks([(look, here), (LookRun(), here)], denoiser)
@@ -128,7 +128,7 @@ def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(deno
         assert look.waiting is node
         node.prediction = Prediction(node.x, node.x)
         points.append(look.step(2))
-        made.append(look.evaluations)
+        made.append(look.cost.nfe)
     assert points == [4, 6]
     assert made == [0, 1, 2]
     assert look.scored(here) is not here

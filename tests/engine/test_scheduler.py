@@ -32,6 +32,11 @@ class Plain:
     guided: bool = False
     point: Point = field(default_factory=Point)
     made: int = 0
+    drafted: int = 0
+
+    @property
+    def lane(self) -> int:
+        return self.drafted if self.made < self.length else 0
 
     @property
     def needs_gradient(self) -> bool:
@@ -188,6 +193,16 @@ def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, l
     last = max(arrival.at for arrival in arrivals)
     crowd = [Arrival(last + at, 9, (3,) * 4, True, False, 0) for at in range(late)]
     assert ends(crowd) == ends([])
+
+
+@played
+@given(lanes=st.lists(st.integers(0, 2), min_size=1, max_size=20), size=sizes)
+def test_a_batch_is_of_one_lane_and_drafts_go_before_evaluations(lanes: list[int], size: int) -> None:
+    rows = [Plain(0, 1, True, drafted=lane) for lane in lanes]
+    chosen = next_batch(rows, size)
+    wanted = [row for row in rows if row.lane == chosen.lane][:size]
+    assert chosen.evaluations == [row.point for row in wanted]
+    assert chosen.lane == next((lane for lane in lanes if lane), 0)
 
 
 def test_a_row_keeps_its_place_until_it_is_done_and_hands_it_on() -> None:

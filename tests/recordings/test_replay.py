@@ -13,6 +13,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.moves import Kind, fresh
 from ttsnap.core.plans import resolve
 from ttsnap.core.table import ParticleTable
@@ -72,7 +73,7 @@ def test_what_was_not_recorded_is_refused() -> None:
     assert search(["a"], BestOfN(3), ReplayEngine(recording), seed=5)[0].best.seed == 5
     with pytest.raises(ValueError, match=r"seeds 5\.\.8 of 'a': recorded are 5\.\.7"):
         search(["a"], BestOfN(4), ReplayEngine(recording), seed=5)
-    with pytest.raises(ValueError, match=r"steps \[0\] asked for; the recording has scores at \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"the estimate at step 0 asked for; the recording has scores at \[1, 2\]"):
         search(["a"], SeedPruning(2, (0.5,), steps=(0,)), ReplayEngine(recording), seed=5)
     with pytest.raises(ValueError, match="are not the recorded"):
         search(["b"], BestOfN(1), ReplayEngine(recording), seed=5)
@@ -84,13 +85,13 @@ def test_unpaid_columns_are_hidden() -> None:
     recording = Recording(("a",), np.arange(12.0).reshape(1, 4, 3, 1), Grid((1.0, 0.5, 0.0)), ("r",))
     engine = ReplayEngine(recording)
     with pytest.raises(ValueError, match="not been paid for"):
-        engine.scores(0, np.array([1]), np.array([2]))
+        engine.scores(0, np.array([1]), np.array([2]), ESTIMATE)
     none = ParticleTable(2, 1, mean).view()
     plan = resolve(fresh(1, 1), none, engine.grid, 1, seed=1)
     engine.submit(0, plan)
-    assert engine.scores(0, np.array([1]), np.array([1])) == 4
+    assert engine.scores(0, np.array([1]), np.array([1]), ESTIMATE) == 4
     with pytest.raises(ValueError, match="not been paid for"):
-        engine.scores(0, np.array([1]), np.array([2]))
+        engine.scores(0, np.array([1]), np.array([2]), ESTIMATE)
     assert search(["a"], BestOfN(2), engine)[0].best.seed == 1
     with pytest.raises(ValueError, match="renoised or branched"):
         engine.submit(0, dataclasses.replace(plan, rows=plan.rows._replace(kind=np.array([Kind.RENOISE]))))

@@ -39,10 +39,10 @@ class Spy(ReplayEngine):
         self.looks[job, rows] += plan.rows.score
         super().submit(job, plan)
 
-    def scores(self, job: int, seeds: Any, steps: Any) -> Any:
+    def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
         rows = seeds - self.recording.first_seed
         assert (self.evaluations[job, rows] >= np.minimum(steps + 1, self.grid.steps)).all()
-        return super().scores(job, seeds, steps)
+        return super().scores(job, seeds, steps, look)
 
 
 @cache
@@ -156,7 +156,7 @@ def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
     task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
     loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
 
-    def lookup(searches: Any, candidates: Any, steps: Any) -> Any:
+    def lookup(searches: Any, candidates: Any, steps: Any, look: str) -> Any:
         found: Any = recording.scores[searches[:, None], candidates, steps]
         return found
 

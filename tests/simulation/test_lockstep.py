@@ -45,7 +45,7 @@ def priced() -> PriceOfCompute:
     return PriceOfCompute(fit(trajectories(20, 40, 9), GRID.levels, (2, 4, 6, 10)), n=30)
 
 
-def play(r: Recording, rows: Any, candidates: Any, steps: Any) -> Any:
+def play(r: Recording, rows: Any, candidates: Any, steps: Any, look: str) -> Any:
     return r.scores[rows[:, None], candidates, steps]
 
 

@@ -159,6 +159,7 @@ class _Engine:
     grid = Grid(tuple(np.linspace(1, 0, 21).tolist()))
     reward_names = ("r",)
     price = Price(Rates(10.0, 0.0, 1.0))
+    draft_calls = 0
 
 
 def test_compare_to_best_of_n() -> None:
@@ -204,7 +205,7 @@ def test_random_orders_are_orders() -> None:
     lookup, searches = orders.play(r, 7), len(orders)
     assert searches == 12
     every = np.tile(np.arange(7), (12, 1))
-    seen = lookup(np.arange(12), every, np.full((12, 7), 10))[..., 0]
+    seen = lookup(np.arange(12), every, np.full((12, 7), 10), "estimate")[..., 0]
     np.testing.assert_array_equal(np.sort(seen, 1), np.sort(np.tile(r.final[..., 0], (4, 1)), 1))
     assert len(np.unique(seen[::3], axis=0)) > 1
 

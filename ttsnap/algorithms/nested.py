@@ -111,7 +111,7 @@ def ttsnap_rbf(
     keep: tuple[float, ...] = (0.4, 0.25),
     levels: tuple[float, ...] = (0.9, 0.7),
     streams: int = 2,
-    draft: int = 1,
+    rollout: int = 1,
 ) -> Nested:
     """TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a noise-aware reward or any other.
     Where it would finish the last of them, rollover budget forcing (arXiv 2503.19385) takes them over, a stream from
@@ -122,6 +122,6 @@ def ttsnap_rbf(
     keep: share of the seeds kept at each check, in (0, 1] [ours].
     levels: noise levels of the checks, falling; at the last the streams take over [ours].
     streams: paths that go on, from the best of the survivors [arXiv 2503.19385].
-    draft: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Rollout).
+    rollout: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Rollout).
     """
-    return Nested(SeedPruning(n, keep, levels, draft=draft), RBF(streams), share=None if n is not None else share)
+    return Nested(SeedPruning(n, keep, levels, rollout=rollout), RBF(streams), share=None if n is not None else share)

@@ -8,6 +8,7 @@ TTSnap.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
@@ -16,17 +17,25 @@ import numpy as np
 
 from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import look_of
+from ttsnap.core.looks import ESTIMATE, Draft, Look, look_of
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 
 
+class Check(NamedTuple):
+    """At a grid step all are scored by a look, and this share of them is kept; the last one is the end."""
+
+    step: int
+    keep: float
+    look: Look
+
+
 class State(NamedTuple):
-    """`least` particles survive every check; `checks` to come, as (step, share kept), the last at the end."""
+    """`least` particles survive every check; `checks` to come."""
 
     least: int
-    checks: tuple[tuple[int, float], ...]
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,12 @@ class SeedPruning:
     levels: where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are
         the same for any number of steps.
     steps: the checks as grid steps, rising, in place of levels.
-    draft: m > 1: the first check scores a provisional image, for which the rest of a seed's way is denoised in m large
-        steps instead of in one (core.Rollout). That takes m - 1 more evaluations for each seed, which are not
+    rollout: m > 1: the first of them scores a provisional image, for which the rest of a seed's way is denoised in m
+        large steps instead of in one (core.Rollout). That takes m - 1 more evaluations for each seed, which are not
         reused: survivors go on from where they were.
+    draft_share: where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial
+        noise (core.Draft), by which the first seeds are dropped before they are denoised; 0 for none, below 1.
+    draft_calls: calls of the drafter in a draft; None for as many as it was loaded with.
 
     The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
     model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.
@@ -50,7 +62,9 @@ class SeedPruning:
     keep: tuple[float, ...] = (0.3,)
     levels: tuple[float, ...] = (0.6,)
     steps: tuple[int, ...] | None = None
-    draft: int = 1
+    rollout: int = 1
+    draft_share: float = 0.2
+    draft_calls: int | None = None
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -60,8 +74,12 @@ class SeedPruning:
         checks = self.steps if self.steps is not None else self.levels
         if self.n is not None and self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
-        if self.draft < 1:
-            raise ValueError(f"draft must be at least 1, got {self.draft}")
+        if self.rollout < 1:
+            raise ValueError(f"rollout must be at least 1, got {self.rollout}")
+        if not 0 <= self.draft_share < 1:
+            raise ValueError(f"draft_share must be in [0, 1), got {self.draft_share}")
+        if self.draft_calls is not None and self.draft_calls < 1:
+            raise ValueError(f"draft_calls must be at least 1, got {self.draft_calls}")
         if len(self.keep) != len(checks):
             raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
         if not all(0 < k <= 1 for k in self.keep):
@@ -73,7 +91,7 @@ class SeedPruning:
 
     @property
     def needs(self) -> Needs:
-        return look_of(self.draft).needs
+        return look_of(self.rollout).needs
 
     def init(self, task: Task) -> State:
         """The checks to come; those that fall on one step of a coarse grid are merged."""
@@ -85,17 +103,27 @@ class SeedPruning:
         merged: dict[int, float] = {}
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
-        return State(task.keep, (*merged.items(), (grid.steps, 1.0)))
+        checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items()]
+        checks[:1] = [checks[0]._replace(look=look_of(self.rollout))]
+        checks.append(Check(grid.steps, 1.0, ESTIMATE))
+        return State(task.keep, (*self._drafts(checks, task), *checks))
+
+    def _drafts(self, checks: Sequence[Check], task: Task) -> Sequence[Check]:
+        """The check by drafts before these, which keeps so few that drafts take their share of all costs."""
+        if not (task.draft_calls and self.draft_share):
+            return ()
+        calls = self.draft_calls or task.draft_calls
+        # Drafts take n * one, n * keep survivors the rest.
+        one, rest = task.draft_cost * calls + task.checking, sum(costs_of_checks(checks, task))
+        keep = one / rest * (1 - self.draft_share) / self.draft_share
+        return (Check(0, min(1.0, keep), Draft(calls)),)
 
     def pruning_cost(self, n: int, task: Task) -> float:
         """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all looks included."""
-        *checks, _ = self.init(task).checks
-        look, at = look_of(self.draft), checks[0][0]
-        drafts = int(look.evaluations(np.array([at]), task.grid)[0]) - 1
-        total = n * (evaluations(task, 0, at, paid=False) + drafts)
-        for (_, share), (step, _) in pairwise(checks):
-            n = max(task.keep, self.survivors(n, share))
-            total, at = total + n * evaluations(task, at, step, paid=True), step
+        total, (*checks, _) = 0.0, self.init(task).checks
+        for one, check in zip(costs_of_checks(checks, task, shares=False), checks, strict=True):
+            total += n * one
+            n = max(task.keep, self.survivors(n, check.keep))
         return total
 
     def survivors(self, n: int, share: float) -> int:
@@ -104,14 +132,31 @@ class SeedPruning:
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
-            return fresh(self.n or 1, state.checks[0][0], look=look_of(self.draft)), state
-        (_, share), *ahead = state.checks
+            return fresh(self.n or 1, state.checks[0].step, look=state.checks[0].look), state
+        check, *ahead = state.checks
         if not ahead:
             return None, state
         ranked = particles.ranked()
-        kept = max(state.least, self.survivors(ranked.shape[-1], share))
-        move = advance(particles, ranked[..., :kept], ahead[0][0], drop=ranked[..., kept:])
+        kept = max(state.least, self.survivors(ranked.shape[-1], check.keep))
+        move = advance(particles, ranked[..., :kept], ahead[0].step, drop=ranked[..., kept:], look=ahead[0].look)
         return move, State(state.least, tuple(ahead))
+
+
+def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True) -> list[float]:
+    """What each check takes of one seed, in evaluations as Task counts them, from the check before it on.
+
+    shares: times the share of seeds that come to it.
+    """
+    costs, at, paid, share = [], 0, False, 1.0
+    for check in checks:
+        extra = 0.0
+        if check.step < task.grid.steps:
+            here = np.array([check.step])
+            extra = task.draft_cost * check.look.draft_calls + int(check.look.evaluations(here, task.grid)[0]) - 1
+        costs.append(share * (evaluations(task, at, check.step, paid=paid) + extra))
+        at, paid = check.step, check.look.evaluates
+        share *= check.keep if shares else 1.0
+    return costs
 
 
 def ttsnap(

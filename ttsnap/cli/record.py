@@ -42,7 +42,7 @@ def parser() -> ArgumentParser:
     make = p.add_argument_group("what to record")
     arguments.add_prompts(make)
     arguments.add_call(make, "negative_prompt", "height", "width")
-    arguments.add_options(make, RecordOptions, "seeds", "seed", "steps")
+    arguments.add_options(make, RecordOptions, "seeds", "seed", "steps", "looks")
     arguments.add_options(make, SearchOptions, "reward")
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
@@ -53,7 +53,7 @@ def parser() -> ArgumentParser:
     output.add_argument(
         "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a recording to go on with"
     )
-    arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps"))
+    arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps", "looks"))
     return p
 
 

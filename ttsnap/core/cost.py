@@ -50,6 +50,8 @@ class PerKind(Generic[N]):
     `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
     forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
     scored, once per reward; `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
+    `draft_calls` counts calls of a drafter for one particle, of `Price.passes_per_draft` forward passes each; a cap in
+    NFE holds them as well, as the share of an evaluation's passes that they take.
     `gradients` counts backward passes through a decode and its rewards, `backwards` those through an evaluation of the
     denoiser. Their forward halves are counted where they belong: in `decodes`, `reward_calls` and `nfe`.
     """
@@ -60,6 +62,7 @@ class PerKind(Generic[N]):
     previews: N = kind("decode", "previews", "previews", rare=True)
     gradients: N = kind("gradient", "gradients", "gradients", rare=True)
     backwards: N = kind("gradient", "backward passes", "backwards", rare=True, summed=False)
+    draft_calls: N = kind("denoise", "draft calls", "draftcalls", rare=True)
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""

@@ -57,7 +57,8 @@ class Task:
     `allowance` is the most that this prompt may spend (its share of a pot, where the budget is `shared`), and
     `score_cost` what a decode with its reward calls takes, both in units of one denoiser evaluation: the unit in
     which the tightest cap is counted in images. inf and 0 where nothing caps evaluations. `check_cost` is what scoring
-    an unfinished estimate takes, less than that where it takes no decode (the same by default).
+    an unfinished estimate takes, less than that where it takes no decode (the same by default). draft_calls: of the
+    drafter in one draft, 0 where there is no drafter; draft_cost is what one call takes, in the same unit.
     """
 
     grid: Grid
@@ -66,6 +67,8 @@ class Task:
     score_cost: float = 0.0
     shared: bool = False
     check_cost: float | None = None
+    draft_calls: int = 0
+    draft_cost: float = 0.0
 
     @property
     def checking(self) -> float:

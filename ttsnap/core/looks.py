@@ -5,8 +5,10 @@ A finished image is scored as it is, whatever the look.
 
 from __future__ import annotations
 
+import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,37 +17,44 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
 
 
-class Look(Protocol):
+class Look(ABC):
     """How an unfinished particle is looked at. Its pixels and reward calls are priced by the engine's Price."""
 
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What the engine must be able to do."""
+    evaluates: ClassVar[bool] = True
+    """Whether it begins with the particle's own evaluation at its stop, which is then paid."""
+
     @property
+    @abstractmethod
     def name(self) -> str:
         """What it is called in recordings and messages."""
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        """What the engine must be able to do."""
-
+    @abstractmethod
     def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
         """Evaluations (n,) that a look at steps `stop` (n,), all before the last, is made with.
 
         The first is the particle's own at that step, which is paid once: the particle goes on with it later.
         """
 
+    @property
+    def draft_calls(self) -> int:
+        """Calls of the engine's drafter that it is made with."""
+        return 0
+
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Look):
     """The x0 estimate of the evaluation at the step where a particle stops (Tweedie's formula)."""
 
-    name: str = "estimate"
-    needs: frozenset[Need] = frozenset()
+    name: ClassVar[str] = "estimate"
 
     def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
         return np.ones(stop.shape, int)
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Look):
     """The x0 estimate at the end of a coarse rollout by the ODE, over later grid points: sharper, and dearer.
 
     The particle itself stays where it is, and does not follow the rollout afterwards.
@@ -54,7 +63,7 @@ class Rollout:
     """
 
     calls: int = 2
-    needs: frozenset[Need] = frozenset({Need.ROLLOUT})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUT})
 
     @property
     def name(self) -> str:
@@ -69,7 +78,66 @@ class Rollout:
         return np.array([1 + len(self.points(k, grid.steps)) for k in stop.ravel().tolist()], int).reshape(stop.shape)
 
 
+@dataclass(frozen=True)
+class Draft(Look):
+    """A guess by the engine's drafter at the image in which the deterministic sampler ends from here.
+
+    A drafter is a network that was distilled to jump there, which a posterior mean such as the x0 estimate does not do:
+    it makes sharp images, of which a reward tells more (docs/drafts.md). The evaluation at the stop is not made.
+
+    calls: of the drafter, from 1 on; later ones go on from the guess of the one before.
+    """
+
+    calls: int = 1
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.DRAFT})
+    evaluates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.calls < 1:
+            raise ValueError(f"a draft takes at least 1 call of the drafter, got {self.calls}")
+
+    @property
+    def name(self) -> str:
+        return f"draft:{self.calls}"
+
+    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
+        return np.zeros(stop.shape, int)
+
+    @property
+    def draft_calls(self) -> int:
+        return self.calls
+
+
 ESTIMATE = Estimate()
+
+
+_WRITTEN = re.compile(r"(estimate|rollout|draft)(?::([0-9]{1,4}))?")
+
+
+def read_look(name: str) -> Look:
+    """The look of this name: "estimate", "rollout:3", "draft:1". ValueError for another text."""
+    match = _WRITTEN.fullmatch(name)
+    if match is None or (match[1] == "estimate") != (match[2] is None):
+        raise ValueError(f"unknown look {name[:40]!r}; looks are written estimate, rollout:3 or draft:1")
+    return ESTIMATE if match[2] is None else (Rollout if match[1] == "rollout" else Draft)(int(match[2]))
+
+
+class Seen(NamedTuple):
+    """A look at one grid step, by the look's name; written "draft:1@0"."""
+
+    look: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.look}@{self.step}"
+
+    @classmethod
+    def read(cls, text: str) -> Seen:
+        """From such a text. ValueError for another."""
+        name, _, step = text.partition("@")
+        if not re.fullmatch("[0-9]{1,6}", step):
+            raise ValueError(f"a look and its step are written like draft:1@0, got {text[:40]!r}")
+        return cls(read_look(name).name, int(step))
 
 
 def look_of(calls: int) -> Look:

@@ -105,6 +105,7 @@ def advance(
     *,
     score: BoolArray | bool = True,
     drop: IntArray | Sequence[int] = (),
+    look: Look = ESTIMATE,
 ) -> Move:
     """Take these particles, in this order, from where they are to `stop`; give up those in `drop`.
 
@@ -114,7 +115,7 @@ def advance(
     parent = np.asarray(uids, int)
     n = parent.shape[-1:]  # in lockstep, these columns are the same for all searches
     columns = np.full(n, CONTINUE), parent, take(particles.step, parent), np.full(n, stop), np.full(n, score)
-    return Move(Rows(*columns, np.ones(n)), drop=np.asarray(drop, int))
+    return Move(Rows(*columns, np.ones(n)), look, drop=np.asarray(drop, int))
 
 
 def renoise(parents: IntArray | Sequence[int], start: int, stop: int, *, drop: IntArray | Sequence[int] = ()) -> Move:

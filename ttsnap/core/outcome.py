@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+from ttsnap.core.cost import Cost
 
 if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
+
+
+NOTHING = Cost()
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,8 @@ class Outcome:
 
     uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
     `images` are the decoded images (3, H, W) in [0, 1], one a row, None where the rewards did not need it decoded;
-    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_nfe
-    (n,) counts the evaluations that looks took beyond the particle's own; log_ratio (n,) is as in Particles, and so is
+    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_cost
+    is what looks took beyond the particles' own evaluations; log_ratio (n,) is as in Particles, and so is
     has_gradient (n,), which only rows that were cancelled need to tell.
     """
 
@@ -31,6 +35,6 @@ class Outcome:
     images: Sequence[Tensor | None] | None = None
     errors: Sequence[str | None] = ()
     kept: Sequence[Mapping[str, Tensor]] = ()
-    look_nfe: IntArray | None = None
+    look_cost: Cost = NOTHING
     log_ratio: FloatArray | None = None
     has_gradient: BoolArray | None = None

@@ -49,6 +49,13 @@ class Plan:
         """Of all rows together."""
         return total(self.costs)
 
+    def cached(self, grid: Grid) -> BoolArray:
+        """(n,) whether the evaluation at `stop` is paid once the rows are carried out."""
+        rows = self.rows
+        # An evaluation that is paid stays so where a particle, or a child of it, waits.
+        mask: BoolArray = (rows.score & self.look.evaluates) | (self.paid & (rows.stop == rows.start))
+        return mask & (rows.stop < grid.steps)
+
     def head(self, n: int) -> Plan:
         """The first n rows: what a row is, and costs, does not depend on later ones."""
         columns = self.uid[:n], self.seed[:n], self.near[:n], self.paid[:n]
@@ -117,4 +124,4 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
                                          start=cancelled.step[ran])  # fmt: skip
     for rows in (mixed, rest):
         cost += total(row_costs(rows, plan.look, particles, grid, rewards, price))
-    return cost if cancelled.look_nfe is None else cost - Cost(int(cancelled.look_nfe.sum()))
+    return cost - cancelled.look_cost

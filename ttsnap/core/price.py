@@ -73,6 +73,7 @@ class Price:
     estimates: what scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A
     finished image always takes a decode. depth: evaluations that the gradient of a finished image goes back through.
     asked: rewards that a gradient asks; each is a reward call, and the decode that they share is one, too.
+    passes_per_draft: forward passes of one call of the drafter; 0 where there is none.
     """
 
     flops: Rates = Rates()
@@ -82,12 +83,27 @@ class Price:
     guided: Guided | None = None
     depth: int = 0
     asked: int = 1
+    passes_per_draft: int = 0
 
     def __post_init__(self) -> None:
-        counts = (("passes_per_nfe", self.passes_per_nfe, 1), ("depth", self.depth, 0), ("asked", self.asked, 1))
+        counts = (
+            ("passes_per_nfe", self.passes_per_nfe, 1),
+            ("depth", self.depth, 0),
+            ("asked", self.asked, 1),
+            ("passes_per_draft", self.passes_per_draft, 0),
+        )
         for name, count, least in counts:
             if count < least:
                 raise ValueError(f"{name} of a price must be at least {least}, got {count}")
+
+    @property
+    def nfe_per_draft(self) -> float:
+        """What one call of the drafter is in evaluations of the denoiser, by forward passes."""
+        return self.passes_per_draft / self.passes_per_nfe
+
+    def evaluations(self, cost: Cost) -> float:
+        """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes."""
+        return cost.nfe + cost.draft_calls * self.nfe_per_draft if cost.draft_calls else cost.nfe
 
     def of_gradients(self, gradients: int, backwards: int, nfe: int = 0) -> Cost:
         """The cost of so many gradients, which go back through `backwards` evaluations, of which `nfe` are new."""

@@ -113,6 +113,8 @@ class Engine(ABC):
     """What it hands to listeners of each scored row beside the image: "latents", "features"."""
     probed: Cost = Cost()
     """What it has spent before searches, on finding batch sizes and the like."""
+    draft_calls: int = 0
+    """Calls of its drafter in one draft, as its user wants it; 0 where it has no drafter."""
 
     @property
     @abstractmethod

@@ -44,8 +44,8 @@ class Event:
     """One thing that happened, for progress bars, contact sheets and live views.
 
     kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
-    batch ran; `nfe` evaluations), "score" (a particle was scored; `image` holds the decoded estimate, `kept` its latent
-    and features where the engine keeps them), "drop", "end" (a prompt is done).
+    batch ran; `nfe` evaluations), "score" (a particle was scored, an unfinished one by `look`; `image` holds what was
+    decoded, `kept` its latent and features where the engine keeps them), "drop", "end" (a prompt is done).
     """
 
     kind: str
@@ -53,6 +53,7 @@ class Event:
     seconds: float = 0.0
     uids: tuple[int, ...] = ()
     step: int = -1
+    look: str = ""
     scores: tuple[float, ...] = ()
     image: Tensor | None = field(default=None, repr=False)
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)

@@ -9,7 +9,7 @@ from typing import TypedDict
 from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
 from ttsnap.core.price import Price
 
-_SUMMED = [kind for phase in PHASES for kind in KINDS if kind.phase == phase and kind.summed and kind.name != "nfe"]
+_SUMMED = [kind for phase in PHASES if phase != "denoise" for kind in KINDS if kind.phase == phase and kind.summed]
 FORWARD = [kind.name for kind in _SUMMED if kind.phase != "gradient"]
 BACKWARD = [kind.name for kind in _SUMMED if kind.phase == "gradient"]
 """What files name beside evaluations: kinds of cost, phase by phase."""
@@ -69,8 +69,8 @@ class Spent:
 
     @property
     def forward_passes(self) -> int:
-        """Forward passes of the network: two an evaluation with classifier-free guidance."""
-        return self.cost.nfe * self.price.passes_per_nfe
+        """Forward passes of the networks: two an evaluation with classifier-free guidance, and those of drafts."""
+        return self.cost.nfe * self.price.passes_per_nfe + self.cost.draft_calls * self.price.passes_per_draft
 
     @property
     def flops(self) -> float:
@@ -94,6 +94,7 @@ class Spent:
         return {
             "nfe": self.nfe,
             "forward_passes": self.forward_passes,
+            **({"draft_calls": self.cost.draft_calls} if self.cost.draft_calls else {}),
             **{name: counts[name] for name in FORWARD},
             "flops": self.flops,
             "flops_denoise": flops["denoise"],

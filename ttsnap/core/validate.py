@@ -144,9 +144,14 @@ def _check_siblings(rows: Rows, particles: Particles, who: str) -> None:
                          f"{parent.tolist()} at steps {at}, plain rows of {rows.parent[plain].tolist()}")  # fmt: skip
 
 
-def check_declared(plan: Plan, algorithm: Algorithm) -> None:
-    """ValueError where a plan does what the algorithm did not declare among its needs."""
+def check_declared(plan: Plan, algorithm: Algorithm, *, drafter: bool) -> None:
+    """ValueError where a plan does what the algorithm did not declare among its needs.
+
+    drafter: whether the task told the algorithm of one (Task.draft_calls), which it may then use undeclared.
+    """
     does = {NEED_OF[kind] for kind in set(plan.rows.kind.tolist()) if kind in NEED_OF} | plan.look.needs
+    if drafter:
+        does -= {Need.DRAFT}
     for need in sorted(does and does - declared(algorithm.needs)):
         raise ValueError(f"{type(algorithm).__name__}: a move needs to {need.value}, but the algorithm does not "
                          f"declare Need.{need.name}")  # fmt: skip

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from functools import partial
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
@@ -17,6 +20,7 @@ from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node
 from ttsnap.profiling.buckets import bucket_of, buckets
 from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.sampling.kernels import Prediction
 
 
 class Executor:
@@ -40,8 +44,9 @@ class Executor:
         """
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
+            call = partial(self._draft, batch.lane) if batch.lane else self._evaluate
             with self.watch("denoise", self._device):
-                self.sizes.run(batch.evaluations, self._evaluate)
+                self.sizes.run(batch.evaluations, call)
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
         """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
@@ -87,16 +92,28 @@ class Executor:
 
     def _evaluate(self, nodes: Sequence[Node]) -> None:
         """One call of the denoiser on these nodes."""
+        prediction = self.denoiser.predict(*self._batch(nodes))
+        for i, node in enumerate(nodes):
+            node.keep_prediction(prediction, i)
+        self.count(Cost(len(nodes)), 1)
+
+    def _draft(self, calls: int, nodes: Sequence[Node]) -> None:
+        """One guess of so many calls by the drafter at each of these nodes."""
+        x, at, cond = self._batch(nodes)
+        steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
+        guess = self.denoiser.draft(x, steps, cond, calls)
+        for i, node in enumerate(nodes):
+            node.keep_prediction(Prediction(guess, guess), i)
+        self.count(Cost(draft_calls=calls * len(nodes)))
+
+    def _batch(self, nodes: Sequence[Node]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a network is called with for these nodes: latents, positions and prompts, padded where that is asked."""
         self._draw(nodes)
         rows = list(nodes)
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
         x = torch.stack([node.x for node in rows])
-        at, cond = torch.tensor([node.position for node in rows]), torch.tensor([node.job for node in rows])
-        prediction = self.denoiser.predict(x, at, cond)
-        for i, node in enumerate(nodes):
-            node.keep_prediction(prediction, i)
-        self.count(Cost(len(nodes)), 1)
+        return x, torch.tensor([node.position for node in rows]), torch.tensor([node.job for node in rows])
 
     def _draw(self, nodes: Sequence[Node]) -> None:
         """Initial noise of seeds that the network is to see now."""

@@ -28,6 +28,7 @@ from ttsnap.engine.executor import Executor
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.intake import Intake
+from ttsnap.engine.looks import check_drafts
 from ttsnap.engine.outcomes import at_rest, kept_of, with_scores
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Scheduler, by_job, next_batch
@@ -67,10 +68,11 @@ class LiveEngine(Engine):
         options = options or EngineOptions()
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
-        self.probed = Cost()
+        self.probed, self.draft_calls = Cost(), denoiser.draft_calls
         self.noise, self.store = InitialNoise(noises, denoiser, self.kernel), Store()
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
+        check_drafts(denoiser, self.kernel, self.rewards)
         self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=options.preview)
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
         block = block_to_capture(self.rewards, self.keep, options.features_block)
@@ -95,8 +97,10 @@ class LiveEngine(Engine):
             predict, decode = self.denoiser.flops()
             reward = float(np.mean([r.flops for r in self.rewards]))
             preview = self.denoiser.preview_flops() if self.scorer.estimates == "preview" else 0.0
-            rates = Rates(predict, decode, reward, preview)
-            plain = Price(rates, None, self.denoiser.passes_per_nfe, self.scorer.estimates)
+            draft = self.denoiser.draft_flops() * self.denoiser.passes_per_draft
+            rates = Rates(predict, decode, reward, preview, draft_calls=draft)
+            passes, per_draft = self.denoiser.passes_per_nfe, self.denoiser.passes_per_draft
+            plain = Price(rates, None, passes, self.scorer.estimates, passes_per_draft=per_draft)
             self._price = self.stepper.priced(plain)
         return self._price
 
@@ -117,6 +121,8 @@ class LiveEngine(Engine):
             offered |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
         if simple and self.denoiser.has_path:
             offered |= {Need.RENOISE, Need.ROLLOUT}
+        if self.denoiser.drafts:
+            offered.add(Need.DRAFT)
         return frozenset(offered)
 
     @property
@@ -143,7 +149,9 @@ class LiveEngine(Engine):
 
     @property
     def nfe(self) -> int:
-        return self.stats["nfe"]
+        """With drafts, by their forward passes."""
+        drafted = self.stats["draft_calls"] * self.denoiser.passes_per_draft // self.denoiser.passes_per_nfe
+        return self.stats["nfe"] + drafted
 
     @property
     def occupancy(self) -> float:

@@ -13,10 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ttsnap.core.looks import Estimate, Look, Rollout
+from ttsnap.core.cost import Cost
+from ttsnap.core.looks import Draft, Estimate, Look, Rollout
 from ttsnap.engine.store import Node, stacked
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.kernels import Ode, Prediction
+from ttsnap.sampling.kernels import Kernel, Ode, Prediction
 
 
 class LookRun:
@@ -45,9 +47,14 @@ class LookRun:
         return True
 
     @property
-    def evaluations(self) -> int:
-        """Those made so far for this look alone."""
+    def draft_calls(self) -> int:
+        """Calls of the drafter that `waiting` takes, 0 for an evaluation of the denoiser."""
         return 0
+
+    @property
+    def cost(self) -> Cost:
+        """What was spent so far for this look alone, but for its score."""
+        return Cost()
 
 
 class FinishedRun(LookRun):
@@ -93,8 +100,8 @@ class BesideRun(EstimateRun):
         return self._reached == len(self._points) and self.waiting is None
 
     @property
-    def evaluations(self) -> int:
-        return self._reached - int(self.waiting is not None)
+    def cost(self) -> Cost:
+        return Cost(self._reached - int(self.waiting is not None))
 
     def next_point(self, here: Node) -> int | None:
         """The grid step that it goes to now; None where it waits for an evaluation, or is at its end."""
@@ -114,10 +121,50 @@ class RolloutRun(BesideRun):
         return Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
 
 
+class DraftRun(LookRun):
+    """Scores what the drafter makes of the particle's latent, on a node beside it that is made once it is there."""
+
+    scores = True
+
+    def __init__(self, calls: int, steps: int) -> None:
+        self._calls, self._end = calls, steps
+        self._node: Node | None = None
+
+    def begin(self, here: Node) -> None:
+        """The particle has come to its stop."""
+        if self._node is None:
+            self._node = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
+
+    def scored(self, here: Node) -> Node:
+        return here if self._node is None else self._node
+
+    def step(self, stop: int) -> int:
+        # A guess at the image is sharp, as finished images are: rewards that know of noise are told of none.
+        return self._end
+
+    @property
+    def waiting(self) -> Node | None:
+        return self._node if self._node is not None and self._node.prediction is None else None
+
+    @property
+    def draft_calls(self) -> int:
+        return self._calls
+
+    @property
+    def done(self) -> bool:
+        return self._node is not None and self._node.prediction is not None
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(draft_calls=self._calls) if self.done else Cost()
+
+
 def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
     """Take each of these looks, of particles that stop at these nodes, on to its next node, if it can go on."""
     ready: dict[type[BesideRun], list[tuple[BesideRun, Node, int]]] = {}
     for look, here in looks:
+        if isinstance(look, DraftRun):
+            look.begin(here)
         if isinstance(look, BesideRun) and (point := look.next_point(here)) is not None:
             ready.setdefault(type(look), []).append((look, look.scored(here), point))
     for kind, going in ready.items():
@@ -125,6 +172,18 @@ def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> 
         moved = kind.moved(denoiser, x, prediction, k, torch.tensor([point for _, _, point in going]))
         for (look, node, point), latent in zip(going, moved, strict=True):
             look.arrive(Node(node.job, node.seed, point, latent))
+
+
+def check_drafts(denoiser: Denoiser, kernel: Kernel, rewards: Sequence[RewardModel]) -> None:
+    """ValueError where the denoiser has a drafter that is of no use with this kernel or these rewards."""
+    if not denoiser.drafts:
+        return
+    if kernel.stochastic:
+        raise ValueError("a draft guesses where a deterministic sampler ends, and this kernel draws noise on the way, "
+                         "which leads to another image; leave draft out, or take kernel ode")  # fmt: skip
+    if readers := [reward.name for reward in rewards if reward.estimates == "features"]:
+        raise ValueError(f"{readers[0]} scores hidden features of the denoiser, which a draft lacks; leave draft out, "
+                         "or take a reward that sees pixels or latents")  # fmt: skip
 
 
 def look_run(look: Look, score: bool, stop: int, steps: int) -> LookRun:
@@ -138,6 +197,8 @@ def look_run(look: Look, score: bool, stop: int, steps: int) -> LookRun:
         return FinishedRun()
     if isinstance(look, Rollout) and (points := look.points(stop, steps)):
         return RolloutRun(points)
+    if isinstance(look, Draft):
+        return DraftRun(look.calls, steps)
     if isinstance(look, Estimate | Rollout):
         return EstimateRun()
-    raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate or rollout")
+    raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate, rollout or draft")

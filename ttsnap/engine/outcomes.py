@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
+from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import Outcome
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scoring import Scored
@@ -22,7 +23,7 @@ def at_rest(job: int, rows: Sequence[Row], stepper: Stepper) -> Outcome:
         uids=np.array([row.uid for row in rows], int),
         step=np.array([step for step, _ in where], int),
         cached=np.array([paid for _, paid in where], bool),
-        look_nfe=np.array([row.look.evaluations for row in rows], int),
+        look_cost=Cost().plus(*(row.look.cost for row in rows)),
         log_ratio=report.log_ratio,
         has_gradient=report.has_gradient,
     )

@@ -88,6 +88,11 @@ class Row:
         return self.node if self.node.prediction is None else None
 
     @property
+    def lane(self) -> int:
+        """Calls of the drafter that it waits for; 0 where it waits for the denoiser, or for nothing."""
+        return self.look.draft_calls if self.look.draft_calls and self.at_stop and not self.look.done else 0
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to compute but its score."""
         return self.at_stop and self.look.done

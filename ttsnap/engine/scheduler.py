@@ -27,6 +27,10 @@ class Waits(Protocol[NodeT_co]):
         """The node that must be evaluated before it can go on; None where it waits for nothing."""
 
     @property
+    def lane(self) -> int:
+        """What it waits for: m > 0 for m calls of the drafter, else 0. The nodes of one batch are of one lane."""
+
+    @property
     def needs_gradient(self) -> bool:
         """Whether the node that it waits for must get a gradient as well."""
 
@@ -45,25 +49,32 @@ RowT = TypeVar("RowT", bound=Waits[object])
 @dataclass(frozen=True)
 class Batch(Generic[NodeT]):
     """Nodes to compute, each once; together no more than the batch size. gradients: those that get theirs, and with it
-    their evaluation if that is new; evaluations: the rest, for one call of the denoiser."""
+    their evaluation if that is new; evaluations: the rest, for one call of the network of this `lane`."""
 
     gradients: list[NodeT]
     evaluations: list[NodeT]
+    lane: int = 0
 
 
 def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:
-    """The nodes for which the first of these rows wait, at most `size`."""
+    """The nodes for which the first of these rows wait, at most `size`, all of one lane.
+
+    Drafts go first. A row is through once it has its draft, so that others do not wait for long, and those who go on
+    after it fill the denoiser's batches together.
+    """
     nodes: dict[int, NodeT] = {}
+    lane = next((row.lane for row in rows if row.lane), 0)
     for row in rows:
         if len(nodes) == size:
             break
-        if (node := row.waiting) is not None:
+        if row.lane == lane and (node := row.waiting) is not None:
             nodes[id(node)] = node
     gradients: dict[int, NodeT] = {}
     for row in rows:
         if row.needs_gradient and (node := row.waiting) is not None and id(node) in nodes:
             gradients[id(node)] = node
-    return Batch(list(gradients.values()), [node for key, node in nodes.items() if key not in gradients])
+    evaluations = [node for key, node in nodes.items() if key not in gradients]
+    return Batch(list(gradients.values()), evaluations, lane)
 
 
 class Scheduler(Generic[RowT]):

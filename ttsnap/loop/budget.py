@@ -111,7 +111,7 @@ class Budget(PerKind[int | None], unset=None):
 
     def _needs(self, cost: Cost, price: Price, seconds: bool) -> list[tuple[str, float, float]]:
         """What `cost` takes of each cap that there is: its name, the amount, the cap."""
-        amounts = cost.amounts()
+        amounts = (price.evaluations(cost), *cost.amounts()[1:])  # a cap in NFE holds drafts as well
         needs: list[tuple[str, float, float]] = [(KINDS[i].label, amounts[i], cap) for i, cap in self._capped]
         if self.flops is not None:
             needs.append(("FLOPs", price.flops.of(cost), self.flops))
@@ -143,25 +143,26 @@ class Cap:
         grid, price, rates = self.engine.grid, self.engine.price, self.rates
         scoring = len(self.engine.reward_names) * rates.reward_calls
         check = None if price.estimates == "decode" else (rates.pixels(price.estimates) + scoring) / self.unit
-        return Task(grid, keep, self.amount / self.unit, (rates.decodes + scoring) / self.unit, shared, check)
+        calls = self.engine.draft_calls
+        score = (rates.decodes + scoring) / self.unit
+        allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
+        return Task(grid, keep, allowance, score, shared, check, calls, draft)
 
     def evaluations(self, cost: Cost) -> float:
         """What a cost takes, in the unit of a task's allowance."""
         return self.rates.of(cost) / self.unit
 
 
-_NFE = Rates(nfe=1.0)
-
-
 def tightest(budget: Budget, engine: Engine) -> Cap:
     """The cap that a search under `budget` plans by."""
     price, rewards = engine.price, len(engine.reward_names)
-    caps = [(float(budget.nfe), _NFE)] if budget.nfe is not None else []
+    by_passes = Rates(nfe=1.0, draft_calls=price.nfe_per_draft)
+    caps = [(float(budget.nfe), by_passes)] if budget.nfe is not None else []
     for amount, rates in ((budget.flops, price.flops), (budget.seconds, price.seconds)):
         if amount is not None and rates is not None and rates.nfe > 0:
             caps.append((amount, rates))
     whole = finish_cost(0, False, engine.grid, rewards, price)
-    amount, rates = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, _NFE))
+    amount, rates = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes))
     unit = (rates.of(whole) - rates.decodes - rewards * rates.reward_calls) / engine.grid.nfe
     return Cap(amount, rates, unit, engine)
 

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ttsnap.core.arrays import IntArray
+from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import Look
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
@@ -32,8 +33,10 @@ class DryEngine(Engine):
         *,
         offers: frozenset[Need] = frozenset(Need),
         price: Price | None = None,
+        draft_calls: int = 0,
     ) -> None:
         self.grid, self.reward_names, self.offers, self.price = grid, reward_names, offers, price or Price()
+        self.draft_calls = draft_calls
         self._done: list[Outcome] = []
 
     @cached_property
@@ -51,17 +54,16 @@ class DryEngine(Engine):
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = plan.rows
-        # An evaluation that is paid stays so where a particle, or a child of it, waits.
-        cached = (rows.score | (plan.paid & (rows.stop == rows.start))) & (rows.stop < self.grid.steps)
+        cached = plan.cached(self.grid)
         for scored, (at,) in ((True, rows.score.nonzero()), (False, (~rows.score).nonzero())):
             if len(at):
                 stop = rows.stop[at]
-                scores = self.scores(job, plan.seed[at], stop) if scored else None
+                scores = self.scores(job, plan.seed[at], stop, plan.look) if scored else None
                 images = [None] * len(at) if scored else None
                 self._done.append(Outcome(job, plan.uid[at], stop, cached[at], scores, images))
 
-    def scores(self, job: int, seeds: IntArray, steps: IntArray) -> np.ndarray:
-        """(n, R) scores of these seeds at these steps."""
+    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Look) -> FloatArray:
+        """(n, R) scores of these seeds at these steps, unfinished ones by this look."""
         return self._rng.standard_normal((len(seeds), len(self.reward_names)))
 
     def pending(self) -> int:

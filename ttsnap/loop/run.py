@@ -134,7 +134,7 @@ class Run:
         if len(move):
             validate(move, particles, self.grid, self.spec.algorithm)
         plan = self._resolve(move, particles)
-        check_declared(plan, self.spec.algorithm)
+        check_declared(plan, self.spec.algorithm, drafter=self.task.draft_calls > 0)
         return Proposal(plan, float(move.value), state)
 
     def _resolve(self, move: Move, particles: Particles) -> Plan:
@@ -170,7 +170,7 @@ class Run:
         resting[rows.parent[rows.parent >= 0]] = False
         resting[plan.drop] = False
         step = np.concatenate([[0], rows.stop, particles.step[resting]])
-        cached = np.concatenate([[False], rows.score & ~last, particles.cached[resting]])
+        cached = np.concatenate([[False], rows.score & plan.look.evaluates & ~last, particles.cached[resting]])
         has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
         return finish_cost(step, cached, self.grid, self.rewards, self.engine.price, has_gradient)
 
@@ -220,7 +220,9 @@ class Run:
         kept = outcome.kept or [{}] * len(outcome.uids)
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
         for uid, step, scores, image, more in zip(*columns, outcome.images, kept, strict=True):
-            self._emit("score", job, uids=(uid,), step=step, scores=tuple(scores), image=image, kept=more, best=best)
+            look = "" if step == self.grid.steps or job.plan is None else job.plan.look.name
+            told = {"scores": tuple(scores), "image": image, "kept": more, "best": best}
+            self._emit("score", job, uids=(uid,), step=step, look=look, **told)
 
     # --- stopping early ---------------------------------------------------------------------------------------
 

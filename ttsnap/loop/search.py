@@ -108,7 +108,7 @@ def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[
 
     @cache
     def cost(n: int) -> Cost:
-        dry = DryEngine(engine.grid, engine.reward_names, price=engine.price)
+        dry = DryEngine(engine.grid, engine.reward_names, price=engine.price, draft_calls=engine.draft_calls)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
         spent: Cost = search([""], sized, dry, keep=keep)[0].spent.cost
         return spent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ttsnap.core.looks import Draft, Seen
 from ttsnap.files.typed import Json
 from ttsnap.options.option import option
 
@@ -25,6 +26,14 @@ class RecordOptions:
         written=list[int] | None,
         flag="score_steps",
         metavar="STEPS",
+    )
+    looks: Sequence[str] | None = option(
+        None,
+        'score the seeds by these looks as well, as \'["draft:1@0", "draft:2@0"]\': drafts of one and of two calls '
+        "from the initial noise; or rollout:3@4, coarse rollouts of three evaluations from step 4",
+        unset="with --draft: a draft of the initial noise",
+        written=list[str] | None,
+        metavar="LOOKS",
     )
     images: bool = option(False, "keep the decoded estimates, too, as tar files of PNGs")
     latents: bool = option(False, "with --images: keep each estimate's latent as well")
@@ -48,6 +57,12 @@ class RecordOptions:
     def keep(self) -> tuple[str, ...]:
         """What the engine hands over beside the decoded estimates, as in EngineOptions."""
         return ("latents",) * self.latents + ("features",) * (self.features is not None)
+
+    def looks_of(self, draft_calls: int) -> tuple[str, ...]:
+        """Those that are recorded with an engine whose drafts take so many calls, 0 where it has no drafter."""
+        if self.looks is not None:
+            return tuple(str(Seen.read(text)) for text in self.looks)
+        return (str(Seen(Draft(draft_calls).name, 0)),) if draft_calls else ()
 
     def noted(self) -> dict[str, Json]:
         """What recording.json says of it, by its keys there, as far as that does not depend on the model."""

@@ -3,7 +3,7 @@
 recording.json   the settings (header.Header), written first
 journal.bin      a digest of the settings, and a checksummed record per finished unit of work, until all are there
 images/          where asked for, one tar of PNGs per unit
-scores.safetensors   the scores (P, S, K+1, R) float64, written last, whole or not at all
+scores.safetensors   the scores (P, S, C, R) float64 of the K+1 steps and further looks, written last, whole or not
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def save_recording(recording: Recording, folder: str | Path) -> None:
     """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
     with OpenRecording(Path(folder), Header.of(recording)) as there:
         for unit in there.missing():
-            there.add(unit, recording.scores)
+            there.add(unit, recording.columns)
         written = there.finish()
-    if not np.array_equal(written.scores, recording.scores, equal_nan=True):
+    if not np.array_equal(written.columns, recording.columns, equal_nan=True):
         raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
 
 
@@ -99,7 +99,7 @@ def check_folder(folder: Path, asked: Mapping[str, Json]) -> None:
     """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
 
     def differing() -> list[str]:
-        there = {"extras": [], **_read_header(folder).to_json()}
+        there = {"extras": [], "looks": [], **_read_header(folder).to_json()}
         return differences({key: there.get(key) for key in asked}, dict(asked))
 
     check_same(folder, RECORDING, differing, "recording")
@@ -107,7 +107,7 @@ def check_folder(folder: Path, asked: Mapping[str, Json]) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """One record of the journal: a unit's scores (prompts, seeds, K+1, R), and its images' shard."""
+    """One record of the journal: a unit's scores (prompts, seeds, C, R), and its images' shard."""
 
     unit: int
     scores: FloatArray
@@ -121,7 +121,7 @@ class OpenRecording:
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
-        asked = {"extras": [], **header.to_json()}
+        asked = {"extras": [], "looks": [], **header.to_json()}
         check_folder(folder, asked)
         self.folder, self.header, self._units = folder, header, header.units()
         with ExitStack() as held:
@@ -159,7 +159,7 @@ class OpenRecording:
         return self.folder / IMAGES / f"unit-{unit.index:05d}.tar"
 
     def add(self, unit: Unit, scores: FloatArray) -> None:
-        """Keep a unit: its rows of `scores` (P, S, K+1, R), or those alone. Its shard must be in place by now."""
+        """Keep a unit: its rows of `scores` (P, S, C, R), or those alone. Its shard must be in place by now."""
         if scores.shape == self.header.shape:
             scores = scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop]
         done = _Done(unit.index, scores, Shard.of(self.shard_path(unit)) if self.header.images else None)

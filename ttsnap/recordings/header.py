@@ -17,6 +17,7 @@ import numpy as np
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import Seen
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.files import reading as files
 from ttsnap.files.typed import Json, typed
@@ -44,8 +45,8 @@ class Header:
     Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
     grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
     whether the decoded estimates are kept, `extras` what is kept beside them ("latents", "features:BLOCK"), `evals`
-    the grid's where a step takes more than one evaluation, `info` what else is known (model, call, versions),
-    JSON-ready.
+    the grid's where a step takes more than one evaluation, `looks` those beside estimates, as "draft:1@0", `info` what
+    else is known (model, call, versions), JSON-ready.
 
     Raises ValueError for settings that do not fit together.
     """
@@ -62,9 +63,12 @@ class Header:
     info: Mapping[str, Json]
     extras: tuple[str, ...] = ()
     evals: tuple[int, ...] | None = None
+    looks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         last = Grid(self.levels, self.evals).steps
+        if len(set(self.seen)) < len(self.looks) or any(seen.step >= last for seen in self.seen):
+            raise ValueError(f"looks must differ and come before step {last}, got {self.looks}")
         if not self.prompts or not self.rewards:
             raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
         if self.seeds < 1 or not 0 <= self.first_seed <= 2**64 - self.seeds:
@@ -85,9 +89,14 @@ class Header:
             raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
 
     @property
+    def seen(self) -> tuple[Seen, ...]:
+        """The looks."""
+        return tuple(map(Seen.read, self.looks))
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(P, S, K+1, R)"""
-        return len(self.prompts), self.seeds, len(self.levels), len(self.rewards)
+        """(P, S, C, R) of all scores: those of the K+1 steps, then those of the looks."""
+        return len(self.prompts), self.seeds, len(self.levels) + len(self.looks), len(self.rewards)
 
     def units(self) -> list[Unit]:
         """The units of work, block by block: all seeds of the first prompts, then the next prompts."""
@@ -100,10 +109,12 @@ class Header:
         return [Unit(index, prompts, seeds) for index, (prompts, seeds) in enumerate(blocks)]
 
     def recording(self, scores: FloatArray) -> Recording:
-        """With these scores (P, S, K+1, R)."""
-        scored = tuple(k in set(self.steps) for k in range(len(self.levels)))
-        grid = Grid(self.levels, self.evals)
-        return Recording(self.prompts, scores, grid, self.rewards, self.first_seed, scored, self.price, self.info)
+        """With these scores (P, S, C, R)."""
+        points = len(self.levels)
+        scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals)
+        looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen)}
+        return Recording(self.prompts, scores[:, :, :points], grid, self.rewards, self.first_seed, scored, self.price,
+                         self.info, looks)  # fmt: skip
 
     def to_json(self) -> dict[str, Json]:
         """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
@@ -116,6 +127,8 @@ class Header:
             del settings["extras"]
         if self.evals is None:
             del settings["evals"]
+        if not self.looks:
+            del settings["looks"]
         return settings
 
     def digest(self) -> str:
@@ -137,7 +150,7 @@ class Header:
         if HEADER_CRC in data and data[HEADER_CRC] != checksum({k: v for k, v in data.items() if k != HEADER_CRC}):
             raise ValueError(f"{where} is damaged: its header does not have the checksum with which it was written")
         names = [f.name for f in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in data and name not in ("extras", "evals")]
+        missing = [name for name in names if name not in data and name not in ("extras", "evals", "looks")]
         if missing:
             raise ValueError(f"{where} is damaged: it lacks {missing}")
         return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
@@ -167,6 +180,7 @@ class Header:
             images=False,
             price=r.price,
             info=r.info,
+            looks=tuple(map(str, r.looks)),
         )
 
 
@@ -198,6 +212,7 @@ def _price(data: Mapping[str, Json]) -> Price:
         None if guided is None else _guided(_object("guided", guided)),
         typed("depth", data.get("depth", 0), int),
         typed("asked", data.get("asked", 1), int),
+        typed("passes_per_draft", data.get("passes_per_draft", 0), int),
     )
 
 
@@ -214,16 +229,20 @@ def _rates(data: Mapping[str, Json]) -> Rates:
 
 
 def _told(price: Price) -> dict[str, Json]:
-    """A price as `_price` reads it."""
+    """A price as `_price` reads it. Where there is no drafter it says nothing of one, as before there were any."""
     seconds = None if price.seconds is None else _told_rates(price.seconds)
-    return dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
+    told = dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
+    if not price.passes_per_draft:
+        del told["passes_per_draft"]
+    return told
 
 
 def _told_rates(rates: Rates) -> dict[str, float]:
     """By the singular of each kind, rare ones at the end: the order in which recordings have always been written."""
     priced = list(zip(KINDS, rates.amounts(), strict=True))
     usual = {kind.one: rate for kind, rate in priced if not kind.rare}
-    return usual | {"call": rates.call} | {kind.one: rate for kind, rate in priced if kind.rare}
+    rare = {kind.one: rate for kind, rate in priced if kind.rare and (kind.name != "draft_calls" or rate)}
+    return usual | {"call": rates.call} | rare
 
 
 def differences(there: object, asked: object, name: str = "") -> list[str]:

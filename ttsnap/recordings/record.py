@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import Seen
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
@@ -54,14 +55,17 @@ def record(
     """
     grid, names = engine.grid, engine.reward_names
     engine.check(prompts)
-    scored = KeepAll(max(1, options.seeds), None if options.steps is None else tuple(options.steps)).init(Task(grid))
+    looks = options.looks_of(engine.draft_calls)
+    steps = None if options.steps is None else tuple(options.steps)
+    KeepAll(max(1, options.seeds), steps, looks).init(Task(grid))
     header = Header(
         prompts=tuple(prompts),
         seeds=options.seeds,
         first_seed=options.seed,
         levels=tuple(float(level) for level in grid.levels),
         evals=grid.evals,
-        steps=scored,
+        steps=KeepAll(steps=steps).scored(grid.steps),
+        looks=looks,
         rewards=names,
         block=options.block or _block(len(prompts), options.seeds, engine.capacity),
         images=options.images,
@@ -99,14 +103,20 @@ def step_correlations(recording: Recording) -> FloatArray:
 
 
 def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: BinaryIO | None = None) -> FloatArray:
-    """One unit's scores (prompts, seeds, K+1, R); its images go to `file`, where there is one."""
+    """One unit's scores (prompts, seeds, C, R); its images go to `file`, where there is one."""
     first = header.first_seed + unit.seeds.start
     shard = ShardWriter(file) if file is not None else None
     singular = {"latent" if kind == "latents" else kind for kind in _kinds(header.extras)}
 
+    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
+    column = {seen: i for i, seen in enumerate(header.seen)}
+    looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
+
     def listen(event: Event) -> None:
         if event.kind == "tick":
             bar.update(event.nfe)
+        elif event.kind == "score" and (at := column.get(Seen(event.look, event.step))) is not None:
+            looked[event.job, event.uids[0], at] = event.scores
         elif event.kind == "score" and shard is not None:
             if event.image is None:
                 raise ValueError("there is no picture of an estimate to keep, as no reward reads pixels; record "
@@ -114,9 +124,9 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: Bin
             kept = {name: value for name, value in event.kept.items() if name in singular}
             shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
 
-    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
+    algorithm = KeepAll(len(unit.seeds), header.steps, header.looks)
     try:
-        results = search(prompts, KeepAll(len(unit.seeds), header.steps), engine, seed=first, on_event=listen)
+        results = search(prompts, algorithm, engine, seed=first, on_event=listen)
     except RewardError as error:
         raise ValueError(str(error)) from error
     if shard is not None:
@@ -126,7 +136,8 @@ def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: Bin
         if np.isnan(final).all():
             why = next((w for result in results for w in result.warnings), "it returned nan")
             raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
-    return scores
+    scores[:, :, [k for k in range(scores.shape[2]) if k not in header.steps]] = np.nan  # by looks, if by anything
+    return np.concatenate([scores, looked], axis=2)
 
 
 def _kinds(extras: Sequence[str]) -> set[str]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import ESTIMATE, Look, Seen, read_look
 from ttsnap.core.moves import CONTINUE
+from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.results import Result
@@ -25,7 +27,8 @@ class Recording:
 
     Index k < K is the score of the x0 estimate at grid point k (k + 1 evaluations), index K that of the finished
     image (K evaluations); nan where a reward failed. `scored` (K+1,) says which steps were scored at all, the last
-    always. `price` is the recorded engine's, `info` what else is known (model, call, versions), JSON-ready.
+    always. `looks` holds the scores (P, S, R) of other looks than the estimate, each at one step. `price` is the
+    recorded engine's, `info` what else is known (model, call, versions), JSON-ready.
     """
 
     prompts: tuple[str, ...]
@@ -36,6 +39,7 @@ class Recording:
     scored: tuple[bool, ...] = ()
     price: Price = field(default_factory=Price)
     info: Mapping[str, Json] = field(default_factory=dict)
+    looks: Mapping[Seen, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         points = self.grid.steps + 1
@@ -47,6 +51,9 @@ class Recording:
         object.__setattr__(self, "scored", tuple(self.scored) or (True,) * points)
         if len(self.scored) != points or not self.scored[-1]:
             raise ValueError(f"scored must say for each of {points} steps whether it was, the last always")
+        for seen, scores in self.looks.items():
+            if scores.shape != (wanted := (*self.scores.shape[:2], self.scores.shape[3])):
+                raise ValueError(f"scores of {seen} have shape {scores.shape}, expected {wanted}")
 
     @property
     def seeds(self) -> int:
@@ -58,10 +65,40 @@ class Recording:
         """(P, S, R) scores of the finished images."""
         return self.scores[:, :, -1]
 
+    @property
+    def columns(self) -> FloatArray:
+        """(P, S, K + 1 + L, R) all scores: of the steps, then of the L looks."""
+        return np.concatenate([self.scores, *(scores[:, :, None] for scores in self.looks.values())], 2)
+
     @cached_property
     def failed(self) -> bool:
         """Whether a score that was asked for is nan."""
-        return bool(np.isnan(self.scores[:, :, list(self.scored)]).any())
+        asked = self.scores[:, :, list(self.scored)], *self.looks.values()
+        return any(bool(np.isnan(scores).any()) for scores in asked)
+
+    @property
+    def draft_calls(self) -> int:
+        """Of the drafts from the initial noise, the fewest calls that were recorded; 0 where there are no drafts."""
+        drafts = (read_look(seen.look).draft_calls for seen in self.looks if seen.step == 0)
+        return min((calls for calls in drafts if calls), default=0)
+
+    @property
+    def offers(self) -> frozenset[Need]:
+        """What searches may need of it: the looks that were recorded."""
+        return frozenset(need for seen in self.looks for need in read_look(seen.look).needs)
+
+    def seen(self, look: str, step: int) -> FloatArray:
+        """(P, S, R) scores by this look at this step. ValueError where they were not recorded."""
+        if step == self.grid.steps or (look == ESTIMATE.name and self.scored[step]):
+            scores: FloatArray = self.scores[:, :, step]
+            return scores
+        if look == ESTIMATE.name:
+            known = np.flatnonzero(self.scored).tolist()
+            raise ValueError(f"the estimate at step {step} asked for; the recording has scores at {known}")
+        if (found := self.looks.get(Seen(look, step))) is None:
+            there = ", ".join(map(str, self.looks)) or "none but estimates"
+            raise ValueError(f"{Seen(look, step)} asked for; looks in the recording: {there}")
+        return found
 
     @classmethod
     def from_results(
@@ -81,6 +118,7 @@ class Recording:
             self,
             prompts=self.prompts[prompts],
             scores=self.scores[prompts, seeds],
+            looks={seen: scores[prompts, seeds] for seen, scores in self.looks.items()},
             first_seed=self.first_seed + start,
         )
 
@@ -96,7 +134,8 @@ class ReplayEngine(DryEngine):
     """
 
     def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
-        super().__init__(recording.grid, recording.reward_names, offers=frozenset(), price=recording.price)
+        r = recording
+        super().__init__(r.grid, r.reward_names, offers=r.offers, price=r.price, draft_calls=r.draft_calls)
         self.recording, self.capacity = recording, capacity
         self.start(recording.prompts, recording.first_seed)
 
@@ -112,14 +151,14 @@ class ReplayEngine(DryEngine):
         self.paid[job, self._rows(job, plan.seed)] = plan.rows.stop
         super().submit(job, plan)
 
-    def scores(self, job: int, seeds: IntArray, steps: IntArray) -> FloatArray:
+    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Look) -> FloatArray:
         rows = self._rows(job, seeds)
         if (steps > self.paid[job, rows]).any():
             raise ValueError(f"scores at steps {steps.tolist()} of seeds {seeds.tolist()} have not been paid for")
-        if not np.asarray(self.recording.scored)[steps].all():
-            known = np.flatnonzero(self.recording.scored).tolist()
-            raise ValueError(f"steps {sorted(set(steps.tolist()))} asked for; the recording has scores at {known}")
-        scores: FloatArray = self.recording.scores[job, rows, steps]
+        scores = np.empty((len(rows), len(self.reward_names)))
+        for step in set(steps.tolist()):
+            at = steps == step
+            scores[at] = self.recording.seen(look.name, step)[job, rows[at]]
         return scores
 
     def _rows(self, job: int, seeds: IntArray) -> IntArray:

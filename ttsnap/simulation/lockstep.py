@@ -15,6 +15,7 @@ import numpy as np
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import Look
 from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.protocols import Algorithm
@@ -22,24 +23,25 @@ from ttsnap.core.validate import check_idle
 from ttsnap.simulation.pots import Pots, Tally
 from ttsnap.simulation.stacks import column_of, merged, pick, put, widened
 
-Lookup = Callable[[IntArray, IntArray, IntArray], FloatArray]
-"""searches (b,), (b, n) rows of their candidates, (b, n) steps -> scores (b, n, R)."""
+Lookup = Callable[[IntArray, IntArray, IntArray, str], FloatArray]
+"""searches (b,), (b, n) rows of their candidates, (b, n) steps, the name of a look -> scores (b, n, R)."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of B searches: the winner's row (B,) and utility (B,); evaluations (B,), scored images (B,) and those of them
-    that were finished (B,), all paid for."""
+    """Of B searches: the winner's row (B,) and utility (B,); evaluations (B,), calls of the drafter (B,), scored images
+    (B,) and those of them that were finished (B,), all paid for."""
 
     winner: IntArray
     reward: FloatArray
     nfe: IntArray
+    drafts: IntArray
     scored: IntArray
     finals: IntArray
 
     def spent(self, task: Task) -> FloatArray:
         """(B,) what each search paid, in evaluations."""
-        return Tally(self.nfe, self.scored, self.finals).spent(task)
+        return Tally(self.nfe, self.drafts, self.scored, self.finals).spent(task)
 
 
 def lockstep(
@@ -75,7 +77,7 @@ def lockstep(
             run.finish(last)
         asked = np.flatnonzero(go)
         run.carry_out(asked, move, takes)
-        idle = 0 if takes.nfe[asked].any() or takes.scored[asked].any() else idle + 1
+        idle = 0 if takes.spent(task)[asked].any() or takes.scored[asked].any() else idle + 1
         check_idle(idle, algorithm)
     return run.outcomes()
 
@@ -99,7 +101,7 @@ class _Run:
         arrays = ints, ints, ints, flags, flags, scores, ints, scores[:, :, 0, 0], flags
         self.particles = Particles(*arrays, utility, ints, np.zeros(b))
         self.moved = ints
-        self.paid = Tally(np.zeros(b, int), np.zeros(b, int), np.zeros(b, int))
+        self.paid = Tally(*(np.zeros(b, int) for _ in Tally._fields))
 
     def ask(self, searches: IntArray) -> Move | None:
         """Ask these searches for their next moves; others keep what they want. None where the algorithm is done."""
@@ -128,14 +130,16 @@ class _Run:
             calls = calls + ahead * move.look.evaluations(rows.stop, grid)
         if rows.parent.ndim > 1:
             calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
-        return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in (calls, rows.score, rows.score & ~ahead)))
+        columns = calls, ahead * move.look.draft_calls, rows.score, rows.score & ~ahead
+        return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in columns))
 
     def carry_out(self, searches: IntArray, move: Move, takes: Tally) -> None:
         """Make the move in these k searches, and pay what it takes (B,)."""
         for total, more in zip(self.paid, takes, strict=True):
             total[searches] += more[searches]
         uids = self._place(searches, move)
-        self._record(searches, uids, column_of(move.rows.stop, searches), column_of(move.rows.score, searches))
+        stop, score = column_of(move.rows.stop, searches), column_of(move.rows.score, searches)
+        self._record(searches, uids, stop, score, move.look)
 
     def _place(self, searches: IntArray, move: Move) -> IntArray:
         """The particles (k, n) that the rows of a move take on, or make: fresh seeds are started, others given up."""
@@ -156,14 +160,17 @@ class _Run:
         """Where particles (k, n) of these k searches are in an array (B, N) that was laid out flat."""
         return uids + len(self.particles) * searches[:, None]
 
-    def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray) -> None:
+    def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Look) -> None:
         """Particles (k, n) of these searches are at their steps `stop`; look up the scores that are asked for there."""
         p, at = self.particles, self._places(searches, uids)
+        if look.evaluates:
+            p.cached.ravel()[at] = score & (stop < self.task.grid.steps)
+        else:
+            p.cached.ravel()[at] &= p.step.ravel()[at] == stop
         p.step.ravel()[at] = stop
-        p.cached.ravel()[at] = score & (stop < self.task.grid.steps)
         if score.all():
             by_step = np.moveaxis(p.scores, 2, 0).reshape(-1, p.scores.shape[-1])
-            by_step[at + p.step.size * stop] = self.lookup(searches, uids, np.broadcast_to(stop, uids.shape))
+            by_step[at + p.step.size * stop] = self.lookup(searches, uids, np.broadcast_to(stop, uids.shape), look.name)
             p.scored.ravel()[at] = stop
         elif score.any():
             raise ValueError("lockstep moves score all of their rows or none")

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import Lookup
 
@@ -41,19 +42,30 @@ class Orders:
         seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
         known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
         flat = recording.scores.reshape(-1, len(recording.reward_names))
-        place = len(known) * (seeds + recording.seeds * prompt[:, None])  # in `flat`, of each candidate's step 0
+        place = seeds + recording.seeds * prompt[:, None]  # of each candidate among all that were recorded
 
-        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray) -> FloatArray:
+        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray, look: str) -> FloatArray:
+            of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
+            if look != ESTIMATE.name:
+                return _seen(recording, of, steps, look)
             if not known[steps].all():
                 raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
                                  f"{np.flatnonzero(known).tolist()}")  # fmt: skip
-            of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
-            scores: FloatArray = flat.take(of + steps, axis=0)
+            scores: FloatArray = flat.take(len(known) * of + steps, axis=0)
             return scores
 
         if recording.failed:
             raise ValueError(FAILED)
         return lookup
+
+
+def _seen(recording: Recording, of: IntArray, steps: IntArray, look: str) -> FloatArray:
+    """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this look."""
+    scores = np.empty((*of.shape, len(recording.reward_names)))
+    for step in set(steps.ravel().tolist()):
+        at = steps == step
+        scores[at] = recording.seen(look, step).reshape(-1, scores.shape[-1])[of[at]]
+    return scores
 
 
 def draw_orders(recording: Recording, budgets: Sequence[object], repeats: int, seed: int) -> Iterable[Orders]:

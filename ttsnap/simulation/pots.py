@@ -13,16 +13,18 @@ from ttsnap.core.particles import Particles
 
 
 class Tally(NamedTuple):
-    """What B searches pay: evaluations (B,), images scored (B,), and those of them that were finished (B,)."""
+    """What B searches pay: evaluations (B,), calls of the drafter (B,), images scored (B,), and those of them that were
+    finished (B,)."""
 
     nfe: IntArray
+    drafts: IntArray
     scored: IntArray
     finals: IntArray
 
     def spent(self, task: Task) -> FloatArray:
         """(B,) all of it, in evaluations."""
         total: FloatArray = self.nfe + task.checking * (self.scored - self.finals) + task.score_cost * self.finals
-        return total
+        return total + task.draft_cost * self.drafts if task.draft_cost else total
 
 
 class Served(NamedTuple):
@@ -112,7 +114,7 @@ class Pots:
     def _held_after(self, move: Move) -> FloatArray:
         """(B,) what must be held back once a move is made: what finishing the nearest particle takes, until one is."""
         rows, grid = move.rows, self.task.grid
-        ahead = rows.score & (rows.stop < grid.steps)
+        ahead = rows.score & (rows.stop < grid.steps) & move.look.evaluates
         nearest = (grid.calls[rows.stop] + ahead).max(-1)
         done = (rows.score & (rows.stop == grid.steps)).any(-1)
         after: FloatArray = np.where(done, 0.0, np.minimum(self.held, self.whole - nearest))

@@ -18,6 +18,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget, task_of
@@ -91,7 +92,7 @@ def curve(
         total = out.spent(task)
         rewards.append(out.reward.reshape(repeats, -1).mean(0))
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
-        won = lookup(everyone, out.winner[:, None], end)[:, 0]
+        won = lookup(everyone, out.winner[:, None], end, ESTIMATE.name)[:, 0]
         scores.append(won.reshape(repeats, -1, won.shape[-1]).mean(0))
         spent.append(total.mean())
         most.append(total.max())

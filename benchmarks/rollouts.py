@@ -1,14 +1,14 @@
-"""Do drafts predict better than one-step estimates, and does pruning by them pay? On the embedded model.
+"""Do rollouts predict better than one-step estimates, and does pruning by them pay? On the embedded model.
 
-    python benchmarks/drafts.py --json drafts.json
+    python benchmarks/rollouts.py --json rollouts.json
 
-A draft of m from step k is k evaluations along the path and m of a coarse rollout from there to the image, whose decode
+A rollout of m from step k is k evaluations along the path and m of a coarse one from there to the image, whose decode
 is scored; a one-step estimate at step k is k evaluations and one more.
 
 1. Spearman within prompts of the score with the finished image's, at equal cost in denoiser calls.
-2. Seed pruning at equal denoiser calls: one cut by estimates, one cut by drafts, and a cut by drafts followed by one by
+2. Seed pruning at equal denoiser calls: one cut by estimates, one by rollouts, and one by rollouts followed by one by
    estimates, for several places and shares. For each kind and budget the schedule that is best on other prompts is
-   shown, beside best-of-N. Survivors go on from the state that they had, so a draft's coarse calls are lost. Searches
+   shown, beside best-of-N. Survivors go on from the state that they had, so a rollout's coarse calls are lost. Searches
    are simulated on the recorded scores (tests hold that to the live search).
 """
 
@@ -40,22 +40,22 @@ from ttsnap.simulation.simulate import curve
 
 @dataclass(frozen=True)
 class Look:
-    """Score n seeds once, at `stop` with a draft, and leave it at that."""
+    """Score n seeds once, at `stop` with a rollout, and leave it at that."""
 
     n: int
     stop: int
-    draft: int
+    rollout: int
     lockstep: ClassVar[bool] = False
 
     @property
     def needs(self) -> Needs:
-        return look_of(self.draft).needs
+        return look_of(self.rollout).needs
 
     def init(self, task: Task) -> bool:
         return False
 
     def step(self, state: bool, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, bool]:
-        return (None if state else fresh(self.n, self.stop, look=look_of(self.draft))), True
+        return (None if state else fresh(self.n, self.stop, look=look_of(self.rollout))), True
 
 
 def main() -> None:
@@ -83,13 +83,14 @@ def main() -> None:
     for cost in a.costs:
         for k in range(cost):
             found = scores(engine, test, Look(a.seeds, k, cost - k), k)
-            row = {"cost": cost, "path": k, "draft": cost - k, "spearman": float(rank_correlation(found, final))}
+            row = {"cost": cost, "path": k, "rollout": cost - k, "spearman": float(rank_correlation(found, final))}
             out["spearman"].append(row)
         mine = [r for r in out["spearman"] if r["cost"] == cost]
-        print(f"{cost} calls: " + ", ".join(f"{r['path']}+{r['draft']} {r['spearman']:.2f}" for r in mine), flush=True)
+        shown = (f"{r['path']}+{r['rollout']} {r['spearman']:.2f}" for r in mine)
+        print(f"{cost} calls: " + ", ".join(shown), flush=True)
 
     out["pruning"] = []
-    looks = [(k, m) for k in places(a.steps) for m in DRAFTS]
+    looks = [(k, m) for k in places(a.steps) for m in CALLS]
     whole = {name: record_all(engine, prompts, a.seeds, looks) for name, prompts in (("test", test), ("fit", fit))}
     for budget, (kind, schedules) in itertools.product(a.budgets, kinds(a.steps).items()):
         tried = [simulated(whole["fit"], s, budget, a.repeats).mean() for s in schedules]
@@ -103,23 +104,23 @@ def main() -> None:
         a.json.write_text(json.dumps(out, indent=1))
 
 
-DRAFTS = (2, 3, 4, 5)
+CALLS = (2, 3, 4, 5)
 
 
 def places(steps: int) -> list[int]:
-    """Steps where a draft may begin."""
+    """Steps where a rollout may begin."""
     return sorted({0, steps // 20, steps // 10, 3 * steps // 20, steps // 5})
 
 
 def kinds(steps: int) -> dict[str, list[Any]]:
     """Schedules to choose from, of each kind."""
     late, keep = [steps // 5, steps // 4, 3 * steps // 10, 2 * steps // 5], (0.1, 0.2, 0.35, 0.5)
-    drafts = [SeedPruning(keep=(s,), steps=(k,), draft=m) for s in keep for k in places(steps) for m in DRAFTS]
+    rollouts = [SeedPruning(keep=(s,), steps=(k,), rollout=m) for s in keep for k in places(steps) for m in CALLS]
     both = [
-        SeedPruning(keep=(s, t), steps=(k, at), draft=m)
+        SeedPruning(keep=(s, t), steps=(k, at), rollout=m)
         for s, t in itertools.product(keep, (0.3, 0.5))
         for k, at in itertools.product(places(steps)[:3], late)
-        for m in DRAFTS
+        for m in CALLS
         if at > k
     ]
     return {
@@ -131,13 +132,13 @@ def kinds(steps: int) -> dict[str, list[Any]]:
             for k, at in itertools.product(range(1, steps // 5), late)
             if at > k
         ],
-        "drafts": drafts,
-        "drafts, then estimates": both,
+        "rollouts": rollouts,
+        "rollouts, then estimates": both,
     }
 
 
 def record_all(engine: Any, prompts: list[str], seeds: int, looks: list[tuple[int, int]]) -> dict[Any, Recording]:
-    """Recordings of the same seeds: of estimates (None), and with the scores at step k replaced by drafts (k, m)."""
+    """Recordings of the same seeds: of estimates (None), and with the scores at step k replaced by rollouts (k, m)."""
     results = search(prompts, KeepAll(seeds), engine)
     plain = Recording.from_results(results, engine.grid, engine.reward_names, price=engine.price)
     made: dict[Any, Recording] = {None: plain}
@@ -150,8 +151,8 @@ def record_all(engine: Any, prompts: list[str], seeds: int, looks: list[tuple[in
 
 def simulated(recordings: dict[Any, Recording], schedule: Any, budget: int, repeats: int) -> np.ndarray:
     """(P,) the winners' mean rewards in simulated searches."""
-    draft = getattr(schedule, "draft", 1)
-    recording = recordings[None if draft == 1 else (schedule.steps[0], draft)]
+    rollout = schedule.rollout if isinstance(schedule, SeedPruning) else 1
+    recording = recordings[None if rollout == 1 else (schedule.steps[0], rollout)]
     return curve(recording, schedule, [Budget(nfe=budget)], repeats).rewards[:, 0]
 
 

@@ -40,16 +40,16 @@ def make(steps: int = 12, batch: int = 4) -> LiveEngine:
     return LiveEngine(denoiser, [bright()], EngineOptions(batch))
 
 
-@pytest.mark.parametrize(("stop", "draft", "points"), [
+@pytest.mark.parametrize(("stop", "rollout", "points"), [
     (0, 3, [4, 8]), (0, 1, []), (2, 2, [7]), (10, 5, [11]), (11, 4, []), (12, 4, []), (0, 12, list(range(1, 12))),
 ])  # fmt: skip
-def test_points_are_spread_over_what_is_left(stop: int, draft: int, points: list[int]) -> None:
-    assert Rollout(draft).points(stop, 12) == points
+def test_points_are_spread_over_what_is_left(stop: int, rollout: int, points: list[int]) -> None:
+    assert Rollout(rollout).points(stop, 12) == points
 
 
-def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
+def test_a_rollout_is_a_coarse_rollout_from_the_particles_state() -> None:
     live = make()
-    (result,) = search(["a"], SeedPruning(5, (0.4,), steps=(2,), draft=3), live, keep=2)
+    (result,) = search(["a"], SeedPruning(5, (0.4,), steps=(2,), rollout=3), live, keep=2)
     denoiser = make().denoiser
     x, cond = denoiser.init_latents([seeded(i) for i in range(5)]), torch.zeros(5, dtype=torch.long)
     ode = Ode(denoiser.path, denoiser.times)
@@ -61,7 +61,7 @@ def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
     np.testing.assert_allclose(result.particles.scores[:, 2, 0], expected, atol=1e-12)
     # 5 seeds take 3 + 2 evaluations each, 2 survivors go on from step 2, where their first one is paid.
     assert result.spent.nfe == 5 * (3 + 2) + 2 * (12 - 3) == live.denoiser.calls  # type: ignore[attr-defined]
-    # What survives is what best-of-N makes of the same seeds: the draft was not followed.
+    # What survives is what best-of-N makes of the same seeds: the rollout was not followed.
     (whole,) = search(["a"], BestOfN(5), make(), keep=5)
     by_seed = {c.seed: c.reward for c in whole.images}
     assert all(c.reward == pytest.approx(by_seed[c.seed], abs=1e-12) for c in result.images)
@@ -69,7 +69,7 @@ def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
 
 @given(
     seeds=st.integers(1, 9),
-    draft=st.integers(1, 6),
+    rollout=st.integers(1, 6),
     check=st.integers(0, 7),
     budget=st.integers(8, 90),
     batch=st.integers(1, 7),
@@ -77,11 +77,11 @@ def test_a_draft_is_a_coarse_rollout_from_the_particles_state() -> None:
 )
 @settings(max_examples=80, deadline=None)
 def test_ledger_equals_counter(
-    seeds: int, draft: int, check: int, budget: int, batch: int, stop_after: int | None
+    seeds: int, rollout: int, check: int, budget: int, batch: int, stop_after: int | None
 ) -> None:
     live, ticks = make(8, batch), []
     results = search(
-        ["a", "b"], SeedPruning(seeds, (0.5,), steps=(check,), draft=draft), live, f"{budget}nfe",
+        ["a", "b"], SeedPruning(seeds, (0.5,), steps=(check,), rollout=rollout), live, f"{budget}nfe",
         on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
         should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
     )  # fmt: skip
@@ -90,16 +90,16 @@ def test_ledger_equals_counter(
     assert all(r.images for r in results) or stop_after is not None
 
 
-def test_simulation_counts_a_draft_as_the_ledger_does() -> None:
-    def lookup(searches: Any, rows: Any, steps: Any) -> Any:
+def test_simulation_counts_a_rollout_as_the_ledger_does() -> None:
+    def lookup(searches: Any, rows: Any, steps: Any, look: str) -> Any:
         return np.random.default_rng(0).normal(size=(*rows.shape, 1))
 
-    algorithm, task = SeedPruning(5, (0.4,), steps=(2,), draft=3), Task(make().grid)
+    algorithm, task = SeedPruning(5, (0.4,), steps=(2,), rollout=3), Task(make().grid)
     assert lockstep(algorithm, lookup, 4, task).nfe.tolist() == [5 * (3 + 2) + 2 * (12 - 3)] * 4
 
 
-def test_drafts_need_a_path_and_a_replay_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollouts_need_a_path_and_a_replay_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     live = make()
     monkeypatch.setattr(MixtureDenoiser, "has_path", False)
-    with pytest.raises(ValueError, match="drafts"):
-        search(["a"], SeedPruning(2, draft=3), live)
+    with pytest.raises(ValueError, match="rollouts"):
+        search(["a"], SeedPruning(2, rollout=3), live)

@@ -1,0 +1,322 @@
+"""Drafts: what they cost, that the ledger counts them as they run, and that a search by them is what it seems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.conftest import Counted
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.grid import Task
+from ttsnap.core.looks import Draft, Seen, read_look
+from ttsnap.core.moves import advance, fresh
+from ttsnap.core.needs import Need
+from ttsnap.core.results import Event
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget, task_of
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.record import RecordOptions
+from ttsnap.recordings.folder import load_recording, save_recording
+from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.rewards.registry import FunctionReward
+from ttsnap.sampling.kernels import Ode, Sde
+from ttsnap.sampling.rng import seeded
+from ttsnap.simulation.simulate import curve, sized_for
+
+
+class Drafting(Counted):
+    """Its drafter knows where the sampler ends, after which it adds an error that depends on the latent; a call of it
+    takes one of the two passes of an evaluation. Counts what is drafted, row by row."""
+
+    passes_per_nfe, passes_per_draft, drafts, draft_calls = 2, 1, True, 1  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.error, self.drafted = error, 0
+
+    def draft(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+        self.drafted += calls * len(x)
+        ode, noise, calls_before, batches = Ode(self.path, self.times), x, self.calls, self.batches
+        ends = []
+        for row, k, prompt in zip(x, step.tolist(), cond, strict=True):
+            latent = row[None]
+            for at in range(k, self.grid.steps):
+                prediction = self.predict(latent, torch.tensor([at]), prompt[None])
+                latent = ode.jump(latent, prediction, torch.tensor([at]), torch.tensor([at + 1]))
+            ends.append(latent[0])
+        self.calls, self.batches = calls_before, batches
+        return torch.stack(ends) + self.error / calls * torch.sin(7 * noise)
+
+    def draft_flops(self) -> float:
+        return 3.0
+
+
+def bright() -> Any:
+    return FunctionReward(lambda images, prompts: images.double().mean((1, 2, 3)), "bright")
+
+
+def made(steps: int = 8, error: float = 0.0, batch: int = 4, rewards: Any = None, **settings: Any) -> LiveEngine:
+    means, weights = torch.randn(4, 3, generator=seeded(0)), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    denoiser = Drafting(means, torch.full((4,), 0.3), weights, steps=steps, error=error)
+    return LiveEngine(denoiser, rewards or [bright()], EngineOptions(batch), **settings)
+
+
+def counted(live: LiveEngine) -> Drafting:
+    assert isinstance(live.denoiser, Drafting)
+    return live.denoiser
+
+
+def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
+    live = made()
+    (result,) = search(["a"], SeedPruning(30, keep=(1.0,), draft_share=0.6), live)
+    (every,) = search(["a"], BestOfN(30), made())
+    assert result.best.seed == every.best.seed
+    assert result.best.reward == pytest.approx(every.best.reward, abs=1e-12)
+    assert result.spent.cost.draft_calls == counted(live).drafted == 30
+    assert result.spent.nfe == counted(live).calls < 30 * 8 / 4
+    assert result.spent.forward_passes == 2 * result.spent.nfe + 30
+    assert result.spent.to_json()["draft_calls"] == 30
+
+
+@given(
+    seeds=st.integers(1, 25),
+    share=st.floats(0.05, 0.9),
+    check=st.integers(0, 7),
+    calls=st.none() | st.integers(1, 3),
+    budget=st.integers(8, 90),
+    batch=st.integers(1, 7),
+    stop_after=st.none() | st.integers(0, 15),
+)
+@settings(max_examples=80, deadline=None)
+def test_ledger_equals_counter(
+    seeds: int, share: float, check: int, calls: int | None, budget: int, batch: int, stop_after: int | None
+) -> None:
+    live, ticks = made(batch=batch, error=1.0), []
+    algorithm = SeedPruning(seeds, (0.5,), steps=(check,), draft_share=share, draft_calls=calls)
+    results = search(
+        ["a", "b"], algorithm, live, f"{budget}nfe",
+        on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
+        should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
+    )  # fmt: skip
+    assert sum(r.spent.nfe for r in results) == counted(live).calls
+    assert sum(r.spent.cost.draft_calls for r in results) == counted(live).drafted
+    assert all(r.spent.nfe + r.spent.cost.draft_calls / 2 <= budget for r in results)
+    assert all(r.images for r in results) or stop_after is not None
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_drafts_take_their_share_of_the_budget(share: float) -> None:
+    (result,) = search(["a"], SeedPruning(draft_share=share), made(), "400nfe")
+    drafts = result.spent.cost.draft_calls / 2
+    assert drafts / (drafts + result.spent.nfe) == pytest.approx(share, abs=0.03)
+    assert 390 < drafts + result.spent.nfe <= 400
+
+
+def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
+    live = made()
+    budget = Budget(flops=40 * 8 * live.price.flops.nfe)
+    assert task_of(budget, live).draft_cost == pytest.approx(live.price.flops.draft_calls / live.price.flops.nfe)
+    (result,) = search(["a"], SeedPruning(), live, budget)
+    assert result.spent.flops <= budget.flops  # type: ignore[operator]
+    assert result.spent.flops_by["denoise"] == pytest.approx(
+        result.spent.nfe * live.price.flops.nfe + 3.0 * result.spent.cost.draft_calls
+    )
+    (few,) = search(["a"], SeedPruning(), live, "400nfe,10draftcalls")
+    assert few.spent.cost.draft_calls <= 10
+
+
+def test_base_rows_are_the_same_with_drafts_beside_them() -> None:
+    (plain,) = search(["a"], BestOfN(12), made(batch=1), keep=12)
+    (drafted,) = search(["a"], SeedPruning(12, keep=(1.0,), draft_share=0.1), made(batch=1), keep=12)
+    images = {c.seed: c.pixels for c in plain.images}
+    assert len(drafted.images) > 1
+    assert all(torch.equal(c.pixels, images[c.seed]) for c in drafted.images)
+
+
+def test_batches_change_nothing() -> None:
+    one, many = (search(["a", "b"], SeedPruning(20), made(batch=b, error=1.0)) for b in (1, 9))
+    assert [r.best.seed for r in one] == [r.best.seed for r in many]
+    assert [r.spent.cost for r in one] == [r.spent.cost for r in many]
+
+
+def test_without_a_drafter_nothing_is_drafted() -> None:
+    live = made()
+    for name, value in {"drafts": False, "draft_calls": 0, "passes_per_draft": 0}.items():
+        setattr(live.denoiser, name, value)
+    live.draft_calls = 0
+    (result,) = search(["a"], SeedPruning(), live, "200nfe")
+    (shut,) = search(["a"], SeedPruning(draft_share=0), made(), "200nfe")
+    assert result.spent.cost == shut.spent.cost
+    assert "draft_calls" not in result.spent.cost.counts()
+
+
+def test_a_look_that_the_engine_does_not_offer_is_refused() -> None:
+    live = made()
+    live.denoiser.drafts = False  # type: ignore[misc]
+    with pytest.raises(ValueError, match="there is no drafter; name one: --draft"):
+        search(["a"], KeepAll(2, looks=("draft:1@0",)), live)
+
+
+def test_an_algorithm_that_drafts_undeclared_is_refused_without_a_drafter() -> None:
+    class Sneaky(BestOfN):
+        def step(self, state: Any, particles: Any, rng: Any) -> Any:
+            return fresh(2, 0, look=Draft()), state
+
+    live = made()
+    live.draft_calls = 0
+    with pytest.raises(ValueError, match=r"does not declare Need\.DRAFT"):
+        search(["a"], Sneaky(2), live)
+
+
+def test_kernels_that_draw_noise_and_rewards_on_features_are_refused() -> None:
+    denoiser = made().denoiser
+    with pytest.raises(ValueError, match="guesses where a deterministic sampler ends"):
+        made(kernel=Sde(denoiser.path, denoiser.times))
+    reader = bright()
+    reader.estimates, reader.features_block = "features", 0
+    reader.score_estimates = reader.__call__
+    with pytest.raises(ValueError, match=r"features of the denoiser, which a draft lacks"):
+        made(rewards=[reader])
+
+
+def test_a_draft_is_scored_as_a_finished_image_is() -> None:
+    """A noise-aware reward is told of no noise in it."""
+    told: list[float] = []
+
+    class Levels:
+        name = "levels"
+
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            told.extend(level.tolist())
+            return images.double().mean((1, 2, 3))
+
+    (_,) = search(["a"], SeedPruning(3, keep=(1.0,), levels=(0.6,), draft_share=0.9), made(rewards=[Levels()]))
+    assert told[:3] == [0.0] * 3
+    assert told[3] == 0.5  # of the first step whose level is at most 0.6
+
+
+def test_events_and_traces_tell_drafts_from_estimates() -> None:
+    events: list[Event] = []
+    search(["a"], SeedPruning(9, keep=(0.5,), steps=(3,)), made(), on_event=events.append)
+    looks = {(e.look, e.step) for e in events if e.kind == "score"}
+    assert looks == {("draft:1", 0), ("estimate", 3), ("", 8)}
+    assert sum(e.nfe for e in events if e.kind == "tick") >= 4  # the progress bar goes on during drafts
+
+
+def test_looks_are_read_and_written() -> None:
+    assert str(Seen.read("draft:2@3")) == "draft:2@3"
+    assert read_look("rollout:3").needs == {Need.ROLLOUT}
+    for text in ("draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0", "draft:1@0x"):
+        with pytest.raises(ValueError, match=r"look|draft takes at least 1 call"):
+            Seen.read(text)
+
+
+def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> None:
+    class Twice(SeedPruning):
+        """Estimates at step 2, and drafts from there."""
+
+        def step(self, state: Any, particles: Any, rng: Any) -> Any:
+            if not len(particles):
+                return fresh(3, 2), 1
+            if state == 1:
+                return advance(particles, [0, 1, 2], 2, look=Draft(2)), 2
+            return (advance(particles, [0, 1, 2], 8), 3) if state == 2 else (None, 3)
+
+    live = made()
+    (result,) = search(["a"], Twice(3), live)
+    assert (result.spent.nfe, result.spent.cost.draft_calls) == (3 * 8, 6)
+    assert (counted(live).calls, counted(live).drafted) == (3 * 8, 6)
+
+
+# --- recordings ---------------------------------------------------------------------------------------------------
+
+
+LOOKS = ("draft:1@0", "draft:2@0", "draft:1@3", "rollout:3@2")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    folder = tmp_path_factory.mktemp("recorded") / "r"
+    options = RecordOptions(seeds=40, seed=3, looks=LOOKS, block=(1, 13))
+    return record(made(error=2.0), ["a", "b"], folder, options)
+
+
+def test_a_recording_holds_the_scores_of_its_looks(recorded: Recording) -> None:
+    denoiser, r = made(error=2.0).denoiser, recorded
+    assert tuple(map(str, r.looks)) == LOOKS
+    x, zero = denoiser.init_latents([seeded(s) for s in range(3, 43)]), torch.zeros(40, dtype=torch.long)
+    for calls in (1, 2):
+        drafts = denoiser.decode(denoiser.draft(x, zero, zero, calls)).double().mean((1, 2, 3))
+        np.testing.assert_allclose(r.looks[Seen(f"draft:{calls}", 0)][0, :, 0], drafts, atol=1e-12)
+    plain = denoiser.decode(denoiser.predict(x, zero, zero).x0).double().mean((1, 2, 3))
+    np.testing.assert_allclose(r.scores[0, :, 0, 0], plain, atol=1e-12)
+    assert (r.draft_calls, r.price.passes_per_draft, r.price.flops.draft_calls) == (1, 1, 3.0)
+    assert r.offers == {Need.DRAFT, Need.ROLLOUT}
+    assert not r.failed
+
+
+def test_it_survives_a_folder_and_a_choice(recorded: Recording, tmp_path: Path) -> None:
+    save_recording(recorded, tmp_path / "r")
+    again = load_recording(tmp_path / "r").select(slice(1, 2), slice(5, 9))
+    for seen, scores in recorded.looks.items():
+        np.testing.assert_array_equal(again.looks[seen], scores[1:2, 5:9])
+    assert again.price == recorded.price
+
+
+def test_a_recording_that_was_killed_goes_on_with_its_looks(recorded: Recording, tmp_path: Path) -> None:
+    scored = 0
+
+    class Fails:
+        name = "bright"
+
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            nonlocal scored
+            scored += len(images)
+            if scored == 700:
+                raise KeyboardInterrupt
+            return images.double().mean((1, 2, 3))
+
+    options = RecordOptions(seeds=40, seed=3, looks=LOOKS, block=(1, 13))
+    with pytest.raises(KeyboardInterrupt):
+        record(made(error=2.0, batch=1, rewards=[Fails()]), ["a", "b"], tmp_path / "r", options)
+    whole = record(made(error=2.0, batch=1), ["a", "b"], tmp_path / "r", options)
+    np.testing.assert_allclose(whole.columns, recorded.columns, atol=1e-12)
+    with pytest.raises(ValueError, match="looks"):
+        record(made(error=2.0, batch=1), ["a", "b"], tmp_path / "r", RecordOptions(seeds=40, seed=3, block=(1, 13)))
+
+
+@pytest.mark.parametrize("budget", ["24nfe", "50nfe", "95nfe"])
+@pytest.mark.parametrize("calls", [None, 2])
+def test_live_equals_replay(recorded: Recording, budget: str, calls: int | None) -> None:
+    algorithm = SeedPruning(draft_calls=calls)
+    live = search(["a", "b"], algorithm, made(error=2.0), budget, seed=3)
+    played = search(["a", "b"], algorithm, ReplayEngine(recorded), budget, seed=3)
+    assert [r.best.seed for r in live] == [r.best.seed for r in played]
+    assert [r.spent.cost for r in live] == [r.spent.cost for r in played]
+    assert all(r.spent.cost.draft_calls for r in live)
+
+
+@pytest.mark.parametrize("budget", ["24nfe", "50nfe", "120nfe"])
+def test_lockstep_is_the_loop(recorded: Recording, budget: str) -> None:
+    one = recorded.select(slice(0, 1))
+    task, sized = sized_for(one, SeedPruning(), Budget.parse(budget))
+    (loop,) = search(["a"], sized, ReplayEngine(one), budget, seed=3)
+    simulated = curve(one, SeedPruning(), [budget], repeats=200)
+    assert simulated.most[0] <= task.allowance * (1 + 1e-12)
+    assert simulated.spent[0] == pytest.approx(loop.spent.nfe + loop.spent.cost.draft_calls / 2)
+
+
+def test_what_was_not_recorded_is_refused(recorded: Recording) -> None:
+    with pytest.raises(ValueError, match=r"draft:3@0 asked for; looks in the recording: draft:1@0, draft:2@0"):
+        search(["a"], SeedPruning(5, draft_calls=3), ReplayEngine(recorded), seed=3)
+    with pytest.raises(ValueError, match="before step 8"):
+        KeepAll(2, looks=("draft:1@8",)).init(Task(recorded.grid))
