@@ -62,8 +62,9 @@ class PackedDenoiser(PipelineDenoiser):
 
     @property
     def scale(self) -> float:
-        reads = self.net.config.guidance_embeds and self.guidance_scale is not None
-        return float(self.guidance_scale) if reads else self.cfg_scale
+        if self.guidance_scale is None or not self.net.config.guidance_embeds:
+            return self.cfg_scale
+        return self.guidance_scale
 
     def embed_scale(self, scale: float) -> bool:
         reads = bool(self.net.config.guidance_embeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from ttsnap.engine.gradients import Differentiator
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.rng import seeded
 
-from ..pipelines.tiny import FAMILIES  # noqa: TID252
+from ..pipelines.tiny import FAMILIES, save_lora  # noqa: TID252
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -73,6 +74,30 @@ def test_a_search_makes_the_images_of_the_stock_pipeline(name: str, precision: s
     winner = best.search[0].best
     again = stock(generator=torch.Generator().manual_seed(winner.seed), **{**shared, "num_images_per_prompt": 1})
     assert apart(winner.image, again.images[0]) < CLOSE[dtype]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("sdxl", "fp32"), ("flux", "bf16")])
+def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
+    name: str, precision: str, device: torch.device, tmp_path: Path
+) -> None:
+    stock = FAMILIES[name].build()
+    folder = save_lora(stock, tmp_path)
+    call = {**FAMILIES[name].call, "num_inference_steps": 4}
+    base = upgrade(stock.to(device, PRECISIONS[precision])).denoiser(**call)
+    base.encode(["a cat"])
+    x, step, at = base.init_latents([seeded(0), seeded(1)]), torch.tensor([0, 2]), torch.zeros(2, dtype=torch.long)
+    with torch.no_grad():
+        before = base.predict(x, step, at).out
+        base.use_drafter("hot")
+        hot = base.draft(x, step, at, 2)
+        base.use_drafter(str(folder))
+        guess = base.draft(x, step, at, 2)
+        assert torch.equal(base.predict(x, step, at).out, before)
+    assert guess.shape == x.shape
+    assert guess.device.type == device.type
+    assert guess.isfinite().all()
+    assert apart(guess, hot) > 1e-3
+    assert base.draft_flops() > base.flops()[0] / base.passes_per_nfe
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])

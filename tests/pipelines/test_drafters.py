@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.compilation import compile_denoiser
 from ttsnap.pipelines.drafters import Drafter, shared_copy
 
-from ttsnap.algorithms.best_of_n import BestOfN
+from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft
 from ttsnap.sampling.rng import seeded
 
-from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, shared
+from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, save_lora, shared
 
 UNGUIDED: dict[str, dict[str, Any]] = {
     "sd15": {"guidance_scale": 1.0},
@@ -73,24 +73,8 @@ def no_graphs() -> Iterator[None]:
 
 @pytest.fixture
 def lora(tmp_path: Path) -> Callable[..., str]:
-    """A folder with a random LoRA for a network, as diffusers' pipelines save theirs."""
-
-    def save(pipe: Any, name: str = "draft", text_encoder: bool = False, seed: int = 0) -> str:
-        network = "unet" if hasattr(pipe, "unet") else "transformer"
-        parts = [network, "text_encoder"] if text_encoder else [network]
-        layers = {}
-        for part in parts:
-            net = copy.deepcopy(getattr(pipe, part))
-            modules = ["q_proj", "v_proj"] if part == "text_encoder" else ["to_q", "to_k", "to_v", "ff.net.2"]
-            config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, init_lora_weights=False)
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                peft.inject_adapter_in_model(config, net, "made")
-            layers[f"{part}_lora_layers"] = peft.get_peft_model_state_dict(net, adapter_name="made")
-        type(pipe).save_lora_weights(tmp_path / name, **layers)
-        return str(tmp_path / name)
-
-    return save
+    """A folder with a random LoRA for the network of a pipeline."""
+    return lambda pipe, name="draft", **options: str(save_lora(pipe, tmp_path / name, **options))
 
 
 # --- what is guessed ----------------------------------------------------------------------------------------------
@@ -312,6 +296,23 @@ def test_a_draft_may_be_guided_where_the_call_prepares_two_passes() -> None:
         denoiser(pipe, "sd3", guidance_scale=1.0).use_drafter(Drafter(base.net, told(guidance=2.0)))
 
 
+def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_so(lora: Callable[..., str]) -> None:
+    pipe = FAMILIES["flux"].build()
+    folder = lora(pipe)
+    eager = denoiser(pipe, "flux")
+    eager.use_drafter(folder)
+    x, steps, at = rows(eager, 0, 2)
+    guess = eager.draft(x, steps, at, 1)
+    compile_denoiser(pipe, backend="eager")
+    base = denoiser(pipe, "flux")
+    base.memo.clear()
+    base.use_drafter(folder)
+    assert torch.equal(base.draft(x, steps, at, 1), guess)
+    compiled = {type(m) for m in base.net.modules() if m._compiled_call_impl is not None}
+    assert len(compiled) == 2  # both kinds of blocks
+    assert not any(m._compiled_call_impl is not None for m in base.drafter.net.modules())
+
+
 # --- what it costs ------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +375,32 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
         pipe("a cat", search=BestOfN(1), reward=dark, draft="hut", **call)
     with pytest.raises(ValueError, match=r"\['draft'\] given without search="):
         pipe("a cat", draft="hot", **call)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(name: str, lora: Callable[..., str]) -> None:
+    stock = FAMILIES[name].build()
+    twin, call = upgrade(stock), {**FAMILIES[name].call, "num_inference_steps": 3}
+    engine = twin.engine(dark, batch_size=4, draft=f"{lora(stock)}:2", **call)
+    made: Any = engine.denoiser
+    seen = {"base": 0, "draft": 0}
+
+    def count(who: str) -> Callable[..., None]:
+        return lambda module, arguments, named, out: seen.update({who: seen[who] + len(out[0])})
+
+    made.net.register_forward_hook(count("base"), with_kwargs=True)
+    made.drafter.net.register_forward_hook(count("draft"), with_kwargs=True)
+    pruning = SeedPruning(n=6, keep=(0.5,), steps=(1,), draft_share=0.4)
+    result = search(["a cat"], pruning, engine, seed=7)[0]
+    spent = result.spent.cost
+    assert 0 < spent.draft_calls == seen["draft"] == 2 * 6
+    assert seen["base"] == spent.nfe * made.passes_per_nfe
+    drafts = result.particles.scores[:, 0].ravel()
+    assert np.isfinite(drafts).all()
+    assert len(set(drafts.tolist())) == 6
+    best = result.best
+    again = stock("a cat", generator=torch.Generator().manual_seed(best.seed), output_type="pt", **call).images[0]
+    torch.testing.assert_close(best.image, again, atol=1e-4, rtol=0)
 
 
 def test_the_guidance_of_a_call_is_what_its_network_reads_or_what_guides_its_passes() -> None:

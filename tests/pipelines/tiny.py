@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -631,6 +632,23 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
+
+
+def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0) -> Path:
+    """A random LoRA for the network of a pipeline, which stays as it is, saved as diffusers' pipelines save theirs."""
+    import peft
+
+    layers = {}
+    for part in ["unet" if hasattr(pipe, "unet") else "transformer", *["text_encoder"] * text_encoder]:
+        net = copy.deepcopy(getattr(pipe, part))
+        modules = ["q_proj", "v_proj"] if part == "text_encoder" else ["to_q", "to_k", "to_v", "ff.net.2"]
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, init_lora_weights=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(config, net, "made")
+        layers[f"{part}_lora_layers"] = peft.get_peft_model_state_dict(net, adapter_name="made")
+    type(pipe).save_lora_weights(folder, **layers)
+    return folder
 
 
 @functools.cache
