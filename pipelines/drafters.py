@@ -213,12 +213,14 @@ def _settings(where: str, said: str) -> DraftSettings:
     if path.exists():
         return read_draft(path.parent if path.is_file() else path)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         with foreign(f"{said}: cannot read its {DRAFT_FILE}"):
             return read_draft(Path(hf_hub_download(hub_file(where, said)[0], DRAFT_FILE)).parent)
     except ValueError as error:
-        if isinstance(error.__cause__, EntryNotFoundError):
-            return DraftSettings()
-        raise
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            logger.warning("%s: the hub cannot be asked for its %s, whose defaults are taken", said, DRAFT_FILE)
+        elif not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+        return DraftSettings()

@@ -50,6 +50,7 @@ def test_no_configuration_imports_a_class(capsys: pytest.CaptureFixture[str]) ->
         {"model": "someone/model"},
         {"lora": "someone/lora:0.5"},
         {"draft": "someone/draft:2"},
+        {"model": "hot"},
         {"preview_vae": "someone/vae"},
         {"preview-vae": "someone/vae"},
         {"attention": "flash_hub"},
@@ -85,8 +86,8 @@ def test_inner_sections_count_too() -> None:
 def test_plain_settings_need_no_word() -> None:
     rewards = ["scenes", "clip then imagereward"]
     check_configs(config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe"))
-    check_configs(config(draft="hot"))
-    check_configs(config(draft="hot:2"))
+    for draft in ("hot", "hot:2", "embedded:2"):
+        check_configs(config(draft=draft))
     check_configs(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}))
     check_configs(["generate", "--config", "{model: someone/model}"])  # the user's own words
 

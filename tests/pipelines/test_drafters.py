@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.compilation import compile_denoiser
-from ttsnap.pipelines.drafters import Drafter, shared_copy
+from ttsnap.pipelines.drafters import Drafter, _settings, shared_copy
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft
@@ -241,6 +242,48 @@ def test_layers_for_text_encoders_are_left_out(lora: Callable[..., str], caplog:
     assert "its layers for text encoders are left out" in caplog.text
     assert pipe.text_encoder.state_dict().keys() == words
     assert base.drafts
+
+
+def test_a_single_file_drafts_by_the_settings_beside_it(lora: Callable[..., str]) -> None:
+    pipe = FAMILIES["sd3"].build()
+    folder = Path(lora(pipe))
+    write_draft(folder, told(first_time=0.5))
+    base = denoiser(pipe, "sd3")
+    x, steps, at = rows(base, 0, 2)
+    base.use_drafter(str(folder))
+    whole = base.draft(x, steps, at, 1)
+    (folder / "pytorch_lora_weights.safetensors").rename(folder / "mine.safetensors")
+    base.use_drafter(f"{folder}/mine.safetensors:2")
+    assert base.draft_calls == 2
+    assert torch.equal(base.draft(x, steps, at, 1), whole)
+
+
+def test_the_settings_of_a_draft_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[tuple[str, str]] = []
+    answer: Path | Exception = tmp_path / "draft.json"
+
+    def download(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    write_draft(tmp_path, told(first_time=0.5))
+    for where in ("a/b", "a/b/c.safetensors", "a/b/c/d.safetensors"):
+        assert _settings(where, f"draft {where}") == told(first_time=0.5)
+    assert asked == [("a/b", "draft.json")] * 3
+    answer = EntryNotFoundError("no such file")
+    assert _settings("a/b", "draft a/b") == told()
+    assert not caplog.text
+    answer = LocalEntryNotFoundError("offline")
+    assert _settings("a/b", "draft a/b") == told()
+    assert "draft a/b: the hub cannot be asked for its draft.json, whose defaults are taken" in caplog.text
+    answer = OSError("the disk is full")
+    with pytest.raises(ValueError, match=r"draft a/b: cannot read its draft\.json: the disk is full"):
+        _settings("a/b", "draft a/b")
 
 
 # --- other networks -----------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def _strange(data: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(value, str):
             continue
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
-        model = key in _MODELS and value != EMBEDDED and not (key == "draft" and value.partition(":")[0] == HOT)
+        ours = value.partition(":")[0] in (HOT, EMBEDDED) if key == "draft" else value == EMBEDDED
+        model = key in _MODELS and not ours
         code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
         path = PurePath(value)
         away = path.is_absolute() or ".." in path.parts or value.startswith("~")
