@@ -18,6 +18,7 @@ from ttsnap.cli import (
     demo,
     distill,
     evaluate,
+    evaluate_draft,
     generate,
     record,
     replay,
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "score": score,
     "distill": distill,
     "evaluate": evaluate,
+    "evaluate-draft": evaluate_draft,
     "serve-reward": serve_reward,
 }
 

@@ -92,6 +92,7 @@ def run(a: Namespace) -> int:
         **({"lora": a.lora} if a.lora else {}),
         "sampler": type(pipe.scheduler).__name__,
         **sampler.noted(),
+        **({"draft_guidance": engine.denoiser.scale} if sampler.draft is not None else {}),
         "call": call,
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),

@@ -77,12 +77,18 @@ def rank_correlation(early: FloatArray, final: FloatArray, *, kind: str = "spear
         raise ValueError(f"kind must be spearman or kendall, got {kind!r}")
     if kind == "kendall":
         return float(np.nanmean([stats.kendalltau(e, f).statistic for e, f in zip(early, final, strict=True)]))
+    return float(np.nanmean(spearman(early, final)))
+
+
+def spearman(early: FloatArray, final: FloatArray) -> FloatArray:
+    """(P,) rank correlation within each prompt of early and final (P, S); nan where the scores of a prompt do not vary,
+    or one of them is nan."""
     a, b = (stats.rankdata(x, axis=1) for x in (early, final))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # nan for a prompt whose scores do not vary, or one of whose scores is nan
+    with np.errstate(invalid="ignore"):
         each = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
     each[np.isnan(early).any(1) | np.isnan(final).any(1)] = np.nan
-    return float(np.nanmean(each))
+    return np.asarray(each)
 
 
 def top_fraction(early: FloatArray, final: FloatArray, fraction: float) -> tuple[float, float]:

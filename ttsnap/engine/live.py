@@ -150,8 +150,8 @@ class LiveEngine(Engine):
     @property
     def nfe(self) -> int:
         """With drafts, by their forward passes."""
-        drafted = self.stats["draft_calls"] * self.denoiser.passes_per_draft // self.denoiser.passes_per_nfe
-        return self.stats["nfe"] + drafted
+        drafted = self.stats["draft_calls"]
+        return self.stats["nfe"] + (int(drafted * self.price.nfe_per_draft) if drafted else 0)
 
     @property
     def occupancy(self) -> float:

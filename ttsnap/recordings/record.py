@@ -21,7 +21,7 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_whole
-from ttsnap.loop.search import search
+from ttsnap.loop.search import dry_costs, search
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import OpenRecording
 from ttsnap.recordings.header import Header, Unit
@@ -77,9 +77,11 @@ def record(
         raise ValueError(f"the engine does not keep {list(options.extras)}; make it with keep={sorted(options.keep)}")
     with OpenRecording(Path(folder), header) as there:
         missing = there.missing()
-        total = len(prompts) * options.seeds * grid.nfe
+        every = KeepAll(steps=header.steps, looks=looks)
+        each = engine.price.evaluations(dry_costs(every, engine)(1))  # of a seed, with drafts
+        total = round(len(prompts) * options.seeds * each)
         quiet = not (progress_bar and missing)
-        left = sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * grid.nfe
+        left = round(sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * each)
         with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
             for unit in missing:
                 run = partial(_run, engine, header, unit, bar)

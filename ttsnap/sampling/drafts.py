@@ -8,7 +8,7 @@ other weights, or the model itself, told that there is less noise than there is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +58,12 @@ class Checked(Bounded):
         for name, value in self.figures.items():
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"the figure {name[:60]!r} must be a number, got {value!r:.60}")
+
+    @property
+    def pays(self) -> bool:
+        """Whether some draft ranked seeds better than x0 estimates of about its cost, as far as that was noted."""
+        gains = [value for name, value in self.figures.items() if name.startswith("gain of ")]
+        return not gains or max(gains) > 0
 
 
 @dataclass(frozen=True)
@@ -132,15 +138,26 @@ def write_draft(folder: str | Path, settings: DraftSettings) -> None:
 # --- what it was checked for --------------------------------------------------------------------------------------
 
 
+def note_check(folder: str | Path, check: Checked) -> None:
+    """Put what was measured into the draft.json of a drafter's folder, in place of what is there for the same model,
+    steps and guidance. ValueError for a damaged file, which stays as it is."""
+    settings, here = read_draft(folder), (check.model, check.steps, check.guidance_scale)
+    others = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) != here]
+    write_draft(folder, replace(settings, checked=(*others, check)))
+
+
 def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) -> str | None:
-    """A sentence that says that a drafter was not measured for this model, number of steps and guidance; else None.
+    """A sentence that says that a drafter was not measured for this model, number of steps and guidance, or that it
+    was and does not pay; else None.
 
     A drafter guesses the end of one deterministic sampler; the end is another at another guidance, and for a drafter
     that was trained adversarially it may have little to do with the seed.
     """
     here = f"{model} at {steps} steps and guidance {guidance:g}"
-    if any((c.model, c.steps, c.guidance_scale) == (model, steps, guidance) for c in settings.checked):
-        return None
+    for check in settings.checked:
+        if (check.model, check.steps, check.guidance_scale) == (model, steps, guidance):
+            return None if check.pays else (f"this draft was checked for {printable(here)}, and ranks seeds there no "
+                                            "better than x0 estimates do; leave draft out")  # fmt: skip
     known = ", ".join(f"{c.model} at {c.steps} steps and guidance {c.guidance_scale:g}" for c in settings.checked[:5])
     return (
         f"this draft was not checked for {printable(here)}: how well it ranks seeds there is not known"

@@ -1,0 +1,113 @@
+"""How well looks rank seeds: known answers, and what the command says and notes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttsnap.cli import main
+from ttsnap.core.grid import Grid
+from ttsnap.core.looks import Seen
+from ttsnap.core.price import Price, Rates
+from ttsnap.recordings.folder import save_recording
+from ttsnap.recordings.replay import Recording
+from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor, note_check, read_draft, unchecked, write_draft
+from ttsnap.simulation.looks import drafts_against_estimates, ranked
+
+GRID = Grid((1.0, 0.75, 0.5, 0.25, 0.0))
+
+
+def made(good: float = 1.0, folder: str = "drafter", guidance: float | None = 4.0) -> Recording:
+    """Estimates that tell nothing at step 0 and all at step 3; drafts that tell the final score, or its opposite."""
+    rng = np.random.default_rng(0)
+    final = rng.normal(size=(6, 12, 1))
+    noise = rng.normal(size=(6, 12, 4, 1))
+    share = np.array([0, 0.3, 0.6, 1.0])[:, None]
+    scores = np.concatenate([share * final[:, :, None] + (1 - share) * noise, final[:, :, None]], axis=2)
+    looks = {Seen("draft:1", 0): good * final, Seen("draft:2", 1): good * final + 1e-9 * noise[:, :, 0]}
+    price = Price(Rates(nfe=2.0, draft_calls=1.0), passes_per_nfe=2, passes_per_draft=1)
+    info = {"model": "tiny", "draft": f"{folder}:1", "draft_guidance": guidance}
+    names = tuple("abcdef")
+    return Recording(names, scores, GRID, ("r",), price=price, info=info, looks=looks)
+
+
+def test_looks_are_ranked_at_their_cost() -> None:
+    looks = ranked(made())
+    assert [(str(r.seen), r.nfe) for r in looks] == [
+        ("draft:1@0", 0.5),
+        ("estimate@0", 1),
+        ("draft:2@1", 2),
+        ("estimate@1", 2),
+        ("estimate@2", 3),
+        ("estimate@3", 4),
+    ]
+    assert looks[0].mean == looks[-1].mean == 1
+    assert looks[0].error == 0
+    assert abs(looks[1].mean) < 0.3
+
+
+def test_a_draft_is_compared_with_what_costs_as_much() -> None:
+    first, second = drafts_against_estimates(ranked(made()))
+    assert (str(first.rival.seen), first.equals, first.pays) == ("estimate@0", 4, True)  # none is as cheap
+    assert (str(second.rival.seen), second.pays) == ("estimate@1", True)
+    worse, _ = drafts_against_estimates(ranked(made(-1)))
+    assert worse.gain < 0
+    assert not worse.pays
+
+
+@pytest.mark.parametrize(("good", "said"), [(1.0, "it pays to draft"), (-1.0, "not surely better")])
+def test_the_command_says_and_notes_it(
+    good: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("drafter").mkdir()
+    write_draft("drafter", DraftSettings(first_time=0.9, trained_for=TrainedFor("tiny")))
+    save_recording(made(good), "rec")
+    assert main(["evaluate-draft", "rec"]) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert "0.5   1.000 +- 0.000   draft:1@0" in out or good < 0
+    settings = read_draft("drafter")
+    assert settings.first_time == 0.9
+    (check,) = settings.checked
+    assert (check.model, check.steps, check.guidance_scale) == ("tiny", 4, 4)
+    assert check.figures["spearman of draft:1@0"] == good
+    doubt = unchecked(settings, "tiny", 4, 4.0)
+    assert doubt is None if good > 0 else "no better than x0 estimates" in str(doubt)
+    assert "was not checked for tiny at 8 steps" in str(unchecked(settings, "tiny", 8, 4.0))
+    # Again, after more was recorded: what stood there for the same call is replaced.
+    assert main(["evaluate-draft", "rec"]) == 0
+    assert len(read_draft("drafter").checked) == 1
+    note_check("drafter", Checked("tiny", 8, 4.0))
+    assert len(read_draft("drafter").checked) == 2
+
+
+def test_what_cannot_be_noted_is_told_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_recording(made(folder="hub/draft"), "hub")
+    assert main(["evaluate-draft", "hub"]) == 0
+    assert "not noted: hub/draft:1 is no local folder" in capsys.readouterr().out
+    save_recording(made(guidance=None), "old")
+    assert main(["evaluate-draft", "old"]) == 0
+    assert "not noted: the recording does not say" in capsys.readouterr().out
+    Path("drafter").mkdir()
+    Path("drafter/draft.json").write_text(json.dumps({"format": 99}))
+    save_recording(made(), "rec")
+    assert main(["evaluate-draft", "rec", "--note", "false"]) == 0
+    assert main(["evaluate-draft", "rec"]) == 2
+    assert json.loads(Path("drafter/draft.json").read_text()) == {"format": 99}
+
+
+def test_recordings_without_drafts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    r = made()
+    save_recording(Recording(r.prompts, r.scores, r.grid, r.reward_names), "plain")
+    assert main(["evaluate-draft", "plain"]) == 2
+    assert "holds no drafts; record with --draft" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""`ttsnap evaluate-draft`: whether drafts rank the seeds of a model, from a small recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli.help import new_parser
+
+if TYPE_CHECKING:
+    from ttsnap.recordings.replay import Recording
+    from ttsnap.simulation.looks import Against
+
+HELP = "measure whether drafts rank seeds better than x0 estimates do"
+DESCRIPTION = """How well drafts tell which seeds will be good, beside x0 estimates, from a recording that has both.
+
+Record about 10 prompts x 16 seeds with the drafter, at the steps and the guidance that you will use. The table has
+the rank correlation (Spearman) of each look's scores with those of the finished images within a prompt, by what the
+look costs. Where the drafter is a local folder, what was found is noted in its draft.json, so that `ttsnap generate`
+no longer warns that the draft was not checked, and says so where it does not pay.
+
+examples:
+  ttsnap record --prompts-file prompts.txt --seeds 16 --draft my_draft \\
+      --looks '["draft:1@0", "draft:2@0"]' --out recordings/check
+  ttsnap evaluate-draft recordings/check
+"""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = new_parser(DESCRIPTION)
+    p.add_argument("recording", type=str, metavar="RECORDING", help="a folder made by `ttsnap record --draft ...`")
+    p.add_argument("--utility", type=str, default="mean", help="one number of several rewards: mean or rank_sum")
+    p.add_argument("--note", type=bool, default=True, help="whether to note it in the draft.json of a local folder")
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Print the table and the verdict, and note it."""
+    from ttsnap.core import utility
+    from ttsnap.recordings.folder import load_recording
+    from ttsnap.simulation.looks import drafts_against_estimates, ranked
+
+    recording = load_recording(a.recording)
+    if not recording.draft_calls and not any(seen.look.startswith("draft") for seen in recording.looks):
+        raise ValueError(f"{a.recording} holds no drafts; record with --draft FOLDER, as the help here shows")
+    looks = ranked(recording, utility.make(a.utility))
+    print(
+        f"rank correlation (Spearman, within a prompt) with the finished images: {len(recording.prompts)} prompts x "
+        f"{recording.seeds} seeds, mean and standard error over prompts\n\n"
+        "     NFE   Spearman         look"
+    )
+    for look in looks:
+        print(f"  {look.nfe:6.4g}   {look.mean:.3f} +- {look.error:.3f}   {look.seen}")
+    found = drafts_against_estimates(looks)
+    if not found:
+        raise ValueError("there are no estimates to compare with; record without --score-steps '[...]', or with some")
+    print()
+    for against in found:
+        print(_verdict(against))
+    if a.note:
+        print(_noted(recording, found))
+    return 0
+
+
+def _verdict(a: Against) -> str:
+    """A sentence: what the draft ranks like, and whether it pays."""
+    like = f"as well as the estimate after {a.equals:g} NFE" if a.equals < float("inf") else "better than any estimate"
+    gain = f"{a.gain:+.3f} +- {a.error:.3f} over {a.rival.seen} ({a.rival.nfe:g} NFE)"
+    end = "it pays to draft" if a.pays else "not surely better; record more, or leave draft out"
+    return f"{a.draft.seen} ({a.draft.nfe:g} NFE) ranks {like}; {gain}: {end}"
+
+
+def _noted(recording: Recording, found: list[Against]) -> str:
+    """Note what was found in the draft.json of the drafter's folder, and say so, or say why not."""
+    from ttsnap.sampling.drafts import DRAFT_FILE, Checked, calls_of, note_check
+
+    info = recording.info
+    where, model, guidance = (info.get(key) for key in ("draft", "model", "draft_guidance"))
+    if not (isinstance(where, str) and isinstance(model, str) and isinstance(guidance, int | float)):
+        return "not noted: the recording does not say which drafter, model and guidance it was made with"
+    folder = Path(calls_of(where)[0]).expanduser()
+    folder = folder.parent if folder.is_file() else folder
+    if not folder.is_dir():
+        return f"not noted: {where} is no local folder"
+    figures: dict[str, float] = {"prompts": len(recording.prompts), "seeds": recording.seeds}
+    for a in found:
+        figures |= {f"spearman of {a.draft.seen}": round(a.draft.mean, 4), f"gain of {a.draft.seen}": round(a.gain, 4)}
+        figures |= {f"error of {a.draft.seen}": round(a.draft.error, 4)}
+    note_check(folder, Checked(model, recording.grid.steps, float(guidance), figures))
+    at = f"{model}, {recording.grid.steps} steps, guidance {guidance:g}"
+    return f"noted in {folder / DRAFT_FILE} for {at}"

@@ -1,0 +1,87 @@
+"""How well the looks of a recording rank its seeds: drafts against x0 estimates of equal cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttsnap.core import metrics
+from ttsnap.core import utility as utilities
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.looks import ESTIMATE, Seen, read_look
+from ttsnap.core.particles import Utility
+from ttsnap.recordings.replay import Recording
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A look at one step, what it takes in evaluations (`nfe`, draft calls by their passes), and its rank correlation
+    (P,) with the finished images within each prompt (Spearman), nan for prompts where nothing varies."""
+
+    seen: Seen
+    nfe: float
+    spearman: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """Over prompts; nan where none varies."""
+        return float(np.nanmean(self.spearman)) if np.isfinite(self.spearman).any() else float("nan")
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean over prompts."""
+        return _error(self.spearman)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A draft against x0 estimates. rival: the estimate to which it is compared, the best that takes no more
+    evaluations, or else the first. gain: by how much the draft's correlation is higher, and its standard error over
+    prompts, paired. equals: evaluations of the first estimate that ranks as well; inf where none does."""
+
+    draft: Ranked
+    rival: Ranked
+    gain: float
+    error: float
+    equals: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the draft ranks seeds better, by more than chance may do (two standard errors)."""
+        return self.gain > 2 * self.error
+
+
+def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[Ranked]:
+    """All looks of a recording, the cheapest first. ValueError where only finished images were scored."""
+    grid, price, final = recording.grid, recording.price, utility(recording.final)
+    estimates = [Seen(ESTIMATE.name, k) for k in range(grid.steps) if recording.scored[k]]
+    found = []
+    for seen in (*recording.looks, *estimates):
+        look, at = read_look(seen.look), np.array([seen.step])
+        calls = int(grid.calls[seen.step]) + int(look.evaluations(at, grid)[0])
+        each = metrics.spearman(utility(recording.seen(*seen)), final)
+        found.append(Ranked(seen, calls + look.draft_calls * price.nfe_per_draft, each))
+    if not found:
+        raise ValueError("the recording scored finished images only; record with --score-steps, or without it for all")
+    return sorted(found, key=lambda r: r.nfe)
+
+
+def drafts_against_estimates(looks: list[Ranked]) -> list[Against]:
+    """Each draft among these looks against the x0 estimates among them; none where there are no estimates."""
+    estimates = [r for r in looks if r.seen.look == ESTIMATE.name]
+    found = []
+    for draft in (r for r in looks if read_look(r.seen.look).draft_calls and estimates):
+        rivals = [r for r in estimates if r.nfe <= draft.nfe] or estimates[:1]
+        rival = max(rivals, key=lambda r: r.mean)
+        gains = draft.spearman - rival.spearman
+        equals = next((r.nfe for r in estimates if r.mean >= draft.mean), float("inf"))
+        gain = float(np.nanmean(gains)) if np.isfinite(gains).any() else float("nan")
+        found.append(Against(draft, rival, gain, _error(gains), equals))
+    return found
+
+
+def _error(values: FloatArray) -> float:
+    """Standard error of the mean of those that are finite; nan below two."""
+    finite = values[np.isfinite(values)]
+    return float(finite.std(ddof=1) / np.sqrt(len(finite))) if len(finite) > 1 else float("nan")
