@@ -16,12 +16,13 @@ from tests.conftest import Counted
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import Draft, Seen, read_look
+from ttsnap.core.looks import ByStep, Draft, Seen, read_look
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need
 from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import load_recording, save_recording
@@ -204,6 +205,17 @@ def test_a_draft_is_scored_as_a_finished_image_is() -> None:
     assert told[3] == 0.5  # of the first step whose level is at most 0.6
 
 
+def test_without_other_checks_the_best_drafts_are_finished() -> None:
+    (result,) = search(["a"], SeedPruning(keep=(), levels=(), draft_share=0.5), made(error=0.1), "160nfe")
+    drafts, finished = result.spent.cost.draft_calls, result.spent.cost.decodes - result.spent.cost.draft_calls
+    assert result.spent.nfe == 8 * finished
+    assert drafts / 2 / (drafts / 2 + result.spent.nfe) == pytest.approx(0.5, abs=0.03)
+    (plain,) = search(["a"], SeedPruning(keep=(), levels=(), draft_share=0), made(), "160nfe")
+    assert (plain.spent.nfe, plain.spent.cost.decodes) == (160, 20)  # best-of-N
+    with pytest.raises(ValueError, match="rollout 2 is for the first check, and there is none"):
+        SeedPruning(keep=(), levels=(), rollout=2)
+
+
 def test_events_and_traces_tell_drafts_from_estimates() -> None:
     events: list[Event] = []
     search(["a"], SeedPruning(9, keep=(0.5,), steps=(3,)), made(), on_event=events.append)
@@ -218,6 +230,32 @@ def test_looks_are_read_and_written() -> None:
     for text in ("draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0", "draft:1@0x"):
         with pytest.raises(ValueError, match=r"look|draft takes at least 1 call"):
             Seen.read(text)
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop: int) -> None:
+    class Mixed(SeedPruning):
+        """Takes one seed to a step that is drafted from, and another to one whose estimate is scored."""
+
+        def step(self, state: Any, particles: Any, rng: Any) -> Any:
+            look = ByStep({stop: Draft(2)})
+            if not len(particles):
+                return fresh(2, 0, score=False), 1
+            if state == 1:
+                return advance(particles, [0, 1], np.array([stop, 3]), look=look), 2
+            return (advance(particles, [0, 1], 8), 3) if state == 2 else (None, 3)
+
+    live, plain, events = made(error=1.0), made(error=1.0), list[Event]()
+    (result,) = search(["a"], Mixed(2), live, on_event=events.append)
+    (dry,) = search(["a"], Mixed(2), DryEngine(live.grid, ("bright",), price=live.price, draft_calls=1))
+    assert result.spent.cost == dry.spent.cost
+    assert (result.spent.nfe, result.spent.cost.draft_calls) == (2 * 8, 2)
+    assert (counted(live).calls, counted(live).drafted) == (2 * 8, 2)
+    looks = [(e.uids, e.look, e.step) for e in events if e.kind == "score"]
+    assert sorted(looks[:2]) == [((0,), "draft:2", stop), ((1,), "estimate", 3)]
+    (every,) = search(["a"], KeepAll(2, looks=(f"draft:2@{stop}",), steps=(3,)), plain)
+    np.testing.assert_array_equal(result.particles.scores[0, stop], every.particles.scores[0, stop])
+    np.testing.assert_array_equal(result.particles.scores[1, 3], every.particles.scores[1, 3])
 
 
 def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> None:

@@ -14,6 +14,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import Look
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
@@ -156,7 +157,7 @@ def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
     task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
     loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
 
-    def lookup(searches: Any, candidates: Any, steps: Any, look: str) -> Any:
+    def lookup(searches: Any, candidates: Any, steps: Any, look: Look) -> Any:
         found: Any = recording.scores[searches[:, None], candidates, steps]
         return found
 

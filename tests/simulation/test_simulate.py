@@ -16,6 +16,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -205,7 +206,7 @@ def test_random_orders_are_orders() -> None:
     lookup, searches = orders.play(r, 7), len(orders)
     assert searches == 12
     every = np.tile(np.arange(7), (12, 1))
-    seen = lookup(np.arange(12), every, np.full((12, 7), 10), "estimate")[..., 0]
+    seen = lookup(np.arange(12), every, np.full((12, 7), 10), ESTIMATE)[..., 0]
     np.testing.assert_array_equal(np.sort(seen, 1), np.sort(np.tile(r.final[..., 0], (4, 1)), 1))
     assert len(np.unique(seen[::3], axis=0)) > 1
 

@@ -43,7 +43,8 @@ class SeedPruning:
     """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
 
     n: seeds; None for as many as the budget affords.
-    keep: share kept at each check, in (0, 1].
+    keep: share kept at each check, in (0, 1]; with keep and levels empty there is none but that by drafts, and what
+        these leave is finished.
     levels: where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are
         the same for any number of steps.
     steps: the checks as grid steps, rising, in place of levels.
@@ -76,6 +77,8 @@ class SeedPruning:
             raise ValueError(f"n must be at least 1, got {self.n}")
         if self.rollout < 1:
             raise ValueError(f"rollout must be at least 1, got {self.rollout}")
+        if self.rollout > 1 and not checks:
+            raise ValueError(f"rollout {self.rollout} is for the first check, and there is none; set keep and levels")
         if not 0 <= self.draft_share < 1:
             raise ValueError(f"draft_share must be in [0, 1), got {self.draft_share}")
         if self.draft_calls is not None and self.draft_calls < 1:
@@ -104,7 +107,7 @@ class SeedPruning:
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
         checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items()]
-        checks[:1] = [checks[0]._replace(look=look_of(self.rollout))]
+        checks[:1] = [check._replace(look=look_of(self.rollout)) for check in checks[:1]]
         checks.append(Check(grid.steps, 1.0, ESTIMATE))
         return State(task.keep, (*self._drafts(checks, task), *checks))
 
@@ -149,12 +152,12 @@ def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True)
     """
     costs, at, paid, share = [], 0, False, 1.0
     for check in checks:
-        extra = 0.0
+        extra, made, here = 0.0, 0, np.array([check.step])
         if check.step < task.grid.steps:
-            here = np.array([check.step])
-            extra = task.draft_cost * check.look.draft_calls + int(check.look.evaluations(here, task.grid)[0]) - 1
+            made = int(check.look.evaluations(here, task.grid)[0])
+            extra = task.draft_cost * int(check.look.draft_calls(here)[0]) + made - 1
         costs.append(share * (evaluations(task, at, check.step, paid=paid) + extra))
-        at, paid = check.step, check.look.evaluates
+        at, paid = check.step, made > 0
         share *= check.keep if shares else 1.0
     return costs
 

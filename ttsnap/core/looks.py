@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,10 +21,10 @@ from ttsnap.core.needs import Need
 class Look(ABC):
     """How an unfinished particle is looked at. Its pixels and reward calls are priced by the engine's Price."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """What the engine must be able to do."""
-    evaluates: ClassVar[bool] = True
-    """Whether it begins with the particle's own evaluation at its stop, which is then paid."""
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the engine must be able to do."""
+        return frozenset()
 
     @property
     @abstractmethod
@@ -34,13 +35,17 @@ class Look(ABC):
     def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
         """Evaluations (n,) that a look at steps `stop` (n,), all before the last, is made with.
 
-        The first is the particle's own at that step, which is paid once: the particle goes on with it later.
+        The first is the particle's own at that step, which is paid once: the particle goes on with it later. 0 for a
+        look that is made without it.
         """
 
-    @property
-    def draft_calls(self) -> int:
-        """Calls of the engine's drafter that it is made with."""
-        return 0
+    def draft_calls(self, stop: IntArray) -> IntArray:
+        """Calls (n,) of the engine's drafter that a look at steps `stop` (n,) is made with."""
+        return np.zeros(stop.shape, int)
+
+    def at(self, stop: int) -> Look:
+        """The look at particles that stop at this step: this one, but for a look that differs from step to step."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,6 @@ class Draft(Look):
 
     calls: int = 1
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DRAFT})
-    evaluates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.calls < 1:
@@ -103,12 +107,42 @@ class Draft(Look):
     def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
         return np.zeros(stop.shape, int)
 
-    @property
-    def draft_calls(self) -> int:
-        return self.calls
+    def draft_calls(self, stop: IntArray) -> IntArray:
+        return np.full(stop.shape, self.calls)
 
 
 ESTIMATE = Estimate()
+
+
+@dataclass(frozen=True)
+class ByStep(Look):
+    """A look of its own at each of these steps, and the x0 estimate at all others: {step: look}.
+
+    With it the rows of one move, of which some stop here and some there, are each looked at as is planned for its step.
+    """
+
+    looks: Mapping[int, Look]
+    name: ClassVar[str] = "by step"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset(need for look in self.looks.values() for need in look.needs)
+
+    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
+        return self._by_step(stop, lambda look: look.evaluations(stop, grid))
+
+    def draft_calls(self, stop: IntArray) -> IntArray:
+        return self._by_step(stop, lambda look: look.draft_calls(stop))
+
+    def at(self, stop: int) -> Look:
+        return self.looks.get(stop, ESTIMATE)
+
+    def _by_step(self, stop: IntArray, count: Callable[[Look], IntArray]) -> IntArray:
+        """What `count` says of the look at each of these steps (n,)."""
+        counts = count(ESTIMATE)
+        for step, look in self.looks.items():
+            counts = np.where(stop == step, count(look), counts)
+        return counts
 
 
 _WRITTEN = re.compile(r"(estimate|rollout|draft)(?::([0-9]{1,4}))?")
@@ -138,6 +172,11 @@ class Seen(NamedTuple):
         if not re.fullmatch("[0-9]{1,6}", step):
             raise ValueError(f"a look and its step are written like draft:1@0, got {text[:40]!r}")
         return cls(read_look(name).name, int(step))
+
+
+def estimates(*steps: int) -> tuple[Seen, ...]:
+    """The x0 estimate at each of these steps; at the last one of a grid, the finished image."""
+    return tuple(Seen(ESTIMATE.name, step) for step in steps)
 
 
 def look_of(calls: int) -> Look:

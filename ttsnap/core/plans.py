@@ -53,7 +53,8 @@ class Plan:
         """(n,) whether the evaluation at `stop` is paid once the rows are carried out."""
         rows = self.rows
         # An evaluation that is paid stays so where a particle, or a child of it, waits.
-        mask: BoolArray = (rows.score & self.look.evaluates) | (self.paid & (rows.stop == rows.start))
+        evaluated = self.look.evaluations(rows.stop, grid) > 0
+        mask: BoolArray = (rows.score & evaluated) | (self.paid & (rows.stop == rows.start))
         return mask & (rows.stop < grid.steps)
 
     def head(self, n: int) -> Plan:

@@ -58,8 +58,8 @@ def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards:
     costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * rewards}
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
-    if look.draft_calls:
-        costs["draft_calls"] = ahead * look.draft_calls
+    if np.count_nonzero(drafts := ahead * look.draft_calls(rows.stop)):
+        costs["draft_calls"] = drafts
     (up,) = (rows.kind == ASCEND).nonzero()
     if len(up):  # a particle's gradient is paid once
         parents = rows.parent[up]

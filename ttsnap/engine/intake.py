@@ -103,7 +103,7 @@ class Intake:
             stop=stop,
             end=int(grid.calls[stop]),
             last=stop == grid.steps,
-            look=look_run(plan.look, score, stop, grid.steps),
+            look=look_run(plan.look.at(stop), score, stop, grid.steps),
             branched_at=begun.branched_at,
             near=begun.near,
             ascends_from=begun.ascends_from,

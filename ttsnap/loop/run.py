@@ -170,7 +170,8 @@ class Run:
         resting[rows.parent[rows.parent >= 0]] = False
         resting[plan.drop] = False
         step = np.concatenate([[0], rows.stop, particles.step[resting]])
-        cached = np.concatenate([[False], rows.score & plan.look.evaluates & ~last, particles.cached[resting]])
+        evaluated = rows.score & (plan.look.evaluations(rows.stop, self.grid) > 0) & ~last
+        cached = np.concatenate([[False], evaluated, particles.cached[resting]])
         has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
         return finish_cost(step, cached, self.grid, self.rewards, self.engine.price, has_gradient)
 
@@ -220,7 +221,7 @@ class Run:
         kept = outcome.kept or [{}] * len(outcome.uids)
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
         for uid, step, scores, image, more in zip(*columns, outcome.images, kept, strict=True):
-            look = "" if step == self.grid.steps or job.plan is None else job.plan.look.name
+            look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
             told = {"scores": tuple(scores), "image": image, "kept": more, "best": best}
             self._emit("score", job, uids=(uid,), step=step, look=look, **told)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE, Look, Seen, read_look
+from ttsnap.core.looks import ESTIMATE, Draft, Look, Seen, read_look
 from ttsnap.core.moves import CONTINUE
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
@@ -79,8 +79,13 @@ class Recording:
     @property
     def draft_calls(self) -> int:
         """Of the drafts from the initial noise, the fewest calls that were recorded; 0 where there are no drafts."""
-        drafts = (read_look(seen.look).draft_calls for seen in self.looks if seen.step == 0)
-        return min((calls for calls in drafts if calls), default=0)
+        return min(self.drafts, default=0)
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """Calls of each of the drafts from the initial noise that were recorded, rising."""
+        looks = (read_look(seen.look) for seen in self.looks if seen.step == 0)
+        return tuple(sorted(look.calls for look in looks if isinstance(look, Draft)))
 
     @property
     def offers(self) -> frozenset[Need]:
@@ -158,7 +163,7 @@ class ReplayEngine(DryEngine):
         scores = np.empty((len(rows), len(self.reward_names)))
         for step in set(steps.tolist()):
             at = steps == step
-            scores[at] = self.recording.seen(look.name, step)[job, rows[at]]
+            scores[at] = self.recording.seen(look.at(step).name, step)[job, rows[at]]
         return scores
 
     def _rows(self, job: int, seeds: IntArray) -> IntArray:

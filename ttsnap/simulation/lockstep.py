@@ -23,8 +23,8 @@ from ttsnap.core.validate import check_idle
 from ttsnap.simulation.pots import Pots, Tally
 from ttsnap.simulation.stacks import column_of, merged, pick, put, widened
 
-Lookup = Callable[[IntArray, IntArray, IntArray, str], FloatArray]
-"""searches (b,), (b, n) rows of their candidates, (b, n) steps, the name of a look -> scores (b, n, R)."""
+Lookup = Callable[[IntArray, IntArray, IntArray, Look], FloatArray]
+"""searches (b,), (b, n) rows of their candidates, (b, n) steps, the look at them -> scores (b, n, R)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Run:
                 return None
             put(self.state, part, searches, self.b)
             self.value[searches] = move.value
-            self.move = Move(merged(self.move.rows, move.rows, searches))
+            self.move = Move(merged(self.move.rows, move.rows, searches), move.look)
         return self.move
 
     def takes(self, move: Move) -> Tally:
@@ -130,7 +130,7 @@ class _Run:
             calls = calls + ahead * move.look.evaluations(rows.stop, grid)
         if rows.parent.ndim > 1:
             calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
-        columns = calls, ahead * move.look.draft_calls, rows.score, rows.score & ~ahead
+        columns = calls, ahead * move.look.draft_calls(rows.stop), rows.score, rows.score & ~ahead
         return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in columns))
 
     def carry_out(self, searches: IntArray, move: Move, takes: Tally) -> None:
@@ -163,14 +163,13 @@ class _Run:
     def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Look) -> None:
         """Particles (k, n) of these searches are at their steps `stop`; look up the scores that are asked for there."""
         p, at = self.particles, self._places(searches, uids)
-        if look.evaluates:
-            p.cached.ravel()[at] = score & (stop < self.task.grid.steps)
-        else:
-            p.cached.ravel()[at] &= p.step.ravel()[at] == stop
+        grid, cached = self.task.grid, p.cached.ravel()
+        evaluated = score & (look.evaluations(stop, grid) > 0)
+        cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (stop < grid.steps)
         p.step.ravel()[at] = stop
         if score.all():
             by_step = np.moveaxis(p.scores, 2, 0).reshape(-1, p.scores.shape[-1])
-            by_step[at + p.step.size * stop] = self.lookup(searches, uids, np.broadcast_to(stop, uids.shape), look.name)
+            by_step[at + p.step.size * stop] = self.lookup(searches, uids, np.broadcast_to(stop, uids.shape), look)
             p.scored.ravel()[at] = stop
         elif score.any():
             raise ValueError("lockstep moves score all of their rows or none")

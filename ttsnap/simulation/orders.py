@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.looks import ESTIMATE
+from ttsnap.core.looks import ESTIMATE, Look
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import Lookup
 
@@ -44,9 +44,9 @@ class Orders:
         flat = recording.scores.reshape(-1, len(recording.reward_names))
         place = seeds + recording.seeds * prompt[:, None]  # of each candidate among all that were recorded
 
-        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray, look: str) -> FloatArray:
+        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray, look: Look) -> FloatArray:
             of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
-            if look != ESTIMATE.name:
+            if look != ESTIMATE:
                 return _seen(recording, of, steps, look)
             if not known[steps].all():
                 raise ValueError(f"steps {sorted(set(steps.ravel().tolist()))} asked for; recorded are "
@@ -59,12 +59,12 @@ class Orders:
         return lookup
 
 
-def _seen(recording: Recording, of: IntArray, steps: IntArray, look: str) -> FloatArray:
+def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Look) -> FloatArray:
     """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this look."""
     scores = np.empty((*of.shape, len(recording.reward_names)))
     for step in set(steps.ravel().tolist()):
         at = steps == step
-        scores[at] = recording.seen(look, step).reshape(-1, scores.shape[-1])[of[at]]
+        scores[at] = recording.seen(look.at(step).name, step).reshape(-1, scores.shape[-1])[of[at]]
     return scores
 
 

@@ -114,8 +114,9 @@ class Pots:
     def _held_after(self, move: Move) -> FloatArray:
         """(B,) what must be held back once a move is made: what finishing the nearest particle takes, until one is."""
         rows, grid = move.rows, self.task.grid
-        ahead = rows.score & (rows.stop < grid.steps) & move.look.evaluates
-        nearest = (grid.calls[rows.stop] + ahead).max(-1)
+        ahead = rows.score & (rows.stop < grid.steps)
+        paid = ahead & (move.look.evaluations(rows.stop, grid) > 0)
+        nearest = (grid.calls[rows.stop] + paid).max(-1)
         done = (rows.score & (rows.stop == grid.steps)).any(-1)
         after: FloatArray = np.where(done, 0.0, np.minimum(self.held, self.whole - nearest))
         return after

@@ -75,7 +75,7 @@ def curve(
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    if algorithm.needs:
+    if algorithm.needs - recording.offers:
         raise ValueError(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )
@@ -92,7 +92,7 @@ def curve(
         total = out.spent(task)
         rewards.append(out.reward.reshape(repeats, -1).mean(0))
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
-        won = lookup(everyone, out.winner[:, None], end, ESTIMATE.name)[:, 0]
+        won = lookup(everyone, out.winner[:, None], end, ESTIMATE)[:, 0]
         scores.append(won.reshape(repeats, -1, won.shape[-1]).mean(0))
         spent.append(total.mean())
         most.append(total.max())
