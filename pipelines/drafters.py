@@ -65,7 +65,8 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:
         kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
-    return replace(kept[1], calls=calls)
+    at_hand = Path(where).expanduser().exists()  # then its draft.json is read anew: it may have been checked since
+    return replace(kept[1], calls=calls, settings=_settings(where, f"draft {where}") if at_hand else kept[1].settings)
 
 
 def _loaded(pipe: Any, network: str, where: str) -> Drafter:

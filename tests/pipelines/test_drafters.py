@@ -389,9 +389,11 @@ def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], 
     first.use_drafter(folder)
     for file in (tmp_path / "draft").iterdir():
         file.unlink()
+    write_draft(folder, told(first_time=0.5))  # as after a check
     second = pipe.denoiser(**FAMILIES["sd3"].call)
     second.use_drafter(f"{folder}:2")
     assert second.drafter.net is first.drafter.net
+    assert (first.drafter.settings, second.drafter.settings) == (told(), told(first_time=0.5))
     assert (first.draft_calls, second.draft_calls) == (1, 2)
     with pytest.raises(ValueError, match=r"there is no \.safetensors file in that folder"):
         upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
