@@ -1,0 +1,170 @@
+"""Drafts on the embedded model: how they rank seeds, and what searches by them find at each budget.
+
+    python benchmarks/distilled_drafts.py --draft embedded --prompt-seed 0 --json drafts.json
+
+Held-out hard prompts (counts, pairs, relations, three and four objects) are recorded: every seed to the end, the
+checker's soft score, by which searches choose, and its strict verdict, which is only reported. Drafts of the same seeds
+are scored beside it, so that several drafters are compared on one recording.
+
+1. Rank correlation (Spearman) within prompts of each look with the finished image's soft score, by its cost.
+2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact.
+3. The same at equal FLOPs, decodes and the reward's calls included.
+
+Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from embedded_curve import REWARDS, SOFT, rows_of, table
+from ttsnap.pipelines import defaults, load
+
+from ttsnap import BestOfN, Budget, SeedPruning, __version__
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.grid import Task
+from ttsnap.core.looks import Seen, read_look
+from ttsnap.core.moves import Move, fresh
+from ttsnap.core.needs import Needs
+from ttsnap.core.particles import Particles
+from ttsnap.core.results import Event
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.search import search
+from ttsnap.options.record import RecordOptions
+from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.scenes import HARD_KINDS, sample_prompts
+from ttsnap.simulation.looks import drafts_against_estimates, ranked
+from ttsnap.simulation.simulate import best_of_n_curve, curve
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--draft", nargs="+", default=["embedded"], help="drafters to compare, as pipe(draft=...) takes them"
+    )
+    p.add_argument("--looks", nargs="+", default=["draft:1@0", "draft:2@0", "draft:1@2", "draft:1@4"])
+    p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400], help="NFE per prompt")
+    p.add_argument("--prompts", type=int, default=60)
+    p.add_argument("--seeds", type=int, default=100, help="recorded per prompt; no search can start more")
+    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
+    p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
+    p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--steps", type=int, default=20)
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+
+    call = {**defaults(), "num_inference_steps": a.steps}
+    pipe = load(dtype=getattr(torch, a.dtype))
+    prompts = sample_prompts(a.prompts, a.prompt_seed, a.kinds)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (a.recordings or Path(temporary)) / f"test{a.prompt_seed}"
+        plain = pipe.engine(list(REWARDS), batch_size=a.batch_size, **call)
+        test = record(plain, prompts, folder, RecordOptions(a.seeds, seed=a.seed), info=call, progress_bar=True)
+    setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
+    found: dict[str, Any] = {"ttsnap": __version__, "setting": setting, "drafters": {}}
+    budgets = [Budget(nfe=b) for b in a.budgets]
+    known = [("best-of-n", best_of_n_curve(test, budgets, utility=SOFT))]
+    known += [("pruning, no drafts", curve(test, SeedPruning(draft_share=0), budgets, a.repeats, utility=SOFT))]
+    for name in a.draft:
+        engine = pipe.engine(list(REWARDS), batch_size=a.batch_size, draft=name, **call)
+        drafted = with_looks(test, engine, [Seen.read(text) for text in a.looks], a.seed)
+        ranks, curves = ranked(drafted, SOFT), list(known)
+        print(f"\n## {name}\n\n| NFE | look | Spearman |\n|---|---|---|")
+        for r in ranks:
+            print(f"| {r.nfe:g} | {r.seen} | {r.mean:.3f} ± {r.error:.3f} |")
+        for label, algorithm in methods(drafted).items():
+            curves.append((label, curve(drafted, algorithm, budgets, a.repeats, utility=SOFT)))
+        rows = [row for label, c in curves for row in rows_of(label, c)]
+        print(f"\n{table(rows)}")
+        equal = equal_flops(drafted, a.budgets, a.repeats)
+        print(f"\nat the FLOPs of so many evaluations, decodes and rewards included\n\n{table(equal)}")
+        found["drafters"][name] = {
+            "ranks": [{"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranks],
+            "gains": [{"look": str(x.draft.seen), "over": str(x.rival.seen), "gain": x.gain, "se": x.error}
+                      for x in drafts_against_estimates(ranks)],
+            "rows": rows,
+            "equal_flops": equal,
+        }  # fmt: skip
+        if a.json:
+            a.json.write_text(json.dumps(found, indent=1))
+
+
+def methods(recording: Recording) -> dict[str, SeedPruning]:
+    """Searches by drafts of the initial noise, by name: with the later cut that is the default, and without one."""
+    found = {}
+    for calls in sorted({read_look(seen.look).draft_calls for seen in recording.looks if seen.step == 0}):
+        found[f"{calls} call, cut"] = SeedPruning(draft_calls=calls)
+        found[f"{calls} call, finish"] = SeedPruning(keep=(1.0,), draft_calls=calls)
+    return found
+
+
+def equal_flops(recording: Recording, budgets: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Rows of best-of-N, pruning and drafts under caps in FLOPs: those of so many evaluations."""
+    price, rows = recording.price.flops, []
+    caps = [Budget(flops=b * price.nfe) for b in budgets if b * price.nfe > least(recording)]
+    algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording)}
+    curves = {"best-of-n": best_of_n_curve(recording, caps, utility=SOFT)}
+    curves |= {name: curve(recording, algorithm, caps, repeats, utility=SOFT) for name, algorithm in algorithms.items()}
+    for name, c in curves.items():
+        for row, cap in zip(rows_of(name, c), caps, strict=True):
+            rows.append(row | {"budget": round((cap.flops or 0) / price.nfe), "flops": cap.flops})
+    return rows
+
+
+def least(recording: Recording) -> float:
+    """FLOPs of one finished and scored image."""
+    (one,) = search([""], BestOfN(1), ReplayEngine(dataclasses.replace(recording.select(slice(1)), prompts=("",))),
+                    seed=recording.first_seed)  # fmt: skip
+    return one.spent.flops
+
+
+@dataclasses.dataclass(frozen=True)
+class LookOnce:
+    """Look at n seeds once, and leave it at that."""
+
+    n: int
+    seen: Seen
+    lockstep: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> Needs:
+        return read_look(self.seen.look).needs
+
+    def init(self, task: Task) -> bool:
+        """Whether it has looked."""
+        return False
+
+    def step(self, state: bool, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, bool]:
+        return None if state else fresh(self.n, self.seen.step, look=read_look(self.seen.look)), True
+
+
+def with_looks(recording: Recording, engine: LiveEngine, looks: Sequence[Seen], seed: int) -> Recording:
+    """The recording with the scores of further looks at its seeds, made now, and with the price of drafts."""
+    found = {}
+    for seen in looks:
+        scores: FloatArray = np.full((len(recording.prompts), recording.seeds, len(REWARDS)), np.nan)
+
+        def listen(event: Event, scores: FloatArray = scores, seen: Seen = seen) -> None:
+            if event.kind == "score" and event.look == seen.look:
+                scores[event.job, event.uids[0]] = event.scores
+
+        search(recording.prompts, LookOnce(recording.seeds, seen), engine, seed=seed, on_event=listen)
+        found[seen] = scores
+    return dataclasses.replace(recording, looks=found, price=dataclasses.replace(engine.price, seconds=None))
+
+
+if __name__ == "__main__":
+    main()
