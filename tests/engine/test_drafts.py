@@ -135,6 +135,15 @@ def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
     assert few.spent.cost.draft_calls <= 10
 
 
+def test_a_drafter_that_is_not_used_is_told_of() -> None:
+    (result,) = search(["a"], BestOfN(2), made())
+    (said,) = result.warnings
+    assert said.startswith("the draft was not used: this search looks at none")
+    (used,) = search(["a"], SeedPruning(9), made())
+    assert used.warnings == ()
+    assert used.spent.seeds == 9  # all that were drafted
+
+
 def test_base_rows_are_the_same_with_drafts_beside_them() -> None:
     (plain,) = search(["a"], BestOfN(12), made(batch=1), keep=12)
     (drafted,) = search(["a"], SeedPruning(12, keep=(1.0,), draft_share=0.1), made(batch=1), keep=12)

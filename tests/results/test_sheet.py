@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
+from tests.engine.test_drafts import made
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
@@ -162,3 +163,16 @@ def test_long_seeds_are_told_apart_within_their_columns(
     assert len(named) == 12
     assert max(named.values()) <= sheet.CELL
     assert {int(words[-2:]) for words in named} == {(first + i) % 100 for i in range(12)}
+
+
+def test_rows_of_drafts_and_rollouts_are_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[str] = []
+    draw = ImageDraw.ImageDraw.multiline_text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", lambda *a, **k: (words.append(a[2]), draw(*a, **k)))
+    for algorithm in (SeedPruning(12, keep=(0.5,), steps=(3,)), SeedPruning(4, steps=(2,), rollout=3, draft_share=0)):
+        recorder = outputs.Recorder()
+        (result,) = search(["a"], algorithm, made(), on_event=recorder)
+        recorder.sheet(result)
+    assert [text.partition("\n")[0] for text in words] == [
+        "draft, step 0", "step 3", "finished", "rollout, step 2", "finished",
+    ]  # fmt: skip

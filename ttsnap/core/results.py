@@ -23,7 +23,8 @@ class TracedMove(TypedDict):
 
     uids, parents, start, stop, seeds: (n,) as in Plan. scores: by uid, (R,) as far as they have come. drop: the uids
     that were given up with it. closing: whether it only finishes an image, as nothing else is wanted or can be paid
-    for. refund: the part of the cost that did not run, where the search was stopped.
+    for. look: how unfinished particles were scored, where not by x0 estimates. refund: the part of the cost that did
+    not run, where the search was stopped.
     """
 
     move: int
@@ -36,6 +37,7 @@ class TracedMove(TypedDict):
     scores: dict[int, list[float]]
     drop: list[int]
     closing: bool
+    look: NotRequired[str]
     refund: NotRequired[dict[str, int]]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ttsnap.core.arrays import IntArray
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
@@ -87,6 +88,8 @@ class Job:
                 "closing": self.closing,
             }
         )
+        if plan.look != ESTIMATE:
+            self.trace[-1]["look"] = plan.look.name
 
     def take(self, outcome: Outcome, end: int, keep: int) -> None:
         """Rows of the plan are done: note scores, and the images of those that came to step `end`.

@@ -15,14 +15,17 @@ from ttsnap.loop.job import Job
 
 def report(jobs: Sequence[Job], engine: Engine, keep: int, seconds: float, usage: Usage) -> list[Result]:
     """A Result for each job. seconds: of the whole run; usage: what it used besides (profiling/meter.py)."""
-    total = sum(job.ledger.spent.nfe for job in jobs) or 1
-    return [_result(job, engine, keep, seconds, usage, job.ledger.spent.nfe / total) for job in jobs]
+    taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
+    total = sum(taken) or 1
+    return [_result(job, engine, keep, seconds, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
 
 
 def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, share: float) -> Result:
     """share: of this job in the evaluations of all."""
     particles, images = job.particles, _candidates(job, engine.reward_names, keep)
     warnings = [*job.warnings, *_warnings(images, keep)]
+    if engine.draft_calls and images and not job.ledger.spent.draft_calls:
+        warnings.append("the draft was not used: this search looks at none; seed-pruning with draft_share > 0 does")
     spent = Spent(
         job.ledger.spent,
         engine.price,
@@ -31,7 +34,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         seconds_by={phase: value * share for phase, value in engine.timings.items()},
         seconds_all_prompts=seconds,
         usage=_shared(usage, share, len(images)),
-        seeds=int(((particles.parent < 0) & ((particles.step > 0) | particles.cached)).sum()),
+        seeds=int(((particles.parent < 0) & ((particles.step > 0) | (particles.scored >= 0) | particles.cached)).sum()),
         finished=int(particles.finished.sum()),
         gain_of_second_half=_second_half(particles),
         calibration=engine.probed,

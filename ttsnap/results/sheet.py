@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.particles import Particles
 from ttsnap.core.results import Result
 from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, origins, place
@@ -69,6 +70,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     draw = ImageDraw.Draw(sheet)
     more = hidden_below(origin, shown)
     words = f"{result.spent.seeds} seeds, {result.spent.nfe} denoiser evaluations"
+    words += f" and {drafts} draft calls" if (drafts := result.spent.cost.draft_calls) else ""
     if len(shown) < len(origin):
         words += f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
         words += ", +1 under one: another candidate came of it" if more else ""
@@ -106,9 +108,20 @@ def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> 
     wide = page.size[0] - 2 * MARGIN
     draw.text((MARGIN, 6), _shorten(result.prompt, wide, draw, font), INK, font)
     draw.text((MARGIN, 28), _shorten(words, wide, draw, small), "#666666", small)
+    names = _looks(result)
     for step, line in page.lines.items():
-        label = "finished" if step == len(result.levels) - 1 else f"step {step}\nnoise {result.levels[step]:.2f}"
+        label = "finished" if step == len(result.levels) - 1 else f"{names[step]}\nnoise {result.levels[step]:.2f}"
         draw.multiline_text((MARGIN, HEAD + line * page.pitch + page.cell // 2 - 16), label, "#333333", small)
+
+
+def _looks(result: Result) -> list[str]:
+    """What to call the row of each step: where all that was scored there were drafts, or rollouts, it says so."""
+    looks: list[set[str]] = [set() for _ in result.levels]
+    for move in result.trace:
+        for step in move["stop"]:
+            looks[step].add(move.get("look", ESTIMATE.name).partition(":")[0])
+    kinds = [next(iter(names)) if len(names) == 1 else ESTIMATE.name for names in looks]
+    return [f"step {k}" if kind == ESTIMATE.name else f"{kind}, step {k}" for k, kind in enumerate(kinds)]
 
 
 def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]) -> None:
