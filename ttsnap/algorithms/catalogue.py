@@ -12,7 +12,7 @@ GROUPS: dict[str, str] = {
     "steps": "Choose step by step: make several continuations of an image in the making, go on with the best",
     "particles": "Resample together: multiply the good among many images in the making, drop the poor",
     "trees": "Go back and try again: return to earlier, noisier states and take other ways from there",
-    "noise": "Improve the initial noise of an image that is finished",
+    "noise": "Improve the initial noise: go on from noises that scored well",
     "combined": "Combine two algorithms",
     "study": "Study: see everything, decide nothing",
 }
@@ -176,6 +176,13 @@ ALGORITHMS: dict[str, Entry] = {
         "try noises near that of the best image",
         "arXiv 2501.09732",
         COUNTED,
+    ),
+    "evolution": _entry(
+        "evolution:Evolution",
+        "noise",
+        "Evolution of noises",
+        "breed noises from the best, finish the best of all",
+        "after arXiv 2505.17618",
     ),
     "noise-ascent": _entry(
         "noise_ascent:NoiseAscent",

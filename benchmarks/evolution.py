@@ -1,0 +1,93 @@
+"""Searches in the initial noise where generations are cheap, on the embedded model: evolution against pruning.
+
+    python benchmarks/evolution.py --draft LORA_FOLDER --json evolution.json
+
+Hard held-out prompts are searched with the exact checker's soft score (`scenes`); its strict verdict is only reported.
+A budget counts evaluations, in which a draft call takes half a one. Each figure is the mean over prompts of the mean
+over seeds, with the standard error over prompts. "draft" is the mean of the scores by which drafts chose the noises
+that were finished, "image" that of the same noises' finished images: where breeding only finds noises that please the
+drafter, the first rises and the second does not. OUT is written after every run, and runs that it holds are not made
+again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from runs import SETTINGS, cell, parser, read, winners, write
+from ttsnap.pipelines import defaults, load
+
+from ttsnap import Budget, make_algorithm, search
+from ttsnap.core.results import Result
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.scenes import sample_prompts
+
+EVOLUTION = {"name": "evolution"}
+METHODS: dict[str, tuple[str | dict[str, Any], bool]] = {
+    "best-of-n": ("best-of-n", False),
+    "seed-pruning": ("seed-pruning", False),
+    "evolution": ("evolution", False),
+    "evolution, finished images": ({**EVOLUTION, "keep": [], "levels": []}, False),
+    "seed-pruning, drafts": ("seed-pruning", True),
+    "evolution, drafts": ("evolution", True),
+    "evolution, drafts, mix .9": ({**EVOLUTION, "mix": 0.9}, True),
+    "evolution, drafts, mix .7": ({**EVOLUTION, "mix": 0.7}, True),
+}
+"""The algorithm, and whether it has a drafter."""
+
+
+def main() -> None:
+    p = parser(__doc__)
+    p.set_defaults(prompts=24, steps=20, reward="scenes", held_out=["scenes-strict"])
+    p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="NFE per prompt")
+    p.add_argument("--draft", default="hot", help="what guesses finished images (see ttsnap generate --help)")
+    a = p.parse_args()
+    settings = {k: getattr(a, k) for k in (*SETTINGS, "draft")}
+    done = read(a.json, settings)
+    pipe = load(dtype=getattr(torch, a.dtype))
+    call = {**defaults(), "num_inference_steps": a.steps, "batch_size": a.batch_size}
+    engines = {
+        drafts: pipe.engine(a.reward, **call, **({"draft": a.draft} if drafts else {})) for drafts in (False, True)
+    }
+    prompts, metrics = sample_prompts(a.prompts, a.prompt_seed), make_rewards(a.held_out)
+    # Seed by seed, so that what is there when it is interrupted compares all methods.
+    for seed, nfe, name in itertools.product(range(a.seeds), a.budgets, a.methods):
+        if (key := f"{name}|{nfe}|{seed}") in done:
+            continue
+        spec, drafts = METHODS[name]
+        begin = time.perf_counter()
+        results = search(prompts, make_algorithm(spec), engines[drafts], Budget(nfe=nfe), seed=seed * 100_000)
+        done[key] = {**winners(results, metrics), **trusted(results), "seconds": time.perf_counter() - begin}
+        print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
+        write(a.json, settings, done)
+    print(table(done, a.held_out))
+
+
+def trusted(results: list[Result]) -> dict[str, list[float]]:
+    """Per prompt, of the noises that were finished: the mean score of their looks at step 0, nan where there were none,
+    and that of their images."""
+    scores = [r.particles.scores[r.particles.finished, :, 0] for r in results]
+    return {"draft": [float(s[:, 0].mean()) for s in scores], "image": [float(s[:, -1].mean()) for s in scores]}
+
+
+def table(runs: dict[str, Any], held_out: list[str]) -> str:
+    """Markdown: a line for each method and budget, over the seeds that were run."""
+    names = ["reward", *held_out, "draft", "image"]
+    lines = [f"| method | NFE | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for key, run in runs.items():
+        name, nfe, _ = key.split("|")
+        groups.setdefault((name, nfe), []).append(run)
+    for (name, nfe), found in sorted(groups.items(), key=lambda group: int(group[0][1])):
+        cells = [cell(found, metric).replace("nan ± nan", "") for metric in names]
+        lines.append(f"| {name} | {nfe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

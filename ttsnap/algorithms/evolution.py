@@ -1,0 +1,78 @@
+"""Evolution of initial noises (after EvoSearch, arXiv 2505.17618): select, mutate, and denoise only the best of all.
+
+EvoSearch scores every generation by finished images, which is dear. Here it may be scored by drafts of the noise, each
+at a fraction of one image, or by x0 estimates on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ttsnap.algorithms.seed_pruning import SeedPruning, State
+from ttsnap.core.grid import Task
+from ttsnap.core.moves import Move, fresh, perturb
+from ttsnap.core.needs import Need, Needs
+from ttsnap.core.particles import Particles
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Seed pruning whose seeds are bred: the first check is taken in generations, and keeps the best of all of them.
+
+    n: noises of a generation; None for as many as the budget affords.
+    generations: how many there are; the first is of fresh seeds [ours].
+    parents: share of all noises so far, the best, that the next generation descends from, in (0, 1] [ours].
+    mix: share of a parent's noise in a child's, in [0, 1) [arXiv 2505.17618].
+    keep: share kept at each check, in (0, 1].
+    levels: where the checks are, as noise levels in (0, 1], falling. Generations are scored by drafts where there is a
+        drafter, else at the first of these; without any levels, by finished images, as in EvoSearch.
+    draft_share: where there is a drafter, the share of the cost that goes to drafts; 0 for none, below 1.
+    draft_calls: calls of the drafter in a draft; None for as many as it was loaded with.
+    """
+
+    n: int | None = None
+    generations: int = 3
+    parents: float = 0.2
+    mix: float = 0.98
+    keep: tuple[float, ...] = (0.3,)
+    levels: tuple[float, ...] = (0.6,)
+    draft_share: float = 0.2
+    draft_calls: int | None = None
+    needs: ClassVar[Needs] = frozenset({Need.MIX})
+    lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        pruning = self._pruning()
+        for name, value in {"keep": pruning.keep, "levels": pruning.levels}.items():
+            object.__setattr__(self, name, value)
+        if self.generations < 1:
+            raise ValueError(f"generations must be at least 1, got {self.generations}")
+        if not 0 < self.parents <= 1:
+            raise ValueError(f"parents must be in (0, 1], got {self.parents}")
+        if not 0 <= self.mix < 1:
+            raise ValueError(f"mix must be in [0, 1), got {self.mix}: at 1 children would be copies")
+
+    def _pruning(self) -> SeedPruning:
+        """What becomes of all noises; it refuses checks and shares that cannot be meant."""
+        return SeedPruning(self.n, self.keep, self.levels, draft_share=self.draft_share, draft_calls=self.draft_calls)
+
+    def init(self, task: Task) -> State:
+        """The first check once for each generation, then the others."""
+        least, (first, *others) = self._pruning().init(task)
+        return State(least, (*[first] * self.generations, *others))
+
+    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+        check, *ahead = state.checks
+        if not len(particles):
+            return fresh(self.n or 1, check.step, look=check.look), state
+        if check not in ahead:
+            return self._pruning().step(state, particles, rng)
+        ranked = particles.ranked()
+        parents = ranked[: max(1, math.floor(self.parents * len(ranked) + 0.5))]
+        move = perturb(np.resize(parents, self.n or 1), self.mix, check.step)
+        return dataclasses.replace(move, look=check.look), State(state.least, tuple(ahead))
