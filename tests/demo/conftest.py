@@ -24,6 +24,7 @@ FIELDS: dict[str, Any] = {
     "model": "embedded",
     "negative": "",
     "guidance": None,
+    "draft": False,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,20 @@ def test_good_fields_are_read() -> None:
         "negative_prompt": "a circle",
     }
     assert asked(prompt="ein Fuchs 🦊 <b>&").prompt == "ein Fuchs 🦊 <b>&"
+
+
+def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
+    offer, none = Offer("embedded", True, ("scenes", "brightness"), "my_draft:2"), lambda model: {}
+    found = read({**FIELDS, "draft": True}, offer, Limits(), none)
+    assert found.sampler.draft == "my_draft:2"
+    assert found.baseline().sampler.draft is None
+    assert read(FIELDS, offer, Limits(), none).sampler.draft is None
+    assert read({**FIELDS, "draft": True, "algorithm": "best-of-n"}, offer, Limits(), none).sampler.draft is None
+    for changes in ({"draft": "evil/weights"}, {"draft": [1]}, {"draft": True, "model": "some/model"}):
+        with pytest.raises(ValueError, match=r"no drafter|no draft"):
+            read({**FIELDS, "rewards": ["brightness"], **changes}, offer, Limits(), none)
+    with pytest.raises(ValueError, match="no drafter"):
+        asked(draft=True)
 
 
 def test_visitors_choose_models_only_where_they_may() -> None:
@@ -133,7 +148,12 @@ def test_settings_of_a_picture_fill_the_form() -> None:
     found, left = restored(PAYLOAD, OFFER, Limits(), lambda model: {})
     assert not left
     assert found == {"prompt": "a red circle", "algorithm": "svdd", "rewards": ["scenes"], "steps": 12,
-                     "budget": "60nfe", "seed": 17, "negative": "a cross", "guidance": 3.5}  # fmt: skip
+                     "budget": "60nfe", "seed": 17, "negative": "a cross", "guidance": 3.5, "draft": False}  # fmt: skip
+    drafted = {**PAYLOAD, "draft": "my_draft:2"}
+    offer = replace(OFFER, draft="my_draft:2")
+    assert restored(drafted, offer, Limits(), lambda model: {})[0]["draft"] is True
+    found, left = restored(drafted, OFFER, Limits(), lambda model: {})
+    assert (found["draft"], left) == (False, ["draft (my_draft:2; here it is none)"])
 
 
 def test_settings_that_visitors_may_not_choose_are_left_out_and_named() -> None:
@@ -150,7 +170,7 @@ def test_settings_that_visitors_may_not_choose_are_left_out_and_named() -> None:
         },
     }
     found, left = restored(bad, OFFER, Limits(), lambda model: {})
-    assert found == {"seed": 17, "negative": ""}
+    assert found == {"seed": 17, "negative": "", "draft": False}
     assert sorted(text.split()[0] for text in left) == [
         "algorithm", "budget", "guidance", "model", "prompt", "rewards", "steps"
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -274,10 +275,11 @@ def asked_for(algorithm: str, nfe: int) -> Asked:
 
 def test_what_is_left_of_a_budget_is_explained() -> None:
     _, result = searched("svdd", "90nfe")
-    text = why_unspent(asked_for("svdd", 90), GRID, result.spent.nfe)
+    text = why_unspent(asked_for("svdd", 90), GRID, result.spent)
     sizes = [int(n) for n in re.findall(r"n = (\d+)", text)]
     assert text.startswith(f"SVDD ended after {result.spent.nfe} of 90 evaluations")
     assert sizes[1] == sizes[0] + 1
     assert int(text.rstrip(".").split()[-1]) > 90
-    assert why_unspent(asked_for("best-of-n", 100), GRID, 100) == ""
-    assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, 40)
+    assert why_unspent(asked_for("best-of-n", 100), GRID, replace(result.spent, cost=Cost(100))) == ""
+    few = replace(result.spent, cost=Cost(40))
+    assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, few)

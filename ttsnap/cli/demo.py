@@ -17,6 +17,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import loading
 from ttsnap.extras import install
 from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.sampler import HOT
 
 HELP = "open a web page to run searches on and watch them"
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
@@ -57,6 +58,11 @@ def parser() -> ArgumentParser:
         default=[],
         help="the rewards that visitors choose from, the first being preset: names, file.py:function, http://HOST:PORT "
         "(default: what the model goes with)",
+    )
+    p.add_argument(
+        "--draft",
+        type=str | None,
+        help="a drafter that visitors may use, as `ttsnap generate --draft` takes it (default: hot)",
     )
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int | None, help="port to listen on (default: the first free one from 7860)")
@@ -143,7 +149,7 @@ def offered(a: Namespace) -> Any:
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
         rewards = embedded if model == EMBEDDED else [*LEARNED, *CLOSED_FORMS]
-    return Offer(model, any_model, tuple(rewards))
+    return Offer(model, any_model, tuple(rewards), a.draft or HOT)
 
 
 def limited(a: Namespace) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.needs import Need
 from ttsnap.loop.budget import EFFORTS, Budget
 from ttsnap.options.sampler import SamplerOptions
@@ -41,11 +42,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Offer:
-    """What the operator offers: the model, whether visitors may name another, and the rewards."""
+    """What the operator offers: the model, whether visitors may name another, the rewards, and a drafter, if any."""
 
     model: str
     any_model: bool
     rewards: tuple[str, ...]
+    draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Asked:
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
 
     def baseline(self) -> Asked:
-        """Best-of-N at the same budget, on the same seeds and sampler."""
-        return replace(self, algorithm=BASELINE)
+        """Best-of-N at the same budget, on the same seeds and sampler. It looks at no drafts."""
+        return replace(self, algorithm=BASELINE, sampler=replace(self.sampler, draft=None))
 
 
 def title_of(algorithm: str) -> str:
@@ -84,7 +86,8 @@ def read(
     limits: Limits,
     defaults: Callable[[str], Mapping[str, Any]],
 ) -> Asked:
-    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance).
+    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance,
+    draft).
 
     size and guidance may be None: the model's own. defaults: the call arguments that a model recommends. ValueError
     that says what was wrong with a field.
@@ -115,7 +118,7 @@ def read(
         whole("seed", fields["seed"], 0, 2**31 - 1),
         whole("images to keep", fields["keep"], 1, limits.keep),
         call,
-        SamplerOptions(kernel=kernel_of(algorithm)),
+        SamplerOptions(kernel=kernel_of(algorithm), draft=_read_draft(fields["draft"], algorithm, model, offer)),
     )
 
 
@@ -166,6 +169,20 @@ def _read_rewards(names: Any, model: str, offer: Offer, limits: Limits) -> tuple
         if name.startswith("scenes") and model != "embedded":
             raise ValueError(f"reward {name!r} reads the embedded model's captions only; choose another")
     return tuple(dict.fromkeys(names))
+
+
+def drafts(algorithm: str) -> bool:
+    """Whether this algorithm looks at drafts where there is a drafter."""
+    return isinstance(make_algorithm(algorithm), SeedPruning)
+
+
+def _read_draft(wanted: Any, algorithm: str, model: str, offer: Offer) -> str | None:
+    """The drafter, where the visitor wants it and the algorithm uses it."""
+    if not wanted or not drafts(algorithm):
+        return None
+    if not isinstance(wanted, bool) or offer.draft is None or model != offer.model:
+        raise ValueError(f"there is no drafter for {_short(model)} here; search without drafts")
+    return offer.draft
 
 
 def _read_negative(text: Any, limits: Limits) -> str:

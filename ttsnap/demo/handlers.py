@@ -27,8 +27,9 @@ from ttsnap.demo.stream import Frame, stream
 from ttsnap.files import reading as files
 
 logger = logging.getLogger(__name__)
-FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance")
-RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance")
+FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
+          "draft")  # fmt: skip
+RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
 """The fields that a picture's settings fill in."""
 PROMPTS = (
     "a photo of a red bicycle leaning on a blue door",
@@ -64,18 +65,18 @@ class Handlers:
 
     def search(
         self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
-        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None,
+        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
-        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance)
+        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft)
         yield from self._run(request, values, compare=False)
 
     def compare(
         self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
-        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None,
+        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Best-of-N first, then the chosen algorithm on the same budget and seeds."""
-        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance)
+        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft)
         yield from self._run(request, values, compare=True)
 
     def _run(self, request: gr.Request, values: tuple[Any, ...], *, compare: bool) -> Iterator[tuple[Any, ...]]:

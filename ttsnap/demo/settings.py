@@ -65,13 +65,17 @@ def restored(
         "size": call.get("height") if call.get("height") == call.get("width") else None,
         "negative": call.get("negative_prompt") or "",
         "guidance": call.get("guidance_scale"),
+        "draft": (draft := payload.get("draft")) is not None and draft == offer.draft,
     }
     plain = {"prompt": "x", "algorithm": forms.BASELINE, "rewards": [offer.rewards[0]], "budget": "1", "steps": 2,
-             "seed": 0, "keep": 1, "size": None, "model": offer.model, "negative": "", "guidance": None}  # fmt: skip
+             "seed": 0, "keep": 1, "size": None, "model": offer.model, "negative": "", "guidance": None,
+             "draft": False}  # fmt: skip
     accepted: dict[str, Any] = {}
     left: list[str] = []
     if payload["model"] != offer.model:
         left.append(f"model ({str(payload['model'])[:80]}; here it is {offer.model})")
+    if draft is not None and not wanted["draft"]:
+        left.append(f"draft ({str(draft)[:80]}; here it is {offer.draft or 'none'})")
     for name, value in wanted.items():
         if value is None:
             continue

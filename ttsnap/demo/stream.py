@@ -184,6 +184,8 @@ def about(asked: Asked, *, both: bool = False) -> str:
     words = [title_of(asked.algorithm), f"{asked.call['num_inference_steps']} steps"]
     if asked.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
+    if asked.sampler.draft is not None:
+        words.append("seeds are drafted first" + (" (not by best-of-N)" if both else ""))
     return ", ".join([*words, f"reward {' + '.join(asked.rewards)}", f"seeds from {asked.seed}"])
 
 
@@ -209,7 +211,7 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
     board.spent = spent.cost
     board.seconds = float(spent.seconds)
     board.end()
-    why = why_unspent(search.asked, search.grid, spent.nfe) if ended else ""
+    why = why_unspent(search.asked, search.grid, spent) if ended else ""
     view.note = "; ".join([*result.warnings, *([why] if why else [])])
     if result.images:
         view.winner = result.images[0].uid

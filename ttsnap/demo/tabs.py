@@ -105,6 +105,8 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
         random = gr.Button("Random", size="sm", min_width=64, elem_id="random")
     negative = gr.Textbox("", label="Negative prompt: what not to show", lines=1, max_length=limits.prompt,
                           elem_id="negative")  # fmt: skip
+    drafter = "A drafter guesses each seed's image first; pruning goes on with the best"
+    draft = gr.Checkbox(False, label="Draft seeds first", info=drafter, elem_id="draft", visible=bool(offer.draft))
     with gr.Accordion("Rewards, image size, how many to keep", open=False):
         rewards = gr.Dropdown(list(offer.rewards), value=[offer.rewards[0]], multiselect=True, label="Reward",
                               max_choices=limits.rewards, info="What is searched for, or their mean")  # fmt: skip
@@ -120,7 +122,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     random.click(None, None, seed, js=RANDOM, **PRIVATE)
     return {"prompt": prompt, "algorithm": algorithm, "rewards": rewards, "budget": budget, "steps": steps,
             "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
-            "guidance": guidance}  # fmt: skip
+            "guidance": guidance, "draft": draft}  # fmt: skip
 
 
 def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:
