@@ -31,7 +31,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import Seen, read_look
+from ttsnap.core.looks import Draft, Seen, read_look
 from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
@@ -105,9 +105,10 @@ def main() -> None:
 def methods(recording: Recording) -> dict[str, SeedPruning]:
     """Searches by drafts of the initial noise, by name: with the later cut that is the default, and without one."""
     found = {}
-    for calls in sorted({read_look(seen.look).draft_calls for seen in recording.looks if seen.step == 0}):
+    looks = {read_look(seen.look) for seen in recording.looks if seen.step == 0}
+    for calls in sorted(look.calls for look in looks if isinstance(look, Draft)):
         found[f"{calls} call, cut"] = SeedPruning(draft_calls=calls)
-        found[f"{calls} call, finish"] = SeedPruning(keep=(1.0,), draft_calls=calls)
+        found[f"{calls} call, finish"] = SeedPruning(keep=(), levels=(), draft_calls=calls)
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.looks import ESTIMATE, Seen, read_look
+from ttsnap.core.looks import ESTIMATE, Draft, Seen, read_look
 from ttsnap.core.particles import Utility
 from ttsnap.recordings.replay import Recording
 
@@ -61,7 +61,8 @@ def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[Rank
         look, at = read_look(seen.look), np.array([seen.step])
         calls = int(grid.calls[seen.step]) + int(look.evaluations(at, grid)[0])
         each = metrics.spearman(utility(recording.seen(*seen)), final)
-        found.append(Ranked(seen, calls + look.draft_calls * price.nfe_per_draft, each))
+        drafts = int(look.draft_calls(at)[0])
+        found.append(Ranked(seen, calls + drafts * price.nfe_per_draft, each))
     if not found:
         raise ValueError("the recording scored finished images only; record with --score-steps, or without it for all")
     return sorted(found, key=lambda r: r.nfe)
@@ -71,7 +72,7 @@ def drafts_against_estimates(looks: list[Ranked]) -> list[Against]:
     """Each draft among these looks against the x0 estimates among them; none where there are no estimates."""
     estimates = [r for r in looks if r.seen.look == ESTIMATE.name]
     found = []
-    for draft in (r for r in looks if read_look(r.seen.look).draft_calls and estimates):
+    for draft in (r for r in looks if isinstance(read_look(r.seen.look), Draft) and estimates):
         rivals = [r for r in estimates if r.nfe <= draft.nfe] or estimates[:1]
         rival = max(rivals, key=lambda r: r.mean)
         gains = draft.spearman - rival.spearman
