@@ -26,16 +26,16 @@ from ttsnap.core.results import Result
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
-EVOLUTION = {"name": "evolution"}
-METHODS: dict[str, tuple[str | dict[str, Any], bool]] = {
-    "best-of-n": ("best-of-n", False),
-    "seed-pruning": ("seed-pruning", False),
-    "evolution": ("evolution", False),
-    "evolution, finished images": ({**EVOLUTION, "keep": [], "levels": []}, False),
-    "seed-pruning, drafts": ("seed-pruning", True),
-    "evolution, drafts": ("evolution", True),
-    "evolution, drafts, mix .9": ({**EVOLUTION, "mix": 0.9}, True),
-    "evolution, drafts, mix .7": ({**EVOLUTION, "mix": 0.7}, True),
+METHODS: dict[str, tuple[dict[str, Any], bool]] = {
+    "seed-pruning, drafts": ({"name": "seed-pruning"}, True),
+    "evolution, drafts": ({"name": "evolution"}, True),
+    "evolution, drafts, mix .9": ({"name": "evolution", "mix": 0.9}, True),
+    "fresh seeds alone, drafts": ({"name": "evolution", "generations": 1}, True),
+    "spectral-evolution, drafts": ({"name": "spectral-evolution"}, True),
+    "best-of-n": ({"name": "best-of-n"}, False),
+    "seed-pruning": ({"name": "seed-pruning"}, False),
+    "evolution, estimates": ({"name": "evolution"}, False),
+    "evolution, finished images": ({"name": "evolution", "keep": [], "levels": []}, False),
 }
 """The algorithm, and whether it has a drafter."""
 

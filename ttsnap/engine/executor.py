@@ -17,7 +17,7 @@ from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import Scored, Scorer
 from ttsnap.engine.stepper import Stepper
-from ttsnap.engine.store import Node
+from ttsnap.engine.store import Mixed, Node
 from ttsnap.profiling.buckets import bucket_of, buckets
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.sampling.kernels import Prediction
@@ -69,7 +69,7 @@ class Executor:
         self.differentiate([node for node in parents.values() if node.gradient is None], stepper)
         for row, (parent, share) in ascending:
             if parent.gradient is not None:
-                row.node.mixed_in = (*parent.mixed_in, (share, parent.gradient))
+                row.node.mixed_in = (*parent.mixed_in, Mixed(share, parent.gradient))
                 row.node.latent, row.ascends_from = self.noise.of(row.node), None
 
     def advance(self, rows: Sequence[Row], stepper: Stepper) -> None:

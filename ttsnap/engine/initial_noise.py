@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttsnap.engine.store import Node
+from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import noises, rng
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Kernel
@@ -33,17 +33,23 @@ class InitialNoise:
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
         x = noises.initial(self.kind, [node.seed], self.denoiser.init_latents)[0][0]
-        for share, other in node.mixed_in:
-            x = mixed(x, share, other if isinstance(other, Tensor) else self._fresh(rng.generator(other)))
+        for share, rest, low in node.mixed_in:
+            x = self._changed(x, share, rest if isinstance(rest, Tensor) else self._fresh(rng.generator(rest)), low)
         return x
 
-    def near(self, node: Node, share: float, key: rng.Key) -> Node:
+    def near(self, node: Node, share: float, key: rng.Key, *, low: bool = False) -> Node:
         """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
-        branch, step)."""
+        branch, step). low: the low frequencies of that noise, and the others as they are."""
         generator = rng.generator(key)
-        x = mixed(self.of(node), share, self._fresh(generator))
+        x = self._changed(self.of(node), share, self._fresh(generator), low)
         state = self.kernel.init(key[:-1], generator)
-        return Node(node.job, node.seed, 0, x, state, (*node.mixed_in, (share, key)))
+        return Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key, low)))
+
+    def _changed(self, x: Tensor, share: float, other: Tensor, low: bool) -> Tensor:
+        """Noise x (...) mixed with another, or its low frequencies alone: an orthogonal part of it, so that the whole
+        is standard normal again."""
+        new = mixed(x, share, other)
+        return x + self.denoiser.low_frequencies(new - x) if low else new
 
     def _fresh(self, generator: torch.Generator) -> Tensor:
         return self.denoiser.init_latents([generator])[0]

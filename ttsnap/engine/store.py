@@ -15,6 +15,15 @@ from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction, State
 
 
+class Mixed(NamedTuple):
+    """A change of an initial noise: the share of it that was kept, and the key of fresh noise, or a direction to turn
+    in, that makes up the rest. low: whether that is so for the low frequencies alone, and all others were kept."""
+
+    share: float
+    rest: rng.Key | Tensor
+    low: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """A latent on its way from noise to an image. Children of a particle share its node until they move on from it.
@@ -22,8 +31,7 @@ class Node:
     job: the prompt, by its number. seed: of the initial noise, which is drawn only when the network is to see it, so
     that seeds in waiting take no memory. position: evaluations of the denoiser that have brought the latent here; that
     is the grid step, where each step takes one (Grid.calls). kernel_state: what the kernel keeps for this particle.
-    mixed_in: how the initial noise was changed since it was drawn from `seed`, each time (share that was kept, what
-    makes up the rest): the key of fresh noise, or a direction to turn in.
+    mixed_in: how the initial noise was changed since it was drawn from `seed`, change by change.
     """
 
     job: int
@@ -31,7 +39,7 @@ class Node:
     position: int
     latent: Tensor | None = None
     kernel_state: State = None
-    mixed_in: tuple[tuple[float, rng.Key | Tensor], ...] = ()
+    mixed_in: tuple[Mixed, ...] = ()
     prediction: Prediction | None = None
     """The evaluation of the denoiser here, None until it is made."""
     features: Tensor | None = None
