@@ -38,6 +38,8 @@ METHODS: dict[str, tuple[dict[str, Any], bool]] = {
     "evolution, finished images": ({"name": "evolution", "keep": [], "levels": []}, False),
 }
 """The algorithm, and whether it has a drafter."""
+BASE = "seed-pruning, drafts"
+"""What the others are compared with, prompt by prompt and seed by seed."""
 
 
 def main() -> None:
@@ -78,14 +80,17 @@ def trusted(results: list[Result]) -> dict[str, list[float]]:
 def table(runs: dict[str, Any], held_out: list[str]) -> str:
     """Markdown: a line for each method and budget, over the seeds that were run."""
     names = ["reward", *held_out, "draft", "image"]
-    lines = [f"| method | NFE | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    lines = [f"| method | NFE | seeds | {' | '.join(names)} | over {BASE} |", "|---" * (4 + len(names)) + "|"]
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
     for key, run in runs.items():
-        name, nfe, _ = key.split("|")
-        groups.setdefault((name, nfe), []).append(run)
+        name, nfe, seed = key.split("|")
+        groups.setdefault((name, nfe), {})[seed] = run
     for (name, nfe), found in sorted(groups.items(), key=lambda group: int(group[0][1])):
-        cells = [cell(found, metric).replace("nan ± nan", "") for metric in names]
-        lines.append(f"| {name} | {nfe} | {' | '.join(cells)} |")
+        cells = [cell(list(found.values()), metric).replace("nan ± nan", "") for metric in names]
+        base = groups.get((BASE, nfe), {})
+        pairs = [np.subtract(run["reward"], base[seed]["reward"]) for seed, run in found.items() if seed in base]
+        over = cell([{"over": pair} for pair in pairs], "over") if pairs and name != BASE else ""
+        lines.append(f"| {name} | {nfe} | {len(found)} | {' | '.join(cells)} | {over} |")
     return "\n".join(lines)
 
 
