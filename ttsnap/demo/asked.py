@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
-from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.algorithms.options import options_of
 from ttsnap.core.needs import Need
 from ttsnap.loop.budget import EFFORTS, Budget
 from ttsnap.options.sampler import SamplerOptions
@@ -173,7 +173,7 @@ def _read_rewards(names: Any, model: str, offer: Offer, limits: Limits) -> tuple
 
 def drafts(algorithm: str) -> bool:
     """Whether this algorithm looks at drafts where there is a drafter."""
-    return isinstance(make_algorithm(algorithm), SeedPruning)
+    return any(option.name == "draft_share" for option in options_of(algorithm))
 
 
 def _read_draft(wanted: Any, algorithm: str, model: str, offer: Offer) -> str | None:
