@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import Counted
-from ttsnap import BestOfN, SeedPruning, search
+from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ByStep, Draft, Seen, read_look
@@ -367,3 +367,28 @@ def test_what_was_not_recorded_is_refused(recorded: Recording) -> None:
         search(["a"], SeedPruning(5, draft_calls=3), ReplayEngine(recorded), seed=3)
     with pytest.raises(ValueError, match="before step 8"):
         KeepAll(2, looks=("draft:1@8",)).init(Task(recorded.grid))
+
+
+# --- noise that begins on the way -----------------------------------------------------------------------------------
+
+
+def late(live: LiveEngine) -> Sde:
+    return Sde(live.denoiser.path, live.denoiser.times, begin=0.6)
+
+
+def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
+    """TTSnap and RBF whole: drafted seeds, of which some are pruned on the way, and streams from the survivors."""
+    live = made(kernel=late(made()), error=0.5)
+    (result,) = search(["a"], make_algorithm("ttsnap-rbf"), live, "150nfe")
+    p, drafts = result.particles, result.spent.cost.draft_calls
+    assert drafts == counted(live).drafted > p.seeds / 2 > 4
+    assert result.spent.nfe == counted(live).calls
+    assert 100 < result.spent.nfe + drafts / 2 <= 150
+    assert (p.parent >= 0).sum() > 3, "streams branch"
+    # The survivors' first steps are those of the deterministic sampler, whose end was drafted.
+    (plain,) = search(["a"], KeepAll(p.seeds), made())
+    early = [uid for uid in range(len(p)) if p.parent[uid] < 0 and np.isfinite(p.scores[uid, 3, 0])]
+    assert early
+    for uid in early:
+        seed = int(p.seed[uid])
+        assert p.scores[uid, 3, 0] == pytest.approx(plain.particles.scores[seed, 3, 0], abs=1e-12)

@@ -201,6 +201,23 @@ def test_renoise_draws_all_noise_anew() -> None:
     torch.testing.assert_close(moved, 0.5 * x0 + 0.5 * noise(keys, x0))
 
 
+def test_noise_may_begin_on_the_way() -> None:
+    """Before it does, the steps are the ODE's to the last bit; after it, those of the SDE that draws from the start."""
+    denoiser = mixture(Linear(), 10)
+    ode, whole = make_kernel("ode", denoiser), make_kernel("sde:square:3", denoiser)
+    late = make_kernel("sde:square:3:0.6", denoiser)
+    x, keys = denoiser.init_latents([seeded(i) for i in range(5)]), [(i, 0, 7) for i in range(5)]
+    for k in range(10):
+        at = torch.full((5,), k)
+        prediction = denoiser.predict(x, at, torch.zeros(5, dtype=torch.long))
+        other = ode if denoiser.times[k] > 0.6 + 1e-6 else whole
+        found, expected = (kernel.step(x, prediction, at, keys, [None] * 5)[0] for kernel in (late, other))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for spec in ("sde:square:3:0", "sde:square:3:1.5", "sde:square:3:x", "sde:square:3:0.7:1"):
+        with pytest.raises(ValueError, match=r"unknown kernel"):
+            make_kernel(spec, denoiser)
+
+
 @pytest.mark.parametrize("spec", ["ode", "sde", "ddim:0.3", "ancestral", "renoise", "sde:constant:1", "sde:sin"])
 def test_kernels_by_name(spec: str) -> None:
     kernel = make_kernel(spec, mixture(Linear(), 4))

@@ -18,7 +18,7 @@ from ttsnap.core.looks import Draft, Estimate, Look, Rollout
 from ttsnap.engine.store import Node, stacked
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.kernels import Kernel, Ode, Prediction
+from ttsnap.sampling.kernels import Kernel, Ode, Prediction, Sde
 
 
 class LookRun:
@@ -178,9 +178,10 @@ def check_drafts(denoiser: Denoiser, kernel: Kernel, rewards: Sequence[RewardMod
     """ValueError where the denoiser has a drafter that is of no use with this kernel or these rewards."""
     if not denoiser.drafts:
         return
-    if kernel.stochastic:
-        raise ValueError("a draft guesses where a deterministic sampler ends, and this kernel draws noise on the way, "
-                         "which leads to another image; leave draft out, or take kernel ode")  # fmt: skip
+    if kernel.stochastic and not (isinstance(kernel, Sde) and kernel.begin < 1):
+        raise ValueError("a draft guesses where a deterministic sampler ends, and this kernel draws noise from the "
+                         "start, which leads to another image; leave draft out, take kernel ode, or let the noise "
+                         "begin later: sde:square:3:0.7")  # fmt: skip
     if readers := [reward.name for reward in rewards if reward.estimates == "features"]:
         raise ValueError(f"{readers[0]} scores hidden features of the denoiser, which a draft lacks; leave draft out, "
                          "or take a reward that sees pixels or latents")  # fmt: skip

@@ -22,7 +22,7 @@ class SamplerOptions:
     kernel: Spec = option(
         "pipeline",
         "how a step is made: pipeline (the model's own scheduler), ode, or one that draws noise: sde, "
-        "sde:DIFFUSION:SCALE, ddim:ETA, ancestral, renoise",
+        "sde:DIFFUSION:SCALE:BEGIN (noise from time BEGIN on), ddim:ETA, ancestral, renoise",
         python="An object of ttsnap.sampling.kernels is taken as it is.",
         written=str,
     )

@@ -158,17 +158,25 @@ class Sde(Stateless):
 
     x_{t-h} = x - (u - g^2/2 score) h + g sqrt(h) xi, for any g(t) >= 0. The last step is the ODE's: it returns the
     x0 estimate without noise.
+
+    begin: time in (0, 1] from which noise is drawn; steps from earlier, noisier points are the ODE's. Below 1 the
+    initial noise decides most of the image, so that drafts of it tell something, and yet later branches differ.
     """
 
     path: Interpolant
     times: Tensor
     g: Callable[[Tensor], Tensor] = RBF_DIFFUSION
     stochastic: bool = True
+    begin: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.begin <= 1:
+            raise ValueError(f"noise may begin at a time in (0, 1], got {self.begin:g}")
 
     def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
         wide, x0 = _wide(x), _wide(prediction.x0)
         t, h = self.times[k], self.times[k] - self.times[k + 1]
-        g = self.g(t)
+        g = self.g(t) if self.begin == 1 else torch.where(t <= self.begin + 1e-9, self.g(t), 0.0)
         drift = velocity_from_x0(self.path, wide, x0, t)
         drift = drift - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
         return _ending(self.times, k, wide - drift * rows(h, wide), x0, g * h.sqrt())
@@ -272,7 +280,7 @@ KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
 
 
 def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
-    """A name of KERNELS, one with a number or a diffusion ("ddim:0.5", "sde:constant:1", "sde:square:3"), or a Kernel.
+    """A name of KERNELS, one with numbers or a diffusion ("ddim:0.5", "sde:square:3:0.7"), or a Kernel.
 
     ValueError for an unknown one.
     """
@@ -284,12 +292,14 @@ def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
             return KERNELS[name](denoiser)
         if name == "ddim" and len(options) == 1:
             return Ddim(denoiser.path, denoiser.times, float(options[0]))
-        if name == "sde" and len(options) <= 2:
-            scale = float(options[1]) if len(options) == 2 else 3.0
+        if name == "sde" and len(options) <= 3:
+            scale = float(options[1]) if len(options) > 1 else 3.0
+            begin = float(options[2]) if len(options) > 2 else 1.0
             if not math.isfinite(scale):
                 raise ValueError("the scale must be finite")
-            return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale, denoiser.path))
+            g = DIFFUSIONS[options[0]](scale, denoiser.path)
+            return Sde(denoiser.path, denoiser.times, g, begin=begin)
         raise ValueError("too many parts")
     except (KeyError, ValueError) as error:
-        known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE with {', '.join(DIFFUSIONS)}"
+        known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE:BEGIN with {', '.join(DIFFUSIONS)}"
         raise ValueError(f"unknown kernel {spec!r}; choose one of {known}") from error
