@@ -34,7 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "scenes",
     },
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
-    "distill": {"core", "files", "rewards", "reward_models", "recordings", "results"},
+    "distill": {
+        *("core", "files", "options", "rewards", "reward_models", "recordings", "results", "sampling", "pipelines"),
+        *("scenes", "simulation"),
+    },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
 LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation")

@@ -1,0 +1,166 @@
+"""Everything that determines a draft, checked, to and from YAML. No torch here: the command line reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from ttsnap.distill.config import option
+
+from ttsnap.files import reading as files
+from ttsnap.files.settings import (
+    Bounded,
+    Bounds,
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    build,
+    one_of,
+    to_json,
+)
+from ttsnap.files.typed import Json
+from ttsnap.files.writing import write_text
+from ttsnap.options.model import EMBEDDED
+
+PRECISIONS = ("no", "bf16")
+
+
+@dataclass(frozen=True)
+class TrajectoryConfig(Bounded):
+    """The trajectories of the model that a draft learns from."""
+
+    count: Count = option(
+        30_000, "how many; more can be added later by a larger number, unless training has begun", determines=False
+    )
+    seed: Natural = option(
+        1_000_000,
+        "trajectory i starts from seed + i, far from the seeds of searches, which count from 0; decides the embedded "
+        "model's training prompts, too",
+    )
+    states: Count = option(5, "states kept of each trajectory: at grid steps 0 to states - 1, beside its end")
+    skipped: tuple[int, ...] = option(
+        (), "grid steps to jump over on the straight line, so that a trajectory takes fewer evaluations"
+    )
+    shard: Count = option(256, "trajectories in one file")
+    batch: Count = option(32, "trajectories per call of the network; a divisor of shard keeps batches full")
+    precision: str = option("no", "autocast of the network when making trajectories: no or bf16")
+    compile: bool = option(False, "compile the network first: half a minute, then up to 1.5 times as fast")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "skipped", tuple(self.skipped))
+        one_of("trajectories.precision", self.precision, PRECISIONS)
+        if list(self.skipped) != sorted(set(self.skipped)) or any(step < self.states for step in self.skipped):
+            raise ValueError(
+                f"trajectories.skipped must be rising grid steps from {self.states} on (states before are kept), "
+                f"got {list(self.skipped)}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Bounded):
+    """How the LoRA is trained. Rows of a batch are first calls from noise, second calls, and first calls from later."""
+
+    rank: Count = option(32, "rank of the LoRA, which is on every linear layer of the blocks")
+    start: str = option("", "a draft's folder whose weights to start from, of the same rank (default: from nothing)")
+    steps: Count = option(2000, "optimiser steps")
+    batch: Count = option(48, "rows of a step")
+    parts: Count = option(1, "in how many equal parts a batch is computed, one after the other, to save memory")
+    checkpointing: bool = option(False, "compute the network's blocks again in the backward pass, to save memory")
+    first_time: Annotated[float, Bounds(0, 1, open_low=True)] = option(
+        0.87, "what the network is told at a first call, as a share of the true time; below 1 it learns much sooner"
+    )
+    from_noise: Share = option(0.45, "share of rows that are first calls from noise")
+    second: Share = option(0.15, "share of rows that are second calls, from the network's own first guess")
+    floor: Positive = option(0.6, "errors are divided by the told time, or by this where that is larger")
+    lr: Positive = option(1.5e-3, "AdamW's learning rate")
+    warmup: Natural = option(50, "steps over which the learning rate rises")
+    decay: Share = option(0.4, "share of the steps, at the end, over which the learning rate falls")
+    final_lr: Share = option(0.02, "the share of the learning rate that is left at the end")
+    clip: NotNegative = option(1.0, "gradients with a larger norm are scaled down to it; 0 for no limit")
+    ema: Decay = option(0.99, "decay of the running average of the weights, which is exported; 0 for none")
+    precision: str = option("bf16", "autocast of the network: no or bf16; the LoRA itself stays in float32")
+    compile: bool = option(False, "compile the network's blocks first: a minute, then up to 1.5 times as fast")
+    seed: Natural = option(0, "decides the first weights and the batches")
+    validation: Count = option(192, "trajectories, the first ones, that are held back to validate on")
+    validate_every: Count = option(200, "optimiser steps between validations", determines=False)
+    checkpoint_every: Count = option(100, "optimiser steps between checkpoints", determines=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("training.precision", self.precision, PRECISIONS)
+        if self.batch % self.parts:
+            raise ValueError(f"training.batch ({self.batch}) must be a multiple of training.parts ({self.parts})")
+        if self.from_noise + self.second > 1:
+            raise ValueError(
+                f"training.from_noise + training.second must be at most 1, got {self.from_noise} + {self.second}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Bounded):
+    """On what the finished draft is measured: seeds of prompts that no trajectory was made of."""
+
+    reward: str = option("", "what ranks the images, as imagereward (default for the embedded model: scenes)")
+    prompts: Natural = option(
+        24, "held-out prompts: of the embedded world's hard kinds, or the first of --prompts-file; 0: no evaluation"
+    )
+    seeds: Annotated[int, Bounds(2)] = option(48, "seeds of each, from 0 on, that are ranked")
+    seed: Natural = option(0, "decides the embedded world's held-out prompts")
+    steps: tuple[int, ...] = option((0, 1, 2, 3, 4, 6, 8), "grid steps whose x0 estimates are ranked, to compare with")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "steps", tuple(self.steps))
+
+
+@dataclass(frozen=True)
+class DraftConfig(Bounded):
+    """One distillation of a draft. Raises ValueError, with the value, for what does not fit."""
+
+    model: str = option(EMBEDDED, "embedded, a diffusers folder, or a hub id")
+    call: Mapping[str, Json] | None = option(
+        None,
+        "arguments of the pipeline's call that the draft is made for, as num_inference_steps and guidance_scale: a "
+        "draft is for one grid and one guidance (default: the model's own)",
+    )
+    trajectories: TrajectoryConfig = field(default_factory=TrajectoryConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def to_dict(self) -> dict[str, Json]:
+        """Plain values, for YAML and JSON."""
+        return to_json(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Json]) -> DraftConfig:
+        """ValueError for unknown keys and for values of another type."""
+        return build(cls, data)
+
+    def save(self, path: Path) -> None:
+        """As YAML, whole or not at all."""
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def load(cls, path: Path) -> DraftConfig:
+        """From YAML. ValueError that names the file for what cannot be read."""
+        data = files.read_yaml(path, "configuration")
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r}")
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def determining(section: TrajectoryConfig | TrainingConfig) -> dict[str, Json]:
+    """The keys of a section on which the result depends."""
+    skipped = [f.name for f in dataclasses.fields(section) if not f.metadata.get("determines", True)]
+    return {key: value for key, value in to_json(section).items() if key not in skipped}
