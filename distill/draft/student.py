@@ -1,0 +1,128 @@
+"""The network that learns to draft: the model's own under a LoRA, called without guidance and told a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from ttsnap.pipelines.convert import own_path
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.drafters import Drafter, shared_copy
+
+from ttsnap.files.reading import foreign
+from ttsnap.files.typed import Json
+from ttsnap.sampling.drafts import DraftSettings
+from ttsnap.sampling.interpolants import Interpolant, rows
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+class Student:
+    """A copy of a pipeline's network that shares its weights, frozen, and carries a new LoRA.
+
+    call: arguments of the pipeline's call. states: how many grid steps drafts may start from. first_time: the share of
+    the true time that is told at first calls.
+    """
+
+    def __init__(self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int) -> None:
+        denoiser = pipe.denoiser(**call)
+        schedule = denoiser.schedule
+        self.path: Interpolant = own_path(schedule)
+        alpha, sigma = schedule.alpha[:states].double(), schedule.sigma[:states].double()
+        self.times = self.path.inverse_ratio(alpha / sigma)
+        """Of the states, (S,) float64, on the model's own path."""
+        size = torch.hypot(alpha, sigma) / torch.hypot(self.path.alpha(self.times), self.path.sigma(self.times))
+        self._scale = size.float()
+        self.settings = DraftSettings(first_time=first_time)
+        self.second_time = float(self.times[0]) / 2
+        told = {*(self.times * first_time).tolist(), self.second_time}
+        self._told = torch.tensor(sorted(told, reverse=True), dtype=torch.float64)
+        self.net: Any = shared_copy(denoiser.net)
+        self.parameters = add_lora(self.net, denoiser.blocks, rank)
+        denoiser.use_drafter(Drafter(self.net, self.settings))
+        self._denoiser: PipelineDenoiser = denoiser.drafting()
+        self._denoiser.convert(None, torch.cat([self._told, torch.zeros(1, dtype=torch.float64)]))
+
+    @property
+    def first_time(self) -> float:
+        """The share of the true time that is told at first calls."""
+        return self.settings.first_time
+
+    def checkpoint(self) -> None:
+        """Compute the blocks again in the backward pass. ValueError for a network that cannot."""
+        with foreign(f"training.checkpointing does not work with a {type(self.net).__name__}"):
+            self.net.enable_gradient_checkpointing()
+
+    def compile(self) -> None:
+        """Compile its blocks in place, or all of it where it has none."""
+        blocks = self._denoiser.blocks
+        for part in [self.net] if blocks is None else self.net.get_submodule(blocks):
+            part.compile(dynamic=False)
+
+    @property
+    def network(self) -> str:
+        """The pipeline's name for the network."""
+        return self._denoiser.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._denoiser.device
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Encode these prompts; `cond` below indexes them."""
+        with torch.no_grad():
+            self._denoiser.encode(prompts)
+
+    def on_path(self, x: Tensor, step: Tensor) -> Tensor:
+        """States (N, ...) at grid steps (N,), in the sampler's own scaling, as points of the model's own path."""
+        return x / rows(self._scale[step], x)
+
+    def estimate(self, x: Tensor, told: Tensor, cond: Tensor) -> Tensor:
+        """The x0 (N, ...) that the network implies at points x (N, ...) of the path, told times (N,), of prompts (N,).
+
+        Only the times that drafts are told are possible.
+        """
+        at = (told.double().unsqueeze(1) - self._told).abs().argmin(1)
+        return self._denoiser.predict(x, at, cond).x0
+
+
+def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]:
+    """Put a LoRA that changes nothing yet on every linear layer of the blocks, in float32; its parameters by name.
+
+    blocks: the attribute of the network that lists them; None: on all its linear layers. ValueError for a network that
+    carries a LoRA already.
+    """
+    from peft import LoraConfig
+
+    if getattr(net, "peft_config", None):
+        raise ValueError(
+            "the model carries a LoRA already, which a draft cannot be trained beside: merge it into the weights "
+            "(pipe.fuse_lora(), pipe.unload_lora_weights()), and save that as the model"
+        )
+    within = "" if blocks is None else f"{blocks}."
+    linear = [name for name, part in net.named_modules() if isinstance(part, nn.Linear) and name.startswith(within)]
+    net.requires_grad_(False)
+    net.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=linear, init_lora_weights="gaussian"))
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    for p in trained.values():
+        p.data = p.data.float()
+    return trained
+
+
+@torch.no_grad()
+def start_from(student: Student, folder: Path) -> None:
+    """Copy the weights of a draft's folder into the student's LoRA. ValueError where they do not fit."""
+    with foreign(f"training.start: cannot read {folder / WEIGHTS}"):
+        tensors = load_file(folder / WEIGHTS)
+    prefix = f"{student.network}."
+    for name, p in student.parameters.items():
+        value = tensors.get(prefix + name.replace(".default.", "."))
+        if value is None or value.shape != p.shape:
+            there = "missing" if value is None else tuple(value.shape)
+            raise ValueError(f"training.start {folder} does not fit: {name} is {there} there, here {tuple(p.shape)}")
+        p.copy_(value)

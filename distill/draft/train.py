@@ -1,0 +1,185 @@
+"""The training loop: AdamW on the LoRA, an average of its weights, checkpoints, errors on held-back trajectories."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from ttsnap.distill import checkpoints
+from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_calls
+from ttsnap.distill.draft.config import TrainingConfig, determining
+from ttsnap.distill.draft.student import Student
+
+from ttsnap.files.reading import parse_object
+from ttsnap.files.typed import Json, typed
+from ttsnap.files.writing import write_text
+from ttsnap.sampling.drafts import guess
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+CALLS = (1, 2)
+"""Calls from noise that are validated; states on the way are, with one call."""
+
+
+def train(
+    student: Student, data: Trajectories, config: TrainingConfig, settings: Mapping[str, Json], out: Path,
+    *, bar: bool = False,
+) -> None:  # fmt: skip
+    """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
+    averaged weights.
+
+    settings: what else the result depends on, JSON-ready. On a CPU a run that was gone on with ends with the same bits
+    as one that never stopped. Raises ValueError for a checkpoint of another run, too few trajectories, and a loss that
+    is no longer finite; OSError where the disk is full.
+    """
+    if len(data) <= config.validation:
+        raise ValueError(f"training.validation is {config.validation}, but there are only {len(data)} trajectories")
+    held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
+    parameters = student.parameters
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    average = {name: p.detach().clone() for name, p in parameters.items()}
+    about: dict[str, Json] = {"training": determining(config), "trajectories": len(data), **settings}
+    first, checkpoint = 0, checkpoints.latest(out / CHECKPOINTS, about)
+    if checkpoint is not None:
+        first, tensors = checkpoint
+        checkpoints.unpack(tensors, parameters, average, optimizer)
+    began = time.perf_counter()
+    with tqdm(total=config.steps, initial=first, desc="train", unit="step", disable=not bar) as shown:
+        for step in range(first, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * factor(step, config)
+            value = optimise(student, trained, step, optimizer, config)
+            if config.ema:
+                _average(average, parameters, min(config.ema, (1 + step) / (10 + step)))
+            shown.set_postfix(loss=f"{value:.4f}", refresh=False)
+            shown.update()
+            done = step + 1
+            if done % config.validate_every == 0 or done == config.steps:
+                with averaged(parameters, average, config):
+                    errors = validate(student, held, config)
+                _log(out / METRICS, {"step": done, "loss": value, "seconds": time.perf_counter() - began, **errors})
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoints.save(out / CHECKPOINTS, done, checkpoints.pack(parameters, average, optimizer), about)
+    if config.ema:
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(average[name])
+
+
+def factor(step: int, config: TrainingConfig) -> float:
+    """Of the learning rate: it rises, stays, and falls on a straight line over the last part of the steps."""
+    rising = (step + 1) / config.warmup if config.warmup else 1.0
+    falling = (1 - step / config.steps) / config.decay if config.decay else 1.0
+    return min(1.0, rising, max(config.final_lr, falling))
+
+
+def optimise(
+    student: Student, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig
+) -> float:
+    """One optimiser step; its loss. ValueError where that is not finite."""
+    optimizer.zero_grad(set_to_none=True)
+    rows, value = draw(step, len(data), data.states.shape[1], config), 0.0
+    for part in range(config.parts):
+        share = rows_loss(student, data, rows.part(part, config.parts), config) / config.parts
+        share.backward()
+        value += float(share.detach())
+    if not np.isfinite(value):
+        raise ValueError(
+            f"the loss is {value} at step {step + 1}: lower training.lr (now {config.lr:g}) or training.clip, "
+            "and start again in another folder"
+        )
+    if config.clip:
+        nn.utils.clip_grad_norm_(student.parameters.values(), config.clip)
+    optimizer.step()
+    return value
+
+
+def rows_loss(student: Student, data: Trajectories, rows: Rows, config: TrainingConfig) -> Tensor:
+    """The loss of these rows, with its graph."""
+    at, k, n = torch.from_numpy(rows.trajectories), torch.from_numpy(rows.steps), rows.second
+    texts = [data.prompts[int(i)] for i in rows.trajectories]
+    wanted = list(dict.fromkeys(texts))
+    student.encode(wanted)
+    cond = torch.tensor([wanted.index(text) for text in texts])
+    x = student.on_path(data.states[at, k].to(student.device, torch.float32), k)
+    end = data.ends[at].to(student.device, torch.float32)
+    told = student.times[k] * student.first_time
+    with _autocast(student, config):
+        if n:
+            half = second_calls(
+                student.path, student.estimate, x[:n], cond[:n], float(student.times[0]), student.first_time
+            )
+            x, told = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), told[n:]])
+        found = student.estimate(x, told, cond)
+    return loss(student.path, found.float(), end, told, config.floor)
+
+
+@torch.no_grad()
+def validate(student: Student, data: Trajectories, config: TrainingConfig) -> dict[str, float]:
+    """The mean squared error of guesses of the end: from noise in one and two calls, and from later states in one."""
+    later = [k for k in (2, 4) if k < data.states.shape[1]]
+    cases = [(f"calls {calls}", 0, calls) for calls in CALLS] + [(f"state {k}", k, 1) for k in later]
+    errors: dict[str, list[float]] = {name: [] for name, _, _ in cases}
+    for i in range(0, len(data) - config.batch + 1, config.batch) or range(1):
+        part = data.part(i, i + config.batch)
+        student.encode(part.prompts)
+        end = part.ends.to(student.device, torch.float32)
+        estimate = partial(student.estimate, cond=torch.arange(len(part)))
+        for name, k, calls in cases:
+            at = torch.full((len(part),), k)
+            x = student.on_path(part.states[:, k].to(student.device, torch.float32), at)
+            with _autocast(student, config):
+                found = guess(student.path, estimate, x, student.times[at], calls, student.first_time)
+            errors[name].append(float((found.float() - end).pow(2).mean()))
+    return {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
+
+
+@contextmanager
+def averaged(
+    parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], config: TrainingConfig
+) -> Iterator[None]:
+    """With the averaged weights in place of those that are being trained."""
+    if not config.ema:
+        yield
+        return
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(average[name])
+    yield
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(kept[name])
+
+
+def _autocast(student: Student, config: TrainingConfig) -> torch.autocast:
+    return torch.autocast(student.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@torch.no_grad()
+def _average(average: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    torch._foreach_lerp_(list(average.values()), [parameters[name].detach() for name in average], 1 - decay)
+
+
+def _log(path: Path, line: Mapping[str, Json]) -> None:
+    """Add a line; those of the same step or later ones, of a run that was stopped after its last checkpoint, go."""
+    kept = [old for old in _lines(path) if typed("step", old.get("step"), int) < typed("step", line["step"], int)]
+    write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
+
+
+def _lines(path: Path) -> list[Mapping[str, Json]]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [parse_object(line, path) for line in text.splitlines()]
+
+
+def last_validation(out: Path) -> dict[str, float]:
+    """What was logged last: errors by their names; nothing where nothing was."""
+    lines = _lines(out / METRICS)
+    return {name: typed(name, value, float) for name, value in lines[-1].items()} if lines else {}
