@@ -76,6 +76,7 @@ def _verdict(a: Against) -> str:
 def _noted(recording: Recording, found: list[Against]) -> str:
     """Note what was found in the draft.json of the drafter's folder, and say so, or say why not."""
     from ttsnap.sampling.drafts import DRAFT_FILE, Checked, calls_of, note_check
+    from ttsnap.simulation.looks import figures_of
 
     info = recording.info
     where, model, guidance = (info.get(key) for key in ("draft", "model", "draft_guidance"))
@@ -85,10 +86,6 @@ def _noted(recording: Recording, found: list[Against]) -> str:
     folder = folder.parent if folder.is_file() else folder
     if not folder.is_dir():
         return f"not noted: {where} is no local folder"
-    figures: dict[str, float] = {"prompts": len(recording.prompts), "seeds": recording.seeds}
-    for a in found:
-        figures |= {f"spearman of {a.draft.seen}": round(a.draft.mean, 4), f"gain of {a.draft.seen}": round(a.gain, 4)}
-        figures |= {f"error of {a.draft.seen}": round(a.draft.error, 4)}
-    note_check(folder, Checked(model, recording.grid.steps, float(guidance), figures))
+    note_check(folder, Checked(model, recording.grid.steps, float(guidance), figures_of(recording, found)))
     at = f"{model}, {recording.grid.steps} steps, guidance {guidance:g}"
     return f"noted in {folder / DRAFT_FILE} for {at}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,15 @@ def drafts_against_estimates(looks: list[Ranked]) -> list[Against]:
         gain = float(np.nanmean(gains)) if np.isfinite(gains).any() else float("nan")
         found.append(Against(draft, rival, gain, _error(gains), equals))
     return found
+
+
+def figures_of(recording: Recording, found: list[Against]) -> dict[str, float]:
+    """What draft.json keeps of drafts against estimates, by name (ttsnap.sampling.drafts.Checked); no nan."""
+    figures: dict[str, float] = {"prompts": len(recording.prompts), "seeds": recording.seeds}
+    for a in found:
+        figures |= {f"spearman of {a.draft.seen}": round(a.draft.mean, 4), f"gain of {a.draft.seen}": round(a.gain, 4)}
+        figures |= {f"error of {a.draft.seen}": round(a.draft.error, 4)}
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _error(values: FloatArray) -> float:
