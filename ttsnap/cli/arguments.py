@@ -93,3 +93,15 @@ def _written(kind: type[Any]) -> list[Option]:
 def read(kind: type[T], a: Namespace) -> T:
     """What was given for the options that a class declares; those that the command does not have at their defaults."""
     return kind(**{option.name: a[option.flag] for option in _written(kind) if option.flag in a})
+
+
+def written_type(kind: Any) -> Any:
+    """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
+    plain_types = {
+        "collections.abc.Mapping[str, typing.Any] | None": dict[str, Any] | None,
+        "collections.abc.Mapping[str, typing.Any]": dict[str, Any],
+        "tuple[int, ...] | None": list[int] | None,
+        "tuple[float, ...] | None": list[float] | None,
+        "tuple[str, ...]": list[str],
+    }
+    return plain_types.get(str(kind), kind)

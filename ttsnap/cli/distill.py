@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -45,7 +44,7 @@ def parser() -> ArgumentParser:
         elif kind is bool:
             p.add_argument(flag, type=bool, default=default, help=f"true or false: {text}")
         else:
-            p.add_argument(flag, type=_argument(kind), default=default, help=text)
+            p.add_argument(flag, type=arguments.written_type(kind), default=default, help=text)
     return p
 
 
@@ -87,15 +86,3 @@ def run(a: Namespace) -> int:
         named = f"'{named} on {config.reward}'"
     print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}")
     return 0
-
-
-def _argument(kind: Any) -> Any:
-    """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
-    plain_types = {
-        "collections.abc.Mapping[str, typing.Any] | None": dict[str, Any] | None,
-        "collections.abc.Mapping[str, typing.Any]": dict[str, Any],
-        "tuple[int, ...] | None": list[int] | None,
-        "tuple[float, ...] | None": list[float] | None,
-        "tuple[str, ...]": list[str],
-    }
-    return plain_types.get(str(kind), kind)

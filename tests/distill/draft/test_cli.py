@@ -1,0 +1,88 @@
+"""`ttsnap distill-draft` as a new user meets it, on the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ttsnap.distill.draft import train
+from ttsnap.distill.draft.config import DraftConfig
+
+from ttsnap.cli import main
+from ttsnap.sampling.drafts import read_draft
+
+from ...said import error_of  # noqa: TID252
+from .small import bytes_in
+
+SMALL = """
+call: {num_inference_steps: 4}
+trajectories: {count: 4, shard: 4, batch: 4, states: 2}
+training: {rank: 2, steps: 2, batch: 4, validation: 1, checkpoint_every: 1}
+evaluation: {prompts: 2, seeds: 3, steps: [0, 3]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(SMALL)
+
+
+def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["distill-draft", "--config", "small.yaml", "--out", "whole"]) == 0
+    said = capsys.readouterr().out
+    assert "| draft, 1 call" in said
+    assert "| x0 estimate at step 3" in said
+    assert "use it with: ttsnap generate PROMPT --draft whole/draft" in said
+    settings = read_draft("whole/draft")
+    assert (settings.trained_for.model, settings.trained_for.steps) == ("embedded", 4)
+    assert settings.trained_for.guidance_scale == 4.0
+    assert settings.checked[0].figures["seeds"] == 3
+
+    optimise = train.optimise
+
+    def stopped(student: Any, data: Any, step: int, *args: Any) -> float:
+        if step == 1:
+            raise KeyboardInterrupt
+        return optimise(student, data, step, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "optimise", stopped)
+        assert main(["distill-draft", "--config", "small.yaml", "--out", "parts"]) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert main(["distill-draft", "--config", "small.yaml", "--out", "parts"]) == 0
+    assert bytes_in(Path("parts/draft")) == bytes_in(Path("whole/draft"))
+
+    # What it wrote down makes the same again; other settings are refused.
+    config = DraftConfig.load(Path("whole/config.yaml"))
+    assert config.to_dict() == yaml.safe_load(Path("whole/config.yaml").read_text())
+    other = ["--call", "{num_inference_steps: 5}"]
+    assert main(["distill-draft", "--config", "small.yaml", *other, "--out", "whole"]) == 2
+    assert "made with other settings" in error_of(capsys)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--model", "a/b"], "give --evaluation.reward"),
+    (["--model", "a/b", "--evaluation.reward", "scenes"], "model a/b needs --prompts-file FILE"),
+    (["--prompts-file", "two.txt"], "two.txt holds 2 different prompts, of which 2 are held out"),
+    (["--training.first-time", "2"], "first_time must be in (0, 1], got 2"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    Path("two.txt").write_text("a red circle\na blue square\na red circle\n")
+    assert main(["distill-draft", "--config", "small.yaml", "--out", "x", *arguments]) == 2
+    assert said in error_of(capsys)
+    assert not Path("x").exists()
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill-draft", "--help"])
+    said = capsys.readouterr().out
+    for word in ("Ctrl-C is safe", "--training.first-time", "--trajectories.skipped", "one device"):
+        assert word in said

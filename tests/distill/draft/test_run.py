@@ -1,0 +1,93 @@
+"""The whole way, from a random model to a folder that plain diffusers loads, for every kind of pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.distill.draft.run import distill_draft
+from ttsnap.pipelines import upgrade
+
+from ttsnap.sampling.drafts import TrainedFor, read_draft
+from ttsnap.simulation.looks import Ranked
+
+from ...pipelines.tiny import FAMILIES  # noqa: TID252
+from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, pipe_of, stock_of
+
+HELD_OUT = ("a green tree", "a blue house")
+
+
+def run(config: DraftConfig, out: Path, name: str) -> Sequence[Ranked]:
+    out.mkdir(exist_ok=True)
+    return distill_draft(pipe_of(name), config, PROMPTS, out, held_out=HELD_OUT, reward=Brightness())
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) -> None:
+    looks = run(config_of(name, training={"lr": 1.0, "warmup": 0, "ema": 0.0}), tmp_path / "out", name)
+    assert {str(look.seen) for look in looks} == {*("draft:1@0", "draft:2@0", "draft:1@2", "estimate@0", "estimate@1")}
+    folder = tmp_path / "out" / "draft"
+    assert {path.name for path in folder.iterdir()} == {
+        *("pytorch_lora_weights.safetensors", "draft.json", "README.md")
+    }
+
+    stock = stock_of(name)
+    call = {**FAMILIES[name].call, "num_inference_steps": 2, "output_type": "latent"}
+    before = stock("a dog", generator=torch.Generator().manual_seed(0), **call).images
+    stock.load_lora_weights(folder)
+    try:
+        after = stock("a dog", generator=torch.Generator().manual_seed(0), **call).images
+        with pytest.raises(ValueError, match="carries a LoRA already"):
+            distill_draft(upgrade(stock), config_of(name), PROMPTS, tmp_path / "other")
+    finally:
+        stock.unload_lora_weights()  # it is shared by all tests
+    assert torch.isfinite(after).all()
+    assert not torch.allclose(before, after, atol=1e-3)
+
+    settings = read_draft(folder)
+    assert settings.first_time == 0.87
+    scale = {"sdxl": 5.0, "sd3": 5.0, "flux": 3.5}[name]
+    (checked,) = settings.checked
+    assert (checked.model, checked.steps, checked.guidance_scale) == (name, STEPS, scale)
+    assert checked.figures["seeds"] == 3
+    assert settings.trained_for == TrainedFor(name, STEPS, scale)
+    base = pipe_of(name).denoiser(**dict(config_of(name).call or {}))
+    base.use_drafter(str(folder))
+    base.encode(["a dog"])
+    x, zero = base.init_latents([torch.Generator().manual_seed(0)]), torch.zeros(1, dtype=torch.long)
+    assert torch.isfinite(base.draft(x, zero, zero, 2)).all()
+
+
+def test_a_finished_run_is_not_made_again_and_others_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = run(config_of(), tmp_path / "one", "sd3")
+    run(config_of(), tmp_path / "two", "sd3")
+    one, two = bytes_in(tmp_path / "one"), bytes_in(tmp_path / "two")
+    named = ("metrics.jsonl", "evaluation/recording.json", "evaluation/scores.safetensors")  # seconds; where they lie
+    assert {k: v for k, v in one.items() if k not in named} == {k: v for k, v in two.items() if k not in named}
+
+    def made(*args: Any) -> Any:
+        raise AssertionError("it was there already")
+
+    for done in ("trajectories._shard", "run._train"):
+        monkeypatch.setattr(f"ttsnap.distill.draft.{done}", made)
+    again = run(config_of(), tmp_path / "one", "sd3")
+    assert [(look.seen, look.nfe, look.mean) for look in again] == [(look.seen, look.nfe, look.mean) for look in looks]
+    card = (tmp_path / "one" / "draft" / "README.md").read_text()
+    assert "| draft, 2 calls" in card
+    assert "4 steps of 4 rows, rank 2" in card
+
+
+def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
+    run(config_of(training={"lr": 1.0, "warmup": 0}), tmp_path / "first", "sd3")
+    earlier = str(tmp_path / "first" / "draft")
+    run(config_of(training={"start": earlier, "lr": 1e-9}), tmp_path / "second", "sd3")
+    files = [bytes_in(tmp_path / run / "draft")["pytorch_lora_weights.safetensors"] for run in ("first", "second")]
+    assert files[0] == files[1]
+    with pytest.raises(ValueError, match=r"training\.start .* does not fit: .* is \(2, \d+\) there, here \(3, \d+\)"):
+        run(config_of(training={"start": earlier, "rank": 3}), tmp_path / "third", "sd3")

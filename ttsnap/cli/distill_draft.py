@@ -1,0 +1,123 @@
+"""`ttsnap distill-draft`: from a model to a LoRA that guesses early where each seed will end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import loading
+from ttsnap.options.model import EMBEDDED, ModelOptions
+
+if TYPE_CHECKING:
+    from ttsnap.distill.draft.config import DraftConfig
+    from ttsnap.distill.draft.prompts import Prompts
+
+HELP = "train a draft LoRA, which guesses early what each seed becomes"
+DESCRIPTION = """Train a LoRA that guesses, in one call without guidance, where the model's own sampler ends.
+
+The first x0 estimates of a seed are blurred, so that their rewards rank seeds badly. A draft answers what a search
+wants to know: what will this very noise become? It needs no reward and no images, only prompts: the model makes its own
+data. A draft is for one model, one number of steps and one guidance.
+
+Trajectories -> train -> OUT/draft, a LoRA that plain diffusers loads, with a card -> rank correlations on held-out
+prompts. Ctrl-C is safe: the same command goes on. It uses one process and one device.
+
+examples:
+  ttsnap distill-draft --out mine                  # embedded model, hours on a CPU
+  ttsnap distill-draft --out try --trajectories.count 2048 \\
+      --training.steps 300 --trajectories.precision bf16
+  ttsnap distill-draft --model stabilityai/stable-diffusion-3.5-medium \\
+      --call '{num_inference_steps: 28, guidance_scale: 4.5}' \\
+      --prompts-file prompts.txt --evaluation.reward imagereward --out sd35
+  ttsnap generate "two red circles" --draft mine/draft:2
+"""
+_NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model runs."""
+    from ttsnap.distill.config import options
+    from ttsnap.distill.draft.config import DraftConfig
+
+    p = new_parser(DESCRIPTION)
+    arguments.add_config(p)
+    p.add_argument("--out", type=str, required=True, metavar="FOLDER", help="folder to write to, or to go on with")
+    p.add_argument(
+        "--prompts-file",
+        type=str | None,
+        metavar="FILE",
+        help="text file, one prompt a line: the first evaluation.prompts of them are held out, the others trained on "
+        "(default: captions of the embedded model)",
+    )
+    arguments.add_options(p, ModelOptions, "device", "dtype")
+    for key, kind, default, text in options(DraftConfig):
+        flag, told = "--" + key.replace("_", "-"), f"true or false: {text}" if kind is bool else text
+        p.add_argument(flag, type=arguments.written_type(kind), default=default, help=told)
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Distil a draft, or go on with it, and print how well it ranks."""
+    from ttsnap.distill.draft.config import DraftConfig
+
+    values = {key: value for key, value in a.as_dict().items() if key not in _NO_CONFIG}
+    values["call"] = _call(a)
+    if not values["evaluation"]["reward"] and a.model == EMBEDDED:
+        values["evaluation"]["reward"] = "scenes"
+    config, out = DraftConfig.from_dict(values), Path(a.out)
+    if config.evaluation.prompts and not config.evaluation.reward:
+        raise ValueError(
+            "give --evaluation.reward, by which held-out prompts show how well the draft ranks, or no prompts to "
+            "measure on: --evaluation.prompts 0"
+        )
+    prompts, held_out = _prompts(a, config)
+    reward = None
+    if held_out:
+        (reward,) = common.load_rewards(config.evaluation.reward, device=common.placement(a.device, a.dtype)[0])
+    pipe = common.load_model(a.model, a.device, a.dtype)
+    common.check_call(pipe, dict(config.call or {}))
+    with loading("peft"):
+        from ttsnap.distill.draft.evaluate import table
+        from ttsnap.distill.draft.run import DRAFT, distill_draft
+    try:
+        looks = distill_draft(pipe, config, prompts, out, held_out=held_out, reward=reward, bar=True)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what is done is safe in {out}\nrun the same command again to go on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
+    if looks:
+        print(f"{table(looks)}\n\nSpearman within a prompt, {len(held_out)} held-out prompts\n")
+    print(f"the draft is in {out / DRAFT}; use it with: ttsnap generate PROMPT --draft {out / DRAFT}")
+    return 0
+
+
+def _call(a: Namespace) -> dict[str, Any]:
+    """Arguments of the pipeline's call: the model's recommended ones, overridden by what was given."""
+    from ttsnap.pipelines import defaults
+
+    return {**defaults(a.model), **(a.call or {})}
+
+
+def _prompts(a: Namespace, config: DraftConfig) -> tuple[Prompts, tuple[str, ...]]:
+    """What to train on, and what to measure on."""
+    from ttsnap.distill.draft.prompts import Listed, SceneCaptions
+    from ttsnap.scenes import sample_prompts
+
+    wanted = config.evaluation.prompts
+    if a.prompts_file is None:
+        if a.model != EMBEDDED:
+            raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
+        return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
+    texts = list(dict.fromkeys(common.canonical(common.read_prompts(a, "distill-draft"), a.model)))
+    if len(texts) <= wanted:
+        raise ValueError(
+            f"{a.prompts_file} holds {len(texts)} different prompts, of which {wanted} are held out "
+            "(--evaluation.prompts); write more, or hold out fewer"
+        )
+    return Listed(texts[wanted:]), tuple(texts[:wanted])
