@@ -28,7 +28,7 @@ Trajectories -> train -> OUT/draft, a LoRA that plain diffusers loads, with a ca
 prompts. Ctrl-C is safe: the same command goes on. It uses one process and one device.
 
 examples:
-  ttsnap distill-draft --out mine                  # embedded model, hours on a CPU
+  ttsnap distill-draft --out mine            # embedded model: hours on a CPU
   ttsnap distill-draft --out try --trajectories.count 2048 \\
       --training.steps 300 --trajectories.precision bf16
   ttsnap distill-draft --model stabilityai/stable-diffusion-3.5-medium \\
@@ -55,9 +55,13 @@ def parser() -> ArgumentParser:
         "(default: captions of the embedded model)",
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
+    groups: dict[str, Any] = {"": p}
     for key, kind, default, text in options(DraftConfig):
+        section = key.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = p.add_argument_group(section)
         flag, told = "--" + key.replace("_", "-"), f"true or false: {text}" if kind is bool else text
-        p.add_argument(flag, type=arguments.written_type(kind), default=default, help=told)
+        groups[section].add_argument(flag, type=arguments.written_type(kind), default=default, help=told)
     return p
 
 
