@@ -1,6 +1,7 @@
 """Searches in the initial noise where generations are cheap, on the embedded model: evolution against pruning.
 
     python benchmarks/evolution.py --draft LORA_FOLDER --json evolution.json
+    python benchmarks/evolution.py --heritability --steps 10
 
 Hard held-out prompts are searched with the exact checker's soft score (`scenes`); its strict verdict is only reported.
 A budget counts evaluations, in which a draft call takes half a one. Each figure is the mean over prompts of the mean
@@ -8,6 +9,9 @@ over seeds, with the standard error over prompts. "draft" is the mean of the sco
 that were finished, "image" that of the same noises' finished images: where breeding only finds noises that please the
 drafter, the first rises and the second does not. OUT is written after every run, and runs that it holds are not made
 again.
+
+--heritability tells how much of what a noise is worth its children have: the rank correlation within prompts of
+parents' and children's finished images, for each kind of children.
 """
 
 from __future__ import annotations
@@ -19,10 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, cell, parser, read, winners, write
+from scipy.stats import spearmanr
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm, search
+from ttsnap.algorithms.evolution import Evolution
 from ttsnap.core.results import Result
+from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
@@ -48,11 +55,15 @@ def main() -> None:
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="NFE per prompt")
     p.add_argument("--draft", default="hot", help="what guesses finished images (see ttsnap generate --help)")
+    p.add_argument("--heritability", action="store_true", help="only tell how much children have of a parent's score")
     a = p.parse_args()
     settings = {k: getattr(a, k) for k in (*SETTINGS, "draft")}
     done = read(a.json, settings)
     pipe = load(dtype=getattr(torch, a.dtype))
     call = {**defaults(), "num_inference_steps": a.steps, "batch_size": a.batch_size}
+    if a.heritability:
+        print(heritability(sample_prompts(a.prompts, a.prompt_seed), pipe.engine(a.reward, **call)))
+        return
     engines = {
         drafts: pipe.engine(a.reward, **call, **({"draft": a.draft} if drafts else {})) for drafts in (False, True)
     }
@@ -68,6 +79,22 @@ def main() -> None:
         print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
         write(a.json, settings, done)
     print(table(done, a.held_out))
+
+
+def heritability(prompts: list[str], engine: LiveEngine, noises: int = 8) -> str:
+    """Markdown: Spearman of children, one of each noise, with their parents, by kind, and its error over prompts."""
+    lines = ["| children | Spearman |", "|---|---|"]
+    for mix, low in ((0.98, False), (0.9, False), (0.7, False), (0.8, True), (0.5, True), (0.0, True)):
+        family = Evolution(noises, 2, parents=1.0, mix=mix, low=low, keep=(), levels=())
+        ranks = []
+        for result in search(prompts, family, engine):
+            ends, children = result.particles.scores[:, -1, 0], np.arange(noises, 2 * noises)
+            ranks.append(spearmanr(ends[children], ends[result.particles.parent[children]]).statistic)
+        known = np.array(ranks)[np.isfinite(ranks)]  # of a prompt whose images are all alike there is none
+        error = known.std(ddof=1) / len(known) ** 0.5
+        lines.append(f"| mix {mix:g}{' of low frequencies' * low} | {known.mean():.3f} ± {error:.3f} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
 
 
 def trusted(results: list[Result]) -> dict[str, list[float]]:
