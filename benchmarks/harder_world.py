@@ -34,6 +34,7 @@ from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 from ttsnap.simulation.tune import short_of_seeds, tune
 
 STRICT = weighted([0.0, 1.0])
+SHARED = "price-of-compute, shared"
 
 
 def main() -> None:
@@ -68,33 +69,50 @@ def main() -> None:
         fit = recorded("fit", sample_prompts(a.fit_prompts, 1, a.kinds, held_out=False), a.fit_seeds)
         tests = [recorded(f"test{s}", sample_prompts(a.prompts, s, a.kinds), a.seeds) for s in a.prompt_seed]
 
-    budgets = [Budget(nfe=b) for b in a.budgets]
+    budgets = [Budget(nfe=b) for b in sorted(a.budgets)]
     tuned = tune(fit, [Budget(nfe=b) for b in a.fit_budgets], trials=a.trials, holdout=0, utility=SOFT).schedule
     priced = PriceOfCompute(calibrate(fit, utility=SOFT))
 
-    def searched(algorithm: Algorithm, *, shared: bool = False) -> list[Curve]:
-        return [curve(test, algorithm, budgets, a.repeats, shared=shared, utility=SOFT) for test in tests]
+    def enough(schedule: SeedPruning) -> list[Budget]:
+        """The budgets with which it starts no more seeds than were recorded; beyond, it would find more live."""
+        short = short_of_seeds(tests[0], schedule, budgets)
+        return budgets if short is None else budgets[: budgets.index(short)]
 
     curves = {
         "best-of-n": [best_of_n_curve(test, budgets, utility=SOFT) for test in tests],
         "best-of-n by the strict verdict": [best_of_n_curve(test, budgets, utility=STRICT) for test in tests],
-        "seed-pruning": searched(SeedPruning()),
-        "seed-pruning, tuned": searched(tuned),
-        "price-of-compute, shared": searched(priced, shared=True),
     }
-    rows = [row for name, found in curves.items() for row in rows_of(name, pooled(found))]
+    searches: list[tuple[str, Algorithm, list[Budget]]] = [
+        ("seed-pruning", SeedPruning(), enough(SeedPruning())),
+        ("seed-pruning, tuned", tuned, enough(tuned)),
+        (SHARED, priced, enough(tuned)),
+    ]
+    for name, algorithm, paid in searches:
+        if paid:
+            curves[name] = [
+                curve(test, algorithm, paid, a.repeats, shared=name == SHARED, utility=SOFT) for test in tests
+            ]
+    whole = {name: pooled(found) for name, found in curves.items()}
+    rows = [row for name, found in whole.items() for row in rows_of(name, found)]
+    leads = {name: leads_of(found, whole["best-of-n"]) for name, found in whole.items() if "best-of-n" not in name}
     schedule = {"steps": list(tuned.steps or ()), "keep": list(tuned.keep)}
-    limits = {
-        name: str(short_of_seeds(tests[0], x, budgets)) for name, x in (("default", SeedPruning()), ("tuned", tuned))
-    }
     kinds = kinds_of(tests, best_of=400 // engine.grid.nfe)
     print(table(rows))
-    print(f"tuned schedule: {schedule}; the first budget that more seeds than recorded would be started at: {limits}")
+    print(f"tuned schedule: {schedule}")
+    for name, found in leads.items():
+        print(f"{name}, strict above best-of-n's: " + ", ".join(f"{b} NFE {x:+.3f} ± {e:.3f}" for b, x, e in found))
     print(kind_table(kinds))
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
-        found = {"setting": setting, "schedule": schedule, "short_of_seeds": limits, "kinds": kinds, "rows": rows}
-        a.json.write_text(json.dumps({"ttsnap": __version__, **found}, indent=1))
+        report = {
+            "ttsnap": __version__,
+            "setting": setting,
+            "schedule": schedule,
+            "kinds": kinds,
+            "leads": leads,
+            "rows": rows,
+        }
+        a.json.write_text(json.dumps(report, indent=1))
 
 
 def pooled(curves: list[Curve]) -> Curve:
@@ -106,6 +124,13 @@ def pooled(curves: list[Curve]) -> Curve:
         np.mean([c.spent for c in curves], 0),
         np.max([c.most for c in curves], 0),
     )
+
+
+def leads_of(found: Curve, base: Curve) -> list[tuple[float, float, float]]:
+    """(NFE, by how much more of the prompts are right than in `base`, standard error of the paired differences)."""
+    leads = found.scores[..., 1] - base.scores[:, : len(found.budgets), 1]
+    errors = leads.std(0, ddof=1) / len(leads) ** 0.5
+    return [(b.nfe or 0, float(x), float(e)) for b, x, e in zip(found.budgets, leads.mean(0), errors, strict=True)]
 
 
 def kinds_of(tests: list[Recording], best_of: int) -> dict[str, dict[str, float]]:
