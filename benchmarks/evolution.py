@@ -31,7 +31,7 @@ from ttsnap.algorithms.evolution import Evolution
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards.registry import make_rewards
-from ttsnap.scenes import sample_prompts
+from ttsnap.scenes import HARD_KINDS, sample_prompts
 
 METHODS: dict[str, tuple[dict[str, Any], bool]] = {
     "seed-pruning, drafts": ({"name": "seed-pruning"}, True),
@@ -55,19 +55,20 @@ def main() -> None:
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="NFE per prompt")
     p.add_argument("--draft", default="hot", help="what guesses finished images (see ttsnap generate --help)")
+    p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument("--heritability", action="store_true", help="only tell how much children have of a parent's score")
     a = p.parse_args()
-    settings = {k: getattr(a, k) for k in (*SETTINGS, "draft")}
+    settings = {k: getattr(a, k) for k in (*SETTINGS, "draft", "kinds")}
     done = read(a.json, settings)
     pipe = load(dtype=getattr(torch, a.dtype))
     call = {**defaults(), "num_inference_steps": a.steps, "batch_size": a.batch_size}
+    prompts, metrics = sample_prompts(a.prompts, a.prompt_seed, a.kinds), make_rewards(a.held_out)
     if a.heritability:
-        print(heritability(sample_prompts(a.prompts, a.prompt_seed), pipe.engine(a.reward, **call)))
+        print(heritability(prompts, pipe.engine(a.reward, **call)))
         return
     engines = {
         drafts: pipe.engine(a.reward, **call, **({"draft": a.draft} if drafts else {})) for drafts in (False, True)
     }
-    prompts, metrics = sample_prompts(a.prompts, a.prompt_seed), make_rewards(a.held_out)
     # Seed by seed, so that what is there when it is interrupted compares all methods.
     for seed, nfe, name in itertools.product(range(a.seeds), a.budgets, a.methods):
         if (key := f"{name}|{nfe}|{seed}") in done:
