@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engine.test_drafts import made
+from ttsnap import SeedPruning
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
@@ -283,3 +286,19 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
     assert why_unspent(asked_for("best-of-n", 100), GRID, replace(result.spent, cost=Cost(100))) == ""
     few = replace(result.spent, cost=Cost(40))
     assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, few)
+
+
+def test_drafts_are_called_so_live_and_from_a_trace() -> None:
+    live, events = made(), list[Event]()
+    (result,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), live, on_event=events.append)
+    board = Board(live.grid.levels)
+    for event in events:
+        board.listen(event, "data:,")
+    moves = [{"prompt": "a", "moves": list(result.trace), "images": []}]
+    told = parse_trace(json.dumps({"levels": list(result.levels), "results": moves}).encode())
+    again = board_at(told, told.results[0], len(result.trace))
+    for seen in (board, again):
+        html = render_board(seen)
+        assert ">draft<small>noise 1.00" in html
+        assert ">step 3<small>" in html
+        assert ">step 0<" not in html

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ttsnap.core.cost import Cost
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.results import Event
 
 MOST_LANES, MOST_OF_DEEP = 18, 28
@@ -62,7 +63,8 @@ class Board:
 
     `levels` are the noise levels of steps 0..K; `marks` holds every score; `curve` the best so far, of estimates until
     an image is finished and of finished images from then on, which its `finished` says; `picture` is the best finished
-    image, large; `best` the finished candidate with the highest score, the first of equals; `spent`, `seconds` so far.
+    image, large; `best` the finished candidate with the highest score, the first of equals; `spent`, `seconds` so far;
+    `looks` how those who stop at a step are scored there ("draft", "estimate").
     """
 
     levels: Sequence[float]
@@ -74,6 +76,7 @@ class Board:
     marks: list[Mark] = field(default_factory=list)
     picture: str = ""
     over: bool = False
+    looks: dict[int, set[str]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -111,6 +114,9 @@ class Board:
 
     def move(self, move: Mapping[str, Any]) -> None:
         """Take in the rows of a move, an entry of a trace."""
+        look = str(move.get("look", ESTIMATE.name)).partition(":")[0]
+        for stop in move["stop"]:
+            self.looks.setdefault(stop, set()).add(look)
         columns = (move[name] for name in ("uids", "parents", "start", "stop", "seeds"))
         for uid, parent, start, stop, seed in zip(*columns, strict=True):
             lane = self.lanes.get(uid)

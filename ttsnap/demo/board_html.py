@@ -57,7 +57,8 @@ def _range(board: Board) -> tuple[float, float]:
 
 
 def _row_label(board: Board, step: int, line: int) -> str:
-    name = "finished" if step == board.steps else f"step {step}"
+    drafted = board.looks.get(step) == {"draft"}
+    name = "finished" if step == board.steps else "draft" if drafted else f"step {step}"
     noise = "" if step == board.steps else f"<small>noise {board.levels[step]:.2f}</small>"
     return f'<div class="tt-row" style="grid-row:{line + 2}">{name}{noise}</div>'
 

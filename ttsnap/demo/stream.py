@@ -208,7 +208,8 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
     """The ledger has the last word on what was spent, and the result on who won. `ended`: nobody stopped it."""
     spent, view = result.spent, search.view
     board = view.board
-    board.spent = spent.cost
+    # Drafts are evaluations in part, as they were while the search ran.
+    board.spent = replace(spent.cost, nfe=round(spent.price.evaluations(spent.cost)))
     board.seconds = float(spent.seconds)
     board.end()
     why = why_unspent(search.asked, search.grid, spent) if ended else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,10 @@ def _move(data: Any, steps: int, known: set[int], where: str) -> dict[str, Any]:
         _whole(uid, f"{where}: drop", 0, MOST_PARTICLES) for uid in _list(data.get("drop", []), "drop", MOST_PARTICLES)
     ]
     counts = {k: _counts(data.get(k, {}), f"{where}: {k}") for k in ("cost", "refund")}
-    return {**columns, "drop": drop, **counts, "scores": _scores(data.get("scores"), set(columns["uids"]), where)}
+    scores = _scores(data.get("scores"), set(columns["uids"]), where)
+    look = str(data.get("look"))
+    drafted = {"look": look} if re.fullmatch(r"draft:\d{1,2}", look) else {}
+    return {**columns, "drop": drop, **counts, **drafted, "scores": scores}
 
 
 def _scores(data: Any, uids: set[int], where: str) -> dict[int, Sequence[float]]:
