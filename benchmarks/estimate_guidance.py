@@ -4,9 +4,9 @@
 
 With classifier-free guidance both passes of an evaluation are there, so that the estimate that is scored can be made
 at any scale at no cost. Held-out hard prompts are recorded once for each scale, from the same seeds; the finished
-images are the same. Shown are the rank correlation (Spearman) within prompts with the finished image's soft score, by step, and
-what seed pruning finds, by its default schedule and by one that `tune` fits to the first half of the prompts, on the
-second half.
+images are the same. Shown are the rank correlation (Spearman) within prompts with the finished image's soft score, by
+step, and what seed pruning finds, by its default schedule and by one that `tune` fits to the first half of the prompts,
+on the second half.
 """
 
 from __future__ import annotations
