@@ -156,11 +156,10 @@ class Ode(Stateless):
 class Sde(Stateless):
     """Euler-Maruyama on the reverse SDE with the ODE's marginals (arXiv 2503.19385, Proposition 1).
 
-    x_{t-h} = x - (u - g^2/2 score) h + g sqrt(h) xi, for any g(t) >= 0. The last step is the ODE's: it returns the
-    x0 estimate without noise.
+    x_{t-h} = x - (u - g^2/2 score) h + g sqrt(h) xi, for any g(t) >= 0. The last step returns the x0 estimate.
 
-    begin: time in (0, 1] from which noise is drawn; steps from earlier, noisier points are the ODE's. Below 1 the
-    initial noise decides most of the image, so that drafts of it tell something, and yet later branches differ.
+    begin: time in (0, 1] from which noise is drawn; steps from noisier points are the ODE's. Below 1 the initial noise
+    decides most of the image, so that drafts of it tell something, and yet later branches differ.
     """
 
     path: Interpolant
@@ -280,10 +279,7 @@ KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
 
 
 def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
-    """A name of KERNELS, one with numbers or a diffusion ("ddim:0.5", "sde:square:3:0.7"), or a Kernel.
-
-    ValueError for an unknown one.
-    """
+    """By a name of KERNELS, with numbers ("ddim:0.5", "sde:square:3:0.7"), or a Kernel; ValueError for unknown ones."""
     if not isinstance(spec, str):
         return spec
     name, *options = spec.split(":")
@@ -293,12 +289,10 @@ def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
         if name == "ddim" and len(options) == 1:
             return Ddim(denoiser.path, denoiser.times, float(options[0]))
         if name == "sde" and len(options) <= 3:
-            scale = float(options[1]) if len(options) > 1 else 3.0
-            begin = float(options[2]) if len(options) > 2 else 1.0
+            scale, begin = (float(number) for number in [*options[1:], *("3", "1")[len(options) - 1 :]])
             if not math.isfinite(scale):
                 raise ValueError("the scale must be finite")
-            g = DIFFUSIONS[options[0]](scale, denoiser.path)
-            return Sde(denoiser.path, denoiser.times, g, begin=begin)
+            return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale, denoiser.path), begin=begin)
         raise ValueError("too many parts")
     except (KeyError, ValueError) as error:
         known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE:BEGIN with {', '.join(DIFFUSIONS)}"
