@@ -23,6 +23,7 @@ from ttsnap import SeedPruning, __version__, search
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid, Task
+from ttsnap.core.looks import estimates
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import default_checks
 from ttsnap.simulation.lockstep import lockstep
@@ -59,7 +60,7 @@ def main() -> None:
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     recording = trajectories(a.prompts, a.recorded, 0)
-    forecast = fit(trajectories(40, 40, 1).scores[..., 0], GRID.levels, default_checks(20))
+    forecast = fit(trajectories(40, 40, 1).scores[..., 0], GRID.levels, estimates(*default_checks(20)))
     allowance = 20 * a.images
     cases: dict[str, tuple[Any, int | None, bool]] = {
         f"seed pruning, {n} seeds": (SeedPruning(n, (0.4, 0.4, 0.5), steps=(2, 6, 11)), None, False) for n in (38, 100)

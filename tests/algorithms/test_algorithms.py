@@ -11,6 +11,7 @@ from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.grid import Grid, Task
+from ttsnap.core.looks import estimates
 from ttsnap.loop.dry import DryEngine
 
 from ..scripted import Scripted  # noqa: TID252
@@ -72,7 +73,9 @@ def test_as_many_survive_as_are_to_be_kept() -> None:
 @pytest.mark.parametrize("budget", ["20nfe", "33nfe", "400nfe"])
 def test_contract(name: str, budget: str) -> None:
     scores = np.random.default_rng(0).normal(size=(4096, 21))
-    settings = {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, (2, 6, 11, 20))} if "price" in name else {}
+    settings = (
+        {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, estimates(2, 6, 11, 20))} if "price" in name else {}
+    )
     algorithm = make_algorithm(name, **settings)
     engines = [by_table(scores) for _ in range(2)]
     results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.core.looks import estimates
 from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
@@ -32,7 +33,7 @@ PROMPTS, STEPS = ["a", "b", "c"], 8
 LEVELS = tuple(np.linspace(1, 0, STEPS + 1))
 WALKS = np.random.default_rng(0).normal(size=(12, 24, STEPS + 1)).cumsum(-1)
 SETTINGS: dict[str, dict[str, Any]] = {
-    "price-of-compute": {"forecast": fit(WALKS, LEVELS, (2, 4, STEPS)), "price": 1.0}
+    "price-of-compute": {"forecast": fit(WALKS, LEVELS, estimates(2, 4, STEPS)), "price": 1.0}
 }
 some = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -14,8 +14,10 @@ from scipy.stats import norm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast, update
 from ttsnap.algorithms.pricing.reservation import PRICES, STATES, break_even, look_up, reservation
+from ttsnap.core.looks import estimates
 
-LEVELS, CHECKS = (1.0, 0.75, 0.5, 0.25, 0.0), (1, 2, 4)
+LEVELS, STEPS = (1.0, 0.75, 0.5, 0.25, 0.0), (1, 2, 4)
+CHECKS = estimates(*STEPS)
 MEAN = np.array([-0.5, 0.2, 1.0])
 COV = np.array([[0.5, 0.3, 0.2], [0.3, 0.6, 0.4], [0.2, 0.4, 0.8]])
 SIGMA = np.array([[1.5, 0.8, 0.5], [0.8, 1.2, 0.7], [0.5, 0.7, 1.0]])
@@ -30,7 +32,7 @@ def gaussian(prompts: int, seeds: int, seed: int = 0) -> np.ndarray:
     s = np.exp(0.5 * (SPREAD[0] + SPREAD[1] * m[:, -1] + SPREAD[2] * m[:, -1] ** 2))
     z = rng.multivariate_normal(np.zeros(3), SIGMA, (prompts, seeds))
     out = np.full((prompts, seeds, 5), np.nan)
-    out[..., list(CHECKS)] = m[:, None] + s[:, None, None] * z
+    out[..., list(STEPS)] = m[:, None] + s[:, None, None] * z
     return out
 
 
@@ -139,7 +141,7 @@ def closed_form(mean: float, sd: float, cost: float) -> float:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_reservation_one_check_ahead(share: float) -> None:
-    f = dataclasses.replace(known(), checks=(1, 4), paths=normal_paths(share), prices=np.empty((0, 2)))
+    f = dataclasses.replace(known(), checks=estimates(1, 4), paths=normal_paths(share), prices=np.empty((0, 2)))
     table = reservation(f, (2.0, 3.0))
     assert table.shape == (len(PRICES), 3, len(STATES))
     np.testing.assert_array_equal(table[:, 2], np.tile(STATES, (len(PRICES), 1)))
@@ -153,7 +155,7 @@ def test_reservation_one_check_ahead(share: float) -> None:
 
 def test_a_check_that_tells_nothing_only_costs() -> None:
     """A fresh seed is then as good as a candidate whose last check costs both."""
-    f = dataclasses.replace(known(), checks=(1, 4), paths=normal_paths(0.0), prices=np.empty((0, 2)))
+    f = dataclasses.replace(known(), checks=estimates(1, 4), paths=normal_paths(0.0), prices=np.empty((0, 2)))
     table = reservation(f, (2.0, 3.0))
     assert np.ptp(table[:, 0], axis=1).max() == 0  # it has no state
     for i in range(4, len(PRICES), 4):
@@ -212,13 +214,13 @@ def test_json_round_trip(fitted: Forecast) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda x: fit(x, LEVELS, (1, 2)), r"end at the last grid step 4, got \(1, 2\)"),
-        (lambda x: fit(x, LEVELS, ()), r"end at the last grid step 4, got \(\)"),
-        (lambda x: fit(x, LEVELS, (2, 1, 4)), "checks must rise"),
-        (lambda x: fit(x, LEVELS, (-1, 4)), "checks must rise"),
+        (lambda x: fit(x, LEVELS, estimates(1, 2)), r"end at the last grid step 4, got \[1, 2\]"),
+        (lambda x: fit(x, LEVELS, ()), r"end at the last grid step 4, got \[\]"),
+        (lambda x: fit(x, LEVELS, estimates(2, 1, 4)), "checks must rise"),
+        (lambda x: fit(x, LEVELS, estimates(-1, 4)), "checks must rise"),
         (lambda x: fit(x[:2], LEVELS, CHECKS), "at least 3 prompts of 5 seeds to calibrate, got 2 of 40"),
         (lambda x: fit(x[:, :4], LEVELS, CHECKS), "got 20 of 4"),
-        (lambda x: fit(x, LEVELS, (1, 3, 4)), r"scores at the checks \(1, 3, 4\) hold nan"),
+        (lambda x: fit(x, LEVELS, estimates(1, 3, 4)), r"scores at the checks \[1, 3, 4\] hold nan"),
         (lambda x: fit(x * 0 + 1.0, LEVELS, CHECKS), "nothing to search for"),
         (lambda x: fit(x, LEVELS, CHECKS).price_for(100), "without prices for shared budgets"),
         (lambda x: Forecast.from_json({"levels": [1, 0]}), "not a forecast written by `ttsnap calibrate`"),
@@ -239,8 +241,16 @@ def test_bad_input_is_named(build: Any, message: str) -> None:
         ({"mean": ["1", "2", "3"]}, "mean must be numbers in lists"),
         ({"mean": [1.0]}, r"mean must have shape \(3,\), got \(1,\)"),
         ({"mean": 10**400}, "mean must be numbers"),
-        ({"checks": [1, 3.5, 4]}, "checks must be whole numbers that rise from 0 on and end at 4"),
-        ({"checks": [1, 3, 9]}, "checks must be whole numbers"),
+        ({"checks": [1, 3.5, 4]}, "checks must be grid steps, or looks at one as draft:1@0, got 3.5"),
+        ({"checks": [1, True, 4]}, "checks must be grid steps, or looks at one as draft:1@0, got True"),
+        ({"checks": [[1], 3, 4]}, r"checks must be grid steps, or looks at one as draft:1@0, got \[1\]"),
+        ({"checks": None}, "checks must be grid steps, or looks at one as draft:1@0, got None"),
+        ({"checks": ["glance@0", 3, 4]}, "unknown look 'glance'"),
+        ({"checks": ["draft:1@0", "draft:2@0", 4]}, "checks must rise from step 0 on and end at 4"),
+        ({"checks": [1, 2, "draft:1@4"]}, "checks must rise from step 0 on and end at 4"),
+        ({"checks": [-1, 3, 4]}, "checks must rise from step 0 on and end at 4"),
+        ({"checks": [10**400, 3, 4]}, "checks must be numbers"),
+        ({"checks": [1, 3, 9]}, "checks must rise from step 0 on and end at 4"),
         ({"levels": [0.0, 1.0, 0.5, 0.2, 0.0]}, "grid levels must fall"),
         ({"levels": 3}, "shape"),
         ({"cov": [[1, 2], [3, 4]]}, r"cov must have shape \(3, 3\)"),

@@ -16,6 +16,7 @@ from ttsnap import SeedPruning, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.cli import main
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import estimates
 from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.replay import Recording
 
@@ -61,7 +62,7 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     schedule, priced = make_algorithm("tuned.json"), make_algorithm("priced.json", width=4)
     assert isinstance(schedule, SeedPruning)
     assert isinstance(priced, PriceOfCompute)
-    assert priced.forecast.checks == (1, 2, 4)
+    assert priced.forecast.checks == estimates(1, 2, 4)
 
     argv = ["simulate", inside, "--algorithms", "best-of-n", "tuned.json", "priced.json", "--repeats", "4", *FEW]
     for shared in ([], ["--shared"]):
@@ -175,7 +176,7 @@ def test_bad_parts_of_a_recording(command: str, extra: list[str], message: str, 
         (["tune", "R", "--checks", "0"], "must be at least 1, got 400 and 0"),
         (["tune", "R", "--holdout", "1"], "holdout 1.0 of 12 prompts leaves 0"),
         (["tune", "R", "--out", "no/t.json"], "no folder no to write t.json to"),
-        (["calibrate", "R", "--checks", "[1, 3]"], r"checks must rise and end at the last grid step 4, got \(1, 3\)"),
+        (["calibrate", "R", "--checks", "[1, 3]"], r"checks must rise and end at the last grid step 4, got \[1, 3\]"),
         (["calibrate", "R", "--score-cost", "-1"], "--score-cost must not be negative, got -1"),
         (["calibrate", "R", "--prompts", "0:2"], "at least 3 prompts of 5 seeds to calibrate, got 2 of 20"),
         (["calibrate", "R", "--utility", "rank_sum"], "rank_sum scores no image by itself"),

@@ -15,8 +15,10 @@ from torch import Tensor
 from tests.conftest import Counted
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ByStep, Draft, Seen, read_look
+from ttsnap.core.looks import ByStep, Draft, Seen, estimates, read_look
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need
 from ttsnap.core.results import Event
@@ -360,6 +362,28 @@ def test_lockstep_is_the_loop(recorded: Recording, budget: str) -> None:
     simulated = curve(one, SeedPruning(), [budget], repeats=200)
     assert simulated.most[0] <= task.allowance * (1 + 1e-12)
     assert simulated.spent[0] == pytest.approx(loop.spent.nfe + loop.spent.cost.draft_calls / 2)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
+    recorded: Recording, width: int, shared: bool
+) -> None:
+    rng, known = np.random.default_rng(0), np.linspace(0.6, 1, 9)
+    final, noise = rng.normal(size=(10, 30, 1)), rng.normal(size=(10, 30, 9))
+    scores = 0.5 + 0.05 * (known * final + np.sqrt(1 - known**2) * noise)
+    forecast = fit(scores, recorded.grid.levels, (Seen("draft:2", 0), *estimates(2, 4, 8)))
+    algorithm = PriceOfCompute(forecast, n=40, width=width, price=0.002 if shared else None)
+    for budget in ("12nfe", "41nfe", "90nfe"):
+        engine = made(error=2.0)
+        live = search(["a", "b"], algorithm, engine, budget, shared=shared, seed=3)
+        replayed = ReplayEngine(recorded, capacity=engine.capacity)
+        played = search(["a", "b"], algorithm, replayed, budget, shared=shared, seed=3)
+        assert [r.best.seed for r in live] == [r.best.seed for r in played]
+        assert [r.spent.cost for r in live] == [r.spent.cost for r in played]
+        assert sum(r.spent.nfe for r in live) == counted(engine).calls
+        assert sum(r.spent.cost.draft_calls for r in live) == counted(engine).drafted >= 4
+        assert sum(r.spent.nfe + r.spent.cost.draft_calls / 2 for r in live) <= 2 * float(budget[:-3])
 
 
 def test_what_was_not_recorded_is_refused(recorded: Recording) -> None:

@@ -13,7 +13,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE
+from ttsnap.core.looks import ESTIMATE, estimates
 from ttsnap.core.moves import Kind, fresh
 from ttsnap.core.plans import resolve
 from ttsnap.core.table import ParticleTable
@@ -46,7 +46,7 @@ def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> Non
     recorded = search(names, KeepAll(20), engine(prompts=6), seed=40)
     grid = engine().grid
     recording = Recording.from_results(recorded, grid, ("brightness",))
-    forecast = fit(recording.scores[..., 0], grid.levels, (1, 3, 5, 8))
+    forecast = fit(recording.scores[..., 0], grid.levels, estimates(1, 3, 5, 8))
     algorithm = PriceOfCompute(forecast, 20, width, price=1e-3 if shared else None)
     spent = {}
     for budget in ("9nfe", "30nfe", "75nfe"):

@@ -14,7 +14,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look
+from ttsnap.core.looks import Look, estimates
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
@@ -53,7 +53,7 @@ def forecast(steps: int) -> Forecast:
     known = np.linspace(0.2, 1, steps + 1)
     final, noise = rng.normal(size=(6, 12, 1)), rng.normal(size=(6, 12, steps + 1))
     checks = {3: (0, 1, 2, 3), 6: (2, 4, 6)}[steps]
-    return fit(known * final + np.sqrt(1 - known**2) * noise, levels(steps), checks)
+    return fit(known * final + np.sqrt(1 - known**2) * noise, levels(steps), estimates(*checks))
 
 
 def levels(steps: int) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from ttsnap.cli.simulate import add_recording_arguments, read_recording
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
 
+Where the recording holds drafts of the initial noise (`ttsnap record --draft`), they are the first of the checks.
 It takes one candidate one check further at a time, always the most promising one, and moves budget from prompts that
 are done to prompts that are not (with --shared). 20 prompts x 40 seeds suffice. Calibrate for each model,
 step count and reward.
@@ -29,8 +30,9 @@ def parser() -> ArgumentParser:
     add_recording_arguments(p)
     p.add_argument(
         "--checks",
-        type=list[int] | None,
-        help="steps at which to score, as '[4, 8, 20]'; the last is the number of steps",
+        type=list[int | str] | None,
+        help="steps at which to score, as '[4, 8, 20]'; the last is the number of steps. '[\"draft:1@0\", 4, 8, 20]' "
+        "begins with a draft of one call, as is done by default where drafts were recorded",
     )
     p.add_argument(
         "--score-cost", type=float | None,
@@ -46,6 +48,7 @@ def run(a: Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
+    from ttsnap.algorithms.pricing.forecast import written
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
@@ -72,7 +75,8 @@ def run(a: Namespace) -> int:
         bar.update(bar.total - bar.n if bar.total else 0)
     write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
     known = 1 - np.array([np.var(forecast.paths[:, -1] - forecast.paths[:, j]) for j in range(len(forecast.checks))])
-    shares = ", ".join(f"step {k}: {r:.0%}" for k, r in zip(forecast.checks, known, strict=True))
+    names = (f"step {check}" if isinstance(check, int) else check for check in written(forecast.checks))
+    shares = ", ".join(f"{name}: {r:.0%}" for name, r in zip(names, known, strict=True))
     print(f"variance of the finished reward that the scores so far explain, within a prompt: {shares}")
     print(f"a decode with its rewards counts as {score_cost:.3g} evaluations")
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")

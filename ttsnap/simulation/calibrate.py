@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ttsnap.algorithms.pricing.fitting import fit
-from ttsnap.algorithms.pricing.forecast import Forecast
+from ttsnap.algorithms.pricing.forecast import Forecast, read_checks
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import ESTIMATE, Draft, Seen, estimates
 from ttsnap.core.particles import Utility
 from ttsnap.core.price import Rates
 from ttsnap.recordings.replay import Recording
@@ -27,7 +28,7 @@ _SMOOTHING = 0.5
 
 
 def default_checks(steps: int) -> tuple[int, ...]:
-    """Grid steps at which candidates are looked at: densest in the first half, where ranking settles."""
+    """Grid steps at which estimates are looked at: densest in the first half, where ranking settles."""
     checks = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
     return (*sorted({int(k) for k in checks if k < steps}), steps)
 
@@ -35,7 +36,7 @@ def default_checks(steps: int) -> tuple[int, ...]:
 def calibrate(
     recording: Recording,
     *,
-    checks: Sequence[int] | None = None,
+    checks: Sequence[int | str] | None = None,
     score_cost: float = 0.0,
     check_cost: float | None = None,
     images: Sequence[float] = IMAGES,
@@ -46,48 +47,65 @@ def calibrate(
 ) -> Forecast:
     """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
 
-    score_cost, check_cost: as in Task. on_progress: called with (done, of). Raises ValueError
-    where the recording lacks a check, has too few trajectories or failed scores, or where its rewards do not vary.
+    checks: as `read_checks` reads them; None for `default_checks` where they were recorded and, where drafts of the
+    initial noise were, the one with the fewest calls before them. score_cost, check_cost: as in Task. on_progress:
+    called with (done, of). Raises ValueError where the recording lacks a check, has too few trajectories or failed
+    scores, or where its rewards do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
     require_varied(recording, utility)
-    grid = recording.grid
-    if checks is None:
-        checks = [k for k in default_checks(grid.steps) if recording.scored[k]]
-    rewards = utility(recording.scores)
-    forecast = fit(rewards, grid.levels, tuple(checks))
-    wide = enlarge(rewards, recording, seeds, np.random.default_rng(seed))
+    grid, price = recording.grid, recording.price
+    seen = recorded_checks(recording) if checks is None else read_checks(list(checks))
+    columns = utility(recording.columns)
+    rewards = columns[..., : grid.steps + 1].copy()
+    for check in seen:
+        if check.look != ESTIMATE.name:
+            rewards[..., check.step] = utility(recording.seen(*check))
+    forecast = fit(rewards, grid.levels, seen)
+    wide = enlarge(columns, recording, seeds, np.random.default_rng(seed))
     prices: list[tuple[float, float]] = []
     for done, count in enumerate(sorted(images)):
         if on_progress is not None:
             on_progress(done, len(images))
         allowance = count * (grid.nfe + score_cost)
-        task = Task(grid, 1, allowance, score_cost, True, check_cost)
+        task = Task(grid, 1, allowance, score_cost, True, check_cost, recording.draft_calls, price.nfe_per_draft)
         prices.append((allowance, _price_that_spends(forecast, wide, task, seed)))
     return dataclasses.replace(forecast, prices=np.array(prices))
 
 
-def enlarge(rewards: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
+def recorded_checks(recording: Recording) -> tuple[Seen, ...]:
+    """Those that are taken by default, of what was recorded. A draft is in the place of the estimate at step 0."""
+    calls, steps = recording.draft_calls, default_checks(recording.grid.steps)
+    drafts = (Seen(Draft(calls).name, 0),) if calls else ()
+    return drafts + estimates(*(k for k in steps if recording.scored[k] and k >= len(drafts)))
+
+
+def enlarge(columns: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
     """A recording of one reward with `seeds` trajectories a prompt: other prompts' are moved to its mean and spread.
 
     Forty recorded seeds would otherwise be used up by the larger budgets. Each trajectory is mixed with Gaussian noise
     of the trajectories' covariance (a smoothed bootstrap, Silverman and Young 1987), so that what is fitted does not
-    hang on a few recorded ones; means and covariances stay. rewards: (P, S, K+1), utilities; nan columns stay nan.
+    hang on a few recorded ones; means and covariances stay. columns: utilities of `Recording.columns`; nan ones stay
+    nan.
     """
-    mean, spread = rewards.mean(1, keepdims=True), rewards[..., -1:].std(1, keepdims=True)
-    varied = metrics.varied(rewards[..., -1])
-    known = np.flatnonzero(recording.scored)
-    pool = ((rewards - mean)[varied] / spread[varied]).reshape(-1, rewards.shape[-1])[:, known]
-    drawn = rng.random((len(rewards), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
+    last = recording.grid.steps
+    mean, spread = columns.mean(1, keepdims=True), columns[..., last, None].std(1, keepdims=True)
+    varied = metrics.varied(columns[..., last])
+    known = np.flatnonzero([*recording.scored, *(True for _ in recording.looks)])
+    pool = ((columns - mean)[varied] / spread[varied]).reshape(-1, columns.shape[-1])[:, known]
+    drawn = rng.random((len(columns), len(pool))).argsort(1)[:, : max(seeds, recording.seeds)]
     noise = rng.multivariate_normal(np.zeros(len(known)), np.atleast_2d(np.cov(pool.T)), drawn.shape)
-    made = np.full((*drawn.shape, rewards.shape[-1]), np.nan)
+    made = np.full((*drawn.shape, columns.shape[-1]), np.nan)
     made[..., known] = np.sqrt(1 - _SMOOTHING**2) * pool[drawn] + _SMOOTHING * noise
     return dataclasses.replace(as_one(recording, mean + spread * made), first_seed=0)
 
 
-def as_one(recording: Recording, rewards: FloatArray) -> Recording:
-    """The recording of a single reward (P, S, K+1) that is made of all recorded ones, and takes a call of each."""
+def as_one(recording: Recording, columns: FloatArray) -> Recording:
+    """The recording of a single reward that is made of all recorded ones, and takes a call of each.
+
+    columns: its scores, one for each of `Recording.columns`.
+    """
     price, count = recording.price, len(recording.reward_names)
 
     def all_of(rates: Rates) -> Rates:
@@ -96,7 +114,11 @@ def as_one(recording: Recording, rewards: FloatArray) -> Recording:
     price = dataclasses.replace(
         price, flops=all_of(price.flops), seconds=None if price.seconds is None else all_of(price.seconds)
     )
-    return dataclasses.replace(recording, scores=rewards[..., None], reward_names=("utility",), price=price)
+    first, scores = recording.grid.steps + 1, columns[..., None]
+    looks = {seen: scores[:, :, first + i] for i, seen in enumerate(recording.looks)}
+    return dataclasses.replace(
+        recording, scores=scores[:, :, :first], looks=looks, reward_names=("utility",), price=price
+    )
 
 
 def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, seed: int, repeats: int = 10) -> float:

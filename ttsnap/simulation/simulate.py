@@ -19,6 +19,7 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE
+from ttsnap.core.needs import Need, declared
 from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget, task_of
@@ -75,7 +76,11 @@ def curve(
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    if algorithm.needs - recording.offers:
+    if lacks := declared(algorithm.needs) - recording.offers:
+        if lacks <= {Need.ROLLOUT, Need.DRAFT}:
+            looks = " and ".join(sorted(need.value for need in lacks))
+            raise ValueError(f"{name_of(algorithm)} looks at candidates by {looks}, which this recording has no scores "
+                             "of; record with --draft or --looks")  # fmt: skip
         raise ValueError(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )

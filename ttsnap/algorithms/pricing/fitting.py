@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.algorithms.pricing.forecast import Forecast
+from ttsnap.algorithms.pricing.forecast import Forecast, rise, written
 from ttsnap.core import metrics
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.looks import Seen
 
 
-def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...], most_paths: int = 2000) -> Forecast:
-    """The model of trajectories `rewards` (P, S, K+1), utilities at every grid point, at these checks.
+def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[Seen, ...], most_paths: int = 2000) -> Forecast:
+    """The model of trajectories `rewards` (P, S, K+1) at these checks: utilities at their steps, each by its look.
 
     Raises ValueError with too few trajectories, or where a prompt's rewards do not differ at all.
     """
@@ -27,7 +28,7 @@ def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...],
     paths = np.einsum("jk,psk->psj", gamma, standardised).reshape(-1, d)
     return Forecast(
         levels=tuple(levels),
-        checks=tuple(int(k) for k in checks),
+        checks=checks,
         mean=means.mean(0),
         cov=np.cov(means.T).reshape(d, d) + 1e-9 * np.eye(d),
         beta=beta,
@@ -41,16 +42,16 @@ def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[int, ...],
     )
 
 
-def _at_checks(rewards: FloatArray, last: int, checks: tuple[int, ...]) -> FloatArray:
+def _at_checks(rewards: FloatArray, last: int, checks: tuple[Seen, ...]) -> FloatArray:
     """The rewards (P, S, d) at the checks, once both can be used; ValueError where they cannot."""
-    if not checks or checks[-1] != last or list(checks) != sorted(set(checks)) or checks[0] < 0:
-        raise ValueError(f"checks must rise and end at the last grid step {last}, got {checks}")
-    scores = rewards[:, :, list(checks)]
+    if not rise(checks, last):
+        raise ValueError(f"checks must rise and end at the last grid step {last}, got {written(checks)}")
+    scores = rewards[:, :, [check.step for check in checks]]
     prompts, seeds, _ = scores.shape
     if prompts < 3 or seeds < 5:
         raise ValueError(f"need at least 3 prompts of 5 seeds to calibrate, got {prompts} of {seeds}")
     if not np.isfinite(scores).all():
-        raise ValueError(f"scores at the checks {checks} hold nan; record these steps, without failed rewards")
+        raise ValueError(f"scores at the checks {written(checks)} hold nan; record these steps, without failed rewards")
     return scores
 
 

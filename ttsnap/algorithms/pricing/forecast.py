@@ -1,6 +1,7 @@
 """How early scores forecast the finished reward.
 
-A Gaussian model of the scores x = (x_1 .. x_d) that one seed gets at d checks, the last being the finished reward:
+A Gaussian model of the scores x = (x_1 .. x_d) that one seed gets at d checks, the last being the finished reward. A
+check is a look at a grid step: the x0 estimate there or, before the first of them, a draft of the initial noise.
 x = m + s z, with m the prompt's mean, s its spread, z ~ N(0, Sigma). m and s differ from prompt to prompt and are
 learned while searching: `update` is one exact Bayesian step. `fitting.fit` takes the parameters from recorded
 trajectories; `reservation.py` says what a candidate is worth under them, at a price of compute.
@@ -9,13 +10,15 @@ trajectories; `reservation.py` says what a candidate is worth under them, at a p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import ESTIMATE, Look, Seen, estimates, read_look
 from ttsnap.files.typed import Json
 
 MOST_PATHS = 100_000
@@ -26,15 +29,15 @@ MOST_PATHS = 100_000
 class Forecast:
     """Parameters of the model at d checks.
 
-    checks (d,) grid steps, the last the grid's end; mean (d,), cov (d, d) of the prompts' means; beta (d, d) rows
-    regress z_j on z_<j with residual variance residual (d,); gamma (d, d) rows regress z_d on z_<=j. spread (3,)
-    coefficients of log s^2 as a quadratic in the prompt's mean reward, clipped to spread_range, worth spread_count
-    observations. paths (n, d) standardised forecasts along recorded trajectories. prices maps allowances (in
-    evaluations) to the price at which a shared search spends them on average: (b, 2), or empty.
+    checks (d,) looks at steps that rise, the last being the finished image; mean (d,), cov (d, d) of the prompts'
+    means; beta (d, d) rows regress z_j on z_<j with residual variance residual (d,); gamma (d, d) rows regress z_d on
+    z_<=j. spread (3,) coefficients of log s^2 as a quadratic in the prompt's mean reward, clipped to spread_range,
+    worth spread_count observations. paths (n, d) standardised forecasts along recorded trajectories. prices maps
+    allowances (in evaluations) to the price at which a shared search spends them on average: (b, 2), or empty.
     """
 
     levels: tuple[float, ...]
-    checks: tuple[int, ...]
+    checks: tuple[Seen, ...]
     mean: FloatArray
     cov: FloatArray
     beta: FloatArray
@@ -45,6 +48,16 @@ class Forecast:
     spread_count: float
     paths: FloatArray
     prices: FloatArray
+
+    @property
+    def steps(self) -> IntArray:
+        """(d,) grid steps of the checks."""
+        return np.array([check.step for check in self.checks])
+
+    @property
+    def looks(self) -> Mapping[int, Look]:
+        """{step: look} of the checks that look at something else than the x0 estimate."""
+        return {check.step: read_look(check.look) for check in self.checks if check.look != ESTIMATE.name}
 
     def prior_variance(self, mean_reward: FloatArray) -> FloatArray:
         """s^2 of a prompt before its scores are seen, given its mean reward (...,)."""
@@ -60,23 +73,28 @@ class Forecast:
         return float(np.exp(np.interp(np.log(allowance), np.log(known[:, 0]), np.log(known[:, 1]))))
 
     def to_json(self) -> dict[str, Json]:
-        """JSON-ready; `from_json` reads it back. Paths keep three decimals."""
+        """JSON-ready; `from_json` reads it back. A check of the x0 estimate is written as its step, another one like
+        "draft:1@0". Paths keep three decimals."""
         arrays = {k: np.asarray(v, float).tolist() for k, v in vars(self).items() if k not in ("checks", "paths")}
-        return {**arrays, "checks": list(self.checks), "paths": self.paths.round(3).tolist()}
+        return {**arrays, "checks": written(self.checks), "paths": self.paths.round(3).tolist()}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Json]) -> Forecast:
         """Of what `to_json` gave. ValueError where a field is missing, unknown, of another shape, not finite or beyond
         what a forecast can be."""
-        arrays = _arrays({f.name for f in dataclasses.fields(cls)}, found)
+        if odd := {f.name for f in dataclasses.fields(cls)} ^ set(found):
+            whose = "it lacks " if odd - set(found) else ""
+            raise ValueError(f"not a forecast written by `ttsnap calibrate`: {whose}{sorted(odd)}"[:260])
+        checks = read_checks(found["checks"])
+        arrays = _arrays({**found, "checks": [check.step for check in checks]})
         Grid(tuple(arrays["levels"].tolist()))  # refuses levels that are none
-        broken = [rule for rule, kept in _rules(arrays).items() if not kept]
+        broken = [rule for rule, kept in _rules(arrays, checks).items() if not kept]
         if broken:
             raise ValueError(f"the forecast is damaged: {'; '.join(broken)}")
         low, high = arrays["spread_range"].tolist()
         return cls(
             levels=tuple(arrays["levels"].tolist()),
-            checks=tuple(arrays["checks"].astype(int).tolist()),
+            checks=checks,
             mean=arrays["mean"],
             cov=arrays["cov"],
             beta=arrays["beta"],
@@ -88,6 +106,30 @@ class Forecast:
             paths=arrays["paths"],
             prices=arrays["prices"],
         )
+
+
+def read_checks(entries: Json) -> tuple[Seen, ...]:
+    """Checks as people and files write them: a step, for the x0 estimate there, or a look and its step as "draft:1@0".
+
+    ValueError for another value.
+    """
+    checks: list[Seen] = []
+    for entry in entries if isinstance(entries, list | tuple) else [entries]:
+        if isinstance(entry, bool) or not isinstance(entry, int | str):
+            raise ValueError(f"checks must be grid steps, or looks at one as draft:1@0, got {str(entry)[:60]}")
+        checks += [Seen.read(entry)] if isinstance(entry, str) else estimates(entry)
+    return tuple(checks)
+
+
+def written(checks: Sequence[Seen]) -> list[int | str]:
+    """What `read_checks` reads."""
+    return [check.step if check.look == ESTIMATE.name else str(check) for check in checks]
+
+
+def rise(checks: Sequence[Seen], last: int) -> bool:
+    """Whether their steps do, from 0 on, and the last of them is the finished image at step `last`."""
+    steps = [-1, *(check.step for check in checks)]
+    return all(a < b for a, b in pairwise(steps)) and tuple(checks[-1:]) == estimates(last)
 
 
 def update(
@@ -109,11 +151,8 @@ def update(
 # --- what a file must hold ----------------------------------------------------------------------------------------
 
 
-def _arrays(names: set[str], found: Mapping[str, Json]) -> dict[str, FloatArray]:
+def _arrays(found: Mapping[str, Json]) -> dict[str, FloatArray]:
     """Every field of a file as numbers, each of its shape. ValueError for the first one that is not."""
-    if names != set(found):
-        odd = f"it lacks {sorted(names - set(found))}" if names - set(found) else f"{sorted(set(found) - names)}"
-        raise ValueError(f"not a forecast written by `ttsnap calibrate`: {odd[:200]}")
     arrays = {name: _numbers(name, value) for name, value in found.items()}
     points, d = arrays["levels"].size, arrays["checks"].size
     arrays["paths"], arrays["prices"] = _rows(arrays["paths"], d), _rows(arrays["prices"], 2)
@@ -133,14 +172,13 @@ def _arrays(names: set[str], found: Mapping[str, Json]) -> dict[str, FloatArray]
     return arrays
 
 
-def _rules(arrays: Mapping[str, FloatArray]) -> dict[str, bool]:
+def _rules(arrays: Mapping[str, FloatArray], checks: Sequence[Seen]) -> dict[str, bool]:
     """What must hold of the fields' values, in words, and whether it does."""
-    checks, cov, prices = (arrays[name] for name in ("checks", "cov", "prices"))
+    cov, prices = (arrays[name] for name in ("cov", "prices"))
     last = arrays["levels"].size - 1
-    rising = checks.size > 0 and bool((checks == checks.round()).all() and (np.diff(checks, prepend=-1) > 0).all())
     tolerance = 1e-9 * max(1.0, float(abs(cov).max()))
     return {
-        f"checks must be whole numbers that rise from 0 on and end at {last}": rising and bool(checks[-1] == last),
+        f"checks must rise from step 0 on and end at {last}": rise(checks, last),
         "residual and spread_count must be positive": bool(
             (arrays["residual"] > 0).all() and arrays["spread_count"] > 0
         ),

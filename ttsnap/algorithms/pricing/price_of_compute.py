@@ -1,7 +1,8 @@
 """Price of compute: buy one check of one candidate at a time, where it is worth most, and stop when none is worth it.
 
 Every candidate, and a fresh seed, has a reservation value at a price per evaluation (reservation.py; Weitzman 1979).
-The highest is advanced to its next check; when the best finished image beats them all, nothing is worth its price.
+The highest is advanced to its next check, of which the first may be a draft of its initial noise; when the best
+finished image beats them all, nothing is worth its price.
 Two ways to set the price:
 
 - a budget of one prompt's own: the price is `kappa` over what is left of it, in units of the prompt's spread, and
@@ -19,31 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttsnap.algorithms.pricing.forecast import Forecast, update
-from ttsnap.algorithms.pricing.reservation import break_even, look_up, reservation
+from ttsnap.algorithms.pricing.reservation import break_even, look_up
+from ttsnap.algorithms.pricing.tariff import Tariff, tariff_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.grid import Task
+from ttsnap.core.looks import ESTIMATE, ByStep, Look
 from ttsnap.core.moves import Kind, Move, Rows, fresh
-from ttsnap.core.needs import NOTHING, Needs
+from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 
 _Kind = TypeVar("_Kind", bound=np.generic)
-_FIRST = 2.0
-"""A pot starts above its calibrated price: prices only fall, and one too low for these prompts wastes the pot."""
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
-
-
-class Tariff(NamedTuple):
-    """What does not change during a search: costs (d,) of each check from the one before and finish (d+1,) of going
-    straight to the end, in evaluations; table of reservation values; price that a pot starts from, 0 for an own
-    budget; cap, the most that this prompt may spend."""
-
-    task: Task
-    costs: FloatArray
-    finish: FloatArray
-    table: FloatArray
-    price: float
-    cap: float
 
 
 class State(NamedTuple):
@@ -85,7 +73,6 @@ class PriceOfCompute:
     floor: float = 0.0
     cap: float = 3.0
     kappa: float = 0.06
-    needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -98,6 +85,16 @@ class PriceOfCompute:
         if self.cap < 1 or self.floor < 0:
             raise ValueError(f"cap must be at least 1 share and floor at least 0, got {self.cap} and {self.floor}")
 
+    @property
+    def needs(self) -> Needs:
+        return self._look.needs
+
+    @property
+    def _look(self) -> Look:
+        """At each step by which the forecast was fitted there."""
+        looks = self.forecast.looks
+        return ByStep(looks) if looks else ESTIMATE
+
     def init(self, task: Task) -> State:
         f = self.forecast
         if len(f.levels) != task.grid.steps + 1 or not np.allclose(f.levels, task.grid.levels, atol=1e-3):
@@ -107,18 +104,10 @@ class PriceOfCompute:
             )
         if not np.isfinite(task.allowance):
             raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
-        ahead = np.array(f.checks) < task.grid.steps
-        calls = task.grid.calls[list(f.checks)] + ahead
-        costs = np.diff(calls, prepend=0) + np.where(ahead, task.checking, task.score_cost)
-        finish = np.append(task.grid.nfe - np.append(0, calls[:-1]) + task.score_cost, 0.0)
-        price = 0.0
-        if task.shared:
-            price = self.price if self.price is not None else _FIRST * f.price_for(task.allowance)
-        table = reservation(f, tuple(costs.tolist()))
-        tariff = Tariff(task, costs, finish, table, price, task.allowance * (self.cap if task.shared else 1.0))
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
-        return State(tariff, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1)
+        prices = tariff_of(f, task, self.price, self.cap)
+        return State(prices, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         lead = particles.step.shape[:-1]
@@ -127,7 +116,7 @@ class PriceOfCompute:
                 raise ValueError(
                     "rank_sum only ranks images among each other; price-of-compute needs a score of each: use mean"
                 )
-            most = int(state.tariff.cap / state.tariff.costs[0]) + 1
+            most = int(state.tariff.cap / max(state.tariff.costs[0], 1e-6)) + 1
             return fresh(min(self.n, most), 0, score=False), state
         begun = state.stage.shape == particles.step.shape
         state = self._learn(state, particles) if begun else self._begin(state, particles.step.shape)
@@ -150,7 +139,7 @@ class PriceOfCompute:
                 return None, state
         kind, at = np.full(uid.shape, Kind.CONTINUE, int), np.take_along_axis(particles.step, uid, -1)
         rows = Rows(kind, uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape))
-        return Move(rows, value=value[..., 0] if lead else float(value[0])), state
+        return Move(rows, self._look, value=value[..., 0] if lead else float(value[0])), state
 
     def _begin(self, state: State, shape: tuple[int, ...]) -> State:
         """A state with room for the particles of `shape` (..., n), and a copy of each belief for every search."""
@@ -175,7 +164,7 @@ class PriceOfCompute:
     def _learn(self, state: State, particles: Particles) -> State:
         """Take in the scores of the last move's rows that were carried out."""
         f = self.forecast
-        checks, d = np.array(f.checks), len(f.checks)
+        checks, d = f.steps, len(f.checks)
         mean, cov, squares, seen, best = state.mean, state.cov, state.squares, state.seen, state.best
         stage, evidence = state.stage.copy(), state.evidence.copy()
         for w in range(particles.moved.shape[-1]):
@@ -237,7 +226,7 @@ class PriceOfCompute:
         j = index.argmax(-1)
         uid = np.take_along_axis(first, j[..., None], -1)[..., 0]
         straight = must & (j < d - 1) & (tariff.costs[j] + tariff.finish[j + 1] > left[..., 0] + 1e-9)
-        stop = np.where(straight, steps, np.array(f.checks)[j])
+        stop = np.where(straight, steps, f.steps[j])
         value = np.where(worth, price if tariff.task.shared else index.max(-1), -np.inf)
         cost = np.where(worth, np.where(straight, tariff.finish[j], tariff.costs[j]), 0.0)
         stage = state.stage.copy()

@@ -1,0 +1,168 @@
+"""Recordings that hold drafts: the priced policy, its calibration, tuning and simulation on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import search
+from ttsnap.algorithms.pricing.forecast import Forecast
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.algorithms.pricing.tariff import costs_of
+from ttsnap.core import utility
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.looks import Seen, estimates
+from ttsnap.core.needs import Need
+from ttsnap.core.price import Price, Rates
+from ttsnap.loop.budget import Budget, task_of
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.simulation.calibrate import calibrate, enlarge, recorded_checks
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.orders import Orders
+from ttsnap.simulation.simulate import best_of_n_curve, curve
+
+GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
+SETTLING = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+"""Correlation of the estimates' scores with the final one."""
+PRICE = Price(passes_per_nfe=2, passes_per_draft=1)
+IN_FLOPS = Price(Rates(nfe=10.0, decodes=2.0, reward_calls=1.0, draft_calls=4.0), passes_per_nfe=2, passes_per_draft=1)
+
+
+def recording(
+    prompts: int = 25, seeds: int = 30, *, one: float = 0.6, two: float = 0.75, seed: int = 0, price: Price = PRICE
+) -> Recording:
+    """Scores that settle on the final one; drafts of one and two calls correlate with it so well."""
+    rng = np.random.default_rng(seed)
+    level, spread = rng.normal(size=(prompts, 1, 1)), np.exp(0.3 * rng.normal(size=(prompts, 1, 1)))
+    final, known = rng.normal(size=(prompts, seeds, 1)), np.array([*SETTLING, one, two])
+    noise = rng.normal(size=(prompts, seeds, len(known)))
+    columns = (level + spread * (known * final + np.sqrt(1 - known**2) * noise))[..., None]
+    looks = {Seen("draft:1", 0): columns[:, :, 11], Seen("draft:2", 0): columns[:, :, 12]}
+    names = tuple(f"{i:03d}" for i in range(prompts))
+    return Recording(names, columns[:, :, :11], GRID, ("r",), price=price, looks=looks)
+
+
+@pytest.fixture(scope="module")
+def forecast() -> Forecast:
+    return calibrate(recording(seed=9, seeds=40), images=(3, 8), seeds=80)
+
+
+def in_order(r: Recording, n: int) -> Any:
+    """Each prompt's first n seeds, as the loop takes them."""
+    draws = np.tile(np.arange(r.seeds, dtype=np.float32), (len(r.prompts), 1))
+    return Orders(draws).play(r, n)
+
+
+# --- the priced policy --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", ["11nfe", "37nfe", "90nfe", "600nfe"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_priced_lockstep_with_drafts_is_the_loop(forecast: Forecast, budget: str, shared: bool) -> None:
+    r = recording()
+    engine, algorithm = ReplayEngine(r), PriceOfCompute(forecast, n=30, price=0.02 if shared else None)
+    loop = search(r.prompts, algorithm, engine, budget, shared=shared)
+    task = task_of(Budget.parse(budget), engine, shared=shared)
+    out = lockstep(algorithm, in_order(r, 30), 25, task, pot=25 if shared else None)
+    assert out.winner.tolist() == [x.best.seed for x in loop]
+    assert out.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
+    assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
+    assert out.drafts.sum() > 25
+    assert (out.nfe + out.drafts / 2).sum() <= 25 * task.allowance
+    assert out.spent(task).tolist() == (out.nfe + out.drafts / 2).tolist()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("estimates_take", ["decode", "preview"])
+def test_in_flops_drafts_have_their_own_price(forecast: Forecast, shared: bool, estimates_take: Any) -> None:
+    price = dataclasses.replace(
+        IN_FLOPS, flops=dataclasses.replace(IN_FLOPS.flops, previews=0.5), estimates=estimates_take
+    )
+    r = recording(price=price)
+    engine, algorithm = ReplayEngine(r), PriceOfCompute(forecast, n=30, price=0.02 if shared else None)
+    loop = search(r.prompts, algorithm, engine, "500flop", shared=shared)
+    task = task_of(Budget(flops=500), engine, shared=shared)
+    assert task.draft_cost == pytest.approx(0.4)
+    out = lockstep(algorithm, in_order(r, 30), 25, task, pot=25 if shared else None)
+    assert out.winner.tolist() == [x.best.seed for x in loop]
+    np.testing.assert_allclose(10 * out.spent(task), [x.spent.flops for x in loop])
+    assert out.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
+
+
+def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
+    task = Task(GRID, score_cost=0.3, check_cost=0.2, draft_calls=1, draft_cost=0.5)
+    checks = (Seen("draft:2", 0), Seen("estimate", 2), Seen("draft:1", 4), Seen("rollout:3", 6), *estimates(10))
+    costs, finish = costs_of(dataclasses.replace(forecast, checks=checks), task)
+    # A draft of two calls; three evaluations; one step on to 4, the second being paid, and a call; three more for the
+    # estimate at 6, two for the rollout, which are thrown away; three on to the end.
+    np.testing.assert_allclose(costs, [1 + 0.2, 3 + 0.2, 1 + 0.5 + 0.2, 3 + 2 + 0.2, 3 + 0.3])
+    np.testing.assert_allclose(finish, [10.3, 10.3, 7.3, 6.3, 3.3, 0])
+    plain, _ = costs_of(dataclasses.replace(forecast, checks=estimates(2, 4, 10)), task)
+    np.testing.assert_allclose(plain, [3.2, 2.2, 5.3])
+
+
+def test_drafts_are_worth_their_price_where_they_tell_much() -> None:
+    r, other = recording(60, 40, one=0.9, seed=1), recording(40, 60, one=0.9, seed=2)
+    drafted, plain = (
+        PriceOfCompute(calibrate(r, checks=checks, images=(4,), seeds=60)) for checks in (None, [2, 4, 6, 10])
+    )
+    for shared in (False, True):
+        more, less = (curve(other, a, ["40nfe"], 10, shared=shared) for a in (drafted, plain))
+        assert more.mean[0] > less.mean[0] + 0.2
+    useless = PriceOfCompute(calibrate(recording(60, 40, one=0.0, seed=1), images=(4,), seeds=60))
+    nothing = recording(40, 60, one=0.0, seed=2)
+    assert curve(nothing, useless, ["40nfe"], 10).mean[0] > best_of_n_curve(nothing, ["40nfe"]).mean[0]
+
+
+def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(forecast: Forecast) -> None:
+    assert forecast.checks == (Seen("draft:1", 0), *estimates(1, 2, 3, 4, 6, 7, 8, 10))
+    assert PriceOfCompute(forecast).needs == {Need.DRAFT}
+    wide = calibrate(recording(200, 40, seed=3), checks=["draft:2@0", 4, 10], images=(3,), seeds=60)
+    # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression knows.
+    assert np.var(wide.paths[:, 0]) == pytest.approx(0.75**2, abs=0.03)
+    assert wide.residual[0] == pytest.approx(1, abs=0.05)
+    with pytest.raises(ValueError, match="draft:3@0 asked for; looks in the recording: draft:1@0, draft:2@0"):
+        calibrate(recording(), checks=["draft:3@0", 4, 10])
+
+
+def test_a_forecast_with_drafts_survives_its_file(forecast: Forecast) -> None:
+    text = json.dumps(forecast.to_json())
+    assert json.loads(text)["checks"] == ["draft:1@0", 1, 2, 3, 4, 6, 7, 8, 10]
+    again = Forecast.from_json(json.loads(text))
+    assert again.checks == forecast.checks
+    # Files that were written before there were drafts hold steps only.
+    plain = calibrate(recording(), checks=[2, 4, 10], images=(3,), seeds=60)
+    assert plain.to_json()["checks"] == [2, 4, 10]
+    assert Forecast.from_json(plain.to_json()).checks == plain.checks == estimates(2, 4, 10)
+    assert PriceOfCompute(plain).needs == frozenset()
+
+
+def test_a_forecast_with_drafts_is_refused_without_a_drafter(forecast: Forecast) -> None:
+    bare = dataclasses.replace(recording(), looks={})
+    with pytest.raises(ValueError, match="there is no drafter; name one: --draft"):
+        search(bare.prompts, PriceOfCompute(forecast), ReplayEngine(bare), "90nfe")
+    with pytest.raises(ValueError, match="looks at candidates by draft, which this recording has no scores of"):
+        curve(bare, PriceOfCompute(forecast), ["90nfe"])
+
+
+def test_drafts_that_cost_nothing_are_bought_first(forecast: Forecast) -> None:
+    r = recording(price=Price())
+    results = search(r.prompts, PriceOfCompute(forecast, n=30), ReplayEngine(r), "40nfe")
+    assert min(x.spent.cost.draft_calls for x in results) > 20
+
+
+def test_enlarging_keeps_what_drafts_tell() -> None:
+    r = recording(60, 40, one=0.7)
+    wide = enlarge(utility.mean(r.columns), r, 400, np.random.default_rng(0))
+    assert list(wide.looks) == list(r.looks)
+    for seen, told in ((Seen("draft:1", 0), 0.7), (Seen("draft:2", 0), 0.75)):
+        assert wide.looks[seen].shape == (60, 400, 1)
+        both = np.stack([wide.looks[seen][..., 0], wide.final[..., 0]])
+        inside = both - both.mean(-1, keepdims=True)
+        assert np.corrcoef(inside.reshape(2, -1))[0, 1] == pytest.approx(told, abs=0.05)
+    assert recorded_checks(dataclasses.replace(r, looks={}))[0] == Seen("estimate", 1)
