@@ -11,12 +11,17 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.simulate import add_recording_arguments, print_curves, read_budgets, read_recording, read_span
 
 if TYPE_CHECKING:
+    from ttsnap.algorithms.seed_pruning import SeedPruning
+    from ttsnap.files.typed import Json
     from ttsnap.simulation.tune import Tuned
 
 NAMES = ("best-of-n", "seed-pruning")
 """With what a schedule is compared, as `ttsnap simulate` calls it."""
 HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
+
+Where the recording holds drafts of the initial noise (`ttsnap record --draft`), what share of the cost they are to
+take is fitted, too, none included, and whether what they leave is finished without another check.
 
 The last prompts are kept out of the fit and tell what the schedule is worth on prompts that it was not chosen on: the
 table is the one that `ttsnap simulate` prints of them. The result is an algorithm file for `ttsnap generate
@@ -68,8 +73,13 @@ def run(a: Namespace) -> int:
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
     levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in schedule.steps or ()]
-    write_json(out, {"name": "seed-pruning", "keep": list(schedule.keep), "levels": levels})
+    settings: dict[str, Json] = {"keep": schedule.keep, "levels": tuple(levels)}
+    if recording.drafts:
+        settings |= {"draft_share": schedule.draft_share, "draft_calls": schedule.draft_calls}
+        print(_about_drafts(schedule))
+    write_json(out, {"name": "seed-pruning", **settings})
     print(f"checks at steps {list(schedule.steps or ())} (noise levels {levels}), keeping {list(schedule.keep)}")
+    print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
     to_fit, rest = split(recording, a.holdout)
     name = out.stem if out.stem not in NAMES else str(out)
     if tuned.held_out is not None:
@@ -90,6 +100,15 @@ def run(a: Namespace) -> int:
         )
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
+
+
+def _about_drafts(schedule: SeedPruning) -> str:
+    """What the schedule does with drafts."""
+    if not schedule.draft_share:
+        return "no drafts"
+    calls = f"{schedule.draft_calls} call{'s' if schedule.draft_calls != 1 else ''}"
+    then = "" if schedule.keep else ", and what they leave is finished"
+    return f"drafts of {calls} for {schedule.draft_share:.1%} of the cost{then}"
 
 
 def _verdict(found: Tuned, name: str, kept_out: int) -> str:

@@ -1,15 +1,16 @@
-"""Fit a pruning schedule, steps and keep ratios, to a recording: random search, then small changes to the best."""
+"""Fit a pruning schedule to a recording, drafts, steps and keep ratios: random search, then changes to the best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core import utility as utilities
-from ttsnap.core.arrays import FloatArray
+from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.metrics import varied
 from ttsnap.core.particles import Utility
 from ttsnap.loop.budget import Budget
@@ -73,6 +74,8 @@ def tune(
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
+    Where drafts of the initial noise were recorded, it is also found how much of the cost they are to take, none
+    included, with how many of the recorded calls, and whether other checks are to follow at all.
     The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
     prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
     that large budgets do not use up what was recorded; judging uses the recorded seeds only. Raises ValueError with
@@ -85,8 +88,8 @@ def tune(
     require_varied(to_fit, utility)
     rng = np.random.default_rng(seed)
     wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one has the last word
-    allowed = np.flatnonzero(wide.scored[:-1])
-    if not len(allowed):
+    space = Space(np.flatnonzero(wide.scored[:-1]), checks, recording.drafts)
+    if not len(space.steps) and not space.drafts:
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     if len(budgets) > 2:
         rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
@@ -100,7 +103,7 @@ def tune(
             on_progress(trial, trials)
         explore = trial < trials * 0.4
         parent = pool[min(int(rng.exponential(4)), len(pool) - 1)][1] if not explore else None
-        schedule = _draw(rng, allowed, checks) if parent is None else _change(rng, parent, allowed, checks)
+        schedule = _draw(rng, space) if parent is None else _change(rng, parent, space)
         pool.append((gain(curve(wide, schedule, budgets, repeats, orders=orders).mean, base), schedule))
         pool.sort(key=lambda entry: -entry[0])
     base, orders = best_of_n_curve(again, budgets).mean, tuple(draw_orders(again, budgets, 3 * repeats, seed))
@@ -165,34 +168,69 @@ def gain(found: FloatArray, base: FloatArray) -> float:
 
 def _single(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
     """One reward, the utility, with more seeds by enlarging where there are fewer than asked for."""
-    rewards = utility(recording.scores)
-    return enlarge(rewards, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, rewards)
+    columns = utility(recording.columns)
+    return enlarge(columns, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, columns)
 
 
-def _draw(rng: np.random.Generator, allowed: np.ndarray, most: int) -> SeedPruning:
-    n = int(rng.integers(1, min(most, len(allowed)) + 1))
-    steps = np.sort(rng.choice(allowed, n, replace=False))
+class Space(NamedTuple):
+    """What schedules are made of: steps (k,) whose estimates were scored; the most checks at such; calls of the drafts
+    that were recorded, rising."""
+
+    steps: IntArray
+    most: int
+    drafts: tuple[int, ...]
+
+
+def _draw(rng: np.random.Generator, space: Space) -> SeedPruning:
+    if not len(space.steps):
+        return _with_drafts(SeedPruning(None, (), steps=()), _draw_share(rng), int(rng.choice(space.drafts)))
+    n = int(rng.integers(1, min(space.most, len(space.steps)) + 1))
+    steps = np.sort(rng.choice(space.steps, n, replace=False))
     share = np.exp(rng.uniform(np.log(0.03), np.log(0.5)))  # that reaches the end
     keep = np.exp(np.log(share) * rng.dirichlet(np.ones(n)))
-    return _schedule(steps, keep)
+    if not space.drafts:
+        return _schedule(steps, keep)
+    drafts = _draw_share(rng) if rng.random() > 0.2 else 0.0
+    after = slice(0 if drafts and rng.random() < 0.3 else n)  # checks that follow the drafts
+    return _with_drafts(_schedule(steps[after], keep[after]), drafts, int(rng.choice(space.drafts)))
 
 
-def _change(rng: np.random.Generator, schedule: SeedPruning, allowed: np.ndarray, most: int) -> SeedPruning:
+def _change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> SeedPruning:
     steps, keep = list(schedule.steps or ()), list(schedule.keep)
-    free = [int(k) for k in allowed if k not in steps]
+    free = [int(k) for k in space.steps if k not in steps]
+    least = 0 if space.drafts and schedule.draft_share else 1
     what = rng.random()
-    if what < 0.4 and free:
+    if what < 0.4 and free and steps:
         i = int(rng.integers(len(steps)))
         steps[i] = min(free, key=lambda k: abs(k - steps[i]) + rng.random() * 3)
-    elif what < 0.55 and free and len(steps) < most:
+    elif what < 0.55 and free and len(steps) < space.most:
         steps.append(int(rng.choice(free)))
         keep.append(float(rng.uniform(0.4, 0.95)))
-    elif what < 0.7 and len(steps) > 1:
+    elif what < 0.7 and len(steps) > least:
         i = int(rng.integers(len(steps)))
         del steps[i], keep[i]
     order = np.argsort(steps)
     scaled = np.exp(np.log(np.array(keep)) * np.exp(0.25 * rng.standard_normal(len(keep))))
-    return _schedule(np.array(steps)[order], scaled[order])
+    changed = _schedule(np.array(steps, int)[order], scaled[order])
+    if not space.drafts:
+        return changed
+    share, calls = schedule.draft_share, schedule.draft_calls or space.drafts[0]
+    if rng.random() < 0.1:
+        share = _draw_share(rng) if not share else 0.0 if steps else share
+    elif rng.random() < 0.2:
+        calls = int(rng.choice(space.drafts))
+    return _with_drafts(changed, share * np.exp(0.3 * rng.standard_normal()), calls)
+
+
+def _draw_share(rng: np.random.Generator) -> float:
+    """Of the cost, for drafts."""
+    return float(np.exp(rng.uniform(np.log(0.05), np.log(0.7))))
+
+
+def _with_drafts(schedule: SeedPruning, share: float, calls: int) -> SeedPruning:
+    if not share:
+        return replace(schedule, draft_share=0.0)
+    return replace(schedule, draft_share=round(min(max(share, 0.03), 0.8), 3), draft_calls=calls)
 
 
 def _schedule(steps: np.ndarray, keep: np.ndarray) -> SeedPruning:
