@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ttsnap import search
+from ttsnap import SeedPruning, search
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.pricing.tariff import costs_of
+from ttsnap.cli import main
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Seen, estimates
 from ttsnap.core.needs import Need
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
+from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import calibrate, enlarge, recorded_checks
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import best_of_n_curve, curve
+from ttsnap.simulation.tune import tune
 
 GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
 SETTLING = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
@@ -166,3 +170,80 @@ def test_enlarging_keeps_what_drafts_tell() -> None:
         inside = both - both.mean(-1, keepdims=True)
         assert np.corrcoef(inside.reshape(2, -1))[0, 1] == pytest.approx(told, abs=0.05)
     assert recorded_checks(dataclasses.replace(r, looks={}))[0] == Seen("estimate", 1)
+
+
+# --- pruning schedules --------------------------------------------------------------------------------------------
+
+BUDGETS = ["20nfe", "40nfe", "80nfe"]
+
+
+def test_tuning_drafts_where_they_tell_all_and_finishes_what_they_leave() -> None:
+    """The only estimate that was scored besides is that at step 0, which tells next to nothing."""
+    r = dataclasses.replace(recording(20, 60, one=0.95), scored=(True, *(False,) * 9, True))
+    found = tune(r, BUDGETS, trials=60, checks=2)
+    assert found.schedule.draft_share > 0
+    assert found.schedule.draft_calls == 1
+    assert np.prod(found.schedule.keep) > 0.5  # hardly a check besides
+    assert found.held_out is not None
+    assert found.held_out.omega > 2 * found.held_out.error > 0
+
+
+def test_tuning_takes_the_calls_that_tell_and_no_drafts_where_none_do() -> None:
+    assert tune(recording(20, 60, one=0.0, two=0.95), BUDGETS, trials=60, checks=2).schedule.draft_calls == 2
+    none = tune(recording(20, 60, one=0.0, two=0.0), BUDGETS, trials=60, checks=2).schedule
+    assert none.draft_share < 0.06
+    assert none.keep
+    whole = tune(recording(20, 60), BUDGETS, trials=10).held_out
+    assert whole is not None
+    assert np.isfinite(whole.lead)  # over the default, which drafts
+
+
+def test_tuning_works_on_drafts_alone() -> None:
+    r = recording(20, 60, one=0.9)
+    blind = dataclasses.replace(r, scored=(False,) * 10 + (True,))
+    schedule = tune(blind, BUDGETS, trials=20).schedule
+    assert (schedule.keep, schedule.steps) == ((), ())
+    assert schedule.draft_share > 0
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def test_simulate_shows_pruning_with_drafts_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    r = recording(12, 40, price=IN_FLOPS)
+    save_recording(r, tmp_path / "r")
+    few = ["--budgets", "300flop", "600flop", "900flop", "--repeats", "3"]
+    assert main(["simulate", str(tmp_path / "r"), *few]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert head.split("  ")[0] == "budget"
+    assert [name for name in ("best-of-n", "seed-pruning", "without drafts") if name in head] == [
+        "best-of-n", "seed-pruning", "without drafts",
+    ]  # fmt: skip
+    drafted, plain = (curve(r, SeedPruning(draft_share=share), few[1:4], 3) for share in (0.2, 0.0))
+    for i, row in enumerate(rows[:3]):
+        assert f"{drafted.mean[i]:.4f}" in row
+        assert f"{plain.mean[i]:.4f}" in row
+    save_recording(dataclasses.replace(r, looks={}), tmp_path / "bare")
+    assert main(["simulate", str(tmp_path / "bare"), *few]) == 0
+    assert "without drafts" not in capsys.readouterr().out
+
+
+def test_a_tuned_schedule_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_recording(recording(12, 40, one=0.99), tmp_path / "r")
+    assert main(["tune", "r", "--trials", "12", "--budgets", *BUDGETS]) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("in Python: "))
+    pasted = eval(line.removeprefix("in Python: "), {"SeedPruning": SeedPruning})
+    saved = json.loads(Path("tuned.json").read_text())
+    assert pasted == SeedPruning(**{name: value for name, value in saved.items() if name != "name"})
+    assert pasted.draft_share > 0
+    assert f"drafts of 1 call for {pasted.draft_share:.1%} of the cost" in out
+    assert main(["simulate", "r", "--algorithms", "tuned.json", "--repeats", "2", "--budgets", *BUDGETS]) == 0
+    assert main(["calibrate", "r", "--checks", '["draft:2@0", 4, 10]']) == 0
+    assert "draft:2@0: " in capsys.readouterr().out
+    priced = ["simulate", "r", "--algorithms", "priced.json", "--repeats", "2", "--budgets", *BUDGETS]
+    assert main(priced) == 0
+    assert main([*priced, "--shared"]) == 0

@@ -35,8 +35,9 @@ recorded seeds in random orders, --repeats times per prompt. With three budgets 
   equals best-of-n ...  the budget from which the policy is as good as
                         best-of-N at the largest one
 
-Budgets are counted as they are live: a score at step s takes s + 1 evaluations, and with FLOP budgets every decode and
-reward call is paid. A recording of S seeds cannot tell what more than S would find: keep budgets below S / 2 images.
+Budgets are counted as they are live: a score at step s takes s + 1 evaluations, a draft its calls of the drafter, and
+with FLOP budgets every decode and reward call is paid. A recording of S seeds cannot tell what more than S would find:
+keep budgets below S / 2 images.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
@@ -73,8 +74,9 @@ def parser() -> ArgumentParser:
         "--algorithms",
         type=str,
         nargs="+",
-        default=["seed-pruning"],
-        help="names, or .json files such as those of `ttsnap tune` and `ttsnap calibrate`",
+        default=[],
+        help="names, or .json files such as those of `ttsnap tune` and `ttsnap calibrate` (default: seed-pruning; with "
+        "drafts and without where they were recorded)",
     )
     p.add_argument(
         "--budgets", type=str, nargs="+", default=[],
@@ -114,12 +116,15 @@ def _compare(a: Namespace, out: Path | None) -> int:
     recording, combine = read_recording(a), utility.make(a.utility)
     require_varied(recording, combine)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    stems = [Path(name).stem for name in a.algorithms]
+    names = a.algorithms or ["seed-pruning"]
+    stems = [Path(name).stem for name in names]
     algorithms = [
         (name if stems.count(stem) > 1 else stem, make_algorithm(name))
-        for stem, name in zip(stems, a.algorithms, strict=True)
+        for stem, name in zip(stems, names, strict=True)
         if name != "best-of-n"
     ]
+    if not a.algorithms and recording.draft_calls:
+        algorithms.append(("without drafts", make_algorithm("seed-pruning", draft_share=0.0)))
     base = best_of_n_curve(recording, budgets, utility=combine)
     curves = {"best-of-n": base}
     for name, algorithm in tqdm(algorithms, unit="method", disable=len(algorithms) < 2):
