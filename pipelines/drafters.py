@@ -18,8 +18,10 @@ from ttsnap.pipelines import twins
 from ttsnap.pipelines.lora import add_lora, hub_file
 
 from ttsnap.files.reading import foreign
+from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
 from ttsnap.sampling.drafts import DRAFT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft
+from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
 _ADAPTER = "ttsnap_draft"
@@ -46,10 +48,11 @@ DraftSpec: TypeAlias = str | nn.Module | Drafter
 def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     """The drafter that is meant, for the network of this name ("unet", "transformer") of a pipeline.
 
-    spec: "hot", the model itself, told that there is less noise; a LoRA (folder, .safetensors file, hub id, or
-    owner/name/file.safetensors) or a network (folder or hub id, also of a whole pipeline), each with ":CALLS" after it
-    where a guess takes more than one; or a network or a Drafter. What was loaded is kept with the pipeline, so that the
-    next call finds it. ValueError where there is none, or it does not fit the model.
+    spec: "hot", the model itself, told that there is less noise; "embedded", the embedded model's own draft; a LoRA
+    (folder, .safetensors file, hub id, or owner/name/file.safetensors) or a network (folder or hub id, also of a whole
+    pipeline), each with ":CALLS" after it where a guess takes more than one; or a network or a Drafter. What was loaded
+    is kept with the pipeline, so that the next call finds it. ValueError where there is none, or it does not fit the
+    model.
     """
     base = _bare(getattr(pipe, network))
     if isinstance(spec, Drafter):
@@ -59,6 +62,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if not isinstance(spec, str):
         raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
     where, calls = calls_of(spec)
+    where = str(draft_path()) if where == EMBEDDED else where
     if where == HOT:
         return Drafter(getattr(pipe, network), HOT_SETTINGS, calls)
     key, state = ("draft", where, network), _state(base)

@@ -66,8 +66,9 @@ class SamplerOptions:
     )
     draft: Spec = option(
         None,
-        "what guesses finished images, for searches that look at such guesses: hot (the model itself), or a LoRA or a "
-        "network made for it (folder, .safetensors file or hub id), with its calls as in FOLDER:2",
+        "what guesses finished images, for searches that look at such guesses: embedded (the embedded model's own), "
+        "hot (the model itself), or a LoRA or a network made for it (folder, .safetensors file or hub id), with its "
+        "calls as in FOLDER:2",
         python="A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafters).",
         unset="nothing",
         written=str | None,

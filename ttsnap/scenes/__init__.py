@@ -18,7 +18,7 @@ from .grammar import (
     sample_spec,
 )
 from .render import IMAGE_SIZE, render
-from .weights_folder import DEFAULTS_FILE, defaults, weights_path
+from .weights_folder import DEFAULTS_FILE, defaults, draft_path, weights_path
 
 __all__ = [
     "DEFAULTS_FILE",
@@ -34,6 +34,7 @@ __all__ = [
     "check",
     "defaults",
     "detect",
+    "draft_path",
     "is_held_out",
     "judge",
     "parse",

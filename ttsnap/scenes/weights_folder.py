@@ -12,6 +12,11 @@ def weights_path() -> Path:
     return Path(__file__).parent / "weights"
 
 
+def draft_path() -> Path:
+    """The packaged draft of that model: a LoRA that guesses where its sampler will end (docs/distill_draft.md)."""
+    return Path(__file__).parent / "draft"
+
+
 def defaults(folder: Path | None = None) -> dict[str, Any]:
     """Recommended arguments of the pipeline call, from a folder's `ttsnap.json`."""
     return dict(json.loads(((folder or weights_path()) / DEFAULTS_FILE).read_text()))
