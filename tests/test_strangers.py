@@ -45,6 +45,7 @@ from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.cli import generate, replay
 from ttsnap.cli.configs import check_configs, refuse_nulls
 from ttsnap.core.grid import Grid
+from ttsnap.core.looks import Seen, estimates
 from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.folder import read_folder
 from ttsnap.demo.settings import render_settings, restored
@@ -168,8 +169,9 @@ CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"]
           "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
 DISTILL = {"reward": "scenes-learned", "student": {"kind": "lora", "options": {"a": 1}},
            "record": {"model": "embedded", "reward": "scenes", "call": {}}, "steps": [1]}  # fmt: skip
-FORECAST = Forecast((1.0, 0.5, 0.0), (0, 2), np.zeros(2), np.eye(2), np.zeros((2, 2)), np.ones(2), np.eye(2),
-                    np.zeros(3), (-1.0, 1.0), 5.0, np.zeros((1, 2)), np.ones((1, 2)))  # fmt: skip
+FORECAST = Forecast((1.0, 0.5, 0.0), (Seen("draft:1", 0), *estimates(2)), np.zeros(2), np.eye(2), np.zeros((2, 2)),
+                    np.ones(2), np.eye(2), np.zeros(3), (-1.0, 1.0), 5.0, np.zeros((1, 2)),
+                    np.ones((1, 2)))  # fmt: skip
 NESTED = {"name": "nested", "first": {"name": "top-noises", "n": 4, "keep": 2}, "second": {"name": "code", "n": 2}}
 EVALUATION = {"levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}], "names": ["scenes"], "prompts": 1, "seeds": 2,
               "held_out": True}  # fmt: skip
