@@ -64,7 +64,7 @@ def main() -> None:
     call = {**defaults(), "num_inference_steps": a.steps, "batch_size": a.batch_size}
     prompts, metrics = sample_prompts(a.prompts, a.prompt_seed, a.kinds), make_rewards(a.held_out)
     if a.heritability:
-        print(heritability(prompts, pipe.engine(a.reward, **call)))
+        tell_heritability(prompts, pipe.engine(a.reward, **call))
         return
     engines = {
         drafts: pipe.engine(a.reward, **call, **({"draft": a.draft} if drafts else {})) for drafts in (False, True)
@@ -82,9 +82,9 @@ def main() -> None:
     print(table(done, a.held_out))
 
 
-def heritability(prompts: list[str], engine: LiveEngine, noises: int = 8) -> str:
-    """Markdown: Spearman of children, one of each noise, with their parents, by kind, and its error over prompts."""
-    lines = ["| children | Spearman |", "|---|---|"]
+def tell_heritability(prompts: list[str], engine: LiveEngine, noises: int = 8) -> None:
+    """Print Spearman of children, one of each noise, with their parents, by kind, and its error over prompts."""
+    print("| children | Spearman |\n|---|---|")
     for mix, low in ((0.98, False), (0.9, False), (0.7, False), (0.8, True), (0.5, True), (0.0, True)):
         family = Evolution(noises, 2, parents=1.0, mix=mix, low=low, keep=(), levels=())
         ranks = []
@@ -93,9 +93,7 @@ def heritability(prompts: list[str], engine: LiveEngine, noises: int = 8) -> str
             ranks.append(spearmanr(ends[children], ends[result.particles.parent[children]]).statistic)
         known = np.array(ranks)[np.isfinite(ranks)]  # of a prompt whose images are all alike there is none
         error = known.std(ddof=1) / len(known) ** 0.5
-        lines.append(f"| mix {mix:g}{' of low frequencies' * low} | {known.mean():.3f} ± {error:.3f} |")
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
+        print(f"| mix {mix:g}{' of low frequencies' * low} | {known.mean():.3f} ± {error:.3f} |", flush=True)
 
 
 def trusted(results: list[Result]) -> dict[str, list[float]]:
