@@ -12,10 +12,10 @@ from ttsnap.cli.simulate import add_recording_arguments, read_recording
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
 
-Where the recording holds drafts of the initial noise (`ttsnap record --draft`), they are the first of the checks.
 It takes one candidate one check further at a time, always the most promising one, and moves budget from prompts that
 are done to prompts that are not (with --shared). 20 prompts x 40 seeds suffice. Calibrate for each model,
-step count and reward.
+step count and reward. Where the recording holds drafts of the initial noise (`ttsnap record --draft`), they are the
+first check.
 
 example:
   ttsnap calibrate recordings/mine --out priced.json

@@ -37,7 +37,7 @@ recorded seeds in random orders, --repeats times per prompt. With three budgets 
 
 Budgets are counted as they are live: a score at step s takes s + 1 evaluations, a draft its calls of the drafter, and
 with FLOP budgets every decode and reward call is paid. A recording of S seeds cannot tell what more than S would find:
-keep budgets below S / 2 images.
+keep budgets below S / 2 images. Searches that draft start several times as many seeds.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
