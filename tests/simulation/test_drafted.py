@@ -204,6 +204,7 @@ def test_tuning_works_on_drafts_alone() -> None:
     schedule = tune(blind, BUDGETS, trials=20).schedule
     assert (schedule.keep, schedule.steps) == ((), ())
     assert schedule.draft_share > 0
+    assert type(schedule.draft_share) is float  # as it is printed, to be pasted
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

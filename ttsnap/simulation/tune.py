@@ -230,7 +230,7 @@ def _draw_share(rng: np.random.Generator) -> float:
 def _with_drafts(schedule: SeedPruning, share: float, calls: int) -> SeedPruning:
     if not share:
         return replace(schedule, draft_share=0.0)
-    return replace(schedule, draft_share=round(min(max(share, 0.03), 0.8), 3), draft_calls=calls)
+    return replace(schedule, draft_share=round(float(min(max(share, 0.03), 0.8)), 3), draft_calls=calls)
 
 
 def _schedule(steps: np.ndarray, keep: np.ndarray) -> SeedPruning:
