@@ -11,7 +11,9 @@ mean square over pixels) between the winners of a prompt's seeds. OUT is written
 are not made again, so that an interrupted benchmark goes on.
 
 kernels: "pipeline", the model's own scheduler (Euler); "linear-sde", the model's own path with g = 3 t^2; "vp-sde", the
-VP path at the pipeline's noise levels; "vp-sde-sqrt", VP at the times of RBF's code, which stay near the noise.
+VP path at the pipeline's noise levels; "vp-sde-sqrt", VP at the times of RBF's code, which stay near the noise;
+"late-sde", the linear SDE from time .7 on, and Euler's steps before. "..., drafts" have the packaged drafter, which was
+trained for 20 steps (--steps 20), and whose passes count as parts of denoiser calls.
 """
 
 from __future__ import annotations
@@ -36,12 +38,15 @@ KERNELS: dict[str, dict[str, Any]] = {
     "linear-sde": {"kernel": "sde"},
     "vp-sde": {"kernel": "sde", "path": "vp"},
     "vp-sde-sqrt": {"kernel": "sde", "path": "vp", "times": "sqrt"},
+    "late-sde": {"kernel": "sde:square:3:0.7"},
+    "pipeline, drafts": {"kernel": "pipeline", "draft": "embedded"},
+    "late-sde, drafts": {"kernel": "sde:square:3:0.7", "draft": "embedded"},
 }
 SDE = ("linear-sde", "vp-sde", "vp-sde-sqrt")
 # Algorithm of a budget in NFE, and the kernels where it makes sense: branches of a deterministic path stay copies.
 METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
     "best-of-n": (lambda nfe: "best-of-n", ("pipeline", *SDE)),
-    "seed-pruning": (lambda nfe: "seed-pruning", ("pipeline",)),
+    "seed-pruning": (lambda nfe: "seed-pruning", ("pipeline", "pipeline, drafts")),
     "zero-order": (lambda nfe: "zero-order", ("pipeline",)),
     "search-over-paths": (lambda nfe: "search-over-paths", ("pipeline", "linear-sde", "vp-sde")),
     "smc": (lambda nfe: "smc", SDE),
@@ -50,7 +55,7 @@ METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
     "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, SDE),
     "rbf-published": (lambda nfe: {"name": "rbf-published", "initial": max(1, nfe // 20)}, SDE),
     "verifier-threshold": (lambda nfe: {"name": "verifier-threshold", "initial": max(1, nfe // 20)}, SDE),
-    "ttsnap-rbf": (lambda nfe: "ttsnap-rbf", SDE),
+    "ttsnap-rbf": (lambda nfe: "ttsnap-rbf", (*SDE, "late-sde", "late-sde, drafts")),
     "epsilon-greedy": (lambda nfe: "epsilon-greedy", SDE),
     "best-first": (lambda nfe: "best-first", SDE),
     "top-noises, smc": (lambda nfe: nested(max(2, nfe // 5), max(1, nfe // 20)), SDE),
