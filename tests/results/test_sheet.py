@@ -174,5 +174,5 @@ def test_rows_of_drafts_and_rollouts_are_called_so(monkeypatch: pytest.MonkeyPat
         (result,) = search(["a"], algorithm, made(), on_event=recorder)
         recorder.sheet(result)
     assert [text.partition("\n")[0] for text in words] == [
-        "draft, step 0", "step 3", "finished", "rollout, step 2", "finished",
+        "draft", "step 3", "finished", "rollout", "finished",
     ]  # fmt: skip

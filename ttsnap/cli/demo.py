@@ -62,7 +62,8 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "--draft",
         type=str | None,
-        help="a drafter that visitors may use, as `ttsnap generate --draft` takes it (default: hot)",
+        help="a drafter that visitors may use, as `ttsnap generate --draft` takes it (default: embedded "
+        "for the embedded model, else hot)",
     )
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int | None, help="port to listen on (default: the first free one from 7860)")
@@ -149,7 +150,7 @@ def offered(a: Namespace) -> Any:
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
         rewards = embedded if model == EMBEDDED else [*LEARNED, *CLOSED_FORMS]
-    return Offer(model, any_model, tuple(rewards), a.draft or HOT)
+    return Offer(model, any_model, tuple(rewards), a.draft or (EMBEDDED if model == EMBEDDED else HOT))
 
 
 def limited(a: Namespace) -> Any:

@@ -121,7 +121,7 @@ def _looks(result: Result) -> list[str]:
         for step in move["stop"]:
             looks[step].add(move.get("look", ESTIMATE.name).partition(":")[0])
     kinds = [next(iter(names)) if len(names) == 1 else ESTIMATE.name for names in looks]
-    return [f"step {k}" if kind == ESTIMATE.name else f"{kind}, step {k}" for k, kind in enumerate(kinds)]
+    return [f"step {k}" if kind == ESTIMATE.name else kind for k, kind in enumerate(kinds)]
 
 
 def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]) -> None:
