@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
     "distill": {
         *("core", "files", "options", "rewards", "reward_models", "recordings", "results", "sampling", "pipelines"),
-        *("scenes", "simulation"),
+        *("engine", "scenes", "simulation"),
     },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""

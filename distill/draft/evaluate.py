@@ -3,56 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.student import WEIGHTS
 
 from ttsnap.core.looks import Draft, Seen
+from ttsnap.engine.live import LiveEngine
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import sha256
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
-from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.drafts import Checked, TrainedFor
 from ttsnap.simulation.looks import Ranked, drafts_against_estimates, figures_of, ranked
 
+DRAFT = "draft"
+"""The exported draft, a folder beside that of the evaluation."""
 LOOKS = (Seen(Draft(1).name, 0), Seen(Draft(2).name, 0), Seen(Draft(1).name, 2), Seen(Draft(1).name, 4))
 """Drafts that are measured: of one and of two calls from noise, and of one call from later states."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How every look ranks, the cheapest first, and the figures that draft.json keeps."""
-
-    looks: Sequence[Ranked]
-    checked: Checked
-
-
 def evaluate(
-    pipe: Any, reward: RewardModel, prompts: Sequence[str], config: DraftConfig, purpose: TrainedFor, draft: Path,
-    folder: Path, *, bar: bool = False,
-) -> Evaluation:  # fmt: skip
-    """Record the seeds of these prompts in `folder`, with drafts by the exported `draft`, and rank them.
+    engine: LiveEngine, prompts: Sequence[str], config: DraftConfig, purpose: TrainedFor, folder: Path,
+    *, bar: bool = False,
+) -> tuple[list[Ranked], Checked]:  # fmt: skip
+    """How every look ranks the seeds of these prompts, the cheapest first, and the figures that draft.json keeps.
 
-    Called again it goes on. ValueError where the reward fails, and where the folder holds a recording of another draft.
+    The engine drafts by the exported draft. The seeds are recorded in `folder`; called again it goes on. ValueError
+    where the reward fails, and where the folder holds a recording of another draft.
     """
-    measured, call = config.evaluation, dict(config.call or {})
-    engine = pipe.engine(reward, draft=str(draft), batch_size=config.trajectories.batch, **call)
-    steps = engine.grid.steps
+    measured, steps, draft = config.evaluation, engine.grid.steps, folder.parent / DRAFT
     options = RecordOptions(
         seeds=measured.seeds,
         steps=[step for step in measured.steps if step < steps],
         looks=[str(seen) for seen in LOOKS if seen.step < min(steps, config.trajectories.states)],
     )
-    info: dict[str, Json] = {"model": config.model, "call": call, "weights": sha256(draft / WEIGHTS)}
+    info: dict[str, Json] = {"model": config.model, "call": config.call, "weights": sha256(draft / WEIGHTS)}
     info |= {"draft": str(draft), "draft_guidance": purpose.guidance_scale}  # ttsnap evaluate-draft reads them, too
     recording = record(engine, prompts, folder, options, info=info, progress_bar=bar)
     looks = ranked(recording)
     figures = figures_of(recording, drafts_against_estimates(looks))
-    return Evaluation(looks, Checked(purpose.model, steps, purpose.guidance_scale or 0.0, figures))
+    return looks, Checked(purpose.model, steps, purpose.guidance_scale or 0.0, figures)
 
 
 def table(looks: Sequence[Ranked]) -> str:

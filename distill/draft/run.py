@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,79 +11,131 @@ import torch
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.batches import Trajectories
 from ttsnap.distill.draft.card import card
-from ttsnap.distill.draft.config import DraftConfig
-from ttsnap.distill.draft.evaluate import evaluate
+from ttsnap.distill.draft.config import DraftConfig, determining
+from ttsnap.distill.draft.evaluate import DRAFT, evaluate
 from ttsnap.distill.draft.export import describe, export
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.student import WEIGHTS, Student, start_from
-from ttsnap.distill.draft.train import last_validation, train
+from ttsnap.distill.draft.train import CHECKPOINTS, last_validation, train
 from ttsnap.pipelines.compilation import compile_denoiser
 
 from ttsnap.files.lock import locked
+from ttsnap.files.settings import plain
 from ttsnap.files.typed import Json
+from ttsnap.recordings.header import differences
+from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.sampling.drafts import DraftSettings, TrainedFor
+from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor
 from ttsnap.simulation.looks import Ranked
 
-CONFIG, TRAJECTORIES, DRAFT, EVALUATION = "config.yaml", "trajectories", "draft", "evaluation"
+CONFIG, TRAJECTORIES, EVALUATION = "config.yaml", "trajectories", "evaluation"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """On what a draft is measured: prompts that it was not trained on, and the reward that ranks their seeds."""
+
+    prompts: tuple[str, ...]
+    reward: RewardModel
 
 
 def distill_draft(
-    pipe: Any, config: DraftConfig, prompts: Prompts, out: Path, *, held_out: tuple[str, ...] = (),
-    reward: RewardModel | None = None, bar: bool = False,
-) -> Sequence[Ranked]:  # fmt: skip
-    """Make a draft of a search pipeline in out/draft, and measure it on the prompts `held_out` by a reward.
+    pipe: Any, config: DraftConfig, prompts: Prompts, out: Path, *, measured: Measured | None = None, bar: bool = False
+) -> Sequence[Ranked]:
+    """Make a draft of a search pipeline in out/draft, and measure how well it ranks; nothing without `measured`.
 
     Called again after an interruption it goes on: trajectories after their last file, training after its last
-    checkpoint, evaluation after its last unit. Nothing is returned where there is nothing to measure with. ValueError
-    for what does not fit, as settings other than those that `out` was begun with; OSError where the disk is full.
+    checkpoint, evaluation after its last unit. ValueError where `out` is in use, holds something else or a run with
+    other settings, before anything is changed there, and for what does not fit; OSError where the disk is full.
     """
+    check_out(config, out)
     with locked(out):
+        check_out(config, out)  # again: another process may have begun here just before
         config.save(out / CONFIG)
-        call = dict(config.call or {})
-        settings = trajectories.settings_of(config.trajectories, config.model, call, prompts)
-        made = _trajectories(pipe, config, prompts, settings, call, out, bar)
-        purpose = _purpose(pipe, config, call)
+        run = _Run(pipe, config, prompts, out, bar)
         if not (out / DRAFT / WEIGHTS).exists():
-            _train(pipe, config, Trajectories.read(made, settings), settings, call, purpose, out, bar)
-        if reward is None or not held_out:
-            return []
-        found = evaluate(pipe, reward, held_out, config, purpose, out / DRAFT, out / EVALUATION, bar=bar)
-        first = config.training.first_time
-        about = DraftSettings(first_time=first, trained_for=purpose, checked=(found.checked,))
-        describe(about, card(config, purpose, last_validation(out), found.looks), out / DRAFT)
-        return found.looks
+            run.train(run.trajectories())
+        return [] if measured is None else run.evaluate(measured)
 
 
-def _trajectories(
-    pipe: Any, config: DraftConfig, prompts: Prompts, settings: Mapping[str, Json], call: Mapping[str, Json],
-    out: Path, bar: bool,
-) -> list[Path]:  # fmt: skip
-    denoiser = pipe.denoiser(**call)
-    made = trajectories.expected(config.trajectories, out / TRAJECTORIES)
-    if config.trajectories.compile and not all(path.exists() for path in made):
-        compile_denoiser(pipe)
-    return trajectories.make(denoiser, prompts, config.trajectories, settings, out / TRAJECTORIES, bar=bar)
+def check_out(config: DraftConfig, out: Path) -> None:
+    """ValueError unless `out` is free, or holds a run with the same settings, as far as it used them already."""
+
+    def differing() -> list[str]:
+        there, begun = DraftConfig.load(out / CONFIG), any((out / TRAJECTORIES).glob("*.safetensors"))
+        trained = (out / CHECKPOINTS).exists() or (out / DRAFT).exists()
+        return differences(_settled(there, begun, trained), _settled(config, begun, trained))
+
+    check_same(out, CONFIG, differing, "run")
 
 
-def _train(
-    pipe: Any, config: DraftConfig, data: Trajectories, settings: Mapping[str, Json], call: Mapping[str, Json],
-    purpose: TrainedFor, out: Path, bar: bool,
-) -> None:  # fmt: skip
-    training = config.training
-    torch.manual_seed(training.seed)  # the LoRA's first weights
-    student = Student(pipe, call, states=config.trajectories.states, first_time=training.first_time, rank=training.rank)
-    if training.start:
-        start_from(student, Path(training.start))
-    if training.checkpointing:
-        student.checkpoint()
-    if training.compile:
-        student.compile()
-    train(student, data, training, settings, out, bar=bar)
-    about = DraftSettings(first_time=training.first_time, trained_for=purpose)
-    export(student, pipe, about, card(config, purpose, last_validation(out), []), out / DRAFT)
+def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]:
+    """The settings that can no longer change once trajectories were made (`begun`), and once training began."""
+    settled: dict[str, Json] = {}
+    if begun:
+        settled |= {"model": config.model, "call": config.call, "trajectories": determining(config.trajectories)}
+    if trained:
+        settled |= {"trajectories.count": config.trajectories.count, "training": determining(config.training)}
+    return {name: plain(value) for name, value in settled.items()}
 
 
-def _purpose(pipe: Any, config: DraftConfig, call: Mapping[str, Json]) -> TrainedFor:
-    denoiser = pipe.denoiser(**call)
-    return TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
+@dataclass(frozen=True)
+class _Run:
+    """One run in its folder; each part goes on where it stopped."""
+
+    pipe: Any
+    config: DraftConfig
+    prompts: Prompts
+    out: Path
+    bar: bool
+
+    @property
+    def call(self) -> dict[str, Json]:
+        """Arguments of the pipeline's call."""
+        return dict(self.config.call or {})
+
+    def trajectories(self) -> Trajectories:
+        config, folder = self.config.trajectories, self.out / TRAJECTORIES
+        denoiser = self.pipe.denoiser(**self.call)
+        if config.compile and not all(path.exists() for path in trajectories.expected(config, folder)):
+            compile_denoiser(self.pipe)
+        made = trajectories.make(denoiser, self.prompts, config, self._settings, folder, bar=self.bar)
+        return Trajectories.read(made, self._settings)
+
+    def train(self, data: Trajectories) -> None:
+        training, states = self.config.training, self.config.trajectories.states
+        torch.manual_seed(training.seed)  # the LoRA's first weights
+        student = Student(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)
+        if training.start:
+            start_from(student, Path(training.start))
+        if training.checkpointing:
+            student.checkpoint()
+        if training.compile:
+            student.compile()
+        train(student, data, training, self._settings, self.out, bar=self.bar)
+        export(student, self.pipe, *self._about([], ()), self.out / DRAFT)
+
+    def evaluate(self, measured: Measured) -> Sequence[Ranked]:
+        draft, folder = self.out / DRAFT, self.out / EVALUATION
+        engine = self.pipe.engine(
+            measured.reward, draft=str(draft), batch_size=self.config.trajectories.batch, **self.call
+        )
+        looks, checked = evaluate(engine, measured.prompts, self.config, self._purpose, folder, bar=self.bar)
+        describe(*self._about(looks, (checked,)), draft)
+        return looks
+
+    @property
+    def _settings(self) -> dict[str, Json]:
+        """What trajectories depend on."""
+        return trajectories.settings_of(self.config.trajectories, self.config.model, self.call, self.prompts)
+
+    @property
+    def _purpose(self) -> TrainedFor:
+        denoiser = self.pipe.denoiser(**self.call)
+        return TrainedFor(self.config.model, denoiser.grid.steps, float(denoiser.scale))
+
+    def _about(self, looks: Sequence[Ranked], checked: tuple[Checked, ...]) -> tuple[DraftSettings, str]:
+        """What draft.json says, and the card."""
+        purpose, first = self._purpose, self.config.training.first_time
+        settings = DraftSettings(first_time=first, trained_for=purpose, checked=checked)
+        return settings, card(self.config, purpose, last_validation(self.out), looks)

@@ -99,7 +99,7 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
     """
     from peft import LoraConfig
 
-    if getattr(net, "peft_config", None):
+    if net._hf_peft_config_loaded:
         raise ValueError(
             "the model carries a LoRA already, which a draft cannot be trained beside: merge it into the weights "
             "(pipe.fuse_lora(), pipe.unload_lora_weights()), and save that as the model"

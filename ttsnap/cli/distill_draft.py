@@ -80,16 +80,17 @@ def run(a: Namespace) -> int:
             "measure on: --evaluation.prompts 0"
         )
     prompts, held_out = _prompts(a, config)
-    reward = None
+    rewards = []
     if held_out:
-        (reward,) = common.load_rewards(config.evaluation.reward, device=common.placement(a.device, a.dtype)[0])
+        rewards = common.load_rewards(config.evaluation.reward, device=common.placement(a.device, a.dtype)[0])
     pipe = common.load_model(a.model, a.device, a.dtype)
     common.check_call(pipe, dict(config.call or {}))
     with loading("peft"):
-        from ttsnap.distill.draft.evaluate import table
-        from ttsnap.distill.draft.run import DRAFT, distill_draft
+        from ttsnap.distill.draft.evaluate import DRAFT, table
+        from ttsnap.distill.draft.run import Measured, distill_draft
     try:
-        looks = distill_draft(pipe, config, prompts, out, held_out=held_out, reward=reward, bar=True)
+        measured = Measured(held_out, rewards[0]) if rewards else None
+        looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)
     except KeyboardInterrupt:
         print(f"\ninterrupted; what is done is safe in {out}\nrun the same command again to go on", file=sys.stderr)
         return 130

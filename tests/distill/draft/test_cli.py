@@ -62,7 +62,7 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
     assert config.to_dict() == yaml.safe_load(Path("whole/config.yaml").read_text())
     other = ["--call", "{num_inference_steps: 5}"]
     assert main(["distill-draft", "--config", "small.yaml", *other, "--out", "whole"]) == 2
-    assert "made with other settings" in error_of(capsys)
+    assert "other settings: call.num_inference_steps is 4, not 5" in error_of(capsys)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ttsnap.distill.draft.config import DraftConfig
-from ttsnap.distill.draft.run import distill_draft
+from ttsnap.distill.draft.run import Measured, distill_draft
 from ttsnap.pipelines import upgrade
 
 from ttsnap.sampling.drafts import TrainedFor, read_draft
@@ -23,7 +23,7 @@ HELD_OUT = ("a green tree", "a blue house")
 
 def run(config: DraftConfig, out: Path, name: str) -> Sequence[Ranked]:
     out.mkdir(exist_ok=True)
-    return distill_draft(pipe_of(name), config, PROMPTS, out, held_out=HELD_OUT, reward=Brightness())
+    return distill_draft(pipe_of(name), config, PROMPTS, out, measured=Measured(HELD_OUT, Brightness()))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -74,7 +74,7 @@ def test_a_finished_run_is_not_made_again_and_others_give_the_same_bytes(
     def made(*args: Any) -> Any:
         raise AssertionError("it was there already")
 
-    for done in ("trajectories._shard", "run._train"):
+    for done in ("trajectories._shard", "run.train"):
         monkeypatch.setattr(f"ttsnap.distill.draft.{done}", made)
     again = run(config_of(), tmp_path / "one", "sd3")
     assert [(look.seen, look.nfe, look.mean) for look in again] == [(look.seen, look.nfe, look.mean) for look in looks]
@@ -91,3 +91,20 @@ def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
     assert files[0] == files[1]
     with pytest.raises(ValueError, match=r"training\.start .* does not fit: .* is \(2, \d+\) there, here \(3, \d+\)"):
         run(config_of(training={"start": earlier, "rank": 3}), tmp_path / "third", "sd3")
+
+
+def test_other_settings_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    run(config_of(), tmp_path, "sd3")
+    before = bytes_in(tmp_path)
+    for sections, said in (
+        ({"training": {"lr": 0.5}}, r"training\.lr is 0\.01, not 0\.5"),
+        ({"trajectories": {"states": 2}}, r"trajectories\.states is 3, not 2"),
+        ({"trajectories": {"count": 8}}, r"trajectories\.count is 6, not 8"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a run with other settings: {said}"):
+            run(config_of(**sections), tmp_path, "sd3")
+    assert bytes_in(tmp_path) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        run(config_of(), tmp_path / "other", "sd3")
