@@ -1,6 +1,6 @@
 """Searches in the initial noise where generations are cheap, on the embedded model: evolution against pruning.
 
-    python benchmarks/evolution.py --draft LORA_FOLDER --json evolution.json
+    python benchmarks/evolution.py --json evolution.json
     python benchmarks/evolution.py --heritability --steps 10
 
 Hard held-out prompts are searched with the exact checker's soft score (`scenes`); its strict verdict is only reported.
@@ -54,7 +54,7 @@ def main() -> None:
     p.set_defaults(prompts=24, steps=20, reward="scenes", held_out=["scenes-strict"])
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="NFE per prompt")
-    p.add_argument("--draft", default="hot", help="what guesses finished images (see ttsnap generate --help)")
+    p.add_argument("--draft", default="embedded", help="what guesses finished images (see ttsnap generate --help)")
     p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument("--heritability", action="store_true", help="only tell how much children have of a parent's score")
     a = p.parse_args()
