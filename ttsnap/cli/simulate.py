@@ -109,7 +109,7 @@ def _compare(a: Namespace, out: Path | None) -> int:
     from ttsnap.algorithms import make_algorithm
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
-    from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, curve, require_varied
+    from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, curve, require_varied, short_of_seeds
 
     if a.ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
@@ -133,6 +133,9 @@ def _compare(a: Namespace, out: Path | None) -> int:
         curves[name] = curve(recording, algorithm, budgets, a.repeats, shared=a.shared and priced,
                              utility=combine, ledger=ledger, seed=a.seed)  # fmt: skip
     print_curves(curves, recording, combine, a.ledger)
+    for name, algorithm in algorithms:
+        if a.ledger == "honest" and (short := short_of_seeds(recording, algorithm, budgets)) is not None:
+            print(too_few_seeds(name, short, recording.seeds))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         _write(out, curves, " + ".join(recording.reward_names))
@@ -159,6 +162,14 @@ def print_curves(curves: dict[str, Any], recording: Any, utility: Any, ledger: s
     print_table(["budget", *curves], rows)
     if len(budgets) > 2 and math.isnan(best.omega):
         print("omega is not defined: best-of-n gains nothing from the smallest budget to the largest")
+
+
+def too_few_seeds(name: str, budget: Any, seeds: int) -> str:
+    """What to say of a method that would start more seeds under this budget than were recorded."""
+    return (
+        f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so that these figures "
+        "are below what it would find live; record more seeds, or take smaller --budgets"
+    )
 
 
 def _others(curves: dict[str, Any]) -> list[Any]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli.help import new_parser
-from ttsnap.cli.simulate import add_recording_arguments, print_curves, read_budgets, read_recording, read_span
+from ttsnap.cli.simulate import (
+    add_recording_arguments,
+    print_curves,
+    read_budgets,
+    read_recording,
+    read_span,
+    too_few_seeds,
+)
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning
@@ -54,7 +61,8 @@ def run(a: Namespace) -> int:
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
-    from ttsnap.simulation.tune import short_of_seeds, split, tune
+    from ttsnap.simulation.simulate import short_of_seeds
+    from ttsnap.simulation.tune import split, tune
 
     if a.trials < 1 or a.checks < 1:
         raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")
@@ -94,10 +102,7 @@ def run(a: Namespace) -> int:
         print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
     short = short_of_seeds(recording, schedule, budgets)
     if short is not None:
-        print(
-            f"from {short} on it would start more seeds than the {recording.seeds} that were recorded, so that these "
-            "figures are below what it would find live; record more seeds, or fit for smaller --budgets"
-        )
+        print(too_few_seeds("it", short, recording.seeds))
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
     return 0
 

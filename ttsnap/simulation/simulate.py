@@ -164,6 +164,20 @@ def sized_for(
     return task, BestOfN(1) if unaffordable else sized
 
 
+def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
+    """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
+    live; None where the recorded ones do for all, or the algorithm starts a number of its own."""
+    if algorithm.n is not None or isinstance(algorithm, PriceOfCompute):
+        return None
+    engine = ReplayEngine(recording)
+    costs = dry_costs(algorithm, engine)
+    for budget in (Budget.parse(b) for b in budgets):
+        sized = fit(algorithm, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
+        if sized.n is not None and sized.n > recording.seeds:
+            return budget
+    return None
+
+
 def _task(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:
     """The task under a budget that pays for an image and that a recording can count."""
     check_budget(budget, engine)

@@ -14,8 +14,7 @@ from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.metrics import varied
 from ttsnap.core.particles import Utility
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.search import dry_costs, fit
-from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.orders import draw_orders
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
@@ -144,18 +143,6 @@ def judge(
         if default is not None:
             above, above_error = lead(mine, default, base)
     return Worth(base, default, mine, omega, error, above, above_error)
-
-
-def short_of_seeds(recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
-    live; None where the recorded ones do for all."""
-    engine = ReplayEngine(recording)
-    costs = dry_costs(schedule, engine)
-    for budget in (Budget.parse(b) for b in budgets):
-        sized = fit(schedule, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
-        if sized.n is not None and sized.n > recording.seeds:
-            return budget
-    return None
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:
