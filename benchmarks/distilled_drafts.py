@@ -9,6 +9,7 @@ are scored beside it, so that several drafters are compared on one recording.
 1. Rank correlation (Spearman) within prompts of each look with the finished image's soft score, by its cost.
 2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact.
 3. The same at equal FLOPs, decodes and the reward's calls included.
+4. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
 
 Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
 """
@@ -32,6 +33,7 @@ from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import Draft, Seen, read_look
+from ttsnap.core.metrics import spearman
 from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
@@ -63,6 +65,10 @@ def main() -> None:
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
+    p.add_argument(
+        "--kernels", nargs="*", default=[], help="that draw noise, as sde, sde/vp (a path) or sde:square:3:0.7"
+    )
+    p.add_argument("--kernel-seeds", type=int, default=16, help="recorded for each of them")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
 
@@ -73,6 +79,15 @@ def main() -> None:
         folder = (a.recordings or Path(temporary)) / f"test{a.prompt_seed}"
         plain = pipe.engine(list(REWARDS), batch_size=a.batch_size, **call)
         test = record(plain, prompts, folder, RecordOptions(a.seeds, seed=a.seed), info=call, progress_bar=True)
+        noisy: dict[str, FloatArray] = {}
+        for spec in a.kernels:
+            name, _, path = spec.partition("/")
+            engine = pipe.engine(list(REWARDS), batch_size=a.batch_size, kernel=name, path=path or None, **call)
+            there = folder.parent / f"{folder.name}-{spec.replace('/', '-').replace(':', '-')}"
+            options = RecordOptions(a.kernel_seeds, seed=a.seed, steps=[a.steps])
+            noisy[spec] = record(
+                engine, prompts, there, options, info={**call, "kernel": spec}, progress_bar=True
+            ).final
     setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
     found: dict[str, Any] = {"ttsnap": __version__, "setting": setting, "drafters": {}}
     budgets = [Budget(nfe=b) for b in a.budgets]
@@ -97,9 +112,25 @@ def main() -> None:
                       for x in drafts_against_estimates(ranks)],
             "rows": rows,
             "equal_flops": equal,
+            "kernels": under_noise(drafted, noisy),
         }  # fmt: skip
         if a.json:
             a.json.write_text(json.dumps(found, indent=1))
+
+
+def under_noise(drafted: Recording, noisy: dict[str, FloatArray]) -> list[dict[str, Any]]:
+    """How drafts rank seeds where the kernel draws noise: (P, S, R) scores of the finished images, by kernel."""
+    rows = []
+    for kernel, final in noisy.items():
+        for name, scores in {str(seen): s for seen, s in drafted.looks.items()} | {
+            "without noise": drafted.final
+        }.items():
+            each = spearman(SOFT(scores[:, : final.shape[1]]), SOFT(final))
+            each = each[np.isfinite(each)]
+            rows.append({"kernel": kernel, "look": name, "spearman": float(each.mean()),
+                         "se": float(each.std(ddof=1) / len(each) ** 0.5)})  # fmt: skip
+            print(f"{kernel}, {name}: Spearman {rows[-1]['spearman']:.3f} ± {rows[-1]['se']:.3f}")
+    return rows
 
 
 def methods(recording: Recording) -> dict[str, SeedPruning]:
