@@ -83,11 +83,12 @@ def build(cls: type[S], data: object, where: str = "") -> S:
     another type or out of bounds.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where.rstrip('.') or 'the settings'} must hold keys and values, got {data!r}")
+        raise ValueError(f"{where.rstrip('.') or 'the settings'} must hold keys and values, got {data!r:.80}")
     hints = get_type_hints(cls)
     unknown = [f"{where}{key}" for key in data if key not in hints]
     if unknown:
-        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known are {', '.join(where + key for key in hints)}")
+        known = ", ".join(where + key for key in hints)
+        raise ValueError(f"unknown key(s) {', '.join(unknown):.300}; known are {known}")
     missing = [where + name for name in required(cls) if name not in data]
     if missing:
         raise ValueError(f"missing key(s) {', '.join(missing)}")
@@ -127,10 +128,10 @@ def plain(value: object) -> Json:
         return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(f"settings hold numbers, texts, lists and dictionaries, got {value!r}")
+    raise ValueError(f"settings hold numbers, texts, lists and dictionaries, got {value!r:.80}")
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     """ValueError unless the value is one of these."""
     if value not in known:
-        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
+        raise ValueError(f"unknown {name} {value!r:.80}; choose one of {', '.join(known)}")
