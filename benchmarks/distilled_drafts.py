@@ -7,7 +7,8 @@ checker's soft score, by which searches choose, and its strict verdict, which is
 are scored beside it, so that several drafters are compared on one recording.
 
 1. Rank correlation (Spearman) within prompts of each look with the finished image's soft score, by its cost.
-2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact.
+2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact. The policy that prices
+   compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
 3. The same at equal FLOPs, decodes and the reward's calls included.
 4. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
 
@@ -30,6 +31,7 @@ from embedded_curve import REWARDS, SOFT, rows_of, table
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import Draft, Seen, read_look
@@ -44,6 +46,7 @@ from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import HARD_KINDS, sample_prompts
+from ttsnap.simulation.calibrate import calibrate
 from ttsnap.simulation.looks import drafts_against_estimates, ranked
 from ttsnap.simulation.simulate import best_of_n_curve, curve
 
@@ -59,6 +62,10 @@ def main() -> None:
     p.add_argument("--seeds", type=int, default=100, help="recorded per prompt; no search can start more")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
+    p.add_argument(
+        "--fit-prompts", type=int, default=20, help="not held out, to calibrate the priced policy on; 0: without"
+    )
+    p.add_argument("--fit-seeds", type=int, default=40)
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=20)
@@ -79,6 +86,11 @@ def main() -> None:
         folder = (a.recordings or Path(temporary)) / f"test{a.prompt_seed}"
         plain = pipe.engine(list(REWARDS), batch_size=a.batch_size, **call)
         test = record(plain, prompts, folder, RecordOptions(a.seeds, seed=a.seed), info=call, progress_bar=True)
+        fit: Recording | None = None
+        if a.fit_prompts:
+            others = sample_prompts(a.fit_prompts, 1, a.kinds, held_out=False)
+            options = RecordOptions(a.fit_seeds, seed=a.seed)
+            fit = record(plain, others, folder.parent / "fit", options, info=call, progress_bar=True)
         noisy: dict[str, FloatArray] = {}
         for spec in a.kernels:
             name, _, path = spec.partition("/")
@@ -93,6 +105,10 @@ def main() -> None:
     budgets = [Budget(nfe=b) for b in a.budgets]
     known = [("best-of-n", best_of_n_curve(test, budgets, utility=SOFT))]
     known += [("pruning, no drafts", curve(test, SeedPruning(draft_share=0), budgets, a.repeats, utility=SOFT))]
+    shareable = [b for b in budgets if b.nfe and b.nfe > a.steps]
+    if fit is not None:
+        priced = PriceOfCompute(calibrate(fit, utility=SOFT))
+        known += [("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))]
     for name in a.draft:
         engine = pipe.engine(list(REWARDS), batch_size=a.batch_size, draft=name, **call)
         drafted = with_looks(test, engine, [Seen.read(text) for text in a.looks], a.seed)
@@ -102,6 +118,10 @@ def main() -> None:
             print(f"| {r.nfe:g} | {r.seen} | {r.mean:.3f} ± {r.error:.3f} |")
         for label, algorithm in methods(drafted).items():
             curves.append((label, curve(drafted, algorithm, budgets, a.repeats, utility=SOFT)))
+        if fit is not None:
+            learned = with_looks(fit, engine, [seen for seen in drafted.looks if seen.step == 0][:1], a.seed)
+            priced = PriceOfCompute(calibrate(learned, utility=SOFT))
+            curves.append(("pot", curve(drafted, priced, shareable, a.repeats, shared=True, utility=SOFT)))
         rows = [row for label, c in curves for row in rows_of(label, c)]
         print(f"\n{table(rows)}")
         equal = equal_flops(drafted, a.budgets, a.repeats)
@@ -120,11 +140,10 @@ def main() -> None:
 
 def under_noise(drafted: Recording, noisy: dict[str, FloatArray]) -> list[dict[str, Any]]:
     """How drafts rank seeds where the kernel draws noise: (P, S, R) scores of the finished images, by kernel."""
-    rows = []
+    rows, known = [], {str(seen): scores for seen, scores in drafted.looks.items()}
+    known["the image without noise"] = drafted.final
     for kernel, final in noisy.items():
-        for name, scores in {str(seen): s for seen, s in drafted.looks.items()} | {
-            "without noise": drafted.final
-        }.items():
+        for name, scores in known.items():
             each = spearman(SOFT(scores[:, : final.shape[1]]), SOFT(final))
             each = each[np.isfinite(each)]
             rows.append({"kernel": kernel, "look": name, "spearman": float(each.mean()),
