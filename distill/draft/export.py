@@ -12,7 +12,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors.torch import save as serialized
 from torch import Tensor
-from ttsnap.distill.draft.student import WEIGHTS, Student
+from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 
 from ttsnap.files.writing import part_of, sha256, write_text, write_whole
 from ttsnap.sampling.drafts import DraftSettings, write_draft
@@ -20,7 +20,7 @@ from ttsnap.sampling.drafts import DraftSettings, write_draft
 CARD = "README.md"
 
 
-def export(student: Student, pipe: Any, settings: DraftSettings, card: str, folder: Path) -> str:
+def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str, folder: Path) -> str:
     """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card; the weights' SHA-256.
 
     The folder appears whole or not at all; one that is there is replaced.
@@ -48,7 +48,7 @@ def export(student: Student, pipe: Any, settings: DraftSettings, card: str, fold
     return digest
 
 
-def about(student: Student) -> str:
+def about(student: DraftStudent) -> str:
     """The adapter's configuration as diffusers reads it, JSON: keys begin with the network's name."""
     config = student.net.peft_config["default"].to_dict()
     config["target_modules"] = sorted(config["target_modules"])  # a set has another order in every process

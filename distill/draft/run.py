@@ -15,7 +15,7 @@ from ttsnap.distill.draft.config import DraftConfig, determining
 from ttsnap.distill.draft.evaluate import DRAFT, evaluate
 from ttsnap.distill.draft.export import describe, export
 from ttsnap.distill.draft.prompts import Prompts
-from ttsnap.distill.draft.student import WEIGHTS, Student, start_from
+from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
 from ttsnap.distill.draft.train import CHECKPOINTS, last_validation, train
 from ttsnap.pipelines.compilation import compile_denoiser
 
@@ -105,7 +105,7 @@ class _Run:
     def train(self, data: Trajectories) -> None:
         training, states = self.config.training, self.config.trajectories.states
         torch.manual_seed(training.seed)  # the LoRA's first weights
-        student = Student(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)
+        student = DraftStudent(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)
         if training.start:
             start_from(student, Path(training.start))
         if training.checkpointing:

@@ -21,7 +21,7 @@ from ttsnap.sampling.interpolants import Interpolant, rows
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
-class Student:
+class DraftStudent:
     """A copy of a pipeline's network that shares its weights, frozen, and carries a new LoRA.
 
     call: arguments of the pipeline's call. states: how many grid steps drafts may start from. first_time: the share of
@@ -115,7 +115,7 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
 
 
 @torch.no_grad()
-def start_from(student: Student, folder: Path) -> None:
+def start_from(student: DraftStudent, folder: Path) -> None:
     """Copy the weights of a draft's folder into the student's LoRA. ValueError where they do not fit."""
     with foreign(f"training.start: cannot read {folder / WEIGHTS}"):
         tensors = load_file(folder / WEIGHTS)

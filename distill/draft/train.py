@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ttsnap.distill import checkpoints
 from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_calls
 from ttsnap.distill.draft.config import TrainingConfig, determining
-from ttsnap.distill.draft.student import Student
+from ttsnap.distill.draft.student import DraftStudent
 
 from ttsnap.files.reading import parse_object
 from ttsnap.files.typed import Json, typed
@@ -29,7 +29,7 @@ CALLS = (1, 2)
 
 
 def train(
-    student: Student, data: Trajectories, config: TrainingConfig, settings: Mapping[str, Json], out: Path,
+    student: DraftStudent, data: Trajectories, config: TrainingConfig, settings: Mapping[str, Json], out: Path,
     *, bar: bool = False,
 ) -> None:  # fmt: skip
     """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
@@ -81,7 +81,7 @@ def factor(step: int, config: TrainingConfig) -> float:
 
 
 def optimise(
-    student: Student, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    student: DraftStudent, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig
 ) -> float:
     """One optimiser step; its loss. ValueError where that is not finite."""
     optimizer.zero_grad(set_to_none=True)
@@ -101,7 +101,7 @@ def optimise(
     return value
 
 
-def rows_loss(student: Student, data: Trajectories, rows: Rows, config: TrainingConfig) -> Tensor:
+def rows_loss(student: DraftStudent, data: Trajectories, rows: Rows, config: TrainingConfig) -> Tensor:
     """The loss of these rows, with its graph."""
     at, k, n = torch.from_numpy(rows.trajectories), torch.from_numpy(rows.steps), rows.second
     texts = [data.prompts[int(i)] for i in rows.trajectories]
@@ -122,7 +122,7 @@ def rows_loss(student: Student, data: Trajectories, rows: Rows, config: Training
 
 
 @torch.no_grad()
-def validate(student: Student, data: Trajectories, config: TrainingConfig) -> dict[str, float]:
+def validate(student: DraftStudent, data: Trajectories, config: TrainingConfig) -> dict[str, float]:
     """The mean squared error of guesses of the end: from noise in one and two calls, and from later states in one."""
     later = [k for k in (2, 4) if k < data.states.shape[1]]
     cases = [(f"calls {calls}", 0, calls) for calls in CALLS] + [(f"state {k}", k, 1) for k in later]
@@ -159,7 +159,7 @@ def averaged(
             p.copy_(kept[name])
 
 
-def _autocast(student: Student, config: TrainingConfig) -> torch.autocast:
+def _autocast(student: DraftStudent, config: TrainingConfig) -> torch.autocast:
     return torch.autocast(student.device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 

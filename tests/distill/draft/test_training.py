@@ -13,7 +13,7 @@ from ttsnap.distill.draft import train as training
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.batches import Trajectories, draw, loss, second_calls
 from ttsnap.distill.draft.config import DraftConfig, TrainingConfig
-from ttsnap.distill.draft.student import Student, start_from
+from ttsnap.distill.draft.student import DraftStudent, start_from
 
 from ttsnap.sampling.interpolants import VP, Linear
 
@@ -79,9 +79,9 @@ def data_of(config: DraftConfig, folder: Path, name: str = "sd3") -> Trajectorie
     return Trajectories.read(trajectories.make(denoiser, PROMPTS, config.trajectories, settings, folder), settings)
 
 
-def student_of(config: DraftConfig, name: str = "sd3") -> Student:
+def student_of(config: DraftConfig, name: str = "sd3") -> DraftStudent:
     torch.manual_seed(config.training.seed)
-    return Student(pipe_of(name), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank)
+    return DraftStudent(pipe_of(name), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank)
 
 
 def test_training_in_parts_of_a_batch_gives_the_same_gradient(tmp_path: Path) -> None:
