@@ -159,7 +159,7 @@ class DistillConfig(Bounded):
             raise ValueError(f"cannot read {path}: there is no such file")
         data = files.read_yaml(path, "configuration")
         if not isinstance(data, dict):
-            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r}")
+            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
         try:
             return cls.from_dict(data)
         except ValueError as error:

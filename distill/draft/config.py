@@ -153,7 +153,7 @@ class DraftConfig(Bounded):
         """From YAML. ValueError that names the file for what cannot be read."""
         data = files.read_yaml(path, "configuration")
         if not isinstance(data, dict):
-            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r}")
+            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
         try:
             return cls.from_dict(data)
         except ValueError as error:
