@@ -45,5 +45,6 @@ def test_the_live_engine_says_its_batch_sizes_and_asks_its_rewards(engine: Any) 
     assert live.batch_sizes == {"batch_size": 3, "decode_batch_size": 3}
     assert live.rewards[0].given is mine
     live.check(["a"])
+    live.start()
     with pytest.raises(ValueError, match="picky needs a prompt"):
-        live.start([""], 0)
+        live.admit([""])

@@ -20,6 +20,7 @@ from ttsnap.core.utility import make
 from ttsnap.engine.ascent_stepper import AscentStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.store import Node
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -48,6 +49,12 @@ def score(images: Tensor, prompts: Any) -> Tensor:
     return x @ A - 0.1 * x.square().sum(-1)
 
 
+def one_prompt(denoiser: Plain) -> Prompts:
+    prompts = Prompts(denoiser)
+    prompts.admit([""])
+    return prompts
+
+
 def finished(denoiser: Plain, noise: Tensor, depth: int) -> Node:
     """The node of an image, with its trail."""
     x, trail = noise, []
@@ -70,7 +77,7 @@ def test_direction_is_the_gradient_on_the_sphere(path: Any) -> None:
     denoiser = mixture(path=path)
     denoiser.encode([""])
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
-    upward, cost = stepper(denoiser, 0).directions([finished(denoiser, noise, 6)], noise, [""])
+    upward, cost = stepper(denoiser, 0).directions([finished(denoiser, noise, 6)], noise, one_prompt(denoiser))
     assert (cost.nfe, cost.decodes, cost.reward_calls, cost.gradients, cost.backwards) == (6, 1, 1, 1, 6)
     found = []
     for j in range(3):
@@ -91,7 +98,7 @@ def test_a_cut_gradient_is_that_of_its_last_evaluations() -> None:
     denoiser.encode([""])
     noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(3)).double()
     node = finished(denoiser, noise, 6)
-    upward, cost = stepper(denoiser, 2).directions([node], noise, [""])
+    upward, cost = stepper(denoiser, 2).directions([node], noise, one_prompt(denoiser))
     assert (cost.nfe, cost.backwards) == (2, 2)
     start, ends = node.latents_before[-2], []
     for j in range(3):

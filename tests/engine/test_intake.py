@@ -12,6 +12,7 @@ from ttsnap.core.looks import ESTIMATE, Rollout
 from ttsnap.engine import intake
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import NearNoise
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
@@ -85,7 +86,7 @@ def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenois
     assert begun.ascends_from == (node, 0.9)
     assert (begun.node.position, begun.node.latent) == (0, None)
     with pytest.raises(RuntimeError, match="plain steps follow no gradient"):
-        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate([node], ["a"])
+        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate([node], Prompts(denoiser))
 
 
 @pytest.mark.parametrize(

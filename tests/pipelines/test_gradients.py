@@ -137,7 +137,8 @@ def test_checkpointing_saves_memory_and_is_priced() -> None:
         if checkpointed:
             pipe.transformer.enable_gradient_checkpointing()
         engine = pipe.engine(bright, kernel="sde", guide="dps:1:1-0", num_inference_steps=3, **FAMILIES["sd3"].call)
-        engine.start(["a cat"], 0)
+        engine.start()
+        engine.admit(["a cat"])
         assert isinstance(engine.stepper, GuidedStepper)
         found.append((engine.stepper.row_bytes, engine.price.flops.backwards / engine.price.flops.nfe))
     assert found[1][0] < 0.8 * found[0][0]

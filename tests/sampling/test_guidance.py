@@ -328,7 +328,8 @@ def test_every_gradient_is_paid(name: str, spec: str, nfe: int, batch: int, firs
     engine = LiveEngine(
         denoiser, [reward], EngineOptions(batch), kernel=Sde(denoiser.path, denoiser.times), guidance=guidance
     )
-    engine.start(["a"], 0)  # measures a row once
+    engine.start()
+    engine.admit(["a"])  # measures a row once
     asked, ticks = reward.pulled, []
     denoiser.predicted = denoiser.decoded = denoiser.backward = 0
     results = search(["a", "b"], make_algorithm(name), engine, Budget(nfe=nfe),
@@ -398,7 +399,8 @@ def test_caps_on_decodes_and_reward_calls_hold_under_gradients(
 ) -> None:
     denoiser, reward = mixture(), Counted()
     engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance.parse(spec))
-    engine.start(["a"], 0)
+    engine.start()
+    engine.admit(["a"])
     denoiser.decoded = reward.plain = reward.pulled = 0
     budget = Budget(nfe=90, decodes=decodes, reward_calls=calls)
     results = search(["a", "b"], make_algorithm(name), engine, budget, shared=shared)
@@ -479,7 +481,8 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
     for through in ("denoiser", "x0"):
         engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=Sde(denoiser.path, denoiser.times),
                             guidance=Guidance(through=through))  # fmt: skip
-        engine.start([""], 0)
+        engine.start()
+        engine.admit([""])
         assert isinstance(engine.stepper, GuidedStepper)
         assert engine.stepper.row_bytes
         assert engine.probed.gradients == 1

@@ -162,8 +162,16 @@ class Engine(ABC):
         """Get ready for rows that ASCEND along such gradients. ValueError where it cannot."""
 
     @abstractmethod
-    def start(self, prompts: Sequence[str], seed: int) -> None:
-        """Get ready for these prompts; job j is prompts[j]."""
+    def start(self) -> None:
+        """Forget all jobs: those that are admitted from now on count from 0."""
+
+    @abstractmethod
+    def admit(self, prompts: Sequence[str]) -> None:
+        """Get ready for these prompts beside those that there are: one job each, numbered on from the last one."""
+
+    @abstractmethod
+    def release(self, job: int) -> None:
+        """Forget all of this job, which has no row queued or under way."""
 
     @abstractmethod
     def submit(self, job: int, plan: Plan) -> None:

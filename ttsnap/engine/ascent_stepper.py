@@ -18,6 +18,7 @@ from ttsnap.core.needs import Gradient
 from ttsnap.core.price import Price, Rates
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.initial_noise import InitialNoise
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.stepper import Ran, Stepper
 from ttsnap.engine.store import Node
@@ -56,19 +57,19 @@ class AscentStepper(Stepper):
     def timed(self, seconds: Rates) -> tuple[Rates, Cost]:
         return self.gradients.seconds(seconds)
 
-    def differentiate(self, nodes: Sequence[Node], prompts: Sequence[str]) -> Ran:
+    def differentiate(self, nodes: Sequence[Node], prompts: Prompts) -> Ran:
         directions, cost = self.directions(nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts)
         for node, direction in zip(nodes, directions, strict=True):
             node.gradient = direction
         return Ran(cost, self.depth)
 
-    def directions(self, nodes: Sequence[Node], noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Cost]:
+    def directions(self, nodes: Sequence[Node], noise: Tensor, prompts: Prompts) -> tuple[Tensor, Cost]:
         """Where to turn the initial noise (N, ...) of these finished nodes: at right angles to it, as long as it is.
 
         0 where the gradient is 0 or not finite. And what that took.
         """
-        cond, none = torch.tensor([node.job for node in nodes]), [None] * len(nodes)
-        texts = [prompts[node.job] for node in nodes]
+        cond, none = prompts.rows(nodes), [None] * len(nodes)
+        texts = prompts.texts(nodes)
         level = torch.zeros(len(nodes), device=noise.device)
         x = torch.stack([node.x for node in nodes])
         with torch.enable_grad():

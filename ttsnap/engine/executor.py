@@ -13,6 +13,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import Scored, Scorer
@@ -25,14 +26,14 @@ from ttsnap.sampling.kernels import Prediction
 
 class Executor:
     """Of one engine. padded: fill batches up to a few sizes (buckets.py). `stats` counts what ran, `watch` takes the
-    time of it by phase, `prompts` are those of the search, by job."""
+    time of it by phase, `prompts` are those of its jobs."""
 
     def __init__(
         self, noise: InitialNoise, scorer: Scorer, sizes: BatchSizes, stats: MutableMapping[str, int], *, padded: bool
     ) -> None:
         self.noise, self.scorer, self.sizes, self.stats, self.padded = noise, scorer, sizes, stats, padded
         self.denoiser = noise.denoiser
-        self.prompts: list[str] = []
+        self.prompts = Prompts(self.denoiser)
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
         self._device: torch.device | None = None
 
@@ -86,7 +87,7 @@ class Executor:
         return self.sizes.run(rows, self._score, decoding=True)
 
     def _score(self, rows: Sequence[Row]) -> Scored:
-        scored = self.scorer(list(rows), [self.prompts[row.job] for row in rows], self.watch)
+        scored = self.scorer(list(rows), self.prompts.texts(rows), self.watch)
         self.count(scored.cost)
         return scored
 
@@ -113,7 +114,7 @@ class Executor:
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
         x = torch.stack([node.x for node in rows])
-        return x, torch.tensor([node.position for node in rows]), torch.tensor([node.job for node in rows])
+        return x, torch.tensor([node.position for node in rows]), self.prompts.rows(rows)
 
     def _draw(self, nodes: Sequence[Node]) -> None:
         """Initial noise of seeds that the network is to see now."""

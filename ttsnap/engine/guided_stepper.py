@@ -13,6 +13,7 @@ from torch import Tensor
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.engine.gradients import Differentiator, saved_bytes
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.stepper import Ran, Report, Stepper
 from ttsnap.engine.store import Node, stacked
@@ -82,15 +83,15 @@ class GuidedStepper(Stepper):
         for row in rows:
             row.awaits_gradient = row.node.position == row.end and id(row.node) in going
 
-    def differentiate(self, nodes: Sequence[Node], prompts: Sequence[str]) -> Ran:
+    def differentiate(self, nodes: Sequence[Node], prompts: Prompts) -> Ran:
         new = [node for node in nodes if node.prediction is None]
         old = [node for node in nodes if node.prediction is not None]
         parts = [nodes] if self.through else [part for part in (new, old) if part]
         for part in parts:
             x, k = torch.stack([node.x for node in part]), torch.tensor([node.position for node in part])
-            cond = torch.tensor([node.job for node in part])
+            cond = prompts.rows(part)
             known = stacked(part)[1] if not self.through and part is old else None
-            with_gradient = self.gradients(x, k, cond, [prompts[node.job] for node in part], known)
+            with_gradient = self.gradients(x, k, cond, prompts.texts(part), known)
             for i, node in enumerate(part):
                 node.gradient = with_gradient.gradient[i]
                 if node.prediction is None:

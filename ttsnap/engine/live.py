@@ -107,6 +107,8 @@ class LiveEngine(Engine):
     def calibrate(self) -> Cost:
         """Measure seconds per unit with a few throw-away calls, for budgets in seconds; returns what they took."""
         seconds, spent = seconds_of(self.denoiser, self.scorer, self._sizes)
+        if self.executor.prompts.living:  # the calls were made for another prompt
+            self.executor.prompts.encode()
         seconds, more = self.stepper.timed(seconds)
         self._price = replace(self.price, seconds=seconds)
         self.probed += spent + more
@@ -138,7 +140,7 @@ class LiveEngine(Engine):
         return {"batch_size": self.batch_size, "decode_batch_size": self.decode_batch_size}
 
     def _found_sizes(self, denoise: int | None, decode: int | None) -> tuple[int, int]:
-        denoise, decode, spent = sizes_for(self.denoiser, self.scorer, self.executor.prompts, denoise, decode)
+        denoise, decode, spent = sizes_for(self.denoiser, self.scorer, self.executor.prompts.living, denoise, decode)
         self.probed += spent
         return denoise, decode
 
@@ -180,15 +182,20 @@ class LiveEngine(Engine):
         for reward in self.rewards:
             reward.check(prompts)
 
-    def start(self, prompts: Sequence[str], seed: int) -> None:
-        self.executor.prompts = list(prompts)
+    def start(self) -> None:
         self.scheduler = Scheduler()
         self.store.clear()
+        self.executor.prompts.clear()
         self.executor.watch.reset()
+
+    def admit(self, prompts: Sequence[str]) -> None:
         self.check(prompts)
-        with torch.no_grad():
-            self.denoiser.encode(prompts)
+        self.executor.prompts.admit(prompts)
         self.probed += self.stepper.prepare(prompts)
+
+    def release(self, job: int) -> None:
+        self.store.remove_job(job)
+        self.executor.prompts.release(job)
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = self.intake.rows_of(job, plan)

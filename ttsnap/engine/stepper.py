@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Price, Rates
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.store import Node, stacked
 from ttsnap.sampling.denoiser import Denoiser
@@ -59,8 +60,8 @@ class Stepper:
     def mark(self, rows: Sequence[Row]) -> None:
         """Mark in the rows of one move which of their steps need a gradient."""
 
-    def differentiate(self, nodes: Sequence[Node], prompts: Sequence[str]) -> Ran:
-        """Give these nodes their `gradient`, and the prediction where it is made on the way; prompts by job."""
+    def differentiate(self, nodes: Sequence[Node], prompts: Prompts) -> Ran:
+        """Give these nodes their `gradient`, and the prediction where it is made on the way; prompts: of all jobs."""
         raise RuntimeError("plain steps follow no gradient, so no row may ask for one")
 
     def step(self, rows: Sequence[Row]) -> list[Node]:

@@ -127,5 +127,9 @@ class Store:
         for uid in uids:
             self._particles.pop((job, uid), None)
 
+    def remove_job(self, job: int) -> None:
+        """Forget all particles of a job."""
+        self._particles = {at: particle for at, particle in self._particles.items() if at[0] != job}
+
     def clear(self) -> None:
         self._particles = {}

@@ -49,8 +49,14 @@ class DryEngine(Engine):
     def differentiate(self, gradient: Gradient) -> None:
         """Nothing to do: the price that it was given says what gradients take."""
 
-    def start(self, prompts: Sequence[str], seed: int) -> None:
+    def start(self) -> None:
         self._done = []
+
+    def admit(self, prompts: Sequence[str]) -> None:
+        """Nothing to do: it scores whatever it is asked to."""
+
+    def release(self, job: int) -> None:
+        pass
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = plan.rows

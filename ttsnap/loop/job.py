@@ -35,10 +35,15 @@ class Proposal:
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """waiting: rows of the plan under way that are not done. moved (n,): what came of the last move's rows, as in
-    Particles. images: finished ones by uid. idle: moves in a row that cost nothing."""
+    """One prompt of a request.
+
+    index: its number on the engine; place: of its prompt among those of the request. waiting: rows of the plan under
+    way that are not done. moved (n,): what came of the last move's rows, as in Particles. images: finished ones by uid.
+    idle: moves in a row that cost nothing.
+    """
 
     index: int
+    place: int
     prompt: str
     ledger: Ledger
     table: ParticleTable

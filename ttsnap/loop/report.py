@@ -11,10 +11,12 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Candidate, Result
 from ttsnap.core.spent import Spent, Usage
 from ttsnap.loop.job import Job
+from ttsnap.loop.request import Request
 
 
-def report(jobs: Sequence[Job], engine: Engine, keep: int, seconds: float, usage: Usage) -> list[Result]:
-    """A Result for each job. seconds: of the whole run; usage: what it used besides (profiling/meter.py)."""
+def report(request: Request, engine: Engine, usage: Usage) -> list[Result]:
+    """A Result for each job of a request that is done. usage: what the run used besides (profiling/meter.py)."""
+    jobs, keep, seconds = request.jobs, request.spec.keep, request.watch.seconds
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
     total = sum(taken) or 1
     return [_result(job, engine, keep, seconds, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
@@ -23,7 +25,7 @@ def report(jobs: Sequence[Job], engine: Engine, keep: int, seconds: float, usage
 def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, share: float) -> Result:
     """share: of this job in the evaluations of all."""
     particles, images = job.particles, _candidates(job, engine.reward_names, keep)
-    warnings = [*job.warnings, *_warnings(images, keep)]
+    warnings = [*job.warnings, *_warnings(images, keep, begun=bool(job.trace))]
     if engine.draft_calls and images and not job.ledger.spent.draft_calls:
         warnings.append("the draft was not used: this search looks at none; seed-pruning with draft_share > 0 does")
     spent = Spent(
@@ -60,12 +62,12 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
     )
 
 
-def _warnings(images: Sequence[Candidate], keep: int) -> list[str]:
-    """What to say of the images that came back."""
+def _warnings(images: Sequence[Candidate], keep: int, *, begun: bool) -> list[str]:
+    """What to say of the images that came back. begun: whether the prompt was taken up."""
     warnings = []
-    if not images:
+    if not images and not begun:
         warnings.append("stopped before this prompt was taken up")
-    elif not any(np.isfinite(candidate.reward) for candidate in images):
+    elif images and not any(np.isfinite(candidate.reward) for candidate in images):
         warnings.append("no image has a score: which of them is the best is not known")
     if 0 < len(images) < keep:
         warnings.append(f"{len(images)} of the {keep} images asked for were finished")

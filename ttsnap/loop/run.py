@@ -1,11 +1,9 @@
-"""One run of the search loop: takes prompts up, asks, charges, submits, collects. See search.py for its promises."""
+"""The search loop: takes prompts up, asks, charges, submits, collects, for all requests on one engine. See search.py
+for its promises."""
 
 from __future__ import annotations
 
-import dataclasses
-import zlib
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,104 +15,108 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
 from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Engine
-from ttsnap.core.results import Event, Result
-from ttsnap.core.spent import Usage
-from ttsnap.core.table import ParticleTable
+from ttsnap.core.results import Event
 from ttsnap.core.validate import check_declared, check_idle, validate
-from ttsnap.loop.budget import Budget, tightest
 from ttsnap.loop.job import Job, Proposal
-from ttsnap.loop.ledger import Ledger
-from ttsnap.loop.report import report
+from ttsnap.loop.request import Listener, Request, Stopwatch, request_of
 from ttsnap.loop.spec import SearchSpec
-
-Listener = Callable[[Event], None]
-
-
-@dataclasses.dataclass
-class Stopwatch:
-    """The time of a run: `begin` is when it began by `clock`, in seconds; `deadline` is when it has to end."""
-
-    clock: Callable[[], float]
-    begin: float
-    deadline: float = np.inf
-
-    @property
-    def seconds(self) -> float:
-        return self.clock() - self.begin
 
 
 class Run:
-    """Takes prompts up as the engine has room, asks their algorithms, charges, submits, collects."""
+    """All searches on one engine: requests may come and go while it runs, and rows of all of them share its batches.
 
-    def __init__(
-        self, prompts: Sequence[str], spec: SearchSpec, engine: Engine, watch: Stopwatch, on_event: Listener | None
-    ) -> None:
-        self.spec, self.engine, self.grid, self.rewards = spec, engine, engine.grid, len(engine.reward_names)
-        self.watch, self.on_event = watch, on_event
-        self._whole = finish_cost(0, False, self.grid, self.rewards, engine.price)
-        self.cap = tightest(spec.budget, engine)
-        self.task = self.cap.task(spec.keep, spec.shared)
-        pot = Ledger(spec.budget.times(len(prompts)), engine.price) if spec.shared else None
-        self.jobs = [self._job(i, prompt, pot) for i, prompt in enumerate(prompts)]
-        self.active: list[Job] = []
-        engine.start(prompts, spec.seed)
+    Whoever owns it calls `turn` while it is `busy`. What a request finds does not depend on the others.
+    """
 
-    def _job(self, index: int, prompt: str, pot: Ledger | None) -> Job:
-        """What the prompt draws depends on itself and the seed alone, not on other prompts."""
-        spec, price = self.spec, self.engine.price
-        ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
-        ledger.hold(self._whole)
-        table = ParticleTable(self.grid.steps, self.rewards, spec.utility)
-        rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.encode())])
-        return Job(index, prompt, ledger, table, spec.algorithm.init(self.task), rng)
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.grid, self.rewards = engine, engine.grid, len(engine.reward_names)
+        self.requests: list[Request] = []
+        self._of_job: dict[int, Request] = {}
+        self._admitted = 0
+        engine.start()
 
-    def results(self, should_stop: Callable[[], bool]) -> list[Result]:
-        """Run to the end, or until `should_stop`, and report."""
-        with self.engine.meter() as meter:
-            self._run(should_stop)
-        usage = meter.summary() if meter is not None else Usage()
-        return report(self.jobs, self.engine, self.spec.keep, self.watch.seconds, usage)
+    def add(
+        self, prompts: Sequence[str], spec: SearchSpec, watch: Stopwatch, listener: Listener | None = None
+    ) -> Request:
+        """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
+
+        ValueError for prompts that its rewards or its model cannot read; nothing is queued then.
+        """
+        request = request_of(prompts, spec, self.engine, watch, listener, self._admitted)
+        self.engine.admit(prompts)
+        self._admitted += len(prompts)
+        self._of_job |= {job.index: request for job in request.jobs}
+        self.requests.append(request)
+        return request
+
+    @property
+    def busy(self) -> bool:
+        """Whether some request is not done."""
+        return bool(self.requests)
+
+    def turn(self) -> None:
+        """One round: take prompts up, ask their algorithms, charge and submit; then one batch of the engine."""
+        for request in list(self.requests):
+            self._take_up(request)
+            ready = [job for job in request.active if not job.waiting]
+            # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
+            if ready and (not request.spec.shared or len(ready) == len(request.active)):
+                self._ask(request, ready)
+        before = self.engine.nfe
+        outcomes = self.engine.tick()
+        if self.engine.nfe > before:
+            for request in self.requests:
+                self._emit(request, "tick", None, nfe=self.engine.nfe - before)
+        for outcome in outcomes:
+            self._collect(outcome)
+        for request in list(self.requests):
+            if not request.stopping and request.late(self.engine):
+                self._wind_up(request)
+        self.requests = [request for request in self.requests if not request.done]
+
+    def stop(self, request: Request) -> None:
+        """End a request early: each prompt with its best image, one being finished first where there is none, and
+        prompts that were not taken up yet without. What was charged and did not run is refunded."""
+        if not request.stopping:
+            self._wind_up(request)
+            self._forget_queue(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request at once, as nobody waits for it any more: no image is finished for it. What did not run is
+        refunded."""
+        request.stopping = True
+        self._forget_queue(request)
+        for job in list(request.active):
+            self._recall(job)
+            job.warnings.append("cancelled; no further image was finished")
+            self._end(job)
+        self.requests = [other for other in self.requests if other is not request]
 
     # --- the loop -------------------------------------------------------------------------------------------
 
-    def _run(self, should_stop: Callable[[], bool]) -> None:
-        queue = deque(self.jobs)
-        stopping = False
-        while queue or self.active:
-            while queue and (self.spec.shared or not self.active or self.engine.pending() < self.engine.capacity):
-                job = queue.popleft()
-                job.closing = stopping
-                self.active.append(job)
-                self._emit("start", job)
-                if not self.spec.shared:
-                    self._ask([job])
-            ready = [job for job in self.active if not job.waiting]
-            # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
-            if ready and (not self.spec.shared or len(ready) == len(self.active)):
-                self._ask(ready)
-            before = self.engine.nfe
-            outcomes = self.engine.tick()
-            if self.engine.nfe > before:
-                self._emit("tick", None, nfe=self.engine.nfe - before)
-            for outcome in outcomes:
-                self._collect(outcome)
-            asked = not stopping and should_stop()
-            if asked or (not stopping and self._late(len(queue))):
-                stopping = True
-                self._wind_up()
-                if asked:
-                    queue.clear()
+    def _take_up(self, request: Request) -> None:
+        """As many of its prompts as the engine has room for, but one at least, so that no other request keeps it out;
+        all at once where they share a budget."""
+        shared = request.spec.shared
+        while request.queue and (shared or not request.active or self.engine.pending() < self.engine.capacity):
+            job = request.queue.popleft()
+            job.closing = request.stopping
+            request.active.append(job)
+            self._emit(request, "start", job)
+            if not shared:
+                self._ask(request, [job])
 
-    def _ask(self, jobs: list[Job]) -> None:
+    def _ask(self, request: Request, jobs: list[Job]) -> None:
         """Get the next move of each job and carry out what the ledgers afford, the most valuable first."""
+        shared = request.spec.shared
         for job in jobs:
             if job.proposal is None:
-                job.proposal = self._propose(job)
-        if self.spec.shared:
+                job.proposal = self._propose(request, job)
+        if shared:
             jobs = sorted(jobs, key=lambda job: (-job.value, job.prompt))
         top = max((job.value for job in jobs if job.value < np.inf), default=np.inf)
         for job in jobs:
-            if self.spec.shared and job.value < top and self.engine.pending() >= self.engine.capacity:
+            if shared and job.value < top and self.engine.pending() >= self.engine.capacity:
                 break  # the batch is full of moves worth more; this one keeps until the next round
             plan, job.state = (job.proposal.plan, job.proposal.state) if job.proposal else (None, job.state)
             job.proposal = None
@@ -123,22 +125,24 @@ class Run:
             if plan is None or not len(plan) or not self._submit_prefix(job, plan):
                 self._stop(job)
 
-    def _propose(self, job: Job) -> Proposal:
+    def _propose(self, request: Request, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
-        left = self.task.allowance - self.cap.evaluations(job.ledger.spent)
+        algorithm, task = request.spec.algorithm, request.task
+        left = task.allowance - request.cap.evaluations(job.ledger.spent)
         particles = job.particles.told(job.moved, left)
-        move, state = self.spec.algorithm.step(job.state, particles, job.rng)
+        move, state = algorithm.step(job.state, particles, job.rng)
         if move is None:
             return Proposal(None, np.inf, state)
         if len(move):
-            validate(move, particles, self.grid, self.spec.algorithm)
-        plan = self._resolve(move, particles)
-        check_declared(plan, self.spec.algorithm, drafter=self.task.draft_calls > 0)
+            validate(move, particles, self.grid, algorithm)
+        plan = self._resolve(job, move, particles)
+        check_declared(plan, algorithm, drafter=task.draft_calls > 0)
         return Proposal(plan, float(move.value), state)
 
-    def _resolve(self, move: Move, particles: Particles) -> Plan:
-        return resolve(move, particles, self.grid, self.rewards, self.engine.price, self.spec.seed)
+    def _resolve(self, job: Job, move: Move, particles: Particles) -> Plan:
+        seed = self._of_job[job.index].spec.seed
+        return resolve(move, particles, self.grid, self.rewards, self.engine.price, seed)
 
     def _submit_prefix(self, job: Job, plan: Plan) -> bool:
         """Submit as many rows of the plan, from the first on, as fit with what must be held back after them."""
@@ -185,20 +189,20 @@ class Run:
         order = np.lexsort((-particles.step[uids], -particles.value(uids)))
         for uid in uids[order]:
             move = advance(particles, [uid], self.grid.steps)
-            if self._submit(job, self._resolve(move, particles)):
+            if self._submit(job, self._resolve(job, move, particles)):
                 return
-        if not self._submit(job, self._resolve(fresh(1, self.grid.steps), particles)):
+        if not self._submit(job, self._resolve(job, fresh(1, self.grid.steps), particles)):
             raise RuntimeError(f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}")
 
     def _submit(self, job: Job, plan: Plan) -> bool:
         """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
-        cost, particles = plan.cost, job.particles
+        request, cost, particles = self._of_job[job.index], plan.cost, job.particles
         reserve = self._reserve(plan, particles)
         if not job.ledger.affords(cost, reserve):
             return False
         job.ledger.charge(cost, reserve)
         job.idle = job.idle + 1 if cost == Cost() else 0
-        check_idle(job.idle, self.spec.algorithm)
+        check_idle(job.idle, request.spec.algorithm)
         if (guided := self.engine.price.guided) is not None:
             owned = owned_gradients(plan, particles, guided.at)
         job.table.place(plan)
@@ -206,16 +210,17 @@ class Run:
             job.table.own(plan.uid, owned)
         if len(plan.drop):
             self.engine.drop(job.index, plan.drop.tolist())
-            self._emit("drop", job, uids=tuple(plan.drop.tolist()))
+            self._emit(request, "drop", job, uids=tuple(plan.drop.tolist()))
         job.begin(plan)
-        self._emit("move", job, uids=tuple(plan.uid.tolist()), nfe=cost.nfe, move=job.trace[-1])
+        self._emit(request, "move", job, uids=tuple(plan.uid.tolist()), nfe=cost.nfe, move=job.trace[-1])
         self.engine.submit(job.index, plan)
         return True
 
     def _collect(self, outcome: Outcome) -> None:
-        job = self.jobs[outcome.job]
-        job.take(outcome, self.grid.steps, self.spec.keep)
-        if self.on_event is None or outcome.scores is None or outcome.images is None:
+        request = self._of_job[outcome.job]
+        job = request.jobs[outcome.job - request.jobs[0].index]
+        job.take(outcome, self.grid.steps, request.spec.keep)
+        if request.listener is None or outcome.scores is None or outcome.images is None:
             return
         best = float(job.particles.value(job.ranking()[:1])[0]) if job.images else float("nan")
         kept = outcome.kept or [{}] * len(outcome.uids)
@@ -223,34 +228,28 @@ class Run:
         for uid, step, scores, image, more in zip(*columns, outcome.images, kept, strict=True):
             look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
             told = {"scores": tuple(scores), "image": image, "kept": more, "best": best}
-            self._emit("score", job, uids=(uid,), step=step, look=look, **told)
+            self._emit(request, "score", job, uids=(uid,), step=step, look=look, **told)
 
     # --- stopping early ---------------------------------------------------------------------------------------
 
-    def _late(self, queued: int) -> bool:
-        """Whether only the time to finish one image for each prompt without one is left."""
-        rates, watch = self.engine.price.seconds, self.watch
-        if watch.deadline == np.inf or rates is None:
-            return watch.clock() >= watch.deadline
-        bare = [job for job in self.active if not job.finished]
-        need = sum(rates.of(job.ledger.reserve) for job in bare) + queued * rates.of(self._whole)
-        batches = -(-(len(bare) + queued) // max(1, self.engine.capacity // 2))
-        need += rates.call * self.grid.nfe * batches
-        return bool(watch.clock() + need >= watch.deadline)
-
-    def _wind_up(self) -> None:
+    def _wind_up(self, request: Request) -> None:
         """Cancel what runs, refund what did not run, and end each prompt with what it has."""
-        for job in list(self.active):
+        request.stopping = True
+        for job in list(request.active):
             if job.closing:
                 continue
-            cancelled = self.engine.cancel(job.index)
-            refund = self._unspent(job, cancelled)
-            job.ledger.refund(refund)
-            if job.trace:
-                job.trace[-1]["refund"] = refund.counts()
-            job.waiting = 0
+            self._recall(job)
             job.warnings.append("stopped early; the budget was not used up")
             self._stop(job)
+
+    def _recall(self, job: Job) -> None:
+        """Take the rows of a prompt back from the engine, and refund what of them did not run."""
+        cancelled = self.engine.cancel(job.index)
+        refund = self._unspent(job, cancelled)
+        job.ledger.refund(refund)
+        if job.trace:
+            job.trace[-1]["refund"] = refund.counts()
+        job.waiting = 0
 
     def _unspent(self, job: Job, cancelled: Outcome) -> Cost:
         """The part of a cancelled plan's cost that did not run. Records how far its rows got."""
@@ -259,15 +258,25 @@ class Run:
             return Cost()
         return unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
 
+    def _forget_queue(self, request: Request) -> None:
+        """Prompts that were not taken up yet never are."""
+        while request.queue:
+            self._release(request.queue.popleft())
+
     def _end(self, job: Job) -> None:
         job.ledger.hold(Cost())
-        self.active.remove(job)
-        self.engine.drop(job.index, range(len(job.particles)))
+        request = self._of_job[job.index]
+        request.active.remove(job)
         if job.failures > 1:
             job.warnings.append(f"{job.failures} scores failed in all")
-        self._emit("end", job)
+        self._release(job)
+        self._emit(request, "end", job)
 
-    def _emit(self, kind: str, job: Job | None, **details: Any) -> None:
-        if self.on_event is not None:
-            index = job.index if job is not None else -1
-            self.on_event(Event(kind, index, self.watch.seconds, **details))
+    def _release(self, job: Job) -> None:
+        self.engine.release(job.index)
+        del self._of_job[job.index]
+
+    def _emit(self, request: Request, kind: str, job: Job | None, **details: Any) -> None:
+        if request.listener is not None:
+            place = job.place if job is not None else -1
+            request.listener(Event(kind, place, request.watch.seconds, **details))

@@ -21,9 +21,12 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Result
+from ttsnap.core.spent import Usage
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
-from ttsnap.loop.run import Listener, Run, Stopwatch
+from ttsnap.loop.report import report
+from ttsnap.loop.request import Listener, Stopwatch
+from ttsnap.loop.run import Run
 from ttsnap.loop.spec import SearchSpec
 
 
@@ -61,7 +64,14 @@ def search(
     spec = prepared(spec, engine)
     if spec.budget.seconds is not None:
         watch.deadline = watch.begin + spec.budget.seconds * len(prompts)
-    return Run(prompts, spec, engine, watch, on_event).results(should_stop or (lambda: False))
+    run = Run(engine)
+    request = run.add(prompts, spec, watch, on_event)
+    with engine.meter() as meter:
+        while run.busy:
+            run.turn()
+            if should_stop is not None and not request.stopping and should_stop():
+                run.stop(request)
+    return report(request, engine, meter.summary() if meter is not None else Usage())
 
 
 def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:

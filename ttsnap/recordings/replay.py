@@ -142,13 +142,18 @@ class ReplayEngine(DryEngine):
         r = recording
         super().__init__(r.grid, r.reward_names, offers=r.offers, price=r.price, draft_calls=r.draft_calls)
         self.recording, self.capacity = recording, capacity
-        self.start(recording.prompts, recording.first_seed)
+        self.start()
 
-    def start(self, prompts: Sequence[str], seed: int) -> None:
-        if tuple(prompts) != self.recording.prompts[: len(prompts)]:
-            raise ValueError(f"prompts {list(prompts)[:3]}... are not the recorded {self.recording.prompts[:3]}...")
-        super().start(prompts, seed)
+    def start(self) -> None:
+        super().start()
+        self.admitted = 0
         self.paid = np.full(self.recording.scores.shape[:2], -1)
+
+    def admit(self, prompts: Sequence[str]) -> None:
+        recorded = self.recording.prompts[self.admitted :]
+        if tuple(prompts) != recorded[: len(prompts)]:
+            raise ValueError(f"prompts {list(prompts)[:3]}... are not the recorded {recorded[:3]}...")
+        self.admitted += len(prompts)
 
     def submit(self, job: int, plan: Plan) -> None:
         if np.count_nonzero(plan.rows.kind > CONTINUE):

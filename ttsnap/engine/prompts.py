@@ -1,0 +1,66 @@
+"""The prompts of an engine's jobs, in words and among those that the denoiser has encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ttsnap.sampling.denoiser import Denoiser
+
+
+class OfJob(Protocol):
+    """What belongs to a job, as a row of a move and a particle's latent do."""
+
+    @property
+    def job(self) -> int:
+        """Its number."""
+
+
+class Prompts:
+    """Of the jobs of one engine, which come and go while it runs.
+
+    A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
+    come, the prompts of all that there are are encoded again, in one call.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all jobs; the next one has number 0."""
+        self._next = 0
+        self._texts: dict[int, str] = {}
+        self._rows: dict[int, int] = {}
+
+    @property
+    def living(self) -> list[str]:
+        """The prompts of the jobs that there are."""
+        return list(self._texts.values())
+
+    def admit(self, prompts: Sequence[str]) -> None:
+        """A job for each of these prompts, numbered on from the last one."""
+        self._texts |= {self._next + i: prompt for i, prompt in enumerate(prompts)}
+        self._next += len(prompts)
+        self.encode()
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """Have the denoiser encode all prompts that there are."""
+        self.denoiser.encode(self.living)
+        self._rows = {job: i for i, job in enumerate(self._texts)}
+
+    def release(self, job: int) -> None:
+        """Forget a job, of which nothing is under way. Its encoded prompt goes when the next jobs come."""
+        self._texts.pop(job, None)
+
+    def texts(self, items: Iterable[OfJob]) -> list[str]:
+        """The prompts of these rows or latents (N,), in words."""
+        return [self._texts[item.job] for item in items]
+
+    def rows(self, items: Iterable[OfJob]) -> Tensor:
+        """Where the prompts of these rows or latents are among the encoded ones: (N,), long, on the CPU."""
+        return torch.tensor([self._rows[item.job] for item in items])

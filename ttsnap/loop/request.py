@@ -1,0 +1,96 @@
+"""What is asked of a running loop at once: some prompts with one specification, and how far they have come."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Task
+from ttsnap.core.pricing import finish_cost
+from ttsnap.core.protocols import Engine
+from ttsnap.core.results import Event
+from ttsnap.core.table import ParticleTable
+from ttsnap.loop.budget import Budget, Cap, tightest
+from ttsnap.loop.job import Job
+from ttsnap.loop.ledger import Ledger
+from ttsnap.loop.spec import SearchSpec
+
+Listener = Callable[[Event], None]
+
+
+@dataclass
+class Stopwatch:
+    """The time of a request: `begin` is when it began by `clock`, in seconds; `deadline` is when it has to end."""
+
+    clock: Callable[[], float]
+    begin: float
+    deadline: float = np.inf
+
+    @property
+    def seconds(self) -> float:
+        return self.clock() - self.begin
+
+
+@dataclass(eq=False)
+class Request:
+    """Prompts that are searched by one specification. Jobs are in `queue` until they are taken up, then `active` until
+    they end; `jobs` are all of them, in the order of the prompts.
+
+    cap: what the budget is planned by. whole: the cost of one image. stopping: whether nothing new is begun.
+    """
+
+    spec: SearchSpec
+    cap: Cap
+    task: Task
+    whole: Cost
+    watch: Stopwatch
+    listener: Listener | None
+    jobs: tuple[Job, ...]
+    queue: deque[Job]
+    active: list[Job] = field(default_factory=list)
+    stopping: bool = False
+
+    @property
+    def done(self) -> bool:
+        return not (self.queue or self.active)
+
+    def late(self, engine: Engine) -> bool:
+        """Whether only the time to finish one image for each prompt without one is left."""
+        rates, watch, queued = engine.price.seconds, self.watch, len(self.queue)
+        if watch.deadline == np.inf or rates is None:
+            return watch.clock() >= watch.deadline
+        bare = [job for job in self.active if not job.finished]
+        need = sum(rates.of(job.ledger.reserve) for job in bare) + queued * rates.of(self.whole)
+        batches = -(-(len(bare) + queued) // max(1, engine.capacity // 2))
+        need += rates.call * engine.grid.nfe * batches
+        return bool(watch.clock() + need >= watch.deadline)
+
+
+def request_of(
+    prompts: Sequence[str],
+    spec: SearchSpec,
+    engine: Engine,
+    watch: Stopwatch,
+    listener: Listener | None,
+    first: int,
+) -> Request:
+    """A request whose jobs are numbered from `first` on; all of them are queued."""
+    cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
+    task, whole = cap.task(spec.keep, spec.shared), finish_cost(0, False, engine.grid, rewards, price)
+    pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
+
+    def job(place: int, prompt: str) -> Job:
+        """What the prompt draws depends on itself and the seed alone, not on other prompts."""
+        ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
+        ledger.hold(whole)
+        table = ParticleTable(engine.grid.steps, rewards, spec.utility)
+        rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.encode())])
+        return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
+
+    jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
+    return Request(spec, cap, task, whole, watch, listener, jobs, deque(jobs))
