@@ -30,7 +30,8 @@ from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import UNSEEN_KINDS, parse, sample_prompts
 from ttsnap.simulation.calibrate import calibrate
-from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve, short_of_seeds
+from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
+from ttsnap.simulation.sizing import short_of_seeds
 from ttsnap.simulation.tune import tune
 
 STRICT = weighted([0.0, 1.0])

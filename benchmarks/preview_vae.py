@@ -46,7 +46,8 @@ from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.scenes.preview_files import preview_vae
 from ttsnap.scenes.training.__main__ import main as train
-from ttsnap.simulation.simulate import best_of_n_curve, curve, sized_for
+from ttsnap.simulation.simulate import best_of_n_curve, curve
+from ttsnap.simulation.sizing import sized_for
 
 REWARDS = ("scenes", "scenes-learned", "scenes-noise-aware")
 SCORED = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 14]

@@ -33,7 +33,7 @@ from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import showcase
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
-from ttsnap.simulation.simulate import sized_for
+from ttsnap.simulation.sizing import sized_for
 
 REWARDS = ("scenes", "scenes-strict")
 SOFT = weighted([1.0, 0.0])

@@ -171,6 +171,7 @@ def test_bad_parts_of_a_recording(command: str, extra: list[str], message: str, 
         (["simulate", "R", "--algorithms", "none.json"], "cannot read algorithm file none.json"),
         (["simulate", "R", "--ledger", "magic"], "ledger must be one of .*, got 'magic'"),
         (["simulate", "R", "--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["simulate", "R", "--workers", "0"], "workers must be at least 1, got 0"),
         (["simulate", "R", "--utility", "rank_sum"], "rank_sum has none"),
         (["tune", "R", "--trials", "0"], "must be at least 1, got 0 and 5"),
         (["tune", "R", "--checks", "0"], "must be at least 1, got 400 and 0"),
@@ -204,7 +205,7 @@ def test_an_unfinished_recording_is_refused(inside: str, capsys: Any) -> None:
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words in {
-        "simulate": ["omega, %", "equals N", "--shared", "examples:"],
+        "simulate": ["omega, %", "equals N", "--shared", "--workers N", "examples:"],
         "tune": ["kept out of the fit", "example:"],
         "calibrate": ["20 prompts x 40 seeds suffice", "example:"],
     }.items():

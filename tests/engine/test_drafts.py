@@ -33,7 +33,8 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
-from ttsnap.simulation.simulate import curve, sized_for
+from ttsnap.simulation.simulate import curve
+from ttsnap.simulation.sizing import sized_for
 
 
 class Drafting(Counted):

@@ -20,7 +20,7 @@ from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
-from ttsnap.simulation.simulate import sized_for
+from ttsnap.simulation.sizing import sized_for
 
 relaxed = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -20,7 +20,7 @@ from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
-from ttsnap.simulation.simulate import sized_for
+from ttsnap.simulation.sizing import sized_for
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 SETTLING = 1 - np.linspace(0.9, 0, 11)  # correlation with the final score

@@ -23,14 +23,8 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import calibrate, default_checks, enlarge
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders, draw_orders
-from ttsnap.simulation.simulate import (
-    best_of_n_curve,
-    compare,
-    curve,
-    published_seeds,
-    require_varied,
-    sized_for,
-)
+from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, require_varied
+from ttsnap.simulation.sizing import published_seeds, sized_for
 
 GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
 

@@ -14,7 +14,8 @@ from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
-from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead, short_of_seeds
+from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
+from ttsnap.simulation.sizing import short_of_seeds
 from ttsnap.simulation.tune import judge, tune
 
 BUDGETS = ["40nfe", "80nfe", "160nfe"]

@@ -6,8 +6,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import add_recording_arguments, read_recording
+from ttsnap.options.workers import WorkerOptions
 
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
@@ -62,7 +65,7 @@ def run(a: Namespace) -> int:
     rates = recording.price.flops
     saved = (rates.decodes - rates.pixels(recording.price.estimates)) / rates.nfe if rates.nfe > 0 else 0.0
     check_cost = max(0.0, score_cost - saved)
-    with tqdm(desc="prices", unit="budget") as bar:
+    with left_by_sigterm(), tqdm(desc="prices", unit="budget") as bar:
 
         def progress(done: int, of: int) -> None:
             bar.total = of
@@ -71,8 +74,8 @@ def run(a: Namespace) -> int:
         forecast = calibrate(
             recording, checks=a.checks, score_cost=score_cost, check_cost=check_cost,
             utility=utility.make(a.utility), seed=a.seed, on_progress=progress,
+            workers=arguments.read(WorkerOptions, a).workers,
         )  # fmt: skip
-        bar.update(bar.total - bar.n if bar.total else 0)
     write_json(out, {"name": "price-of-compute", "forecast": forecast.to_json()})
     known = 1 - np.array([np.var(forecast.paths[:, -1] - forecast.paths[:, j]) for j in range(len(forecast.checks))])
     names = (f"step {check}" if isinstance(check, int) else check for check in written(forecast.checks))

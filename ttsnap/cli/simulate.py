@@ -18,6 +18,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.workers import WorkerOptions
 
 HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
@@ -64,6 +65,7 @@ def add_recording_arguments(p: ArgumentParser) -> None:
     )
     arguments.add_options(p, SearchOptions, "utility")
     p.add_argument("--seed", type=int, default=0, help="decides the random orders in which recorded seeds are searched")
+    arguments.add_options(p, WorkerOptions)
 
 
 def parser() -> ArgumentParser:
@@ -109,7 +111,8 @@ def _compare(a: Namespace, out: Path | None) -> int:
     from ttsnap.algorithms import make_algorithm
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
-    from ttsnap.simulation.simulate import LEDGERS, best_of_n_curve, curve, require_varied, short_of_seeds
+    from ttsnap.simulation.simulate import LEDGERS, Method, Study, best_of_n_curve, require_varied
+    from ttsnap.simulation.sizing import short_of_seeds
 
     if a.ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
@@ -127,11 +130,19 @@ def _compare(a: Namespace, out: Path | None) -> int:
         algorithms.append(("without drafts", make_algorithm("seed-pruning", draft_share=0.0)))
     base = best_of_n_curve(recording, budgets, utility=combine)
     curves = {"best-of-n": base}
-    for name, algorithm in tqdm(algorithms, unit="method", disable=len(algorithms) < 2):
-        priced = isinstance(algorithm, PriceOfCompute)
-        ledger = "honest" if priced else a.ledger
-        curves[name] = curve(recording, algorithm, budgets, a.repeats, shared=a.shared and priced,
-                             utility=combine, ledger=ledger, seed=a.seed)  # fmt: skip
+    priced = [isinstance(algorithm, PriceOfCompute) for _, algorithm in algorithms]
+    methods = tuple(
+        Method(algorithm, a.shared and has_price, "honest" if has_price else a.ledger)
+        for (_, algorithm), has_price in zip(algorithms, priced, strict=True)
+    )
+    study = Study(recording, methods, tuple(budgets), a.repeats, combine, a.seed)
+    with tqdm(total=len(methods) * len(budgets), unit="point", leave=False) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.update(done - bar.n)
+
+        found = study.curves(arguments.read(WorkerOptions, a).workers, progress)
+    curves |= zip((name for name, _ in algorithms), found, strict=True)
     print_curves(curves, recording, combine, a.ledger)
     for name, algorithm in algorithms:
         if a.ledger == "honest" and (short := short_of_seeds(recording, algorithm, budgets)) is not None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
+from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import (
     add_recording_arguments,
     print_curves,
@@ -16,6 +18,7 @@ from ttsnap.cli.simulate import (
     read_span,
     too_few_seeds,
 )
+from ttsnap.options.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning
@@ -61,7 +64,7 @@ def run(a: Namespace) -> int:
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
-    from ttsnap.simulation.simulate import short_of_seeds
+    from ttsnap.simulation.sizing import short_of_seeds
     from ttsnap.simulation.tune import split, tune
 
     if a.trials < 1 or a.checks < 1:
@@ -69,14 +72,14 @@ def run(a: Namespace) -> int:
     out = new_file(a.out, a.overwrite)
     recording, combine = read_recording(a), utility.make(a.utility)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    with tqdm(total=a.trials, unit="schedule") as bar:
+    with left_by_sigterm(), tqdm(total=a.trials, unit="schedule") as bar:
 
         def progress(done: int, of: int) -> None:
             bar.update(done + 1 - bar.n)
 
         tuned = tune(
             recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=combine,
-            seed=a.seed, on_progress=progress,
+            seed=a.seed, on_progress=progress, workers=arguments.read(WorkerOptions, a).workers,
         )  # fmt: skip
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,13 +28,19 @@ def weighted(weights: Sequence[float]) -> Utility:
     w = np.asarray(weights, float)
     if w.ndim != 1 or not len(w) or not np.isfinite(w).all():
         raise ValueError(f"weights must be a list of finite numbers, one per reward, got {list(weights)}")
+    return _Weighted(w)
 
-    def utility(scores: FloatArray) -> FloatArray:
-        if scores.shape[-1] != len(w):
-            raise ValueError(f"{len(w)} weights for {scores.shape[-1]} rewards; give one weight per reward")
-        return np.asarray(scores @ w)
 
-    return utility
+@dataclass(frozen=True, eq=False)
+class _Weighted:
+    """What `weighted` makes: a class, so that it can be sent to other processes, as no inner function can."""
+
+    weights: FloatArray
+
+    def __call__(self, scores: FloatArray) -> FloatArray:
+        if scores.shape[-1] != len(self.weights):
+            raise ValueError(f"{len(self.weights)} weights for {scores.shape[-1]} rewards; give one weight per reward")
+        return np.asarray(scores @ self.weights)
 
 
 def make(spec: str | Sequence[float]) -> Utility:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ttsnap.core.price import Rates
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
+from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import require_varied
 
 IMAGES = (2, 3, 5, 8, 12, 20, 30)
@@ -43,14 +45,16 @@ def calibrate(
     utility: Utility = utilities.mean,
     seeds: int = 200,
     seed: int = 0,
+    workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Forecast:
     """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
 
     checks: as `read_checks` reads them; None for `default_checks` where they were recorded and, where drafts of the
-    initial noise were, the one with the fewest calls before them. score_cost, check_cost: as in Task. on_progress:
-    called with (done, of). Raises ValueError where the recording lacks a check, has too few trajectories or failed
-    scores, or where its rewards do not vary.
+    initial noise were, the one with the fewest calls before them. score_cost, check_cost: as in Task. workers:
+    processes that find prices side by side (`processes.working`), to the same digits. on_progress: called with
+    (done, of) prices. Raises ValueError where the recording lacks a check, has too few trajectories or failed scores,
+    or where its rewards do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
@@ -64,14 +68,22 @@ def calibrate(
             rewards[..., check.step] = utility(recording.seen(*check))
     forecast = fit(rewards, grid.levels, seen)
     wide = enlarge(columns, recording, seeds, np.random.default_rng(seed))
+    tasks = [  # the largest budgets first: they take longest, and none is left for the end
+        Task(
+            grid, 1, count * (grid.nfe + score_cost), score_cost, True, check_cost, recording.draft_calls,
+            price.nfe_per_draft,
+        )
+        for count in sorted(images, reverse=True)
+    ]  # fmt: skip
     prices: list[tuple[float, float]] = []
-    for done, count in enumerate(sorted(images)):
-        if on_progress is not None:
-            on_progress(done, len(images))
-        allowance = count * (grid.nfe + score_cost)
-        task = Task(grid, 1, allowance, score_cost, True, check_cost, recording.draft_calls, price.nfe_per_draft)
-        prices.append((allowance, _price_that_spends(forecast, wide, task, seed)))
-    return dataclasses.replace(forecast, prices=np.array(prices))
+    if on_progress is not None:
+        on_progress(0, len(tasks))
+    with working(partial(_price_that_spends, forecast, wide, seed), workers) as crew:
+        for task, found in zip(tasks, crew.each(tasks), strict=True):
+            prices.append((task.allowance, found))
+            if on_progress is not None:
+                on_progress(len(prices), len(tasks))
+    return dataclasses.replace(forecast, prices=np.array(prices[::-1]))
 
 
 def recorded_checks(recording: Recording) -> tuple[Seen, ...]:
@@ -121,7 +133,7 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
     )
 
 
-def _price_that_spends(forecast: Forecast, recording: Recording, task: Task, seed: int, repeats: int = 10) -> float:
+def _price_that_spends(forecast: Forecast, recording: Recording, seed: int, task: Task, repeats: int = 10) -> float:
     """By bisection: a higher price spends less."""
     low, high = (float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0))
     n = recording.seeds

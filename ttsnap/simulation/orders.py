@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,3 +73,14 @@ def draw_orders(recording: Recording, budgets: Sequence[object], repeats: int, s
     """Random orders for `repeats` searches of every prompt at each of these budgets, drawn one after the other."""
     rng = np.random.default_rng(seed)
     return (Orders.drawn(recording, repeats, rng) for _ in budgets)
+
+
+def generators(
+    recording: Recording, budgets: Sequence[object], repeats: int, seed: int
+) -> Iterator[np.random.Generator]:
+    """For each budget the generator that is about to draw what `draw_orders` draws for it, and small, where orders
+    are large: what another process is sent."""
+    rng = np.random.default_rng(seed)
+    for _ in budgets:
+        yield copy.deepcopy(rng)
+        Orders.drawn(recording, repeats, rng)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.algorithms.options import name_of
-from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
-from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Cost
-from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.needs import Need, declared
 from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Algorithm
-from ttsnap.loop.budget import Budget, task_of
-from ttsnap.loop.search import check_budget, dry_costs, fit
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.search import dry_costs
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
-from ttsnap.simulation.orders import FAILED, Orders, draw_orders
+from ttsnap.simulation.orders import FAILED, Orders, generators
+from ttsnap.simulation.processes import working
+from ttsnap.simulation.sizing import sized_for, task_for
 
 LEDGERS = ("honest", "published")
 
@@ -53,6 +54,100 @@ class Curve:
         n = len(self.rewards)
         return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n)) if n > 1 else np.full(len(self.budgets), np.nan)
 
+    @classmethod
+    def of(cls, budgets: tuple[Budget, ...], points: Sequence[Point]) -> Curve:
+        """Of a method's points at these budgets."""
+        rewards, scores, spent, most = zip(*points, strict=True)
+        return cls(budgets, np.stack(rewards, 1), np.stack(scores, 1), np.array(spent), np.array(most))
+
+
+class Method(NamedTuple):
+    """What is simulated: an algorithm; whether the prompts of one repeat draw on one pot; and how it is billed. The
+    ledger "published" bills a schedule as the notebooks of arXiv 2511.22242 do (see `published_seeds`)."""
+
+    algorithm: Algorithm
+    shared: bool = False
+    ledger: str = "honest"
+
+
+class Place(NamedTuple):
+    """A point of one of the curves: which method, under which budget, and the generator that draws its orders."""
+
+    method: int
+    budget: Budget
+    rng: np.random.Generator
+
+
+class Point(NamedTuple):
+    """A method at one budget, as a Curve holds it: rewards (P,), scores (P, R), spent and most."""
+
+    rewards: FloatArray
+    scores: FloatArray
+    spent: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods over a recording: every prompt is searched `repeats` times by each of them at each of the budgets.
+
+    Each search sees the recorded seeds in an order of its own, drawn from `seed`: the same orders for all methods.
+    Called with a Place it makes that point, and nothing else decides what comes out. Raises ValueError where a method
+    cannot run on this recording.
+    """
+
+    recording: Recording
+    methods: tuple[Method, ...]
+    budgets: tuple[Budget, ...]
+    repeats: int = 10
+    utility: Utility = utilities.mean
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+        for method in self.methods:
+            _require_simulable(self.recording, method)
+
+    def curves(self, workers: int = 1, on_progress: Callable[[int, int], None] | None = None) -> list[Curve]:
+        """The curve of each method. workers: processes that make points side by side (`processes.working`); the curves
+        are the same to the last digit. on_progress: called with (done, of) points."""
+        before = list(generators(self.recording, self.budgets, self.repeats, self.seed))
+        places = [
+            Place(method, budget, rng)  # the largest budgets first: they take longest, and none is left for the end
+            for budget, rng in reversed(list(zip(self.budgets, before, strict=True)))
+            for method in range(len(self.methods))
+        ]
+        found: list[list[Point]] = [[] for _ in self.methods]
+        with working(dataclasses.replace(self), workers) as crew:  # without `_costs`, which cannot be sent
+            for done, (place, point) in enumerate(zip(places, crew.each(places), strict=True), 1):
+                found[place.method].append(point)
+                if on_progress is not None:
+                    on_progress(done, len(places))
+        return [Curve.of(self.budgets, points[::-1]) for points in found]
+
+    def __call__(self, place: Place) -> Point:
+        rng = copy.deepcopy(place.rng)  # which other methods draw from, too
+        return self.point(place.method, place.budget, Orders.drawn(self.recording, self.repeats, rng))
+
+    def point(self, method: int, budget: Budget, orders: Orders) -> Point:
+        """One method at one budget, with the seeds in these orders."""
+        r, (algorithm, shared, ledger), costs = self.recording, self.methods[method], self._costs[method]
+        task, sized = sized_for(r, algorithm, budget, shared=shared, ledger=ledger, costs=costs)
+        lookup, searches = orders.play(r, sized.n or 1), len(orders)
+        pot = len(r.prompts) if shared else None
+        out = lockstep(sized, lookup, searches, task, rewards=len(r.reward_names), utility=self.utility, pot=pot)
+        total = out.spent(task)
+        everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
+        won = lookup(everyone, out.winner[:, None], end, ESTIMATE)[:, 0]
+        rewards, scores = (of.reshape(self.repeats, -1, *of.shape[1:]).mean(0) for of in (out.reward, won))
+        return Point(rewards, scores, total.mean(), total.max())
+
+    @cached_property
+    def _costs(self) -> list[Callable[[int], Cost]]:
+        """What n seeds of each method cost: the budgets share these runs."""
+        return [dry_costs(method.algorithm, ReplayEngine(self.recording)) for method in self.methods]
+
 
 def curve(
     recording: Recording,
@@ -66,16 +161,23 @@ def curve(
     seed: int = 0,
     orders: Iterable[Orders] | None = None,
 ) -> Curve:
-    """Search every prompt `repeats` times at every budget; each search sees the recorded seeds in an order of its own.
+    """The curve of a single method, as a Study finds it.
 
-    shared: the prompts of one repeat draw on one pot. ledger "published" bills a schedule as the notebooks of
-    arXiv 2511.22242 do (see `published_seeds`). orders: `draw_orders` of these budgets, repeats and seed, where several
-    algorithms are compared on them. Raises ValueError where the algorithm cannot run on recordings.
+    orders: `draw_orders` of these budgets, repeats and seed, where several algorithms are compared on them. Raises
+    ValueError where the algorithm cannot run on recordings.
     """
+    caps = tuple(Budget.parse(b) for b in budgets)
+    study = Study(recording, (Method(algorithm, shared, ledger),), caps, repeats, utility, seed)
+    if orders is None:
+        return study.curves()[0]
+    return Curve.of(caps, [study.point(0, budget, order) for budget, order in zip(caps, orders, strict=True)])
+
+
+def _require_simulable(recording: Recording, method: Method) -> None:
+    """ValueError where a method cannot run on this recording."""
+    algorithm, _, ledger = method
     if ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
     if lacks := declared(algorithm.needs) - recording.offers:
         if lacks <= {Need.ROLLOUT, Need.DRAFT}:
             looks = " and ".join(sorted(need.value for need in lacks))
@@ -84,25 +186,6 @@ def curve(
         raise ValueError(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )
-    rewards, scores, spent, most = [], [], [], []
-    costs, orders = (
-        dry_costs(algorithm, ReplayEngine(recording)),
-        orders or draw_orders(recording, budgets, repeats, seed),
-    )
-    for budget, order in zip((Budget.parse(b).on(recording.grid) for b in budgets), orders, strict=True):
-        task, sized = sized_for(recording, algorithm, budget, shared=shared, ledger=ledger, costs=costs)
-        lookup, searches = order.play(recording, sized.n or 1), len(order)
-        pot = len(recording.prompts) if shared else None
-        out = lockstep(sized, lookup, searches, task, rewards=len(recording.reward_names), utility=utility, pot=pot)
-        total = out.spent(task)
-        rewards.append(out.reward.reshape(repeats, -1).mean(0))
-        everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
-        won = lookup(everyone, out.winner[:, None], end, ESTIMATE)[:, 0]
-        scores.append(won.reshape(repeats, -1, won.shape[-1]).mean(0))
-        spent.append(total.mean())
-        most.append(total.max())
-    parsed = tuple(Budget.parse(b) for b in budgets)
-    return Curve(parsed, np.stack(rewards, 1), np.stack(scores, 1), np.array(spent), np.array(most))
 
 
 def best_of_n_curve(
@@ -122,7 +205,7 @@ def best_of_n_curve(
         raise ValueError("exact best-of-N needs a utility that scores each image by itself; rank_sum has none")
     engine, columns, scores, spent = ReplayEngine(recording), [], [], []
     for budget in (Budget.parse(b).on(recording.grid) for b in budgets):
-        task = _task(budget, engine)
+        task = task_for(budget, engine)
         one = task.grid.nfe + task.score_cost
         n = min(recording.seeds, int(task.allowance / one + 1e-9))
         columns.append(metrics.best_of_n(final, n))
@@ -131,90 +214,6 @@ def best_of_n_curve(
         spent.append(n * one)
     parsed = tuple(Budget.parse(b) for b in budgets)
     return Curve(parsed, np.stack(columns, 1), np.stack(scores, 1), np.array(spent), np.array(spent))
-
-
-def sized_for(
-    recording: Recording,
-    algorithm: Algorithm,
-    budget: Budget,
-    *,
-    shared: bool = False,
-    ledger: str = "honest",
-    costs: Callable[[int], Cost] | None = None,
-) -> tuple[Task, Algorithm]:
-    """The task under a budget, and the algorithm with as many seeds as it affords, at most its n and those recorded.
-
-    Where a budget does not pay for the checks of a single seed, that is best-of-one: what a search does then. costs: as
-    `fit` takes them, where there are several budgets.
-    """
-    engine = ReplayEngine(recording)
-    budget = budget.on(recording.grid)
-    task = _task(budget, engine, shared)
-    if algorithm.n is None and ledger == "published":
-        seeds = min(recording.seeds, published_seeds(algorithm, task))
-        assert isinstance(algorithm, SeedPruning)  # published_seeds refuses all others
-        return task, PublishedPruning.of(algorithm, seeds)
-    most = min(recording.seeds, algorithm.n or recording.seeds)
-    if isinstance(algorithm, PriceOfCompute):  # it keeps to its budget with any number of seeds
-        return task, dataclasses.replace(algorithm, n=most)
-    costs = costs or dry_costs(algorithm, engine)
-    free = dataclasses.replace(algorithm, n=None)  # type: ignore[type-var]
-    sized = fit(free, engine, budget, most=most, costs=costs)
-    unaffordable = sized.n == 1 and budget.shortfall(costs(1), engine.price) is not None
-    return task, BestOfN(1) if unaffordable else sized
-
-
-def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
-    live; None where the recorded ones do for all, or the algorithm starts a number of its own."""
-    if algorithm.n is not None or isinstance(algorithm, PriceOfCompute):
-        return None
-    engine = ReplayEngine(recording)
-    costs = dry_costs(algorithm, engine)
-    for budget in (Budget.parse(b) for b in budgets):
-        sized = fit(algorithm, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
-        if sized.n is not None and sized.n > recording.seeds:
-            return budget
-    return None
-
-
-def _task(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:
-    """The task under a budget that pays for an image and that a recording can count."""
-    check_budget(budget, engine)
-    task = task_of(budget, engine, shared=shared)
-    if not np.isfinite(task.allowance):
-        known = "400nfe, 20images or 2pflop" if engine.price.flops.nfe > 0 else "400nfe or 20images"
-        raise ValueError(f"a budget of {budget} caps nothing that this recording counts; give one like {known}")
-    return task
-
-
-@dataclass(frozen=True)
-class PublishedPruning(SeedPruning):
-    """Seed pruning with the survivors of the notebooks released with arXiv 2511.22242: `round`, halves to even."""
-
-    @classmethod
-    def of(cls, schedule: SeedPruning, n: int) -> PublishedPruning:
-        """The same schedule, with n seeds."""
-        return cls(**dataclasses.asdict(schedule) | {"n": n})
-
-    def survivors(self, n: int, share: float) -> int:
-        return round(n * share)
-
-
-def published_seeds(algorithm: Algorithm, task: Task) -> int:
-    """Seeds of a pruning schedule as the notebooks released with arXiv 2511.22242 bill them.
-
-    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1; the bill counts survivors as
-    fractions, while those who stay are whole numbers (PublishedPruning).
-    Best-of-N is billed in full. It flatters pruning: here for comparison with published figures only.
-    """
-    if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:
-        raise ValueError("the published ledger bills pruning schedules given in steps only")
-    share, billed, at = 1.0, 0.0, 0
-    for keep, step in zip((*algorithm.keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True):
-        billed += share * (step - at + task.score_cost)
-        share, at = share * keep, step
-    return max(1, int(task.allowance / billed))
 
 
 def require_varied(recording: Recording, utility: Utility = utilities.mean) -> None:

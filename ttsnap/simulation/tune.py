@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,15 @@ from ttsnap.core.particles import Utility
 from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
-from ttsnap.simulation.orders import draw_orders
+from ttsnap.simulation.foresight import one_by_one
+from ttsnap.simulation.orders import Orders, draw_orders
+from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 
 REPEATS = 20
 """Searches per prompt and budget by which a schedule is judged: as many as `ttsnap simulate` takes by default."""
+EXPLORED = 0.4
+"""Share of the trials that are drawn at random; the others change one of the best so far."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ def tune(
     seeds: int = 200,
     utility: Utility = utilities.mean,
     seed: int = 0,
+    workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
@@ -77,8 +83,10 @@ def tune(
     included, with how many of the recorded calls, and whether other checks are to follow at all.
     The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
     prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
-    that large budgets do not use up what was recorded; judging uses the recorded seeds only. Raises ValueError with
-    too few prompts, seeds or budgets, for failed scores, and where the rewards to fit on do not vary.
+    that large budgets do not use up what was recorded; judging uses the recorded seeds only. workers: processes that
+    try schedules side by side (`processes.working`); the winner is the same. on_progress: called with (i, trials) when
+    trial i is judged. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and where the
+    rewards to fit on do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
@@ -92,26 +100,68 @@ def tune(
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     if len(budgets) > 2:
         rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
-    base = best_of_n_curve(wide, budgets).mean
 
     pool: list[tuple[float, SeedPruning]] = []
+
+    def draw(trial: int) -> _Trial:
+        if trial < trials * EXPLORED or not pool:
+            return _Trial(_draw(rng, space))
+        return _Trial(_change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space))
+
     repeats = max(1, 600 // len(to_fit.prompts))
-    orders = tuple(draw_orders(wide, budgets, repeats, seed))
-    for trial in range(trials):
-        if on_progress is not None:
-            on_progress(trial, trials)
-        explore = trial < trials * 0.4
-        parent = pool[min(int(rng.exponential(4)), len(pool) - 1)][1] if not explore else None
-        schedule = _draw(rng, space) if parent is None else _change(rng, parent, space)
-        pool.append((gain(curve(wide, schedule, budgets, repeats, orders=orders).mean, base), schedule))
-        pool.sort(key=lambda entry: -entry[0])
-    base, orders = best_of_n_curve(again, budgets).mean, tuple(draw_orders(again, budgets, 3 * repeats, seed))
-    finals = [schedule for _, schedule in pool[:20]]
-    best = max(finals, key=lambda s: gain(curve(again, s, budgets, 3 * repeats, orders=orders).mean, base))
+    judges = _Judges(_Judge(wide, tuple(budgets), repeats, seed), _Judge(again, tuple(budgets), 3 * repeats, seed))
+    with working(judges, workers) as crew:
+        for trial, (tried, gained) in enumerate(one_by_one(draw, rng, trials, crew)):
+            pool.append((gained, tried.schedule))
+            pool.sort(key=lambda entry: -entry[0])
+            if on_progress is not None:
+                on_progress(trial, trials)
+        finals = [_Trial(schedule, last=True) for _, schedule in pool[:20]]
+        best = finals[int(np.argmax(list(crew.each(finals))))].schedule
     held_out = None
     if len(rest.prompts) and varied(utility(rest.final)).any():
         held_out = judge(rest, best, budgets, utility, seed)
     return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
+
+
+class _Trial(NamedTuple):
+    """A schedule to be judged; last: by the second of two judges, on other draws and more searches."""
+
+    schedule: SeedPruning
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What a schedule gains over best-of-N on an enlarged recording, where all schedules see the same orders."""
+
+    recording: Recording
+    budgets: tuple[Budget | str, ...]
+    repeats: int
+    seed: int
+
+    def gained(self, schedule: SeedPruning) -> float:
+        found = curve(self.recording, schedule, self.budgets, self.repeats, orders=self._orders)
+        return gain(found.mean, self._base)
+
+    @cached_property
+    def _orders(self) -> tuple[Orders, ...]:
+        return tuple(draw_orders(self.recording, self.budgets, self.repeats, self.seed))
+
+    @cached_property
+    def _base(self) -> FloatArray:
+        return best_of_n_curve(self.recording, self.budgets).mean
+
+
+@dataclass(frozen=True)
+class _Judges:
+    """Called with a trial they say what it gains."""
+
+    first: _Judge
+    last: _Judge
+
+    def __call__(self, trial: _Trial) -> float:
+        return (self.last if trial.last else self.first).gained(trial.schedule)
 
 
 def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:

@@ -1,0 +1,147 @@
+"""Work that is spread over processes: what comes out is the same, and nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttsnap import BestOfN, Budget, SeedPruning
+from ttsnap.core import utility
+from ttsnap.simulation.calibrate import calibrate
+from ttsnap.simulation.processes import working
+from ttsnap.simulation.simulate import Method, Study, curve
+from ttsnap.simulation.tune import tune
+
+from .test_simulate import recording
+
+
+def work(unit: str | int) -> tuple[str | int, int]:
+    """The unit and who did it; words misbehave."""
+    if unit == "refuse":
+        raise ValueError("this unit is refused")
+    if unit == "die":
+        os._exit(9)
+    if unit == "last long":
+        time.sleep(600)
+    return unit, os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes import this file by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
+def gone(pids: set[int], seconds: float = 30) -> bool:
+    """Whether no process of these runs any more; zombies, whose owner has not asked after them yet, do not run."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        states = [Path(f"/proc/{pid}/stat") for pid in pids]
+        if not any(state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z" for state in states):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_one_worker_is_this_process() -> None:
+    with working(work, 1) as crew:
+        assert list(crew.each(range(5))) == [(i, os.getpid()) for i in range(5)]
+        assert crew.submit(7).done()
+    code = ("import sys; from ttsnap.simulation.processes import working\nwith working(abs, 1) as crew:\n"
+            "    assert list(crew.each([-1, 2])) == [1, 2]\nsys.exit('multiprocessing' in sys.modules)")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"), working(work, 0):
+        pass
+
+
+def test_several_workers_answer_in_order() -> None:
+    with working(work, 2) as crew:
+        found = list(crew.each(range(40)))
+    assert [unit for unit, _ in found] == list(range(40))
+    assert os.getpid() not in {pid for _, pid in found}
+    assert gone({pid for _, pid in found}, 0.2)
+
+
+def interrupted(by: BaseException | str) -> set[int]:
+    """End a block with two workers, both of which are at work, by an exception here or by this unit: their numbers."""
+    with contextlib.suppress(KeyboardInterrupt, ValueError), working(work, 2) as crew:
+        crew.submit(1).result()
+        pids = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+        crew.submit("last long")
+        if isinstance(by, str):
+            crew.submit(by).result()
+        else:
+            crew.submit("last long")
+            raise by
+    return pids
+
+
+@pytest.mark.parametrize("by", [KeyboardInterrupt(), "refuse"], ids=["Ctrl-C", "an error in a unit"])
+def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
+    before = time.monotonic()
+    pids = interrupted(by)
+    assert pids
+    assert gone(pids)
+    assert time.monotonic() - before < 60
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind", "message"),
+    [
+        ("refuse", ValueError, "^this unit is refused$"),
+        ("die", ChildProcessError, r"one of the 2 worker processes ended.*killed, .*take fewer --workers"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_raised_here(unit: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message), working(work, 2) as crew:
+        crew.submit(unit).result()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")
+def test_nothing_runs_on_after_the_owner_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from tests.simulation.test_processes import work, working\n\n"
+        "if __name__ == '__main__':\n"
+        "    with working(work, 2) as crew:\n"
+        "        print(crew.submit(1).result()[1], flush=True)\n"
+        "        crew.submit('last long').result()\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        worker = int(owner.stdout.readline())
+        assert not gone({worker}, 0.2)
+        owner.send_signal(signal.SIGKILL)
+    assert gone({worker})
+
+
+def test_curves_schedules_and_prices_are_the_same_to_the_last_digit() -> None:
+    r, budgets = recording(6, 20, rewards=2), tuple(map(Budget.parse, ("20nfe", "40nfe", "80nfe")))
+    methods = Method(SeedPruning(None, (0.5,), steps=(4,))), Method(BestOfN())
+    progress: list[tuple[int, int]] = []
+    combine = utility.make([1.0, 2.0])
+    study = Study(r, methods, budgets, 5, combine, seed=3)
+    here, there = study.curves(), study.curves(2, lambda *told: progress.append(told))
+    for method, *found in zip(methods, here, there, strict=True):
+        alone = curve(r, method.algorithm, budgets, 5, utility=combine, seed=3)
+        for name in ("rewards", "scores", "spent", "most"):
+            for each in found:
+                np.testing.assert_array_equal(vars(each)[name], vars(alone)[name])
+    assert progress == [(i, 6) for i in range(1, 7)]
+
+    one, two = (tune(r, budgets, trials=12, seeds=40, seed=1, workers=n) for n in (1, 2))
+    assert one.schedule == two.schedule
+    assert one.fitted.omega == two.fitted.omega
+
+    few, both = (calibrate(r, images=(2, 3), seeds=40, checks=[4, 10], workers=n).to_json() for n in (1, 2))
+    assert few == both
