@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ttsnap.core.grid import Grid
 from ttsnap.files.writing import write_whole
-from ttsnap.recordings.folder import OpenRecording
+from ttsnap.recordings.folder import OpenRecording, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.shards import ShardWriter
+from ttsnap.recordings.shards import Shard, ShardWriter
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SIZE = 6
@@ -76,9 +76,10 @@ def write_recording(
                             shard.add(p, first_seed + s, k, image, kept)
                 shard.close()
 
+            path = shard_path(folder, unit)
             if images:
-                write_whole(there.shard_path(unit), save)
-            there.add(unit, scores)
+                write_whole(path, save)
+            there.add(unit, scores, Shard.of(path) if images else None)
         there.finish()
     return folder
 

@@ -132,7 +132,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
     header = replace(Header.of(Recording(("a", "b"), scores, Grid((1.0, 0.0)), ("r",))), block=(1, 1))
     with OpenRecording(tmp_path / "whole", header) as there:
         for unit in there.missing():
-            there.add(unit, scores)
+            there.add(unit, scores, None)
         journal = (tmp_path / "whole" / "journal.bin").read_bytes()
         there.finish()
     expected = contents(tmp_path / "whole")
@@ -154,7 +154,7 @@ def test_cut_at_every_byte(tmp_path: Path) -> None:
             assert (folder / "journal.bin").read_bytes() == journal[: max(at, int(ends[0]))]
             assert [unit.index for unit in there.missing()] == list(range(n, 4))
             for unit in there.missing():
-                there.add(unit, scores)
+                there.add(unit, scores, None)
             there.finish()
         assert contents(folder) == expected
 

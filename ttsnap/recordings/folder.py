@@ -64,7 +64,7 @@ def save_recording(recording: Recording, folder: str | Path) -> None:
     """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
     with OpenRecording(Path(folder), Header.of(recording)) as there:
         for unit in there.missing():
-            there.add(unit, recording.columns)
+            there.add(unit, recording.columns, None)
         written = there.finish()
     if not np.array_equal(written.columns, recording.columns, equal_nan=True):
         raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
@@ -93,6 +93,11 @@ def progress(folder: str | Path) -> tuple[int, int]:
         return len(units), len(units)
     records = split((folder / JOURNAL).read_bytes())[0] if (folder / JOURNAL).exists() else []
     return len({done.unit for done in _unpack(records, header, units, folder)}), len(units)
+
+
+def shard_path(folder: Path, unit: Unit) -> Path:
+    """Where a unit's images go."""
+    return folder / IMAGES / f"unit-{unit.index:05d}.tar"
 
 
 def check_folder(folder: Path, asked: Mapping[str, Json]) -> None:
@@ -154,15 +159,19 @@ class OpenRecording:
         """The units that are still to be recorded, in order."""
         return [] if self.finished else [unit for unit in self._units if unit.index not in self._done]
 
-    def shard_path(self, unit: Unit) -> Path:
-        """Where a unit's images go."""
-        return self.folder / IMAGES / f"unit-{unit.index:05d}.tar"
+    def add(self, unit: Unit, scores: FloatArray, shard: Shard | None) -> None:
+        """Keep a unit: its rows of `scores` (P, S, C, R), or those alone, and its images' shard, where there are any.
 
-    def add(self, unit: Unit, scores: FloatArray) -> None:
-        """Keep a unit: its rows of `scores` (P, S, C, R), or those alone. Its shard must be in place by now."""
+        ValueError where the shard does not lie in the folder, whole: who made it writes to another disk.
+        """
+        if shard is not None and not self._has(shard):
+            raise ValueError(
+                f"the images of unit {unit.index} were made, but {self.folder / IMAGES / shard.name} is not here: all "
+                "machines must see the same folder, on a file system that they share"
+            )
         if scores.shape == self.header.shape:
             scores = scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop]
-        done = _Done(unit.index, scores, Shard.of(self.shard_path(unit)) if self.header.images else None)
+        done = _Done(unit.index, scores, shard)
         self._journal.append(_pack(done))
         self._done[unit.index] = done
 

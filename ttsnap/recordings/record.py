@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Never
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,20 +14,26 @@ from tqdm.auto import tqdm
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import Seen
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.protocols import Engine
-from ttsnap.core.results import Event
 from ttsnap.files.typed import Json
-from ttsnap.files.writing import write_whole
-from ttsnap.loop.search import dry_costs, search
+from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import OpenRecording
+from ttsnap.recordings.folder import OpenRecording, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.shards import ShardWriter
-from ttsnap.rewards.registry import RewardError
+from ttsnap.recordings.units import Made, make_unit
 from ttsnap.version import versions
+
+Making = Callable[[list[Unit], Callable[[float], None]], Iterator[tuple[Unit, Made]]]
+"""Makes these units, in any order, and tells of the evaluations that it makes."""
+
+
+class Described(NamedTuple):
+    """What an engine is about to record: the settings of the recording, and the evaluations that each seed takes."""
+
+    header: Header
+    nfe: float
 
 
 def record(
@@ -53,6 +58,17 @@ def record(
     Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
     reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
     """
+    what = describe(engine, prompts, options, info or {})
+
+    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
+        for unit in units:
+            yield unit, make_unit(engine, what.header, unit, shard_path(Path(folder), unit), on_nfe)
+
+    return keep(what, Path(folder), making, progress_bar=progress_bar)
+
+
+def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, info: Mapping[str, Json]) -> Described:
+    """What `record` with these arguments records. ValueError where they do not fit together."""
     grid, names = engine.grid, engine.reward_names
     engine.check(prompts)
     looks = options.looks_of(engine.draft_calls)
@@ -71,21 +87,34 @@ def record(
         images=options.images,
         extras=options.extras,
         price=replace(engine.price, seconds=None),
-        info={"versions": versions("torch", "diffusers"), **engine.batch_sizes, **(info or {})},
+        info={"versions": versions("torch", "diffusers"), **engine.batch_sizes, **info},
     )
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.extras)}; make it with keep={sorted(options.keep)}")
-    with OpenRecording(Path(folder), header) as there:
+    every = KeepAll(steps=header.steps, looks=looks)
+    return Described(header, engine.price.evaluations(dry_costs(every, engine)(1)))
+
+
+def keep(what: Described, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
+    """Have the units made that a folder lacks, and keep each there when it is done, until it holds all of them.
+
+    ValueError before any is made where the folder holds something else.
+    """
+    header, nfe = what
+    with OpenRecording(folder, header) as there:
         missing = there.missing()
-        every = KeepAll(steps=header.steps, looks=looks)
-        each = engine.price.evaluations(dry_costs(every, engine)(1))  # of a seed, with drafts
-        total = round(len(prompts) * options.seeds * each)
+        total, left = (
+            round(seeds * nfe)
+            for seeds in (len(header.prompts) * header.seeds, sum(len(u.prompts) * len(u.seeds) for u in missing))
+        )
         quiet = not (progress_bar and missing)
-        left = round(sum(len(unit.prompts) * len(unit.seeds) for unit in missing) * each)
         with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
-            for unit in missing:
-                run = partial(_run, engine, header, unit, bar)
-                there.add(unit, write_whole(there.shard_path(unit), run) if options.images else run())
+
+            def advance(nfe: float) -> None:
+                bar.update(nfe)
+
+            for unit, made in making(missing, advance):
+                there.add(unit, made.scores, made.shard)
         return there.finish()
 
 
@@ -102,49 +131,6 @@ def step_correlations(recording: Recording) -> FloatArray:
             if varied.any():
                 correlations[step, r] = rank_correlation(early[varied], final[varied])
     return correlations
-
-
-def _run(engine: Engine, header: Header, unit: Unit, bar: tqdm[Never], file: BinaryIO | None = None) -> FloatArray:
-    """One unit's scores (prompts, seeds, C, R); its images go to `file`, where there is one."""
-    first = header.first_seed + unit.seeds.start
-    shard = ShardWriter(file) if file is not None else None
-    singular = {"latent" if kind == "latents" else kind for kind in _kinds(header.extras)}
-
-    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
-    column = {seen: i for i, seen in enumerate(header.seen)}
-    looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
-
-    def listen(event: Event) -> None:
-        if event.kind == "tick":
-            bar.update(event.nfe)
-        elif event.kind == "score" and (at := column.get(Seen(event.look, event.step))) is not None:
-            looked[event.job, event.uids[0], at] = event.scores
-        elif event.kind == "score" and shard is not None:
-            if event.image is None:
-                raise ValueError("there is no picture of an estimate to keep, as no reward reads pixels; record "
-                                 "without images")  # fmt: skip
-            kept = {name: value for name, value in event.kept.items() if name in singular}
-            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
-
-    algorithm = KeepAll(len(unit.seeds), header.steps, header.looks)
-    try:
-        results = search(prompts, algorithm, engine, seed=first, on_event=listen)
-    except RewardError as error:
-        raise ValueError(str(error)) from error
-    if shard is not None:
-        shard.close()
-    scores = np.stack([result.particles.scores for result in results])
-    for name, final in zip(header.rewards, np.moveaxis(scores[:, :, -1], -1, 0), strict=True):
-        if np.isnan(final).all():
-            why = next((w for result in results for w in result.warnings), "it returned nan")
-            raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
-    scores[:, :, [k for k in range(scores.shape[2]) if k not in header.steps]] = np.nan  # by looks, if by anything
-    return np.concatenate([scores, looked], axis=2)
-
-
-def _kinds(extras: Sequence[str]) -> set[str]:
-    """latents, features."""
-    return {extra.partition(":")[0] for extra in extras}
 
 
 def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:

@@ -1,0 +1,88 @@
+"""One unit of a recording: its prompts and seeds, denoised to the end and scored on the way, in one search call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.looks import Seen
+from ttsnap.core.protocols import Engine
+from ttsnap.core.results import Event
+from ttsnap.files.writing import write_whole
+from ttsnap.loop.search import search
+from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.shards import Shard, ShardWriter
+from ttsnap.rewards.registry import RewardError
+
+
+class Made(NamedTuple):
+    """What became of a unit: its scores (prompts, seeds, C, R), and its images' tar, where they are kept."""
+
+    scores: FloatArray
+    shard: Shard | None
+
+
+def make_unit(engine: Engine, header: Header, unit: Unit, path: Path, on_nfe: Callable[[float], None]) -> Made:
+    """Denoise and score a unit; where images are kept, they are at `path` when this returns, whole.
+
+    It runs in the batches that it would have on any engine of the same settings, so that the result is the same to the
+    last bit where the engine is deterministic for equal batches. on_nfe: called with the evaluations of each batch.
+    Raises ValueError where a reward fails on every image; nothing is kept then.
+    """
+    if not header.images:
+        return Made(_scores(engine, header, unit, on_nfe, None), None)
+
+    def save(file: BinaryIO) -> FloatArray:
+        writer = ShardWriter(file)
+        scores = _scores(engine, header, unit, on_nfe, writer)
+        writer.close()
+        return scores
+
+    scores = write_whole(path, save)
+    return Made(scores, Shard.of(path))
+
+
+def _scores(
+    engine: Engine, header: Header, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
+) -> FloatArray:
+    """The scores of a unit; its images go to `shard`, where there is one."""
+    first = header.first_seed + unit.seeds.start
+    singular = {"latent" if kind == "latents" else kind for kind in _kinds(header.extras)}
+    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
+    column = {seen: i for i, seen in enumerate(header.seen)}
+    looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
+
+    def listen(event: Event) -> None:
+        if event.kind == "tick":
+            on_nfe(event.nfe)
+        elif event.kind == "score" and (at := column.get(Seen(event.look, event.step))) is not None:
+            looked[event.job, event.uids[0], at] = event.scores
+        elif event.kind == "score" and shard is not None:
+            if event.image is None:
+                raise ValueError("there is no picture of an estimate to keep, as no reward reads pixels; record "
+                                 "without images")  # fmt: skip
+            kept = {name: value for name, value in event.kept.items() if name in singular}
+            shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
+
+    algorithm = KeepAll(len(unit.seeds), header.steps, header.looks)
+    try:
+        results = search(prompts, algorithm, engine, seed=first, on_event=listen)
+    except RewardError as error:
+        raise ValueError(str(error)) from error
+    scores = np.stack([result.particles.scores for result in results])
+    for name, final in zip(header.rewards, np.moveaxis(scores[:, :, -1], -1, 0), strict=True):
+        if np.isnan(final).all():
+            why = next((w for result in results for w in result.warnings), "it returned nan")
+            raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
+    scores[:, :, [k for k in range(scores.shape[2]) if k not in header.steps]] = np.nan  # by looks, if by anything
+    return np.concatenate([scores, looked], axis=2)
+
+
+def _kinds(extras: Sequence[str]) -> set[str]:
+    """latents, features."""
+    return {extra.partition(":")[0] for extra in extras}
