@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from runs import SETTINGS, diversity, parser, read, winners, write
 from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.lora import load_lora, parse_lora
 
 from ttsnap import Budget, make_algorithm, search
-from ttsnap.cli.lora import load_lora, parse_lora
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
+from ttsnap.pipelines.lora import load_lora, parse_lora
 
 from ttsnap.cli import main as ttsnap
-from ttsnap.cli.lora import load_lora, parse_lora
 from ttsnap.files.settings import to_json
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
-from ttsnap.files.reading import foreign
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.model import EMBEDDED
+from ttsnap.options.model import EMBEDDED, ModelOptions
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -96,80 +95,31 @@ def check_call(pipe: Any, call: dict[str, Any]) -> None:
 
 def load_model(model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None) -> Any:
     """The search pipeline on its device. ValueError for an unknown model, device or dtype, or a bad --lora."""
-    from ttsnap.pipelines import load
-
     place, kind = placement(device, dtype)
     if offload != "none" and place.type == "cpu":
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
     load_libraries()
     embedded = model == EMBEDDED
-    with loading(f"{'the embedded model' if embedded else model}", bars=not embedded):
-        with _quiet() if embedded else nullcontext():
-            pipe = load(model, dtype=kind)
-        if lora is not None:
-            from ttsnap.cli.lora import load_lora
+    from ttsnap.pipelines import opening
 
-            load_lora(pipe, lora)
-    if offload == "none":
-        return pipe.to(place)
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=place)
-    else:
-        pipe.enable_group_offload(onload_device=place, offload_type="leaf_level", use_stream=place.type == "cuda")
-    return pipe
+    with loading(f"{'the embedded model' if embedded else model}", bars=not embedded):
+        pipe = opening.loaded(model, kind, lora)
+    return opening.placed(pipe, place, offload)
 
 
 def prepare_model(pipe: Any, a: Namespace) -> None:
     """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
-    from ttsnap.pipelines.attention import use_attention
-    from ttsnap.pipelines.compilation import compile_denoiser
+    from ttsnap.pipelines.opening import prepare
 
-    if a.preview_vae is not None:
-        pipe.preview_vae = _preview_vae(a.preview_vae).to(*placement(a.device, a.dtype))
-    if a.attention != "sdpa":
-        use_attention(pipe, a.attention)
-    if a.compile:
-        compile_denoiser(pipe)
-
-
-def _preview_vae(name: str) -> Any:
-    from diffusers import AutoencoderTiny
-
-    where = Path(name).expanduser()
-    with foreign(f"cannot load --preview-vae {name}"):
-        return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
+    prepare(pipe, arguments.read(ModelOptions, a))
 
 
 def placement(device: str, dtype: str) -> tuple[Any, Any]:
     """torch's device and dtype for --device and --dtype. ValueError for unknown ones."""
     load_torch()
-    import torch
+    from ttsnap.pipelines import opening
 
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = accelerator.type if accelerator is not None else "cpu"
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
-    return place, getattr(torch, dtype)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the loading bars of diffusers and transformers: the embedded model loads at once."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-    yield
-    for library in (diffusers_logging, transformers_logging):
-        library.enable_progress_bar()
+    return opening.placement(device, dtype)
 
 
 # --- what was written ---------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
         seed = result.best.seed
         print("  the winner in plain diffusers:")
         if a.lora is not None:
-            from ttsnap.cli.lora import parse_lora
+            from ttsnap.pipelines.lora import parse_lora
 
             where, scale = parse_lora(a.lora)
             print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")

@@ -1,0 +1,94 @@
+"""A search pipeline as ModelOptions ask for it: loaded, with its LoRA, on its device, tuned for memory or time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from ttsnap.pipelines import load
+from ttsnap.pipelines.lora import load_lora
+
+from ttsnap.files.reading import foreign
+from ttsnap.options.model import EMBEDDED, ModelOptions
+
+
+def opened(options: ModelOptions) -> Any:
+    """All at once. ValueError for an unknown model, device, dtype or VAE, and for a LoRA that does not fit."""
+    place, kind = placement(options.device, options.dtype)
+    pipe = placed(loaded(options.model, kind, options.lora), place, options.offload)
+    prepare(pipe, options)
+    return pipe
+
+
+def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """torch's device and dtype for --device and --dtype. ValueError for unknown ones."""
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = accelerator.type if accelerator is not None else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
+    return place, known[dtype]
+
+
+def loaded(model: str, dtype: torch.dtype, lora: str | None) -> Any:
+    """The pipeline in RAM, with its LoRA. ValueError for an unknown model, or a LoRA that does not fit."""
+    with _quiet() if model == EMBEDDED else nullcontext():
+        pipe = load(model, dtype=dtype)
+    if lora is not None:
+        load_lora(pipe, lora)
+    return pipe
+
+
+def placed(pipe: Any, place: torch.device, offload: str) -> Any:
+    """The pipeline on its device; what the GPU does not need just now stays in RAM, where `offload` says so."""
+    if offload == "none":
+        return pipe.to(place)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=place)
+    else:
+        pipe.enable_group_offload(onload_device=place, offload_type="leaf_level", use_stream=place.type == "cuda")
+    return pipe
+
+
+def prepare(pipe: Any, options: ModelOptions) -> None:
+    """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
+    from ttsnap.pipelines.attention import use_attention
+    from ttsnap.pipelines.compilation import compile_denoiser
+
+    if options.preview_vae is not None:
+        pipe.preview_vae = _preview_vae(options.preview_vae).to(*placement(options.device, options.dtype))
+    if options.attention != "sdpa":
+        use_attention(pipe, options.attention)
+    if options.compile:
+        compile_denoiser(pipe)
+
+
+def _preview_vae(name: str) -> Any:
+    from diffusers import AutoencoderTiny
+
+    where = Path(name).expanduser()
+    with foreign(f"cannot load --preview-vae {name}"):
+        return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loading bars of diffusers and transformers: the embedded model loads at once."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    yield
+    for library in (diffusers_logging, transformers_logging):
+        library.enable_progress_bar()

@@ -1,0 +1,44 @@
+"""A recipe makes, in any process, the engine that the command line makes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from ttsnap.pipelines import load
+
+from ttsnap import search
+from ttsnap.algorithms import make_algorithm
+from ttsnap.cluster.recipe import Recipe
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.sampler import SamplerOptions
+
+CPU = ModelOptions(device="cpu")
+
+
+def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:
+    recipe = Recipe(CPU, "scenes", SamplerOptions(kernel="ode"), EngineOptions(2), {"num_inference_steps": 4})
+    travelled: Recipe = pickle.loads(pickle.dumps(recipe))
+    assert travelled == recipe
+    there = travelled.build()
+    here = load().engine("scenes", kernel="ode", batch_size=2, num_inference_steps=4)
+    one, other = (
+        search(["a red circle"], make_algorithm("best-of-n", n=2), engine)[0].best for engine in (here, there)
+    )
+    assert one.seed == other.seed
+    torch.testing.assert_close(one.pixels, other.pixels)
+
+
+def test_the_scheduler_that_was_put_in_place_of_another_travels() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    recipe = Recipe(CPU, "scenes", call={"num_inference_steps": 4}, scheduler=FlowMatchEulerDiscreteScheduler(shift=9))
+    levels = pickle.loads(pickle.dumps(recipe)).build().grid.levels
+    assert levels[2] > Recipe(CPU, "scenes", call={"num_inference_steps": 4}).build().grid.levels[2]
+
+
+def test_what_is_unknown_is_said_where_it_is_built() -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        Recipe(ModelOptions("./nowhere"), "scenes").build()
