@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,13 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
         use_attention(pipe, options.attention)
     if options.compile:
         compile_denoiser(pipe)
+
+
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """ValueError for arguments that this pipeline's call does not take under search."""
+    takes = [name for name in inspect.signature(type(pipe).denoiser_class).parameters if name != "pipe"]
+    if set(call) - set(takes):
+        raise ValueError(f"unknown argument(s) {sorted(set(call) - set(takes))} for this pipeline; it takes {takes}")
 
 
 def _preview_vae(name: str) -> Any:

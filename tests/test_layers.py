@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"core", "files", "options"},
     "rewards": {"core"},
     "engine": {"core", "options", "sampling", "rewards", "profiling"},
-    "cluster": {"core", "options", "sampling", "rewards", "engine", "loop", "profiling"},
+    "cluster": {"core", "files", "options", "sampling", "rewards", "engine", "loop", "profiling", "recordings"},
     "results": {"core", "files", "options", "rewards"},
     "recordings": {"core", "files", "options", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},

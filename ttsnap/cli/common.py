@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +82,11 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
     return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
 
 
-def check_call(pipe: Any, call: dict[str, Any]) -> None:
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """ValueError for arguments that this pipeline's call does not take under search."""
-    takes = [name for name in inspect.signature(type(pipe).denoiser_class).parameters if name != "pipe"]
-    if set(call) - set(takes):
-        raise ValueError(f"unknown argument(s) {sorted(set(call) - set(takes))} for this pipeline; it takes {takes}")
+    from ttsnap.pipelines import opening
+
+    opening.check_call(pipe, call)
 
 
 # --- the model ----------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -17,8 +20,11 @@ from ttsnap.options.option import values
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.workers import WorkerOptions
 
 if TYPE_CHECKING:
+    from ttsnap.cluster.recipe import Recipe
+    from ttsnap.files.typed import Json
     from ttsnap.recordings.replay import Recording
 
 HELP = "keep the scores of many seeds, to study searches on"
@@ -26,12 +32,18 @@ DESCRIPTION = """Denoise every seed of every prompt to the end, score the estima
 
 Searches can then be replayed, compared and tuned without a model. Ctrl-C is safe: the same command goes on.
 
+With --workers N so many processes record side by side, each with a model of its own: on a GPU each, or a CPU core each
+where there is none. Ray runs them, on this machine or, with --ray-address, on the machines of a cluster. A worker that
+is killed costs the unit of work that it was at, which another one makes again, and what one number of workers has begun
+another may go on with.
+
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/first
   ttsnap record "two red circles" "a green cross" --seeds 16 --images \\
       --score-steps '[2, 6, 11]' --out recordings/few
   ttsnap record --prompts-file prompts.txt --reward my_reward.py:score \\
       --model stabilityai/stable-diffusion-3.5-medium --out recordings/sd35
+  ttsnap record --prompts-file prompts.txt --seeds 40 --workers 8 --out recordings/by8
 """
 
 
@@ -54,6 +66,7 @@ def parser() -> ArgumentParser:
         "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a recording to go on with"
     )
     arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps", "looks"))
+    arguments.add_options(p.add_argument_group("workers"), WorkerOptions)
     return p
 
 
@@ -74,32 +87,21 @@ def run(a: Namespace) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
     prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
     sampler, batches = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
-    what = arguments.read(RecordOptions, a)
-    from ttsnap.recordings.folder import check_folder, progress
-    from ttsnap.recordings.record import record
+    what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
+    common.placement(a.device, a.dtype)  # says that torch is loaded
+    from ttsnap.cluster.recipe import Recipe
+    from ttsnap.recordings.folder import RECORDING, progress
 
-    # What can be refused is refused before the model is loaded.
-    prompts, out = common.canonical(prompts, a.model), Path(a.out)
-    rewards = common.load_rewards(reward, device=common.placement(a.device, a.dtype)[0])
-    check_folder(out, {"prompts": prompts, **what.noted(), "rewards": [r.name for r in rewards]})
-    call = common.call_arguments(a)
-    pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
-    common.check_call(pipe, call)
     options = EngineOptions(**values(batches), keep=what.keep, features_block=what.features)
-    engine = pipe.engine(rewards, **values(sampler), **values(options), **call)
-    info = {
-        "model": a.model,
-        **({"lora": a.lora} if a.lora else {}),
-        "sampler": type(pipe.scheduler).__name__,
-        **sampler.noted(),
-        **({"draft_guidance": engine.denoiser.scale} if sampler.draft is not None else {}),
-        "call": call,
-        "device": pipe.device.type,
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-    }
+    recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, common.call_arguments(a))
+    asked = Asked(recipe, common.canonical(prompts, a.model), Path(a.out), what)
+    make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
+    out = asked.out
     try:
-        recording = record(engine, prompts, out, what, info=info, progress_bar=True)
+        recording = make()
     except KeyboardInterrupt:
+        if not (out / RECORDING).exists():
+            raise
         there, units = progress(out)
         print(
             f"\ninterrupted; {there} of {units} units of work are safe in {out}\nrun the same command again to go on",
@@ -112,6 +114,51 @@ def run(a: Namespace) -> int:
     count = f"{len(recording.prompts)} prompts x {recording.seeds} seeds"
     print(f"\n{count} recorded in {out}" + (", their images in images/" if what.images else ""))
     return 0
+
+
+class Asked(NamedTuple):
+    """What is recorded: by engines of this recipe, these prompts, into this folder, with these settings."""
+
+    recipe: Recipe
+    prompts: list[str]
+    out: Path
+    what: RecordOptions
+
+    def check(self, **more: Json) -> None:
+        """ValueError where the folder holds something else; what can be refused is refused before a model is loaded."""
+        from ttsnap.recordings.folder import check_folder
+
+        check_folder(self.out, {"prompts": self.prompts, **self.what.noted(), **more})
+
+
+def _alone(asked: Asked) -> Callable[[], Recording]:
+    """Load the model and be ready to record in this process."""
+    from ttsnap.recordings.record import record
+
+    recipe, model = asked.recipe, asked.recipe.model
+    rewards = common.load_rewards(recipe.reward, device=common.placement(model.device, model.dtype)[0])
+    asked.check(rewards=[r.name for r in rewards])
+    pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora)
+    engine = dataclasses.replace(recipe, reward=rewards).engine_of(pipe)
+    from ttsnap.pipelines.noted import noted
+
+    info = noted(pipe, engine, model, recipe.sampler, recipe.call)
+    return partial(record, engine, asked.prompts, asked.out, asked.what, info=info, progress_bar=True)
+
+
+def _together(asked: Asked, by: WorkerOptions) -> Callable[[], Recording]:
+    """Be ready to record by workers, each of which loads the model."""
+    asked.check()
+
+    def make() -> Recording:
+        from ttsnap.cluster.session import connected
+
+        with connected(by.ray_address, by.workers):
+            from ttsnap.cluster.recorders import record
+
+            return record(asked.recipe, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
+
+    return make
 
 
 def _table(recording: Recording) -> str:

@@ -65,7 +65,7 @@ def add_recording_arguments(p: ArgumentParser) -> None:
     )
     arguments.add_options(p, SearchOptions, "utility")
     p.add_argument("--seed", type=int, default=0, help="decides the random orders in which recorded seeds are searched")
-    arguments.add_options(p, WorkerOptions)
+    arguments.add_options(p, WorkerOptions, "workers")
 
 
 def parser() -> ArgumentParser:

@@ -32,8 +32,17 @@ class Recipe:
 
     def build(self) -> LiveEngine:
         """Load the weights, here, and make the engine. ValueError where something is unknown or does not fit."""
+        return self.engine_of(self.opened())
+
+    def opened(self) -> Any:
+        """The pipeline, loaded. ValueError for an unknown one."""
         pipe = load_object("ttsnap.pipelines.opening:opened")(self.model)
         if self.scheduler is not None:
             pipe.scheduler = self.scheduler
+        return pipe
+
+    def engine_of(self, pipe: Any) -> LiveEngine:
+        """An engine of this pipeline. ValueError where something does not fit."""
+        load_object("ttsnap.pipelines.opening:check_call")(pipe, self.call)
         engine: LiveEngine = pipe.engine(self.reward, **values(self.sampler), **values(self.engine), **self.call)
         return engine

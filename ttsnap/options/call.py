@@ -1,6 +1,6 @@
 """Arguments of the pipelines' own calls that a file may give, for all families: the bounds of each, and its words.
 
-Which of them one family takes is its denoiser's matter (ttsnap.cli.common.check_call).
+Which of them one family takes is its denoiser's matter (ttsnap.pipelines.opening.check_call).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who does the work, for commands whose work falls into independent pieces."""
+"""Who does the work, for commands whose work falls into independent pieces: searches that are simulated, recordings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ class WorkerOptions(Bounded):
 
     workers: Count = option(
         1,
-        "processes that share the work; a good number is that of the CPU cores",
-        shell="each starts within a second or two, and the result is the same to the last digit",
+        "processes that share the work, as many as there are CPU cores, or GPUs for a model",
+        shell="what comes out is the same",
         metavar="N",
+    )
+    ray_address: str | None = option(
+        None,
+        "the Ray cluster whose machines the workers run on, as HOST:6379, or auto for the one that this machine "
+        "belongs to; all of them must see the folder --out",
+        unset="this machine alone",
+        metavar="HOST:PORT",
     )

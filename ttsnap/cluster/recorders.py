@@ -1,0 +1,178 @@
+"""Recordings by several workers: each is an actor of Ray that has an engine of its own, and makes units with it.
+
+Images are written where they are made, so all machines must see the folder; scores come back, and this process keeps
+the journal. The files are those that a single process writes, in which order units may ever be finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import ray
+from ray.actor import ActorHandle, ActorProxy
+from ray.exceptions import RayError, RayTaskError
+
+from ttsnap.cluster.handing_out import TRIES, handed_out
+from ttsnap.cluster.recipe import Recipe
+from ttsnap.core.loading import load_object
+from ttsnap.engine.live import LiveEngine
+from ttsnap.options.record import RecordOptions
+from ttsnap.recordings.folder import shard_path
+from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.record import Described, describe, keep
+from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.units import Made, make_unit
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+Answer = TypeVar("Answer")
+
+
+class Workplace(NamedTuple):
+    """What a worker needs to know: how its engine is made, and the folder that file names start from."""
+
+    recipe: Recipe
+    folder: Path
+
+
+class Recorder:
+    """A worker, in a process of its own. It loads the model at its first call, so that all workers load at once."""
+
+    def __init__(self, place: Workplace) -> None:
+        self.place = place
+
+    @ray.method
+    def ready(self) -> None:
+        """Load the model."""
+        assert self._engine
+
+    @ray.method
+    def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
+        """What it is about to record. ValueError where something does not fit."""
+        recipe, (pipe, engine) = self.place.recipe, self._engine
+        info = load_object("ttsnap.pipelines.noted:noted")(pipe, engine, recipe.model, recipe.sampler, recipe.call)
+        return describe(engine, prompts, options, info)
+
+    @ray.method
+    def make(self, header: Header, unit: Unit, path: Path) -> Made:
+        """A unit, with its images at `path`."""
+        return make_unit(self._engine[1], header, unit, path, lambda nfe: None)
+
+    @cached_property
+    def _engine(self) -> tuple[Any, LiveEngine]:
+        """The pipeline, and its engine."""
+        if not self.place.folder.is_dir():
+            raise ValueError(
+                f"{self.place.folder} is no folder on the machine {os.uname().nodename}: work in one that all machines "
+                "of the cluster share"
+            )
+        os.chdir(self.place.folder)
+        pipe = self.place.recipe.opened()
+        return pipe, self.place.recipe.engine_of(pipe)
+
+
+def record(
+    recipe: Recipe,
+    prompts: Sequence[str],
+    folder: Path,
+    options: RecordOptions,
+    *,
+    workers: int,
+    progress_bar: bool = False,
+) -> Recording:
+    """As `ttsnap.recordings.record.record`, by so many workers, in a session of Ray that has begun (`connected`).
+
+    A worker that is lost costs the unit that it was at, which is made again by another one. What is gone on with may
+    have been begun with another number of workers, or with none. Raises ValueError, beside the reasons there, where a
+    unit costs several workers.
+    """
+    folder = folder.resolve()
+    with _Recorders(Workplace(recipe, Path.cwd()), workers) as crew:
+        what = crew.describe(prompts, options)
+
+        def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
+            crew.record_into(folder, what.header)
+            for unit, made in handed_out(units, crew, workers, lambda unit: f"unit {unit.index}"):
+                on_nfe(len(unit.prompts) * len(unit.seeds) * what.nfe)
+                yield unit, made
+
+        return keep(what, folder, making, progress_bar=progress_bar)
+
+
+class _Recorders(AbstractContextManager["_Recorders"]):
+    """The workers, by number, and what they are at; leaving the block ends them, whatever they are at."""
+
+    def __init__(self, place: Workplace, count: int) -> None:
+        self.place, self.resources = place, resources_of(place.recipe.model.device, count)
+        self.actors = [self._new() for _ in range(count)]
+        self.at_work: dict[ObjectRef[Made], int] = {}
+
+    def _new(self) -> ActorProxy[Recorder]:
+        actor = ray.remote(Recorder).options(**self.resources).remote(self.place)
+        actor.ready.remote()  # is not waited for: what is wrong is said again by the calls that follow
+        return actor
+
+    def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
+        """By the first worker: models are loaded nowhere else. ValueError as the function of that name."""
+        for _ in range(TRIES):
+            if (what := _got(self.actors[0].describe.remote(list(prompts), options))) is not None:
+                return what
+            self.replace(0)
+        raise ValueError(f"{TRIES} workers were lost while they loaded the model: killed, or out of memory")
+
+    def record_into(self, folder: Path, header: Header) -> None:
+        """What units belong to, before the first is begun."""
+        self.folder, self.header = folder, ray.put(header)
+
+    def begin(self, worker: int, unit: Unit) -> None:
+        made = self.actors[worker].make.remote(self.header, unit, shard_path(self.folder, unit))
+        self.at_work[made] = worker
+
+    def finished(self) -> tuple[int, Made | None]:
+        (made, *_), _ = ray.wait(list(self.at_work))
+        return self.at_work.pop(made), _got(made)
+
+    def replace(self, worker: int) -> None:
+        _end(self.actors[worker])
+        self.actors[worker] = self._new()
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self.actors:
+            _end(actor)
+
+
+def _end(actor: ActorProxy[Recorder]) -> None:
+    """At once, whatever it is at; nothing where it has ended."""
+    ray.kill(cast("ActorHandle[Recorder]", actor))
+
+
+def _got(made: ObjectRef[Answer]) -> Answer | None:
+    """What a worker made; None where it is lost. What it raised is raised here as it was, without what Ray adds."""
+    try:
+        return ray.get(made)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError:
+        return None
+
+
+def resources_of(device: str, workers: int) -> dict[str, float]:
+    """What each worker takes: a GPU where there are any, unless it is to run on the CPU; else a core.
+
+    ValueError where there are not enough for so many workers, and for the name of a single device.
+    """
+    if device not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"every worker has a device of its own: give --device auto, cuda or cpu, got {device}")
+    there = ray.cluster_resources()
+    what, kind = ("GPU", "num_gpus") if device != "cpu" and there.get("GPU", 0) else ("CPU", "num_cpus")
+    if device == "cuda" and what == "CPU":
+        raise ValueError("no GPU is there for --device cuda")
+    if there.get(what, 0) < workers:
+        raise ValueError(f"{workers} workers take a {what} each, and there are {there.get(what, 0):.0f}")
+    return {kind: 1}
