@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,19 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import taken
 from ttsnap.sampling.mixture import MixtureDenoiser
 
-torch.set_num_threads(1)  # the tests' tensors are tiny, and threads that wait for each other are slow on busy machines
+# The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. The variable is read by
+# processes that are started from here: xdist's, in which numpy heeds it as well, and those of tests.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that leaves torch more threads fails: all tests after it take many times as long in that process."""
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert left == 1, f"torch has {left} threads after this test; give commands that set them --threads 1"
 
 
 class Counted(MixtureDenoiser):
