@@ -25,6 +25,7 @@ from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.ascent_stepper import AscentStepper
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.executor import Executor
+from ttsnap.engine.fair import FairTurns
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.intake import Intake
@@ -79,7 +80,8 @@ class LiveEngine(Engine):
         if block is not None:
             self.denoiser.capture(block)
         self.executor = Executor(self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
-        self.scheduler: Scheduler[Row] = Scheduler()
+        self._fair = options.fair
+        self.scheduler: Scheduler[Row] = self._new_scheduler()
         self.intake = Intake(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
@@ -183,7 +185,7 @@ class LiveEngine(Engine):
             reward.check(prompts)
 
     def start(self) -> None:
-        self.scheduler = Scheduler()
+        self.scheduler = self._new_scheduler()
         self.store.clear()
         self.executor.prompts.clear()
         self.executor.watch.reset()
@@ -196,6 +198,16 @@ class LiveEngine(Engine):
     def release(self, job: int) -> None:
         self.store.remove_job(job)
         self.executor.prompts.release(job)
+        if self.scheduler.turns is not None:
+            self.scheduler.turns.weights.pop(job, None)
+
+    def weigh(self, job: int, weight: float) -> None:
+        """Let a job have so many turns where others have one, until it is released; nothing where none are taken."""
+        if self.scheduler.turns is not None:
+            self.scheduler.turns.weights[job] = weight
+
+    def _new_scheduler(self) -> Scheduler[Row]:
+        return Scheduler(FairTurns() if self._fair else None)
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = self.intake.rows_of(job, plan)
@@ -216,7 +228,7 @@ class LiveEngine(Engine):
         scheduler, executor = self.scheduler, self.executor
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
-        executor.forward(next_batch(scheduler.going, self.batch_size), self.stepper)
+        executor.forward(next_batch(scheduler.first(self.batch_size), self.batch_size), self.stepper)
         executor.advance(scheduler.going, self.stepper)
         through = scheduler.collect()
         done = [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]

@@ -2,6 +2,7 @@
 
 Rows are served in the order in which they came. A batch holds the nodes for which the first rows wait, so a row that
 goes on stays in the batch until it is done, and the places of rows that are done go to the next ones, of any prompt.
+Where prompts belong to people who must not wait for each other, they take turns instead (fair.py).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+from ttsnap.engine.fair import FairTurns
 
 NodeT_co = TypeVar("NodeT_co", covariant=True)
 """What is evaluated: many rows may wait for one and the same."""
@@ -78,14 +81,22 @@ def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:
 
 
 class Scheduler(Generic[RowT]):
-    """The rows of one engine: `going` ones, and `arrived` ones, which are done and wait to be scored."""
+    """The rows of one engine: `going` ones, and `arrived` ones, which are done and wait to be scored.
 
-    def __init__(self) -> None:
+    turns: of jobs that share the batches fairly; None: rows are served in the order in which they came.
+    """
+
+    def __init__(self, turns: FairTurns | None = None) -> None:
+        self.turns = turns
         self.going: list[RowT] = []
         self.arrived: list[RowT] = []
 
     def __len__(self) -> int:
         return len(self.going) + len(self.arrived)
+
+    def first(self, size: int) -> list[RowT]:
+        """The rows of which the next batch of `size` is made, first ones first. To be asked once for each batch."""
+        return self.going if self.turns is None else self.turns.choose(self.going, size)
 
     def add(self, rows: Sequence[RowT]) -> None:
         """Queue the rows of a move, behind all others."""
@@ -110,10 +121,12 @@ class Scheduler(Generic[RowT]):
     def due(self, size: int, *, hold: bool = False) -> list[RowT]:
         """Arrived rows that are to be scored now, `size` at a time.
 
-        Full batches, and what is left over only when the denoiser has nothing left to do meanwhile. hold: nothing
-        before that, for engines where going from the denoiser to the decoder is slow.
+        Full batches, and what is left over only when the denoiser has nothing left to do meanwhile, or, where jobs take
+        turns, for one of them. hold: nothing before that, for engines where going from the denoiser to the decoder is
+        slow.
         """
-        if not self.going:
+        going = {row.job for row in self.going} if self.turns is not None else set()
+        if not self.going or (self.turns is not None and any(row.job not in going for row in self.arrived)):
             return list(self.arrived)
         return [] if hold else self.arrived[: len(self.arrived) // size * size]
 

@@ -56,3 +56,9 @@ class EngineOptions(BatchOptions):
         written=None,
     )
     preview: bool = option(False, "decode unfinished estimates with the denoiser's preview VAE", written=None)
+    fair: bool = option(
+        False,
+        "let prompts take turns in the batches, so that one with a large budget does not keep others waiting",
+        python="By default rows run in the order in which they came.",
+        written=None,
+    )

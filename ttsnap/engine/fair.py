@@ -1,0 +1,105 @@
+"""Fair turns: whoever asks for much does not keep those waiting who ask for little. No torch, no model, no prices.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). Whoever waits has a tag, at which its next turn starts in a
+virtual time; the smallest tag is served first, and grows by what it got, divided by its weight. Who has not waited for
+a while starts at the present of that time: no claim is saved up. While two wait all the time, what they got, each
+divided by its weight, differs by at most one turn of each, divided by the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+KeyT = TypeVar("KeyT")
+
+
+class FairShare(Generic[KeyT]):
+    """Who is served next, of those that wait. Keys are compared by their tags; equal ones are served as they came."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._waiting: dict[KeyT, float] = {}
+        self._served: dict[KeyT, float] = {}
+        """Tags of those that wait no longer, as far as they lie ahead of now: who comes back at once is not new."""
+
+    def wait(self, keys: Iterable[KeyT]) -> None:
+        """These wait now, in the order in which they came, and no others."""
+        before = self._waiting
+        self._waiting = {
+            key: before[key] if key in before else max(self.now, self._served.get(key, 0.0)) for key in keys
+        }
+        known = {**self._served, **before}
+        self._served = {key: tag for key, tag in known.items() if key not in self._waiting and tag > self.now}
+
+    def first(self, among: Collection[KeyT] | None = None) -> KeyT:
+        """Whose turn it is, of all that wait or only of these. ValueError where nobody waits."""
+        return min(self._waiting if among is None else among, key=self._waiting.__getitem__)
+
+    def serve(self, key: KeyT, amount: float = 1.0) -> None:
+        """It gets so much, already divided by its weight."""
+        self.now = max(self.now, self._waiting[key])
+        self._waiting[key] += amount
+
+    def leave(self, key: KeyT) -> None:
+        """It got all that it waited for."""
+        self._served[key] = self._waiting.pop(key)
+
+
+class WaitsInLane(Protocol):
+    """A row as fair turns see it: see scheduler.Waits."""
+
+    @property
+    def job(self) -> int: ...
+
+    @property
+    def waiting(self) -> object | None: ...
+
+    @property
+    def lane(self) -> int: ...
+
+
+RowT = TypeVar("RowT", bound=WaitsInLane)
+
+
+class FairTurns:
+    """Turns of jobs in the batches of an engine: each evaluation is a turn of its job. weights: by job, else 1.
+
+    The rows of one job are served as they came, its drafts first. A batch is of one lane, that of the job whose turn
+    it is: no job waits for long for its lane, though the bound above holds among the jobs of one lane only.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[int, float] = {}
+        self.share: FairShare[int] = FairShare()
+
+    def choose(self, rows: Sequence[RowT], size: int) -> list[RowT]:
+        """All rows that wait for the nodes to evaluate next, at most `size` nodes and of one lane."""
+        jobs = _by_job_and_lane(rows)
+        self.share.wait(jobs)
+        if not jobs:
+            return []
+        lanes = jobs[self.share.first()]
+        lane = next((lane for lane in lanes if lane), 0)
+        queues = {job: list(reversed(lanes.pop(lane).values())) for job, lanes in jobs.items() if lane in lanes}
+        chosen: list[RowT] = []
+        for _ in range(size):
+            if not queues:
+                break
+            job = self.share.first(queues)
+            chosen += queues[job].pop()
+            self.share.serve(job, 1.0 / self.weights.get(job, 1.0))
+            if not queues[job]:
+                del queues[job]
+                if not jobs[job]:
+                    self.share.leave(job)
+        return chosen
+
+
+def _by_job_and_lane(rows: Sequence[RowT]) -> dict[int, dict[int, dict[int, list[RowT]]]]:
+    """The rows that wait: by job, lane and the identity of the node that they wait for, all in order."""
+    found: dict[int, dict[int, dict[int, list[RowT]]]] = {}
+    for row in rows:
+        if (node := row.waiting) is not None:
+            found.setdefault(row.job, {}).setdefault(row.lane, {}).setdefault(id(node), []).append(row)
+    return found
