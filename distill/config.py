@@ -8,13 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from ttsnap.reward_models.noise_aware import KINDS
 
-from ttsnap.files import reading as files
-from ttsnap.files.settings import Bounded, Count, Decay, Natural, NotNegative, Positive, Share, build, one_of, to_json
+from ttsnap.files.settings import (
+    Bounded,
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    build,
+    load_settings,
+    one_of,
+    save_settings,
+    to_json,
+)
 from ttsnap.files.typed import Json
-from ttsnap.files.writing import write_text
 
 SPACES = ("pixels", "latents", "features")
 LOSSES = ("mse", "mse-uncertain", "pairwise", "listwise")
@@ -149,21 +159,12 @@ class DistillConfig(Bounded):
 
     def save(self, path: Path) -> None:
         """As YAML, whole or not at all."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        write_text(path, text)
+        save_settings(self, path)
 
     @classmethod
     def load(cls, path: Path) -> DistillConfig:
         """From YAML. ValueError that names the file for what cannot be read."""
-        if not path.is_file():
-            raise ValueError(f"cannot read {path}: there is no such file")
-        data = files.read_yaml(path, "configuration")
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
-        try:
-            return cls.from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return load_settings(cls, path)
 
 
 def options(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:

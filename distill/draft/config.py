@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from ttsnap.distill.config import option
 
-from ttsnap.files import reading as files
 from ttsnap.files.settings import (
     Bounded,
     Bounds,
@@ -22,11 +20,12 @@ from ttsnap.files.settings import (
     Positive,
     Share,
     build,
+    load_settings,
     one_of,
+    save_settings,
     to_json,
 )
 from ttsnap.files.typed import Json
-from ttsnap.files.writing import write_text
 from ttsnap.options.model import EMBEDDED
 
 PRECISIONS = ("no", "bf16")
@@ -146,18 +145,12 @@ class DraftConfig(Bounded):
 
     def save(self, path: Path) -> None:
         """As YAML, whole or not at all."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+        save_settings(self, path)
 
     @classmethod
     def load(cls, path: Path) -> DraftConfig:
         """From YAML. ValueError that names the file for what cannot be read."""
-        data = files.read_yaml(path, "configuration")
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
-        try:
-            return cls.from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return load_settings(cls, path)
 
 
 def determining(section: TrajectoryConfig | TrainingConfig) -> dict[str, Json]:

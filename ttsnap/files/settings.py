@@ -11,9 +11,12 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
+from ttsnap.files.reading import read_yaml
 from ttsnap.files.typed import Json, typed
+from ttsnap.files.writing import write_text
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -118,6 +121,25 @@ def _value(name: str, value: object, hint: typing.Any) -> object:
 def to_json(settings: DataclassInstance) -> dict[str, Json]:
     """A dataclass as plain values: sections as dictionaries, tuples as lists. `build` reads it back."""
     return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
+
+
+def load_settings(cls: type[S], path: Path) -> S:
+    """Settings of this dataclass from a YAML file. ValueError that names the file for what cannot be read or does not
+    fit, as `build` refuses it."""
+    data = read_yaml(path, "configuration")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
+    try:
+        return build(cls, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_settings(settings: DataclassInstance, path: Path) -> None:
+    """Write a dataclass as YAML, whole or not at all. `load_settings` reads it back."""
+    import yaml
+
+    write_text(path, yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True))
 
 
 def plain(value: object) -> Json:
