@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from ttsnap.distill.config import TRACKERS, DistillConfig
 
 from ttsnap.files.typed import Json
@@ -26,29 +28,91 @@ def is_main() -> bool:
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
 
 
-def start(config: DistillConfig, out: Path, *, shown: bool) -> Accelerator:
-    """The Accelerator; `shown` prints how many processes there are, and where.
+@dataclass(frozen=True)
+class Member:
+    """One of the `count` processes of a run, by its number, and whether it shows how far the run is."""
 
+    rank: int = 0
+    count: int = 1
+    shown: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the first one, which writes what is written once."""
+        return self.rank == 0
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Set each tensor, all of them of one type, to its mean over the processes. All must call this at once."""
+        if self.count == 1:
+            return
+        from accelerate.utils import reduce
+
+        flat: Tensor = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
+        _set(tensors, flat)
+
+    def take_over(self, tensors: Sequence[Tensor]) -> None:
+        """Set each tensor, all of them of one type, to that of the first process. All must call this at once."""
+        if self.count == 1:
+            return
+        from accelerate.utils import broadcast
+
+        _set(tensors, broadcast(torch.cat([tensor.flatten() for tensor in tensors])))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+ALONE = Member()
+"""The only process of its run."""
+
+
+@torch.no_grad()
+def _set(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def member_of(accelerator: Accelerator, *, bar: bool) -> Member:
+    """This process. bar: whether the run shows how far it is, which only the first process does."""
+    main = accelerator.is_main_process
+    return Member(accelerator.process_index, accelerator.num_processes, bar and main)
+
+
+def device_of(accelerator: Accelerator) -> torch.device:
+    """Where this process computes, as networks name it: accelerate numbers CPUs, too."""
+    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+
+
+def start(
+    out: Path, command: str, *, cpu: bool, shown: bool, precision: str | None = None, trackers: Sequence[str] = ()
+) -> Accelerator:
+    """The Accelerator of `ttsnap COMMAND`; `shown` prints how many processes there are, and where.
+
+    cpu: whether to leave GPUs alone. precision: accelerate's mixed precision; None where it casts nothing.
     ValueError for a tracker that is not installed, and under `accelerate launch` with several processes of which it
     started only one: it does so on CPUs and with a single GPU, and says nothing.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    for tracker in config.trackers:
+    for tracker in trackers:
         if not any(importlib.util.find_spec(module) for module in TRACKERS[tracker]):
             raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and not os.environ.keys() & {*RANKS}:
         raise ValueError(
             "accelerate launch was asked for several processes and started only this one, as it does with --cpu and "
             "with a single GPU; add --multi_gpu, which starts them on CPUs, too: "
-            "accelerate launch --multi_gpu --num_processes 2 -m ttsnap distill ... --device cpu"
+            f"accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ... --device cpu"
         )
     try:
         accelerator = Accelerator(
-            mixed_precision=config.precision,
+            mixed_precision=precision,
             # Told that there are only CPUs, it joins the processes; otherwise each would go on alone.
-            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
-            log_with=list(config.trackers) or None,
+            cpu=cpu or not torch.accelerator.is_available(),
+            log_with=list(trackers) or None,
             project_dir=str(out),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(find_unused_parameters=True),

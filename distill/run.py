@@ -58,7 +58,9 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
             "name the folder in `recordings`, or give record="
         )
     check_out(config, out)
-    accelerator = processes.start(config, out, shown=bar)
+    accelerator = processes.start(
+        out, "distill", cpu=config.device == "cpu", shown=bar, precision=config.precision, trackers=config.trackers
+    )
     with ExitStack() as held:
         processes.alone(accelerator, lambda: _begin(config, out, held, record))
         if (out / EVALUATION).exists():  # written last

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from ttsnap.distill import processes
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.batches import Trajectories
 from ttsnap.distill.draft.card import card
@@ -17,6 +19,7 @@ from ttsnap.distill.draft.export import describe, export
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
 from ttsnap.distill.draft.train import CHECKPOINTS, last_validation, train
+from ttsnap.distill.processes import Member
 from ttsnap.pipelines.compilation import compile_denoiser
 
 from ttsnap.files.lock import locked
@@ -28,6 +31,7 @@ from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor
 from ttsnap.simulation.looks import Ranked
 
+COMMAND = "distill-draft"
 CONFIG, TRAJECTORIES, EVALUATION = "config.yaml", "trajectories", "evaluation"
 
 
@@ -45,17 +49,34 @@ def distill_draft(
     """Make a draft of a search pipeline in out/draft, and measure how well it ranks; nothing without `measured`.
 
     Called again after an interruption it goes on: trajectories after their last file, training after its last
-    checkpoint, evaluation after its last unit. ValueError where `out` is in use, holds something else or a run with
-    other settings, before anything is changed there, and for what does not fit; OSError where the disk is full.
+    checkpoint, evaluation after its last unit. Under a launcher every process calls this, with the pipeline on its own
+    device; trajectories and training are divided, the first one measures, and the others need and get nothing.
+    ValueError where `out` is in use, holds something else or a run with other settings, before anything is changed
+    there, and for what does not fit; OSError where the disk is full.
     """
-    check_out(config, out)
-    with locked(out):
-        check_out(config, out)  # again: another process may have begun here just before
-        config.save(out / CONFIG)
-        run = _Run(pipe, config, prompts, out, bar)
+    accelerator = processes.start(out, COMMAND, cpu=pipe.device.type == "cpu", shown=False)
+    if accelerator.num_processes > 1 and pipe.device != processes.device_of(accelerator):
+        raise ValueError(
+            f"this process of {accelerator.num_processes} computes on {accelerator.device}, and the model is on "
+            f"{pipe.device}; use pipe.to({str(accelerator.device)!r}), or --device auto on the command line"
+        )
+    member, looks = processes.member_of(accelerator, bar=bar), list[Ranked]()
+    with ExitStack() as held:
+        processes.alone(accelerator, lambda: _begin(config, out, held))
+        run = _Run(pipe, config, prompts, out, member)
         if not (out / DRAFT / WEIGHTS).exists():
-            run.train(run.trajectories())
-        return [] if measured is None else run.evaluate(measured)
+            student = run.train(run.trajectories())
+            processes.alone(accelerator, lambda: run.export(student))
+        processes.alone(accelerator, lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))
+    return looks
+
+
+def _begin(config: DraftConfig, out: Path, held: ExitStack) -> None:
+    """What the first process does before the others go on. It holds the folder until the run ends."""
+    check_out(config, out)
+    held.enter_context(locked(out))
+    check_out(config, out)  # again: another process may have begun here just before
+    config.save(out / CONFIG)
 
 
 def check_out(config: DraftConfig, out: Path) -> None:
@@ -87,7 +108,7 @@ class _Run:
     config: DraftConfig
     prompts: Prompts
     out: Path
-    bar: bool
+    member: Member
 
     @property
     def call(self) -> dict[str, Json]:
@@ -99,10 +120,10 @@ class _Run:
         denoiser = self.pipe.denoiser(**self.call)
         if config.compile and not all(path.exists() for path in trajectories.expected(config, folder)):
             compile_denoiser(self.pipe)
-        made = trajectories.make(denoiser, self.prompts, config, self._settings, folder, bar=self.bar)
+        made = trajectories.make(denoiser, self.prompts, config, self._settings, folder, self.member)
         return Trajectories.read(made, self._settings)
 
-    def train(self, data: Trajectories) -> None:
+    def train(self, data: Trajectories) -> DraftStudent:
         training, states = self.config.training, self.config.trajectories.states
         torch.manual_seed(training.seed)  # the LoRA's first weights
         student = DraftStudent(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)
@@ -112,7 +133,10 @@ class _Run:
             student.checkpoint()
         if training.compile:
             student.compile()
-        train(student, data, training, self._settings, self.out, bar=self.bar)
+        train(student, data, training, self._settings, self.out, self.member)
+        return student
+
+    def export(self, student: DraftStudent) -> None:
         export(student, self.pipe, *self._about([], ()), self.out / DRAFT)
 
     def evaluate(self, measured: Measured) -> Sequence[Ranked]:
@@ -120,7 +144,7 @@ class _Run:
         engine = self.pipe.engine(
             measured.reward, draft=str(draft), batch_size=self.config.trajectories.batch, **self.call
         )
-        looks, checked = evaluate(engine, measured.prompts, self.config, self._purpose, folder, bar=self.bar)
+        looks, checked = evaluate(engine, measured.prompts, self.config, self._purpose, folder, bar=self.member.shown)
         describe(*self._about(looks, (checked,)), draft)
         return looks
 

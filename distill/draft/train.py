@@ -17,6 +17,7 @@ from ttsnap.distill import checkpoints
 from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_calls
 from ttsnap.distill.draft.config import TrainingConfig, determining
 from ttsnap.distill.draft.student import DraftStudent
+from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.files.reading import parse_object
 from ttsnap.files.typed import Json, typed
@@ -30,15 +31,22 @@ CALLS = (1, 2)
 
 def train(
     student: DraftStudent, data: Trajectories, config: TrainingConfig, settings: Mapping[str, Json], out: Path,
-    *, bar: bool = False,
+    member: Member = ALONE,
 ) -> None:  # fmt: skip
     """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
     averaged weights.
 
-    settings: what else the result depends on, JSON-ready. On a CPU a run that was gone on with ends with the same bits
-    as one that never stopped. Raises ValueError for a checkpoint of another run, too few trajectories, and a loss that
-    is no longer finite; OSError where the disk is full.
+    Of several processes each takes its share of every batch; gradients are averaged, and the first one validates and
+    writes. settings: what else the result depends on, JSON-ready. On a CPU a run that was gone on with by as many
+    processes ends with the same bits as one that never stopped, and another number of processes differs by rounding
+    only. Raises ValueError for a checkpoint of another run, too few trajectories, a batch that cannot be divided, and a
+    loss that is no longer finite; OSError where the disk is full.
     """
+    if config.batch % (config.parts * member.count):
+        raise ValueError(
+            f"training.batch ({config.batch}) must be a multiple of training.parts x processes "
+            f"({config.parts} x {member.count})"
+        )
     if len(data) <= config.validation:
         raise ValueError(f"training.validation is {config.validation}, but there are only {len(data)} trajectories")
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
@@ -50,17 +58,21 @@ def train(
     if checkpoint is not None:
         first, tensors = checkpoint
         checkpoints.unpack(tensors, parameters, average, optimizer)
+    member.take_over(list(parameters.values()))  # first weights are drawn, and GPUs may draw differently
+    member.take_over(list(average.values()))
     began = time.perf_counter()
-    with tqdm(total=config.steps, initial=first, desc="train", unit="step", disable=not bar) as shown:
+    with tqdm(total=config.steps, initial=first, desc="train", unit="step", disable=not member.shown) as shown:
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * factor(step, config)
-            value = optimise(student, trained, step, optimizer, config)
+            value = optimise(student, trained, step, optimizer, config, member)
             if config.ema:
                 _average(average, parameters, min(config.ema, (1 + step) / (10 + step)))
             shown.set_postfix(loss=f"{value:.4f}", refresh=False)
             shown.update()
             done = step + 1
+            if not member.is_main:
+                continue
             if done % config.validate_every == 0 or done == config.steps:
                 with averaged(parameters, average, config):
                     errors = validate(student, held, config)
@@ -81,15 +93,21 @@ def factor(step: int, config: TrainingConfig) -> float:
 
 
 def optimise(
-    student: DraftStudent, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig
-) -> float:
-    """One optimiser step; its loss. ValueError where that is not finite."""
+    student: DraftStudent, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig,
+    member: Member = ALONE,
+) -> float:  # fmt: skip
+    """One optimiser step of all processes together; its loss. ValueError where that is not finite."""
     optimizer.zero_grad(set_to_none=True)
     rows, value = draw(step, len(data), data.states.shape[1], config), 0.0
     for part in range(config.parts):
-        share = rows_loss(student, data, rows.part(part, config.parts), config) / config.parts
+        chosen = rows.part(part * member.count + member.rank, config.parts * member.count)
+        share = rows_loss(student, data, chosen, config) / config.parts
         share.backward()
         value += float(share.detach())
+    if member.count > 1:
+        mean = torch.tensor(value, device=student.device)
+        member.average([*(p.grad for p in student.parameters.values() if p.grad is not None), mean])
+        value = float(mean)
     if not np.isfinite(value):
         raise ValueError(
             f"the loss is {value} at step {step + 1}: lower training.lr (now {config.lr:g}) or training.clip, "

@@ -15,6 +15,7 @@ from ttsnap.distill.draft.config import TrajectoryConfig, determining
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.sampler import begin, predict
 from ttsnap.distill.draft.shards import Shard
+from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.files.typed import Json
 from ttsnap.sampling.denoiser import Denoiser
@@ -49,9 +50,12 @@ def check(denoiser: Denoiser, config: TrajectoryConfig) -> None:
 
 def make(
     denoiser: Denoiser, prompts: Prompts, config: TrajectoryConfig, settings: Mapping[str, Json], folder: Path,
-    *, bar: bool = False,
+    member: Member = ALONE,
 ) -> list[Path]:  # fmt: skip
     """Make the shards that are missing in `folder`, one after the other; the paths of all that `config` asks for.
+
+    Of several processes each makes every so many, and waits for the others. Which process makes a shard is no matter
+    for what is in it, so that a run may go on with another number of processes.
 
     A shard appears whole or not at all, so that a run that was killed goes on after its last shard, and ends with the
     same bytes where the network gives equal numbers for equal batches. ValueError for what `check` refuses, and for a
@@ -64,12 +68,16 @@ def make(
     for path in there[:1]:
         shards.read(path, settings)  # other settings are refused before hours are spent
     total, initial = len(paths) * config.shard, len(there) * config.shard
-    with tqdm(total=total, initial=initial, desc="trajectories", unit="traj", disable=not bar) as shown:
-        for number, path in enumerate(paths):
-            if not path.exists():
+    with tqdm(total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown) as shown:
+        for number in range(member.rank, len(paths), member.count):
+            if not paths[number].exists():
                 texts = prompts.draw(number, config.shard)
-                shards.write(path, _shard(denoiser, texts, config.seed + number * config.shard, config), settings)
-                shown.update(config.shard)
+                made = _shard(denoiser, texts, config.seed + number * config.shard, config)
+                shards.write(paths[number], made, settings)
+                # Those of the other processes count, too.
+                shown.update(config.shard * sum(path.exists() for path in paths) - shown.n)
+        member.wait()
+        shown.update(total - shown.n)
     return paths
 
 

@@ -10,7 +10,6 @@ import accelerate
 import pytest
 import torch
 from ttsnap.distill import processes
-from ttsnap.distill.config import DistillConfig
 
 from ttsnap.cli import main
 
@@ -36,7 +35,7 @@ def test_processes_without_a_gpu_join_each_other(
     asked: dict[str, Any] = {}
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     monkeypatch.setattr(accelerate, "Accelerator", lambda **kwargs: (asked.update(kwargs), Process(0))[1])
-    processes.start(DistillConfig.from_dict(settings("r", device=device)), tmp_path, shown=True)
+    processes.start(tmp_path, "distill", cpu=device == "cpu", shown=True)
     assert asked["cpu"] is cpu
     assert capsys.readouterr().out == "2 processes on cpu\n"
 
@@ -50,10 +49,10 @@ def test_a_launcher_that_started_one_of_several_is_named(tmp_path: Path, monkeyp
     with pytest.raises(
         ValueError, match=r"started only this one.*add --multi_gpu.*--num_processes 2 -m ttsnap distill"
     ):
-        processes.start(DistillConfig.from_dict(settings("r")), tmp_path, shown=True)
+        processes.start(tmp_path, "distill", cpu=False, shown=True)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(accelerate, "Accelerator", lambda **_: Process(0))
-    processes.start(DistillConfig.from_dict(settings("r")), tmp_path, shown=False)
+    processes.start(tmp_path, "distill", cpu=False, shown=False)
 
 
 def test_what_fails_in_one_process_ends_all_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ wants to know: what will this very noise become? It needs no reward and no image
 data. A draft is for one model, one number of steps and one guidance.
 
 Trajectories -> train -> OUT/draft, a LoRA that plain diffusers loads, with a card -> rank correlations on held-out
-prompts. Ctrl-C is safe: the same command goes on. It uses one process and one device.
+prompts. Ctrl-C is safe: the same command goes on. Several devices share the work under `accelerate launch`.
 
 examples:
   ttsnap distill-draft --out mine            # embedded model: hours on a CPU
@@ -34,6 +34,8 @@ examples:
   ttsnap distill-draft --model stabilityai/stable-diffusion-3.5-medium \\
       --call '{num_inference_steps: 28, guidance_scale: 4.5}' \\
       --prompts-file prompts.txt --evaluation.reward imagereward --out sd35
+  accelerate launch --multi_gpu --num_processes 2 -m ttsnap distill-draft \\
+      --config sd35/config.yaml --prompts-file prompts.txt --out again
   ttsnap generate "two red circles" --draft mine/draft:2
 """
 _NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")
@@ -80,22 +82,29 @@ def run(a: Namespace) -> int:
             "measure on: --evaluation.prompts 0"
         )
     prompts, held_out = _prompts(a, config)
-    rewards = []
-    if held_out:
-        rewards = common.load_rewards(config.evaluation.reward, device=common.placement(a.device, a.dtype)[0])
-    pipe = common.load_model(a.model, a.device, a.dtype)
-    common.check_call(pipe, dict(config.call or {}))
-    with loading("peft"):
+    with loading("torch and accelerate"):
+        from ttsnap.distill import processes
         from ttsnap.distill.draft.evaluate import DRAFT, table
-        from ttsnap.distill.draft.run import Measured, distill_draft
+        from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
+    place = common.placement(a.device, a.dtype)[0]
+    accelerator = processes.start(out, COMMAND, cpu=place.type == "cpu", shown=True)
+    if accelerator.num_processes > 1:
+        place = processes.device_of(accelerator)
+    rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and processes.is_main() else []
+    pipe = common.load_model(a.model, str(place), a.dtype)
+    common.check_call(pipe, dict(config.call or {}))
     try:
         measured = Measured(held_out, rewards[0]) if rewards else None
         looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what is done is safe in {out}\nrun the same command again to go on", file=sys.stderr)
+        if processes.is_main():
+            said = f"\ninterrupted; what is done is safe in {out}\nrun the same command again to go on"
+            print(said, file=sys.stderr)
         return 130
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
+    if not processes.is_main():
+        return 0
     if looks:
         print(f"{table(looks)}\n\nSpearman within a prompt, {len(held_out)} held-out prompts\n")
     print(f"the draft is in {out / DRAFT}; use it with: ttsnap generate PROMPT --draft {out / DRAFT}")

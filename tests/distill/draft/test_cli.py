@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from ttsnap.distill.draft import train
 from ttsnap.distill.draft.config import DraftConfig
 
@@ -84,5 +90,41 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["distill-draft", "--help"])
     said = capsys.readouterr().out
-    for word in ("Ctrl-C is safe", "--training.first-time", "--trajectories.skipped", "one device"):
+    for word in ("Ctrl-C is safe", "--training.first-time", "--trajectories.skipped", "accelerate launch"):
         assert word in said
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_draft_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same trajectories, the same LoRA but for rounding, and the same bits when it is gone on with."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads round differently
+    options = ["--trajectories.count", "12", "--training.steps", "4", "--training.precision", "no"]
+    options += ["--training.warmup", "0"]
+    two = [*("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"), "ttsnap"]  # needs no GPU
+
+    def run(out: str, launcher: Sequence[str]) -> str:
+        command = [sys.executable, "-m", *launcher, "distill-draft", "--config", "small.yaml", *options, "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("one", ["ttsnap"]).startswith("1 process on cpu\n")
+    said = run("two", two)
+    assert said.startswith("2 processes on cpu\n")
+    assert said.count("| draft, 1 call") == said.count("the draft is in two/draft") == 1
+    made = bytes_in(Path("two/trajectories"))
+    assert len(made) == 3
+    assert made == bytes_in(Path("one/trajectories"))
+    one, both = (load_file(f"{out}/draft/pytorch_lora_weights.safetensors") for out in ("one", "two"))
+    assert one.keys() == both.keys()
+    weights = torch.cat([one[name].float().flatten() for name in one if "lora_B" in name])  # they start at zero
+    errors = torch.cat([(both[name].float() - one[name].float()).flatten() for name in one if "lora_B" in name])
+    assert float(errors.norm()) < 1e-3 * float(weights.norm())
+
+    shutil.copytree("two", "parts")
+    for path in ("draft", "evaluation", "checkpoints/00000004"):
+        shutil.rmtree(Path("parts", path))
+    run("parts", two)
+    assert bytes_in(Path("parts/draft")) == bytes_in(Path("two/draft"))
+    assert bytes_in(Path("parts/checkpoints")) == bytes_in(Path("two/checkpoints"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.batches import Trajectories, draw, loss, second_calls
 from ttsnap.distill.draft.config import DraftConfig, TrainingConfig
 from ttsnap.distill.draft.student import DraftStudent, start_from
+from ttsnap.distill.processes import Member
 
 from ttsnap.sampling.interpolants import VP, Linear
 
@@ -94,6 +96,44 @@ def test_training_in_parts_of_a_batch_gives_the_same_gradient(tmp_path: Path) ->
         gradients.append(torch.cat([p.grad.flatten() for p in student.parameters.values() if p.grad is not None]))
     assert float(gradients[0].norm()) > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_mean_of_the_gradients_of_two_processes_is_that_of_one(parts: int, tmp_path: Path) -> None:
+    def gradient(member: Member) -> Tensor:
+        config = config_of(training={"parts": parts, "second": 0.5, "clip": 0.0, "batch": 8})
+        student = student_of(config)
+        optimizer = torch.optim.SGD(student.parameters.values(), lr=0.0)
+        training.optimise(student, data_of(config, tmp_path), 0, optimizer, config.training, member)
+        return torch.cat([p.grad.flatten() for p in student.parameters.values() if p.grad is not None])
+
+    averaged: list[int] = []
+
+    class Waiting(Member):
+        def average(self, tensors: Sequence[Tensor]) -> None:
+            averaged.append(sum(tensor.numel() for tensor in tensors))
+
+    one, both = gradient(Member()), [gradient(Waiting(rank, 2)) for rank in range(2)]
+    assert averaged == [len(one) + 1] * 2  # the loss, too
+    assert float((both[0] - both[1]).norm()) > 0.1 * float(one.norm())
+    torch.testing.assert_close((both[0] + both[1]) / 2, one, rtol=1e-4, atol=1e-6)
+
+
+def test_of_several_processes_the_first_one_writes(tmp_path: Path) -> None:
+    class Waiting(Member):
+        def average(self, tensors: Sequence[Tensor]) -> None: ...
+
+        def take_over(self, tensors: Sequence[Tensor]) -> None: ...
+
+    config = config_of(training={"batch": 6})
+    data = data_of(config, tmp_path / "data")
+    for rank, written in ((1, set[str]()), (0, {"checkpoints", "metrics.jsonl"})):
+        out = tmp_path / str(rank)
+        out.mkdir()
+        training.train(student_of(config), data, config.training, {}, out, Waiting(rank, 2))
+        assert {path.name for path in out.iterdir()} == written
+    with pytest.raises(ValueError, match=r"batch \(6\) must be a multiple of training\.parts x processes \(1 x 4\)"):
+        training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
 
 
 def test_training_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

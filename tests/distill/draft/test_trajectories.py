@@ -11,6 +11,7 @@ from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from ttsnap.distill.draft import shards, trajectories
 from ttsnap.distill.draft.prompts import Listed, SceneCaptions
+from ttsnap.distill.processes import ALONE, Member
 from ttsnap.pipelines import upgrade
 
 from ttsnap.scenes import HARD_KINDS, is_held_out, parse
@@ -19,11 +20,11 @@ from ...pipelines.tiny import FAMILIES, STABLE_DIFFUSION_BETAS, sd15, shared  # 
 from .small import PROMPTS, STEPS, bytes_in, config_of, pipe_of
 
 
-def make(folder: Path, name: str = "sd3", **section: Any) -> list[Path]:
+def make(folder: Path, name: str = "sd3", member: Member = ALONE, **section: Any) -> list[Path]:
     config = config_of(name, trajectories=section)
     call = dict(config.call or {})
     settings = trajectories.settings_of(config.trajectories, name, call, PROMPTS)
-    return trajectories.make(pipe_of(name).denoiser(**call), PROMPTS, config.trajectories, settings, folder)
+    return trajectories.make(pipe_of(name).denoiser(**call), PROMPTS, config.trajectories, settings, folder, member)
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl", "pixart_sigma"])  # Euler of a flow, Euler, and one with a history
@@ -79,6 +80,19 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypa
     make(tmp_path / "parts")
     assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
     assert len(bytes_in(tmp_path / "whole")) == 3
+
+
+def test_processes_divide_the_files_and_another_number_of_them_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "one", count=10)
+    monkeypatch.setattr(Member, "wait", lambda self: None)
+    there = []
+    for rank, count in ((1, 2), (2, 3), (0, 3), (1, 3)):  # the first of two processes never ran
+        make(tmp_path / "several", member=Member(rank, count), count=10)
+        there.append(len(bytes_in(tmp_path / "several")))
+    assert there == [2, 3, 4, 5]  # shards 1 and 3; 2; 0; 4, as 1 is there
+    assert bytes_in(tmp_path / "several") == bytes_in(tmp_path / "one")
 
 
 def test_more_can_be_asked_for_later(tmp_path: Path) -> None:
