@@ -1,9 +1,9 @@
 """Pipelines of ten families with random weights and no text encoders, in three sizes, for benchmarks.
 
 "tiny" runs at once. "medium" has a denoiser of 5 to 12 GFLOP for an evaluation (with guidance: both passes) and a small
-VAE, so that the network dominates even on a CPU. "full" has the denoiser and VAE of SDXL and FLUX.1-dev as published,
-made where they run, in the dtype in which they run; their VAEs decode one picture at a time, since many at once take
-more memory than the network. Text comes as random embeddings.
+VAE, so that the network dominates even on a CPU. "full" has the denoiser and VAE of SDXL, SD3.5 medium and FLUX.1-dev
+as published (their config.json on the hub), made where they run, in the dtype in which they run; their VAEs decode one
+picture at a time, since many at once take more memory than the network. Text comes as random embeddings.
 """
 
 from __future__ import annotations
@@ -265,9 +265,35 @@ def _sd3(s: Scale) -> Case:
         joint_attention_dim=s.width,
         pooled_projection_dim=s.width,
     )
+    call = {**_square(4 * s.side), **GUIDANCE, **_text(s.text, s.width, pooled=s.width)}
+    return Case(_sd3_pipe(transformer, _flow_vae(_vae, 16)), call)
+
+
+def _sd35_full(device: torch.device, dtype: torch.dtype) -> Case:
+    """Of Stable Diffusion 3.5 medium, whose prompts are the 77 tokens of its two CLIPs and the 256 of T5."""
+    with _made(device, dtype):
+        vae = _flow_vae(_full_vae, 16)
+        transformer = d.SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+            joint_attention_dim=4096,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+    return Case(_sd3_pipe(transformer, vae), {**_square(1024), **GUIDANCE, **_text(333, 4096, pooled=2048)})
+
+
+def _sd3_pipe(transformer: Any, vae: Any) -> Any:
     absent = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
-    pipe = d.StableDiffusion3Pipeline(transformer=transformer, vae=_flow_vae(_vae, 16), scheduler=_flow(), **absent)
-    return Case(pipe, {**_square(4 * s.side), **GUIDANCE, **_text(s.text, s.width, pooled=s.width)})
+    return d.StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=_flow(), **absent)
 
 
 def _flux(s: Scale) -> Case:
@@ -480,7 +506,7 @@ def _flux2_klein(s: Scale) -> Case:
 FAMILIES: dict[str, Family] = {
     "sd15": Family("StableDiffusionPipeline", _sd15),
     "sdxl": Family("StableDiffusionXLPipeline", _sdxl, _sdxl_full),
-    "sd3": Family("StableDiffusion3Pipeline", _sd3),
+    "sd3": Family("StableDiffusion3Pipeline", _sd3, _sd35_full),
     "flux": Family("FluxPipeline", _flux, _flux_full),
     "pixart_sigma": Family("PixArtSigmaPipeline", _pixart_sigma),
     "sana": Family("SanaPipeline", _sana),

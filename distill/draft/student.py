@@ -94,7 +94,8 @@ class DraftStudent:
 def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]:
     """Put a LoRA that changes nothing yet on every linear layer of the blocks, in float32; its parameters by name.
 
-    blocks: the attribute of the network that lists them; None: on all its linear layers. ValueError for a network that
+    blocks: the attribute of the network that lists them; None: on all its linear layers. A network with several lists
+    of blocks (FLUX has double and single ones, Lumina refiners) gets it in all of them. ValueError for a network that
     carries a LoRA already.
     """
     from peft import LoraConfig
@@ -104,7 +105,8 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
             "the model carries a LoRA already, which a draft cannot be trained beside: merge it into the weights "
             "(pipe.fuse_lora(), pipe.unload_lora_weights()), and save that as the model"
         )
-    within = "" if blocks is None else f"{blocks}."
+    lists = tuple(f"{name}." for name, part in net.named_children() if isinstance(part, nn.ModuleList))
+    within = "" if blocks is None else lists
     linear = [name for name, part in net.named_modules() if isinstance(part, nn.Linear) and name.startswith(within)]
     net.requires_grad_(False)
     net.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=linear, init_lora_weights="gaussian"))

@@ -1,0 +1,245 @@
+"""What a draft of SDXL, SD3.5 medium and FLUX.1-dev takes, worked out without a GPU and without their weights.
+
+    python benchmarks/draft_on_paper.py                      # a minute on a CPU
+    python benchmarks/draft_on_paper.py --models flux --rank 16 --tflops 400 --json flux.json
+
+The networks are the published ones (families.py, "full"), on the meta device, which holds shapes and no numbers. The
+LoRA of `ttsnap distill-draft` is put on them, and a row goes forward and back: what does not fit fails here, within a
+minute, and not after a day. Counted are the LoRA, FLOPs, and the bytes that the backward pass needs. From these follow
+hours at `--tflops`, the speed that a GPU reaches in practice, for the trajectories and the optimiser steps that are
+asked for, and what trajectories take on disk. Text encoders, the VAE, the rewards of the evaluation and the VAE's
+decodes are not in these figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from accelerate import init_empty_weights
+from families import build
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
+from ttsnap.distill.draft.student import DraftStudent
+from ttsnap.pipelines import upgrade
+
+STEPS = {"sdxl": 30, "sd3": 28, "flux": 28}
+NAMES = {"sdxl": "SDXL", "sd3": "SD3.5 medium", "flux": "FLUX.1 dev"}
+STATE = 20
+"""Bytes of a trained number: itself, its gradient, two moments and its average, in float32."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What one model takes. Bytes and FLOPs of one row, unless said otherwise.
+
+    weights: bytes of the network. layers: linear layers with a LoRA, of `numbers` in all. base, call: FLOPs of a pass
+    of the model and of its drafter. back, checkpointed: FLOPs of a row's training, forward and back, and those with
+    checkpointing. kept, kept_checkpointed: bytes that the backward pass needs, likewise. latent: numbers of a latent.
+    """
+
+    model: str
+    steps: int
+    passes: int
+    weights: int
+    layers: int
+    numbers: int
+    base: float
+    call: float
+    back: float
+    checkpointed: float
+    kept: int
+    kept_checkpointed: int
+    latent: int
+
+    @property
+    def trajectory(self) -> float:
+        """FLOPs of a trajectory of all steps."""
+        return self.steps * self.passes * self.base
+
+    def step(self, config: TrainingConfig) -> float:
+        """FLOPs of an optimiser step; second calls need the network's first guess, too."""
+        row = self.checkpointed if config.checkpointing else self.back
+        return config.batch * row + round(config.second * config.batch) * self.call
+
+    def stored(self, states: int) -> int:
+        """Bytes of a trajectory on disk and in RAM: float16 states, and the end."""
+        return 2 * (states + 1) * self.latent
+
+
+def worked_out(name: str, size: str, rank: int) -> Paper:
+    """Put the LoRA on a family's network, take a row forward and back, and count."""
+    case = build(name, size, torch.device("meta" if size == "full" else "cpu"), torch.bfloat16)
+    call = {key: _at_hand(value) for key, value in case.call.items()}
+    pipe, states = _at_home(upgrade(case.pipe)), TrajectoryConfig().states
+    with init_empty_weights(include_buffers=False):
+        student = DraftStudent(
+            pipe, {**call, "num_inference_steps": STEPS[name]}, states=states, first_time=0.87, rank=rank
+        )
+    base = pipe.denoiser(**call, num_inference_steps=STEPS[name])
+    numbers = sum(p.numel() for p in student.parameters.values())
+    model, drafter = _on_meta(base), _on_meta(student._denoiser)
+    latent = _latent(base)
+    net: Any = drafter.net
+    with _fused_attention():
+        plain = _flops(lambda: _out(model, latent), grad=False)
+        called = _flops(lambda: _out(drafter, latent), grad=False)
+        net.train().requires_grad_(False)
+        for part, p in net.named_parameters():
+            p.requires_grad_("lora_" in part)
+        back, kept = _trained(drafter, latent)
+        net.enable_gradient_checkpointing()
+        checkpointed, kept_checkpointed = _trained(drafter, latent)
+    return Paper(
+        model=NAMES[name],
+        steps=STEPS[name],
+        passes=base.passes_per_nfe,
+        weights=sum(p.numel() * p.element_size() for p in base.net.parameters()),
+        layers=len(student.parameters) // 2,
+        numbers=numbers,
+        base=plain / base.passes_per_nfe,
+        call=called,
+        back=back,
+        checkpointed=checkpointed,
+        kept=kept,
+        kept_checkpointed=kept_checkpointed,
+        latent=latent.numel(),
+    )
+
+
+# --- on the meta device -------------------------------------------------------------------------------------------
+
+
+def _at_home(pipe: Any) -> Any:
+    """The pipeline as if it computed on the CPU, wherever its network is: schedules and noise are real numbers."""
+    home = property(lambda self: torch.device("cpu"))
+    pipe.__class__ = type("OnPaper", (type(pipe),), {"device": home, "_execution_device": home})
+    return pipe
+
+
+def _at_hand(value: Any) -> Any:
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+
+
+def _on_meta(denoiser: Any) -> Any:
+    """A denoiser on meta, with the encodings of one prompt, and the LoRA in the type that autocast computes in."""
+    denoiser.encode(["any prompt"])
+    twin = denoiser.meta_twin()
+    twin.net.to(torch.bfloat16)
+    return twin
+
+
+def _latent(denoiser: Any) -> Tensor:
+    return denoiser.init_latents([torch.Generator().manual_seed(0)]).to("meta", torch.bfloat16)
+
+
+def _out(denoiser: Any, latent: Tensor) -> Tensor:
+    zero = torch.zeros(1, dtype=torch.long)
+    return denoiser.output(latent, denoiser.schedule.timesteps[:1].to("meta"), zero, zero)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention as GPUs compute it: the matrix of scores is never kept. Its FLOPs are counted, forward and back."""
+
+    def fused(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        if attn_mask is not None:
+            raise ValueError("this network masks its attention, whose fused kernel is not counted here")
+        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return found
+
+    with mock.patch.object(nn.functional, "scaled_dot_product_attention", fused):
+        yield
+
+
+def _flops(call: Any, *, grad: bool) -> float:
+    with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _trained(denoiser: Any, latent: Tensor) -> tuple[float, int]:
+    """FLOPs of a row forward and back, and the bytes that are kept in between."""
+    weights = {p.untyped_storage()._cdata for p in denoiser.net.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    def both() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = _out(denoiser, latent)
+        found.float().pow(2).mean().backward()
+
+    flops = _flops(both, grad=True)
+    missing = [name for name, p in denoiser.net.named_parameters() if p.requires_grad and p.grad is None]
+    if missing:
+        print(f"no gradient reaches {len(missing)} of the LoRA's matrices, which stay as they are: {missing[0]}, ...")
+    return flops, sum(kept.values())
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingConfig) -> str:
+    """In Markdown: a row a figure, a column a model."""
+
+    def hours(flops: float) -> str:
+        return f"{flops / (tflops * 1e12) / 3600:.1f} h"
+
+    states = TrajectoryConfig().states
+    rows: list[tuple[str, list[str]]] = [
+        ("weights of the network, bfloat16", [f"{p.weights / 1e9:.1f} GB" for p in papers]),
+        ("layers with a LoRA", [f"{p.layers:,}" for p in papers]),
+        (f"numbers of the LoRA, rank {config.rank}", [f"{p.numbers / 1e6:.0f} million" for p in papers]),
+        ("its file, bfloat16", [f"{2 * p.numbers / 1e6:.0f} MB" for p in papers]),
+        ("its training state", [f"{STATE * p.numbers / 1e9:.1f} GB" for p in papers]),
+        ("kept for the backward pass, a row", [f"{p.kept / 1e9:.1f} GB" for p in papers]),
+        ("the same with checkpointing", [f"{p.kept_checkpointed / 1e9:.2f} GB and a block" for p in papers]),
+        ("a pass of the model", [f"{p.base / 1e12:.1f} TFLOP" for p in papers]),
+        ("a trajectory", [f"{p.steps} x {p.passes} passes, {p.trajectory / 1e15:.2f} PFLOP" for p in papers]),
+        ("a call of the drafter", [f"{p.call / p.base:.2f} passes" for p in papers]),
+        ("a row of training", [f"{p.back / p.base:.2f} passes" for p in papers]),
+        ("the same with checkpointing", [f"{p.checkpointed / p.base:.2f} passes" for p in papers]),
+        (f"{count:,} trajectories on disk and in RAM", [f"{count * p.stored(states) / 1e9:.1f} GB" for p in papers]),
+        (f"{count:,} trajectories at {tflops:g} TFLOP/s", [hours(count * p.trajectory) for p in papers]),
+        (
+            f"{config.steps:,} x {config.batch} rows at {tflops:g} TFLOP/s"
+            + (", checkpointing" if config.checkpointing else ""),
+            [hours(config.steps * p.step(config)) for p in papers],
+        ),
+    ]
+    lines = [["", *(p.model for p in papers)], ["---"] * (1 + len(papers)), *([name, *row] for name, row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--models", nargs="+", choices=tuple(STEPS), default=list(STEPS))
+    p.add_argument("--rank", type=int, default=TrainingConfig().rank)
+    p.add_argument("--trajectories", type=int, default=10_000, metavar="N")
+    p.add_argument("--tflops", type=float, default=250.0, help="that the GPU reaches, in 1e12 FLOPs a second")
+    p.add_argument("--json", type=Path, help="file for the figures")
+    a = p.parse_args()
+    config = TrainingConfig(rank=a.rank, checkpointing=True)
+    papers = [worked_out(name, "full", a.rank) for name in a.models]
+    print(table(papers, a.tflops, a.trajectories, config))
+    if a.json is not None:
+        a.json.write_text(json.dumps([asdict(paper) for paper in papers], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
