@@ -20,7 +20,7 @@ from ttsnap.pipelines.lora import add_lora, hub_file
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
-from ttsnap.sampling.drafts import DRAFT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft
+from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft, read_hot
 from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ DraftSpec: TypeAlias = str | nn.Module | Drafter
 def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     """The drafter that is meant, for the network of this name ("unet", "transformer") of a pipeline.
 
-    spec: "hot", the model itself, told that there is less noise; "embedded", the embedded model's own draft; a LoRA
-    (folder, .safetensors file, hub id, or owner/name/file.safetensors) or a network (folder or hub id, also of a whole
-    pipeline), each with ":CALLS" after it where a guess takes more than one; or a network or a Drafter. What was loaded
-    is kept with the pipeline, so that the next call finds it. ValueError where there is none, or it does not fit the
-    model.
+    spec: "hot", the model itself, told that there is less noise, or a .json file with settings for that; "embedded",
+    the embedded model's own draft; a LoRA (folder, .safetensors file, hub id, or owner/name/file.safetensors) or a
+    network (folder or hub id, also of a whole pipeline), each with ":CALLS" after it where a guess takes more than one;
+    or a network or a Drafter. What was loaded is kept with the pipeline, so that the next call finds it. ValueError
+    where there is none, or it does not fit the model.
     """
     base = _bare(getattr(pipe, network))
     if isinstance(spec, Drafter):
@@ -63,8 +63,9 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
         raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
     where, calls = calls_of(spec)
     where = str(draft_path()) if where == EMBEDDED else where
-    if where == HOT:
-        return Drafter(getattr(pipe, network), HOT_SETTINGS, calls)
+    if where == HOT or where.endswith(HOT_FILE):
+        settings = HOT_SETTINGS if where == HOT else read_hot(Path(where).expanduser())
+        return Drafter(getattr(pipe, network), settings, calls)
     key, state = ("draft", where, network), _state(base)
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:

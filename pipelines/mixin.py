@@ -166,7 +166,7 @@ class SearchMixin:
         )
         denoiser: Any = engine.denoiser
         if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
-            logger.warning(doubt)
+            _warn_once(doubt)
         denoiser.encode_instead(prompts, of=texts)
         output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         finished: dict[tuple[int, int], Tensor] = {}
@@ -237,3 +237,9 @@ class SearchMixin:
         finally:
             if bar is not None:
                 bar.close()
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A process that searches again and again, as the demo, would say it each time."""
+    logger.warning(text)

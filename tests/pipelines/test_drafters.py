@@ -21,7 +21,7 @@ from ttsnap.pipelines.compilation import compile_denoiser
 from ttsnap.pipelines.drafters import Drafter, _settings, shared_copy
 
 from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft
+from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, save_lora, shared
@@ -418,6 +418,9 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
     payloads = [json.loads(output.images[0].info["ttsnap"]) for output in (plain, drafted)]
     assert [payload.get("draft") for payload in payloads] == [None, f"{folder}:2"]
     caplog.clear()
+    with caplog.at_level(logging.WARNING, "ttsnap"):  # once is enough
+        pipe("a cat", search=BestOfN(1), reward=dark, draft=folder, **call)
+    assert not caplog.text
     write_draft(folder, told(checked=(Checked("StableDiffusion3Pipeline", 2, 5.0),)))
     again = upgrade(FAMILIES["sd3"].build())
     again("a cat", search=BestOfN(1), reward=dark, draft=folder, **call)
@@ -473,6 +476,16 @@ def test_the_guidance_of_a_call_is_what_its_network_reads_or_what_guides_its_pas
 def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         denoiser(shared("sd3"), "sd3").use_drafter(draft)
+
+
+def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) -> None:
+    settings, file = replace(HOT_SETTINGS, first_time=0.8, checked=(Checked("m", 2, 5.0),)), tmp_path / "hot.json"
+    write_settings(file, settings)
+    made = denoiser(shared("sd3"), "sd3")
+    made.use_drafter(f"{file}:2")
+    assert (made.drafter.net, made.drafter.settings, made.draft_calls) == (made.net, settings, 2)
+    with pytest.raises(ValueError, match=r"no such draft: .*cold\.json"):
+        made.use_drafter(str(tmp_path / "cold.json"))
 
 
 def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:

@@ -14,7 +14,17 @@ from ttsnap.core.looks import Seen
 from ttsnap.core.price import Price, Rates
 from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording
-from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor, note_check, read_draft, unchecked, write_draft
+from ttsnap.sampling.drafts import (
+    HOT_SETTINGS,
+    Checked,
+    DraftSettings,
+    TrainedFor,
+    note_check,
+    read_draft,
+    read_hot,
+    unchecked,
+    write_draft,
+)
 from ttsnap.simulation.looks import drafts_against_estimates, ranked
 
 GRID = Grid((1.0, 0.75, 0.5, 0.25, 0.0))
@@ -101,6 +111,34 @@ def test_what_cannot_be_noted_is_told_and_nothing_is_written(
     assert main(["evaluate-draft", "rec", "--note", "false"]) == 0
     assert main(["evaluate-draft", "rec"]) == 2
     assert json.loads(Path("drafter/draft.json").read_text()) == {"format": 99}
+
+
+def test_what_is_found_of_the_untrained_drafter_is_noted_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_recording(made(folder="hot"), "rec")
+    assert main(["evaluate-draft", "rec"]) == 0
+    assert "not noted: hot has no folder; with --note-in hot.json it is" in capsys.readouterr().out
+    assert main(["evaluate-draft", "rec", "--note-in", "hot.txt"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["rec"]
+    assert main(["evaluate-draft", "rec", "--note-in", "hot.json"]) == 0
+    assert "noted in hot.json for tiny, 4 steps, guidance 4; use it with --draft hot.json" in capsys.readouterr().out
+    settings = read_hot("hot.json")
+    assert settings.first_time == HOT_SETTINGS.first_time
+    assert unchecked(settings, "tiny", 4, 4.0) is None
+    # A recording that was made with the file is noted there.
+    save_recording(made(-1, folder="hot.json"), "again")
+    assert main(["evaluate-draft", "again"]) == 0
+    assert "no better than x0 estimates" in str(unchecked(read_hot("hot.json"), "tiny", 4, 4.0))
+
+    Path("drafter").mkdir()
+    save_recording(made(), "folder")
+    assert main(["evaluate-draft", "folder", "--note-in", "hot.json"]) == 2
+    assert "--note-in is for the drafter hot" in capsys.readouterr().err
+    write_draft("drafter", DraftSettings(trained_for=TrainedFor("tiny")))
+    with pytest.raises(ValueError, match="those of trained weights; give their folder"):
+        read_hot("drafter/draft.json")
 
 
 def test_recordings_without_drafts_are_refused(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli.help import new_parser
+from ttsnap.options.sampler import HOT
 
 if TYPE_CHECKING:
     from ttsnap.recordings.replay import Recording
@@ -19,12 +20,18 @@ DESCRIPTION = """How well drafts tell which seeds will be good, beside x0 estima
 Record about 10 prompts x 16 seeds with the drafter, at the steps and the guidance that you will use. The table has
 the rank correlation (Spearman) of each look's scores with those of the finished images within a prompt, by what the
 look costs. Where the drafter is a local folder, what was found is noted in its draft.json, so that `ttsnap generate`
-no longer warns that the draft was not checked, and says so where it does not pay.
+no longer warns that the draft was not checked, and says so where it does not pay. The untrained drafter, hot, has no
+folder: --note-in FILE.json notes it in a file, which is given as --draft FILE.json from then on.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 16 --draft my_draft \\
       --looks '["draft:1@0", "draft:2@0"]' --out recordings/check
   ttsnap evaluate-draft recordings/check
+
+  ttsnap record --prompts-file prompts.txt --seeds 16 --draft hot \\
+      --out recordings/hot
+  ttsnap evaluate-draft recordings/hot --note-in hot.json
+  ttsnap generate "a red circle" --draft hot.json
 """
 
 
@@ -34,6 +41,9 @@ def parser() -> ArgumentParser:
     p.add_argument("recording", type=str, metavar="RECORDING", help="a folder made by `ttsnap record --draft ...`")
     p.add_argument("--utility", type=str, default="mean", help="one number of several rewards: mean or rank_sum")
     p.add_argument("--note", type=bool, default=True, help="whether to note it in the draft.json of a local folder")
+    p.add_argument(
+        "--note-in", type=str | None, metavar="FILE.json", help="of the drafter hot: the file to note it in instead"
+    )
     return p
 
 
@@ -61,7 +71,7 @@ def run(a: Namespace) -> int:
     for against in found:
         print(_verdict(against))
     if a.note:
-        print(_noted(recording, found))
+        print(_noted(recording, found, a.note_in))
     return 0
 
 
@@ -73,19 +83,29 @@ def _verdict(a: Against) -> str:
     return f"{a.draft.seen} ({a.draft.nfe:g} NFE) ranks {like}; {gain}: {end}"
 
 
-def _noted(recording: Recording, found: list[Against]) -> str:
-    """Note what was found in the draft.json of the drafter's folder, and say so, or say why not."""
-    from ttsnap.sampling.drafts import DRAFT_FILE, Checked, calls_of, note_check
+def _noted(recording: Recording, found: list[Against], file: str | None) -> str:
+    """Note what was found in the draft.json of the drafter's folder, or in a file for hot; say so, or say why not."""
+    from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, calls_of, note_check, note_hot_check
     from ttsnap.simulation.looks import figures_of
 
     info = recording.info
     where, model, guidance = (info.get(key) for key in ("draft", "model", "draft_guidance"))
     if not (isinstance(where, str) and isinstance(model, str) and isinstance(guidance, int | float)):
         return "not noted: the recording does not say which drafter, model and guidance it was made with"
-    folder = Path(calls_of(where)[0]).expanduser()
+    check = Checked(model, recording.grid.steps, float(guidance), figures_of(recording, found))
+    at = f"for {model}, {recording.grid.steps} steps, guidance {guidance:g}"
+    name = calls_of(where)[0]
+    if name == HOT or name.endswith(HOT_FILE):
+        noted = Path(file or name).expanduser()
+        if not noted.name.endswith(HOT_FILE):
+            return "not noted: hot has no folder; with --note-in hot.json it is, and --draft hot.json knows of it"
+        note_hot_check(noted, check)
+        return f"noted in {noted} {at}; use it with --draft {noted}"
+    if file is not None:
+        raise ValueError(f"--note-in is for the drafter hot; {where} is noted in its own {DRAFT_FILE}")
+    folder = Path(name).expanduser()
     folder = folder.parent if folder.is_file() else folder
     if not folder.is_dir():
         return f"not noted: {where} is no local folder"
-    note_check(folder, Checked(model, recording.grid.steps, float(guidance), figures_of(recording, found)))
-    at = f"{model}, {recording.grid.steps} steps, guidance {guidance:g}"
-    return f"noted in {folder / DRAFT_FILE} for {at}"
+    note_check(folder, check)
+    return f"noted in {folder / DRAFT_FILE} {at}"

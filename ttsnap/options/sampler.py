@@ -67,8 +67,8 @@ class SamplerOptions:
     draft: Spec = option(
         None,
         "what guesses finished images, for searches that look at such guesses: embedded (the embedded model's own), "
-        "hot (the model itself), or a LoRA or a network made for it (folder, .safetensors file or hub id), with its "
-        "calls as in FOLDER:2",
+        "hot (the model itself; also the .json file in which it was checked), or a LoRA or a network made for it "
+        "(folder, .safetensors file or hub id), with its calls as in FOLDER:2",
         python="A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafters).",
         unset="nothing",
         written=str | None,

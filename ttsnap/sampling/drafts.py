@@ -83,6 +83,8 @@ class DraftSettings(Bounded):
 
 HOT_SETTINGS = DraftSettings(first_time=0.87)
 """Of the model itself as its own drafter, without training."""
+HOT_FILE = ".json"
+"""How a file's name ends that holds such settings, of the model itself, and where they were checked."""
 
 
 def calls_of(text: str) -> tuple[str, int]:
@@ -112,6 +114,17 @@ def read_draft(folder: str | Path) -> DraftSettings:
     return parse_draft(read_object(path, what="draft", most=MOST_BYTES), path) if path.exists() else DraftSettings()
 
 
+def read_hot(path: str | Path) -> DraftSettings:
+    """The settings in a file for the model itself as its own drafter; they stand beside no weights.
+
+    ValueError where there is no such file, for a damaged one, and for the draft.json of weights.
+    """
+    settings = parse_draft(read_object(path, what="draft", most=MOST_BYTES), path)
+    if settings.trained_for != TrainedFor():
+        raise ValueError(f"draft {path}: these settings are those of trained weights; give their folder")
+    return settings
+
+
 def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
     """The settings that the object of a draft.json stands for; `where` names it in messages.
 
@@ -132,7 +145,12 @@ def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
 
 def write_draft(folder: str | Path, settings: DraftSettings) -> None:
     """Write the draft.json of a drafter's folder, whole or not at all."""
-    write_json(Path(folder) / DRAFT_FILE, {"format": FORMAT, **to_json(settings)})
+    write_settings(Path(folder) / DRAFT_FILE, settings)
+
+
+def write_settings(path: Path, settings: DraftSettings) -> None:
+    """Write a file of settings, whole or not at all."""
+    write_json(path, {"format": FORMAT, **to_json(settings)})
 
 
 # --- what it was checked for --------------------------------------------------------------------------------------
@@ -141,9 +159,18 @@ def write_draft(folder: str | Path, settings: DraftSettings) -> None:
 def note_check(folder: str | Path, check: Checked) -> None:
     """Put what was measured into the draft.json of a drafter's folder, in place of what is there for the same model,
     steps and guidance. ValueError for a damaged file, which stays as it is."""
-    settings, here = read_draft(folder), (check.model, check.steps, check.guidance_scale)
+    write_draft(folder, _with(read_draft(folder), check))
+
+
+def note_hot_check(path: Path, check: Checked) -> None:
+    """The same in a file of the model itself as its own drafter, which is made where there is none."""
+    write_settings(path, _with(read_hot(path) if path.exists() else HOT_SETTINGS, check))
+
+
+def _with(settings: DraftSettings, check: Checked) -> DraftSettings:
+    here = (check.model, check.steps, check.guidance_scale)
     others = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) != here]
-    write_draft(folder, replace(settings, checked=(*others, check)))
+    return replace(settings, checked=(*others, check))
 
 
 def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) -> str | None:
@@ -162,7 +189,7 @@ def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) 
     return (
         f"this draft was not checked for {printable(here)}: how well it ranks seeds there is not known"
         + (f"; it was for {printable(known)}" if known else "")
-        + ". Measure it with ttsnap evaluate-draft"
+        + ". Measure it with ttsnap evaluate-draft, whose --help shows how"
     )
 
 
