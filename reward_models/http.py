@@ -16,8 +16,9 @@ import random
 import ssl
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import httpx
 import torch
@@ -29,6 +30,7 @@ from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.files.typed import Json
 from ttsnap.rewards.reward_model import RewardModel
 
+T = TypeVar("T")
 PAUSES = (0.25, 1.0)
 """Seconds before each further attempt, give or take a half, where a connection fails or a server is full."""
 REPLY_BYTES, SCORE_BYTES = 2**20, 64
@@ -95,11 +97,7 @@ class HttpReward(RewardModel):
         """The JSON object that the server replies. RuntimeError says what came in its place."""
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         exchange = _exchange(self.url, data, self.timeout, REPLY_BYTES + SCORE_BYTES * scores)
-        future = asyncio.run_coroutine_threadsafe(exchange, _loop())
-        try:
-            status, text = future.result()
-        finally:
-            future.cancel()  # Where Ctrl-C ended the wait.
+        status, text = finished(exchange)
         if status != 200:
             raise RuntimeError(f"{self.url} refused with status {status}: {_sentence(text)}")
         try:
@@ -152,6 +150,15 @@ async def _attempt(client: httpx.AsyncClient, url: str, data: bytes | None, most
             if len(text) > most:
                 raise RuntimeError(f"{url} replied more than {most:,} bytes")
     return reply.status_code, bytes(text)
+
+
+def finished(work: Coroutine[None, None, T]) -> T:
+    """What this work returns, done by the event loop of all clients; it is ended where Ctrl-C ends the wait."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
 
 
 @lru_cache(maxsize=1)

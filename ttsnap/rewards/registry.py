@@ -56,6 +56,8 @@ REWARDS: dict[str, str] = {
     "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
 }
 """Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
+JUDGE = "judge"
+"""The name of rewards that ask another machine. It is no name of REWARDS: only users may choose it, not their files."""
 
 
 def said(name: str, error: Exception) -> str:
@@ -95,7 +97,8 @@ class FunctionReward(RewardModel):
 def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
     """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward.
 
-    "http://..." is a reward server (reward_models/http.py); "A then B" scores estimates by A and finished images by B;
+    "http://..." is a reward server (reward_models/http.py); "judge:..." asks a model behind an API
+    (reward_models/judge/); "A then B" scores estimates by A and finished images by B;
     "noise-aware:FOLDER on BASE" names the reward that a noise-aware one was trained for, where its weights are not the
     published ones. `weights` is a local file or folder, or a hub id, in their place. `device` and `dtype` place rewards
     that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
@@ -111,6 +114,9 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     if isinstance(spec, str) and spec.startswith(("http://", "https://")):
         remote: RewardModel = _load("ttsnap.reward_models.http:HttpReward", spec)(spec)
         return remote
+    if isinstance(spec, str) and spec.partition(":")[0] == JUDGE:
+        judge: RewardModel = _load("ttsnap.reward_models.judge.rewards:from_spec", spec)(spec)
+        return judge
     if isinstance(spec, str):
         name, _, argument = spec.partition(":")
         known = name in REWARDS
@@ -155,7 +161,7 @@ def make_rewards(
 
 def _load(path: str, asked: str) -> Any:
     """The object at "module:attribute" or "file.py:attribute", for the spec that the user wrote."""
-    known = f"choose one of {', '.join(REWARDS)}, or write file.py:function or module:attribute"
+    known = f"choose one of {', '.join(REWARDS)}, {JUDGE}, or write file.py:function or module:attribute"
     if not path.rpartition(":")[0]:
         raise ValueError(f"unknown reward {asked!r}; {known}")
     try:

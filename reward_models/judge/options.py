@@ -1,0 +1,112 @@
+"""Which model a judge asks, and how: settings without secrets. The key stays in the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from ttsnap.files.settings import Bounded, Bounds, Count, Natural, NotNegative, Positive, build, one_of
+
+MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
+"""Variables of the environment. The last two are those of the openai package."""
+OPENAI = "https://api.openai.com/v1"
+"""Where questions go when neither an option nor the environment names a server."""
+
+
+@dataclass(frozen=True)
+class JudgeOptions(Bounded):
+    """How a judge is asked. ValueError for values out of bounds.
+
+    model, base_url: "" for what TTSNAP_JUDGE_MODEL and OPENAI_BASE_URL say. concurrency: most questions under way at
+    once; timeout: seconds for a question, waiting for its turn not included, further attempts included; retries:
+    further attempts of a question, with the pauses of the openai package, where the server is full or fails. detail:
+    of images, as the API has it. temperature, answer_tokens: of answers in words (a rubric's); some models allow a
+    temperature of 1 only, and those that think first need thousands of tokens. image_tokens: most tokens of a
+    question for each image in it, with its text and its answer, which is what a budget in tokens charges beforehand.
+    cache: folder of answers that are known, "" for the user's own, "none" for none; cache_entries: most answers in it.
+    price_in, price_out: per million tokens of questions and of answers, for `usage`. rounds: comparisons for each image
+    of a tournament.
+    """
+
+    model: str = ""
+    base_url: str = ""
+    concurrency: Annotated[int, Bounds(1, 1000)] = 8
+    timeout: Positive = 60.0
+    retries: Annotated[int, Bounds(0, 100)] = 2
+    detail: str = "auto"
+    temperature: Annotated[float, Bounds(0, 2)] = 0.0
+    answer_tokens: Count = 300
+    image_tokens: Count = 2000
+    cache: str = ""
+    cache_entries: Natural = 100_000
+    price_in: NotNegative = 0.0
+    price_out: NotNegative = 0.0
+    rounds: Positive = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("detail", self.detail, ("auto", "low", "high"))
+        for name, text in (("model", self.model), ("base_url", self.base_url)):
+            if len(text) > 300 or not text.isprintable():
+                raise ValueError(f"{name} must be a printable text of at most 300 characters, got {text!r:.80}")
+        if self.base_url:
+            _check_address("base_url", self.base_url)
+
+    @classmethod
+    def parse(cls, text: str) -> JudgeOptions:
+        """Read "model=NAME,concurrency=4". ValueError for what cannot be read."""
+        values: dict[str, str | int | float] = {}
+        for part in filter(None, text.split(",")):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if "key" in name.lower() or name.lower() == "token":
+                raise ValueError(f"a key is no option of a judge, as options are written to files; set {KEY} instead")
+            if not equals or name in values:
+                raise ValueError(f"cannot read the judge's options {text!r:.200}; write them as model=NAME,retries=4")
+            values[name] = _plain(value)
+        return build(cls, values, "judge option ")
+
+    def filled(self) -> JudgeOptions:
+        """With the model and the server of the environment where this names none. ValueError where no model is named,
+        or a key is missing that the server asks for."""
+        model, base_url = self.model or os.environ.get(MODEL, ""), self.base_url or os.environ.get(BASE_URL, "")
+        if not model:
+            raise ValueError(f"a judge needs the name of a model: set {MODEL}, or write judge:yes:model=NAME")
+        if base_url:
+            _check_address(BASE_URL, base_url)
+        if not base_url and not os.environ.get(KEY):
+            raise ValueError(f"{OPENAI} wants a key: set {KEY}, or {BASE_URL} where another server is to be asked")
+        return dataclasses.replace(self, model=model, base_url=base_url or OPENAI)
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where answers are kept; None for nowhere."""
+        if self.cache == "none" or not self.cache_entries:
+            return None
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path(self.cache) if self.cache else home / "ttsnap" / "judge"
+
+
+def _check_address(name: str, url: str) -> None:
+    """ValueError unless it is the http address of a server, without a name, password or key in it."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 80) > 0
+    except ValueError:
+        raise ValueError(f"{name} is no address that can be read; write it like http://localhost:8000/v1") from None
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise ValueError(f"{name} holds a name, a password or a query, which would show in messages; set {KEY} instead")
+    if not fits:
+        raise ValueError(f"{name} starts with http:// or https:// and a host, as {OPENAI}, got {url!r:.80}")
+
+
+def _plain(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,184 @@
+"""What a judge is asked, and how its answers are read. An answer is a stranger's data: it is checked, never trusted.
+
+The question of "yes" is VQAScore's (Lin et al., arXiv 2404.01291, `QUESTION` in vqa.py). VQAScore is P("Yes") over the
+whole vocabulary; an API shows the likeliest tokens only, so that here it is P(Yes) / (P(Yes) + P(No)), over all ways to
+write them. The rubric and the question about two images are ttsnap's own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ttsnap.files.reading import parse_object, printable
+from ttsnap.files.typed import Json
+
+TOP = 20
+"""So many of the likeliest first tokens are asked for, the most that common servers tell."""
+ROUNDED = 1e-3
+"""What a log-probability may exceed 0 by, as servers round."""
+MOST = 10
+"""The best mark of a rubric; the worst is 0."""
+CRITERIA = {
+    "objects": "everything that the prompt names is there, and nothing that it excludes",
+    "attributes": "colours, materials, sizes and styles are those of the prompt, each on the right object",
+    "counts": "there are as many of each object as the prompt says",
+    "relations": "positions, actions and relations are those of the prompt",
+    "quality": "the image is free of artefacts, broken shapes and unreadable text",
+}
+"""What the rubric marks, and how each criterion is explained to the judge."""
+RUBRIC = (
+    "Judge how well this image fits the prompt below. Give a whole number from 0 (not at all) to {most} (perfectly) "
+    "for each of these criteria, and be strict:\n{criteria}\nThe prompt: {prompt}"
+)
+PAIR = (
+    'Which of these two images shows "{prompt}" better? Please answer with a single letter: A for the first image, B '
+    "for the second."
+)
+
+
+class Answer(ABC):
+    """What kind of answer is asked for."""
+
+    low, high = 0.0, 1.0
+    """The range of its score."""
+
+    @abstractmethod
+    def asked(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+        """Most tokens of the answer, given those allowed for words, and fields of the request."""
+
+    @abstractmethod
+    def read(self, choice: Mapping[str, Json]) -> float:
+        """The score in an entry of `choices` of the reply. ValueError says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Either(Answer):
+    """The probability of one word against another as the first token: p(first) / (p(first) + p(second)), in float64."""
+
+    first: str = "yes"
+    second: str = "no"
+
+    def asked(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+        return 1, {"logprobs": True, "top_logprobs": TOP}
+
+    def read(self, choice: Mapping[str, Json]) -> float:
+        content = _mapping(choice, "logprobs").get("content")
+        first = content[0] if isinstance(content, list) and content else None
+        likely = first.get("top_logprobs") if isinstance(first, dict) else None
+        if not isinstance(likely, list) or not likely:
+            raise ValueError("there are no logprobs in it; where a server does not tell them, ask by a rubric")
+        p = {self.first: 0.0, self.second: 0.0}
+        for entry in likely:
+            token, logprob = _token(entry)
+            word = token.strip().lower()
+            if word in p:
+                p[word] += math.exp(logprob)
+        both = p[self.first] + p[self.second]
+        if not both > 0:
+            tokens = ", ".join(repr(_token(entry)[0][:20]) for entry in likely[:5])
+            raise ValueError(f"neither {self.first} nor {self.second} is among its likeliest first tokens: {tokens}")
+        return p[self.first] / both
+
+
+@dataclass(frozen=True)
+class Marks(Answer):
+    """The mean of marks from 0 to MOST for each criterion, as a JSON object that the server is held to."""
+
+    criteria: tuple[str, ...]
+    high = float(MOST)
+
+    def asked(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+        mark: dict[str, Json] = {"type": "integer", "enum": list(range(MOST + 1))}
+        schema: dict[str, Json] = {
+            "type": "object",
+            "properties": dict.fromkeys(self.criteria, mark),
+            "required": list(self.criteria),
+            "additionalProperties": False,
+        }
+        held: dict[str, Json] = {"name": "marks", "strict": True, "schema": schema}
+        return most_tokens, {"response_format": {"type": "json_schema", "json_schema": held}}
+
+    def read(self, choice: Mapping[str, Json]) -> float:
+        message = _mapping(choice, "message")
+        text = message.get("content")
+        if isinstance(refusal := message.get("refusal"), str) and refusal:
+            raise ValueError(f"the judge refused: {printable(refusal[:200])}")
+        if not isinstance(text, str):
+            raise ValueError(f"its content must be a text, got {text!r:.80}")
+        if choice.get("finish_reason") == "length":
+            raise ValueError("it was cut off; raise answer_tokens")
+        marks = parse_object(text, "the rubric's answer")
+        if set(marks) != set(self.criteria):
+            wanted, given = ", ".join(self.criteria), ", ".join(marks) or "none"
+            raise ValueError(f"it must hold marks for {wanted}, got {given!r:.200}")
+        found: list[int] = []
+        for name, mark in marks.items():
+            if type(mark) is not int or not 0 <= mark <= MOST:
+                raise ValueError(f"the mark for {name} must be a whole number from 0 to {MOST}, got {mark!r:.80}")
+            found.append(mark)
+        return sum(found) / len(found)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about images, PNGs in base64 that it shows in this order before its text."""
+
+    images: tuple[str, ...]
+    text: str
+    answer: Answer
+
+    def body(self, model: str, detail: str, temperature: float, tokens: tuple[str, int]) -> dict[str, Json]:
+        """What the API is asked. tokens: what it calls the most tokens of an answer, and how many words may take."""
+        name, most = tokens
+        most, more = self.answer.asked(most)
+        shown: list[Json] = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}", "detail": detail}}
+            for image in self.images
+        ]
+        message: Json = {"role": "user", "content": [*shown, {"type": "text", "text": self.text}]}
+        return {"model": model, "messages": [message], "temperature": temperature, name: most, **more}
+
+
+def rubric(prompt: str, criteria: Mapping[str, str]) -> str:
+    """The text that asks for marks of one image."""
+    listed = "\n".join(f"- {name}: {meaning}" for name, meaning in criteria.items())
+    return RUBRIC.format(most=MOST, criteria=listed, prompt=prompt)
+
+
+def read_reply(reply: Mapping[str, Json], answer: Answer) -> float:
+    """The score in the reply to a request. ValueError says what is wrong with it."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        raise ValueError(f"it must hold a list of choices, got {choices!r:.80}")
+    return answer.read(choice)
+
+
+def read_usage(reply: Mapping[str, Json]) -> tuple[int, int] | None:
+    """Tokens of the question and of the answer, as the server counted them; None where it does not tell."""
+    usage = reply.get("usage")
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    whole = [count for count in counts if type(count) is int and 0 <= count < 10**9]
+    return (whole[0], whole[1]) if len(whole) == 2 else None
+
+
+def _mapping(holder: Mapping[str, Json], name: str) -> Mapping[str, Json]:
+    value = holder.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"its {name} must be an object, got {value!r:.80}")
+    return value
+
+
+def _token(entry: Json) -> tuple[str, float]:
+    """A token and its log-probability."""
+    if isinstance(entry, dict):
+        token, logprob = entry.get("token"), entry.get("logprob")
+        known = isinstance(token, str) and not isinstance(logprob, bool)
+        if known and isinstance(logprob, int | float) and logprob <= ROUNDED:
+            return str(token), float(logprob)
+    raise ValueError(f"a log-probability must be a token with a number of at most 0, got {entry!r:.80}")

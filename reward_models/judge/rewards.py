@@ -1,0 +1,97 @@
+"""Rewards of a judge behind an API: one image at a time, or a tournament of pairs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from ttsnap.reward_models.http import encode_image
+from ttsnap.reward_models.judge.client import Client, Usage
+from ttsnap.reward_models.judge.options import JudgeOptions
+from ttsnap.reward_models.judge.questions import CRITERIA, PAIR, Either, Marks, Question, rubric
+from ttsnap.reward_models.preprocess import check_images
+from ttsnap.reward_models.tournament import TournamentReward
+from ttsnap.reward_models.vqa import QUESTION
+
+from ttsnap.files.settings import one_of
+from ttsnap.rewards.reward_model import RewardModel
+
+logger = logging.getLogger(__name__)
+KINDS = ("yes", "rubric", "pairs")
+
+
+class Judge(RewardModel):
+    """Scores by a vision-language model behind an OpenAI-compatible API (questions.py says what it is asked).
+
+    kind: "yes" for the probability of Yes against No, in [0, 1]; "rubric" for the mean of marks from 0 to 10, one for
+    each of `criteria` (name -> what it means). An image whose question fails gets nan and a warning in the log; where
+    all fail, RuntimeError says why, which costs a search the scores of that batch. `usage` adds up what it took.
+    ValueError where no model is named or a key is missing.
+    """
+
+    def __init__(
+        self, kind: str = "yes", options: JudgeOptions | None = None, criteria: Mapping[str, str] = CRITERIA
+    ) -> None:
+        one_of("kind of judge", kind, KINDS[:2])
+        if not criteria:
+            raise ValueError("a rubric needs at least one criterion")
+        self.kind, self.criteria = kind, dict(criteria)
+        self.client = Client(options or JudgeOptions())
+        self.name = f"judge:{kind} {self.client.options.model}"
+
+    @property
+    def usage(self) -> Usage:
+        return self.client.usage
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
+        check_images(images)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        asked = [self._question(encode_image(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        verdicts = self.client.ask(asked)
+        errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+        if errors and len(errors) == len(verdicts):
+            raise RuntimeError(errors[0])
+        if errors:
+            logger.warning("%s: %d of %d images got no score: %s", self.name, len(errors), len(verdicts), errors[0])
+        return torch.tensor([verdict.score for verdict in verdicts], dtype=torch.float64)
+
+    def _question(self, image: str, prompt: str) -> Question:
+        if self.kind == "yes":
+            return Question((image,), QUESTION.replace("{}", prompt), Either())
+        return Question((image,), rubric(prompt, self.criteria), Marks(tuple(self.criteria)))
+
+
+class PairJudge(TournamentReward):
+    """Strengths of the images of each prompt, from a judge of two images, as TournamentReward explains.
+
+    The judge's answer is the probability of A against B. Comparisons are made one after the other.
+    """
+
+    def __init__(self, options: JudgeOptions | None = None) -> None:
+        self.client = Client(options or JudgeOptions())
+        rounds, model = self.client.options.rounds, self.client.options.model
+        super().__init__(self._prefer, rounds, f"judge:pairs {model}")
+
+    @property
+    def usage(self) -> Usage:
+        return self.client.usage
+
+    def _prefer(self, a: Tensor, b: Tensor, prompt: str) -> float:
+        pair = Question((encode_image(a), encode_image(b)), PAIR.format(prompt=prompt), Either("a", "b"))
+        (verdict,) = self.client.ask([pair])
+        if verdict.error is not None:
+            raise RuntimeError(verdict.error)
+        return verdict.score
+
+
+def from_spec(spec: str) -> RewardModel:
+    """Read "judge", "judge:rubric", "judge:yes:model=NAME,concurrency=4". ValueError for what cannot be read."""
+    _, _, rest = spec.partition(":")
+    kind, _, text = rest.partition(":")
+    one_of("kind of judge", kind or "yes", KINDS)
+    options = JudgeOptions.parse(text)
+    return PairJudge(options) if kind == "pairs" else Judge(kind or "yes", options)

@@ -1,0 +1,359 @@
+"""Judges behind an API: known answers, servers that fail in every way, what leaves the machine and what does not."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
+from ttsnap.reward_models.judge.cache import Cache
+from ttsnap.reward_models.judge.questions import CRITERIA
+
+from ttsnap import make_algorithm, search
+from ttsnap.cli.configs import check_configs
+from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.scoring import score_images
+
+from .judge_stub import (
+    Stub,
+    drip,
+    flood,
+    likely,
+    raw,
+    said,
+    slow,
+    stub_server,
+    truncated,
+    words,
+)
+
+IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a", "b {} 😀", "c"]
+KEY = "sk-very-secret-0123456789"
+MARKS = dict.fromkeys(CRITERIA, 5) | {"counts": 10}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Stub]:
+    with stub_server() as stub:
+        yield stub
+
+
+@pytest.fixture
+def stub(server: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """The server, with nothing planned, and an environment that names it."""
+    server.reset()
+    for name, value in {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, "TTSNAP_JUDGE_MODEL": "tiny"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_: 0.01)
+    return server
+
+
+def judge(kind: str = "yes", **options: Any) -> Judge:
+    return Judge(kind, JudgeOptions(**{"retries": 0, **options}))
+
+
+# --- known answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ({"Yes": 0.6, "No": 0.2, "The": 0.1}, 0.6 / (0.6 + 0.2)),
+        ({" yes": 0.3, "YES": 0.2, "no": 0.1, "No\n": 0.05}, (0.3 + 0.2) / (0.3 + 0.2 + 0.1 + 0.05)),
+        ({"Yes": 1e-9, "No": 3e-9}, 1e-9 / (1e-9 + 3e-9)),
+        ({"Yes": 0.9, "Maybe": 0.1}, 1.0),
+        ({"Yes": 0.0, "No": 0.5}, 0.0),
+    ],
+)
+def test_the_probability_of_yes_is_known(stub: Stub, p: dict[str, float], expected: float) -> None:
+    stub.default = likely(p)
+    score = judge()(IMAGES[:1], ["a"])
+    assert score.dtype == torch.float64
+    assert score.item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_what_is_asked(stub: Stub) -> None:
+    judge(detail="low")(IMAGES[1:2], PROMPTS[1:2])
+    (body,) = stub.bodies
+    picture, question = body["messages"][0]["content"]
+    assert question["text"] == 'Does this figure show "b {} 😀"? Please answer yes or no.'
+    head, _, data = picture["image_url"]["url"].partition(",")
+    assert (head, picture["image_url"]["detail"]) == ("data:image/png;base64", "low")
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    assert np.array_equal(seen, (IMAGES[1] * 255).round().byte().permute(1, 2, 0).numpy())
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("tiny", 0, 1)
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
+    assert stub.paths == ["/v1/chat/completions"]
+    assert stub.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_scores_come_back_in_order_while_questions_run_side_by_side(stub: Stub) -> None:
+    def by_prompt(handler: Any, body: Any) -> None:
+        name = body["messages"][0]["content"][1]["text"].partition('"')[2][0]
+        slow(0.03, likely({"Yes": {"a": 0.1, "b": 0.2, "c": 0.3}[name], "No": 0.5}))(handler, body)
+
+    stub.default = by_prompt
+    scores = judge(concurrency=2)(IMAGES, PROMPTS)
+    assert scores.tolist() == pytest.approx([0.1 / 0.6, 0.2 / 0.7, 0.3 / 0.8])
+    assert stub.most_at_once == 2
+
+
+def test_a_rubric_is_the_mean_of_its_marks(stub: Stub) -> None:
+    stub.default = words(json.dumps(MARKS))
+    rubric = judge("rubric")
+    assert rubric(IMAGES[:1], ["two cats"]).item() == (4 * 5 + 10) / 5
+    (body,) = stub.bodies
+    held = body["response_format"]["json_schema"]
+    assert held["strict"] is True
+    assert held["schema"]["required"] == list(CRITERIA)
+    assert held["schema"]["properties"]["counts"] == {"type": "integer", "enum": list(range(11))}
+    assert "two cats" in body["messages"][0]["content"][1]["text"]
+    assert body["max_tokens"] == 300
+    assert Judge("rubric", JudgeOptions(), {"mood": "it is sad"}).criteria == {"mood": "it is sad"}
+
+
+def test_a_tournament_of_pairs(stub: Stub) -> None:
+    """The brighter image wins by 3 to 1, whichever is shown first: Bradley-Terry strengths differ accordingly."""
+
+    def brighter(handler: Any, body: Any) -> None:
+        shown = [part["image_url"]["url"] for part in body["messages"][0]["content"][:2]]
+        a, b = (np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))).mean() for url in shown)
+        likely({"A": 0.75 if a > b else 0.25, "B": 0.25 if a > b else 0.75})(handler, body)
+
+    stub.default = brighter
+    images = torch.stack([torch.full((3, 8, 8), x) for x in (0.9, 0.5, 0.1)])
+    pairs = make_reward("judge:pairs:rounds=6,cache=none")
+    assert isinstance(pairs, PairJudge)
+    scores = np.asarray(pairs(images, ["a"] * 3))
+    assert scores[0] > scores[1] > scores[2]
+    assert scores.sum() == pytest.approx(0, abs=1e-6)
+    assert pairs.usage.answered == 18
+
+
+# --- servers that fail ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_or_failing_server_is_asked_again(stub: Stub) -> None:
+    stub.planned.extend([raw("{}", 429, Retry_After="0"), raw("oops", 500)])
+    assert judge(retries=2)(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
+    assert len(stub.bodies) == 3
+
+
+NOT_MARKS = [
+    ("no json", "cannot"),
+    ('{"counts": 5}', "must hold marks for objects, attributes"),
+    (json.dumps(MARKS | {"counts": 11}), "whole number from 0 to 10, got 11"),
+    (json.dumps(MARKS | {"counts": 5.5}), "whole number from 0 to 10, got 5.5"),
+    (json.dumps(MARKS | {"counts": True}), "whole number from 0 to 10, got True"),
+    (json.dumps(MARKS | {"counts": "10"}), "whole number from 0 to 10, got '10'"),
+    (json.dumps(MARKS | {"more": 1}), "must hold marks"),
+    (None, "must be a text"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), NOT_MARKS)
+def test_marks_are_held_to_the_schema_here_too(stub: Stub, text: str | None, message: str) -> None:
+    stub.default = words(text)
+    with pytest.raises(RuntimeError, match=message):
+        judge("rubric")(IMAGES[:1], ["a"])
+
+
+def one_token(entry: Any) -> Any:
+    return said({"logprobs": {"content": [{"top_logprobs": [entry]}]}})
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (raw("{}", 429, Retry_After="0"), "tiny refused: Error code: 429"),
+        (raw("oops", 500), "tiny refused: "),
+        (raw("{}", 404), "tiny refused: Error code: 404"),
+        (raw("", 307, Location="http://127.0.0.1:1/"), "307"),
+        (raw("not json"), "cannot be used: "),
+        (raw(b"\xff\xfe"), "cannot be used: "),
+        (raw("[" * 100_000), "cannot be used: "),
+        (raw("[]"), "cannot be used: "),
+        (raw('{"choices": []}'), "must hold a list of choices"),
+        (raw('{"choices": {"0": 1}}'), "must hold a list of choices"),
+        (truncated, "could not be asked: "),
+        (drip, "gave no answer within 0.5 s"),
+        (flood, "more than 1,048,576 bytes"),
+        (slow(0.8, likely({"Yes": 1.0})), "gave no answer within 0.5 s"),
+        (said({}), "there are no logprobs in it"),
+        (said({"logprobs": None}), "there are no logprobs in it"),
+        (said({"logprobs": 3}), "logprobs must be an object, got 3"),
+        (said({"logprobs": {"content": [{"top_logprobs": {}}]}}), "there are no logprobs"),
+        (likely({"The": 0.9, "A": 0.1}), "neither yes nor no is among its likeliest first tokens: 'The', 'A'"),
+        (one_token({"token": "Yes", "logprob": 0.5}), "number of at most 0"),
+        (one_token({"token": "Yes", "logprob": "0"}), "number of at most 0"),
+        (one_token({"token": "Yes", "logprob": True}), "number of at most 0"),
+        (one_token({"token": 3, "logprob": -1.0}), "number of at most 0"),
+        (one_token({"token": "Yes", "logprob": -1e5}), "neither yes nor no"),
+        (one_token({"token": "Yes", "logprob": float("nan")}), "cannot be used: "),
+    ],
+)
+def test_failures_are_told_in_a_sentence(stub: Stub, act: Any, message: str) -> None:
+    stub.default = act
+    scores, why = score_images(judge(timeout=0.5), IMAGES[:1], ["a"], torch.zeros(1))
+    assert np.isnan(scores).all()
+    assert why is not None
+    assert message in why
+    assert len(why) < 500
+
+
+def test_no_server(stub: Stub) -> None:
+    scores, why = score_images(judge(base_url="http://127.0.0.1:9/v1"), IMAGES, PROMPTS, torch.zeros(3))
+    assert np.isnan(scores).all()
+    assert why is not None
+    assert "tiny could not be asked: " in why
+
+
+def test_one_failed_question_costs_one_score(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    stub.planned.append(raw("oops", 400))
+    scores = judge(concurrency=1)(IMAGES, PROMPTS)
+    assert scores.isnan().tolist() == [True, False, False]
+    assert "1 of 3 images got no score: tiny refused" in caplog.text
+
+
+def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engine: Any) -> None:
+    stub.planned.extend([likely({"Yes": 0.7, "No": 0.2})] * 2)
+    stub.default = raw("gone", 503)
+    asked = engine(2, rewards=[make_reward("judge:yes:retries=0,cache=none")], batch_size=2)
+    (result,) = search(["a"], make_algorithm("best-of-n", n=6), asked, "12nfe")
+    assert len(result.images) == 1
+    assert result.best.reward == pytest.approx(0.7 / 0.9)
+    assert any("503" in warning for warning in result.warnings)
+    assert result.spent.cost.reward_calls == 6
+
+
+# --- what is remembered ---------------------------------------------------------------------------------------------
+
+
+def test_answers_are_remembered_by_content(stub: Stub, tmp_path: Path) -> None:
+    first = judge(cache=str(tmp_path / "known"))
+    stub.planned.append(raw("oops", 400))
+    first(IMAGES, PROMPTS)
+    again = judge(cache=str(tmp_path / "known"))
+    assert len(stub.bodies) == 3
+    scores = again(IMAGES, PROMPTS)
+    assert not scores.isnan().any()
+    assert len(stub.bodies) == 4  # what failed was not kept
+    assert (again.usage.known, again.usage.answered) == (2, 1)
+    again(IMAGES, ["a", "b {} 😀", "d"])  # another prompt
+    again(IMAGES.flip(0), PROMPTS)  # other images; the second is the same
+    judge(cache=str(tmp_path / "known"), model="other")(IMAGES, PROMPTS)
+    assert len(stub.bodies) == 4 + 1 + 2 + 3
+    files = list((tmp_path / "known").rglob("*.json"))
+    assert {file.stem for file in files} == {file.stem for file in files if len(file.stem) == 64}
+    assert json.loads(files[0].read_text()) == {"score": 0.6 / (0.6 + 0.2)}
+
+
+def test_equal_questions_are_asked_once(stub: Stub) -> None:
+    scores = judge(cache="none")(IMAGES[[0, 0, 1]], ["a", "a", "a"])
+    assert len(stub.bodies) == 2
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("score", ["", "{", "[]", "2", '"0.5"', "true", "NaN"])
+def test_a_damaged_entry_is_as_if_it_were_not_there(stub: Stub, tmp_path: Path, score: str) -> None:
+    judge(cache=str(tmp_path))(IMAGES[:1], ["a"])
+    (entry,) = tmp_path.rglob("*.json")
+    entry.write_text('{"score": ' + score + "}")
+    assert judge(cache=str(tmp_path))(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
+    assert len(stub.bodies) == 2
+
+
+def test_a_cache_keeps_its_size(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 20)
+    keys = [f"{i:064x}"[::-1] for i in range(50)]
+    for i, key in enumerate(keys):
+        cache.put(key, i / 50)
+        path = next(tmp_path.rglob(f"{key}.json"), None)
+        if path is not None:
+            os.utime(path, (i, i))
+        assert len(list(tmp_path.rglob("*.json"))) <= 20
+    assert cache.get(keys[-1], 0, 1) == 49 / 50
+    assert cache.get(keys[0], 0, 1) is None
+
+
+def test_a_cache_that_cannot_be_written_costs_no_score(stub: Stub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert judge(cache=str(tmp_path / "file"))(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
+
+
+# --- secrets and addresses ------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_in_no_file_message_or_log(stub: Stub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    stub.planned.append(raw(json.dumps({"error": {"message": f"bad key {KEY}"}}), 401))
+    asked = judge(cache=str(tmp_path / "cache"))
+    with pytest.raises(RuntimeError, match="bad key \\*\\*\\*") as caught:
+        asked(IMAGES[:1], ["a"])
+    assert caught.value.__cause__ is None
+    asked(IMAGES[:1], ["a"])
+    assert any(KEY in str(headers) for headers in stub.headers)
+    told = [caplog.text, repr(asked), repr(vars(asked)), repr(asked.client.options), str(caught.value), asked.name]
+    assert not any(KEY in text for text in told)
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("judge:maybe", "unknown kind of judge 'maybe'; choose one of yes, rubric, pairs"),
+        ("judge:yes:modle=x", "unknown key"),
+        ("judge:yes:fast", "cannot read the judge's options 'fast'"),
+        ("judge:yes:model=a,model=b", "cannot read the judge's options"),
+        ("judge:yes:concurrency=0", r"concurrency must be in \[1, 1000\], got 0"),
+        ("judge:yes:timeout=inf", "timeout must be a finite number"),
+        ("judge:yes:detail=none", "unknown detail 'none'"),
+        ("judge:yes:api_key=sk-x", "a key is no option of a judge"),
+        ("judge:yes:base_url=ftp://x", "base_url starts with http"),
+        ("judge:yes:base_url=http://me:sk-x@host/v1", "base_url holds a name, a password"),
+        ("judge:yes:base_url=http://host/v1?key=sk-x", "base_url holds a name, a password"),
+        ("judge:yes:base_url=http://host:x/v1", "is no address that can be read"),
+    ],
+)
+def test_specs_that_cannot_be_meant(stub: Stub, spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make_reward(spec)
+    assert "sk-x" not in str(caught.value)
+
+
+def test_the_environment_names_model_server_and_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_reward("judge").name == "judge:yes tiny"
+    assert make_reward("judge:rubric:model=org/big,base_url=http://localhost:1/v1").name == "judge:rubric org/big"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:sk-x@host")
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL holds a name") as caught:
+        make_reward("judge")
+    assert "sk-x" not in str(caught.value)
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert make_reward("judge").client.options.base_url == "https://api.openai.com/v1"  # type: ignore[attr-defined]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ValueError, match="wants a key: set OPENAI_API_KEY, or OPENAI_BASE_URL"):
+        make_reward("judge")
+    monkeypatch.delenv("TTSNAP_JUDGE_MODEL")
+    with pytest.raises(ValueError, match="set TTSNAP_JUDGE_MODEL, or write judge:yes:model=NAME"):
+        make_reward("judge")
+
+
+@pytest.mark.parametrize("name", ["judge", "judge:yes", "clip then judge:yes:base_url=http://elsewhere/v1"])
+def test_a_configuration_sends_no_images_away(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"reward": name}))
+    with pytest.raises(ValueError, match="--reward yourself"):
+        check_configs(["generate", "--config", str(path)])
+    check_configs(["generate", "--config", str(path), "--trust"])
