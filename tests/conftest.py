@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import taken
 from ttsnap.sampling.mixture import MixtureDenoiser
+from ttsnap.simulation.calibrate import calibrate
 
 # The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. The variable is read by
 # processes that are started from here: xdist's, in which numpy heeds it as well, and those of tests.
@@ -77,6 +79,13 @@ class Brightness:
 
     def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
         return images.double().mean((1, 2, 3))
+
+
+@pytest.fixture
+def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ttsnap calibrate` finds the prices of two budgets on 60 seeds, not of seven on 200, for other tests."""
+    quick = functools.partial(calibrate, images=(3, 8), seeds=60)
+    monkeypatch.setattr("ttsnap.simulation.calibrate.calibrate", quick)
 
 
 @pytest.fixture

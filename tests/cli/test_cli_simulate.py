@@ -98,6 +98,7 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
         assert len(list((tmp_path / f"o{i}").rglob("*.png"))) >= 2
 
 
+@pytest.mark.usefixtures("few_prices")
 def test_nothing_is_overwritten_unless_asked(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
     commands: list[tuple[list[str], str]] = [
         (["tune", inside, "--trials", "2", *FEW], "tuned.json"),

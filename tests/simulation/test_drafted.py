@@ -67,17 +67,17 @@ def in_order(r: Recording, n: int) -> Any:
 @pytest.mark.parametrize("budget", ["11nfe", "37nfe", "90nfe", "600nfe"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_priced_lockstep_with_drafts_is_the_loop(forecast: Forecast, budget: str, shared: bool) -> None:
-    r = recording()
+    r = recording(12)
     engine, algorithm = ReplayEngine(r), PriceOfCompute(forecast, n=30, price=0.02 if shared else None)
     loop = search(r.prompts, algorithm, engine, budget, shared=shared)
     task = task_of(Budget.parse(budget), engine, shared=shared)
-    out = lockstep(algorithm, in_order(r, 30), 25, task, pot=25 if shared else None)
+    out = lockstep(algorithm, in_order(r, 30), 12, task, pot=12 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
     assert out.nfe.tolist() == [x.spent.nfe for x in loop]
     assert out.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
     assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
-    assert out.drafts.sum() > 25
-    assert (out.nfe + out.drafts / 2).sum() <= 25 * task.allowance
+    assert out.drafts.sum() > 12
+    assert (out.nfe + out.drafts / 2).sum() <= 12 * task.allowance
     assert out.spent(task).tolist() == (out.nfe + out.drafts / 2).tolist()
 
 
@@ -229,6 +229,7 @@ def test_simulate_shows_pruning_with_drafts_and_without(tmp_path: Path, capsys: 
     assert "without drafts" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("few_prices")
 def test_a_tuned_schedule_can_be_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
