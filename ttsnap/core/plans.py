@@ -59,9 +59,13 @@ class Plan:
 
     def head(self, n: int) -> Plan:
         """The first n rows: what a row is, and costs, does not depend on later ones."""
-        columns = self.uid[:n], self.seed[:n], self.near[:n], self.paid[:n]
-        costs = _some(self.costs, slice(n))
-        return Plan(self.rows.take(slice(n)), *columns, costs, self.look, self.drop, self.reject)
+        return self.take(slice(n))
+
+    def take(self, rows: IntArray | slice) -> Plan:
+        """Some of the rows, with what each is and costs in the whole plan."""
+        columns = self.uid[rows], self.seed[rows], self.near[rows], self.paid[rows]
+        costs = _some(self.costs, rows)
+        return Plan(self.rows.take(rows), *columns, costs, self.look, self.drop, self.reject)
 
 
 def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN, seed: int = 0) -> Plan:

@@ -101,6 +101,10 @@ class UsageMeter(Protocol):
         """All that it knows."""
 
 
+class EngineLost(RuntimeError):  # noqa: N818 (it is no mistake of the user)
+    """An engine cannot go on; the message is a sentence that says why. What was found before can still be told."""
+
+
 class Engine(ABC):
     """Carries plans out. Rows of several jobs (one job per prompt) share its batches.
 
@@ -146,6 +150,11 @@ class Engine(ABC):
         """Seconds by phase since `start`; none where it does not take the time."""
         return {}
 
+    @property
+    def lost(self) -> Cost:
+        """What it has computed in vain since `start`, because a part of it broke down; no ledger pays for it."""
+        return Cost()
+
     def meter(self) -> AbstractContextManager[UsageMeter | None]:
         """Measures what runs inside it; gives None where nothing is measured."""
         return nullcontext()
@@ -184,6 +193,11 @@ class Engine(ABC):
     @abstractmethod
     def tick(self) -> list[Outcome]:
         """One denoiser batch and whatever became ready for scoring; the rows that are now complete."""
+
+    def arrived(self) -> list[Outcome]:
+        """Rows that have become complete since the last `tick`, as by the time that a `cancel` takes effect; none where
+        only `tick` completes rows. EngineLost where it cannot go on; so may `tick` and `cancel`."""
+        return []
 
     @abstractmethod
     def cancel(self, job: int) -> Outcome:

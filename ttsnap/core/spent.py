@@ -42,7 +42,8 @@ class Spent:
     "reward", "gradient"), empty where the engine takes no time; seconds_all_prompts: of the whole run. usage: memory,
     energy and CO2 (profiling/meter.py), energy by share. seeds: started; finished: images. gain_of_second_half: by how
     much the best finished image exceeds the best of half of them, None below four. calibration: what the engine spent
-    before the search, on finding batch sizes and the like, which no budget pays.
+    before the search, on finding batch sizes and the like, which no budget pays. lost: what the
+    engine computed in vain for all prompts, because a device broke down, which no budget pays either.
     """
 
     cost: Cost
@@ -56,6 +57,7 @@ class Spent:
     finished: int = 0
     gain_of_second_half: float | None = None
     calibration: Cost = field(default_factory=Cost)
+    lost: Cost = field(default_factory=Cost)
 
     def __str__(self) -> str:
         """A line: what was spent, of which budget, on how many seeds and images."""
@@ -112,4 +114,5 @@ class Spent:
             "finished": self.finished,
             "gain_of_second_half": self.gain_of_second_half,
             "calibration": self.calibration.counts(),
+            **({"lost": self.lost.counts()} if self.lost != Cost() else {}),
         }

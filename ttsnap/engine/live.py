@@ -10,7 +10,7 @@ Its parts: intake.py makes rows of a plan, scheduler.py chooses which run, execu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +194,12 @@ class LiveEngine(Engine):
         self.check(prompts)
         self.executor.prompts.admit(prompts)
         self.probed += self.stepper.prepare(prompts)
+
+    def resume(self, texts: Mapping[int, str], following: int) -> None:
+        """Go on with the jobs of another engine: their prompts by number, of which the next one is `following`."""
+        self.executor.prompts.resume(texts, following)
+        if texts:
+            self.probed += self.stepper.prepare(list(texts.values()))
 
     def release(self, job: int) -> None:
         self.store.remove_job(job)

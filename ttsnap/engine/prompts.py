@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -46,6 +46,12 @@ class Prompts:
         self._texts |= {self._next + i: prompt for i, prompt in enumerate(prompts)}
         self._next += len(prompts)
         self.encode()
+
+    def resume(self, texts: Mapping[int, str], following: int) -> None:
+        """Jobs of these numbers and prompts, and no others; the next one has number `following`."""
+        self._texts, self._next = dict(texts), following
+        if texts:
+            self.encode()
 
     @torch.no_grad()
     def encode(self) -> None:

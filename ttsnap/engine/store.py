@@ -119,6 +119,14 @@ class Store:
         """The particle (job, uid). KeyError for one that is under way, dropped or unknown."""
         return self._particles[at]
 
+    def find(self, job: int, uid: int) -> Particle | None:
+        """The same; None where it is not here."""
+        return self._particles.get((job, uid))
+
+    def of_job(self, job: int) -> list[tuple[int, int]]:
+        """Where the particles of a job are: (job, uid)."""
+        return [at for at in self._particles if at[0] == job]
+
     def put(self, job: int, uid: int, particle: Particle) -> None:
         self._particles[job, uid] = particle
 

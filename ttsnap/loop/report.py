@@ -40,6 +40,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         finished=int(particles.finished.sum()),
         gain_of_second_half=_second_half(particles),
         calibration=engine.probed,
+        lost=engine.lost,
     )
     told = (spent, tuple(job.trace), particles, tuple(warnings))
     return Result(job.prompt, images, *told, state=job.state, levels=engine.grid.levels)

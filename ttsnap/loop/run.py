@@ -14,7 +14,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
 from ttsnap.core.pricing import finish_cost
-from ttsnap.core.protocols import Engine
+from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.results import Event
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.job import Job, Proposal
@@ -55,7 +55,15 @@ class Run:
         return bool(self.requests)
 
     def turn(self) -> None:
-        """One round: take prompts up, ask their algorithms, charge and submit; then one batch of the engine."""
+        """One round: take prompts up, ask their algorithms, charge and submit; then one batch of the engine.
+
+        Where the engine is lost, all requests end with what they have."""
+        try:
+            self._turn()
+        except EngineLost as lost:
+            self._end_all(str(lost))
+
+    def _turn(self) -> None:
         for request in list(self.requests):
             self._take_up(request)
             ready = [job for job in request.active if not job.waiting]
@@ -77,9 +85,13 @@ class Run:
     def stop(self, request: Request) -> None:
         """End a request early: each prompt with its best image, one being finished first where there is none, and
         prompts that were not taken up yet without. What was charged and did not run is refunded."""
-        if not request.stopping:
+        if request.stopping:
+            return
+        try:
             self._wind_up(request)
             self._forget_queue(request)
+        except EngineLost as lost:
+            self._end_all(str(lost))
 
     def cancel(self, request: Request) -> None:
         """End a request at once, as nobody waits for it any more: no image is finished for it. What did not run is
@@ -245,6 +257,8 @@ class Run:
     def _recall(self, job: Job) -> None:
         """Take the rows of a prompt back from the engine, and refund what of them did not run."""
         cancelled = self.engine.cancel(job.index)
+        for outcome in self.engine.arrived():
+            self._collect(outcome)
         refund = self._unspent(job, cancelled)
         job.ledger.refund(refund)
         if job.trace:
@@ -257,6 +271,17 @@ class Run:
         if job.plan is None:
             return Cost()
         return unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
+
+    def _end_all(self, why: str) -> None:
+        """The engine is lost: there is nothing to tell it, and no more to hear from it."""
+        for request in self.requests:
+            for job in request.active:
+                job.warnings.append(why)
+                job.ledger.hold(Cost())
+                self._emit(request, "end", job)
+            request.active.clear()
+            request.queue.clear()
+        self.requests = []
 
     def _forget_queue(self, request: Request) -> None:
         """Prompts that were not taken up yet never are."""

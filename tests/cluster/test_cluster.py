@@ -1,0 +1,182 @@
+"""A search on many engines finds what it finds on one, whatever happens to them, and its books are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ttsnap import make_algorithm, search
+from ttsnap.algorithms import ALGORITHMS
+from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.core.cost import Cost
+from ttsnap.core.needs import Need
+from ttsnap.core.protocols import Algorithm
+from ttsnap.core.results import Result
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget
+from ttsnap.options.engine import EngineOptions
+from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.kernels import KERNELS
+
+from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build, moves  # noqa: TID252
+from ..loop.test_requests import ByText  # noqa: TID252
+from .local import LocalPool, Made
+
+
+@pytest.fixture
+def mixture(counted: Any) -> Any:
+    """Makes engines of the Gaussian mixture for an algorithm."""
+
+    def make(algorithm: Algorithm, batch: int = 3) -> LiveEngine:
+        stock = counted(STEPS)
+        denoiser = ByText(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
+        kernel = KERNELS["sde" if algorithm.needs & {Need.BRANCH, Need.RENOISE} else "pipeline"](denoiser)
+        return LiveEngine(denoiser, [Coarse()], EngineOptions(batch), kernel=kernel)
+
+    return make
+
+
+def same(one: list[Result], other: list[Result]) -> None:
+    """The same moves, the same books, the same images."""
+    for a, b in zip(one, other, strict=True):
+        assert moves(a) == moves(b)
+        assert a.spent.cost == b.spent.cost
+        assert [(c.uid, c.seed) for c in a.images] == [(c.uid, c.seed) for c in b.images]
+        for x, y in zip(a.images, b.images, strict=True):
+            assert x.reward == pytest.approx(y.reward, abs=1e-6)
+            torch.testing.assert_close(x.image, y.image, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(a.particles.scores, b.particles.scores, atol=1e-6)
+
+
+def spent(results: list[Result]) -> Cost:
+    return Cost().plus(*(result.spent.cost for result in results))
+
+
+def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tuple[ClusterEngine, LocalPool]:
+    pool = LocalPool(Made(lambda: mixture(algorithm)), actors, **how)
+    return ClusterEngine(pool), pool
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_finds_the_same_on_two_engines_of_which_one_dies(mixture: Any, name: str) -> None:
+    algorithm, budget = build(name), Budget(nfe=60)
+    prompts = PROMPTS[:2]
+    alone = search(prompts, algorithm, mixture(algorithm), budget, keep=2)
+    cluster, pool = on_actors(mixture, algorithm, 2, kills=1, often=0.2)
+    together = search(prompts, algorithm, cluster, budget, keep=2)
+    same(alone, together)
+    assert cluster.crew.ran - cluster.lost == spent(together)
+    assert together[0].spent.lost == cluster.lost
+    assert cluster.placement.sent == cluster.placement.coming == [0, 0]
+    # The same actors search again, undisturbed, and nothing is left of the search before.
+    pool.kills = 0
+    again = search(prompts[::-1], algorithm, cluster, budget, keep=2)
+    same(alone[::-1], again)
+    assert cluster.crew.ran == spent(again)
+    assert cluster.lost == again[0].spent.lost == Cost()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [1, 2, 3])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_actors_that_die_all_the_time_change_nothing(mixture: Any, name: str, actors: int) -> None:
+    algorithm, budget = build(name), Budget(nfe=90)
+    alone = search(PROMPTS, algorithm, mixture(algorithm), budget, keep=2)
+    for seed, kills in ((0, 0), (1, 20), (2, 20)):
+        cluster, pool = on_actors(mixture, algorithm, actors, seed=seed, kills=kills, often=0.15)
+        together = search(PROMPTS, algorithm, cluster, budget, keep=2)
+        assert bool(pool.deaths) == bool(kills)
+        same(alone, together)
+        assert cluster.crew.ran - cluster.lost == spent(together)
+        assert kills or cluster.lost == Cost()
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+@pytest.mark.parametrize("name", ["best-of-n", "svdd", "seed-pruning"])
+def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(mixture: Any, name: str, kills: int) -> None:
+    algorithm = build(name)
+    for after in range(2, 14, 3):
+        cluster, _ = on_actors(mixture, algorithm, 2, seed=after, kills=kills)
+        ticks: list[int] = []
+        results = search(
+            PROMPTS,
+            algorithm,
+            cluster,
+            Budget(nfe=80),
+            on_event=lambda event, ticks=ticks: ticks.append(1) if event.kind == "tick" else None,
+            should_stop=lambda ticks=ticks, after=after: len(ticks) > after,
+        )
+        for result in results:
+            assert result.images or not result.trace
+            assert result.spent.nfe <= 80
+        if not kills:
+            assert cluster.crew.ran == spent(results)
+
+
+def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: Any) -> None:
+    algorithm = build("best-of-n")
+    cluster, pool = on_actors(mixture, algorithm, 2)
+
+    def listen(event: Any) -> None:
+        if event.kind == "score" and event.uids[0] > 3:
+            pool.hopeless = True
+
+    found = search(PROMPTS[:1], algorithm, cluster, Budget(nfe=200), on_event=listen)[0]
+    assert found.images
+    assert "died 3 times in a row" in found.warnings[0]
+    assert "ended with what was found" in found.warnings[0]
+
+
+def test_one_prompt_runs_on_all_engines_and_its_rows_move_where_there_is_room(mixture: Any) -> None:
+    algorithm = make_algorithm("seed-pruning", n=48)
+    cluster, pool = on_actors(mixture, algorithm, 3)
+    alone, together = (search(["a"], algorithm, engine) for engine in (mixture(algorithm), cluster))
+    same(alone, together)
+    ran = [actor.engine.stats["nfe"] for actor in pool.actors]
+    assert min(ran) > 0.5 * max(ran)  # they take their turns by chance
+    assert 0 < cluster.placement.moved < 48
+
+
+def test_children_of_one_particle_part_from_it_with_a_copy(mixture: Any) -> None:
+    algorithm = make_algorithm("zero-order", n=24)
+    cluster, pool = on_actors(mixture, algorithm, 3)
+    alone, together = (search(["a"], algorithm, engine, "300nfe") for engine in (mixture(algorithm), cluster))
+    same(alone, together)
+    ran = [actor.engine.stats["nfe"] for actor in pool.actors]
+    assert min(ran) > 0.5 * max(ran)  # they take their turns by chance
+
+
+def test_steps_that_follow_gradients_are_the_same_on_several_engines_that_die(counted: Any) -> None:
+    def make() -> LiveEngine:
+        stock = counted(STEPS)
+        denoiser = ByText(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
+        guidance = Guidance.parse("tilted:0.2")
+        return LiveEngine(denoiser, [Coarse()], EngineOptions(3), kernel=KERNELS["sde"](denoiser), guidance=guidance)
+
+    for name in ("svdd", "seed-pruning"):
+        algorithm = build(name)
+        alone = search(PROMPTS, algorithm, make(), Budget(nfe=60))
+        for kills in (0, 3):
+            cluster = ClusterEngine(LocalPool(Made(make), 2, kills=kills))
+            together = search(PROMPTS, algorithm, cluster, Budget(nfe=60))
+            same(alone, together)
+            assert kills or cluster.crew.ran == spent(together)
+
+
+def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any) -> None:
+    algorithm = build("best-of-n")
+    cluster, _ = on_actors(mixture, algorithm, 2)
+    with pytest.raises(ValueError, match=r"noise-ascent|deterministic"):
+        search(["a"], build("svdd"), cluster, Budget(nfe=60))
+    with pytest.raises(ValueError, match="is not in list"):
+        search(["unknown"], algorithm, cluster, Budget(nfe=60))
+    assert search(["a"], algorithm, cluster, Budget(nfe=60))[0].images
+
+
+def test_engines_that_differ_are_refused(mixture: Any, counted: Any) -> None:
+    made = iter([mixture(build("best-of-n")), LiveEngine(counted(5), [Coarse()], EngineOptions(3))])
+    with pytest.raises(ValueError, match=r"the noise levels of actor 0 are .* those of actor 1"):
+        ClusterEngine(LocalPool(Made(lambda: next(made)), 2))

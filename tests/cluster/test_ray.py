@@ -1,0 +1,102 @@
+"""The same with actors that are processes of Ray: what travels, who dies, and what is left when the driver dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ttsnap import make_algorithm, search
+from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.core.cost import Cost
+from ttsnap.core.results import Event
+
+from . import tiny
+
+PROMPTS = ["a", "b"]
+ALGORITHM = make_algorithm("seed-pruning", n=12)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session: None) -> Iterator[Any]:
+    from ray import cloudpickle
+
+    from ttsnap.cluster.ray_pool import RayPool, Share
+
+    cloudpickle.register_pickle_by_value(tiny)
+    pool = RayPool(tiny.Tiny(), 2, Share(gpus=0, cpus=1))
+    yield pool
+    pool.close()
+
+
+def pids(pool: Any) -> list[int]:
+    import ray
+
+    return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
+
+
+def test_two_processes_find_what_one_does_and_so_they_do_when_one_of_them_is_killed(pool: Any) -> None:
+    alone = search(PROMPTS, ALGORITHM, tiny.Tiny().build())
+    cluster = ClusterEngine(pool)
+    together = search(PROMPTS, ALGORITHM, cluster)
+    victim, ticks = pids(pool)[0], 0
+
+    def kill(event: Event) -> None:
+        nonlocal ticks
+        ticks += event.kind == "tick"
+        if ticks == 3:
+            os.kill(victim, signal.SIGKILL)
+
+    disturbed = search(PROMPTS, ALGORITHM, cluster, on_event=kill)
+    for found in (together, disturbed):
+        for a, b in zip(alone, found, strict=True):
+            assert (a.best.uid, a.best.seed) == (b.best.uid, b.best.seed)
+            torch.testing.assert_close(a.best.pixels, b.best.pixels, atol=1e-4, rtol=1e-4)
+            assert a.spent.cost == b.spent.cost
+    assert together[0].spent.lost == Cost()
+    assert cluster.crew.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
+    assert victim not in pids(pool)
+
+
+def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(pool: Any) -> None:
+    from ttsnap.cluster.ray_pool import RayPool, Share
+
+    with pytest.raises(ValueError, match="an empty prompt cannot be scored"):
+        search(["a", ""], ALGORITHM, ClusterEngine(pool))
+    with pytest.raises(ValueError, match=r"3 actors need 3 CPUs, and Ray has 2; ask for fewer"):
+        RayPool(tiny.Tiny(), 3, Share(gpus=0, cpus=1))
+    with pytest.raises(ValueError, match=r"1 actors need 1 GPUs, and Ray has 0"):
+        RayPool(tiny.Tiny(), 1, Share())
+
+
+@pytest.mark.slow
+def test_a_driver_that_dies_leaves_no_actor_running() -> None:
+    code = """
+        import os, signal, ray
+        from tests.cluster.test_ray import pids
+        from ttsnap.cluster.engine import ClusterEngine
+        from ttsnap.cluster.ray_pool import RayPool, Share
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        from ttsnap.cluster.recipe import Recipe
+        from ttsnap.options.model import ModelOptions
+        pool = RayPool(Recipe(ModelOptions(device="cpu"), "scenes"), 1, Share(gpus=0, cpus=1))
+        ClusterEngine(pool)
+        print(*pids(pool), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    actors = [int(pid) for pid in ran.stdout.split()]
+    assert actors, ran.stderr
+    for _ in range(60):
+        if not any(os.path.exists(f"/proc/{pid}") for pid in actors):
+            return
+        time.sleep(1)
+    pytest.fail(f"{actors} run on")

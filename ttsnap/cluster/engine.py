@@ -1,0 +1,277 @@
+"""ClusterEngine: one search on many devices, an actor with a live engine on each.
+
+To the loop it is an engine like any other. Particles live on actors, not prompts: placement.py says where rows go.
+journal.py knows how to make again what a dead actor had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import numpy as np
+
+from ttsnap.cluster import messages as m
+from ttsnap.cluster.bundles import bundles_of, by_home, part
+from ttsnap.cluster.copies import Copies
+from ttsnap.cluster.crew import Crew
+from ttsnap.cluster.journal import JobLog
+from ttsnap.cluster.merging import Measured, agreed, merged
+from ttsnap.cluster.placement import Bundle, Placement
+from ttsnap.cluster.pool import Pool, TicketT
+from ttsnap.core.cost import Cost
+from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.plans import Plan
+from ttsnap.core.price import Price
+from ttsnap.core.protocols import Engine, EngineLost
+
+SOME = 16
+"""Rows of a batch, as long as no actor has told its batch size."""
+
+
+class ClusterEngine(Engine):
+    """The actors of a pool as one engine. ValueError where their engines are not alike."""
+
+    def __init__(self, pool: Pool[TicketT]) -> None:
+        self.crew = Crew(pool, self._hear, self._revived)
+        self._gradient: Gradient | None = None
+        self._forget()
+        self._describe(self.crew.ask(m.Start(), m.Describe()))
+        self.grid, self.reward_names, self.keep = self._told.grid, self._told.reward_names, self._told.keep
+        self.draft_calls = self._told.draft_calls
+
+    def _forget(self) -> None:
+        self.crew.reset()
+        self._texts: dict[int, str] = {}
+        self._following = 0
+        self._logs: dict[int, JobLog] = {}
+        self._copies = Copies(self.crew.post)
+        self._arrived: list[Outcome] = []
+        self._cancelling: dict[int, dict[int, Outcome | None]] = {}
+        self._credited = Cost()
+        self.placement = Placement([SOME] * len(self.crew))
+
+    def _describe(self, turns: Sequence[m.Turn]) -> None:
+        told = [turn.description for turn in turns if turn.description is not None]
+        self._told = agreed(told)
+        self.probed = self._told.probed
+        self.placement.batches = [one.batch_sizes.get("batch_size", SOME) for one in told]
+
+    # --- what it can do and what that costs -----------------------------------------------------------------------
+
+    @property
+    def offers(self) -> frozenset[Need]:
+        return self._told.offers
+
+    @property
+    def price(self) -> Price:
+        """With seconds as the slowest actor has them."""
+        return self._told.price
+
+    @property
+    def capacity(self) -> int:
+        return 2 * sum(self.placement.batches)
+
+    @property
+    def nfe(self) -> int:
+        return self.crew.gone_nfe + sum(turn.nfe for turn in self.crew.last)
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        return dict(self._told.batch_sizes)
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds by phase, on average over the actors, which work side by side."""
+        parts = [turn.timings for turn in self.crew.last if turn.timings]
+        return {phase: sum(part[phase] for part in parts) / len(parts) for phase in (parts[0] if parts else ())}
+
+    @property
+    def lost(self) -> Cost:
+        """What was computed in vain because an actor died; exact while no row is under way."""
+        if not self.crew.died:
+            return Cost()
+        gap = (self.crew.ran - self._credited).named()
+        return Cost(**{name: max(0, amount) for name, amount in gap.items()})
+
+    @contextmanager
+    def meter(self) -> Iterator[Measured]:
+        """Measures memory and energy of all actors."""
+        measured = Measured()
+        self.crew.ask(m.Measure())
+        yield measured
+        with suppress(EngineLost):
+            turns = self.crew.ask(m.Measure(end=True))
+            measured.parts += [turn.usage for turn in turns if turn.usage is not None]
+
+    def check(self, prompts: Sequence[str]) -> None:
+        self.crew.ask(m.Check(tuple(prompts)))
+
+    def calibrate(self) -> Cost:
+        turns = self.crew.ask(m.Calibrate(), m.Describe())
+        self._describe(turns)
+        return Cost().plus(*(turn.calibrated for turn in turns))
+
+    def differentiate(self, gradient: Gradient) -> None:
+        self._gradient = gradient
+        self._describe(self.crew.ask(m.Differentiate(gradient), m.Describe()))
+
+    # --- jobs -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._forget()
+        self.crew.ask(m.Start())
+
+    def admit(self, prompts: Sequence[str]) -> None:
+        jobs = range(self._following, self._following + len(prompts))
+        self._texts |= dict(zip(jobs, prompts, strict=True))
+        self._following += len(prompts)
+        try:
+            self._describe(self.crew.ask(m.Admit(tuple(prompts)), m.Describe()))
+        except Exception:
+            self._following -= len(prompts)
+            for job in jobs:
+                del self._texts[job]
+            raise
+
+    def release(self, job: int) -> None:
+        self._logs.pop(job, None)
+        self._texts.pop(job, None)
+        for later in self.crew.later:
+            later.append(m.Release(job))
+
+    def submit(self, job: int, plan: Plan) -> None:
+        log = self._logs.setdefault(job, JobLog())
+        log.begin(plan)
+        bundles = bundles_of(job, plan, log.home)
+        waiting = []
+        for off in self._part(plan, log, bundles) if len(self.crew) > 1 else ():
+            self._copies.ask(log, off[0].sources, off, parted=True)
+        for bundle in bundles:
+            strangers = [uid for uid in bundle.sources if log.home[uid] != bundle.home]
+            if strangers:
+                self._copies.ask(log, strangers, [bundle])
+            else:
+                waiting.append(bundle)
+        self._move(self.placement.add(waiting))
+
+    def _part(self, plan: Plan, log: JobLog, bundles: Sequence[Bundle]) -> list[list[Bundle]]:
+        """Rows taken off bundles of devices that would be too full, which run elsewhere from copies; by sources."""
+        homed = [0] * len(self.crew)
+        for bundle in bundles:
+            if bundle.home is not None:
+                homed[bundle.home] += bundle.size
+        surplus = self.placement.surplus(homed, len(plan) - sum(homed))
+        return part(bundles, plan, log.row, surplus, guided=self.price.guided is not None)
+
+    def drop(self, job: int, uids: Sequence[int]) -> None:
+        if (log := self._logs.get(job)) is None:
+            return
+        for actor, mine in by_home([uid for uid in uids if uid in log.home], log.home).items():
+            self.crew.later[actor].append(m.Drop(job, tuple(mine)))
+        log.drop(uids)
+
+    def pending(self) -> int:
+        return sum(len(log.open) for log in self._logs.values())
+
+    def tick(self) -> list[Outcome]:
+        """What has become ready; waits for the first actor that has something, never for the slowest."""
+        self._go_on()
+        if self.pending() and self.crew.busy:
+            self.crew.listen(1.0)
+            self._go_on()
+        return self.arrived()
+
+    def arrived(self) -> list[Outcome]:
+        done, self._arrived = self._arrived, []
+        return done
+
+    def cancel(self, job: int) -> Outcome:
+        if (log := self._logs.get(job)) is None:
+            return merged(job, [])
+        # What waits here is sent first, so that every row is on an actor, which knows how far it got.
+        self._send(self.placement.recall(job))
+        while self._copies.awaited(job):
+            self.crew.listen(1.0)
+            self._send(self.placement.recall(job))
+        self._cancelling[job] = dict.fromkeys(log.sent.values())
+        for actor in list(self._cancelling[job]):
+            self.crew.post(actor, m.Cancel(job))
+        while any(part is None for part in self._cancelling[job].values()):
+            self.crew.listen(1.0)
+        parts = [part for part in self._cancelling.pop(job).values() if part is not None]
+        return merged(job, parts)
+
+    # --- rows on their way ----------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Send what there is room for, and keep actors with rows at work."""
+        sends, moves = self.placement.next()
+        self._send(sends)
+        self._move(moves)
+        for actor, rows in enumerate(self.placement.sent):
+            if rows:
+                self.crew.tick(actor)
+
+    def _send(self, sends: Sequence[tuple[int, Bundle]]) -> None:
+        """Bundles to actors, those of one job in one part of its plan."""
+        parts: dict[tuple[int, int], list[Bundle]] = {}
+        for actor, bundle in sends:
+            parts.setdefault((actor, bundle.job), []).append(bundle)
+        for (actor, job), bundles in parts.items():
+            log = self._logs[job]
+            uids = [uid for bundle in bundles for uid in bundle.uids]
+            log.send(uids, actor)
+            rows = np.sort([log.row[uid] for uid in uids])
+            guests = {id(data): data for bundle in bundles for data in bundle.guests}
+            self.crew.later[actor].append(m.Submit(job, log.plans[-1].take(rows), tuple(guests.values())))
+
+    def _move(self, moves: Sequence[Bundle]) -> None:
+        """Fetch what these bundles start from, so that they can go elsewhere."""
+        for bundle in moves:
+            bundle.home = None
+            log = self._logs[bundle.job]
+            self._copies.ask(log, [uid for uid in bundle.sources if uid in log.home], [bundle])
+
+    def _hear(self, actor: int, turn: m.Turn) -> None:
+        for outcome in turn.outcomes:
+            self._rest(actor, outcome)
+            self._arrived.append(outcome)
+        for outcome in turn.cancelled:
+            self._rest(actor, outcome, cancelled=True)
+            self._cancelling[outcome.job][actor] = outcome
+        for bundle in self._copies.heard(turn.copies, self._logs):
+            self.placement.arrived(bundle)
+
+    def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
+        log = self._logs[outcome.job]
+        plan, rows = log.plans[-1], np.array([log.row[uid] for uid in outcome.uids.tolist()], int)
+        if not cancelled:
+            self._credited += plan.take(rows).cost
+        elif len(rows):
+            calls = self.grid.calls
+            nfe = calls[outcome.step] - calls[plan.rows.start[rows]] + outcome.cached - plan.paid[rows]
+            self._credited += outcome.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"][rows]).sum()))
+        log.rest(outcome, cancelled=cancelled)
+        self.placement.done(actor, len(rows))
+
+    # --- an actor has died ----------------------------------------------------------------------------------------
+
+    def _revived(self, actor: int) -> None:
+        """Tell a new actor what the dead one knew, and have it make again what that one had."""
+        self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient))
+        more: dict[int, set[int]] = {}
+        for bundle in self._copies.given_up(actor):
+            more.setdefault(bundle.job, set()).update(bundle.uids)
+        orders = [order for job, log in self._logs.items()
+                  if (order := log.remake(job, actor, more.get(job, ()))) is not None]  # fmt: skip
+        if orders:
+            self.crew.post(actor, m.RemakeAll(tuple(orders)))
+        for job, uids in more.items():
+            self._logs[job].send(uids, actor)
+            self.placement.sent[actor] += len(uids)
+        self._copies.ask_again(actor)
+        for job, parts in self._cancelling.items():
+            if actor in parts and parts[actor] is None:
+                self.crew.post(actor, m.Cancel(job))

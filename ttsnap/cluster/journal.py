@@ -1,0 +1,115 @@
+"""What one job has asked for so far, and where its particles are: enough to make again those that a dead device had.
+
+Noise is drawn by key, so that the same rows give the same latents on any device. A particle is made again by the rows
+that took it on, back to its seed, and by those of the particles that it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ttsnap.cluster.messages import Remake
+from ttsnap.core.moves import ASCEND, CONTINUE
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.plans import Plan
+from ttsnap.core.pricing import goes_on
+
+
+@dataclass
+class JobLog:
+    """Of one job. home: of particles at rest; sent: of those under way; open: those of the last plan that are not done.
+
+    stops: by plan, where rows that were cancelled stopped. cached, gradients: particles whose evaluation, or gradient,
+    is there.
+    """
+
+    plans: list[Plan] = field(default_factory=list)
+    stops: list[dict[int, int]] = field(default_factory=list)
+    home: dict[int, int] = field(default_factory=dict)
+    sent: dict[int, int] = field(default_factory=dict)
+    open: set[int] = field(default_factory=set)
+    cached: set[int] = field(default_factory=set)
+    gradients: set[int] = field(default_factory=set)
+    row: dict[int, int] = field(default_factory=dict)
+    """Where in the last plan the row of each particle is."""
+
+    def begin(self, plan: Plan) -> None:
+        """A plan is to be carried out; all rows of the one before are done, or cancelled."""
+        if self.plans:
+            before = self.plans[-1].rows
+            self.gradients |= set(before.parent[before.kind == ASCEND].tolist())
+        self.plans.append(plan)
+        self.stops.append({})
+        self.row = {uid: i for i, uid in enumerate(plan.uid.tolist())}
+        self.open = set(self.row)
+
+    def send(self, uids: Iterable[int], device: int) -> None:
+        """Rows of the last plan are under way on a device."""
+        for uid in uids:
+            self.home.pop(uid, None)
+            self.sent[uid] = device
+
+    def rest(self, outcome: Outcome, *, cancelled: bool = False) -> None:
+        """Rows are done, or stopped where they are; their particles rest on the device that had them."""
+        uids = outcome.uids.tolist()
+        for uid in uids:
+            self.home[uid] = self.sent.pop(uid)
+        self.open -= set(uids)
+        if cancelled:
+            self.stops[-1].update(zip(uids, outcome.step.tolist(), strict=True))
+        for flags, known in ((outcome.cached, self.cached), (outcome.has_gradient, self.gradients)):
+            if flags is not None:
+                known -= {uid for uid, flag in zip(uids, flags, strict=True) if not flag}
+                known |= {uid for uid, flag in zip(uids, flags, strict=True) if flag}
+
+    def drop(self, uids: Iterable[int]) -> None:
+        """Particles are given up."""
+        for uid in uids:
+            self.home.pop(uid, None)
+
+    def remake(self, job: int, device: int, more: Collection[int] = ()) -> Remake | None:
+        """How to make again what a device had of this job; None where it had nothing. more: particles whose rows have
+        not begun, and are to be carried out by its successor as well."""
+        again = {uid for uid, where in self.sent.items() if where == device} | set(more)
+        keep = {uid for uid, where in self.home.items() if where == device}
+        if not again and not keep:
+            return None
+        parts, last = self._needed(keep, again), len(self.plans) - 1
+        plan, done, before = None, frozenset[int](), frozenset[int]()
+        if again:
+            plan = self.plans[last].take(np.array(parts.pop(), int))
+            mine = np.array([uid in again for uid in plan.uid.tolist()], bool)
+            plan = replace(plan, rows=plan.rows._replace(score=plan.rows.score & mine))
+            done = frozenset(plan.uid[~mine].tolist())
+            before = frozenset(plan.rows.parent[mine & plan.paid & goes_on(plan.rows)].tolist())
+        earlier = [unscored(self.plans[i], rows, self.stops[i]) for i, rows in enumerate(parts) if rows]
+        return Remake(job, tuple(earlier), plan, done, frozenset(keep), before,
+                      frozenset(keep & self.cached), frozenset(self.gradients))  # fmt: skip
+
+    def _needed(self, keep: Collection[int], again: Collection[int]) -> list[list[int]]:
+        """By plan, the rows that must be carried out for these particles: back from the last plan to the first."""
+        wanted, parts = set(keep), []
+        for at in reversed(range(len(self.plans))):
+            plan, last = self.plans[at], at == len(self.plans) - 1
+            columns = plan.uid.tolist(), plan.rows.kind.tolist(), plan.rows.parent.tolist(), plan.near.tolist()
+            rows, made, sources = [], set(), set()
+            for i, (uid, kind, parent, near) in enumerate(zip(*columns, strict=True)):
+                if not (uid in again or (uid in wanted and uid not in self.open) if last else uid in wanted):
+                    continue
+                rows.append(i)
+                if kind != CONTINUE:
+                    made.add(uid)
+                sources |= {source for source in (parent, near) if source >= 0}
+            wanted = wanted - made | sources
+            parts.append(rows)
+        return parts[::-1]
+
+
+def unscored(plan: Plan, rows: Sequence[int], stops: dict[int, int]) -> Plan:
+    """Some rows of a plan without their scores, each to its end, or to where it was stopped before."""
+    part = plan.take(np.asarray(rows, int))
+    stop = np.array([stops.get(uid, end) for uid, end in zip(part.uid.tolist(), part.rows.stop.tolist(), strict=True)])
+    return replace(part, rows=part.rows._replace(score=np.zeros(len(part), bool), stop=stop))

@@ -1,0 +1,89 @@
+"""One answer out of those of several actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ttsnap.cluster.messages import Description
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+from ttsnap.core.cost import NAMES, Cost
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.price import Rates
+from ttsnap.core.spent import Usage
+
+
+def agreed(told: Sequence[Description]) -> Description:
+    """What the engines of a cluster have in common, with the seconds of the slowest. ValueError where they differ."""
+    one = told[0]
+    for number, other in enumerate(told):
+        for name, mine, its in (
+            ("noise levels", tuple(one.grid.levels), tuple(other.grid.levels)),
+            ("rewards", one.reward_names, other.reward_names),
+            ("needs that it offers", one.offers, other.offers),
+            ("price", replace(one.price, seconds=None), replace(other.price, seconds=None)),
+        ):
+            if mine != its:
+                raise ValueError(f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of actor "
+                                 f"{number} {its}; give all devices the same model and options")  # fmt: skip
+    seconds = [d.price.seconds for d in told if d.price.seconds is not None]
+    probed = Cost().plus(*(d.probed for d in told))
+    return replace(one, price=replace(one.price, seconds=slowest(seconds) if seconds else None), probed=probed)
+
+
+def slowest(rates: Sequence[Rates]) -> Rates:
+    """By kind, the most seconds that any takes."""
+    kinds = {name: max(rate.named()[name] for rate in rates) for name in NAMES}
+    return Rates(**kinds, call=max(rate.call for rate in rates))
+
+
+def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
+    """Of one job's cancelled rows on several actors."""
+    return Outcome(
+        job,
+        uids=_ints([part.uids for part in parts]),
+        step=_ints([part.step for part in parts]),
+        cached=_flags([part.cached for part in parts]),
+        look_cost=Cost().plus(*(part.look_cost for part in parts)),
+        log_ratio=_floats([part.log_ratio for part in parts if part.log_ratio is not None]),
+        has_gradient=_all_flags([part.has_gradient for part in parts if part.has_gradient is not None]),
+    )
+
+
+def _ints(parts: Sequence[IntArray]) -> IntArray:
+    return np.concatenate([np.empty(0, int), *parts])
+
+
+def _flags(parts: Sequence[BoolArray]) -> BoolArray:
+    return np.concatenate([np.empty(0, bool), *parts])
+
+
+def _floats(parts: Sequence[FloatArray]) -> FloatArray | None:
+    return np.concatenate(parts) if parts else None
+
+
+def _all_flags(parts: Sequence[BoolArray]) -> BoolArray | None:
+    return np.concatenate(parts) if parts else None
+
+
+@dataclass
+class Measured:
+    """What all actors used while something ran, once they have told."""
+
+    parts: list[Usage] = field(default_factory=list)
+
+    def summary(self) -> Usage:
+        """Energy and CO2e of all together, the memory of the one that held most."""
+        if not self.parts:
+            return Usage()
+        most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
+        return Usage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
+                        "co2_grams": _sum([part["co2_grams"] for part in self.parts])})  # fmt: skip
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """None where any is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

@@ -1,0 +1,157 @@
+"""Which rows go to which device. It knows no torch and no plans: it sees rows as bundles that stay together.
+
+A device is sent two batches of rows at most: one that runs, and one so that it never waits. All others wait here, where
+they can still go elsewhere. Rows that start from a particle go where that one is, unless that device is fuller than
+another; then they move, with their particle, once and for all of this plan.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+AHEAD = 2
+"""Batches of rows that a device is sent at most: one runs, one waits."""
+
+
+@dataclass(eq=False)
+class Bundle:
+    """Rows of one plan that must run on one device, by the particles that they make or take on.
+
+    sources: the particles that they start from. home: the device where those are; None for rows that start anywhere:
+    from fresh seeds, or from `guests`, copies of the sources that are at hand. awaits: copies still on their way.
+    """
+
+    job: int
+    uids: tuple[int, ...]
+    sources: tuple[int, ...] = ()
+    home: int | None = None
+    guests: list[bytes] = field(default_factory=list)
+    awaits: int = 0
+    target: int | None = None
+    """The device that room is kept on for it."""
+
+    @property
+    def size(self) -> int:
+        return len(self.uids)
+
+
+class Placement:
+    """Of one cluster. batches: the batch size of each device.
+
+    `sent` rows are on each device, `coming` ones have room kept for them there.
+    """
+
+    def __init__(self, batches: Sequence[int]) -> None:
+        self.batches = list(batches)
+        self.sent, self.coming = [0] * len(batches), [0] * len(batches)
+        self.queues: list[deque[Bundle]] = [deque() for _ in batches]
+        self.free: deque[Bundle] = deque()
+        self.moved = 0
+        """Rows that have moved."""
+
+    def load(self, device: int) -> int:
+        """Rows that are there, go there, or wait to."""
+        return self.sent[device] + self.coming[device] + sum(bundle.size for bundle in self.queues[device])
+
+    def slack(self, device: int) -> int:
+        """By how many rows another may be fuller than this device before rows move."""
+        return 1 + self.batches[device] // 8
+
+    def surplus(self, homed: Sequence[int], more: int) -> list[int]:
+        """By how many rows each device would be fuller than its share, where so many more rows came to live on each,
+        and as many `more` that may go anywhere."""
+        loads = [self.load(i) + homed[i] for i in range(len(homed))]
+        free = more + sum(bundle.size for bundle in self.free)
+        room = sum(self.batches)
+        share = [(sum(loads) + free) * batch / room for batch in self.batches]
+        return [max(0, int(load - share[i]) - self.slack(i)) for i, load in enumerate(loads)]
+
+    def add(self, bundles: Iterable[Bundle]) -> list[Bundle]:
+        """Bundles of a new plan. Returns those that move: to `target`, from `home`."""
+        bundles = list(bundles)
+        new: list[list[Bundle]] = [[] for _ in self.batches]
+        for bundle in bundles:
+            if bundle.home is None:
+                self.free.append(bundle)
+            else:
+                self.queues[bundle.home].append(bundle)
+                new[bundle.home].append(bundle)
+        loads = [self.load(i) for i in range(len(self.batches))]
+        free, moves = sum(bundle.size for bundle in self.free), []
+        while any(new):
+            full = max((i for i in range(len(loads)) if new[i]), key=lambda i: loads[i])
+            least = min(range(len(loads)), key=loads.__getitem__)
+            bundle, gap = new[full].pop(), loads[full] - loads[least] - free
+            if gap <= self.slack(least):
+                break
+            if 2 * bundle.size <= gap:
+                self._move(bundle, least)
+                loads[full] -= bundle.size
+                loads[least] += bundle.size
+                moves.append(bundle)
+        return moves
+
+    def _move(self, bundle: Bundle, to: int) -> None:
+        if bundle.home is not None:
+            self.queues[bundle.home].remove(bundle)
+        bundle.target = to
+        self.coming[to] += bundle.size
+        self.moved += bundle.size
+
+    def arrived(self, bundle: Bundle) -> None:
+        """All that it starts from is at hand, or at its home."""
+        if bundle.target is not None:
+            self.coming[bundle.target] -= bundle.size
+            bundle.target = None
+        if bundle.home is not None:
+            self.queues[bundle.home].append(bundle)
+        else:
+            self.free.appendleft(bundle)
+
+    def next(self) -> tuple[list[tuple[int, Bundle]], list[Bundle]]:
+        """What is sent now, and where to; and what moves from a full device to one that would wait."""
+        out: list[tuple[int, Bundle]] = []
+        for i, queue in enumerate(self.queues):
+            while queue and self.sent[i] < AHEAD * self.batches[i]:
+                out.append(self._send(i, queue.popleft()))
+        loads = [self.load(i) for i in range(len(self.batches))]
+        while self.free:
+            least = min(range(len(loads)), key=lambda i: loads[i] / self.batches[i])
+            if loads[least] >= AHEAD * self.batches[least]:
+                break
+            bundle = self.free.popleft()
+            loads[least] += bundle.size
+            out.append(self._send(least, bundle))
+        moves = []
+        for i, batch in enumerate(self.batches):
+            while loads[i] < batch and (last := self._last_of_longest()) is not None and last.home != i:
+                self._move(last, i)
+                loads[i] += last.size
+                moves.append(last)
+        return out, moves
+
+    def _last_of_longest(self) -> Bundle | None:
+        """Of the bundles that wait for the device for which most do, the last one that can move."""
+        longest = max(self.queues, key=len)
+        return longest[-1] if longest else None
+
+    def _send(self, device: int, bundle: Bundle) -> tuple[int, Bundle]:
+        self.sent[device] += bundle.size
+        return device, bundle
+
+    def done(self, device: int, rows: int) -> None:
+        """So many rows of a device are complete, or were taken off."""
+        self.sent[device] -= rows
+
+    def recall(self, job: int) -> list[tuple[int, Bundle]]:
+        """All that waits of a job, sent at once, whether there is room or not."""
+        out = []
+        for i, queue in enumerate([*self.queues, self.free]):
+            mine = [bundle for bundle in queue if bundle.job == job]
+            for bundle in mine:
+                queue.remove(bundle)
+                device = i if i < len(self.queues) else min(range(len(self.sent)), key=self.sent.__getitem__)
+                out.append(self._send(device, bundle))
+        return out
