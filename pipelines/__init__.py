@@ -13,7 +13,7 @@ from typing import Any
 
 from ttsnap.core.loading import load_object
 from ttsnap.files.reading import foreign, read_json
-from ttsnap.options.model import EMBEDDED
+from ttsnap.options.model import EMBEDDED, PACKAGED, TURBO
 from ttsnap.results.payload import checked_call
 
 # Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
@@ -91,7 +91,7 @@ def custom_pipeline(family: str) -> str:
 
 
 def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
-    """A search pipeline from "embedded", a diffusers folder or a hub id. Options go to from_pretrained.
+    """A search pipeline from "embedded", "scenes-turbo", a diffusers folder or a hub id. Options go to from_pretrained.
 
     Weights are read from safetensors only, unless `use_safetensors` says otherwise, and no code that comes with a model
     runs without `trust_remote_code=True`. Raises ValueError that says what is wrong when there is no such folder or the
@@ -109,7 +109,7 @@ def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
     with foreign(f"cannot load model {model}"):
         pipe = DiffusionPipeline.from_pretrained(where if local else model, **{"use_safetensors": True, **options})
     twin = upgrade(pipe)
-    if str(model) == EMBEDDED:
+    if str(model) in PACKAGED:
         from ttsnap.scenes import parse
 
         twin.check_prompt = parse
@@ -144,8 +144,8 @@ def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
 
 
 def _folder(model: str | Path) -> Path:
-    if str(model) == EMBEDDED:
-        from ttsnap.scenes import weights_path
+    if str(model) in PACKAGED:
+        from ttsnap.scenes import turbo_path, weights_path
 
-        return weights_path()
+        return turbo_path() if str(model) == TURBO else weights_path()
     return Path(model).expanduser()

@@ -13,7 +13,7 @@ from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
 
 from ttsnap.files.reading import foreign
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import PACKAGED, ModelOptions
 
 
 def opened(options: ModelOptions) -> Any:
@@ -43,7 +43,7 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 def loaded(model: str, dtype: torch.dtype, lora: str | None) -> Any:
     """The pipeline in RAM, with its LoRA. ValueError for an unknown model, or a LoRA that does not fit."""
-    with _quiet() if model == EMBEDDED else nullcontext():
+    with _quiet() if model in PACKAGED else nullcontext():
         pipe = load(model, dtype=dtype)
     if lora is not None:
         load_lora(pipe, lora)

@@ -10,9 +10,9 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from ttsnap.algorithms.options import name_of
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget
-from ttsnap.options.model import EMBEDDED
+from ttsnap.options.model import EMBEDDED, TURBO
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.scenes.weights_folder import weights_path
+from ttsnap.scenes.weights_folder import turbo_path, weights_path
 from ttsnap.version import __version__
 
 PLAIN = (bool, int, float, str)
@@ -42,9 +42,9 @@ def settings_of(
 
 
 def model_name(pipe: Any) -> str:
-    """By what a pipeline was loaded: "embedded", a folder or a hub id; its class, where it was made otherwise."""
+    """By what a pipeline was loaded: "embedded", "scenes-turbo", a folder or a hub id; its class where it was not."""
     where = str(pipe.name_or_path or pipe.stock_class().__name__)
-    return EMBEDDED if where == str(weights_path()) else where
+    return {str(weights_path()): EMBEDDED, str(turbo_path()): TURBO}.get(where, where)
 
 
 def _is_plain(value: object) -> bool:

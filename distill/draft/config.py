@@ -124,7 +124,7 @@ class EvaluationConfig(Bounded):
 class DraftConfig(Bounded):
     """One distillation of a draft. Raises ValueError, with the value, for what does not fit."""
 
-    model: str = option(EMBEDDED, "embedded, a diffusers folder, or a hub id")
+    model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id")
     call: Mapping[str, Json] | None = option(
         None,
         "arguments of the pipeline's call that the draft is made for, as num_inference_steps and guidance_scale: a "

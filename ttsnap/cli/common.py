@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
 
     ValueError for a prompt outside its vocabulary.
     """
-    if model != EMBEDDED:
+    if model not in PACKAGED:
         return list(prompts)
     from ttsnap.scenes import caption, parse
 
@@ -60,7 +60,7 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
 
 def require_reward(a: Namespace) -> Any:
     """--reward as given, or the embedded world's checker for the embedded model; ValueError for other models."""
-    if a.reward is None and a.model != EMBEDDED:
+    if a.reward is None and a.model not in PACKAGED:
         raise ValueError(f"model {a.model} needs a --reward: file.py:function, module:attribute or a known name")
     return "scenes" if a.reward is None else a.reward
 
@@ -98,10 +98,10 @@ def load_model(model: str, device: str, dtype: str, offload: str = "none", lora:
     if offload != "none" and place.type == "cpu":
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
     load_libraries()
-    embedded = model == EMBEDDED
     from ttsnap.pipelines import opening
 
-    with loading(f"{'the embedded model' if embedded else model}", bars=not embedded):
+    name = "the embedded model" if model == EMBEDDED else model
+    with loading(name, bars=model not in PACKAGED):
         pipe = opening.loaded(model, kind, lora)
     return opening.placed(pipe, place, offload)
 

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from ttsnap.files import reading as files
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import HOT, SamplerOptions
 from ttsnap.options.search import SearchOptions
@@ -95,7 +95,7 @@ def _strange(data: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(value, str):
             continue
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
-        ours = value.partition(":")[0] in (HOT, EMBEDDED) if key == "draft" else value == EMBEDDED
+        ours = value.partition(":")[0] in (HOT, EMBEDDED) if key == "draft" else value in PACKAGED
         model = key in _MODELS and not ours
         code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
         path = PurePath(value)

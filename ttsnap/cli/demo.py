@@ -16,7 +16,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import loading
 from ttsnap.extras import install
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.sampler import HOT
 
 HELP = "open a web page to run searches on and watch them"
@@ -43,7 +43,7 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "--model",
         type=str | None,
-        help="embedded (the default), a diffusers folder, or a hub id; visitors cannot change it",
+        help="embedded (the default), scenes-turbo, a diffusers folder, or a hub id; visitors cannot change it",
     )
     p.add_argument(
         "--any-model",
@@ -125,7 +125,7 @@ def judged(prompt: str, name: str) -> Any:
     """Says whether an image (3, H, W) is strictly right: known in the embedded world only, at its own size."""
     from ttsnap.demo.models import nobody_knows
 
-    if name != EMBEDDED:
+    if name not in PACKAGED:
         return nobody_knows(prompt, name)
     from ttsnap.scenes import IMAGE_SIZE, check, parse
 
@@ -149,7 +149,7 @@ def offered(a: Namespace) -> Any:
     rewards = list(a.reward)
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
-        rewards = embedded if model == EMBEDDED else [*LEARNED, *CLOSED_FORMS]
+        rewards = embedded if model in PACKAGED else [*LEARNED, *CLOSED_FORMS]
     return Offer(model, any_model, tuple(rewards), a.draft or (EMBEDDED if model == EMBEDDED else HOT))
 
 

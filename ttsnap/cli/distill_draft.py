@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import loading
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import PACKAGED, ModelOptions
 
 if TYPE_CHECKING:
     from ttsnap.distill.draft.config import DraftConfig
@@ -73,7 +73,7 @@ def run(a: Namespace) -> int:
 
     values = {key: value for key, value in a.as_dict().items() if key not in _NO_CONFIG}
     values["call"] = _call(a)
-    if not values["evaluation"]["reward"] and a.model == EMBEDDED:
+    if not values["evaluation"]["reward"] and a.model in PACKAGED:
         values["evaluation"]["reward"] = "scenes"
     config, out = DraftConfig.from_dict(values), Path(a.out)
     if config.evaluation.prompts and not config.evaluation.reward:
@@ -125,7 +125,7 @@ def _prompts(a: Namespace, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
 
     wanted = config.evaluation.prompts
     if a.prompts_file is None:
-        if a.model != EMBEDDED:
+        if a.model not in PACKAGED:
             raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
         return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
     texts = list(dict.fromkeys(common.canonical(common.read_prompts(a, "distill-draft"), a.model)))

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments
 from ttsnap.cli.common import check_call, load_model
 from ttsnap.cli.help import new_parser
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import PACKAGED, ModelOptions
 
 HELP = "make one image again from its PNG"
 DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
@@ -85,7 +85,7 @@ def _named(payload: dict[str, Any], a: Namespace) -> tuple[str, str | None]:
     machine: a picture from somewhere must not decide on that.
     """
     model, lora = payload["model"], payload.get("lora")
-    strange = {"model": model} if a.model is None and model != EMBEDDED else {}
+    strange = {"model": model} if a.model is None and model not in PACKAGED else {}
     strange |= {"lora": lora} if a.lora is None and lora is not None else {}
     if strange and not a.trust:
         asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange.items())

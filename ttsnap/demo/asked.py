@@ -13,6 +13,7 @@ from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.needs import Need
 from ttsnap.loop.budget import EFFORTS, Budget
+from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
@@ -166,7 +167,7 @@ def _read_rewards(names: Any, model: str, offer: Offer, limits: Limits) -> tuple
     for name in names:
         if name not in offer.rewards:
             raise ValueError(f"unknown reward {_short(name)}; choose of {', '.join(offer.rewards)}")
-        if name.startswith("scenes") and model != "embedded":
+        if name.startswith("scenes") and model not in PACKAGED:
             raise ValueError(f"reward {name!r} reads the embedded model's captions only; choose another")
     return tuple(dict.fromkeys(names))
 

@@ -25,6 +25,7 @@ from ttsnap.demo.panels import render_plain
 from ttsnap.demo.settings import restored
 from ttsnap.demo.stream import Frame, stream
 from ttsnap.files import reading as files
+from ttsnap.options.model import PACKAGED
 
 logger = logging.getLogger(__name__)
 FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
@@ -117,7 +118,7 @@ class Handlers:
     def surprise(self) -> tuple[str, int]:
         """A prompt and a seed that nobody chose."""
         draw = random.SystemRandom()
-        if self.offer.model != "embedded":
+        if self.offer.model not in PACKAGED:
             return draw.choice(PROMPTS), draw.randrange(100_000)
         from ttsnap.scenes import sample_prompts
 

@@ -13,6 +13,7 @@ from ttsnap.demo.choices import algorithm_choices, hint, hints
 from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
 from ttsnap.demo.panels import intro, render_plain
 from ttsnap.demo.replaying import Replays
+from ttsnap.options.model import PACKAGED
 from ttsnap.scenes import showcase
 
 SCENES = (showcase.PROMPT, "a green cross above a red square", "two red circles and a blue square")
@@ -32,7 +33,7 @@ def html(text: str, **options: Any) -> gr.HTML:
 
 def search_tab(handlers: Handlers) -> list[Any]:
     """The tab that searches; the parts that a picture's settings fill in, and the line on that, come back."""
-    embedded = handlers.offer.model == "embedded"
+    embedded = handlers.offer.model in PACKAGED
     prompts = SCENES if embedded else PROMPTS[:3]
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
         with gr.Column(elem_classes="tt-ask"):

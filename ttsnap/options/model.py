@@ -9,13 +9,17 @@ from ttsnap.options.option import option
 
 EMBEDDED = "embedded"
 """The name of the model that comes with ttsnap."""
+TURBO = "scenes-turbo"
+"""The name of its few-step relative, which takes no guidance."""
+PACKAGED = (EMBEDDED, TURBO)
+"""All models that come with ttsnap; they read the captions of the embedded world."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """A model, the device that it runs on, and what saves memory or time there."""
 
-    model: str = option(EMBEDDED, "embedded, a diffusers folder, or a hub id", loads="model")
+    model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id", loads="model")
     lora: str | None = option(
         None,
         "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",

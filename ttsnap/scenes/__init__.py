@@ -18,7 +18,7 @@ from .grammar import (
     sample_spec,
 )
 from .render import IMAGE_SIZE, render
-from .weights_folder import DEFAULTS_FILE, defaults, draft_path, weights_path
+from .weights_folder import DEFAULTS_FILE, defaults, draft_path, turbo_path, weights_path
 
 __all__ = [
     "DEFAULTS_FILE",
@@ -41,5 +41,6 @@ __all__ = [
     "render",
     "sample_prompts",
     "sample_spec",
+    "turbo_path",
     "weights_path",
 ]

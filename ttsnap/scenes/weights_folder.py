@@ -12,6 +12,11 @@ def weights_path() -> Path:
     return Path(__file__).parent / "weights"
 
 
+def turbo_path() -> Path:
+    """The packaged diffusers folder of its few-step relative, which takes no guidance (docs/embedded_model.md)."""
+    return Path(__file__).parent / "turbo"
+
+
 def draft_path() -> Path:
     """The packaged draft of that model: a LoRA that guesses where its sampler will end (docs/distill_draft.md)."""
     return Path(__file__).parent / "draft"

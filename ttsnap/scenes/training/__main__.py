@@ -20,9 +20,11 @@ from ttsnap.scenes.training.base.recipe import BaseRecipe, Call
 from ttsnap.scenes.training.preference.recipe import PreferenceRecipe
 from ttsnap.scenes.training.preview.recipe import PreviewRecipe
 from ttsnap.scenes.training.reward.recipe import RewardRecipe
+from ttsnap.scenes.training.turbo.recipe import TurboRecipe
+from ttsnap.scenes.weights_folder import turbo_path, weights_path
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-R = TypeVar("R", BaseRecipe, PreviewRecipe, RewardRecipe, PreferenceRecipe)
+R = TypeVar("R", BaseRecipe, TurboRecipe, PreviewRecipe, RewardRecipe, PreferenceRecipe)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_base, _add_preview, _add_reward, _add_preference, _add_evaluate, _add_evaluate_reward):
+    for add in (_add_base, _add_turbo, _add_preview, _add_reward, _add_preference, _add_evaluate, _add_evaluate_reward):
         command = add(commands)
         command.add_argument("--threads", type=int, default=2, help="that torch uses (%(default)s)")
     args = parser.parse_args(argv)
@@ -69,7 +71,25 @@ def _add_base(commands: Commands) -> argparse.ArgumentParser:
         recipe = recipe_of(BaseRecipe, a.recipe, a.seed)
         folder = base.train(recipe, a.out, torch.device(a.device), a.decay_now)
         if a.install:
-            base.install(folder)
+            base.install(folder, weights_path())
+
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_turbo(commands: Commands) -> argparse.ArgumentParser:
+    text = "scenes-turbo, the base model distilled to a few steps without guidance"
+    command = _training(commands, "turbo", text, "pairs, checkpoints, and in pipeline/ the result")
+    command.add_argument("--decay-now", type=int, metavar="M", help="finish early: decay from here over M steps")
+    command.add_argument("--install", action="store_true", help="copy the result over the packaged weights")
+
+    def run(a: argparse.Namespace) -> None:
+        from ttsnap.scenes.training.base.train import install
+        from ttsnap.scenes.training.turbo import train as turbo
+
+        folder = turbo.train(recipe_of(TurboRecipe, a.recipe, a.seed), a.out, a.decay_now)
+        if a.install:
+            install(folder, turbo_path())
 
     command.set_defaults(run=run)
     return command

@@ -25,7 +25,6 @@ from ttsnap.scenes.training.base.recipe import BaseRecipe
 from ttsnap.scenes.training.base.trainer import Examples, Trainer, run
 from ttsnap.scenes.training.base.vae import encode, train_vae
 from ttsnap.scenes.training.parts import Vae
-from ttsnap.scenes.weights_folder import weights_path
 
 _FINAL_SEED = 1000
 """Of the pictures in the last table: others than those that are looked at on the way."""
@@ -100,8 +99,8 @@ def train(recipe: BaseRecipe, out: Path, device: torch.device, decay_now: int | 
     return folder
 
 
-def install(folder: Path) -> None:
-    """Copy an exported folder over the packaged weights."""
-    copy = weights_path().with_name("weights.new")
+def install(folder: Path, over: Path) -> None:
+    """Copy an exported folder over a packaged one."""
+    copy = over.with_name(f"{over.name}.new")
     shutil.copytree(folder, copy, dirs_exist_ok=True)
-    swap_in(copy, weights_path())
+    swap_in(copy, over)

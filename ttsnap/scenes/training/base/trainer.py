@@ -9,9 +9,10 @@ one exactly.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -25,18 +26,37 @@ from ttsnap.scenes.training.base.generator import Generator
 from ttsnap.scenes.training.base.recipe import GeneratorRecipe, NoiseLevels
 
 
-def learning_rate(step: int, recipe: GeneratorRecipe) -> float:
+class Rates(Protocol):
+    """What a recipe says of its optimisers and their learning rates (see `GeneratorRecipe`)."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def decay_steps(self) -> int: ...
+    @property
+    def adam_lr(self) -> float: ...
+    @property
+    def muon_lr(self) -> float: ...
+    @property
+    def muon_ns_steps(self) -> int: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def learning_rate(step: int, recipe: Rates) -> float:
     """Warm-up, constant, linear decay to zero over the last `decay_steps`; a factor in (0, 1]."""
     warm = (step + 1) / recipe.warmup
     left = (recipe.steps - step) / max(1, recipe.decay_steps)
     return max(0.0, min(1.0, warm, left))
 
 
-def _optimizers(model: Generator, head: nn.Module, recipe: GeneratorRecipe) -> list[torch.optim.Optimizer]:
+def optimizers_of(named: Iterable[tuple[str, nn.Parameter]], recipe: Rates) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for everything else."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, p in [*model.named_parameters(), *head.named_parameters()]:
+    for name, p in named:
         inner = p.ndim == 2 and ("transformer_blocks" in name or "layers" in name)
         (matrices if inner and "norm" not in name and recipe.muon_lr > 0 else rest).append(p)
     optimizers: list[torch.optim.Optimizer] = [
@@ -107,7 +127,8 @@ class Trainer:
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, NUM_LABELS)
         ).to(device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizers = _optimizers(self.model, self.head, recipe)
+        named = [*self.model.named_parameters(), *self.head.named_parameters()]
+        self.optimizers = optimizers_of(named, recipe)
         self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.step = 0
         if recipe.compile:
