@@ -1,6 +1,7 @@
-"""Particle methods against best-of-N on the embedded model, at equal denoiser calls or equal total FLOPs.
+"""Particle methods against best-of-N on a packaged model, at equal denoiser calls or equal total FLOPs.
 
     python benchmarks/particles.py --json particles.json
+    python benchmarks/particles.py --model scenes-turbo --json few_step.json
     python benchmarks/particles.py --algorithms rbf svdd --kernels vp-sde --budgets 100 --prompts 10 --seeds 1
 
 Hard held-out prompts are searched with the learned reward (`scenes-learned`); the exact checker, which no search sees,
@@ -30,6 +31,7 @@ from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, wri
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm, search
+from ttsnap.options.model import EMBEDDED, PACKAGED
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
@@ -68,15 +70,16 @@ def nested(n: int, keep: int) -> dict[str, Any]:
 
 def main() -> None:
     p = parser(__doc__)
+    p.add_argument("--model", default=EMBEDDED, choices=PACKAGED, help="the many-step model, or the few-step one")
     p.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 500], help="NFE per prompt")
     p.add_argument("--unit", nargs="+", default=["nfe"], choices=["nfe", "flops"])
     a = p.parse_args()
-    settings = {k: getattr(a, k) for k in SETTINGS}
+    settings = {k: getattr(a, k) for k in (*SETTINGS, "model")}
     done = read(a.json, settings)
-    pipe = load(dtype=getattr(torch, a.dtype))
-    call = {**defaults(), "num_inference_steps": a.steps}
+    pipe = load(a.model, dtype=getattr(torch, a.dtype))
+    call = {**defaults(a.model), "num_inference_steps": a.steps}
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     reward, metrics = make_rewards(a.reward), make_rewards(a.held_out)
     # Seed by seed, so that what is there when it is interrupted compares all methods.
