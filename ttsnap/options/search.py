@@ -26,8 +26,9 @@ class SearchOptions:
     reward: Spec = option(
         None,
         "what scores the images: scenes (the embedded world's checker), imagereward, pickscore and others (NAME:FOLDER "
-        "takes other weights), 'CHEAP then COSTLY', an http:// address, file.py:function, module:attribute, or a list "
-        "of them; a function takes (images (N, 3, H, W) in [0, 1], prompts) and returns N scores",
+        "takes other weights), 'CHEAP then COSTLY', an http:// address, judge:yes (a model behind an OpenAI-compatible "
+        "API), file.py:function, module:attribute, or a list of them; a function takes "
+        "(images (N, 3, H, W) in [0, 1], prompts) and returns N scores",
         python="Functions and Reward objects are taken as they are.",
         written=str | list[str] | None,
         loads="reward",
