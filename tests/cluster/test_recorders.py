@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from ttsnap.pipelines.noted import noted
 
 from ttsnap.cli import main
 from ttsnap.cluster import recorders
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import progress, read_images
+from ttsnap.recordings.folder import load_recording, progress, read_images
 from ttsnap.recordings.record import record
 
 from ..said import error_of  # noqa: TID252
@@ -61,10 +63,22 @@ def test_workers_that_load_a_model_write_what_the_command_writes_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = ["--seeds", "9", "--seed", "3", "--steps", "3", "--batch-size", "1", "--device", "cpu", "--images"]
+    sizes = ["--seeds", "4", "--seed", "3", "--steps", "3", "--batch-size", "1", "--device", "cpu", "--images"]
     assert main(["record", *PROMPTS, *sizes, "--out", "alone"]) == 0
     assert main(["record", *PROMPTS, *sizes, "--out", "both", "--workers", "2"]) == 0
-    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    both = contents(tmp_path / "both")
+    assert both == contents(tmp_path / "alone")
+    # With two threads floating point differed when this was written, and nothing else did.
+    torch.set_num_threads(2)
+    assert main(["record", *PROMPTS, *sizes, "--out", "threads"]) == 0
+    torch.set_num_threads(1)
+    threads = contents(tmp_path / "threads")
+    assert set(threads) == set(both)
+    assert threads["recording.json"] == both["recording.json"]
+    one, other = (load_recording(folder) for folder in ("threads", "both"))
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)
+    named = [[image[:3] for image in read_images(folder)] for folder in ("threads", "both")]
+    assert named[0] == named[1]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -151,12 +151,12 @@ def _together(asked: Asked, by: WorkerOptions) -> Callable[[], Recording]:
     asked.check()
 
     def make() -> Recording:
-        from ttsnap.cluster.session import connected
+        from ttsnap.cluster.session import connect
 
-        with connected(by.ray_address, by.workers):
-            from ttsnap.cluster.recorders import record
+        connect(by.ray_address, by.workers)
+        from ttsnap.cluster.recorders import record
 
-            return record(asked.recipe, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
+        return record(asked.recipe, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
 
     return make
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -49,8 +49,9 @@ class Recorder:
 
     @ray.method
     def ready(self) -> None:
-        """Load the model."""
-        assert self._engine
+        """Load the model. What is wrong with it is raised by the call that needs it: of this one nobody asks."""
+        with suppress(Exception):
+            assert self._engine
 
     @ray.method
     def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
@@ -86,7 +87,7 @@ def record(
     workers: int,
     progress_bar: bool = False,
 ) -> Recording:
-    """As `ttsnap.recordings.record.record`, by so many workers, in a session of Ray that has begun (`connected`).
+    """As `ttsnap.recordings.record.record`, by so many workers, in a session of Ray that has begun (`session.connect`).
 
     A worker that is lost costs the unit that it was at, which is made again by another one. What is gone on with may
     have been begun with another number of workers, or with none. Raises ValueError, beside the reasons there, where a
@@ -115,7 +116,7 @@ class _Recorders(AbstractContextManager["_Recorders"]):
 
     def _new(self) -> ActorProxy[Recorder]:
         actor = ray.remote(Recorder).options(**self.resources).remote(self.place)
-        actor.ready.remote()  # is not waited for: what is wrong is said again by the calls that follow
+        actor.ready.remote()  # is not waited for
         return actor
 
     def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
