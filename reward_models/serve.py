@@ -29,6 +29,7 @@ from ttsnap.reward_models.request import Limits, RefusedError, parse, score
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ttsnap.core.protocols import Reward
+from ttsnap.files.typed import Json
 
 logger = logging.getLogger(__name__)
 HELD, BACKLOG, GRACE = 4, 512, 5
@@ -181,6 +182,10 @@ class Guarded(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, f"{msg} Content-Length must be one whole number, and lines must be as HTTP/1.1 has them.")
 
+    def error_of(self, status: int, sentence: str) -> dict[str, Json]:
+        """The error as clients of this server read it."""
+        return {"error": sentence}
+
     def _watch(self) -> None:
         """Start the clock where a request's head is waited for; stop it where one is answered."""
         waiting = self.cycle is None or self.cycle.response_complete
@@ -194,7 +199,7 @@ class Guarded(H11Protocol):
     def _refuse(self, status: int, sentence: str) -> None:
         """Answer and close the connection; only close it where an answer is under way."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            body = json.dumps({"error": sentence}).encode()
+            body = json.dumps(self.error_of(status, sentence)).encode()
             fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
             events: tuple[Any, ...] = (
                 h11.Response(status_code=status, headers=list(fields.items()), reason=HTTPStatus(status).phrase),

@@ -39,6 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "files", "options", "rewards", "reward_models", "recordings", "results", "sampling", "pipelines"),
         *("engine", "scenes", "simulation"),
     },
+    "service": {
+        *("core", "files", "options", "algorithms", "loop", "engine", "results", "pipelines", "reward_models"),
+    },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
 LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation")

@@ -1,0 +1,61 @@
+"""One embedded model for all tests of the service, and servers over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from ttsnap.pipelines import defaults, load
+
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.scenes import caption, parse
+from ttsnap.service.keys import Keys
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Offer
+from ttsnap.service.server import GenerationServer
+
+REWARDS = ("scenes", "brightness")
+
+
+@pytest.fixture(scope="session")
+def pipe() -> Any:
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def offer() -> Offer:
+    return Offer("embedded", defaults(), REWARDS)
+
+
+@pytest.fixture(scope="session")
+def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]]:
+    """Starts servers with these limits and keys, which end with the session."""
+    rewards = {name: make_rewards(name)[0] for name in REWARDS}
+    with ExitStack() as stack:
+
+        def start(limits: Limits | None = None, keys: Keys | None = None) -> GenerationServer:
+            limits = limits or Limits(drain=0.1)
+            where = ("127.0.0.1", 0)
+            server = GenerationServer(pipe, rewards, offer, limits, keys, where, lambda p: caption(parse(p)))
+            return stack.enter_context(server)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def server(serving: Callable[..., GenerationServer]) -> GenerationServer:
+    return serving()
+
+
+def client_of(server: GenerationServer, key: str = "none") -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def client(server: GenerationServer) -> OpenAI:
+    return client_of(server)

@@ -1,0 +1,49 @@
+"""API keys: read from a file, compared without telling, never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ttsnap.service.errors import RequestError
+from ttsnap.service.keys import ANYBODY, Caller, Keys
+from ttsnap.service.limits import Limits
+
+SECRET = "a-long-secret-key-1"
+
+
+def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"# ours\nalice {SECRET}\n\nbob another-secret-key 2.5  # heavy\n")
+    keys = Keys.read(tmp_path / "keys")
+    assert keys.caller(f"Bearer {SECRET}") == Caller("alice")
+    assert keys.caller("bearer another-secret-key") == Caller("bob", 2.5)
+    for header in (None, "", "Bearer", f"Basic {SECRET}", f"Bearer {SECRET}x", SECRET, "Bearer \udcff\u00e9"):
+        with pytest.raises(RequestError, match="no API key, or one that is not known") as error:
+            keys.caller(header)
+        assert error.value.status == 401
+    assert SECRET not in repr(keys)
+    assert Keys.of(SECRET).caller(f"Bearer {SECRET}").name == "default"
+    assert Keys().caller(None) == ANYBODY
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("alice", "line 1 of .* has 1 words"),
+        ("alice short", "has 5 characters; give at least 16"),
+        (f"\nalice {SECRET} nan", "the weight in line 2"),
+        (f"alice {SECRET} 1 2", "has 4 words"),
+        ("# nobody", "holds none"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_without_its_keys(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        Keys.read(tmp_path / "keys")
+    assert SECRET not in str(error.value)
+
+
+def test_limits_are_positive() -> None:
+    with pytest.raises(ValueError, match="queue = 0"):
+        Limits(queue=0)

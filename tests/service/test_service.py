@@ -1,0 +1,288 @@
+"""The service as its callers meet it: OpenAI's own client, on a real socket, over the embedded model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+from ttsnap.pipelines import defaults
+
+from tests.service.conftest import client_of
+from ttsnap.service.keys import Keys
+from ttsnap.service.limits import Limits
+from ttsnap.service.server import GenerationServer
+
+PROMPT = "two green crosses"
+LARGE = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 4}
+
+
+def picture(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def metric(server: GenerationServer, name: str) -> float:
+    """One line of /metrics; 0 where nothing was counted yet."""
+    text = httpx.get(f"{server.url}/metrics").text
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
+    return float(found[1]) if found else 0.0
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def test_a_generation_is_what_the_pipeline_gives(client: OpenAI, pipe: Any) -> None:
+    own = {"seed": 3, "budget": "60nfe", "search": "seed-pruning", "reward": "scenes", "report": "brightness"}
+    reply = client.images.generate(prompt=PROMPT, n=2, extra_body=own)
+    out = pipe(PROMPT, num_images_per_prompt=2, **own, **defaults())
+    assert reply.data is not None
+    found = [image.to_dict() for image in reply.data]
+    best = out.search[0].images
+    assert [image["seed"] for image in found] == [candidate.seed for candidate in best]
+    assert [image["reward"] for image in found] == pytest.approx([candidate.reward for candidate in best], abs=1e-5)
+    assert found[0]["metrics"] == {"brightness": pytest.approx(best[0].metrics["brightness"], abs=1e-5)}
+    for image, theirs in zip(found, out.images, strict=True):
+        mine = picture(str(image["b64_json"]))
+        apart = np.abs(np.asarray(mine, int) - np.asarray(theirs, int))
+        assert apart.max() <= 1, "rounding may differ with the batch"
+        told, ours = json.loads(mine.info["ttsnap"]), json.loads(theirs.info["ttsnap"])
+        assert (told["seed"], told["call"], told["model"]) == (ours["seed"], ours["call"], ours["model"])
+    assert reply.usage is not None
+    usage, spent = reply.usage.to_dict(), out.search[0].spent
+    assert (usage["nfe"], usage["seeds"], usage["total_tokens"]) == (spent.nfe, spent.seeds, 0)
+    assert (reply.size, reply.output_format, reply.quality) == ("32x32", "png", "medium")
+
+
+def test_searches_that_share_batches_find_what_they_find_alone(client: OpenAI) -> None:
+    asked = [
+        {"search": search, "seed": seed, "budget": budget, "steps": steps}
+        for seed, (search, budget, steps) in enumerate(
+            [("best-of-n", "24nfe", 6), ("seed-pruning", "30nfe", 6), ("svdd", "24nfe", 6), ("best-of-n", "15nfe", 5)]
+        )
+    ]
+
+    def run(own: dict[str, object]) -> tuple[object, object]:
+        reply = client.images.generate(prompt=PROMPT, extra_body=own).to_dict()
+        image = reply["data"][0]
+        return (image["seed"], round(image["reward"], 4)), reply["usage"]["nfe"]
+
+    alone = [run(own) for own in asked]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, asked))
+    assert together == alone
+
+
+def test_a_stream_shows_estimates_and_ends_with_the_images(client: OpenAI) -> None:
+    own = {"seed": 3, "budget": "60nfe"}
+    stream = client.images.generate(
+        prompt=PROMPT, n=2, stream=True, partial_images=2, output_format="jpeg", extra_body=own
+    )
+    events = [event.to_dict() for event in stream]
+    kinds = [event["type"].removeprefix("image_generation.") for event in events]
+    assert kinds == ["partial_image"] * kinds.count("partial_image") + ["completed"] * 2
+    assert [event["partial_image_index"] for event in events[:-2]] == list(range(len(events) - 2))
+    assert 1 <= len(events) - 2 <= 2
+    assert all(picture(event["b64_json"]).format == "JPEG" for event in events)
+    whole = client.images.generate(prompt=PROMPT, n=2, extra_body=own).to_dict()
+    assert [event["seed"] for event in events[-2:]] == [image["seed"] for image in whole["data"]]
+    assert events[-1]["usage"]["nfe"] == whole["usage"]["nfe"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"prompt": "three pink elephants"}, "prompt", "elephants"),
+        ({"prompt": " "}, "prompt", "1 to 4000 characters"),
+        ({"n": 11}, "n", "at most 10 images"),
+        ({"size": "32x99999"}, "size", "16 to 1024 pixels"),
+        ({"size": "large"}, "size", "pattern"),
+        ({"response_format": "url"}, "response_format", "b64_json"),
+        ({"background": "transparent"}, "background", "opaque"),
+        ({"style": "vivid"}, "style", "unknown parameter 'style'"),
+        ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
+        ({"reward": "my_reward.py:score"}, "reward", "choose of scenes, brightness"),
+        ({"report": ["http://127.0.0.1:1"]}, "report", "choose of scenes, brightness"),
+        ({"budget": "many"}, "budget", "cannot read budget 'many'"),
+        ({"budget": "1000images"}, "budget", "at most 4000 evaluations"),
+        ({"budget": "9nfe", "quality": "low"}, "budget", "not both"),
+        ({"steps": 101}, "steps", "at most 100 steps"),
+        ({"guidance_scale": 1e9}, "guidance_scale", "a number from"),
+        ({"seed": "1"}, "seed", "integer"),
+        ({"partial_images": 1}, "partial_images", "stream"),
+        ({"budget": "3nfe"}, None, "too small for one image"),
+        ({"kernel": "my.py:kernel"}, None, "my.py:kernel"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    client: OpenAI, body: dict[str, Any], param: str | None, said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        client.images.generate(prompt=PROMPT, extra_body=body)
+    assert said in error.value.message
+    assert error.value.param == param
+    assert error.value.type == "invalid_request_error"
+
+
+def test_bodies_that_are_no_requests(server: GenerationServer) -> None:
+    url = f"{server.url}/v1/images/generations"
+    bodies = {b"{": "the request is damaged", b"[1]": "must be a JSON object", b"[" * 10**4: "nested", b"\xff": ""}
+    for body, said in bodies.items():
+        reply = httpx.post(url, content=body)
+        assert reply.status_code in (400, 413), body[:9]
+        assert said in reply.json()["error"]["message"]
+    assert httpx.post(url, content=b" " * 2**17).status_code == 413
+    assert httpx.get(url).status_code == 405
+    assert httpx.get(f"{server.url}/nothing").json()["error"]["type"] == "not_found_error"
+
+
+def test_models_health_and_what_is_ready(server: GenerationServer, client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["embedded"]
+    assert client.models.retrieve("embedded").owned_by == "ttsnap"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dall-e-3")
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(prompt=PROMPT, model="dall-e-3")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+    before = metric(server, "ttsnap_nfe_total")
+    client.images.generate(prompt=PROMPT, extra_body={"budget": "20nfe"})
+    assert before < metric(server, "ttsnap_nfe_total") <= before + 20
+    assert metric(server, 'ttsnap_phase_seconds_total{phase="denoise"}') > 0
+    assert 0 < metric(server, "ttsnap_batch_fill") <= 1
+
+
+def test_a_client_that_goes_away_cancels_its_search(server: GenerationServer) -> None:
+    url, body = f"{server.url}/v1/images/generations", LARGE
+    cancelled, nfe = metric(server, 'ttsnap_requests_total{outcome="cancelled"}'), metric(server, "ttsnap_nfe_total")
+    with httpx.stream("POST", url, json={**body, "stream": True, "partial_images": 1}) as reply:
+        lines = reply.iter_lines()  # kept, as it closes the connection when it goes
+        next(lines)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json=body, timeout=0.3)
+    until(lambda: metric(server, 'ttsnap_requests_total{outcome="cancelled"}') == cancelled + 2)
+    until(lambda: metric(server, "ttsnap_active") == 0)
+    spent = metric(server, "ttsnap_nfe_total")
+    assert spent < nfe + 3000, "neither search went on to its end"
+    time.sleep(0.2)
+    assert metric(server, "ttsnap_nfe_total") == spent
+
+
+def test_a_large_request_does_not_keep_a_small_one_waiting(server: GenerationServer, client: OpenAI) -> None:
+    large = {**LARGE, "stream": True, "partial_images": 1}
+    small = {"budget": "4nfe", "search": "best-of-n", "seed": 1, "steps": 4}
+    with httpx.stream("POST", f"{server.url}/v1/images/generations", json=large) as reply:
+        lines = reply.iter_lines()  # kept, as it closes the connection when it goes
+        next(lines)
+        before = metric(server, "ttsnap_nfe_total")
+        client.images.generate(prompt="a red circle", extra_body=small)
+        # 4 steps, one in each batch of 16 rows at most; and a few batches while the requests are on their way.
+        assert metric(server, "ttsnap_nfe_total") - before <= 40 * 16
+        assert metric(server, "ttsnap_active") == 1, "the large one still runs"
+    until(lambda: metric(server, "ttsnap_active") == 0)
+
+
+def test_limits_on_the_queue_and_on_each_key(serving: Callable[..., GenerationServer], tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"alice {'a' * 20}\nbob {'b' * 20} 2\n")
+    server = serving(Limits(active=1, queue=1, per_key=2, drain=0.1, seconds=60), Keys.read(tmp_path / "keys"))
+    alice, bob = client_of(server, "a" * 20), client_of(server, "b" * 20)
+    large = {**LARGE, "stream": True, "partial_images": 1}
+    url, headers = f"{server.url}/v1/images/generations", {"Authorization": f"Bearer {'a' * 20}"}
+    with httpx.stream("POST", url, json=large, headers=headers) as running:
+        lines = running.iter_lines()
+        next(lines)
+        with httpx.stream("POST", url, json=large, headers=headers) as waiting:
+            assert waiting.status_code == 200
+            until(lambda: metric(server, "ttsnap_queue") == 1)
+            with pytest.raises(openai.RateLimitError, match="2 requests of yours") as error:
+                alice.images.generate(prompt=PROMPT)
+            assert error.value.response.headers["retry-after"] == "2"
+            with pytest.raises(openai.RateLimitError, match="1 requests wait already") as error:
+                bob.images.generate(prompt=PROMPT)
+            assert error.value.code == "queue_full"
+    until(lambda: metric(server, "ttsnap_active") == metric(server, "ttsnap_queue") == 0)
+    assert alice.images.generate(prompt=PROMPT, extra_body={"budget": "20nfe"}).data
+    for key in ("c" * 20, "", "a" * 19):
+        with pytest.raises(openai.OpenAIError) as refused:
+            client_of(server, key).images.generate(prompt=PROMPT)
+        if key:
+            assert isinstance(refused.value, openai.AuthenticationError)
+            assert refused.value.code == "invalid_api_key"
+            assert key not in str(refused.value)
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_search_ends_in_time_with_its_best_image(client: OpenAI) -> None:
+    begin = time.monotonic()
+    reply = client.images.generate(prompt=PROMPT, extra_body={"budget": "0.5s", "search": "best-of-n"}).to_dict()
+    assert time.monotonic() - begin < 15
+    assert len(reply["data"]) == 1
+    assert any("stopped early" in warning for warning in reply["warnings"])
+
+
+def test_a_server_that_is_told_to_stop_lets_searches_end(serving: Callable[..., GenerationServer]) -> None:
+    server = serving(Limits(active=1, drain=0.3))
+    client, url = client_of(server), f"{server.url}/v1/images/generations"
+    with ThreadPoolExecutor() as pool:
+        own = {name: value for name, value in LARGE.items() if name != "prompt"}
+        running = pool.submit(lambda: client.images.generate(prompt=PROMPT, extra_body=own).to_dict())
+        until(lambda: metric(server, "ttsnap_active") == 1)
+        waiting = pool.submit(lambda: httpx.post(url, json=LARGE, timeout=30))
+        until(lambda: server.worker._waiting)
+        server.__exit__()
+        assert len(running.result()["data"]) == 1
+        assert any("stopped early" in warning for warning in running.result()["warnings"])
+        assert waiting.result().status_code == 503
+        assert waiting.result().headers["retry-after"] == "5"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/ready")
+    assert not server.worker.is_alive()
+
+
+@pytest.mark.slow
+def test_sigterm_drains() -> None:
+    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "1"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+            assert found is not None
+            client = OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0)
+            replies: list[Any] = []
+            own = {"budget": "2000nfe", "search": "best-of-n", "steps": 4}
+            asking = threading.Thread(
+                target=lambda: replies.append(client.images.generate(prompt=PROMPT, extra_body=own).to_dict())
+            )
+            asking.start()
+            until(lambda: "ttsnap_active 1.0" in httpx.get(f"{found[1]}/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            asking.join(30)
+            assert len(replies[0]["data"]) == 1
+            assert any("stopped early" in warning for warning in replies[0]["warnings"])
+            client.close()
+            assert process.wait(20) == 0
+            assert process.stdout.read().strip() == "stopped"
+        finally:
+            process.kill()

@@ -1,0 +1,129 @@
+"""`ttsnap serve`: generation as a service, by OpenAI's images API."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
+from ttsnap.cli.loading import load_torch, loading
+from ttsnap.extras import install
+from ttsnap.options.model import EMBEDDED, ModelOptions
+
+HELP = "serve image generation over HTTP, as OpenAI's images API"
+DESCRIPTION = """Serve image generation over HTTP: every request is a search.
+
+The official openai client works unchanged. n is how many images of the search are kept, quality its effort, usage what
+it spent; search, reward, budget, seed, steps and others go beside them (docs/howto/service.md). Requests of all callers
+share the model's batches, and a large one does not keep small ones waiting. Clients choose among the rewards that are
+named here, the first being preset; they name no file and no address.
+
+Without --keys anybody who reaches the address may ask: leave --host at 127.0.0.1 then. The environment variable
+TTSNAP_API_KEY is another way to set one key. SIGTERM and Ctrl-C let searches under way end first.
+
+examples:
+  ttsnap serve embedded
+  ttsnap serve stabilityai/stable-diffusion-3.5-medium --device cuda \\
+      --rewards imagereward pickscore --keys keys.txt --host 0.0.0.0
+"""
+KEY = "TTSNAP_API_KEY"
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = new_parser(DESCRIPTION)
+    p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
+    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    p.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free one")
+    p.add_argument(
+        "--rewards",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="REWARD",
+        help="what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD offers one by another "
+        "name (default: scenes for the embedded model)",
+    )
+    p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
+    p.add_argument("--keys", type=str | None, metavar="FILE", help="API keys, one caller a line: NAME KEY [WEIGHT]")
+    p.add_argument("--max-budget", type=int, default=4000, help="most denoiser evaluations for one request")
+    p.add_argument("--max-seconds", type=float, default=300.0, help="most seconds for one search")
+    p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
+    p.add_argument("--active", type=int, default=32, help="searches at a time; more need more memory")
+    p.add_argument("--queue-size", type=int, default=64, help="requests that wait beside them; others get status 429")
+    p.add_argument("--per-key", type=int, default=32, help="requests of one caller that wait or run")
+    p.add_argument("--drain", type=float, default=30.0, help="seconds that searches have to end on SIGTERM")
+    arguments.add_options(p, ModelOptions, without=("model", "offload"))
+    return p
+
+
+def run(a: Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    load_torch()
+    try:
+        from ttsnap.service.keys import Keys
+        from ttsnap.service.server import GenerationServer
+    except ImportError as error:
+        raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
+    from ttsnap.pipelines import defaults
+    from ttsnap.service.limits import Limits
+    from ttsnap.service.requests import Offer
+
+    limits = Limits(
+        nfe=a.max_budget,
+        side=a.max_size,
+        seconds=a.max_seconds,
+        active=a.active,
+        queue=a.queue_size,
+        per_key=a.per_key,
+        drain=a.drain,
+    )
+    file, key = a["keys"], os.environ.get(KEY)  # a.keys is the namespace's own method
+    keys = Keys.read(Path(file)) if file is not None else Keys.of(key) if key else Keys()
+    named = offered(list(a.rewards), a.model)
+    device, dtype = common.placement(a.device, a.dtype)
+    pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
+    common.prepare_model(pipe, a)
+    rewards = {}
+    for name, spec in named.items():
+        rewards[name] = common.load_rewards(spec, device=device, dtype=dtype)[0]
+    offer = Offer(a.name or str(a.model).rstrip("/").rpartition("/")[2], defaults(a.model), tuple(rewards))
+    try:
+        with loading("the service"):
+            server = GenerationServer(pipe, rewards, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+    known = f"{len(keys.callers)} API keys" if keys.callers else "no API keys: anybody who reaches it may ask"
+    print(f"serving {offer.model} at {server.url}/v1, {known} (Ctrl-C ends)", flush=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it is done
+    try:
+        server.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print("stopped")
+    return 0
+
+
+def offered(given: list[str], model: str) -> dict[str, str]:
+    """The rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
+    if not given and model != EMBEDDED:
+        raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
+    rewards: dict[str, str] = {}
+    for text in given or ["scenes"]:
+        name, equals, spec = text.partition("=")
+        if not equals or not name.replace("-", "").replace("_", "").isalnum():
+            name, spec = text, text
+        if any(sign in name for sign in "/\\:"):
+            raise ValueError(f"clients would see {name!r}; offer it by another name, as --rewards NAME={name}")
+        rewards[name] = spec
+    return rewards
+
+
+def canonical_of(model: str) -> Any:
+    """How a prompt is put into the model's own words, with a ValueError where it cannot be."""
+    return lambda prompt: common.canonical([prompt], model)[0]

@@ -1,0 +1,173 @@
+"""The web application: OpenAI's images API, and what operators ask. Its event loop never waits for the model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from ttsnap.files.typed import Json
+from ttsnap.service import replies
+from ttsnap.service.errors import RequestError
+from ttsnap.service.keys import Caller, Keys
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Asked, Generation, Offer, asked_of, parse
+from ttsnap.service.tickets import Done, News, Ticket
+from ttsnap.service.worker import Worker
+from ttsnap.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+def make_app(
+    worker: Worker, offer: Offer, keys: Keys, limits: Limits, canonical: Callable[[str], str] = str
+) -> FastAPI:
+    """The application over a worker that runs. canonical: puts a prompt into the model's words, ValueError for one that
+    it cannot read. Health and metrics ask for no key; all else does, where there are some."""
+    # Without the pages of documentation, which would load scripts from elsewhere.
+    app = FastAPI(title="ttsnap", version=__version__, docs_url=None, redoc_url=None)
+    created = int(time.time())
+    model: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
+
+    def caller_of(request: Request) -> Caller:
+        return keys.caller(request.headers.get("authorization"))
+
+    schema = {"requestBody": {"content": {"application/json": {"schema": Generation.model_json_schema()}}}}
+
+    @app.post("/v1/images/generations", openapi_extra=schema)
+    async def generate(request: Request) -> Response:
+        try:
+            caller = caller_of(request)
+            wanted = parse(await body_of(request, limits))
+            asked = in_words_of_the_model(asked_of(wanted, offer, limits), canonical)
+            ticket = worker.submit(asked, caller, asyncio.get_running_loop())
+        except RequestError:
+            worker.metrics.requests.labels("refused").inc()
+            raise
+        logger.info("%s: %s by %s", caller.name, asked.search, asked.budget)
+        if wanted.stream:
+            return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
+        async with aclosing(news_of(request, ticket, worker)) as followed:
+            async for news in followed:
+                if isinstance(news, RequestError):
+                    raise news
+                if isinstance(news, Done):
+                    return JSONResponse(await asyncio.to_thread(replies.reply_of, news, wanted, offer.model))
+        raise AssertionError("a ticket's news end with an answer")
+
+    async def streamed(request: Request, ticket: Ticket, wanted: Generation) -> AsyncIterator[bytes]:
+        async with aclosing(news_of(request, ticket, worker)) as followed:
+            async for news in followed:
+                if isinstance(news, RequestError):
+                    yield replies.event("error", news.body())
+                elif isinstance(news, Done):
+                    for event in await asyncio.to_thread(replies.completed_events, news, wanted, offer.model):
+                        yield event
+                else:
+                    yield await asyncio.to_thread(replies.partial_event, news, wanted)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        caller_of(request)
+        return JSONResponse({"object": "list", "data": [model]})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(request: Request, name: str) -> Response:
+        caller_of(request)
+        if name != offer.model:
+            there = f"there is {offer.model!r}"
+            raise RequestError(404, f"no model {name[:100]!r} here; {there}", "model", "model_not_found")
+        return JSONResponse(model)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether the process does its work; 503 tells a supervisor to start it again."""
+        alive = worker.is_alive()
+        return JSONResponse({"status": "ok" if alive else "the thread of searches has ended"}, 200 if alive else 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Whether requests are taken; 503 tells a balancer to send them elsewhere."""
+        takes = worker.is_alive() and not worker.draining
+        return JSONResponse({"status": "ready" if takes else "stopping"}, 200 if takes else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(worker.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        headers = error.headers() | ({"Connection": "close"} if error.status == 408 else {})
+        return JSONResponse(error.body(), error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def refused_by_starlette(request: Request, error: HTTPException) -> Response:
+        there = "POST /v1/images/generations makes images, GET /v1/models lists models"
+        told = RequestError(error.status_code, f"{error.detail}: {there}")
+        return JSONResponse(told.body(), told.status, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response()
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        logger.error("a request failed", exc_info=error)
+        return JSONResponse(RequestError(500, f"the service failed: {type(error).__name__}").body(), 500)
+
+    return app
+
+
+def in_words_of_the_model(asked: Asked, canonical: Callable[[str], str]) -> Asked:
+    """The request with its prompt as the model reads it. RequestError where it cannot."""
+    try:
+        return replace(asked, prompt=canonical(asked.prompt))
+    except ValueError as error:
+        raise RequestError(400, str(error), "prompt", "invalid_value") from None
+
+
+async def body_of(request: Request, limits: Limits) -> bytes:
+    """The whole body. RequestError for a large or a slow one."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > limits.bytes:
+                    raise RequestError(413, f"a request has at most {limits.bytes} bytes here", code="too_large")
+    except TimeoutError:
+        raise RequestError(408, f"the request was not whole after {limits.body_seconds:g} s") from None
+    return bytes(body)
+
+
+async def news_of(request: Request, ticket: Ticket, worker: Worker) -> AsyncGenerator[News, None]:
+    """What is told of a request, until it has ended. A client that goes away, and a consumer that ends early, cancel
+    its search. ClientDisconnect for the former."""
+    left = asyncio.create_task(_left(request))
+    news = None
+    try:
+        while not isinstance(news, Done | RequestError):
+            told = asyncio.create_task(ticket.news.get())
+            await asyncio.wait({told, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not told.done():
+                told.cancel()
+                raise ClientDisconnect
+            news = told.result()
+            yield news
+    finally:
+        left.cancel()
+        worker.cancel(ticket)
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

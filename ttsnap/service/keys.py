@@ -1,0 +1,88 @@
+"""API keys: who may ask, and what share of the device each gets. They are compared in constant time, never logged."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ttsnap.service.errors import RequestError
+
+SHORTEST = 16
+"""Characters of a key: shorter ones could be guessed."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a name for logs, and how many turns it gets in batches where others get one."""
+
+    name: str = "anybody"
+    weight: float = 1.0
+
+
+ANYBODY = Caller()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The callers by the SHA-256 of their keys; without any, anybody may ask."""
+
+    callers: tuple[tuple[bytes, Caller], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Keys:
+        """From a text file, one caller a line: NAME KEY, and a weight where it is not 1; # starts a comment.
+
+        ValueError that names the line, never the key.
+        """
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the file of keys {path}: {error}") from None
+        callers = []
+        for number, line in enumerate(lines, 1):
+            words = line.partition("#")[0].split()
+            if words:
+                callers.append(_caller(words, f"line {number} of {path}"))
+        if not callers:
+            raise ValueError(f"the file of keys {path} holds none; write one caller a line: NAME KEY")
+        return cls(tuple(callers))
+
+    @classmethod
+    def of(cls, key: str) -> Keys:
+        """One key, as from the environment."""
+        return cls((_caller(["default", key], "the environment's key"),))
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Who sent this header. RequestError (401) for nobody known."""
+        if not self.callers:
+            return ANYBODY
+        scheme, _, key = (authorization or "").partition(" ")
+        digest, found = _digest(key.strip()), None
+        for known, caller in self.callers:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(known, digest):
+                found = caller
+        if found is None or scheme.lower() != "bearer":
+            wanted = "send Authorization: Bearer KEY with a key of this service"
+            raise RequestError(401, f"no API key, or one that is not known; {wanted}", code="invalid_api_key")
+        return found
+
+
+def _caller(words: list[str], where: str) -> tuple[bytes, Caller]:
+    if len(words) not in (2, 3):
+        raise ValueError(f"{where} must be NAME KEY, or NAME KEY WEIGHT; it has {len(words)} words")
+    if len(words[1]) < SHORTEST:
+        raise ValueError(f"the key in {where} has {len(words[1])} characters; give at least {SHORTEST}")
+    try:
+        weight = float(words[2]) if len(words) == 3 else 1.0
+    except ValueError:
+        weight = math.nan
+    if not 0.01 <= weight <= 100:
+        raise ValueError(f"the weight in {where} must be a number from 0.01 to 100")
+    return _digest(words[1]), Caller(words[0], weight)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

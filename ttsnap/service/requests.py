@@ -1,0 +1,214 @@
+"""What a client may send, and what it means: everything that comes from outside is checked here.
+
+The fields are those of OpenAI's `POST /v1/images/generations`, with ours beside them. A client names rewards and
+searches that the operator offers, and no file, model or address.
+"""
+
+from __future__ import annotations
+
+import secrets
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.core.needs import Need
+from ttsnap.files.reading import parse_json
+from ttsnap.loop.budget import Budget
+from ttsnap.options.call import CALL
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.service.errors import RequestError
+from ttsnap.service.limits import Limits
+
+NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
+"""Searches that need a file, only study, or follow gradients, for which an engine has to be set up anew."""
+OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
+Format: TypeAlias = Literal["png", "jpeg", "webp"]
+Quality: TypeAlias = Literal["low", "medium", "high", "auto"]
+Word = Annotated[str, Field(max_length=100)]
+
+
+class Generation(BaseModel):
+    """The body of a request. What OpenAI's API has and this service cannot honour is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(description="what to show")
+    model: Word | None = Field(None, description="the name of the model that is served")
+    n: int = Field(1, ge=1, description="images to keep of those that the search finishes, best first")
+    size: str = Field("auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT, or auto")
+    quality: Quality = Field("auto", description="the effort: compute of 5, 20 or 80 images; auto is medium")
+    response_format: Literal["b64_json"] = Field("b64_json", description="images come in the reply")
+    output_format: Format = "png"
+    output_compression: int = Field(100, ge=0, le=100, description="of jpeg and webp: 100 is the best quality")
+    background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto"] = "auto"
+    stream: bool = Field(False, description="send events while the search runs")
+    partial_images: int = Field(0, ge=0, le=3, description="how often a stream shows the best estimate so far")
+    user: Annotated[str, Field(max_length=256)] | None = Field(None, description="taken and not used")
+    search: Word = Field("seed-pruning", description="the name of an algorithm of `ttsnap algorithms`")
+    reward: Word | list[Word] | None = Field(None, description="names of rewards that are offered, the first if none")
+    report: Word | list[Word] | None = Field(None, description="rewards that only score the returned images")
+    budget: Annotated[str, Field(max_length=60)] | int | None = Field(None, description="400nfe, 20images, 10s, ...")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="candidate i starts from seed + i; else a random one")
+    steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    kernel: Word | None = Field(None, description="how steps are made: pipeline, ode, sde, ...")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the operator offers: the model's name, the arguments of its call, the rewards by name."""
+
+    model: str
+    call: Mapping[str, object]
+    rewards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What an engine is made for: requests that agree in it share batches. call: arguments of the pipeline's call."""
+
+    call: tuple[tuple[str, object], ...]
+    sampler: SamplerOptions
+    rewards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it runs. seconds: after which it ends with its best image; partial_images: to send meanwhile."""
+
+    prompt: str
+    configuration: Configuration
+    search: str
+    budget: Budget
+    seconds: float
+    seed: int
+    keep: int
+    report: tuple[str, ...] = ()
+    partial_images: int = 0
+
+
+def parse(body: bytes) -> Generation:
+    """What a body holds. RequestError that names the parameter."""
+    try:
+        fields = parse_json(body, "the request")
+    except ValueError as error:
+        raise RequestError(400, str(error), code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise RequestError(400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json")
+    try:
+        return Generation.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = str(first["loc"][0])[:60]
+        if first["type"] == "extra_forbidden":
+            message = f"unknown parameter {name!r}; there are {', '.join(Generation.model_fields)}"
+            raise RequestError(400, message, name, "unknown_parameter") from None
+        said = f"{name}: {first['msg']}, got {str(fields.get(name))[:60]!r}"
+        if name == "response_format":
+            said = "response_format must be 'b64_json': images come in the reply, none is stored under an address"
+        raise RequestError(400, said, name, "invalid_value") from None
+
+
+def asked_of(wanted: Generation, offer: Offer, limits: Limits) -> Asked:
+    """What runs. RequestError for what is not offered here, or more than the limits allow."""
+    if wanted.model not in (None, offer.model):
+        raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
+    if wanted.search not in OFFERED:
+        raise _refused("search", f"no search {wanted.search!r} here; choose one of {', '.join(OFFERED)}")
+    if wanted.n > limits.images:
+        raise _refused("n", f"at most {limits.images} images are returned, got n = {wanted.n}")
+    if wanted.partial_images and not wanted.stream:
+        raise _refused("partial_images", "partial images come in a stream only; set stream to true")
+    call = _call(wanted, offer, limits)
+    steps = call.get("num_inference_steps")
+    budget = _budget(wanted, steps if isinstance(steps, int) else limits.steps, limits)
+    arguments = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))
+    return Asked(
+        _line(wanted.prompt, "prompt", limits),
+        Configuration(arguments, _sampler(wanted), _rewards(wanted.reward, offer, limits, "reward")),
+        wanted.search,
+        replace(budget, seconds=None),
+        min(budget.seconds or limits.seconds, limits.seconds),
+        secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
+        wanted.n,
+        _rewards(wanted.report, offer, limits, "report") if wanted.report else (),
+        wanted.partial_images,
+    )
+
+
+def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]:
+    """Arguments of the pipeline's call: the model's recommended ones, overridden by what was asked for."""
+    call = dict(offer.call)
+    given = {
+        "num_inference_steps": ("steps", wanted.steps),
+        "guidance_scale": ("guidance_scale", wanted.guidance_scale),
+        "negative_prompt": ("negative_prompt", wanted.negative_prompt),
+    }
+    for name, (param, value) in given.items():
+        if value is not None:
+            if not CALL[name].kind.fits(value):
+                raise _refused(param, f"{param} must be {CALL[name].kind.words}, got {str(value)[:60]}")
+            call[name] = value
+    if wanted.steps is not None and wanted.steps > limits.steps:
+        raise _refused("steps", f"at most {limits.steps} steps are made here, got {wanted.steps}")
+    if wanted.negative_prompt:
+        call["negative_prompt"] = _line(wanted.negative_prompt, "negative_prompt", limits)
+    if wanted.size != "auto":
+        width, height = map(int, wanted.size.split("x"))
+        if not (min(width, height) >= 16 and max(width, height) <= limits.side):
+            raise _refused("size", f"sides of 16 to {limits.side} pixels are made here, got {wanted.size}")
+        call |= {"width": width, "height": height}
+    return call
+
+
+def _budget(wanted: Generation, steps: int, limits: Limits) -> Budget:
+    """What the search may spend, always capped in evaluations or images."""
+    if wanted.budget is not None and wanted.quality != "auto":
+        raise _refused("budget", "give a budget or a quality, not both")
+    if wanted.budget is None:
+        return Budget.of_effort("medium" if wanted.quality == "auto" else wanted.quality)
+    try:
+        budget = Budget.parse(wanted.budget)
+    except ValueError as error:
+        raise _refused("budget", str(error)) from None
+    asked = [cap for cap in (budget.nfe, budget.images and budget.images * steps) if cap is not None]
+    if asked and min(asked) > limits.nfe:
+        most = f"at most {limits.nfe} evaluations are spent on a request here"
+        raise _refused("budget", f"{most}, got {str(wanted.budget)!r}: {min(asked):g} at {steps} steps")
+    return budget if asked else replace(budget, nfe=limits.nfe)
+
+
+def _rewards(names: str | list[str] | None, offer: Offer, limits: Limits, param: str) -> tuple[str, ...]:
+    wanted = [names] if isinstance(names, str) else offer.rewards[:1] if names is None else names
+    if not 0 < len(wanted) <= limits.rewards:
+        raise _refused(param, f"name 1 to {limits.rewards} rewards, got {len(wanted)}")
+    for name in wanted:
+        if name not in offer.rewards:
+            raise _refused(param, f"no reward {name!r} here; choose of {', '.join(offer.rewards)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _sampler(wanted: Generation) -> SamplerOptions:
+    """By default one that draws noise, where the search needs that."""
+    needs = make_algorithm(wanted.search).needs
+    noisy = needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT}
+    return SamplerOptions(kernel=wanted.kernel or ("sde" if noisy else "pipeline"))
+
+
+def _line(text: str, param: str, limits: Limits) -> str:
+    line = " ".join(text.split())
+    if not line or len(text) > limits.prompt:
+        raise _refused(param, f"{param} must be text of 1 to {limits.prompt} characters, got {len(text)}")
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
+        raise _refused(param, f"{param} holds control characters or broken text; write it again")
+    return line
+
+
+def _refused(param: str, message: str) -> RequestError:
+    return RequestError(400, message, param, "invalid_value")

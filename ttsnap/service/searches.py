@@ -1,0 +1,108 @@
+"""The searches of one configuration: one engine, on which requests come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.core.protocols import Algorithm, Reward
+from ttsnap.core.spent import Usage
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.report import report
+from ttsnap.loop.request import Request, Stopwatch
+from ttsnap.loop.run import Run
+from ttsnap.loop.search import prepared
+from ttsnap.loop.spec import SearchSpec
+from ttsnap.options.option import values
+from ttsnap.pipelines.output import checked, reported
+from ttsnap.pipelines.settings import settings_of
+from ttsnap.service.errors import RequestError
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Asked, Configuration
+from ttsnap.service.tickets import Done, PartialImages, Ticket
+
+MOST_FITTED = 256
+
+
+class SearchPipeline(Protocol):
+    """What is asked of a search pipeline."""
+
+    def engine(self, reward: Sequence[Reward], **given: Any) -> LiveEngine:
+        """As SearchMixin.engine."""
+
+
+class Searches:
+    """Makes the engine of a configuration (ValueError where the model cannot do it) and runs requests on it."""
+
+    def __init__(
+        self, pipe: SearchPipeline, rewards: Mapping[str, Reward], configuration: Configuration, limits: Limits
+    ) -> None:
+        self.pipe, self.rewards, self.configuration, self.limits = pipe, rewards, configuration, limits
+        self.engine = pipe.engine(
+            [rewards[name] for name in configuration.rewards],
+            fair=True,
+            **values(configuration.sampler),
+            **dict(configuration.call),
+        )
+        self.run = Run(self.engine)
+        self.under_way: dict[Ticket, Request] = {}
+        self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
+
+    @property
+    def weight(self) -> float:
+        """The sum of its callers' weights."""
+        return sum(ticket.caller.weight for ticket in self.under_way)
+
+    def add(self, ticket: Ticket) -> None:
+        """Begin a search. ValueError for what the model, the rewards or the budget do not allow."""
+        asked, engine = ticket.asked, self.engine
+        budget = asked.budget.on(engine.grid)
+        budget = replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
+        spec = self._prepared(asked, budget)
+        now = time.monotonic()
+        listener = PartialImages(ticket, float(budget.nfe or 0)) if asked.partial_images else None
+        request = self.run.add([asked.prompt], spec, Stopwatch(time.monotonic, now, now + asked.seconds), listener)
+        engine.weigh(request.jobs[0].index, ticket.caller.weight)
+        self.under_way[ticket] = request
+
+    def _prepared(self, asked: Asked, budget: Budget) -> SearchSpec:
+        """The search, with as many seeds as its budget affords; that is found once for equal requests."""
+        key = (asked.search, budget, asked.keep)
+        algorithm = self._fitted.get(key) or make_algorithm(asked.search)
+        spec = SearchSpec(algorithm, budget, seed=asked.seed, keep=asked.keep)
+        if key not in self._fitted:
+            spec = prepared(spec, self.engine)
+            if len(self._fitted) == MOST_FITTED:
+                self._fitted.clear()
+            self._fitted[key] = spec.algorithm
+        return spec
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a search at once, without an image."""
+        self.run.cancel(self.under_way.pop(ticket))
+
+    def stop(self) -> None:
+        """End all searches with their best images."""
+        for request in self.under_way.values():
+            self.run.stop(request)
+
+    def turn(self) -> list[Ticket]:
+        """One batch. Tells the requests that are done, and returns them."""
+        self.run.turn()
+        ended = [ticket for ticket, request in self.under_way.items() if request.done]
+        for ticket in ended:
+            ticket.tell(self._finished(ticket, self.under_way.pop(ticket)))
+        return ended
+
+    def _finished(self, ticket: Ticket, request: Request) -> Done | RequestError:
+        asked = ticket.asked
+        (result,), _ = checked(self.pipe, report(request, self.engine, Usage()))
+        if not result.images:
+            return RequestError(500, "no image was finished")
+        result = reported(result, [self.rewards[name] for name in asked.report])
+        call, sampler = dict(self.configuration.call), self.configuration.sampler
+        return Done(result, settings_of(self.pipe, asked.search, sampler, call, asked.budget))

@@ -1,0 +1,101 @@
+"""The service on a socket: uvicorn, with limits on connections, and an end that lets searches finish."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+from ttsnap.core.protocols import Reward
+from ttsnap.files.typed import Json
+from ttsnap.reward_models.request import Limits as ConnectionLimits
+from ttsnap.reward_models.serve import Guarded
+from ttsnap.service.app import make_app
+from ttsnap.service.errors import RequestError
+from ttsnap.service.keys import Keys
+from ttsnap.service.limits import Limits
+from ttsnap.service.metrics import Metrics
+from ttsnap.service.requests import Offer
+from ttsnap.service.searches import SearchPipeline
+from ttsnap.service.worker import Worker
+
+BACKLOG, GRACE = 512, 10
+"""Connections that wait to be accepted; seconds for replies to leave, after the last search has ended."""
+
+
+class Connection(Guarded):
+    """One connection, whose errors are in OpenAI's shape."""
+
+    def error_of(self, status: int, sentence: str) -> dict[str, Json]:
+        return RequestError(status, sentence).body()
+
+
+class Server(uvicorn.Server):
+    """Drains its worker when it is told to stop; told again, it ends searches with what they have."""
+
+    worker: Worker
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.worker.drain(now=self.should_exit)
+        self.should_exit = True
+
+
+class GenerationServer:
+    """Serves a pipeline at `url`; port 0 takes any free one. `run` until Ctrl-C or SIGTERM, or in a thread as a context
+    manager. rewards: by the names that clients use. canonical: puts a prompt into the model's words; ValueError for
+    one that it cannot read. OSError or OverflowError where it cannot listen."""
+
+    def __init__(
+        self,
+        pipe: SearchPipeline,
+        rewards: Mapping[str, Reward],
+        offer: Offer,
+        limits: Limits | None = None,
+        keys: Keys | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 8000),
+        canonical: Callable[[str], str] = str,
+    ) -> None:
+        limits, (host, port) = limits or Limits(), address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        self.worker = Worker(pipe, rewards, limits, Metrics())
+        guard = ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections)
+        config = uvicorn.Config(
+            make_app(self.worker, offer, keys or Keys(), limits, canonical),
+            http=type("Limited", (Connection,), {"limits": guard}),
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            log_level="critical",  # failures are logged by the application
+            access_log=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=int(limits.drain) + GRACE,
+        )
+        self._server = Server(config)
+        self._server.worker = self.worker
+        self._thread = threading.Thread(target=self.run, name="generation server", daemon=True)
+
+    def run(self) -> None:
+        """Serve until it is told to stop, and let searches under way end (Limits.drain)."""
+        self.worker.start()
+        with suppress(KeyboardInterrupt):
+            self._server.run(sockets=[self._socket])
+        self.worker.drain(now=True)
+        self.worker.join()
+
+    def __enter__(self) -> GenerationServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.handle_exit(signal.SIGTERM, None)
+        self._thread.join()

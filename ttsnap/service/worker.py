@@ -1,0 +1,176 @@
+"""The thread that searches. Everything of the model happens in it; the web application only leaves tickets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+
+from ttsnap.core.protocols import Reward
+from ttsnap.engine.fair import FairShare
+from ttsnap.service.errors import RequestError
+from ttsnap.service.keys import Caller
+from ttsnap.service.limits import Limits
+from ttsnap.service.metrics import Metrics
+from ttsnap.service.requests import Asked, Configuration
+from ttsnap.service.searches import Searches, SearchPipeline
+from ttsnap.service.tickets import Ticket
+
+logger = logging.getLogger(__name__)
+
+
+class Worker(threading.Thread):
+    """Runs the requests that are submitted, all at once, on one pipeline.
+
+    Those of one configuration share the batches of its engine, by turns (engine/fair.py). Configurations take turns as
+    well, in seconds of the device, by the weight of their callers. An engine without work is kept for a while, as it
+    costs little: all of them share the pipeline's weights.
+    """
+
+    def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, Reward], limits: Limits, metrics: Metrics) -> None:
+        super().__init__(daemon=True, name="searches")
+        self.pipe, self.rewards, self.limits, self.metrics = pipe, rewards, limits, metrics
+        self.draining = False
+        self._wake = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._callers: Counter[str] = Counter()
+        self._active: dict[Ticket, Searches] = {}
+        self._searches: OrderedDict[Configuration, Searches] = OrderedDict()
+        self._shares: FairShare[Configuration] = FairShare()
+        self._deadline = float("inf")
+
+    # --- called by the application ----------------------------------------------------------------------------
+
+    def submit(self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop) -> Ticket:
+        """Queue a request. RequestError (429, 503) where there is no room, or the service is being stopped."""
+        ticket = Ticket(asked, caller, loop)
+        with self._wake:
+            if self.draining or not self.is_alive():
+                raise RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
+            if self._callers[caller.name] >= self.limits.per_key:
+                most = f"{self.limits.per_key} requests of yours wait or run already, the most that one key may have"
+                raise RequestError(429, f"{most}; try again when one is done", code="too_many_requests", retry_after=2)
+            if len(self._waiting) >= self.limits.queue:
+                most = f"{self.limits.queue} requests wait already, the most that are taken"
+                raise RequestError(429, f"{most}; try again later", code="queue_full", retry_after=5)
+            self._callers[caller.name] += 1
+            self._waiting.append(ticket)
+            self._wake.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for this request any more; it ends before the next batch. Nothing where it has ended."""
+        with self._wake:
+            ticket.cancelled = True
+            self._wake.notify()
+
+    def drain(self, *, now: bool = False) -> None:
+        """Take no more requests: those that wait are refused, those that run get Limits.drain seconds, or none, and
+        end with their best images then. The thread ends with the last one. Callable from a signal's handler."""
+        self._deadline = min(self._deadline, time.monotonic() + (0 if now else self.limits.drain))
+        self.draining = True  # seen within a batch, or a second
+
+    # --- the thread -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._active or self.draining):
+                    self._wake.wait(timeout=1.0)
+                if self.draining and not self._active and not self._waiting:
+                    return
+            try:
+                self._turn()
+            except Exception:  # a mistake of ours: nobody is left without an answer
+                logger.exception("the thread of searches failed")
+                for ticket in list(self._active):
+                    self._end(ticket, "failed", RequestError(500, "the service failed"))
+                self._searches.clear()
+
+    def _turn(self) -> None:
+        """Take up and let go what came in; then one batch of the configuration whose turn it is."""
+        for ticket in [ticket for ticket in self._active if ticket.cancelled]:
+            self._active[ticket].cancel(ticket)
+            self._end(ticket, "cancelled")
+        for ticket in self._taken():
+            self._begin(ticket)
+        if time.monotonic() >= self._deadline:
+            for searches in set(self._active.values()):
+                searches.stop()
+        busy = list(dict.fromkeys(searches.configuration for searches in self._active.values()))
+        self._shares.wait(busy)
+        if busy:
+            self._batch(self._searches[self._shares.first()])
+        self._forget()
+        self.metrics.waiting.set(len(self._waiting))
+        self.metrics.active.set(len(self._active))
+        self.metrics.engines.set(len(self._searches))
+
+    def _taken(self) -> list[Ticket]:
+        """The requests that begin now. Those that wait and nobody waits for, or that come too late, are ended."""
+        with self._wake:
+            gone = [ticket for ticket in self._waiting if ticket.cancelled or self.draining]
+            stay = [ticket for ticket in self._waiting if not (ticket.cancelled or self.draining)]
+            room = max(0, self.limits.active - len(self._active))
+            self._waiting = deque(stay[room:])
+        for ticket in gone:
+            stopping = RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
+            self._end(ticket, "cancelled" if ticket.cancelled else "refused", stopping)
+        return stay[:room]
+
+    def _begin(self, ticket: Ticket) -> None:
+        configuration = ticket.asked.configuration
+        try:
+            if configuration not in self._searches:
+                self._searches[configuration] = Searches(self.pipe, self.rewards, configuration, self.limits)
+            self._searches[configuration].add(ticket)
+        except (ValueError, TypeError) as error:
+            self._end(ticket, "refused", RequestError(400, str(error), code="invalid_value"))
+        except (RuntimeError, MemoryError) as error:
+            logger.error("a search could not begin", exc_info=error)
+            self._end(ticket, "failed", RequestError(500, f"the search could not begin: {type(error).__name__}"))
+        else:
+            self._active[ticket] = self._searches[configuration]
+            self._searches.move_to_end(configuration)
+
+    def _batch(self, searches: Searches) -> None:
+        engine, weight, begin = searches.engine, searches.weight, time.monotonic()
+        nfe, phases, rooms = engine.nfe, dict(engine.timings), engine.stats["room"]
+        try:
+            ended = searches.turn()
+        except Exception as error:
+            logger.error("searches failed", exc_info=error)
+            del self._searches[searches.configuration]
+            for ticket in list(searches.under_way):
+                self._end(ticket, "failed", RequestError(500, f"the search failed: {type(error).__name__}"))
+            return
+        self._shares.serve(searches.configuration, (time.monotonic() - begin) / weight)
+        if engine.nfe > nfe:
+            self.metrics.nfe.inc(engine.nfe - nfe)
+        if engine.stats["room"] > rooms:
+            self.metrics.fill.set((engine.nfe - nfe) / (engine.stats["room"] - rooms))
+        for phase, seconds in engine.timings.items():
+            self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))
+        for ticket in ended:
+            self._end(ticket, "done")
+
+    def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
+        """A request is over. error: what it is told, where it was not told already."""
+        self._active.pop(ticket, None)
+        with self._wake:
+            self._callers[ticket.caller.name] -= 1
+            self._callers = +self._callers
+        if error is not None:
+            ticket.tell(error)
+        self.metrics.requests.labels(outcome).inc()
+        if outcome == "done":
+            self.metrics.latency.observe(time.monotonic() - ticket.came)
+
+    def _forget(self) -> None:
+        """Drop the engines that had no work for the longest time, but for a few."""
+        idle = [key for key, searches in self._searches.items() if not searches.under_way]
+        for key in idle[: max(0, len(idle) - self.limits.idle)]:
+            del self._searches[key]
