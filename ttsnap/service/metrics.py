@@ -20,6 +20,9 @@ class Metrics:
             "ttsnap_request_seconds", "From a request to its images.", buckets=SECONDS, registry=self.registry
         )
         self.nfe = Counter("ttsnap_nfe", "Denoiser evaluations.", registry=self.registry)
+        self.places = Counter(
+            "ttsnap_batch_places", "Places in the denoiser's batches, in use or not.", registry=self.registry
+        )
         self.phases = Counter("ttsnap_phase_seconds", "Time of the device by phase.", ["phase"], registry=self.registry)
         self.fill = Gauge("ttsnap_batch_fill", "Share of the denoiser's last batch in use.", registry=self.registry)
         self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=self.registry)

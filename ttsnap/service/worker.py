@@ -151,6 +151,7 @@ class Worker(threading.Thread):
         if engine.nfe > nfe:
             self.metrics.nfe.inc(engine.nfe - nfe)
         if engine.stats["room"] > rooms:
+            self.metrics.places.inc(engine.stats["room"] - rooms)
             self.metrics.fill.set((engine.nfe - nfe) / (engine.stats["room"] - rooms))
         for phase, seconds in engine.timings.items():
             self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))

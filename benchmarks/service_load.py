@@ -1,0 +1,160 @@
+"""How `ttsnap serve` holds under load, with the official openai client, on the embedded model.
+
+python benchmarks/service_load.py           # 1, 4, 16 and 50 clients: throughput, latency, batch fill
+python benchmarks/service_load.py --json    # the same, for other programs
+
+Every client asks for its images one after the other; all clients together ask as often in each row. `rough` is the
+other half, which the slow tests run: a third of the clients goes away at random moments, some send what is no request,
+some ask for too much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import torch
+from openai import OpenAI
+from ttsnap.pipelines import defaults, load
+
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.scenes import caption, parse
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Offer
+from ttsnap.service.server import GenerationServer
+
+PROMPTS = ("two green crosses", "a red circle", "three blue squares", "a yellow triangle above a red square")
+ASKED = {"search": "best-of-n", "budget": "12nfe", "steps": 4}
+
+
+def server_of(limits: Limits) -> GenerationServer:
+    """A server for the embedded model, on any free port."""
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    rewards = {"scenes": make_rewards("scenes")[0]}
+    offer = Offer("embedded", defaults(), tuple(rewards))
+    return GenerationServer(
+        pipe, rewards, offer, limits, address=("127.0.0.1", 0), canonical=lambda prompt: caption(parse(prompt))
+    )
+
+
+def client_of(url: str) -> OpenAI:
+    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
+
+
+def metric(url: str, name: str) -> float:
+    found = re.search(rf"^{name} (\S+)$", httpx.get(f"{url}/metrics").text, re.M)
+    return float(found[1]) if found else 0.0
+
+
+def generate(client: OpenAI, number: int) -> dict[str, Any]:
+    """Request number so and so: which prompt and seed follows from it."""
+    own = {**ASKED, "seed": 100 * number}
+    return client.images.generate(prompt=PROMPTS[number % len(PROMPTS)], extra_body=own).to_dict()
+
+
+def steady(url: str, clients: int, requests: int) -> dict[str, float]:
+    """So many requests by so many clients: requests per second, seconds of one (median, 99 of 100), batch fill."""
+    nfe, places = metric(url, "ttsnap_nfe_total"), metric(url, "ttsnap_batch_places_total")
+    client, begin = client_of(url), time.monotonic()
+
+    def one(number: int) -> float:
+        start = time.monotonic()
+        generate(client, number)
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(clients) as pool:
+        seconds = list(pool.map(one, range(requests)))
+    whole = time.monotonic() - begin
+    used = metric(url, "ttsnap_nfe_total") - nfe, metric(url, "ttsnap_batch_places_total") - places
+    p50, p99 = np.percentile(seconds, [50, 99])
+    return {
+        "clients": clients,
+        "requests_per_second": requests / whole,
+        "p50_seconds": float(p50),
+        "p99_seconds": float(p99),
+        "batch_fill": used[0] / used[1],
+    }
+
+
+def rough(url: str, requests: int = 200, clients: int = 50, seed: int = 0) -> tuple[Counter[str], dict[int, Any]]:
+    """So many requests, a third of which is left at a random moment, a tenth malformed, a tenth too large.
+
+    Returns how often each outcome came, and the seed and reward of the images that came, by the number of the request.
+    """
+    rng, lock = random.Random(seed), threading.Lock()
+    kinds = [rng.choices(("whole", "left", "malformed", "large"), (7, 5, 1.5, 1.5))[0] for _ in range(requests)]
+    patience = [rng.uniform(0.01, 2.0) for _ in range(requests)]
+    outcomes: Counter[str] = Counter()
+    found: dict[int, Any] = {}
+    client = client_of(url)
+
+    def whole(number: int) -> str:
+        try:
+            image = generate(client, number)["data"][0]
+        except openai.RateLimitError:
+            return "too many"
+        with lock:
+            found[number] = (image["seed"], round(image["reward"], 4))
+        return "done"
+
+    def left(number: int) -> str:
+        try:
+            own = {"prompt": PROMPTS[number % 4], **ASKED, "budget": "120nfe"}
+            httpx.post(f"{url}/v1/images/generations", json=own, timeout=patience[number])
+        except httpx.TimeoutException:
+            return "left"
+        return "done before it was left"
+
+    def refused(body: dict[str, Any]) -> str:
+        reply = httpx.post(f"{url}/v1/images/generations", json=body, timeout=300)
+        assert reply.json()["error"]["message"], reply.text
+        return f"refused {reply.status_code}"
+
+    ways: dict[str, Callable[[int], str]] = {
+        "whole": whole,
+        "left": left,
+        "malformed": lambda number: refused({"prompt": 7}),
+        "large": lambda number: refused({"prompt": PROMPTS[0], "budget": "9000nfe"}),
+    }
+
+    def one(number: int) -> None:
+        outcome = ways[kinds[number]](number)
+        with lock:
+            outcomes[outcome] += 1
+
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(one, range(requests)))
+    return outcomes, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--requests", type=int, default=100, help="in each row")
+    parser.add_argument("--json", action="store_true")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    with server_of(Limits(per_key=100, queue=100, active=64)) as server:
+        steady(server.url, 1, 2)  # the engine is made
+        rows = [steady(server.url, clients, a.requests) for clients in (1, 4, 16, 50)]
+    if a.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("clients  requests/s   p50 s   p99 s  batch fill")
+    for row in rows:
+        print("{:7.0f}  {:10.2f}  {:6.2f}  {:6.2f}  {:10.2f}".format(*row.values()))
+
+
+if __name__ == "__main__":
+    main()
