@@ -23,6 +23,7 @@ class Staged(RewardModel):
     def __init__(self, early: Reward, final: Reward) -> None:
         self.early, self.final = make_reward(early), make_reward(final)
         self.name = f"{self.early.name} then {self.final.name}"
+        self.tokens = max(self.early.tokens, self.final.tokens)
         self.estimates, self.features_block = self.early.estimates, self.early.features_block
 
     @property
@@ -42,12 +43,17 @@ class Staged(RewardModel):
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
-        scores = torch.zeros(len(images))
+        scores, taken = torch.zeros(len(images)), [0] * len(images)
+        self.tokens_taken = taken
         for reward, rows in ((self.final, levels <= 0), (self.early, levels > 0)):
             index = rows.nonzero()[:, 0]
             if len(index):
                 chosen = [prompts[i] for i in index.tolist()]
-                part = reward(images[index.to(images.device)], chosen, levels[index].to(images.device))
+                try:
+                    part = reward(images[index.to(images.device)], chosen, levels[index].to(images.device))
+                finally:  # tokens are paid where it fails, too
+                    for i, tokens in zip(index.tolist(), reward.tokens_taken, strict=False):
+                        taken[i] = tokens
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from ttsnap.reward_models.http import encode_image
 from ttsnap.reward_models.judge.client import Client, Usage
@@ -39,7 +43,7 @@ class Judge(RewardModel):
             raise ValueError("a rubric needs at least one criterion")
         self.kind, self.criteria = kind, dict(criteria)
         self.client = Client(options or JudgeOptions())
-        self.name = f"judge:{kind} {self.client.options.model}"
+        self.name, self.tokens = f"judge:{kind} {self.client.options.model}", self.client.options.image_tokens
 
     @property
     def usage(self) -> Usage:
@@ -47,11 +51,13 @@ class Judge(RewardModel):
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
+        self.tokens_taken = ()
         check_images(images)
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
         asked = [self._question(encode_image(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
         verdicts = self.client.ask(asked)
+        self.tokens_taken = [verdict.tokens for verdict in verdicts]
         errors = [verdict.error for verdict in verdicts if verdict.error is not None]
         if errors and len(errors) == len(verdicts):
             raise RuntimeError(errors[0])
@@ -75,14 +81,29 @@ class PairJudge(TournamentReward):
         self.client = Client(options or JudgeOptions())
         rounds, model = self.client.options.rounds, self.client.options.model
         super().__init__(self._prefer, rounds, f"judge:pairs {model}")
+        self.tokens = 2 * math.ceil(rounds + 0.5) * self.client.options.image_tokens  # of each pair, two images
+        self._taken: Counter[str] = Counter()
 
     @property
     def usage(self) -> Usage:
         return self.client.usage
 
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> NDArray[np.float32]:
+        """As TournamentReward; the images of a prompt share the tokens that their comparisons take."""
+        self._taken.clear()
+        try:
+            return super().__call__(images, prompts, level)
+        finally:
+            share = {prompt: divmod(taken, prompts.count(prompt)) for prompt, taken in self._taken.items()}
+            whole = [share.get(prompt, (0, 0))[0] for prompt in prompts]
+            for prompt, (_, rest) in share.items():
+                whole[prompts.index(prompt)] += rest
+            self.tokens_taken = whole
+
     def _prefer(self, a: Tensor, b: Tensor, prompt: str) -> float:
         pair = Question((encode_image(a), encode_image(b)), PAIR.format(prompt=prompt), Either("a", "b"))
         (verdict,) = self.client.ask([pair])
+        self._taken[prompt] += verdict.tokens
         if verdict.error is not None:
             raise RuntimeError(verdict.error)
         return verdict.score

@@ -100,32 +100,32 @@ from ttsnap.loop.ledger import Ledger
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording
 
-cost = Cost(nfe=2, judge_tokens=300) + Cost(judge_tokens=100) - Cost(judge_tokens=50)
-assert cost == Cost(2, judge_tokens=350)
-assert cost.counts() == {"nfe": 2, "decodes": 0, "reward_calls": 0, "judge_tokens": 350}
-price = Price(Rates(nfe=10.0, judge_tokens=2.0))
-budget = Budget.parse("300tokens")
-assert budget == Budget(judge_tokens=300) and str(budget) == "300tokens"
-assert budget.shortfall(cost, price) == "350 judge tokens of 300"
-ledger = Ledger(Budget(judge_tokens=400), price)
+cost = Cost(nfe=2, answers=300) + Cost(answers=100) - Cost(answers=50)
+assert cost == Cost(2, answers=350)
+assert cost.counts() == {"nfe": 2, "decodes": 0, "reward_calls": 0, "answers": 350}
+price = Price(Rates(nfe=10.0, answers=2.0))
+budget = Budget.parse("300answers")
+assert budget == Budget(answers=300) and str(budget) == "300answers"
+assert budget.shortfall(cost, price) == "350 answers of 300"
+ledger = Ledger(Budget(answers=400), price)
 assert not ledger.affords(cost + cost)
 ledger.charge(cost)
 spent = Spent(ledger.spent, price, str(ledger))
 told = spent.to_json()
-assert (told["judge_tokens"], told["flops"], told["flops_reward"]) == (350, 720.0, 700.0)
-assert _counts(spent) == "2 NFE (2 forward passes), 0 decodes, 0 reward calls and 350 judge tokens"
+assert (told["answers"], told["flops"], told["flops_reward"]) == (350, 720.0, 700.0)
+assert _counts(spent) == "2 NFE (2 forward passes), 0 decodes, 0 reward calls and 350 answers"
 recording = Recording(("a",), np.zeros((1, 2, 2, 1)), Grid((1.0, 0.0)), ("r",), price=price)
 told = Header.of(recording).to_json()
-assert told["price"]["flops"]["judge_token"] == 2.0
+assert told["price"]["flops"]["answer"] == 2.0
 assert Header.read(json.dumps(told), Path("here"))[0].price == price
-del told["price"]["flops"]["judge_token"]
+del told["price"]["flops"]["answer"]
 assert Header.read(json.dumps(told), Path("older"))[0].price == Price(Rates(nfe=10.0))
 """
 
 
 def test_a_new_kind_is_the_line_of_the_how_to(tmp_path: Path) -> None:
     """In a copy of the package whose table has that line more."""
-    found = re.search(r"^judge_tokens: N = .*\n", HOWTO.read_text(), re.MULTILINE)
+    found = re.search(r"^answers: N = .*\n", HOWTO.read_text(), re.MULTILINE)
     assert found is not None
     copy_package(tmp_path)
     table = tmp_path / "ttsnap" / "core" / "cost.py"

@@ -238,6 +238,72 @@ def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engi
     assert result.spent.cost.reward_calls == 6
 
 
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "zero-order", "seed-pruning"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_tokens_are_charged_before_and_given_back_after(stub: Stub, engine: Any, name: str, shared: bool) -> None:
+    """Every question takes 101 tokens of at most 150; no prompt may spend more than 1000."""
+    asked = engine(4, rewards=[make_reward("judge:yes:image_tokens=150,cache=none,retries=0")])
+    results = search(["a", "b"], make_algorithm(name), asked, "80nfe,1000tokens", shared=shared)
+    spent = [result.spent.cost.tokens for result in results]
+    assert sum(spent) == 101 * len(stub.bodies) == asked.stats["tokens"]
+    assert all(sum(spent) <= 2000 if shared else tokens <= 1000 for tokens in spent)
+    for result in results:
+        assert result.images
+        assert result.spent.cost.tokens == 101 * result.spent.cost.reward_calls
+        assert sum(move["cost"].get("tokens", 0) for move in result.trace) == result.spent.cost.tokens
+        assert result.spent.to_json()["tokens"] == result.spent.cost.tokens
+
+
+def test_what_is_given_back_is_spent_on_more_images(stub: Stub, engine: Any) -> None:
+    """Charged in full, 1000 tokens would pay for 6 images of 150; at 101 each they pay for 9."""
+    asked = engine(2, rewards=[make_reward("judge:yes:image_tokens=150,cache=none")])
+    (result,) = search(["a"], make_algorithm("zero-order", n=2), asked, "80nfe,1000tokens")
+    assert result.spent.cost.tokens == 909
+
+
+@pytest.mark.parametrize(
+    ("act", "tokens"),
+    [
+        (likely({"Yes": 0.5}, usage=(100, 1)), 101),
+        (likely({"Yes": 0.5}, usage=(400, 1)), 401),  # more than was thought
+        (likely({"Yes": 0.5}, usage=None), 150),
+        (likely({"Yes": 0.5}, usage={"prompt_tokens": -3, "completion_tokens": 1}), 150),
+        (likely({"Yes": 0.5}, usage={"prompt_tokens": 1e9, "completion_tokens": 1}), 150),
+        (likely({"The": 0.5}, usage=(100, 1)), 101),  # a failure that the server counts
+        (raw("oops", 500), 0),
+    ],
+)
+def test_tokens_are_those_that_the_server_counts(stub: Stub, act: Any, tokens: int) -> None:
+    asked = judge(image_tokens=150, cache="none")
+    stub.default = act
+    score_images(asked, IMAGES[:1], ["a"], torch.zeros(1))
+    assert list(asked.tokens_taken) == [tokens]
+
+
+def test_tokens_of_known_and_equal_questions_and_of_pairs(stub: Stub, tmp_path: Path) -> None:
+    asked = judge(cache=str(tmp_path), price_in=2.0, price_out=10.0)
+    asked(IMAGES[[0, 0, 1]], ["a", "a", "a"])
+    assert list(asked.tokens_taken) == [101, 0, 101]
+    asked(IMAGES[:2], ["a", "b"])
+    assert list(asked.tokens_taken) == [0, 101]
+    assert asked.usage.money == pytest.approx((300 * 2 + 3 * 10) / 1e6)
+    stub.default = likely({"A": 0.5, "B": 0.5}, usage=(200, 1))
+    pairs = PairJudge(JudgeOptions(rounds=2, cache="none"))
+    pairs(IMAGES, ["a", "b", "a"])
+    assert list(pairs.tokens_taken) == [402, 0, 402]
+    assert pairs.tokens >= 402
+
+
+def test_only_the_judge_of_two_rewards_takes_tokens(stub: Stub) -> None:
+    staged = make_reward("brightness then judge:yes:image_tokens=150,cache=none")
+    assert staged.tokens == 150
+    staged(IMAGES, PROMPTS, torch.tensor([0.5, 0.0, 0.5]))
+    assert list(staged.tokens_taken) == [0, 101, 0]
+
+
 # --- what is remembered ---------------------------------------------------------------------------------------------
 
 

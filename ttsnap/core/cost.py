@@ -22,7 +22,8 @@ class CostKind:
 
     label: what messages call it. unit: how a budget is written in it ("100decodes"; the singular is read as well).
     rare: only some searches know it, so that it is left out of JSON where it is 0. summed: results say how many there
-    were, and not only what they took.
+    were, and not only what they took. newer: files were written before it was known, so that it is left out of results
+    and of prices, too, where it is 0.
     """
 
     name: str
@@ -31,6 +32,7 @@ class CostKind:
     unit: str
     rare: bool
     summed: bool
+    newer: bool
 
     @property
     def one(self) -> str:
@@ -38,9 +40,10 @@ class CostKind:
         return self.name.removesuffix("s")
 
 
-def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: bool = True) -> Any:
+def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: bool = True, newer: bool = False) -> Any:
     """A line of the table below (`CostKind`). Like dataclasses.field, it may stand where a field of any type does."""
-    return field(metadata={"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed})
+    told = {"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed, "newer": newer}
+    return field(metadata=told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class PerKind(Generic[N]):
     NFE holds them as well, as the share of an evaluation's passes that they take.
     `gradients` counts backward passes through a decode and its rewards, `backwards` those through an evaluation of the
     denoiser. Their forward halves are counted where they belong: in `decodes`, `reward_calls` and `nfe`.
+    `tokens` counts those of language models behind an API that rewards ask. A plan's price holds the most that they may
+    be (`Price.tokens`); what was not taken is given back when the scores are there.
     """
 
     nfe: N = kind("denoise", "NFE", "nfe")
@@ -62,7 +67,8 @@ class PerKind(Generic[N]):
     previews: N = kind("decode", "previews", "previews", rare=True)
     gradients: N = kind("gradient", "gradients", "gradients", rare=True)
     backwards: N = kind("gradient", "backward passes", "backwards", rare=True, summed=False)
-    draft_calls: N = kind("denoise", "draft calls", "draftcalls", rare=True)
+    draft_calls: N = kind("denoise", "draft calls", "draftcalls", rare=True, newer=True)
+    tokens: N = kind("reward", "tokens", "tokens", rare=True, newer=True)
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""

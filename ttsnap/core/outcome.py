@@ -24,7 +24,8 @@ class Outcome:
     `images` are the decoded images (3, H, W) in [0, 1], one a row, None where the rewards did not need it decoded;
     `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_cost
     is what looks took beyond the particles' own evaluations; log_ratio (n,) is as in Particles, and so is
-    has_gradient (n,), which only rows that were cancelled need to tell.
+    has_gradient (n,), which only rows that were cancelled need to tell. unspent: what these rows were charged for and
+    did not take, of kinds of cost that are known afterwards only (tokens); below 0 where they took more.
     """
 
     job: int
@@ -38,3 +39,4 @@ class Outcome:
     look_cost: Cost = NOTHING
     log_ratio: FloatArray | None = None
     has_gradient: BoolArray | None = None
+    unspent: Cost = NOTHING

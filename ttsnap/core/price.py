@@ -73,7 +73,8 @@ class Price:
     estimates: what scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A
     finished image always takes a decode. depth: evaluations that the gradient of a finished image goes back through.
     asked: rewards that a gradient asks; each is a reward call, and the decode that they share is one, too.
-    passes_per_draft: forward passes of one call of the drafter; 0 where there is none.
+    passes_per_draft: forward passes of one call of the drafter; 0 where there is none. tokens: the most that scoring
+    one image takes of language models behind an API.
     """
 
     flops: Rates = Rates()
@@ -84,6 +85,7 @@ class Price:
     depth: int = 0
     asked: int = 1
     passes_per_draft: int = 0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         counts = (
@@ -91,6 +93,7 @@ class Price:
             ("depth", self.depth, 0),
             ("asked", self.asked, 1),
             ("passes_per_draft", self.passes_per_draft, 0),
+            ("tokens", self.tokens, 0),
         )
         for name, count, least in counts:
             if count < least:

@@ -1,4 +1,4 @@
-"""What rows of a move cost, each by itself, exactly and before they run."""
+"""What rows of a move cost, each by itself, before they run: exactly, but for tokens, of which it is the most."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards:
         costs["previews"] = ahead.astype(int)
     if np.count_nonzero(drafts := ahead * look.draft_calls(rows.stop)):
         costs["draft_calls"] = drafts
+    if price.tokens:
+        costs["tokens"] = rows.score * price.tokens
     (up,) = (rows.kind == ASCEND).nonzero()
     if len(up):  # a particle's gradient is paid once
         parents = rows.parent[up]
@@ -101,11 +103,11 @@ def finish_cost(
     """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
     if (guided := price.guided) is None:
-        return Cost(int(calls.min()), 1, rewards)
+        return Cost(int(calls.min()), 1, rewards, tokens=price.tokens)
     step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
     again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
     least = np.lexsort((gradients_left, calls + again))[0]
     gradients = int(gradients_left[least])
     cost = price.of_gradients(gradients, gradients if guided.through else 0, int(again[least]))
-    return Cost(int(calls[least]), 1, rewards) + cost
+    return Cost(int(calls[least]), 1, rewards, tokens=price.tokens) + cost

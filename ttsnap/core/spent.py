@@ -10,9 +10,10 @@ from ttsnap.core.cost import KINDS, PHASES, Cost, Phase
 from ttsnap.core.price import Price
 
 _SUMMED = [kind for phase in PHASES if phase != "denoise" for kind in KINDS if kind.phase == phase and kind.summed]
-FORWARD = [kind.name for kind in _SUMMED if kind.phase != "gradient"]
+FORWARD = [kind.name for kind in _SUMMED if kind.phase != "gradient" and not kind.newer]
 BACKWARD = [kind.name for kind in _SUMMED if kind.phase == "gradient"]
-"""What files name beside evaluations: kinds of cost, phase by phase."""
+NEWER = [kind.name for kind in KINDS if kind.summed and kind.newer]
+"""What files name beside evaluations: kinds of cost, phase by phase; newer ones only where there was any."""
 
 
 class Usage(TypedDict, total=False):
@@ -96,7 +97,7 @@ class Spent:
         return {
             "nfe": self.nfe,
             "forward_passes": self.forward_passes,
-            **({"draft_calls": self.cost.draft_calls} if self.cost.draft_calls else {}),
+            **{name: counts[name] for name in NEWER if counts[name]},
             **{name: counts[name] for name in FORWARD},
             "flops": self.flops,
             "flops_denoise": flops["denoise"],

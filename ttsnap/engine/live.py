@@ -102,7 +102,8 @@ class LiveEngine(Engine):
             draft = self.denoiser.draft_flops() * self.denoiser.passes_per_draft
             rates = Rates(predict, decode, reward, preview, draft_calls=draft)
             passes, per_draft = self.denoiser.passes_per_nfe, self.denoiser.passes_per_draft
-            plain = Price(rates, None, passes, self.scorer.estimates, passes_per_draft=per_draft)
+            pixels, tokens = self.scorer.estimates, self.scorer.tokens
+            plain = Price(rates, None, passes, pixels, passes_per_draft=per_draft, tokens=tokens)
             self._price = self.stepper.priced(plain)
         return self._price
 

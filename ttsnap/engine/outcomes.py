@@ -38,6 +38,7 @@ def with_scores(outcome: Outcome, found: Scored, at: Sequence[int], kept: Sequen
         images=[found.images[i] for i in at],
         errors=[found.errors[i] for i in at],
         kept=[kept[i] for i in at] if kept else (),
+        unspent=Cost(tokens=int(found.tokens_left[list(at)].sum())),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.arrays import BoolArray, FloatArray
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.engine.rows import Row
@@ -26,13 +26,14 @@ NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bflo
 
 class Scored(NamedTuple):
     """Of n rows: scores (n, R), nan where one failed, and why; the images, None where nobody needed them; what was
-    scored, (n, ...) latents; what it took."""
+    scored, (n, ...) latents; what it took; tokens_left (n,): tokens that each was charged for and did not take."""
 
     scores: FloatArray
     errors: list[str | None]
     images: list[Tensor | None]
     latents: Tensor
     cost: Cost
+    tokens_left: IntArray
 
 
 class Scorer:
@@ -59,6 +60,7 @@ class Scorer:
         self._failed: dict[tuple[str, bool], int] = {}
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
+        self.tokens = sum(r.tokens for r in rewards)
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     def __call__(self, batch: list[Row], prompts: list[str], watch: Stopwatch) -> Scored:
@@ -71,17 +73,19 @@ class Scorer:
         with watch("reward", latents.device):
             columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
         broken = _broken(latents, images)
-        scores = np.stack([column for column, _ in columns], axis=1)
+        scores = np.stack([column for column, _, _ in columns], axis=1)
         scores[broken] = np.nan
-        for r, (_, error) in enumerate(columns):
+        for r, (_, error, _) in enumerate(columns):
             self._hold_on(self.names[r], scores[:, r], np.array([row.last for row in batch]), broken, error)
-        causes = {name: said(name, e) if e else None for name, (_, e) in zip(self.names, columns, strict=True)}
+        causes = {name: said(name, e) if e else None for name, (_, e, _) in zip(self.names, columns, strict=True)}
         errors = [NOT_FINITE if bad else _explain(row, causes) for row, bad in zip(scores, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
-        return Scored(scores, errors, images, latents, cost + Cost(0, 0, len(batch) * len(self.rewards)))
+        taken = np.sum([tokens for _, _, tokens in columns], axis=0)
+        cost += Cost(0, 0, len(batch) * len(self.rewards), tokens=int(taken.sum()))
+        return Scored(scores, errors, images, latents, cost, self.tokens - taken)
 
     def _hold_on(
         self, name: str, scores: FloatArray, last: BoolArray, broken: BoolArray, error: Exception | None
@@ -113,12 +117,13 @@ class Scorer:
 
     def _column(
         self, r: int, batch: list[Row], latents: Tensor, images: list[Tensor | None], prompts: list[str], levels: Tensor
-    ) -> tuple[FloatArray, Exception | None]:
-        """Reward r's scores (N,) of these rows, and why some failed: estimates in its own space, the rest decoded."""
+    ) -> tuple[FloatArray, Exception | None, IntArray]:
+        """Reward r's scores (N,) of these rows, why some failed, and tokens taken (N,): estimates in its own space, the
+        rest decoded."""
         reward = self.rewards[r]
         ahead = [i for i, row in enumerate(batch) if reward.estimates != "pixels" and not row.last]
         seen = [i for i in range(len(batch)) if i not in set(ahead)]
-        scores, errors = np.full(len(batch), np.nan), []
+        scores, errors, tokens = np.full(len(batch), np.nan), [], np.zeros(len(batch), int)
         for rows, call in ((seen, reward), (ahead, reward.score_estimates)):
             if not rows:
                 continue
@@ -130,7 +135,9 @@ class Scorer:
                 x = torch.stack([_features(batch[i]) for i in rows])
             scores[rows], error = ask(call, x, [prompts[i] for i in rows], levels[rows])
             errors += [error] if error else []
-        return scores, errors[0] if errors else None
+            for i, taken in zip(rows, reward.tokens_taken if rows is seen else (), strict=False):
+                tokens[i] = taken
+        return scores, errors[0] if errors else None, tokens
 
 
 def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block: int | None) -> int | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ttsnap.core.arrays import IntArray
+from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
-from ttsnap.core.outcome import Outcome
+from ttsnap.core.outcome import NOTHING, Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
 from ttsnap.core.protocols import AlgorithmState
@@ -103,6 +104,9 @@ class Job:
         """
         self.table.record(outcome)
         self.waiting -= len(outcome.uids)
+        if outcome.unspent != NOTHING:
+            self.ledger.refund(outcome.unspent)
+            self.trace[-1]["cost"] = (Cost(**self.trace[-1]["cost"]) - outcome.unspent).counts()
         if outcome.scores is None or outcome.images is None:
             return
         uids = outcome.uids.tolist()

@@ -232,6 +232,7 @@ def _told(price: Price) -> dict[str, Json]:
     """A price as `_price` reads it. Where there is no drafter it says nothing of one, as before there were any."""
     seconds = None if price.seconds is None else _told_rates(price.seconds)
     told = dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
+    del told["tokens"]  # a recording asks no judge
     if not price.passes_per_draft:
         del told["passes_per_draft"]
     return told
@@ -241,7 +242,7 @@ def _told_rates(rates: Rates) -> dict[str, float]:
     """By the singular of each kind, rare ones at the end: the order in which recordings have always been written."""
     priced = list(zip(KINDS, rates.amounts(), strict=True))
     usual = {kind.one: rate for kind, rate in priced if not kind.rare}
-    rare = {kind.one: rate for kind, rate in priced if kind.rare and (kind.name != "draft_calls" or rate)}
+    rare = {kind.one: rate for kind, rate in priced if kind.rare and (rate or not kind.newer)}
     return usual | {"call": rates.call} | rare
 
 

@@ -86,7 +86,7 @@ def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, inf
         block=options.block or _block(len(prompts), options.seeds, engine.capacity),
         images=options.images,
         extras=options.extras,
-        price=replace(engine.price, seconds=None),
+        price=replace(engine.price, seconds=None, tokens=0),
         info={"versions": versions("torch", "diffusers"), **engine.batch_sizes, **info},
     )
     if not set(options.keep) <= set(engine.keep):

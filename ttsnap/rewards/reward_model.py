@@ -37,6 +37,12 @@ class RewardModel(ABC):
     base: Reward | None = None
     """The reward whose score of the finished image this one predicts from an estimate, if there is such a one."""
 
+    tokens: int = 0
+    """The most that scoring one image takes of a language model behind an API, where it asks one: a budget in tokens is
+    charged this much, and gets back what was not taken."""
+    tokens_taken: Sequence[int] = ()
+    """What each image of the last call took of these tokens; nothing where that asked no model."""
+
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate, or None for
