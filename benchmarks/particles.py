@@ -13,8 +13,10 @@ are not made again, so that an interrupted benchmark goes on.
 
 kernels: "pipeline", the model's own scheduler (Euler); "linear-sde", the model's own path with g = 3 t^2; "vp-sde", the
 VP path at the pipeline's noise levels; "vp-sde-sqrt", VP at the times of RBF's code, which stay near the noise;
-"late-sde", the linear SDE from time .7 on, and Euler's steps before. "..., drafts" have the packaged drafter, which was
-trained for 20 steps (--steps 20), and whose passes count as parts of denoiser calls.
+"vp-ode" and "vp-sde-weak", VP without noise and with g = t^2, which tell what its times do and what its noise does;
+"renoise", fresh noise on the estimate; "late-sde", the linear SDE from time .7 on, and Euler's steps before.
+"..., drafts" have the packaged drafter, which was trained for 20 steps (--steps 20), and whose passes count as parts of
+denoiser calls.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ KERNELS: dict[str, dict[str, Any]] = {
     "linear-sde": {"kernel": "sde"},
     "vp-sde": {"kernel": "sde", "path": "vp"},
     "vp-sde-sqrt": {"kernel": "sde", "path": "vp", "times": "sqrt"},
+    "vp-ode": {"kernel": "ode", "path": "vp"},
+    "vp-sde-weak": {"kernel": "sde:square:1", "path": "vp"},
+    "renoise": {"kernel": "renoise"},
     "late-sde": {"kernel": "sde:square:3:0.7"},
     "pipeline, drafts": {"kernel": "pipeline", "draft": "embedded"},
     "late-sde, drafts": {"kernel": "sde:square:3:0.7", "draft": "embedded"},
@@ -47,14 +52,14 @@ KERNELS: dict[str, dict[str, Any]] = {
 SDE = ("linear-sde", "vp-sde", "vp-sde-sqrt")
 # Algorithm of a budget in NFE, and the kernels where it makes sense: branches of a deterministic path stay copies.
 METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
-    "best-of-n": (lambda nfe: "best-of-n", ("pipeline", *SDE)),
+    "best-of-n": (lambda nfe: "best-of-n", ("pipeline", *SDE, "vp-ode", "vp-sde-weak", "renoise")),
     "seed-pruning": (lambda nfe: "seed-pruning", ("pipeline", "pipeline, drafts")),
     "zero-order": (lambda nfe: "zero-order", ("pipeline",)),
     "search-over-paths": (lambda nfe: "search-over-paths", ("pipeline", "linear-sde", "vp-sde")),
     "smc": (lambda nfe: "smc", SDE),
     "code": (lambda nfe: {"name": "code", "block": 2}, SDE),
-    "svdd": (lambda nfe: "svdd", SDE),
-    "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, SDE),
+    "svdd": (lambda nfe: "svdd", (*SDE, "vp-sde-weak", "renoise")),
+    "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, (*SDE, "vp-sde-weak", "renoise")),
     "rbf-published": (lambda nfe: {"name": "rbf-published", "initial": max(1, nfe // 20)}, SDE),
     "verifier-threshold": (lambda nfe: {"name": "verifier-threshold", "initial": max(1, nfe // 20)}, SDE),
     "ttsnap-rbf": (lambda nfe: "ttsnap-rbf", (*SDE, "late-sde", "late-sde, drafts")),
