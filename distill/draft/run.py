@@ -18,7 +18,7 @@ from ttsnap.distill.draft.evaluate import DRAFT, evaluate
 from ttsnap.distill.draft.export import describe, export
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
-from ttsnap.distill.draft.train import CHECKPOINTS, last_validation, train
+from ttsnap.distill.draft.train import CHECKPOINTS, check, last_validation, train
 from ttsnap.distill.processes import Member
 from ttsnap.pipelines.compilation import compile_denoiser
 
@@ -65,6 +65,8 @@ def distill_draft(
         processes.alone(accelerator, lambda: _begin(config, out, held))
         run = _Run(pipe, config, prompts, out, member)
         if not (out / DRAFT / WEIGHTS).exists():
+            shards = trajectories.expected(config.trajectories, out / TRAJECTORIES)
+            check(config.training, len(shards) * config.trajectories.shard, member)
             student = run.train(run.trajectories())
             processes.alone(accelerator, lambda: run.export(student))
         processes.alone(accelerator, lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ttsnap.distill import checkpoints
 from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_calls
 from ttsnap.distill.draft.config import TrainingConfig, determining
-from ttsnap.distill.draft.student import DraftStudent
+from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.files.reading import parse_object
@@ -39,16 +39,10 @@ def train(
     Of several processes each takes its share of every batch; gradients are averaged, and the first one validates and
     writes. settings: what else the result depends on, JSON-ready. On a CPU a run that was gone on with by as many
     processes ends with the same bits as one that never stopped, and another number of processes differs by rounding
-    only. Raises ValueError for a checkpoint of another run, too few trajectories, a batch that cannot be divided, and a
-    loss that is no longer finite; OSError where the disk is full.
+    only. Raises ValueError for what `check` refuses, a checkpoint of another run, and a loss that is no longer finite;
+    OSError where the disk is full.
     """
-    if config.batch % (config.parts * member.count):
-        raise ValueError(
-            f"training.batch ({config.batch}) must be a multiple of training.parts x processes "
-            f"({config.parts} x {member.count})"
-        )
-    if len(data) <= config.validation:
-        raise ValueError(f"training.validation is {config.validation}, but there are only {len(data)} trajectories")
+    check(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
     parameters = student.parameters
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -83,6 +77,22 @@ def train(
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(average[name])
+
+
+def check(config: TrainingConfig, trajectories: int, member: Member) -> None:
+    """ValueError where training on so many trajectories cannot begin, to be said before hours go into them."""
+    if trajectories <= config.validation:
+        raise ValueError(
+            f"training.validation is {config.validation}, but there are only {trajectories} trajectories: hold back "
+            "fewer, or raise trajectories.count"
+        )
+    if config.batch % (config.parts * member.count):
+        raise ValueError(
+            f"training.batch ({config.batch}) must be a multiple of training.parts x processes "
+            f"({config.parts} x {member.count})"
+        )
+    if config.start and not (Path(config.start) / WEIGHTS).is_file():
+        raise ValueError(f"training.start {config.start} is no draft's folder: there is no {WEIGHTS} in it")
 
 
 def factor(step: int, config: TrainingConfig) -> float:

@@ -93,6 +93,14 @@ def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
         run(config_of(training={"start": earlier, "rank": 3}), tmp_path / "third", "sd3")
 
 
+def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training\.start nowhere is no draft's folder: there is no pytorch_lora"):
+        run(config_of(training={"start": "nowhere"}), tmp_path, "sd3")
+    with pytest.raises(ValueError, match="validation is 6, but there are only 6 trajectories"):
+        run(config_of(training={"validation": 6}, trajectories={"count": 5}), tmp_path, "sd3")  # in files of two
+    assert not (tmp_path / "trajectories").exists()
+
+
 def test_other_settings_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
     run(config_of(), tmp_path, "sd3")
     before = bytes_in(tmp_path)

@@ -185,7 +185,7 @@ def test_training_lowers_the_error_on_what_it_was_trained_on(tmp_path: Path) -> 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     config = config_of(training={"validation": 6})
-    with pytest.raises(ValueError, match="validation is 6, but there are only 6 trajectories"):
+    with pytest.raises(ValueError, match="validation is 6, but there are only 6 trajectories: hold back fewer"):
         training.train(student_of(config), data_of(config, tmp_path), config.training, {}, tmp_path)
     config = config_of(training={"lr": 1e30, "warmup": 0, "clip": 0.0})
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step .* lower training\.lr"):
