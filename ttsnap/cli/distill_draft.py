@@ -35,7 +35,7 @@ examples:
       --call '{num_inference_steps: 28, guidance_scale: 4.5}' \\
       --prompts-file prompts.txt --evaluation.reward imagereward --out sd35
   accelerate launch --multi_gpu --num_processes 2 -m ttsnap distill-draft \\
-      --config sd35/config.yaml --prompts-file prompts.txt --out again
+      --config sd35/config.yaml --trust --prompts-file prompts.txt --out again
   ttsnap generate "two red circles" --draft mine/draft:2
 """
 _NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")

@@ -43,7 +43,8 @@ examples:
       --score-steps '[2, 6, 11]' --out recordings/few
   ttsnap record --prompts-file prompts.txt --reward my_reward.py:score \\
       --model stabilityai/stable-diffusion-3.5-medium --out recordings/sd35
-  ttsnap record --prompts-file prompts.txt --seeds 40 --workers 8 --out recordings/by8
+  ttsnap record --prompts-file prompts.txt --seeds 40 --workers 8 \\
+      --out recordings/by8
 """
 
 
