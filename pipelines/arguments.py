@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
 from ttsnap.options.sampler import SamplerOptions
@@ -22,11 +23,13 @@ class Asked(NamedTuple):
     search: SearchOptions
     sampler: SamplerOptions
     batches: BatchOptions
+    devices: DeviceOptions = DeviceOptions()
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Asked:
         """From the arguments of a call, out of which they are taken; those that are not there at their defaults."""
-        return cls(taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given))
+        how = taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given)
+        return cls(*how, taken(DeviceOptions, given))
 
     @property
     def changed(self) -> list[str]:
@@ -34,7 +37,9 @@ class Asked(NamedTuple):
         return sorted(name for part in self for name in changed(part))
 
 
-DECLARED = [option for kind in (SearchOptions, SamplerOptions, BatchOptions) for option in options_of(kind)]
+DECLARED = [
+    option for kind in (SearchOptions, SamplerOptions, BatchOptions, DeviceOptions) for option in options_of(kind)
+]
 """The search arguments: what each is called, its default, and the words that explain it."""
 
 

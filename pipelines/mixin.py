@@ -13,15 +13,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, seeds, twins
 from ttsnap.pipelines.settings import model_name, settings_of
+from ttsnap.pipelines.spread import Wanted, engine_for
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core import utility as utilities
+from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
 from ttsnap.options.engine import EngineOptions
-from ttsnap.options.option import taken, values
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import Recorder
 from ttsnap.rewards.registry import make_rewards
@@ -37,6 +40,8 @@ class SearchMixin:
     denoiser_class: ClassVar[Callable[..., Any]]
     output_class: ClassVar[type[Any]]
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
+    model_options: ModelOptions | None = None
+    """What it was opened by, where that was ttsnap (pipelines/opening.py)."""
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""
 
@@ -111,7 +116,19 @@ class SearchMixin:
         compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
         sampler, options = taken(SamplerOptions, given), taken(EngineOptions, given)
-        denoiser = self.denoiser(**given)
+        denoiser = self.sampling_denoiser(sampler, **given)
+        return LiveEngine(
+            denoiser,
+            self._rewards(reward),
+            replace(options, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
+            kernel=make_kernel(sampler.kernel, denoiser),
+            guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
+            noises=sampler.noises,
+        )
+
+    def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any:
+        """The same as `denoiser`, told of the sampler. ValueError for a path where the kernel keeps to its own."""
+        denoiser = self.denoiser(**call)
         if sampler.kernel != "pipeline":
             denoiser.convert(sampler.path, sampler.times)
         elif sampler.path is not None or sampler.times != "pipeline":
@@ -121,14 +138,7 @@ class SearchMixin:
             denoiser.guide_estimates(sampler.estimate_guidance)
         if sampler.draft is not None:
             denoiser.use_drafter(sampler.draft)
-        return LiveEngine(
-            denoiser,
-            self._rewards(reward),
-            replace(options, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
-            kernel=make_kernel(sampler.kernel, denoiser),
-            guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
-            noises=sampler.noises,
-        )
+        return denoiser
 
     def _rewards(self, rewards: Any) -> Any:
         # Not self.device: an offloaded pipeline rests on the CPU or on meta.
@@ -157,50 +167,50 @@ class SearchMixin:
         report = self._rewards(wanted.report) if wanted.report else ()
         arguments.refuse_step_caches(pipe.components)
         latent = output_type == "latent"
-        engine = self.engine(
-            self._rewards(wanted.reward),
-            keep=("latents",) if latent else (),
-            **values(asked.sampler),
-            **values(asked.batches),
-            **{name: value for name, value in call.items() if name in takes},
+        want = Wanted(
+            wanted.reward,
+            asked.sampler,
+            asked.batches,
+            ("latents",) if latent else (),
+            {name: value for name, value in call.items() if name in takes},
         )
-        denoiser: Any = engine.denoiser
-        if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
-            _warn_once(doubt)
-        denoiser.encode_instead(prompts, of=texts)
-        output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
-        finished: dict[tuple[int, int], Tensor] = {}
-        recorder = Recorder()
-        listeners: list[Callable[[Event], None]] = [recorder]
-        if wanted.on_event is not None:
-            listeners.append(wanted.on_event)
-        if latent:
-            listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
-        settings = {
-            "utility": utility,
-            "seed": seeds.first_seed(source),
-            "keep": keep,
-            "shared": wanted.shared,
-            "should_stop": self._stopper(wanted.should_stop),
-        }
-        try:
-            results = self._run(texts, algorithm, engine, budget, listeners, settings)
-            results, flags = output.checked(self, results)
-            results = [output.reported(result, report) for result in results]
-        finally:
-            pipe.maybe_free_model_hooks()
-        results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
-        results = output.with_thumbnails(results, recorder.thumbnails, flags)
-        if latent:
-            best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
-            images, flags = output.latents(denoiser, best, pipe._execution_device), None
-        else:
-            best = [candidate.pixels for result in results for candidate in result.images]
-            images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
-        if output_type == "pil" and isinstance(images, list):
-            output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))
-        output.warn_of_missing(results, keep)
-        return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
+        with engine_for(self, want, asked.devices, same_texts=prompts == texts) as (engine, denoiser):
+            if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
+                _warn_once(doubt)
+            denoiser.encode_instead(prompts, of=texts)
+            output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
+            finished: dict[tuple[int, int], Tensor] = {}
+            recorder = Recorder()
+            listeners: list[Callable[[Event], None]] = [recorder]
+            if wanted.on_event is not None:
+                listeners.append(wanted.on_event)
+            if latent:
+                listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
+            settings = {
+                "utility": utility,
+                "seed": seeds.first_seed(source),
+                "keep": keep,
+                "shared": wanted.shared,
+                "should_stop": self._stopper(wanted.should_stop),
+            }
+            try:
+                results = self._run(texts, algorithm, engine, budget, listeners, settings)
+                results, flags = output.checked(self, results)
+                results = [output.reported(result, report) for result in results]
+            finally:
+                pipe.maybe_free_model_hooks()
+            results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
+            results = output.with_thumbnails(results, recorder.thumbnails, flags)
+            if latent:
+                best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
+                images, flags = output.latents(denoiser, best, pipe._execution_device), None
+            else:
+                best = [candidate.pixels for result in results for candidate in result.images]
+                images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
+            if output_type == "pil" and isinstance(images, list):
+                output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))
+            output.warn_of_missing(results, keep)
+            return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
 
     def _stopper(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
         """Whether to stop: asked for by the caller, or by setting `_interrupt`, which stock calls obey."""
@@ -211,7 +221,7 @@ class SearchMixin:
         self,
         texts: Sequence[str],
         algorithm: Any,
-        engine: LiveEngine,
+        engine: Engine,
         budget: Budget,
         listeners: Sequence[Callable[[Event], None]],
         settings: dict[str, Any],

@@ -66,6 +66,7 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
     from ttsnap.pipelines.attention import use_attention
     from ttsnap.pipelines.compilation import compile_denoiser
 
+    pipe.model_options = options
     if options.preview_vae is not None:
         pipe.preview_vae = _preview_vae(options.preview_vae).to(*placement(options.device, options.dtype))
     if options.attention != "sdpa":

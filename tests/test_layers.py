@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scenes": {"core", "files", "rewards", "recordings"},
     "pipelines": {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
-        "scenes",
+        *("scenes", "cluster"),
     },
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
     "distill": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.core.protocols import Algorithm
+from ttsnap.core.results import Result
 from ttsnap.loop.budget import Budget
+from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
@@ -51,6 +54,7 @@ def parser() -> ArgumentParser:
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions)
     arguments.add_options(model, BatchOptions)
+    arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
         "--out", type=str | None, metavar="FOLDER", help="where to write (default: a new folder in outputs/)"
@@ -97,6 +101,7 @@ class Asked(NamedTuple):
     budget: Budget
     sampler: SamplerOptions
     batches: BatchOptions
+    devices: DeviceOptions
 
 
 def run(a: Namespace) -> int:
@@ -119,7 +124,7 @@ def _asked(a: Namespace) -> Asked:
         if a.compare in algorithms:
             raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
         algorithms[a.compare] = make_algorithm(a.compare)
-    how = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
+    how = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a), arguments.read(DeviceOptions, a)
     return Asked(common.canonical(prompts, a.model), reward, report, algorithms, _budget(a), *how)
 
 
@@ -128,10 +133,13 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     from ttsnap.results.folders import keep
 
     place, _ = common.placement(a.device, a.dtype)
-    rewards = common.load_rewards(asked.reward, device=place)
+    # Where others search, they load what they need themselves, and this process keeps off the devices.
+    alone = _alone(asked.devices, place.type)
+    rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
     metrics = common.load_rewards(asked.report, device=place) if asked.report else None
     call = common.call_arguments(a)
-    pipe = common.load_model(a.model, a.device, a.dtype, a.offload, a.lora)
+    device, offload = (a.device, a.offload) if alone else ("cpu", "none")
+    pipe = common.load_model(a.model, device, a.dtype, offload, a.lora)
     common.check_call(pipe, call)
     common.prepare_model(pipe, a)
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
@@ -158,6 +166,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                     output_type="pt",
                     **values(asked.sampler),
                     **values(asked.batches),
+                    **values(asked.devices),
                     **call,
                 )
             except (ValueError, RuntimeError) as error:
@@ -175,7 +184,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "algorithm": name,
                 "options": dict(a.options) if name == a.algorithm else {},
                 "budget": str(asked.budget),
-                "reward": [r.name for r in rewards],
+                "reward": [r.name for r in rewards] if alone else _scored_by(output.search),
                 "utility": a.utility,
                 "seed": a.seed,
             }
@@ -193,6 +202,20 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             compare(runs, index, written)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")
     return common.exit_status(out, where, failure)
+
+
+def _alone(devices: DeviceOptions, kind: str) -> bool:
+    """Whether this process searches itself."""
+    if devices == DeviceOptions():
+        return True
+    from ttsnap.cluster.spreading import alone
+
+    return alone(devices, kind)
+
+
+def _scored_by(results: Sequence[Result]) -> list[str]:
+    """The names of the rewards."""
+    return next((list(result.best.scores) for result in results if result.images), [])
 
 
 def _budget(a: Namespace) -> Any:

@@ -1,0 +1,53 @@
+"""From the options of a user to a cluster: how many devices there are, and an engine on each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.cluster.recipe import Recipe
+from ttsnap.cluster.session import connected
+from ttsnap.options.devices import DeviceOptions
+
+
+def alone(options: DeviceOptions, kind: str) -> bool:
+    """Whether a search runs on the one device of this process, without Ray. kind: of the devices, "cuda" or "cpu"."""
+    return options.ray_address is None and _number(options, _here(kind), kind) == 1
+
+
+@contextmanager
+def clustered(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
+    """An engine of many, made from this recipe, that ends with the block; on devices of the kind that the recipe names.
+
+    ValueError without Ray, where no cluster answers, and where there are fewer devices than asked for.
+    """
+    kind = torch.device(recipe.model.device).type
+    asked = options.devices if isinstance(options.devices, int) else 1
+    with connected(options.ray_address, asked if options.devices != "all" else _here(kind)):
+        import ray
+
+        from ttsnap.cluster.ray_pool import RayPool, Share
+
+        there = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 0))
+        share = Share(gpus=int(kind == "cuda"))
+        pool = RayPool(recipe, max(1, _number(options, there, kind)), share)
+        try:
+            yield ClusterEngine(pool)
+        finally:
+            pool.close()
+
+
+def _here(kind: str) -> int:
+    """Devices of this machine."""
+    return torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
+
+
+def _number(options: DeviceOptions, there: int, kind: str) -> int:
+    """How many of those that are there are meant."""
+    if isinstance(options.devices, int):
+        return options.devices
+    return there if options.devices == "all" or kind == "cuda" else 1
