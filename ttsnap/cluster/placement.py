@@ -7,6 +7,7 @@ another; then they move, with their particle, once and for all of this plan.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,13 +48,15 @@ class Placement:
         self.batches = list(batches)
         self.sent, self.coming = [0] * len(batches), [0] * len(batches)
         self.queues: list[deque[Bundle]] = [deque() for _ in batches]
+        self.queued = [0] * len(batches)
+        """Rows in each queue."""
         self.free: deque[Bundle] = deque()
         self.moved = 0
         """Rows that have moved."""
 
     def load(self, device: int) -> int:
         """Rows that are there, go there, or wait to."""
-        return self.sent[device] + self.coming[device] + sum(bundle.size for bundle in self.queues[device])
+        return self.sent[device] + self.coming[device] + self.queued[device]
 
     def slack(self, device: int) -> int:
         """By how many rows another may be fuller than this device before rows move."""
@@ -70,13 +73,14 @@ class Placement:
 
     def add(self, bundles: Iterable[Bundle]) -> list[Bundle]:
         """Bundles of a new plan. Returns those that move: to `target`, from `home`."""
-        bundles = list(bundles)
+        if not (bundles := list(bundles)):
+            return []
         new: list[list[Bundle]] = [[] for _ in self.batches]
         for bundle in bundles:
             if bundle.home is None:
                 self.free.append(bundle)
             else:
-                self.queues[bundle.home].append(bundle)
+                self._wait(bundle.home, bundle)
                 new[bundle.home].append(bundle)
         loads = [self.load(i) for i in range(len(self.batches))]
         free, moves = sum(bundle.size for bundle in self.free), []
@@ -96,9 +100,14 @@ class Placement:
     def _move(self, bundle: Bundle, to: int) -> None:
         if bundle.home is not None:
             self.queues[bundle.home].remove(bundle)
+            self.queued[bundle.home] -= bundle.size
         bundle.target = to
         self.coming[to] += bundle.size
         self.moved += bundle.size
+
+    def _wait(self, device: int, bundle: Bundle) -> None:
+        self.queues[device].append(bundle)
+        self.queued[device] += bundle.size
 
     def arrived(self, bundle: Bundle) -> None:
         """All that it starts from is at hand, or at its home."""
@@ -106,7 +115,7 @@ class Placement:
             self.coming[bundle.target] -= bundle.size
             bundle.target = None
         if bundle.home is not None:
-            self.queues[bundle.home].append(bundle)
+            self._wait(bundle.home, bundle)
         else:
             self.free.appendleft(bundle)
 
@@ -115,15 +124,18 @@ class Placement:
         out: list[tuple[int, Bundle]] = []
         for i, queue in enumerate(self.queues):
             while queue and self.sent[i] < AHEAD * self.batches[i]:
+                self.queued[i] -= queue[0].size
                 out.append(self._send(i, queue.popleft()))
         loads = [self.load(i) for i in range(len(self.batches))]
-        while self.free:
-            least = min(range(len(loads)), key=lambda i: loads[i] / self.batches[i])
-            if loads[least] >= AHEAD * self.batches[least]:
-                break
-            bundle = self.free.popleft()
+        emptiest = [(loads[i] / batch, i) for i, batch in enumerate(self.batches)] if self.free else []
+        heapq.heapify(emptiest)
+        while self.free and emptiest[0][0] < AHEAD:
+            bundle, least = self.free.popleft(), emptiest[0][1]
             loads[least] += bundle.size
+            heapq.heapreplace(emptiest, (loads[least] / self.batches[least], least))
             out.append(self._send(least, bundle))
+        if not any(self.queues):
+            return out, []
         moves = []
         for i, batch in enumerate(self.batches):
             while loads[i] < batch and (last := self._last_of_longest()) is not None and last.home != i:
@@ -152,6 +164,8 @@ class Placement:
             mine = [bundle for bundle in queue if bundle.job == job]
             for bundle in mine:
                 queue.remove(bundle)
+                if i < len(self.queues):
+                    self.queued[i] -= bundle.size
                 device = i if i < len(self.queues) else min(range(len(self.sent)), key=self.sent.__getitem__)
                 out.append(self._send(device, bundle))
         return out

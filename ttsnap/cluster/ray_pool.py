@@ -1,4 +1,4 @@
-"""Actors as processes of Ray, on this machine or on a cluster, in a session that has begun (`connected`)."""
+"""Actors as processes of Ray, on this machine or on a cluster, in a session that has begun (`connect`)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.recipe import Recipe
-from ttsnap.cluster.session import connected
+from ttsnap.cluster.session import connect
 from ttsnap.options.devices import DeviceOptions
 
 
@@ -27,18 +27,17 @@ def clustered(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]
     """
     kind = torch.device(recipe.model.device).type
     asked = options.devices if isinstance(options.devices, int) else 1
-    with connected(options.ray_address, asked if options.devices != "all" else _here(kind)):
-        import ray
+    connect(options.ray_address, asked if options.devices != "all" else _here(kind))
+    import ray
 
-        from ttsnap.cluster.ray_pool import RayPool, Share
+    from ttsnap.cluster.ray_pool import RayPool, Share
 
-        there = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 0))
-        share = Share(gpus=int(kind == "cuda"))
-        pool = RayPool(recipe, max(1, _number(options, there, kind)), share)
-        try:
-            yield ClusterEngine(pool)
-        finally:
-            pool.close()
+    there = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 0))
+    pool = RayPool(recipe, max(1, _number(options, there, kind)), Share(gpus=int(kind == "cuda")))
+    try:
+        yield ClusterEngine(pool)
+    finally:
+        pool.close()
 
 
 def _here(kind: str) -> int:
