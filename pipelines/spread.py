@@ -15,7 +15,7 @@ from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.protocols import Engine
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import PACKAGED, ModelOptions
 from ttsnap.options.option import Spec, values
 from ttsnap.options.sampler import SamplerOptions
 
@@ -72,7 +72,7 @@ def recipe_of(pipe: Any, wanted: Wanted, kind: str, *, previews: bool = False) -
             raise ValueError("other processes would load this pipeline without its LoRA or preview VAE; use ttsnap "
                              "generate with --lora and --preview-vae, or devices=1")  # fmt: skip
         name = model_name(pipe)
-        local = name != EMBEDDED and Path(name).exists()
+        local = name not in PACKAGED and Path(name).exists()
         dtype = str(pipe.dtype).removeprefix("torch.")
         model = ModelOptions(str(Path(name).resolve()) if local else name, dtype=dtype)
     return Recipe(

@@ -13,7 +13,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
-from ttsnap.options.model import EMBEDDED, ModelOptions
+from ttsnap.options.model import PACKAGED, ModelOptions
 
 HELP = "serve image generation over HTTP, as OpenAI's images API"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
@@ -111,7 +111,7 @@ def run(a: Namespace) -> int:
 
 def offered(given: list[str], model: str) -> dict[str, str]:
     """The rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
-    if not given and model != EMBEDDED:
+    if not given and model not in PACKAGED:
         raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
     rewards: dict[str, str] = {}
     for text in given or ["scenes"]:
