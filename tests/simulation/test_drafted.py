@@ -134,6 +134,14 @@ def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(fore
         calibrate(recording(), checks=["draft:3@0", 4, 10])
 
 
+def test_the_price_of_a_pot_hangs_on_what_drafts_cost() -> None:
+    r, checks = recording(8, 12), ["draft:1@0", 10]
+    by_passes, dear = (
+        calibrate(r, checks=checks, draft_cost=cost, images=(2,), seeds=24).prices[0, 1] for cost in (None, 2.0)
+    )
+    assert dear > 1.05 * by_passes  # half an evaluation each, without guidance; dearer ones spend the same pot sooner
+
+
 def test_a_forecast_with_drafts_survives_its_file(forecast: Forecast) -> None:
     text = json.dumps(forecast.to_json())
     assert json.loads(text)["checks"] == ["draft:1@0", 1, 2, 3, 4, 6, 7, 8, 10]

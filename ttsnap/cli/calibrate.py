@@ -39,7 +39,8 @@ def parser() -> ArgumentParser:
     )
     p.add_argument(
         "--score-cost", type=float | None,
-        help="price of a decode with its rewards, in evaluations (default: by recorded FLOPs; 0 for NFE budgets)",
+        help="price of a decode with its rewards, in evaluations (default: by recorded FLOPs, as are drafts; 0 for NFE "
+        "budgets, which count drafts by their passes)",
     )  # fmt: skip
     p.add_argument("--out", type=str, default="priced.json", help="algorithm file to write")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
@@ -65,6 +66,8 @@ def run(a: Namespace) -> int:
     rates = recording.price.flops
     saved = (rates.decodes - rates.pixels(recording.price.estimates)) / rates.nfe if rates.nfe > 0 else 0.0
     check_cost = max(0.0, score_cost - saved)
+    by_flops = a.score_cost is None and rates.nfe > 0 and rates.draft_calls > 0
+    draft_cost = rates.draft_calls / rates.nfe if by_flops else None
     with left_by_sigterm(), tqdm(desc="prices", unit="budget") as bar:
 
         def progress(done: int, of: int) -> None:
@@ -72,7 +75,7 @@ def run(a: Namespace) -> int:
             bar.update(done - bar.n)
 
         forecast = calibrate(
-            recording, checks=a.checks, score_cost=score_cost, check_cost=check_cost,
+            recording, checks=a.checks, score_cost=score_cost, check_cost=check_cost, draft_cost=draft_cost,
             utility=utility.make(a.utility), seed=a.seed, on_progress=progress,
             workers=arguments.read(WorkerOptions, a).workers,
         )  # fmt: skip

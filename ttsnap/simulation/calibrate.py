@@ -41,6 +41,7 @@ def calibrate(
     checks: Sequence[int | str] | None = None,
     score_cost: float = 0.0,
     check_cost: float | None = None,
+    draft_cost: float | None = None,
     images: Sequence[float] = IMAGES,
     utility: Utility = utilities.mean,
     seeds: int = 200,
@@ -51,15 +52,16 @@ def calibrate(
     """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
 
     checks: as `read_checks` reads them; None for `default_checks` where they were recorded and, where drafts of the
-    initial noise were, the one with the fewest calls before them. score_cost, check_cost: as in Task. workers:
-    processes that find prices side by side (`processes.working`), to the same digits. on_progress: called with
-    (done, of) prices. Raises ValueError where the recording lacks a check, has too few trajectories or failed scores,
-    or where its rewards do not vary.
+    initial noise were, the one with the fewest calls before them. score_cost, check_cost, draft_cost: as in Task, but
+    None for a draft_cost by forward passes, as budgets in evaluations count it. workers: processes that find prices
+    side by side (`processes.working`), to the same digits. on_progress: called with (done, of) prices. Raises
+    ValueError where the recording lacks a check, has too few trajectories or failed scores, or where its rewards do
+    not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
     require_varied(recording, utility)
-    grid, price = recording.grid, recording.price
+    grid = recording.grid
     seen = recorded_checks(recording) if checks is None else read_checks(list(checks))
     columns = utility(recording.columns)
     rewards = columns[..., : grid.steps + 1].copy()
@@ -68,13 +70,11 @@ def calibrate(
             rewards[..., check.step] = utility(recording.seen(*check))
     forecast = fit(rewards, grid.levels, seen)
     wide = enlarge(columns, recording, seeds, np.random.default_rng(seed))
+    call = recording.price.nfe_per_draft if draft_cost is None else draft_cost
     tasks = [  # the largest budgets first: they take longest, and none is left for the end
-        Task(
-            grid, 1, count * (grid.nfe + score_cost), score_cost, True, check_cost, recording.draft_calls,
-            price.nfe_per_draft,
-        )
+        Task(grid, 1, count * (grid.nfe + score_cost), score_cost, True, check_cost, recording.draft_calls, call)
         for count in sorted(images, reverse=True)
-    ]  # fmt: skip
+    ]
     prices: list[tuple[float, float]] = []
     if on_progress is not None:
         on_progress(0, len(tasks))
