@@ -23,7 +23,7 @@ def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[Seen, ...]
     if varied.sum() < 3:
         raise ValueError("the finished rewards of nearly every prompt are all equal: there is nothing to search for")
     standardised = (scores - means[:, None])[varied] / spreads[varied, None, None]
-    beta, residual, gamma = _regressions(standardised)
+    beta, residual, gamma = regressions(standardised)
     spread, spread_range, spread_count = _spread_by_mean(means[varied, -1], 2 * np.log(spreads[varied]))
     paths = np.einsum("jk,psk->psj", gamma, standardised).reshape(-1, d)
     return Forecast(
@@ -55,7 +55,7 @@ def _at_checks(rewards: FloatArray, last: int, checks: tuple[Seen, ...]) -> Floa
     return scores
 
 
-def _regressions(standardised: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def regressions(standardised: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """beta (d, d), residual (d,) and gamma (d, d) of `Forecast`, from standardised scores (P, S, d)."""
     prompts, seeds, d = standardised.shape
     sigma = np.einsum("psi,psj->ij", standardised, standardised) / (prompts * (seeds - 1))
