@@ -248,7 +248,7 @@ class ClusterEngine(Engine):
         log = self._logs[outcome.job]
         plan, rows = log.plans[-1], np.array([log.row[uid] for uid in outcome.uids.tolist()], int)
         if not cancelled:
-            self._credited += plan.take(rows).cost
+            self._credited += plan.take(rows).cost - outcome.unspent
         elif len(rows):
             calls = self.grid.calls
             nfe = calls[outcome.step] - calls[plan.rows.start[rows]] + outcome.cached - plan.paid[rows]
