@@ -95,13 +95,16 @@ class Run:
 
     def cancel(self, request: Request) -> None:
         """End a request at once, as nobody waits for it any more: no image is finished for it. What did not run is
-        refunded."""
+        refunded. Where the engine turns out to be lost, all requests end with what they have."""
         request.stopping = True
-        self._forget_queue(request)
-        for job in list(request.active):
-            self._recall(job)
-            job.warnings.append("cancelled; no further image was finished")
-            self._end(job)
+        try:
+            self._forget_queue(request)
+            for job in list(request.active):
+                self._recall(job)
+                job.warnings.append("cancelled; no further image was finished")
+                self._end(job)
+        except EngineLost as lost:
+            self._end_all(str(lost))
         self.requests = [other for other in self.requests if other is not request]
 
     # --- the loop -------------------------------------------------------------------------------------------
