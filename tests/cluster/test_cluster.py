@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
+from ttsnap.loop.request import Request, Stopwatch
+from ttsnap.loop.run import Run
+from ttsnap.loop.search import prepared
+from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS
@@ -128,6 +133,56 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
     assert found.images
     assert "died 3 times in a row" in found.warnings[0]
     assert "ended with what was found" in found.warnings[0]
+
+
+def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[Request]]:
+    """A loop over a cluster with searches under way, and one batch behind them."""
+    run = Run(cluster)
+    algorithm = build("best-of-n")
+    watch = Stopwatch(time.monotonic, 0.0)
+    found = [run.add(PROMPTS[:1], prepared(SearchSpec(algorithm, Budget(nfe=nfe)), cluster), watch) for nfe in budgets]
+    for _ in range(4):
+        run.turn()
+    return run, found
+
+
+def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_what_they_have(mixture: Any) -> None:
+    cluster, pool = on_actors(mixture, build("best-of-n"), 2)
+    run, (first, second) = requests_on(cluster, 200, 200)
+    pool.hopeless = True
+    run.cancel(first)
+    assert first.done
+    assert second.done
+    assert not run.busy
+    assert any("died 3 times in a row" in warning for warning in second.jobs[0].warnings)
+
+
+def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mixture: Any) -> None:
+    def make() -> LiveEngine:
+        plain = mixture(build("best-of-n"))
+        return LiveEngine(plain.denoiser, [Coarse()], EngineOptions(3, fair=True), kernel=plain.kernel)
+
+    def weights() -> list[dict[int, float]]:
+        turns = [actor.engine.scheduler.turns for actor in pool.actors]
+        return [dict(one.weights) for one in turns if one is not None]
+
+    pool = LocalPool(Made(make), 2)
+    cluster = ClusterEngine(pool)
+    run, (first, second) = requests_on(cluster, 200, 200)
+    cluster.weigh(second.jobs[0].index, 2.5)
+    cluster.check([])
+    assert weights() == [{1: 2.5}] * 2
+    before = cluster.room
+    assert before >= cluster.nfe > 0
+    pool.dead.add(1)
+    cluster.check([])
+    assert weights() == [{1: 2.5}] * 2
+    assert cluster.room >= before, "what the dead actor did is not forgotten"
+    run.cancel(second)
+    cluster.check([])
+    assert weights() == [{}] * 2
+    assert not first.done
+    run.cancel(first)
 
 
 def test_one_prompt_runs_on_all_engines_and_its_rows_move_where_there_is_room(mixture: Any) -> None:

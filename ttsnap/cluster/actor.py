@@ -41,7 +41,7 @@ class EngineActor:
         turn = m.Turn()
         for command in commands:
             self._do(command, turn)
-        turn.ran, turn.nfe = self._all() - self._counted, self.engine.nfe
+        turn.ran, turn.nfe, turn.room = self._all() - self._counted, self.engine.nfe, self.engine.room
         turn.timings = dict(self.engine.timings)
         return turn
 
@@ -63,6 +63,8 @@ class EngineActor:
                 engine.check(prompts)
             case m.Admit(prompts):
                 engine.admit(prompts)
+            case m.Weigh(job, weight):
+                engine.weigh(job, weight)
             case m.Release(job):
                 engine.release(job)
             case m.Start():
@@ -94,6 +96,8 @@ class EngineActor:
         if start.gradient is not None:
             self.engine.differentiate(start.gradient)
         self.engine.resume(start.texts, start.following)
+        for job, weight in start.weights.items():
+            self.engine.weigh(job, weight)
 
     def _all(self) -> Cost:
         """All that the engine has ever counted."""

@@ -44,7 +44,7 @@ class Crew(Generic[TicketT]):
         """The last answer of each actor that lives."""
         self.gone = Cost()
         """What actors had counted that died."""
-        self.gone_nfe = 0
+        self.gone_nfe, self.gone_room = 0, 0
         self._asked: dict[int, tuple[Command, ...]] = {}
         self._answers: dict[int, Turn] = {}
 
@@ -120,6 +120,7 @@ class Crew(Generic[TicketT]):
                              "ended with what was found before") from death  # fmt: skip
         self.gone += self.last[actor].ran
         self.gone_nfe += self.last[actor].nfe
+        self.gone_room += self.last[actor].room
         self.last[actor] = Turn()
         self.flights[actor].clear()
         self.later[actor].clear()

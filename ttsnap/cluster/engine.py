@@ -45,6 +45,7 @@ class ClusterEngine(Engine):
         self.crew.reset()
         self._texts: dict[int, str] = {}
         self._following = 0
+        self._weights: dict[int, float] = {}
         self._logs: dict[int, JobLog] = {}
         self._copies = Copies(self.crew.post)
         self._arrived: list[Outcome] = []
@@ -76,6 +77,10 @@ class ClusterEngine(Engine):
     @property
     def nfe(self) -> int:
         return self.crew.gone_nfe + sum(turn.nfe for turn in self.crew.last)
+
+    @property
+    def room(self) -> int:
+        return self.crew.gone_room + sum(turn.room for turn in self.crew.last)
 
     @property
     def batch_sizes(self) -> dict[str, int]:
@@ -138,8 +143,14 @@ class ClusterEngine(Engine):
     def release(self, job: int) -> None:
         self._logs.pop(job, None)
         self._texts.pop(job, None)
+        self._weights.pop(job, None)
         for later in self.crew.later:
             later.append(m.Release(job))
+
+    def weigh(self, job: int, weight: float) -> None:
+        self._weights[job] = weight
+        for later in self.crew.later:
+            later.append(m.Weigh(job, weight))
 
     def submit(self, job: int, plan: Plan) -> None:
         log = self._logs.setdefault(job, JobLog())
@@ -260,7 +271,7 @@ class ClusterEngine(Engine):
 
     def _revived(self, actor: int) -> None:
         """Tell a new actor what the dead one knew, and have it make again what that one had."""
-        self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient))
+        self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient, dict(self._weights)))
         more: dict[int, set[int]] = {}
         for bundle in self._copies.given_up(actor):
             more.setdefault(bundle.job, set()).update(bundle.uids)

@@ -17,11 +17,12 @@ from ttsnap.core.spent import Usage
 @dataclass(frozen=True)
 class Start:
     """Forget all jobs, and go on with these: texts by number, the next one being number `following`. gradient: that an
-    algorithm asked for on this cluster before, else None."""
+    algorithm asked for on this cluster before, else None. weights: of jobs that have one."""
 
     texts: Mapping[int, str] = field(default_factory=dict)
     following: int = 0
     gradient: Gradient | None = None
+    weights: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Admit:
     """New jobs, numbered on."""
 
     prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Weigh:
+    """Let a job have so many turns where others have one."""
+
+    job: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,8 @@ class Tick:
 
 
 Command = (
-    Start | Check | Admit | Release | Drop | Submit | Copy | Cancel | RemakeAll | Calibrate | Differentiate | Describe
-    | Measure | Tick
+    Start | Check | Admit | Weigh | Release | Drop | Submit | Copy | Cancel | RemakeAll | Calibrate | Differentiate
+    | Describe | Measure | Tick
 )  # fmt: skip
 
 
@@ -166,6 +175,7 @@ class Turn:
     copies: dict[int, bytes] = field(default_factory=dict)
     ran: Cost = field(default_factory=Cost)
     nfe: int = 0
+    room: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
     calibrated: Cost = field(default_factory=Cost)
     description: Description | None = None

@@ -141,6 +141,11 @@ class Engine(ABC):
         """The price of its work."""
 
     @property
+    def room(self) -> int:
+        """Places in its batches so far, taken or not, of which evaluations filled some; 0 where it has no batches."""
+        return 0
+
+    @property
     def batch_sizes(self) -> dict[str, int]:
         """The sizes of its batches by name, on which the last digits of its results depend; none where they do not."""
         return {}
@@ -181,6 +186,10 @@ class Engine(ABC):
     @abstractmethod
     def release(self, job: int) -> None:
         """Forget all of this job, which has no row queued or under way."""
+
+    def weigh(self, job: int, weight: float) -> None:  # noqa: B027 (to take no turns is a fine default)
+        """Let a job have so many turns in the batches where others have one, until it is released; nothing where jobs
+        take no turns (EngineOptions.fair)."""
 
     @abstractmethod
     def submit(self, job: int, plan: Plan) -> None:

@@ -159,9 +159,13 @@ class LiveEngine(Engine):
         return self.stats["nfe"] + (int(drafted * self.price.nfe_per_draft) if drafted else 0)
 
     @property
+    def room(self) -> int:
+        return self.stats["room"]
+
+    @property
     def occupancy(self) -> float:
         """Mean share of the denoiser batch that was in use, in (0, 1]."""
-        return self.stats["nfe"] / max(1, self.stats["room"])
+        return self.stats["nfe"] / max(1, self.room)
 
     def meter(self) -> Meter:
         """Measures memory and energy of a run."""
@@ -209,7 +213,6 @@ class LiveEngine(Engine):
             self.scheduler.turns.weights.pop(job, None)
 
     def weigh(self, job: int, weight: float) -> None:
-        """Let a job have so many turns where others have one, until it is released; nothing where none are taken."""
         if self.scheduler.turns is not None:
             self.scheduler.turns.weights[job] = weight
 

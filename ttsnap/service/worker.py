@@ -138,7 +138,7 @@ class Worker(threading.Thread):
 
     def _batch(self, searches: Searches) -> None:
         engine, weight, begin = searches.engine, searches.weight, time.monotonic()
-        nfe, phases, rooms = engine.nfe, dict(engine.timings), engine.stats["room"]
+        nfe, phases, rooms = engine.nfe, dict(engine.timings), engine.room
         try:
             ended = searches.turn()
         except Exception as error:
@@ -150,9 +150,9 @@ class Worker(threading.Thread):
         self._shares.serve(searches.configuration, (time.monotonic() - begin) / weight)
         if engine.nfe > nfe:
             self.metrics.nfe.inc(engine.nfe - nfe)
-        if engine.stats["room"] > rooms:
-            self.metrics.places.inc(engine.stats["room"] - rooms)
-            self.metrics.fill.set((engine.nfe - nfe) / (engine.stats["room"] - rooms))
+        if engine.room > rooms:
+            self.metrics.places.inc(engine.room - rooms)
+            self.metrics.fill.set((engine.nfe - nfe) / (engine.room - rooms))
         for phase, seconds in engine.timings.items():
             self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))
         for ticket in ended:
