@@ -21,8 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.grid import Grid
-from ttsnap.core.price import Price, Rates
+from ttsnap.core.price import Price
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
 from ttsnap.files.reading import Tensor
@@ -31,12 +30,11 @@ from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.journal import Journal, split
 from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.reward_tensors import PUBLISHED, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
 from ttsnap.results.folders import check_same
 
 RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
-PUBLISHED = Price(Rates(nfe=9.9e12, reward_calls=1.2e12))
-"""FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward tensors."""
 
 
 def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
@@ -57,7 +55,7 @@ def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Pric
     if "recording" in metadata:
         header, values, _ = _check_scores(path, tensors, metadata)
         return header.recording(values)
-    return _published(path, tensors, scores, price)
+    return recording_of(path, tensors, scores, price)
 
 
 def save_recording(recording: Recording, folder: str | Path) -> None:
@@ -279,25 +277,3 @@ def _check_scores(
     if zlib.crc32(scores.tobytes()) != extra.get("crc32"):
         raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
     return header, np.asarray(scores, np.float64), read_shards(extra.get("shards", []), path)
-
-
-def _published(path: Path, tensors: Mapping[str, Tensor], which: str, price: Price) -> Recording:
-    """The layout of published reward tensors: see load_recording."""
-    if which not in ("base", "noise_aware"):
-        raise ValueError(f"scores must be base or noise_aware, got {which!r}")
-    base, aware = tensors.get("base"), tensors.get("noise_aware")
-    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape or not base.size:
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {shapes}")
-    base, aware = base.astype(float), aware.astype(float)
-    estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
-    prompts, _, steps = base.shape
-    final = base[..., -1:]
-    return Recording(
-        prompts=tuple(f"prompt {i}" for i in range(prompts)),
-        scores=np.concatenate([estimates[..., :-1], final, final], -1)[..., None],
-        grid=Grid(tuple(np.linspace(1, 0, steps + 1).tolist())),
-        reward_names=(path.stem,),
-        price=price,
-        info={"source": path.name, "scores": which},
-    )
