@@ -32,7 +32,7 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
 
     from ttsnap import make_algorithm, search
     from ttsnap.cluster.engine import ClusterEngine
-    from ttsnap.cluster.ray_pool import RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
     from ttsnap.cluster.recipe import Recipe
     from ttsnap.cluster.session import connect
     from ttsnap.options.engine import EngineOptions
@@ -61,11 +61,11 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     timed(recipe.build(), 0)
     connect(None, 2)
     for actors in (1, 2):
-        pool = RayPool(recipe, actors, Share(gpus=0))
+        hosts = Hosts(actors, Share(gpus=0))
         try:
-            timed(ClusterEngine(pool), actors)
+            timed(ClusterEngine(RayPool(recipe, hosts)), actors)
         finally:
-            pool.close()
+            hosts.close()
     for by in found.values():
         by["speedup"] = by["1"]["seconds"] / by["2"]["seconds"]
         by["overhead"] = by["1"]["seconds"] / by["0"]["seconds"] - 1

@@ -6,6 +6,7 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,24 @@ def one_thread() -> Iterator[None]:
     left = torch.get_num_threads()
     torch.set_num_threads(1)
     assert left == 1, f"torch has {left} threads after this test; give commands that set them --threads 1"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray on two cores of this machine, once for all tests of a run, as it takes about ten seconds. Workers import this
+    repository's tests, too, where a test sends them some."""
+    ray = pytest.importorskip("ray")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
 
 
 class Counted(MixtureDenoiser):

@@ -29,12 +29,12 @@ ALGORITHM = make_algorithm("seed-pruning", n=12)
 def pool(ray_session: None) -> Iterator[Any]:
     from ray import cloudpickle
 
-    from ttsnap.cluster.ray_pool import RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
 
     cloudpickle.register_pickle_by_value(tiny)
-    pool = RayPool(tiny.Tiny(), 2, Share(gpus=0, cpus=1))
-    yield pool
-    pool.close()
+    hosts = Hosts(2, Share(gpus=0, cpus=1))
+    yield RayPool(tiny.Tiny(), hosts)
+    hosts.close()
 
 
 def pids(pool: Any) -> list[int]:
@@ -67,14 +67,14 @@ def test_two_processes_find_what_one_does_and_so_they_do_when_one_of_them_is_kil
 
 
 def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(pool: Any) -> None:
-    from ttsnap.cluster.ray_pool import RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, Share
 
     with pytest.raises(ValueError, match="an empty prompt cannot be scored"):
         search(["a", ""], ALGORITHM, ClusterEngine(pool))
     with pytest.raises(ValueError, match=r"3 actors need 3 CPUs, and Ray has 2; ask for fewer"):
-        RayPool(tiny.Tiny(), 3, Share(gpus=0, cpus=1))
+        Hosts(3, Share(gpus=0, cpus=1))
     with pytest.raises(ValueError, match=r"1 actors need 1 GPUs, and Ray has 0"):
-        RayPool(tiny.Tiny(), 1, Share())
+        Hosts(1, Share())
 
 
 @pytest.mark.slow
@@ -83,11 +83,11 @@ def test_a_driver_that_dies_leaves_no_actor_running() -> None:
         import os, signal, ray
         from tests.cluster.test_ray import pids
         from ttsnap.cluster.engine import ClusterEngine
-        from ttsnap.cluster.ray_pool import RayPool, Share
+        from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
         from ttsnap.cluster.recipe import Recipe
         from ttsnap.options.model import ModelOptions
-        pool = RayPool(Recipe(ModelOptions(device="cpu"), "scenes"), 1, Share(gpus=0, cpus=1))
+        pool = RayPool(Recipe(ModelOptions(device="cpu"), "scenes"), Hosts(1, Share(gpus=0, cpus=1)))
         ClusterEngine(pool)
         print(*pids(pool), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

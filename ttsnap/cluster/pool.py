@@ -33,4 +33,4 @@ class Pool(Protocol, Generic[TicketT]):
         """A new actor in place of one that died."""
 
     def close(self) -> None:
-        """End all actors."""
+        """The actors are not needed any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,9 @@ from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.recipe import Recipe
 from ttsnap.cluster.session import connect
 from ttsnap.options.devices import DeviceOptions
+
+if TYPE_CHECKING:  # Ray is imported only where it is needed
+    from ttsnap.cluster.ray_pool import Hosts
 
 
 def alone(options: DeviceOptions, kind: str) -> bool:
@@ -25,19 +29,27 @@ def clustered(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]
 
     ValueError without Ray, where no cluster answers, and where there are fewer devices than asked for.
     """
-    kind = torch.device(recipe.model.device).type
+    with hosts(options, torch.device(recipe.model.device).type) as there:
+        from ttsnap.cluster.ray_pool import RayPool
+
+        yield ClusterEngine(RayPool(recipe, there))
+
+
+@contextmanager
+def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
+    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends. ValueError as above."""
     asked = options.devices if isinstance(options.devices, int) else 1
     connect(options.ray_address, asked if options.devices != "all" else _here(kind))
     import ray
 
-    from ttsnap.cluster.ray_pool import RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, Share
 
     there = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 0))
-    pool = RayPool(recipe, max(1, _number(options, there, kind)), Share(gpus=int(kind == "cuda")))
+    processes = Hosts(max(1, _number(options, there, kind)), Share(gpus=int(kind == "cuda")))
     try:
-        yield ClusterEngine(pool)
+        yield processes
     finally:
-        pool.close()
+        processes.close()
 
 
 def _here(kind: str) -> int:
