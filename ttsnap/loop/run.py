@@ -33,6 +33,8 @@ class Run:
         self.requests: list[Request] = []
         self._of_job: dict[int, Request] = {}
         self._admitted = 0
+        self.lost = False
+        """Whether the engine cannot go on; nothing can be added then."""
         engine.start()
 
     def add(
@@ -40,10 +42,15 @@ class Run:
     ) -> Request:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 
-        ValueError for prompts that its rewards or its model cannot read; nothing is queued then.
+        ValueError for prompts that its rewards or its model cannot read; nothing is queued then. EngineLost where the
+        engine cannot go on; all other requests end then, with what they have.
         """
         request = request_of(prompts, spec, self.engine, watch, listener, self._admitted)
-        self.engine.admit(prompts)
+        try:
+            self.engine.admit(prompts)
+        except EngineLost as lost:
+            self._end_all(str(lost))
+            raise
         self._admitted += len(prompts)
         self._of_job |= {job.index: request for job in request.jobs}
         self.requests.append(request)
@@ -277,6 +284,7 @@ class Run:
 
     def _end_all(self, why: str) -> None:
         """The engine is lost: there is nothing to tell it, and no more to hear from it."""
+        self.lost = True
         for request in self.requests:
             for job in request.active:
                 job.warnings.append(why)
