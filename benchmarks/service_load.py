@@ -30,6 +30,7 @@ from ttsnap.pipelines import defaults, load
 
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
@@ -45,7 +46,11 @@ def server_of(limits: Limits) -> GenerationServer:
     rewards = {"scenes": make_rewards("scenes")[0]}
     offer = Offer("embedded", defaults(), tuple(rewards))
     return GenerationServer(
-        pipe, rewards, offer, limits, address=("127.0.0.1", 0), canonical=lambda prompt: caption(parse(prompt))
+        OneDevice(pipe, rewards),
+        offer,
+        limits,
+        address=("127.0.0.1", 0),
+        canonical=lambda prompt: caption(parse(prompt)),
     )
 
 

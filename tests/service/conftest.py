@@ -12,6 +12,7 @@ from ttsnap.pipelines import defaults, load
 
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
@@ -41,7 +42,7 @@ def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]
         def start(limits: Limits | None = None, keys: Keys | None = None) -> GenerationServer:
             limits = limits or Limits(drain=0.1)
             where = ("127.0.0.1", 0)
-            server = GenerationServer(pipe, rewards, offer, limits, keys, where, lambda p: caption(parse(p)))
+            server = GenerationServer(OneDevice(pipe, rewards), offer, limits, keys, where, lambda p: caption(parse(p)))
             return stack.enter_context(server)
 
         yield start

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +16,14 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
+from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import PACKAGED, ModelOptions
+
+if TYPE_CHECKING:  # these rooms are loaded once the arguments are known to be right
+    from ttsnap.service.engines import Engines
+    from ttsnap.service.keys import Keys
+    from ttsnap.service.requests import Offer
+    from ttsnap.service.server import GenerationServer
 
 HELP = "serve image generation over HTTP, as OpenAI's images API"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
@@ -21,14 +31,15 @@ DESCRIPTION = """Serve image generation over HTTP: every request is a search.
 The official openai client works unchanged. n is how many images of the search are kept, quality its effort, usage what
 it spent; search, reward, budget, seed, steps and others go beside them (docs/howto/service.md). Requests of all callers
 share the model's batches, and a large one does not keep small ones waiting. Clients choose among the rewards that are
-named here, the first being preset; they name no file and no address.
+named here, the first being preset; they name no file and no address. With --devices, the candidates of every request
+are spread over several devices, which have a model each.
 
 Without --keys anybody who reaches the address may ask: leave --host at 127.0.0.1 then. The environment variable
 TTSNAP_API_KEY is another way to set one key. SIGTERM and Ctrl-C let searches under way end first.
 
 examples:
   ttsnap serve embedded
-  ttsnap serve stabilityai/stable-diffusion-3.5-medium --device cuda \\
+  ttsnap serve stabilityai/stable-diffusion-3.5-medium --devices all \\
       --rewards imagereward pickscore --keys keys.txt --host 0.0.0.0
 """
 KEY = "TTSNAP_API_KEY"
@@ -59,6 +70,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--per-key", type=int, default=32, help="requests of one caller that wait or run")
     p.add_argument("--drain", type=float, default=30.0, help="seconds that searches have to end on SIGTERM")
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
+    arguments.add_options(p, DeviceOptions)
     return p
 
 
@@ -85,19 +97,21 @@ def run(a: Namespace) -> int:
     )
     file, key = a["keys"], os.environ.get(KEY)  # a.keys is the namespace's own method
     keys = Keys.read(Path(file)) if file is not None else Keys.of(key) if key else Keys()
-    named = offered(list(a.rewards), a.model)
-    device, dtype = common.placement(a.device, a.dtype)
-    pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
-    common.prepare_model(pipe, a)
-    rewards = {}
-    for name, spec in named.items():
-        rewards[name] = common.load_rewards(spec, device=device, dtype=dtype)[0]
-    offer = Offer(a.name or str(a.model).rstrip("/").rpartition("/")[2], defaults(a.model), tuple(rewards))
-    try:
-        with loading("the service"):
-            server = GenerationServer(pipe, rewards, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+    devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
+    offer = Offer(a.name or str(a.model).rstrip("/").rpartition("/")[2], defaults(a.model), tuple(specs))
+    with engines(a, devices, specs) as made:
+        try:
+            with loading("the service"):
+                server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+        _serve(server, offer, keys)
+    print("stopped")
+    return 0
+
+
+def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
+    """Until SIGTERM or Ctrl-C."""
     known = f"{len(keys.callers)} API keys" if keys.callers else "no API keys: anybody who reaches it may ask"
     print(f"serving {offer.model} at {server.url}/v1, {known} (Ctrl-C ends)", flush=True)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it is done
@@ -105,8 +119,30 @@ def run(a: Namespace) -> int:
         server.run()
     finally:
         signal.signal(signal.SIGTERM, before)
-    print("stopped")
-    return 0
+
+
+@contextmanager
+def engines(a: Namespace, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
+    """What is served, on the device of this process or on several; specs: of the rewards, by the names of clients."""
+    from ttsnap.cluster.spreading import alone, hosts
+    from ttsnap.service.engines import ManyDevices, OneDevice
+
+    place, _ = common.placement(a.device, a.dtype)
+    spread = not alone(devices, place.type)
+    # Where other processes search, this one keeps off the devices.
+    device = "cpu" if spread else a.device
+    where, dtype = common.placement(device, "auto" if spread else a.dtype)
+    pipe = common.load_model(a.model, device, a.dtype, lora=a.lora)
+    common.prepare_model(pipe, a)
+    here = OneDevice(pipe, {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()})
+    if not spread:
+        yield here
+        return
+    model = replace(arguments.read(ModelOptions, a), device=place.type)
+    with hosts(devices, place.type) as there:
+        from ttsnap.cluster.ray_pool import RayPool
+
+        yield ManyDevices(here, model, specs, lambda recipe: RayPool(recipe, there))
 
 
 def offered(given: list[str], model: str) -> dict[str, str]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Protocol
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core.protocols import Algorithm, Reward
+from ttsnap.core.protocols import Algorithm
 from ttsnap.core.spent import Usage
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.report import report
 from ttsnap.loop.request import Request, Stopwatch
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.loop.spec import SearchSpec
-from ttsnap.options.option import values
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import settings_of
+from ttsnap.service.engines import Engines
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Asked, Configuration
@@ -28,29 +26,21 @@ from ttsnap.service.tickets import Done, PartialImages, Ticket
 MOST_FITTED = 256
 
 
-class SearchPipeline(Protocol):
-    """What is asked of a search pipeline."""
-
-    def engine(self, reward: Sequence[Reward], **given: Any) -> LiveEngine:
-        """As SearchMixin.engine."""
-
-
 class Searches:
-    """Makes the engine of a configuration (ValueError where the model cannot do it) and runs requests on it."""
+    """Makes the engine of a configuration (ValueError where the model cannot do it) and runs requests on it, until it
+    is closed."""
 
-    def __init__(
-        self, pipe: SearchPipeline, rewards: Mapping[str, Reward], configuration: Configuration, limits: Limits
-    ) -> None:
-        self.pipe, self.rewards, self.configuration, self.limits = pipe, rewards, configuration, limits
-        self.engine = pipe.engine(
-            [rewards[name] for name in configuration.rewards],
-            fair=True,
-            **values(configuration.sampler),
-            **dict(configuration.call),
-        )
+    def __init__(self, engines: Engines, configuration: Configuration, limits: Limits) -> None:
+        self.pipe, self.rewards, self.configuration, self.limits = engines.pipe, engines.rewards, configuration, limits
+        self._open = ExitStack()
+        self.engine = self._open.enter_context(engines.engine(configuration))
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, Request] = {}
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
+
+    def close(self) -> None:
+        """Give the engine up; its searches have ended."""
+        self._open.close()
 
     @property
     def weight(self) -> float:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
-from ttsnap.core.protocols import Reward
 from ttsnap.files.typed import Json
 from ttsnap.reward_models.request import Limits as ConnectionLimits
 from ttsnap.reward_models.serve import Guarded
 from ttsnap.service.app import make_app
+from ttsnap.service.engines import Engines
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
 from ttsnap.service.requests import Offer
-from ttsnap.service.searches import SearchPipeline
 from ttsnap.service.worker import Worker
 
 BACKLOG, GRACE = 512, 10
@@ -46,14 +45,13 @@ class Server(uvicorn.Server):
 
 
 class GenerationServer:
-    """Serves a pipeline at `url`; port 0 takes any free one. `run` until Ctrl-C or SIGTERM, or in a thread as a context
-    manager. rewards: by the names that clients use. canonical: puts a prompt into the model's words; ValueError for
-    one that it cannot read. OSError or OverflowError where it cannot listen."""
+    """Serves a model at `url`; port 0 takes any free one. `run` until Ctrl-C or SIGTERM, or in a thread as a context
+    manager. canonical: puts a prompt into the model's words; ValueError for one that it cannot read. OSError or
+    OverflowError where it cannot listen."""
 
     def __init__(
         self,
-        pipe: SearchPipeline,
-        rewards: Mapping[str, Reward],
+        engines: Engines,
         offer: Offer,
         limits: Limits | None = None,
         keys: Keys | None = None,
@@ -65,7 +63,7 @@ class GenerationServer:
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-        self.worker = Worker(pipe, rewards, limits, Metrics())
+        self.worker = Worker(engines, limits, Metrics())
         guard = ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections)
         config = uvicorn.Config(
             make_app(self.worker, offer, keys or Keys(), limits, canonical),

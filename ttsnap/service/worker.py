@@ -7,32 +7,33 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
 
-from ttsnap.core.protocols import Reward
+from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
+from ttsnap.service.engines import Engines
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
 from ttsnap.service.requests import Asked, Configuration
-from ttsnap.service.searches import Searches, SearchPipeline
+from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Ticket
 
 logger = logging.getLogger(__name__)
 
 
 class Worker(threading.Thread):
-    """Runs the requests that are submitted, all at once, on one pipeline.
+    """Runs the requests that are submitted, all at once, on one model.
 
     Those of one configuration share the batches of its engine, by turns (engine/fair.py). Configurations take turns as
     well, in seconds of the device, by the weight of their callers. An engine without work is kept for a while, as it
-    costs little: all of them share the pipeline's weights.
+    costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing, is made anew
+    for the next request.
     """
 
-    def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, Reward], limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, engines: Engines, limits: Limits, metrics: Metrics) -> None:
         super().__init__(daemon=True, name="searches")
-        self.pipe, self.rewards, self.limits, self.metrics = pipe, rewards, limits, metrics
+        self.engines, self.limits, self.metrics = engines, limits, metrics
         self.draining = False
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
@@ -88,7 +89,8 @@ class Worker(threading.Thread):
                 logger.exception("the thread of searches failed")
                 for ticket in list(self._active):
                     self._end(ticket, "failed", RequestError(500, "the service failed"))
-                self._searches.clear()
+                while self._searches:
+                    self._searches.popitem()[1].close()
 
     def _turn(self) -> None:
         """Take up and let go what came in; then one batch of the configuration whose turn it is."""
@@ -125,10 +127,13 @@ class Worker(threading.Thread):
         configuration = ticket.asked.configuration
         try:
             if configuration not in self._searches:
-                self._searches[configuration] = Searches(self.pipe, self.rewards, configuration, self.limits)
+                self._searches[configuration] = Searches(self.engines, configuration, self.limits)
             self._searches[configuration].add(ticket)
         except (ValueError, TypeError) as error:
             self._end(ticket, "refused", RequestError(400, str(error), code="invalid_value"))
+        except EngineLost as lost:
+            logger.error("the devices keep failing", exc_info=lost)
+            self._end(ticket, "failed", RequestError(503, "the devices keep failing; try again later", retry_after=30))
         except (RuntimeError, MemoryError) as error:
             logger.error("a search could not begin", exc_info=error)
             self._end(ticket, "failed", RequestError(500, f"the search could not begin: {type(error).__name__}"))
@@ -143,7 +148,7 @@ class Worker(threading.Thread):
             ended = searches.turn()
         except Exception as error:
             logger.error("searches failed", exc_info=error)
-            del self._searches[searches.configuration]
+            self._searches.pop(searches.configuration).close()
             for ticket in list(searches.under_way):
                 self._end(ticket, "failed", RequestError(500, f"the search failed: {type(error).__name__}"))
             return
@@ -171,7 +176,8 @@ class Worker(threading.Thread):
             self.metrics.latency.observe(time.monotonic() - ticket.came)
 
     def _forget(self) -> None:
-        """Drop the engines that had no work for the longest time, but for a few."""
+        """Drop the engines that are lost, and those that had no work for the longest time, but for a few."""
         idle = [key for key, searches in self._searches.items() if not searches.under_way]
-        for key in idle[: max(0, len(idle) - self.limits.idle)]:
-            del self._searches[key]
+        lost = [key for key in idle if self._searches[key].run.lost]
+        for key in {*lost, *idle[: max(0, len(idle) - self.limits.idle)]}:
+            self._searches.pop(key).close()

@@ -1,0 +1,99 @@
+"""The service over several devices: its engines are clusters, and what callers get is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.cluster.local import LocalPool
+from tests.service.conftest import REWARDS, client_of
+from tests.service.test_service import PROMPT, metric, until
+from ttsnap.cluster.sharing import Sharing
+from ttsnap.options.model import ModelOptions
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Offer
+from ttsnap.service.server import GenerationServer
+
+OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "steps": 4}
+CPU = ModelOptions(device="cpu")
+
+
+def serving(pipe: Any, offer: Offer, pool: Any) -> GenerationServer:
+    here = OneDevice(pipe, {name: make_rewards(name)[0] for name in REWARDS})
+    engines = ManyDevices(here, CPU, {name: name for name in REWARDS}, pool)
+    where = ("127.0.0.1", 0)
+    return GenerationServer(engines, offer, Limits(drain=0.1, idle=1), None, where, lambda p: caption(parse(p)))
+
+
+def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:
+    reply = client.images.generate(prompt=PROMPT, extra_body={**OWN, **own}).to_dict()
+    image = reply["data"][0]
+    return image["seed"], round(image["reward"], 3), reply["usage"]["nfe"]
+
+
+def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: Offer, client: OpenAI) -> None:
+    pools: list[LocalPool] = []
+
+    def pool(recipe: Sharing) -> LocalPool:
+        pools.append(LocalPool(recipe, 2))
+        return pools[-1]
+
+    with serving(pipe, offer, pool) as server:
+        mine = client_of(server)
+        assert asked(mine) == asked(client)
+        assert asked(mine, reward="brightness", report="scenes") == asked(client, reward="brightness", report="scenes")
+        assert len(pools) == 2, "a configuration each"
+        networks = {id(actor.engine.denoiser.pipe.transformer) for pool in pools for actor in pool.actors}
+        assert len(networks) == 1, "a process loads the model once"
+        assert metric(server, "ttsnap_nfe_total") == 48
+        assert 0 < metric(server, "ttsnap_batch_fill") <= 1
+        assert metric(server, "ttsnap_batch_places_total") >= 48
+
+
+def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Offer) -> None:
+    pools: list[LocalPool] = []
+
+    def pool(recipe: Sharing) -> LocalPool:
+        pools.append(LocalPool(recipe, 2))
+        pools[-1].hopeless = len(pools) == 1
+        return pools[-1]
+
+    with serving(pipe, offer, pool) as server:
+        body = {"prompt": PROMPT, **OWN}
+        reply = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "30")
+        assert "keep failing" in reply.json()["error"]["message"]
+        assert httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).status_code == 200
+        pools[-1].hopeless = True
+        lost = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
+        assert lost.status_code == 503
+        until(lambda: metric(server, "ttsnap_configurations") == 0)
+        assert httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).status_code == 200
+
+
+@pytest.mark.slow
+def test_configurations_share_processes_that_die(ray_session: None, pipe: Any, offer: Offer, client: OpenAI) -> None:
+    import ray
+
+    from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
+
+    hosts = Hosts(2, Share(gpus=0, cpus=1))
+    try:
+        with serving(pipe, offer, lambda recipe: RayPool(recipe, hosts)) as server:
+            mine = client_of(server)
+            expected = [asked(client), asked(client, reward="brightness")]
+            assert [asked(mine), asked(mine, reward="brightness")] == expected
+            pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in hosts.actors])
+            os.kill(pids[0], signal.SIGKILL)
+            assert [asked(mine), asked(mine, reward="brightness")] == expected
+            assert [asked(mine, reward="brightness"), asked(mine)] == expected[::-1]
+    finally:
+        hosts.close()
