@@ -176,7 +176,7 @@ def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], mo
         (["evaluate", "--reward", "magic", "--recordings", "r"], "unknown reward 'magic'"),
         (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "9:"], "names none of the 4 prompts"),
         (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "a:b"], "must be a range"),
-        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "n.yaml"], "cannot read n.yaml"),
+        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "n.yaml"], "no such configuration"),
         (["evaluate", "--reward", "brightness", "--recordings", "r", "--json", "no/e.json"], "there is no folder no"),
     ],
     ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else "",

@@ -72,13 +72,13 @@ def remembering(batch: int) -> LiveEngine:
 def test_each_particle_carries_its_own_history(batch: int) -> None:
     live = remembering(batch)
     states: dict[int, tuple[Any, ...]] = {}
-    drop = live.drop
+    release = live.release
 
-    def ending(job: int, uids: Sequence[int]) -> None:
-        states.update({uid: live.store[job, uid].node.kernel_state for uid in uids})
-        drop(job, uids)
+    def ending(job: int) -> None:
+        states.update({uid: live.store[job, uid].node.kernel_state for _, uid in live.store.of_job(job)})
+        release(job)
 
-    live.drop = ending  # type: ignore[method-assign]
+    live.release = ending  # type: ignore[method-assign]
     search(["a"], Branching(), live, seed=5, keep=4)
     trunk = (5, 0)
     assert states[0] == (trunk, (5, 0, 0), (5, 0, 1), (5, 0, 2), (5, 0, 3))

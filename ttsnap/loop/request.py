@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,12 @@ class Request:
     @property
     def done(self) -> bool:
         return not (self.queue or self.active)
+
+    def tell(self, kind: str, job: Job | None, **details: Any) -> None:
+        """Tell the listener, where there is one, what happened (`Event`) to a prompt, or to none in particular."""
+        if self.listener is not None:
+            place = job.place if job is not None else -1
+            self.listener(Event(kind, place, self.watch.seconds, **details))
 
     def late(self, engine: Engine) -> bool:
         """Whether only the time to finish one image for each prompt without one is left."""

@@ -4,7 +4,6 @@ for its promises."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,12 +12,11 @@ from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
-from ttsnap.core.pricing import finish_cost
 from ttsnap.core.protocols import Engine, EngineLost
-from ttsnap.core.results import Event
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.job import Job, Proposal
 from ttsnap.loop.request import Listener, Request, Stopwatch, request_of
+from ttsnap.loop.reserve import reserve_after
 from ttsnap.loop.spec import SearchSpec
 
 
@@ -81,7 +79,7 @@ class Run:
         outcomes = self.engine.tick()
         if self.engine.nfe > before:
             for request in self.requests:
-                self._emit(request, "tick", None, nfe=self.engine.nfe - before)
+                request.tell("tick", None, nfe=self.engine.nfe - before)
         for outcome in outcomes:
             self._collect(outcome)
         for request in list(self.requests):
@@ -124,7 +122,7 @@ class Run:
             job = request.queue.popleft()
             job.closing = request.stopping
             request.active.append(job)
-            self._emit(request, "start", job)
+            request.tell("start", job)
             if not shared:
                 self._ask(request, [job])
 
@@ -174,7 +172,7 @@ class Run:
             while high - low > 1:
                 middle = (low + high) // 2
                 head = plan.head(middle)
-                fits = job.ledger.affords(head.cost, self._reserve(head, job.particles))
+                fits = job.ledger.affords(head.cost, reserve_after(head, job.particles, self.engine))
                 low, high = (middle, high) if fits else (low, middle)
             if low == 0:
                 return False
@@ -183,23 +181,6 @@ class Run:
         job.moved = np.full(rows, -1)
         job.moved[: job.waiting] = plan.uid[: job.waiting]
         return True
-
-    def _reserve(self, plan: Plan, particles: Particles) -> Cost:
-        """What must be held back after a plan: the cost of finishing the nearest particle, until one is finished.
-
-        The nearest may be one that the plan advances, one that rests, or a fresh seed.
-        """
-        rows, last = plan.rows, plan.rows.stop == self.grid.steps
-        if np.count_nonzero(particles.finished) or np.count_nonzero(rows.score & last):
-            return Cost()
-        resting = particles.alive.copy()
-        resting[rows.parent[rows.parent >= 0]] = False
-        resting[plan.drop] = False
-        step = np.concatenate([[0], rows.stop, particles.step[resting]])
-        evaluated = rows.score & (plan.look.evaluations(rows.stop, self.grid) > 0) & ~last
-        cached = np.concatenate([[False], evaluated, particles.cached[resting]])
-        has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
-        return finish_cost(step, cached, self.grid, self.rewards, self.engine.price, has_gradient)
 
     def _stop(self, job: Job) -> None:
         """Nothing else is wanted or can be paid for: end, or finish the best particle from the reserve first."""
@@ -219,7 +200,7 @@ class Run:
     def _submit(self, job: Job, plan: Plan) -> bool:
         """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
         request, cost, particles = self._of_job[job.index], plan.cost, job.particles
-        reserve = self._reserve(plan, particles)
+        reserve = reserve_after(plan, particles, self.engine)
         if not job.ledger.affords(cost, reserve):
             return False
         job.ledger.charge(cost, reserve)
@@ -232,9 +213,9 @@ class Run:
             job.table.own(plan.uid, owned)
         if len(plan.drop):
             self.engine.drop(job.index, plan.drop.tolist())
-            self._emit(request, "drop", job, uids=tuple(plan.drop.tolist()))
+            request.tell("drop", job, uids=tuple(plan.drop.tolist()))
         job.begin(plan)
-        self._emit(request, "move", job, uids=tuple(plan.uid.tolist()), nfe=cost.nfe, move=job.trace[-1])
+        request.tell("move", job, uids=tuple(plan.uid.tolist()), nfe=cost.nfe, move=job.trace[-1])
         self.engine.submit(job.index, plan)
         return True
 
@@ -250,7 +231,7 @@ class Run:
         for uid, step, scores, image, more in zip(*columns, outcome.images, kept, strict=True):
             look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
             told = {"scores": tuple(scores), "image": image, "kept": more, "best": best}
-            self._emit(request, "score", job, uids=(uid,), step=step, look=look, **told)
+            request.tell("score", job, uids=(uid,), step=step, look=look, **told)
 
     # --- stopping early ---------------------------------------------------------------------------------------
 
@@ -289,7 +270,7 @@ class Run:
             for job in request.active:
                 job.warnings.append(why)
                 job.ledger.hold(Cost())
-                self._emit(request, "end", job)
+                request.tell("end", job)
             request.active.clear()
             request.queue.clear()
         self.requests = []
@@ -306,13 +287,8 @@ class Run:
         if job.failures > 1:
             job.warnings.append(f"{job.failures} scores failed in all")
         self._release(job)
-        self._emit(request, "end", job)
+        request.tell("end", job)
 
     def _release(self, job: Job) -> None:
         self.engine.release(job.index)
         del self._of_job[job.index]
-
-    def _emit(self, request: Request, kind: str, job: Job | None, **details: Any) -> None:
-        if request.listener is not None:
-            place = job.place if job is not None else -1
-            request.listener(Event(kind, place, request.watch.seconds, **details))
