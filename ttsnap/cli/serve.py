@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -17,7 +15,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.model import PACKAGED, ModelOptions
+from ttsnap.options.model import ModelOptions
 
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are known to be right
     from ttsnap.service.engines import Engines
@@ -42,7 +40,6 @@ examples:
   ttsnap serve stabilityai/stable-diffusion-3.5-medium --devices all \\
       --rewards imagereward pickscore --keys keys.txt --host 0.0.0.0
 """
-KEY = "TTSNAP_API_KEY"
 
 
 def parser() -> ArgumentParser:
@@ -84,6 +81,7 @@ def run(a: Namespace) -> int:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.pipelines import defaults
     from ttsnap.service.limits import Limits
+    from ttsnap.service.opening import canonical_of, model_called, offered
     from ttsnap.service.requests import Offer
 
     limits = Limits(
@@ -95,10 +93,9 @@ def run(a: Namespace) -> int:
         per_key=a.per_key,
         drain=a.drain,
     )
-    file, key = a["keys"], os.environ.get(KEY)  # a.keys is the namespace's own method
-    keys = Keys.read(Path(file)) if file is not None else Keys.of(key) if key else Keys()
+    keys = Keys.chosen(a["keys"])  # a.keys is the namespace's own method
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
-    offer = Offer(a.name or str(a.model).rstrip("/").rpartition("/")[2], defaults(a.model), tuple(specs))
+    offer = Offer(model_called(a.name, a.model), defaults(a.model), tuple(specs))
     with engines(a, devices, specs) as made:
         try:
             with loading("the service"):
@@ -143,23 +140,3 @@ def engines(a: Namespace, devices: DeviceOptions, specs: Mapping[str, str]) -> I
         from ttsnap.cluster.ray_pool import RayPool
 
         yield ManyDevices(here, model, specs, lambda recipe: RayPool(recipe, there))
-
-
-def offered(given: list[str], model: str) -> dict[str, str]:
-    """The rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
-    if not given and model not in PACKAGED:
-        raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
-    rewards: dict[str, str] = {}
-    for text in given or ["scenes"]:
-        name, equals, spec = text.partition("=")
-        if not equals or not name.replace("-", "").replace("_", "").isalnum():
-            name, spec = text, text
-        if any(sign in name for sign in "/\\:"):
-            raise ValueError(f"clients would see {name!r}; offer it by another name, as --rewards NAME={name}")
-        rewards[name] = spec
-    return rewards
-
-
-def canonical_of(model: str) -> Any:
-    """How a prompt is put into the model's own words, with a ValueError where it cannot be."""
-    return lambda prompt: common.canonical([prompt], model)[0]

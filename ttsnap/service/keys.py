@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttsnap.service.errors import RequestError
 
+KEY = "TTSNAP_API_KEY"
+"""The environment variable with a single key."""
 SHORTEST = 16
 """Characters of a key: shorter ones could be guessed."""
 
@@ -54,6 +57,14 @@ class Keys:
     def of(cls, key: str) -> Keys:
         """One key, as from the environment."""
         return cls((_caller(["default", key], "the environment's key"),))
+
+    @classmethod
+    def chosen(cls, file: str | None) -> Keys:
+        """From the operator's file; where there is none from the environment, and none where it has none either."""
+        if file is not None:
+            return cls.read(Path(file))
+        key = os.environ.get(KEY)
+        return cls.of(key) if key else cls()
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sent this header. RequestError (401) for nobody known."""
