@@ -135,12 +135,16 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
     assert "ended with what was found" in found.warnings[0]
 
 
+def add(run: Run, nfe: int) -> Request:
+    """A search for the best of as many seeds as such a budget affords."""
+    spec = prepared(SearchSpec(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
+    return run.add(PROMPTS[:1], spec, Stopwatch(time.monotonic, 0.0))
+
+
 def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[Request]]:
     """A loop over a cluster with searches under way, and one batch behind them."""
     run = Run(cluster)
-    algorithm = build("best-of-n")
-    watch = Stopwatch(time.monotonic, 0.0)
-    found = [run.add(PROMPTS[:1], prepared(SearchSpec(algorithm, Budget(nfe=nfe)), cluster), watch) for nfe in budgets]
+    found = [add(run, nfe) for nfe in budgets]
     for _ in range(4):
         run.turn()
     return run, found
@@ -157,16 +161,36 @@ def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_w
     assert any("died 3 times in a row" in warning for warning in second.jobs[0].warnings)
 
 
-def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mixture: Any) -> None:
+def fair_pool(mixture: Any, *, fair: bool = True) -> LocalPool:
+    """Two actors on which jobs take turns."""
+
     def make() -> LiveEngine:
         plain = mixture(build("best-of-n"))
-        return LiveEngine(plain.denoiser, [Coarse()], EngineOptions(3, fair=True), kernel=plain.kernel)
+        return LiveEngine(plain.denoiser, [Coarse()], EngineOptions(3, fair=fair), kernel=plain.kernel)
 
+    return LocalPool(Made(make), 2)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns(mixture: Any, fair: bool) -> None:
+    cluster = ClusterEngine(fair_pool(mixture, fair=fair))
+    run, (large,) = requests_on(cluster, 1200)
+    before = cluster.nfe
+    small = add(run, 2 * STEPS)
+    while not small.done:
+        run.turn()
+    assert (cluster.nfe - before < 200) == fair
+    assert large.done != fair
+    if fair:
+        run.cancel(large)
+
+
+def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mixture: Any) -> None:
     def weights() -> list[dict[int, float]]:
         turns = [actor.engine.scheduler.turns for actor in pool.actors]
         return [dict(one.weights) for one in turns if one is not None]
 
-    pool = LocalPool(Made(make), 2)
+    pool = fair_pool(mixture)
     cluster = ClusterEngine(pool)
     run, (first, second) = requests_on(cluster, 200, 200)
     cluster.weigh(second.jobs[0].index, 2.5)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsnap.cluster.placement import AHEAD, Bundle, Placement
+from ttsnap.engine.fair import FairShare
 
 
 class Devices:
@@ -125,3 +126,36 @@ def test_a_device_is_sent_two_batches_at_most() -> None:
     assert len(placement.next()[0]) == AHEAD * 3
     placement.done(0, 2)
     assert len(placement.next()[0]) == 2
+
+
+def sent_by_job(placement: Placement, rounds: int) -> list[Counter[int]]:
+    """Rows sent of each job in each round, in which every device completes one row."""
+    found = []
+    for _ in range(rounds):
+        for device in range(len(placement.batches)):
+            placement.done(device, 1)
+        found.append(Counter(bundle.job for _, bundle in placement.next()[0]))
+    return found
+
+
+@given(rooted=st.booleans(), weight=st.sampled_from([1.0, 3.0]))
+def test_where_jobs_take_turns_a_large_one_keeps_no_small_one_off_the_devices(rooted: bool, weight: float) -> None:
+    def rows(job: int, count: int) -> list[Bundle]:
+        return [Bundle(job, (uid,), *(((uid,), uid % 2) if rooted else ())) for uid in range(count)]
+
+    placement = Placement([2, 2])
+    placement.turns = FairShare()
+    placement.add(rows(0, 400))
+    placement.next()
+    placement.weights[1] = weight
+    placement.add(rows(1, 40))
+    sent = sent_by_job(placement, 8)
+    assert all(sum(counts.values()) == 2 for counts in sent)
+    assert sent[0][1] >= 1, "it has a turn as soon as there is room"
+    share = sum(counts[1] for counts in sent) / 16
+    assert abs(share - weight / (weight + 1)) <= 2 / 16
+    placement = Placement([2, 2])
+    placement.add(rows(0, 400))
+    placement.next()
+    placement.add(rows(1, 40))
+    assert not any(counts[1] for counts in sent_by_job(placement, 8)), "else rows go as they came"

@@ -106,7 +106,8 @@ class EngineActor:
     def _described(self) -> m.Description:
         e = self.engine
         sizes = e.batch_sizes if e.executor.prompts.living else {}  # measured with a prompt, where that is asked
-        return m.Description(e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.probed, sizes)
+        fair = e.scheduler.turns is not None
+        return m.Description(e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.probed, fair, sizes)
 
     def _submit(self, job: int, plan: Plan, guests: Iterable[bytes]) -> None:
         """Queue rows that may start from guests. One that is here by itself, too, has gone on since it was copied."""

@@ -25,6 +25,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.protocols import Engine, EngineLost
+from ttsnap.engine.fair import FairShare
 
 SOME = 16
 """Rows of a batch, as long as no actor has told its batch size."""
@@ -45,7 +46,6 @@ class ClusterEngine(Engine):
         self.crew.reset()
         self._texts: dict[int, str] = {}
         self._following = 0
-        self._weights: dict[int, float] = {}
         self._logs: dict[int, JobLog] = {}
         self._copies = Copies(self.crew.post)
         self._arrived: list[Outcome] = []
@@ -57,6 +57,8 @@ class ClusterEngine(Engine):
         told = [turn.description for turn in turns if turn.description is not None]
         self._told = agreed(told)
         self.probed = self._told.probed
+        if self._told.fair and self.placement.turns is None:
+            self.placement.turns = FairShare()
         self.placement.batches = [one.batch_sizes.get("batch_size", SOME) for one in told]
 
     # --- what it can do and what that costs -----------------------------------------------------------------------
@@ -143,12 +145,12 @@ class ClusterEngine(Engine):
     def release(self, job: int) -> None:
         self._logs.pop(job, None)
         self._texts.pop(job, None)
-        self._weights.pop(job, None)
+        self.placement.weights.pop(job, None)
         for later in self.crew.later:
             later.append(m.Release(job))
 
     def weigh(self, job: int, weight: float) -> None:
-        self._weights[job] = weight
+        self.placement.weights[job] = weight
         for later in self.crew.later:
             later.append(m.Weigh(job, weight))
 
@@ -271,7 +273,7 @@ class ClusterEngine(Engine):
 
     def _revived(self, actor: int) -> None:
         """Tell a new actor what the dead one knew, and have it make again what that one had."""
-        self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient, dict(self._weights)))
+        self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient, dict(self.placement.weights)))
         more: dict[int, set[int]] = {}
         for bundle in self._copies.given_up(actor):
             more.setdefault(bundle.job, set()).update(bundle.uids)

@@ -153,7 +153,7 @@ Command = (
 
 @dataclass(frozen=True)
 class Description:
-    """What an actor's engine is; as the attributes of Engine."""
+    """What an actor's engine is; as the attributes of Engine. fair: whether jobs take turns."""
 
     grid: Grid
     reward_names: tuple[str, ...]
@@ -162,6 +162,7 @@ class Description:
     offers: frozenset[Need]
     price: Price
     probed: Cost
+    fair: bool
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
 
 

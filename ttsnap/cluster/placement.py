@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ttsnap.engine.fair import FairShare
+
 AHEAD = 2
 """Batches of rows that a device is sent at most: one runs, one waits."""
 
@@ -53,6 +55,10 @@ class Placement:
         self.free: deque[Bundle] = deque()
         self.moved = 0
         """Rows that have moved."""
+        self.turns: FairShare[int] | None = None
+        """Where jobs take turns, each row that is sent being one; else rows are sent in the order of their plans."""
+        self.weights: dict[int, float] = {}
+        """Turns that jobs have where others have one."""
 
     def load(self, device: int) -> int:
         """Rows that are there, go there, or wait to."""
@@ -122,15 +128,18 @@ class Placement:
     def next(self) -> tuple[list[tuple[int, Bundle]], list[Bundle]]:
         """What is sent now, and where to; and what moves from a full device to one that would wait."""
         out: list[tuple[int, Bundle]] = []
+        if self.turns is not None:
+            self.turns.wait(sorted({bundle.job for queue in (*self.queues, self.free) for bundle in queue}))
         for i, queue in enumerate(self.queues):
             while queue and self.sent[i] < AHEAD * self.batches[i]:
-                self.queued[i] -= queue[0].size
-                out.append(self._send(i, queue.popleft()))
+                bundle = self._take(queue)
+                self.queued[i] -= bundle.size
+                out.append(self._send(i, bundle))
         loads = [self.load(i) for i in range(len(self.batches))]
         emptiest = [(loads[i] / batch, i) for i, batch in enumerate(self.batches)] if self.free else []
         heapq.heapify(emptiest)
         while self.free and emptiest[0][0] < AHEAD:
-            bundle, least = self.free.popleft(), emptiest[0][1]
+            bundle, least = self._take(self.free), emptiest[0][1]
             loads[least] += bundle.size
             heapq.heapreplace(emptiest, (loads[least] / self.batches[least], least))
             out.append(self._send(least, bundle))
@@ -143,6 +152,18 @@ class Placement:
                 loads[i] += last.size
                 moves.append(last)
         return out, moves
+
+    def _take(self, queue: deque[Bundle]) -> Bundle:
+        """The next one off a queue: its first one, or the first one of the job whose turn it is."""
+        if self.turns is None:
+            return queue.popleft()
+        firsts: dict[int, Bundle] = {}
+        for bundle in queue:
+            firsts.setdefault(bundle.job, bundle)
+        job = self.turns.first(firsts)
+        self.turns.serve(job, firsts[job].size / self.weights.get(job, 1.0))
+        queue.remove(firsts[job])
+        return firsts[job]
 
     def _last_of_longest(self) -> Bundle | None:
         """Of the bundles that wait for the device for which most do, the last one that can move."""
