@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Shard:
+class TrajectoryShard:
     """N trajectories: their prompts, the first one's seed (the others follow), and in float16 states (N, S, ...) at
     grid steps 0..S-1, in the sampler's own scaling, and ends (N, ...)."""
 
@@ -42,7 +42,7 @@ def digest(settings: Mapping[str, Json]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def write(path: Path, shard: Shard, settings: Mapping[str, Json]) -> None:
+def write(path: Path, shard: TrajectoryShard, settings: Mapping[str, Json]) -> None:
     """Write a shard, whole or not at all. OSError where the disk is full."""
     tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
     about = {
@@ -56,7 +56,7 @@ def write(path: Path, shard: Shard, settings: Mapping[str, Json]) -> None:
     write_whole(path, lambda file: file.write(data))
 
 
-def read(path: Path, settings: Mapping[str, Json]) -> Shard:
+def read(path: Path, settings: Mapping[str, Json]) -> TrajectoryShard:
     """A shard. ValueError where it is missing, damaged, or was made with other settings."""
     tensors, metadata = files.read_tensors(path, "file of trajectories")
     about = files.parse_object(metadata.get("trajectories", ""), path)
@@ -80,7 +80,7 @@ def read(path: Path, settings: Mapping[str, Json]) -> Shard:
     except (ValueError, KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"cannot use {path}: {why}. A file that is removed is made again") from None
-    return Shard(prompts, first, states, ends)
+    return TrajectoryShard(prompts, first, states, ends)
 
 
 def _half(tensors: Mapping[str, files.Tensor], name: str) -> Tensor:

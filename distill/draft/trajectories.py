@@ -14,7 +14,7 @@ from ttsnap.distill.draft import shards
 from ttsnap.distill.draft.config import TrajectoryConfig, determining
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.sampler import begin, predict
-from ttsnap.distill.draft.shards import Shard
+from ttsnap.distill.draft.shards import TrajectoryShard
 from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.files.typed import Json
@@ -91,13 +91,13 @@ def evaluated(steps: int, skipped: Sequence[int]) -> list[int]:
     return [step for step in range(steps + 1) if step not in skipped]
 
 
-def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig) -> Shard:
+def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig) -> TrajectoryShard:
     parts = [
         trajectories(denoiser, texts[i : i + config.batch], first_seed + i, config)
         for i in range(0, len(texts), config.batch)
     ]
     states, ends = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Shard(texts, first_seed, states, ends)
+    return TrajectoryShard(texts, first_seed, states, ends)
 
 
 @torch.no_grad()

@@ -131,11 +131,11 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     save_file({"states": shard.states, "ends": shard.ends}, path)
     with pytest.raises(ValueError, match="is damaged"):
         shards.read(path, settings)
-    bad = shards.Shard(shard.prompts, 7, shard.states.float(), shard.ends)
+    bad = shards.TrajectoryShard(shard.prompts, 7, shard.states.float(), shard.ends)
     shards.write(path, bad, settings)
     with pytest.raises(ValueError, match="states must be finite float16 numbers, got float32"):
         shards.read(path, settings)
-    shards.write(path, shards.Shard(shard.prompts[:1], 7, shard.states, shard.ends), settings)
+    shards.write(path, shards.TrajectoryShard(shard.prompts[:1], 7, shard.states, shard.ends), settings)
     with pytest.raises(ValueError, match="of 1 prompts"):
         shards.read(path, settings)
 
