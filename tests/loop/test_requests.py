@@ -196,6 +196,20 @@ def test_a_prompt_that_is_refused_changes_nothing(engine: Any) -> None:
     assert told(run, request)[0].images
 
 
+def test_prompts_that_cannot_be_encoded_leave_the_numbers_of_jobs_as_they_were(engine: Any) -> None:
+    live = living(engine)
+    run = Run(live)
+    first = ask(run, ["a"], SearchSpec(BestOfN(2)))
+    with pytest.raises(ValueError, match="is not in list"):
+        ask(run, ["unknown"], SearchSpec(BestOfN(2)))
+    second = ask(run, ["b"], SearchSpec(BestOfN(2)))
+    while run.busy:
+        run.turn()
+    for request, prompt in ((first, "a"), (second, "b")):
+        alone = search([prompt], BestOfN(2), living(engine))[0]
+        assert told(run, request)[0].best.reward == pytest.approx(alone.best.reward, abs=1e-6)
+
+
 def test_needs_are_those_of_the_algorithms_asked_for(engine: Any) -> None:
     run = Run(living(engine))
     assert Need.BRANCH not in run.engine.offers

@@ -43,8 +43,8 @@ class Spent:
     "reward", "gradient"), empty where the engine takes no time; seconds_all_prompts: of the whole run. usage: memory,
     energy and CO2 (profiling/meter.py), energy by share. seeds: started; finished: images. gain_of_second_half: by how
     much the best finished image exceeds the best of half of them, None below four. calibration: what the engine spent
-    before the search, on finding batch sizes and the like, which no budget pays. lost: what the
-    engine computed in vain for all prompts, because a device broke down, which no budget pays either.
+    before the search, on finding batch sizes and the like, which no budget pays. lost: what the engine
+    computed in vain for all prompts, because a device broke down, which no budget pays either.
     """
 
     cost: Cost

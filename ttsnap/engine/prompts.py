@@ -42,10 +42,15 @@ class Prompts:
         return list(self._texts.values())
 
     def admit(self, prompts: Sequence[str]) -> None:
-        """A job for each of these prompts, numbered on from the last one."""
-        self._texts |= {self._next + i: prompt for i, prompt in enumerate(prompts)}
+        """A job for each of these prompts, numbered on from the last one; none where they cannot be encoded."""
+        before = self._texts
+        self._texts = before | {self._next + i: prompt for i, prompt in enumerate(prompts)}
+        try:
+            self.encode()
+        except Exception:
+            self._texts = before
+            raise
         self._next += len(prompts)
-        self.encode()
 
     def resume(self, texts: Mapping[int, str], following: int) -> None:
         """Jobs of these numbers and prompts, and no others; the next one has number `following`."""
