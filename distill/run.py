@@ -26,6 +26,7 @@ from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
+from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
 from ttsnap.version import versions
 
@@ -90,6 +91,7 @@ def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bo
 
     torch.manual_seed(config.seed)
     base = make_reward(config.reward, device=accelerator.device, dtype=torch.float32)
+    Shown().check([base])
     student = make_student(
         base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
         features_block=frames.features_block, seed=config.seed,

@@ -20,6 +20,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.scoring import shown_of
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
 from ttsnap.options.engine import EngineOptions
@@ -178,6 +179,8 @@ class SearchMixin:
             if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
                 _warn_once(doubt)
             denoiser.encode_instead(prompts, of=texts)
+            shown = shown_of(denoiser, asked.batches.frames)
+            shown.check(report)
             output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
             finished: dict[tuple[int, int], Tensor] = {}
             recorder = Recorder()
@@ -196,7 +199,8 @@ class SearchMixin:
             try:
                 results = self._run(texts, algorithm, engine, budget, listeners, settings)
                 results, flags = output.checked(self, results)
-                results = [output.reported(result, report) for result in results]
+                sources = output.sources_of(denoiser, texts, report)
+                results = [output.reported(r, report, shown, s) for r, s in zip(results, sources, strict=True)]
             finally:
                 pipe.maybe_free_model_hooks()
             results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]

@@ -21,6 +21,9 @@ from torch import Tensor
 from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Event, Result
 from ttsnap.results import outputs
+from ttsnap.rewards.frames import Shown
+from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import score_in_parts
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
 """N images in one of the forms in TYPES; an empty list where a search returned no image."""
+IMAGES = Shown()
 TYPES = ("pil", "pt", "np", "latent")
 
 
@@ -104,15 +108,30 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
     return censored, [bool(flag) for flag in flags]
 
 
-def reported(result: Result, metrics: Sequence[Reward]) -> Result:
-    """The result, each of its images scored by each metric; a metric that fails adds a warning instead."""
+def sources_of(
+    denoiser: PipelineDenoiser, prompts: Sequence[str], metrics: Sequence[RewardModel]
+) -> list[Tensor | None]:
+    """What each of these prompts edits, (3, h, w), where one of these metrics needs it; on the CPU, as images are."""
+    if not any("source" in metric.needs for metric in metrics):
+        return [None] * len(prompts)
+    denoiser.encode(prompts)
+    return list(denoiser.sources(torch.arange(len(prompts))).cpu())
+
+
+def reported(result: Result, metrics: Sequence[Reward], shown: Shown = IMAGES, source: Tensor | None = None) -> Result:
+    """The result, each of its images scored by each metric; a metric that fails adds a warning instead.
+
+    shown: what metrics see of videos and edits; source: (3, h, w), what the prompt edits, where one needs it.
+    """
     if not metrics or not result.images:
         return result
     images = torch.stack([c.pixels for c in result.images])
     n = len(images)
     columns, failed = {}, []
-    for metric in metrics:
-        columns[metric.name], error = score_in_parts(metric, images.clone(), [result.prompt] * n, torch.zeros(n))
+    for metric in map(make_reward, metrics):
+        call = shown.by(metric, None if source is None else source[None])
+        told = images.clone(), [result.prompt] * n, torch.zeros(n)
+        columns[metric.name], error = score_in_parts(call, *told, metric.name)
         failed += [f"the reported {error}"] if error else []
     scored = [
         replace(c, metrics={name: float(column[i]) for name, column in columns.items()})

@@ -130,7 +130,7 @@ def score(reward: Reward, request: Request, device: torch.device | str = "cpu") 
             image.copy_(_decode(request.images[row], width, height))
         levels = torch.tensor([request.levels[row] for row in rows])
         images, prompts = images.to(device).div_(255), [request.prompts[row] for row in rows]
-        scores[rows], reason = score_in_parts(reward, images, prompts, levels.to(device))
+        scores[rows], reason = score_in_parts(reward, images, prompts, levels.to(device), reward.name)
         if reason is not None:
             raise RefusedError(500, reason)
     return [None if np.isnan(value) else float(value) for value in scores]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -24,6 +24,9 @@ class Staged(RewardModel):
         self.early, self.final = make_reward(early), make_reward(final)
         self.name = f"{self.early.name} then {self.final.name}"
         self.tokens = max(self.early.tokens, self.final.tokens)
+        self.needs = self.early.needs | self.final.needs
+        if ("video" in self.early.needs) != ("video" in self.final.needs):
+            raise ValueError(f"{self.name}: one scores videos and the other single frames; take two of one kind")
         self.estimates, self.features_block = self.early.estimates, self.early.features_block
 
     @property
@@ -40,8 +43,11 @@ class Staged(RewardModel):
         self.early.check(prompts)
         self.final.check(prompts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU."""
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU. source:
+        what each row's prompt edits, for the one of the two that needs it."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         scores, taken = torch.zeros(len(images)), [0] * len(images)
         self.tokens_taken = taken
@@ -49,8 +55,11 @@ class Staged(RewardModel):
             index = rows.nonzero()[:, 0]
             if len(index):
                 chosen = [prompts[i] for i in index.tolist()]
+                asked: Callable[..., Scores] = reward
+                sources = None if source is None else source[index.to(source.device)]
+                given = {"source": sources} if "source" in reward.needs else {}
                 try:
-                    part = reward(images[index.to(images.device)], chosen, levels[index].to(images.device))
+                    part = asked(images[index.to(images.device)], chosen, levels[index].to(images.device), **given)
                 finally:  # tokens are paid where it fails, too
                     for i, tokens in zip(index.tolist(), reward.tokens_taken, strict=False):
                         taken[i] = tokens

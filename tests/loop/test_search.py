@@ -25,6 +25,7 @@ from ttsnap.loop.search import dry_costs, fit
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
+from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.rng import seeded
 
 from ..conftest import Brightness  # noqa: TID252
@@ -82,7 +83,7 @@ algorithms = st.one_of(
 budgets = st.one_of(
     st.builds(Budget, nfe=st.integers(8, 90)),
     st.builds(Budget, decodes=st.integers(1, 12), nfe=st.integers(8, 200)),
-    st.builds(Budget, reward_calls=st.integers(2, 30), flops=st.floats(2000, 30000)),
+    st.builds(Budget, reward_calls=st.integers(5, 30), flops=st.floats(2000, 30000)),
 )
 
 
@@ -95,13 +96,20 @@ budgets = st.one_of(
     nan=st.sampled_from([0.0, 0.3, 1.0]),
     broken=st.sampled_from([0.0, 0.2, 1.0]),
     prompts=st.integers(1, 3),
+    frames=st.one_of(st.none(), st.tuples(st.integers(1, 6), st.integers(1, 4))),
 )
 def test_ledger_equals_counter_and_no_budget_is_exceeded(
-    engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int
-) -> None:
-    rewards = [Brightness("one", nan, broken), Brightness("two")]
+    engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int,
+    frames: tuple[int, int] | None,
+) -> None:  # fmt: skip
+    """frames: of a video, and how many of these a reward of images sees; None for images."""
+    rewards = [Brightness("one", nan, broken, times=min(frames or (1,))), Brightness("two")]
     kernel = "sde" if Need.BRANCH in algorithm.needs else "pipeline"
-    live = with_kernel(engine(rewards=rewards, batch_size=batch), kernel)
+    live = engine(batch_size=batch)
+    if frames is not None:
+        live.denoiser.frames, rewards[1].needs = frames[0], {"video"}
+    live = LiveEngine(live.denoiser, rewards, EngineOptions(batch, frames=(frames or (0, 4))[1]),
+                      kernel=KERNELS[kernel](live.denoiser))  # fmt: skip
     try:
         results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared)
     except RewardError:
@@ -121,13 +129,11 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
         assert budget.flops is None or cost <= budget.flops * times * (1 + 1e-9)
     for result in results:
         assert result.images
-        assert result.best.image.shape == (3, 1, 1)
+        assert result.best.image.shape == ((3, 1, 1) if frames is None else (frames[0], 3, 1, 1))
         assert sum(m["cost"]["nfe"] for m in result.trace) == result.spent.nfe
 
 
 def with_kernel(live: LiveEngine, name: str) -> LiveEngine:
-    from ttsnap.sampling.kernels import KERNELS
-
     kernel = KERNELS[name](live.denoiser)
     return LiveEngine(live.denoiser, live.rewards, EngineOptions(live.batch_size), kernel=kernel)
 

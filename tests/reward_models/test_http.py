@@ -131,7 +131,7 @@ def test_a_failing_reward_costs_its_batch_only() -> None:
         raise RuntimeError("no memory left")
 
     with serving(FunctionReward(broken)) as url:
-        scores, reason = score_images(HttpReward(url), IMAGES, PROMPTS, torch.zeros(5))
+        scores, reason = score_images(HttpReward(url), IMAGES, PROMPTS, torch.zeros(5), "served")
         assert reason is not None
         assert "refused with status 500: broken: RuntimeError: no memory left" in reason
     assert len(scores) == 5
@@ -291,6 +291,6 @@ def test_any_reply_is_two_scores_or_an_error(monkeypatch: pytest.MonkeyPatch, st
         return (status, text) if data else (200, b'{"name": "x"}')
 
     monkeypatch.setattr(http, "_exchange", exchange)
-    scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2))
+    scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2), "x")
     assert scores.shape == (2,)
     assert reason is None or reason.startswith("x: RuntimeError: http://x ")

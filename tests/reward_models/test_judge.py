@@ -206,7 +206,7 @@ def one_token(entry: Any) -> Any:
 )
 def test_failures_are_told_in_a_sentence(stub: Stub, act: Any, message: str) -> None:
     stub.default = act
-    scores, why = score_images(judge(timeout=0.5), IMAGES[:1], ["a"], torch.zeros(1))
+    scores, why = score_images(judge(timeout=0.5), IMAGES[:1], ["a"], torch.zeros(1), "judge")
     assert np.isnan(scores).all()
     assert why is not None
     assert message in why
@@ -214,7 +214,7 @@ def test_failures_are_told_in_a_sentence(stub: Stub, act: Any, message: str) -> 
 
 
 def test_no_server(stub: Stub) -> None:
-    scores, why = score_images(judge(base_url="http://127.0.0.1:9/v1"), IMAGES, PROMPTS, torch.zeros(3))
+    scores, why = score_images(judge(base_url="http://127.0.0.1:9/v1"), IMAGES, PROMPTS, torch.zeros(3), "judge")
     assert np.isnan(scores).all()
     assert why is not None
     assert "tiny could not be asked: " in why
@@ -279,7 +279,7 @@ def test_what_is_given_back_is_spent_on_more_images(stub: Stub, engine: Any) -> 
 def test_tokens_are_those_that_the_server_counts(stub: Stub, act: Any, tokens: int) -> None:
     asked = judge(image_tokens=150, cache="none")
     stub.default = act
-    score_images(asked, IMAGES[:1], ["a"], torch.zeros(1))
+    score_images(asked, IMAGES[:1], ["a"], torch.zeros(1), "judge")
     assert list(asked.tokens_taken) == [tokens]
 
 

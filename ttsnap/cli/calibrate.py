@@ -91,7 +91,7 @@ def run(a: Namespace) -> int:
 
 def recorded_score_cost(recording: Any) -> float:
     """A decode with all rewards, in evaluations, by the recorded FLOPs; 0 where they were not recorded."""
-    rates = recording.price.flops
+    price, rates = recording.price, recording.price.flops
     if rates.nfe <= 0:
         return 0.0
-    return float((rates.decodes + len(recording.reward_names) * rates.reward_calls) / rates.nfe)
+    return float((rates.decodes + price.calls(len(recording.reward_names)) * rates.reward_calls) / rates.nfe)

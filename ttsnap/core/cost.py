@@ -52,7 +52,8 @@ class PerKind(Generic[N]):
 
     `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
     forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
-    scored, once per reward; `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
+    scored, once per reward: of a video each frame that a reward of images sees, or the whole for a reward of videos.
+    `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
     `draft_calls` counts calls of a drafter for one particle, of `Price.passes_per_draft` forward passes each; a cap in
     NFE holds them as well, as the share of an evaluation's passes that they take.
     `gradients` counts backward passes through a decode and its rewards, `backwards` those through an evaluation of the

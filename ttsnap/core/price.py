@@ -74,7 +74,8 @@ class Price:
     finished image always takes a decode. depth: evaluations that the gradient of a finished image goes back through.
     asked: rewards that a gradient asks; each is a reward call, and the decode that they share is one, too.
     passes_per_draft: forward passes of one call of the drafter; 0 where there is none. tokens: the most that scoring
-    one image takes of language models behind an API.
+    one image takes of language models behind an API. more_calls: reward calls that a score takes beyond one of each
+    reward, as rewards of images do that see several frames of a video.
     """
 
     flops: Rates = Rates()
@@ -86,6 +87,7 @@ class Price:
     asked: int = 1
     passes_per_draft: int = 0
     tokens: int = 0
+    more_calls: int = 0
 
     def __post_init__(self) -> None:
         counts = (
@@ -94,10 +96,15 @@ class Price:
             ("asked", self.asked, 1),
             ("passes_per_draft", self.passes_per_draft, 0),
             ("tokens", self.tokens, 0),
+            ("more_calls", self.more_calls, 0),
         )
         for name, count, least in counts:
             if count < least:
                 raise ValueError(f"{name} of a price must be at least {least}, got {count}")
+
+    def calls(self, rewards: int) -> int:
+        """Reward calls that one score by so many rewards takes."""
+        return rewards + self.more_calls
 
     @property
     def nfe_per_draft(self) -> float:

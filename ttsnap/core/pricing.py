@@ -36,7 +36,7 @@ def first_ones(uids: IntArray, particles: int) -> BoolArray:
 
 
 def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN) -> RowCosts:
-    """What each of these rows costs, for so many rewards; of `price` count estimates, guided, depth and asked.
+    """What each of these rows costs, for so many rewards; of `price` count all but the rates.
 
     rows: resolved (plans.py), so that `parent` is the particle whose state a row starts from.
     A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), those of its look
@@ -55,7 +55,7 @@ def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards:
             paid |= ~first_ones(parents, len(particles))
         nfe[users] -= paid
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
-    costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * rewards}
+    costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * price.calls(rewards)}
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
     if np.count_nonzero(drafts := ahead * look.draft_calls(rows.stop)):
@@ -102,12 +102,13 @@ def finish_cost(
 ) -> Cost:
     """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
+    scoring = price.calls(rewards)
     if (guided := price.guided) is None:
-        return Cost(int(calls.min()), 1, rewards, tokens=price.tokens)
+        return Cost(int(calls.min()), 1, scoring, tokens=price.tokens)
     step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
     again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
     least = np.lexsort((gradients_left, calls + again))[0]
     gradients = int(gradients_left[least])
     cost = price.of_gradients(gradients, gradients if guided.through else 0, int(again[least]))
-    return Cost(int(calls[least]), 1, rewards, tokens=price.tokens) + cost
+    return Cost(int(calls[least]), 1, scoring, tokens=price.tokens) + cost

@@ -46,8 +46,9 @@ class Event:
     """One thing that happened, for progress bars, contact sheets and live views.
 
     kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
-    batch ran; `nfe` evaluations), "score" (a particle was scored, an unfinished one by `look`; `image` holds what was
-    decoded, `kept` its latent and features where the engine keeps them), "drop", "end" (a prompt is done).
+    batch ran; `nfe` evaluations), "score" (a particle was scored, an unfinished one by `look`, in so many
+    `reward_calls`; `image` holds what was decoded, as in Candidate, `kept` its latent and features where the engine
+    keeps them), "drop", "end" (a prompt is done).
     """
 
     kind: str
@@ -61,12 +62,14 @@ class Event:
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     move: TracedMove | None = None
     nfe: int = 0
+    reward_calls: int = 0
     best: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished image: (3, H, W) in [0, 1] on the CPU, or None where no model ran, as in a dry run or a replay.
+    """A finished image (3, H, W), or a video (T, 3, H, W), in [0, 1] on the CPU; None where no model ran, as in a dry
+    run or a replay.
 
     `reward` is its utility among the finished ones, `scores` (R,) by reward name.
     """
@@ -80,7 +83,7 @@ class Candidate:
 
     @property
     def pixels(self) -> Tensor:
-        """The image, where there must be one. ValueError where no model ran."""
+        """The image or video, where there must be one. ValueError where no model ran."""
         if self.image is None:
             raise ValueError(f"no image of seed {self.seed}: this search ran without a model")
         return self.image

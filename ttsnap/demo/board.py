@@ -103,7 +103,7 @@ class Board:
         elif event.kind == "tick":
             self.spent += Cost(nfe=event.nfe)
         elif event.kind == "score":
-            self.spent += Cost(decodes=1, reward_calls=len(event.scores))
+            self.spent += Cost(decodes=1, reward_calls=event.reward_calls)
             self.score(event.uids[0], event.step, event.scores, picture, right)
             if large:
                 self.picture = large

@@ -87,7 +87,7 @@ class Executor:
         return self.sizes.run(rows, self._score, decoding=True)
 
     def _score(self, rows: Sequence[Row]) -> Scored:
-        scored = self.scorer(list(rows), self.prompts.texts(rows), self.watch)
+        scored = self.scorer(list(rows), self.prompts, self.watch)
         self.count(scored.cost)
         return scored
 

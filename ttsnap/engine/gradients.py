@@ -51,6 +51,9 @@ class Differentiator:
         self.rewards = [(w, reward) for w, reward in zip(self.weights, rewards, strict=True) if w]
         if not self.rewards:
             raise ValueError("guidance needs a reward with a weight other than 0")
+        if denoiser.frames is not None:
+            raise ValueError("gradients of rewards are not taken through videos; search without guidance, or guide "
+                             "where images are made")  # fmt: skip
         for _, reward in self.rewards:
             check_reward(reward)
         self._found = False
@@ -155,6 +158,9 @@ def check_reward(reward: RewardModel) -> None:
     """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one call of it."""
     if reward.estimates != "pixels":
         raise ValueError(f"reward {reward.name!r} reads {reward.estimates}; gradients are taken of rewards of pixels")
+    if reward.needs:
+        raise ValueError(f"reward {reward.name!r} needs {' and '.join(sorted(reward.needs))}; gradients are taken of "
+                         "rewards of images and prompts alone")  # fmt: skip
     image = reward.trial_image().requires_grad_()
     try:
         with torch.enable_grad():

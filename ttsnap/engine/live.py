@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from ttsnap.core.cost import Cost
@@ -74,7 +73,7 @@ class LiveEngine(Engine):
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
         check_drafts(denoiser, self.kernel, self.rewards)
-        self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=options.preview)
+        self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=options.preview, frames=options.frames)
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
         block = block_to_capture(self.rewards, self.keep, options.features_block)
         if block is not None:
@@ -97,13 +96,13 @@ class LiveEngine(Engine):
         """FLOPs per unit, counted once; seconds per unit once `calibrate` has run."""
         if self._price is None:
             predict, decode = self.denoiser.flops()
-            reward = float(np.mean([r.flops for r in self.rewards]))
             preview = self.denoiser.preview_flops() if self.scorer.estimates == "preview" else 0.0
             draft = self.denoiser.draft_flops() * self.denoiser.passes_per_draft
-            rates = Rates(predict, decode, reward, preview, draft_calls=draft)
+            rates = Rates(predict, decode, self.scorer.flops, preview, draft_calls=draft)
             passes, per_draft = self.denoiser.passes_per_nfe, self.denoiser.passes_per_draft
-            pixels, tokens = self.scorer.estimates, self.scorer.tokens
-            plain = Price(rates, None, passes, pixels, passes_per_draft=per_draft, tokens=tokens)
+            pixels, more = self.scorer.estimates, self.scorer.calls - len(self.rewards)
+            plain = Price(rates, None, passes, pixels, passes_per_draft=per_draft, tokens=self.scorer.tokens,
+                          more_calls=more)  # fmt: skip
             self._price = self.stepper.priced(plain)
         return self._price
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import RewardError, place_of, said
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import SILENT, ask
+from ttsnap.rewards.scoring import SILENT, Call, ask
 from ttsnap.sampling.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
@@ -36,11 +38,24 @@ class Scored(NamedTuple):
     tokens_left: IntArray
 
 
+class Asked(NamedTuple):
+    """What rewards are asked about: n rows, their latents (n, ...), their images or videos where someone needs them,
+    their prompts in words, their noise levels (n,), and what they edit (n, 3, h, w), where a reward is to see it."""
+
+    batch: Sequence[Row]
+    latents: Tensor
+    images: Sequence[Tensor | None]
+    prompts: Sequence[str]
+    levels: Tensor
+    sources: Tensor | None
+
+
 class Scorer:
     """Scores rows with every reward.
 
-    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". ValueError where there
-    is no preview VAE.
+    estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
+    of what is made, by the denoiser and the option `frames`. ValueError where there is no preview VAE, and for rewards
+    that need what there is not.
 
     A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
     its first batch, ends the search by RewardError; batches of one image are taken together until there are two,
@@ -49,21 +64,34 @@ class Scorer:
     """
 
     def __init__(
-        self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False
+        self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False, frames: int = 1
     ) -> None:
         self.names = tuple(r.name for r in rewards)
         if preview and not denoiser.previews:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
+        self.shown = shown_of(denoiser, frames)
+        self.shown.check(rewards)
         self._split = {r.name: r.scores_estimates_apart for r in rewards}
         # By reward, and whether of finished images: those that failed so far where none was scored yet, -1 afterwards.
         self._failed: dict[tuple[str, bool], int] = {}
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
-        self.tokens = sum(r.tokens for r in rewards)
+        self.tokens = sum(r.tokens * self.shown.calls(r) for r in rewards)
+        self.calls = sum(map(self.shown.calls, rewards))
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
-    def __call__(self, batch: list[Row], prompts: list[str], watch: Stopwatch) -> Scored:
+    @property
+    def flops(self) -> float:
+        """FLOPs of a reward call, on average over those of a score."""
+        return sum(r.flops * self.shown.calls(r) for r in self.rewards) / self.calls
+
+    def sources(self, cond: Tensor) -> Tensor | None:
+        """What these prompts (N,) edit, where a reward is to see it."""
+        return self.denoiser.sources(cond) if any("source" in r.needs for r in self.rewards) else None
+
+    def __call__(self, batch: list[Row], prompts: Prompts, watch: Stopwatch) -> Scored:
+        """prompts: those of all jobs."""
         latents = torch.stack([row.scored_node.x0 for row in batch])
         levels = torch.tensor([self.grid.levels[row.scored_step] for row in batch], device=latents.device)
         last = [i for i, row in enumerate(batch) if row.last]
@@ -71,7 +99,9 @@ class Scorer:
         with watch("decode", latents.device):
             images, cost = self._images(latents, last, early)
         with watch("reward", latents.device):
-            columns = [self._column(i, batch, latents, images, prompts, levels) for i in range(len(self.rewards))]
+            texts, sources = prompts.texts(batch), self.sources(prompts.rows(batch))
+            asked = Asked(batch, latents, images, texts, levels, sources)
+            columns = [self._column(reward, asked) for reward in self.rewards]
         broken = _broken(latents, images)
         scores = np.stack([column for column, _, _ in columns], axis=1)
         scores[broken] = np.nan
@@ -84,7 +114,7 @@ class Scorer:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
         taken = np.sum([tokens for _, _, tokens in columns], axis=0)
-        cost += Cost(0, 0, len(batch) * len(self.rewards), tokens=int(taken.sum()))
+        cost += Cost(0, 0, len(batch) * self.calls, tokens=int(taken.sum()))
         return Scored(scores, errors, images, latents, cost, self.tokens - taken)
 
     def _hold_on(
@@ -115,29 +145,33 @@ class Scorer:
                 images[i] = image
         return images, Cost(0, len(decoded), 0, len(previewed))
 
-    def _column(
-        self, r: int, batch: list[Row], latents: Tensor, images: list[Tensor | None], prompts: list[str], levels: Tensor
-    ) -> tuple[FloatArray, Exception | None, IntArray]:
-        """Reward r's scores (N,) of these rows, why some failed, and tokens taken (N,): estimates in its own space, the
-        rest decoded."""
-        reward = self.rewards[r]
-        ahead = [i for i, row in enumerate(batch) if reward.estimates != "pixels" and not row.last]
-        seen = [i for i in range(len(batch)) if i not in set(ahead)]
-        scores, errors, tokens = np.full(len(batch), np.nan), [], np.zeros(len(batch), int)
-        for rows, call in ((seen, reward), (ahead, reward.score_estimates)):
-            if not rows:
-                continue
-            if rows is seen:
-                x = _pictures(images, rows)
-            elif reward.estimates == "latents":
-                x = latents[rows]
-            else:
-                x = torch.stack([_features(batch[i]) for i in rows])
-            scores[rows], error = ask(call, x, [prompts[i] for i in rows], levels[rows])
-            errors += [error] if error else []
-            for i, taken in zip(rows, reward.tokens_taken if rows is seen else (), strict=False):
+    def _column(self, reward: RewardModel, of: Asked) -> tuple[FloatArray, Exception | None, IntArray]:
+        """A reward's scores (N,), why some failed, and tokens taken (N,): estimates in its own space, the rest
+        decoded."""
+        n, ahead = len(of.batch), [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last]
+        seen = [i for i in range(n) if i not in set(ahead)]
+        scores, tokens = np.full(n, np.nan), np.zeros(n, int)
+        errors: list[Exception] = []
+
+        def score(rows: list[int], call: Call, x: Tensor) -> None:
+            scores[rows], error = ask(call, x, [of.prompts[i] for i in rows], of.levels[rows])
+            errors.extend([error] if error else [])
+
+        for rows in _alike(of.images, seen):
+            sources = None if of.sources is None else of.sources[rows]
+            score(rows, self.shown.by(reward, sources), _pictures(of.images, rows))
+            for i, taken in zip(rows, self.shown.tokens(reward), strict=False):
                 tokens[i] = taken
+        if ahead:
+            latents = reward.estimates == "latents"
+            x = of.latents[ahead] if latents else _features([of.batch[i] for i in ahead])
+            score(ahead, reward.score_estimates, x)
         return scores, errors[0] if errors else None, tokens
+
+
+def shown_of(denoiser: Denoiser, frames: int) -> Shown:
+    """What rewards are shown of what this denoiser makes; of a video, so many frames or all that there are."""
+    return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), denoiser.edits)
 
 
 def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block: int | None) -> int | None:
@@ -159,21 +193,32 @@ def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block:
 
 
 def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:
-    """(n, 3, H, W) images of these n rows, which all have one."""
+    """(n, ...) images, or videos, of these n rows, which all have one."""
     return torch.stack([image for i in rows if (image := images[i]) is not None])
 
 
-def _features(row: Row) -> Tensor:
-    if row.scored_node.features is None:
-        raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
-    return row.scored_node.features
+def _alike(images: Sequence[Tensor | None], rows: Sequence[int]) -> list[list[int]]:
+    """These rows in groups whose images have one shape: previews of videos may have fewer frames."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in rows:
+        if (image := images[i]) is not None:
+            groups.setdefault(tuple(image.shape), []).append(i)
+    return list(groups.values())
+
+
+def _features(rows: Sequence[Row]) -> Tensor:
+    """(n, D, h, w) of these n rows."""
+    found = [(row, row.scored_node.features) for row in rows]
+    for row, features in found:
+        if features is None:
+            raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
+    return torch.stack([features for _, features in found if features is not None])
 
 
 def _broken(latents: Tensor, images: list[Tensor | None]) -> BoolArray:
     """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
     broken = ~torch.isfinite(latents).flatten(1).all(1)
-    seen = [i for i, image in enumerate(images) if image is not None]
-    if seen:
+    for seen in _alike(images, range(len(images))):
         broken[seen] |= ~torch.isfinite(_pictures(images, seen)).flatten(1).all(1)
     return np.asarray(broken.cpu().numpy())
 

@@ -14,7 +14,7 @@ from ttsnap.core.price import Rates
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.scoring import Scorer
 from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
-from ttsnap.rewards.scoring import score_images
+from ttsnap.rewards.scoring import ask
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 
@@ -36,7 +36,11 @@ def sizes_for(
     if gauge is None:
         denoise = denoise or DEFAULT_BATCH
         return denoise, decode or denoise, Cost()
-    memo, key, spent = denoiser.memo, ("batches", *denoiser.setting(), scorer.names, denoise, decode), Cost()
+    memo, key, spent = (
+        denoiser.memo,
+        ("batches", *denoiser.setting(), scorer.names, scorer.shown, denoise, decode),
+        Cost(),
+    )
     if key not in memo:
         denoiser.encode(prompts[:1] or [""])
         *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
@@ -51,19 +55,20 @@ def fit_batches(
     denoiser: Denoiser, scorer: Scorer, gauge: Gauge, denoise: int | None, decode: int | None
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took."""
-    spent, rewards = Cost(), scorer.rewards
+    spent = Cost()
 
     def judge(n: int) -> None:
         images = denoiser.decode(_noise(denoiser, n))
-        for reward in rewards:
-            score_images(reward, images, [""] * n, torch.zeros(n, device=images.device))
+        sources = scorer.sources(torch.zeros(n, dtype=torch.long))
+        for reward in scorer.rewards:
+            ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
 
     if denoise is None:
         denoise, rows = fit_rows(lambda n: _predict(denoiser, n), gauge, MOST)
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)
-        spent += Cost(0, rows, rows * len(rewards))
+        spent += Cost(0, rows, rows * scorer.calls)
     return denoise, decode, spent
 
 
@@ -82,11 +87,13 @@ def seconds_of(denoiser: Denoiser, scorer: Scorer, sizes: BatchSizes) -> tuple[R
     preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
     draft = _timed(lambda: _draft(denoiser, 1)) if denoiser.drafts else 0.0
     level = torch.ones(1, device=image.device)
-    rewards = [_timed(partial(score_images, r, image, [""], level)) for r in scorer.rewards]
+    sources = scorer.sources(torch.zeros(1, dtype=torch.long))
+    calls = [scorer.shown.by(reward, sources) for reward in scorer.rewards]
+    scoring = sum(_timed(partial(ask, call, image, [""], level)) for call in calls)
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
-    rates = Rates(nfe, decode, sum(rewards) / len(rewards), preview, draft_calls=draft * nfe / max(one, nfe),
+    rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
                   call=max(0.0, one - nfe))  # fmt: skip
-    return rates, Cost(n + 2, 2, len(rewards), int(previews), draft_calls=int(denoiser.drafts))
+    return rates, Cost(n + 2, 2, scorer.calls, int(previews), draft_calls=int(denoiser.drafts))
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -141,7 +141,7 @@ class Cap:
     def task(self, keep: int = 1, shared: bool = False) -> Task:
         """The task of one search."""
         grid, price, rates = self.engine.grid, self.engine.price, self.rates
-        scoring = len(self.engine.reward_names) * rates.reward_calls
+        scoring = price.calls(len(self.engine.reward_names)) * rates.reward_calls
         check = None if price.estimates == "decode" else (rates.pixels(price.estimates) + scoring) / self.unit
         calls = self.engine.draft_calls
         score = (rates.decodes + scoring) / self.unit
@@ -163,7 +163,7 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
             caps.append((amount, rates))
     whole = finish_cost(0, False, engine.grid, rewards, price)
     amount, rates = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes))
-    unit = (rates.of(whole) - rates.decodes - rewards * rates.reward_calls) / engine.grid.nfe
+    unit = (rates.of(whole) - rates.decodes - price.calls(rewards) * rates.reward_calls) / engine.grid.nfe
     return Cap(amount, rates, unit, engine)
 
 

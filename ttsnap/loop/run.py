@@ -227,10 +227,11 @@ class Run:
             return
         best = float(job.particles.value(job.ranking()[:1])[0]) if job.images else float("nan")
         kept = outcome.kept or [{}] * len(outcome.uids)
+        calls = self.engine.price.calls(self.rewards)
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
         for uid, step, scores, image, more in zip(*columns, outcome.images, kept, strict=True):
             look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
-            told = {"scores": tuple(scores), "image": image, "kept": more, "best": best}
+            told = {"scores": tuple(scores), "image": image, "kept": more, "best": best, "reward_calls": calls}
             request.tell("score", job, uids=(uid,), step=step, look=look, **told)
 
     # --- stopping early ---------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from ttsnap.options.option import option
 
 @dataclass(frozen=True)
 class BatchOptions(Bounded):
-    """How much runs at once. It decides speed and memory; results differ by it in the last digits only.
+    """How much runs at once, which decides speed and memory; results differ by it in the last digits only. And how
+    much of a video is scored, on which scores, and so results, do depend.
 
     Raises ValueError for sizes below 1.
     """
@@ -34,6 +35,12 @@ class BatchOptions(Bounded):
         unset="as many as fit into the GPU's memory, the batch size without one",
         metavar="N",
         recorded=False,
+    )
+    frames: Count = option(
+        4,
+        "frames of a video, chosen evenly, that a reward of images sees; the score is their mean",
+        python="Each frame is a reward call. Rewards that need videos get all frames, in one call.",
+        metavar="N",
     )
 
 

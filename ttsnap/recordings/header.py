@@ -213,6 +213,7 @@ def _price(data: Mapping[str, Json]) -> Price:
         typed("depth", data.get("depth", 0), int),
         typed("asked", data.get("asked", 1), int),
         typed("passes_per_draft", data.get("passes_per_draft", 0), int),
+        more_calls=typed("more_calls", data.get("more_calls", 0), int),
     )
 
 
@@ -229,12 +230,13 @@ def _rates(data: Mapping[str, Json]) -> Rates:
 
 
 def _told(price: Price) -> dict[str, Json]:
-    """A price as `_price` reads it. Where there is no drafter it says nothing of one, as before there were any."""
+    """A price as `_price` reads it. Of drafters and of frames it speaks where there are any, as older files do not."""
     seconds = None if price.seconds is None else _told_rates(price.seconds)
     told = dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
     del told["tokens"]  # a recording asks no judge
-    if not price.passes_per_draft:
-        del told["passes_per_draft"]
+    for name in ("passes_per_draft", "more_calls"):
+        if not told[name]:
+            del told[name]
     return told
 
 

@@ -66,6 +66,8 @@ def _scores(
             if event.image is None:
                 raise ValueError("there is no picture of an estimate to keep, as no reward reads pixels; record "
                                  "without images")  # fmt: skip
+            if event.image.ndim > 3:
+                raise ValueError("recordings keep pictures of images, not videos; record without images")
             kept = {name: value for name, value in event.kept.items() if name in singular}
             shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
 

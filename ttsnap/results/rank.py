@@ -19,6 +19,7 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.results.outputs import ENLARGED
+from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.scoring import score_in_parts
 
@@ -102,6 +103,7 @@ def rank(
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     asked = [make_reward(reward) for reward in rewards]
+    Shown().check(asked)
     scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
@@ -112,7 +114,7 @@ def rank(
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
             seen = reward.without_alpha(images) if images.shape[1] == 4 else images
-            scores[rows, column], reason = score_in_parts(reward, seen.clone(), some, levels)
+            scores[rows, column], reason = score_in_parts(reward, seen.clone(), some, levels, reward.name)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{reward.name} returned nan or inf"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.rewards.reward_model import SPACES, AdaptedReward, RewardModel
+from ttsnap.rewards.reward_model import NEEDS, SPACES, AdaptedReward, RewardModel, needs_of
 
 if TYPE_CHECKING:
     import torch
@@ -78,20 +78,25 @@ def place_of(error: Exception) -> str:
 class FunctionReward(RewardModel):
     """Any function of (images, prompts) or (images, prompts, level) as a reward.
 
-    images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better.
+    images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better. An
+    attribute `needs` of the function is as in RewardModel: one that needs a source takes it by that name.
     """
 
     def __init__(self, function: Function, name: str | None = None) -> None:
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
-        self._function = function
+        self._function, self.needs = function, needs_of(function)
+        source = {"source": None} if "source" in self.needs else {}
         try:
-            inspect.signature(function).bind(None, None, None)
+            inspect.signature(function).bind(None, None, None, **source)
             self._takes_level = True
         except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
             self._takes_level = False
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        return self._function(images, prompts, level) if self._takes_level else self._function(images, prompts)
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, **source: Tensor | None
+    ) -> Scores:
+        given = (images, prompts, level) if self._takes_level else (images, prompts)
+        return self._function(*given, **source)
 
 
 def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
@@ -135,6 +140,8 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     if made.estimates not in SPACES:
         wrong = f"reward {made.name!r} reads estimates as {made.estimates!r}"
         raise ValueError(f"{wrong}; known are {', '.join(SPACES[:-1])} and {SPACES[-1]}")
+    if unknown := sorted(made.needs - set(NEEDS)):
+        raise ValueError(f"reward {made.name!r} needs {unknown}; what a reward may need is {' and '.join(NEEDS)}")
     return made
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # those who only plan searches import this room, too, and hav
 
 SPACES = ("pixels", "latents", "features")
 """What a reward may read of an unfinished x0 estimate: its image, itself, or the hidden states that made it."""
+NEEDS = ("source", "video")
+"""What a reward may need beside images and prompts: the image that a prompt edits, or videos whole."""
 
 
 class RewardModel(ABC):
@@ -26,6 +28,10 @@ class RewardModel(ABC):
 
     name: str
     """The label in results; rewards of one search have different ones."""
+    needs: frozenset[str] = frozenset()
+    """Of NEEDS, what it cannot score without. With "source" it is called as reward(images, prompts, level, source=...),
+    where source (N, 3, h, w) float in [0, 1] holds the image that each row's prompt edits. With "video" its images are
+    videos (N, T, 3, H, W); other rewards see single frames of a video (frames.py)."""
     estimates: str = "pixels"
     """What it reads of an unfinished x0 estimate, one of SPACES. Other than pixels, no estimate is decoded for it."""
     features_block: int | None = None
@@ -82,7 +88,8 @@ class RewardModel(ABC):
 
 
 class AdaptedReward(RewardModel):
-    """A user's reward (`given`) with the complete interface: what it has takes the place of the defaults."""
+    """A user's reward (`given`) with the complete interface: what it has takes the place of the defaults. Its `needs`
+    may be any collection of names."""
 
     device: torch.device | str = "cpu"
     """Where it wants images of trial calls."""
@@ -92,9 +99,12 @@ class AdaptedReward(RewardModel):
     def __init__(self, given: Reward) -> None:
         self.given, self.name = given, given.name
         vars(self).update({name: getattr(given, name) for name in self._OPTIONAL if hasattr(given, name)})
+        self.needs = needs_of(given)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        return self.given(images, prompts, level)
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, **source: Tensor | None
+    ) -> Scores:
+        return self.given(images, prompts, level, **source)
 
     @cached_property
     def flops(self) -> float:
@@ -102,6 +112,12 @@ class AdaptedReward(RewardModel):
 
     def trial_image(self) -> Tensor:
         return _gray(self.device)
+
+
+def needs_of(given: object) -> frozenset[str]:
+    """What a user's reward or function says that it needs, by its attribute `needs`."""
+    told = getattr(given, "needs", ())
+    return frozenset([told] if isinstance(told, str) else told)
 
 
 def _gray(device: torch.device | str, size: int = 64) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.protocols import Reward, Scores
+from ttsnap.core.protocols import Scores
 from ttsnap.rewards.registry import said
 
 logger = logging.getLogger(__name__)
@@ -18,15 +18,15 @@ SILENT = 8
 """So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
 fewer may be chance where a reward answers nan now and then."""
 Call = Callable[[Tensor, list[str], Tensor], Scores]
-"""(images, latents or features (N, ...), N prompts, levels (N,)) -> N scores."""
+"""(images, videos, latents or features (N, ...), N prompts, levels (N,)) -> N scores."""
 
 
 def score_images(
-    reward: Reward, images: Tensor, prompts: list[str], levels: Tensor, name: str | None = None
+    reward: Call, images: Tensor, prompts: list[str], levels: Tensor, name: str
 ) -> tuple[FloatArray, str | None]:
-    """Scores (N,) float64 with nan where the reward failed, and why, in words."""
+    """Scores (N,) float64 with nan where the reward of this name failed, and why, in words."""
     scores, error = ask(reward, images, prompts, levels)
-    return scores, None if error is None else said(name or reward.name, error)
+    return scores, None if error is None else said(name, error)
 
 
 def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[FloatArray, Exception | None]:
@@ -38,7 +38,7 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
     """
     n = len(prompts)
     try:
-        scores = _to_float64(reward(images, list(prompts), levels))
+        scores = as_float64(reward(images, list(prompts), levels))
         if scores.shape != (n,):
             raise ValueError(f"returned shape {scores.shape} for {n} images; it must be ({n},)")
     except Exception as error:
@@ -50,21 +50,23 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
     return scores, None
 
 
-def score_in_parts(reward: Reward, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[FloatArray, str | None]:
+def score_in_parts(
+    reward: Call, images: Tensor, prompts: list[str], levels: Tensor, name: str
+) -> tuple[FloatArray, str | None]:
     """As score_images, with half as many images at a time where memory runs out."""
     try:
-        return score_images(reward, images, prompts, levels)
+        return score_images(reward, images, prompts, levels, name)
     except torch.OutOfMemoryError:  # Raised for several images only.
         n = len(prompts) // 2
         halves = (slice(None, n), slice(n, None))
-        parts = [score_in_parts(reward, images[half], prompts[half], levels[half]) for half in halves]
+        parts = [score_in_parts(reward, images[half], prompts[half], levels[half], name) for half in halves]
         return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]
 
 
-def _to_float64(scores: Scores) -> FloatArray:
+def as_float64(scores: Scores) -> FloatArray:
     """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
     if isinstance(scores, Tensor):
         # In this order: numpy has no bfloat16, and MPS no float64.
         return np.asarray(scores.detach().cpu().double().numpy())
-    parts = [_to_float64(s) if isinstance(s, Tensor) else s for s in scores]
+    parts = [as_float64(s) if isinstance(s, Tensor) else s for s in scores]
     return np.asarray(parts).astype(np.float64)

@@ -59,11 +59,17 @@ class Denoiser(ABC):
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """(N, ...) -> images (N, 3, H, W) float32 in [0, 1]; as `predict`, with a graph where gradients are enabled."""
+        """(N, ...) -> images (N, 3, H, W) float32 in [0, 1], or videos (N, T, 3, H, W) where it makes these (`frames`);
+        as `predict`, with a graph where gradients are enabled."""
 
     @abstractmethod
     def flops(self) -> tuple[float, float]:
         """FLOPs of one guided evaluation and of one decode, per particle."""
+
+    @property
+    def frames(self) -> int | None:
+        """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""
+        return None
 
     @property
     def has_path(self) -> bool:
@@ -74,6 +80,18 @@ class Denoiser(ABC):
     def offloaded(self) -> bool:
         """Whether only one of its networks is on the device at a time, so that going from one to another is slow."""
         return False
+
+    # --- edits ----------------------------------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> bool:
+        """Whether its prompts say what to change in images, which `sources` gives."""
+        return False
+
+    def sources(self, cond: Tensor) -> Tensor:
+        """The images (N, 3, h, w) float in [0, 1] that these prompts (N,) edit, as in `predict`; they need not have the
+        size of what comes out. ValueError where it edits none."""
+        raise ValueError(f"{type(self).__name__} edits no images")
 
     # --- cheap decodes --------------------------------------------------------------------------------------------
 

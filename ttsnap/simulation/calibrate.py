@@ -118,13 +118,16 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
 
     columns: its scores, one for each of `Recording.columns`.
     """
-    price, count = recording.price, len(recording.reward_names)
+    price, calls = recording.price, recording.price.calls(len(recording.reward_names))
 
     def all_of(rates: Rates) -> Rates:
-        return dataclasses.replace(rates, reward_calls=count * rates.reward_calls)
+        return dataclasses.replace(rates, reward_calls=calls * rates.reward_calls)
 
     price = dataclasses.replace(
-        price, flops=all_of(price.flops), seconds=None if price.seconds is None else all_of(price.seconds)
+        price,
+        flops=all_of(price.flops),
+        seconds=None if price.seconds is None else all_of(price.seconds),
+        more_calls=0,
     )
     first, scores = recording.grid.steps + 1, columns[..., None]
     looks = {seen: scores[:, :, first + i] for i, seen in enumerate(recording.looks)}

@@ -1,0 +1,225 @@
+"""Searches of videos and of edits: what rewards see of them, what that costs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from ttsnap.reward_models.staged import Staged
+
+from ttsnap import BestOfN, Budget, SeedPruning, search
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.price import Price, Rates
+from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.trial_batches import fit_batches
+from ttsnap.options.engine import EngineOptions
+from ttsnap.recordings.header import Header
+from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.rewards.frames import chosen
+from ttsnap.rewards.registry import make_reward
+from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.kernels import KERNELS
+
+from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
+from ..profiling.test_memory import FakeGauge  # noqa: TID252
+
+PROMPTS = ["a", "b", "c"]
+SOURCES = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(3))
+
+
+def engine(denoiser: Any, *rewards: Any, **options: Any) -> LiveEngine:
+    return LiveEngine(denoiser, rewards, EngineOptions(**{"batch_size": 3, **options}))
+
+
+def test_frames_are_chosen_evenly() -> None:
+    assert chosen(81, 4) == [10, 30, 50, 70]
+    assert chosen(5, 1) == [2]
+    assert chosen(4, 4) == [0, 1, 2, 3]
+    assert chosen(9, 3) == [1, 4, 7]
+    assert chosen(2, 4) == [0, 0, 1, 1]
+    assert all(len(set(chosen(total, n))) == n for n in range(1, 9) for total in range(n, 30))
+
+
+def test_a_reward_of_images_scores_a_video_by_the_mean_of_a_few_frames() -> None:
+    reward = Mean()
+    results = search(PROMPTS, BestOfN(4), engine(Clips(9), reward, frames=3), keep=4)
+    assert reward.shapes == {(3, 4, 6)}
+    for result in results:
+        for found in result.images:
+            assert found.pixels.shape == (9, 3, 4, 6)
+            by_hand = torch.stack([found.pixels[t].double().mean() for t in (1, 4, 7)]).mean()
+            assert found.reward == pytest.approx(float(by_hand), abs=1e-12)
+            assert abs(found.reward - float(found.pixels.double().mean())) > 1e-4  # not the mean of all frames
+        assert result.spent.cost.reward_calls == 3 * 4
+    assert reward.images == 3 * 3 * 4
+
+
+def test_a_reward_of_videos_gets_all_frames_in_one_call_a_video() -> None:
+    frames, videos, denoiser = Mean(), Motion(), Clips(5)
+    live = engine(denoiser, frames, videos, frames=2)
+    results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(2,)), live, keep=2)
+    assert (frames.shapes, videos.shapes) == ({(3, 4, 6)}, {(5, 3, 4, 6)})
+    looks = sum(result.spent.cost.decodes for result in results)
+    assert (frames.images, videos.images, denoiser.decodes) == (2 * looks, looks, looks)
+    assert sum(result.spent.cost.reward_calls for result in results) == 3 * looks == live.stats["reward_calls"]
+    best = results[0].best
+    assert best.scores["motion"] == pytest.approx(float(best.pixels.double().diff(dim=0).abs().mean()), abs=1e-12)
+
+
+def test_no_more_frames_are_counted_than_there_are() -> None:
+    reward = Mean()
+    live = engine(Clips(2), reward, frames=7)
+    (result,) = search(["a"], BestOfN(2), live)
+    assert (live.price.more_calls, reward.images, result.spent.cost.reward_calls) == (1, 4, 4)
+
+
+def test_a_budget_in_reward_calls_holds_for_frames() -> None:
+    reward = Mean()
+    search(["a"], BestOfN(), engine(Clips(), reward, frames=4), Budget(reward_calls=11))
+    assert reward.images == 8  # a third video would take 12
+    with pytest.raises(ValueError, match="too small for one image, which takes 4 reward calls of 3"):
+        search(["a"], BestOfN(), engine(Clips(), reward, frames=4), Budget(reward_calls=3))
+
+
+def test_flops_and_tokens_are_those_of_all_calls() -> None:
+    frames, videos = make_reward(Mean()), make_reward(Motion())
+    frames.flops, videos.flops = 10.0, 70.0  # type: ignore[misc]
+    frames.tokens = 5
+    live = engine(Clips(), frames, videos, frames=3)
+    assert live.price.calls(2) * live.price.flops.reward_calls == pytest.approx(3 * 10 + 70)
+    assert live.price.tokens == 15
+    frames.tokens_taken = [1, 2, 3, 4, 5, 6]
+    assert live.scorer.shown.tokens(frames) == [6, 15]
+
+
+def test_previews_may_have_fewer_frames() -> None:
+    reward, denoiser = Mean(), Clips(5)
+    denoiser.previews = True
+    live = engine(denoiser, reward, frames=4, preview=True, batch_size=8)
+    results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(4,)), live, Budget(nfe=60))
+    cost = sum((result.spent.cost for result in results[1:]), results[0].spent.cost)
+    assert (cost.previews, cost.decodes) == (denoiser.previewed, denoiser.decodes)
+    assert denoiser.previewed > 0
+    assert cost.reward_calls == reward.images == 4 * (cost.previews + cost.decodes)
+
+
+def test_a_reward_of_edits_sees_what_each_prompt_edits() -> None:
+    reward = Near()
+    denoiser = Clips(4, sources=SOURCES)
+    results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(3,)), engine(denoiser, reward, frames=2), keep=2)
+    for source, result in zip(SOURCES, results, strict=True):
+        for found in result.images:
+            means = torch.stack([found.pixels[t].double().mean() for t in (1, 3)])
+            assert found.reward == pytest.approx(-float((means - source.double().mean()).abs().mean()), abs=1e-12)
+
+
+def test_what_is_tried_before_a_search_is_shown_the_same() -> None:
+    rewards = Near(), Motion(), Mean()
+    denoiser = Clips(4, sources=SOURCES)
+    live = engine(denoiser, *rewards, frames=3)
+    (result,) = search(["a"], BestOfN(), live, Budget(seconds=0.2))
+    assert result.images
+    assert result.spent.calibration.reward_calls == live.scorer.calls == 3 + 1 + 3
+    denoiser.encode(["a"])
+    before = sum(reward.images for reward in rewards)
+    *_, spent = fit_batches(denoiser, live.scorer, FakeGauge(10_000), 3, None)
+    assert spent.reward_calls == sum(reward.images for reward in rewards) - before > 0
+
+
+def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
+    live = engine(Clips(), Mean(), Motion(), frames=3)
+    every = Recording.from_results(search(PROMPTS, KeepAll(6), live), live.grid, live.reward_names, live.price)
+    there, _ = Header.read(json.dumps(Header.of(every).to_json()), "there")  # type: ignore[arg-type]
+    assert there.price.calls(2) == 4
+    algorithm = SeedPruning(6, (0.5, 0.5), steps=(1, 4))
+    played = search(PROMPTS, algorithm, ReplayEngine(there.recording(every.columns)), keep=2)
+    for one, other in zip(search(PROMPTS, algorithm, live, keep=2), played, strict=True):
+        assert one.spent.cost == other.spent.cost
+        assert [(c.seed, c.scores) for c in one.images] == [(c.seed, c.scores) for c in other.images]
+    assert (
+        "more_calls"
+        not in Header.of(Recording(("a",), every.scores[:1], every.grid, live.reward_names)).to_json()["price"]
+    )  # type: ignore[operator]
+    with pytest.raises(ValueError, match="more_calls of a price must be at least 0, got -1"):
+        Price(Rates(), more_calls=-1)
+
+
+def asks(needs: Any) -> Any:
+    def mine(images: Any, prompts: Any, **more: Any) -> Any:
+        return images.flatten(1).mean(1)
+
+    mine.needs = needs  # type: ignore[attr-defined]
+    return mine
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "reward", "message"),
+    [
+        (Clips(), asks("source"), "reward 'mine' compares a result with the image that was edited, and here no image"),
+        (Clips(sources=SOURCES), asks({"sound", "source"}), r"'mine' needs \['sound'\]; .*need is source and video"),
+    ],
+)  # fmt: skip
+def test_rewards_that_need_what_there_is_not_are_refused(denoiser: Any, reward: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        engine(denoiser, reward)
+    assert not denoiser.decodes
+
+
+def test_where_images_are_made_no_video_is_scored(counted: Any) -> None:
+    with pytest.raises(
+        ValueError, match="reward 'motion' scores videos, and here images are made; take a reward of im"
+    ):
+        engine(counted(), Motion())
+    with pytest.raises(ValueError, match="edits no images"):
+        counted().sources(torch.zeros(1, dtype=torch.long))
+
+
+def test_a_reward_of_latents_must_score_videos_whole() -> None:
+    class Latent(Mean):
+        estimates = "latents"
+
+        def score_estimates(self, x: Any, prompts: Any, level: Any) -> Any:
+            return self(x, prompts, level)
+
+    with pytest.raises(ValueError, match="reward 'mean' reads latents of a whole video, but images one by one"):
+        engine(Clips(), Latent())
+    reward = Latent()
+    reward.needs = {"video"}  # type: ignore[attr-defined]
+    (result,) = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(Clips(), reward))
+    assert result.spent.cost.reward_calls == reward.images == 6
+    assert result.spent.cost.decodes == 2
+
+
+def test_gradients_are_refused_plainly() -> None:
+    denoiser = Clips()
+    with pytest.raises(ValueError, match="gradients of rewards are not taken through videos"):
+        LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=Guidance())
+
+
+def test_a_function_takes_its_source_by_name() -> None:
+    def mine(images: Any, prompts: Any, *, source: Any) -> Any:
+        return images.flatten(1).mean(1) - source.flatten(1).mean(1)
+
+    def noisy(images: Any, prompts: Any, level: Any, source: Any) -> Any:
+        return mine(images, prompts, source=source) + level
+
+    images, source, level = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 5, 5), torch.tensor([1.0, 2.0])
+    wanted = images.flatten(1).mean(1) - source.flatten(1).mean(1)
+    for function, more in ((mine, 0), (noisy, level)):
+        function.needs = ("source",)  # type: ignore[attr-defined]
+        reward: Any = make_reward(function)
+        assert reward.needs == {"source"}
+        torch.testing.assert_close(reward(images, ["a", "b"], level, source=source), wanted + more)
+
+
+def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
+    staged = Staged(Near(), Mean())
+    assert staged.needs == {"source"}
+    images, level = torch.rand(3, 3, 4, 4), torch.tensor([0.5, 0.0, 0.7])
+    means = images.flatten(1).mean(1) - SOURCES.flatten(1).mean(1)
+    wanted = torch.where(level > 0, -means.abs(), images.flatten(1).mean(1))
+    torch.testing.assert_close(staged(images, PROMPTS, level, source=SOURCES), wanted)
+    with pytest.raises(ValueError, match="motion then mean: one scores videos and the other single frames"):
+        Staged(Motion(), Mean())
