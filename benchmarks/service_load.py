@@ -2,28 +2,36 @@
 
 python benchmarks/service_load.py           # 1, 4, 16 and 50 clients: throughput, latency, batch fill
 python benchmarks/service_load.py --json    # the same, for other programs
+python benchmarks/service_load.py --minutes 10    # the memory of a `ttsnap serve` that is treated roughly for so long
 
 Every client asks for its images one after the other; all clients together ask as often in each row. `rough` is the
 other half, which the slow tests run: a third of the clients goes away at random moments, some send what is no request,
-some ask for too much.
+some ask for too much. `--minutes` does that over and over to a server in a process of its own, with more configurations
+than are kept ready, so that engines come and go as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
+import psutil
 import torch
 from openai import OpenAI
 from ttsnap.pipelines import defaults, load
@@ -37,6 +45,8 @@ from ttsnap.service.server import GenerationServer
 
 PROMPTS = ("two green crosses", "a red circle", "three blue squares", "a yellow triangle above a red square")
 ASKED = {"search": "best-of-n", "budget": "12nfe", "steps": 4}
+GUIDANCE = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""Configurations of a long run: more than the service keeps ready."""
 
 
 def server_of(limits: Limits) -> GenerationServer:
@@ -55,7 +65,7 @@ def server_of(limits: Limits) -> GenerationServer:
 
 
 def client_of(url: str) -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
+    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600)
 
 
 def metric(url: str, name: str) -> float:
@@ -63,9 +73,9 @@ def metric(url: str, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def generate(client: OpenAI, number: int) -> dict[str, Any]:
+def generate(client: OpenAI, number: int, **more: object) -> dict[str, Any]:
     """Request number so and so: which prompt and seed follows from it."""
-    own = {**ASKED, "seed": 100 * number}
+    own = {**ASKED, "seed": 100 * number, **more}
     return client.images.generate(prompt=PROMPTS[number % len(PROMPTS)], extra_body=own).to_dict()
 
 
@@ -93,10 +103,13 @@ def steady(url: str, clients: int, requests: int) -> dict[str, float]:
     }
 
 
-def rough(url: str, requests: int = 200, clients: int = 50, seed: int = 0) -> tuple[Counter[str], dict[int, Any]]:
+def rough(
+    url: str, requests: int = 200, clients: int = 50, seed: int = 0, **more: object
+) -> tuple[Counter[str], dict[int, Any]]:
     """So many requests, a third of which is left at a random moment, a tenth malformed, a tenth too large.
 
-    Returns how often each outcome came, and the seed and reward of the images that came, by the number of the request.
+    more: fields of those that are well formed. Returns how often each outcome came, and the seed and reward of the
+    images that came, by the number of the request.
     """
     rng, lock = random.Random(seed), threading.Lock()
     kinds = [rng.choices(("whole", "left", "malformed", "large"), (7, 5, 1.5, 1.5))[0] for _ in range(requests)]
@@ -107,7 +120,7 @@ def rough(url: str, requests: int = 200, clients: int = 50, seed: int = 0) -> tu
 
     def whole(number: int) -> str:
         try:
-            image = generate(client, number)["data"][0]
+            image = generate(client, number, **more)["data"][0]
         except openai.RateLimitError:
             return "too many"
         with lock:
@@ -116,7 +129,7 @@ def rough(url: str, requests: int = 200, clients: int = 50, seed: int = 0) -> tu
 
     def left(number: int) -> str:
         try:
-            own = {"prompt": PROMPTS[number % 4], **ASKED, "budget": "120nfe"}
+            own = {"prompt": PROMPTS[number % 4], **ASKED, "budget": "120nfe", **more}
             httpx.post(f"{url}/v1/images/generations", json=own, timeout=patience[number])
         except httpx.TimeoutException:
             return "left"
@@ -139,16 +152,66 @@ def rough(url: str, requests: int = 200, clients: int = 50, seed: int = 0) -> tu
         with lock:
             outcomes[outcome] += 1
 
-    with ThreadPoolExecutor(clients) as pool:
+    with ThreadPoolExecutor(clients) as pool, client:
         list(pool.map(one, range(requests)))
     return outcomes, found
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, int]]:
+    """`ttsnap serve embedded` in a process of its own: its address and its id. It is told to stop in the end."""
+    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "2", "--per-key", "100"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            found = re.search(r"at (http://\S+)/v1", process.stdout.readline() if process.stdout else "")
+            if found is None:
+                raise RuntimeError("the service did not start; see above")
+            yield found[1], process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def long(minutes: float, every: float = 10.0) -> tuple[list[tuple[float, float]], Counter[str]]:
+    """Rough treatment over and over: (seconds, MiB of resident memory) as time goes by, and how often what came."""
+    outcomes: Counter[str] = Counter()
+    curve: list[tuple[float, float]] = []
+    over = threading.Event()
+    with serving() as (url, pid):
+        process, begin = psutil.Process(pid), time.monotonic()
+
+        def watch() -> None:
+            while not over.wait(every):
+                curve.append((time.monotonic() - begin, process.memory_info().rss / 2**20))
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            turn = 0
+            while time.monotonic() < begin + 60 * minutes:
+                outcomes += rough(url, seed=turn, guidance_scale=GUIDANCE[turn % len(GUIDANCE)])[0]
+                turn += 1
+        finally:
+            over.set()
+            watching.join()
+    return curve, outcomes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=100, help="in each row")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--minutes", type=float, help="of rough treatment, for the memory of the server")
     a = parser.parse_args()
+    if a.minutes is not None:
+        curve, outcomes = long(a.minutes)
+        if a.json:
+            print(json.dumps({"seconds_mib": curve, "outcomes": outcomes}, indent=1))
+            return
+        for seconds, mib in curve:
+            print(f"{seconds:6.0f} s  {mib:7.1f} MiB")
+        print(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
+        return
     torch.set_num_threads(1)
     with server_of(Limits(per_key=100, queue=100, active=64)) as server:
         steady(server.url, 1, 2)  # the engine is made

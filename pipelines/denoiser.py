@@ -56,6 +56,8 @@ class PipelineDenoiser(DraftingDenoiser):
     _estimate_scale: float | None = None
     _judged: Tensor | None = None
     """The output at the estimates' own guidance of the call that is under way."""
+    _begins: Tensor = torch.zeros(1, dtype=torch.long)
+    """The positions at which a grid begins: 0, and that of every call that was taken in."""
     image_dtype: torch.dtype = torch.float32
     """That of the images which the pipeline's VAE decoded last; `decode` widens them."""
 
@@ -76,6 +78,15 @@ class PipelineDenoiser(DraftingDenoiser):
         self.grid, self.kernel = schedule.grid, schedule.kernel
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times
+
+    def take_in(self, other: Self) -> int:
+        size, theirs = (call.setting() for call in (self, other))
+        if size != theirs or (self.guided, self.cfg_scale) != (other.guided, other.cfg_scale):
+            raise ValueError("calls share a network where they agree in size and guidance")
+        start = len(self.schedule.timesteps)
+        self.schedule = self.schedule.followed_by(other.schedule)
+        self._begins = torch.cat([self._begins, torch.tensor([start])])
+        return start
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         """Go over to another path and other times (pipelines/convert.py), with one evaluation a step."""

@@ -20,6 +20,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.network import Network
 from ttsnap.engine.scoring import shown_of
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
@@ -109,10 +110,11 @@ class SearchMixin:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
 
-    def engine(self, reward: Any, **given: Any) -> LiveEngine:
+    def engine(self, reward: Any, *, network: Network | None = None, **given: Any) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
-        given: SamplerOptions and EngineOptions (ttsnap.options), and arguments of `denoiser`. Where the
+        network: of engines whose calls differ in their steps alone, so that they share batches. given: SamplerOptions
+        and EngineOptions (ttsnap.options), and arguments of `denoiser`. Where the
         pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that `compile_denoiser`
         compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
@@ -125,6 +127,7 @@ class SearchMixin:
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
             noises=sampler.noises,
+            network=network,
         )
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
@@ -19,6 +19,11 @@ class PartlyGuidedDenoiser(PipelineDenoiser):
         """Set up with this schedule, guided at these of its positions."""
         self._guided_at = guided_at
         self._use(schedule, guided=any(guided_at))
+
+    def take_in(self, other: Self) -> int:
+        start = super().take_in(other)
+        self._guided_at = [*self._guided_at, *other._guided_at]
+        return start
 
     def guided_rows(self, step: Tensor) -> list[int]:
         """Which rows, at positions step (N,), are guided."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -77,6 +77,19 @@ class Schedule:
     times: Tensor | None
     kernel: Kernel
     narrows: bool = False
+
+    def followed_by(self, other: Schedule) -> Schedule:
+        """This one with the positions of another after its own, for `scaled` and `x0`; grid, path, times and kernel are
+        still its own. ValueError where the two differ in more than their positions."""
+        if self.prediction != other.prediction or (self.scale is None) != (other.scale is None):
+            raise ValueError("calls share a network where they follow one scheduler, path and prediction type")
+        return replace(
+            self,
+            timesteps=torch.cat([self.timesteps, other.timesteps]),
+            alpha=torch.cat([self.alpha, other.alpha]),
+            sigma=torch.cat([self.sigma, other.sigma]),
+            scale=None if self.scale is None or other.scale is None else torch.cat([self.scale, other.scale]),
+        )
 
     def stepped(self, noise: torch.dtype, out: torch.dtype) -> torch.dtype:
         """The dtype of latents that were stepped, from that of initial noise and of the network's output.

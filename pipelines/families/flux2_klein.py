@@ -76,7 +76,8 @@ class Flux2KleinDenoiser(PackedDenoiser):
         time = super().time(t, x, step)
         if self._stepped in (None, x.dtype):
             return time
-        return torch.where((step > 0).to(t.device), (t.to(self._stepped) / 1000).to(x.dtype), time)
+        begun = torch.isin(step, self._begins, invert=True).to(t.device)
+        return torch.where(begun, (t.to(self._stepped) / 1000).to(x.dtype), time)
 
     def call(self, x: Tensor, time: Tensor, at: Tensor, *encoded: Tensor) -> Tensor:
         text, text_ids = encoded

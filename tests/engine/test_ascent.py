@@ -50,8 +50,9 @@ def score(images: Tensor, prompts: Any) -> Tensor:
 
 
 def one_prompt(denoiser: Plain) -> Prompts:
-    prompts = Prompts(denoiser)
+    prompts = Prompts(lambda: denoiser.encode([""]))
     prompts.admit([""])
+    prompts.place(0)
     return prompts
 
 

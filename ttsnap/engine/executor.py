@@ -13,6 +13,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
+from ttsnap.engine.network import Asking, Network
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
@@ -29,16 +30,26 @@ class Executor:
     time of it by phase, `prompts` are those of its jobs."""
 
     def __init__(
-        self, noise: InitialNoise, scorer: Scorer, sizes: BatchSizes, stats: MutableMapping[str, int], *, padded: bool
+        self,
+        network: Network,
+        noise: InitialNoise,
+        scorer: Scorer,
+        sizes: BatchSizes,
+        stats: MutableMapping[str, int],
+        *,
+        padded: bool,
     ) -> None:
         self.noise, self.scorer, self.sizes, self.stats, self.padded = noise, scorer, sizes, stats, padded
-        self.denoiser = noise.denoiser
-        self.prompts = Prompts(self.denoiser)
+        self.network, self.denoiser = network, noise.denoiser
+        self.start = network.start_of(self.denoiser)
+        """Where its positions begin among those of the network's denoiser."""
+        self.prompts = Prompts(network.encode)
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
         self._device: torch.device | None = None
 
-    def forward(self, batch: Batch[Node], stepper: Stepper) -> None:
-        """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call.
+    def forward(self, batch: Batch[Node], stepper: Stepper, guests: Sequence[Asking] = ()) -> None:
+        """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call, which
+        takes guests from other engines along.
 
         Where memory runs out, the nodes that it took too much for stay as they are, and the scheduler chooses them
         again.
@@ -47,7 +58,7 @@ class Executor:
         if batch.evaluations:
             call = partial(self._draft, batch.lane) if batch.lane else self._evaluate
             with self.watch("denoise", self._device):
-                self.sizes.run(batch.evaluations, call)
+                self.sizes.run([*(Asking(self, node) for node in batch.evaluations), *guests], call)
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
         """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
@@ -91,30 +102,33 @@ class Executor:
         self.count(scored.cost)
         return scored
 
-    def _evaluate(self, nodes: Sequence[Node]) -> None:
+    def _evaluate(self, asking: Sequence[Asking]) -> None:
         """One call of the denoiser on these nodes."""
-        prediction = self.denoiser.predict(*self._batch(nodes))
-        for i, node in enumerate(nodes):
+        prediction = self.network.denoiser.predict(*self._batch(asking))
+        for i, (executor, node) in enumerate(asking):
             node.keep_prediction(prediction, i)
-        self.count(Cost(len(nodes)), 1)
+            executor.stats["nfe"] += 1
+        self.count(Cost(), 1)
 
-    def _draft(self, calls: int, nodes: Sequence[Node]) -> None:
+    def _draft(self, calls: int, asking: Sequence[Asking]) -> None:
         """One guess of so many calls by the drafter at each of these nodes."""
-        x, at, cond = self._batch(nodes)
+        x, at, cond = self._batch(asking)
         steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
         guess = self.denoiser.draft(x, steps, cond, calls)
-        for i, node in enumerate(nodes):
+        for i, (_, node) in enumerate(asking):
             node.keep_prediction(Prediction(guess, guess), i)
-        self.count(Cost(draft_calls=calls * len(nodes)))
+        self.count(Cost(draft_calls=calls * len(asking)))
 
-    def _batch(self, nodes: Sequence[Node]) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, asking: Sequence[Asking]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded where that is asked."""
-        self._draw(nodes)
-        rows = list(nodes)
+        for executor in dict.fromkeys(executor for executor, _ in asking):
+            executor._draw([node for whose, node in asking if whose is executor])
+        rows = list(asking)
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
-        x = torch.stack([node.x for node in rows])
-        return x, torch.tensor([node.position for node in rows]), self.prompts.rows(rows)
+        x = torch.stack([node.x for _, node in rows])
+        at = torch.tensor([executor.start + node.position for executor, node in rows])
+        return x, at, torch.cat([executor.prompts.rows([node]) for executor, node in rows])
 
     def _draw(self, nodes: Sequence[Node]) -> None:
         """Initial noise of seeds that the network is to see now."""

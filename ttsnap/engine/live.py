@@ -29,12 +29,13 @@ from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.intake import Intake
 from ttsnap.engine.looks import check_drafts
+from ttsnap.engine.network import Asking, Network
 from ttsnap.engine.outcomes import at_rest, kept_of, with_scores
 from ttsnap.engine.rows import Row
-from ttsnap.engine.scheduler import Scheduler, by_job, next_batch
+from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import Scorer, block_to_capture
 from ttsnap.engine.stepper import Stepper
-from ttsnap.engine.store import Particle, Store
+from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.engine.trial_batches import seconds_of, sizes_for
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
@@ -51,7 +52,8 @@ class LiveEngine(Engine):
     None is measured by a few throw-away calls (`probed`), where the device tells its memory; one that turns out too
     large is halved. With classifier-free guidance the network sees twice as many rows.
     kernel: the pipeline's own by default. guidance: steps follow the rewards' gradient (guided_steps.py). noises:
-    "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py).
+    "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py). network: that of engines which fill
+    each other's batches, until they `leave`; plain steps without drafts only, else ValueError.
     `stats` counts what ran.
     """
 
@@ -64,8 +66,15 @@ class LiveEngine(Engine):
         kernel: Kernel | None = None,
         guidance: Guidance | None = None,
         noises: str = "independent",
+        network: Network | None = None,
     ) -> None:
         options = options or EngineOptions()
+        self.network = Network(denoiser) if network is None else network
+        if network is not None:
+            if denoiser.drafts or guidance is not None:
+                raise ValueError("engines share a network where they neither draft nor follow gradients; let one that "
+                                 "does have its own")  # fmt: skip
+            denoiser.encode([""])  # noise is drawn in the dtype of encoded prompts
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.probed, self.draft_calls = Cost(), denoiser.draft_calls
@@ -73,12 +82,14 @@ class LiveEngine(Engine):
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
         check_drafts(denoiser, self.kernel, self.rewards)
-        self.scorer = Scorer(denoiser, self.rewards, self.grid, preview=options.preview, frames=options.frames)
+        self.scorer = Scorer(
+            self.network.denoiser, self.rewards, self.grid, preview=options.preview, frames=options.frames
+        )
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
         block = block_to_capture(self.rewards, self.keep, options.features_block)
         if block is not None:
-            self.denoiser.capture(block)
-        self.executor = Executor(self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
+            self.network.denoiser.capture(block)
+        self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
         self._fair = options.fair
         self.scheduler: Scheduler[Row] = self._new_scheduler()
         self.intake = Intake(self.noise, self.store)
@@ -88,6 +99,11 @@ class LiveEngine(Engine):
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.probed += self.stepper.tried
         self._price: Price | None = None
+        self.network.engines.append(self)
+
+    def leave(self) -> None:
+        """Share the network no more: nothing of this engine runs any longer."""
+        self.network.engines.remove(self)
 
     # --- what it can do and what that costs ---------------------------------------------------------------------
 
@@ -142,7 +158,10 @@ class LiveEngine(Engine):
         return {"batch_size": self.batch_size, "decode_batch_size": self.decode_batch_size}
 
     def _found_sizes(self, denoise: int | None, decode: int | None) -> tuple[int, int]:
-        denoise, decode, spent = sizes_for(self.denoiser, self.scorer, self.executor.prompts.living, denoise, decode)
+        prompts = self.executor.prompts
+        denoise, decode, spent = sizes_for(self.denoiser, self.scorer, prompts.living, denoise, decode)
+        if spent != Cost() and prompts.living:  # it encoded a prompt of its own
+            prompts.encode()
         self.probed += spent
         return denoise, decode
 
@@ -179,6 +198,8 @@ class LiveEngine(Engine):
         """Get ready for rows that ascend in initial noise; search() asks for it where an algorithm needs gradients.
 
         ValueError for a sampler or reward that cannot be differentiated."""
+        if self.network.denoiser is not self.denoiser:
+            raise ValueError("an engine that shares its network follows no gradients; let it have its own")
         self.stepper = AscentStepper(self.noise, self.rewards, gradient, self.gradient_batch_size)
         self.probed, self._price = self.probed + self.stepper.tried, None
 
@@ -237,7 +258,8 @@ class LiveEngine(Engine):
         scheduler, executor = self.scheduler, self.executor
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
-        executor.forward(next_batch(scheduler.first(self.batch_size), self.batch_size), self.stepper)
+        batch = next_batch(scheduler.first(self.batch_size), self.batch_size)
+        executor.forward(batch, self.stepper, self._guests(batch))
         executor.advance(scheduler.going, self.stepper)
         through = scheduler.collect()
         done = [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]
@@ -247,6 +269,18 @@ class LiveEngine(Engine):
             scheduler.finish(due[:n])
             done, due = done + outcomes, due[n:]
         return done
+
+    def _guests(self, batch: Batch[Node]) -> list[Asking]:
+        """Nodes of other engines on this network that fill up a batch which is evaluated by it."""
+        if batch.lane or not batch.evaluations:
+            return []
+        return self.network.guests(self, self.batch_size - len(batch.gradients) - len(batch.evaluations))
+
+    def asking(self, most: int) -> list[Asking]:
+        """At most so many nodes that wait for their evaluation, which another engine's batch takes along."""
+        self.executor.advance(self.scheduler.going, self.stepper)
+        nodes = next_batch(self.scheduler.first(most), most).evaluations
+        return [Asking(self.executor, node) for node in nodes]
 
     def _score(self, rows: Sequence[Row]) -> tuple[list[Outcome], int]:
         """Score the first of these rows, as many as are decoded at once; and how many that were."""

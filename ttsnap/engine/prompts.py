@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from ttsnap.sampling.denoiser import Denoiser
 
 
 class OfJob(Protocol):
@@ -23,11 +21,12 @@ class Prompts:
     """Of the jobs of one engine, which come and go while it runs.
 
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
-    come, the prompts of all that there are are encoded again, in one call.
+    come, the prompts of all that there are are encoded again, in one call. encode_all: does that, for the prompts here
+    and those of other engines on the same network, and calls `place` (Network.encode).
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
+    def __init__(self, encode_all: Callable[[], None]) -> None:
+        self._encode_all = encode_all
         self.clear()
 
     def clear(self) -> None:
@@ -61,8 +60,12 @@ class Prompts:
     @torch.no_grad()
     def encode(self) -> None:
         """Have the denoiser encode all prompts that there are."""
-        self.denoiser.encode(self.living)
-        self._rows = {job: i for i, job in enumerate(self._texts)}
+        self._encode_all()
+
+    def place(self, first: int) -> int:
+        """They are encoded, in rows from `first` on; returns the row after the last."""
+        self._rows = {job: row for row, job in enumerate(self._texts, first)}
+        return first + len(self._texts)
 
     def release(self, job: int) -> None:
         """Forget a job, of which nothing is under way. Its encoded prompt goes when the next jobs come."""

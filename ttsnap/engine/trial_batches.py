@@ -29,8 +29,8 @@ def sizes_for(
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, and what finding them took.
 
-    They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if one has started,
-    which are encoded again afterwards.
+    They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if one has started; to
+    be encoded again afterwards, where something was spent.
     """
     gauge = gauge_of(denoiser.device)
     if gauge is None:
@@ -44,8 +44,6 @@ def sizes_for(
     if key not in memo:
         denoiser.encode(prompts[:1] or [""])
         *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
-        if prompts:
-            denoiser.encode(prompts)
     denoise, decode = memo[key]
     return denoise, decode, spent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -136,6 +136,14 @@ class Denoiser(ABC):
     def draft_flops(self) -> float:
         """FLOPs of one forward pass of the drafter, per particle."""
         return 0.0
+
+    # --- several calls at once ------------------------------------------------------------------------------------
+
+    def take_in(self, other: Self) -> int:
+        """Let `predict` take rows of another call as well, which differs from this one in its steps alone: its
+        positions then follow those that there are. Returns how many these are. ValueError where that cannot be.
+        """
+        raise ValueError(f"{type(self).__name__} evaluates rows of one call only; let each have a network of its own")
 
     # --- hidden features ------------------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.pool import Pool, TicketT
@@ -12,19 +13,24 @@ from ttsnap.cluster.recipe import Recipe
 from ttsnap.cluster.sharing import Sharing
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.network import Network
+from ttsnap.engine.scoring import block_to_capture
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.requests import Configuration
 
 FAIR = EngineOptions(fair=True)
 
 
 class SearchPipeline(Protocol):
-    """What is asked of a search pipeline."""
+    """What is asked of a search pipeline, as SearchMixin has it."""
 
-    def engine(self, reward: Sequence[Reward], **given: Any) -> LiveEngine:
-        """As SearchMixin.engine."""
+    def engine(self, reward: Sequence[Reward], *, network: Network | None, **given: Any) -> LiveEngine: ...
+
+    def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any: ...
 
 
 class Engines(Protocol):
@@ -32,23 +38,40 @@ class Engines(Protocol):
     use, in this process too, where images are only reported on."""
 
     pipe: SearchPipeline
-    rewards: Mapping[str, Reward]
+    rewards: Mapping[str, RewardModel]
 
     def engine(self, configuration: Configuration) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError where the model cannot do it."""
 
 
 class OneDevice:
-    """Engines of the pipeline and the rewards of this process, which share their weights."""
+    """Engines of the pipeline and the rewards of this process, which share their weights. Those that differ in their
+    steps and rewards alone share the denoiser's batches as well."""
 
-    def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, Reward]) -> None:
+    def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, RewardModel]) -> None:
         self.pipe, self.rewards = pipe, rewards
+        self._networks: WeakValueDictionary[Hashable, Network] = WeakValueDictionary()
 
     @contextmanager
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
         rewards = [self.rewards[name] for name in configuration.rewards]
         how = {**values(configuration.sampler), **values(FAIR)}
-        yield self.pipe.engine(rewards, **how, **dict(configuration.call))
+        network = self._network(configuration, block_to_capture(rewards, (), None))
+        engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
+        try:
+            yield engine
+        finally:
+            engine.leave()
+
+    def _network(self, configuration: Configuration, block: int | None) -> Network:
+        """That of all engines which agree in this but for the steps. block: whose hidden features rewards read."""
+        call = dict(configuration.call)
+        size = tuple((name, value) for name, value in configuration.call if name != "num_inference_steps")
+        key = (size, configuration.sampler, block)
+        network = self._networks.get(key)
+        if network is None:
+            network = self._networks[key] = Network(self.pipe.sampling_denoiser(configuration.sampler, **call))
+        return network
 
 
 class ManyDevices:

@@ -26,7 +26,8 @@ class Worker(threading.Thread):
     """Runs the requests that are submitted, all at once, on one model.
 
     Those of one configuration share the batches of its engine, by turns (engine/fair.py). Configurations take turns as
-    well, in seconds of the device, by the weight of their callers. An engine without work is kept for a while, as it
+    well, in seconds of the device, by the weight of their callers; what room a batch of one has left, others fill
+    that differ in their steps and rewards alone (engine/network.py). An engine without work is kept for a while, as it
     costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing, is made anew
     for the next request.
     """
@@ -143,7 +144,7 @@ class Worker(threading.Thread):
 
     def _batch(self, searches: Searches) -> None:
         engine, weight, begin = searches.engine, searches.weight, time.monotonic()
-        nfe, phases, rooms = engine.nfe, dict(engine.timings), engine.room
+        nfe, phases, rooms = self._nfe(), dict(engine.timings), engine.room
         try:
             ended = searches.turn()
         except Exception as error:
@@ -153,15 +154,20 @@ class Worker(threading.Thread):
                 self._end(ticket, "failed", RequestError(500, f"the search failed: {type(error).__name__}"))
             return
         self._shares.serve(searches.configuration, (time.monotonic() - begin) / weight)
-        if engine.nfe > nfe:
-            self.metrics.nfe.inc(engine.nfe - nfe)
+        made = self._nfe() - nfe
+        if made > 0:
+            self.metrics.nfe.inc(made)
         if engine.room > rooms:
             self.metrics.places.inc(engine.room - rooms)
-            self.metrics.fill.set((engine.nfe - nfe) / (engine.room - rooms))
+            self.metrics.fill.set(made / (engine.room - rooms))
         for phase, seconds in engine.timings.items():
             self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))
         for ticket in ended:
             self._end(ticket, "done")
+
+    def _nfe(self) -> int:
+        """Of all engines: a batch of one may take rows of others along."""
+        return sum(searches.engine.nfe for searches in self._searches.values())
 
     def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
         """A request is over. error: what it is told, where it was not told already."""
