@@ -90,10 +90,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, ignore: Iterable[str] = ()) -> None:
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, ignore: Iterable[str] = (), *, assign: bool = False
+) -> None:
     """Load `state` into every parameter and buffer of `module`.
 
     source: where the state comes from, for the message. ignore: prefixes of names that are dropped from the state.
+    assign: take the tensors themselves, with their dtype, instead of copying them, for modules on the meta device.
     ValueError where names or shapes of the others are not those of the module.
     """
     state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore))}
@@ -107,4 +110,4 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str, ignor
             if names
         ]
         raise ValueError(f"the weights in {source} are for another model: {'; '.join(mismatches)}")
-    module.load_state_dict(dict(state))
+    module.load_state_dict(dict(state), assign=assign)

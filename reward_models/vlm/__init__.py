@@ -1,0 +1,13 @@
+"""Rewards that are a vision-language model: with a head that reads its hidden states, or asked for scores in words.
+
+prompts/ has what each is asked, character by character as its authors ask it, and templates.py says where that is from.
+weights.py reads published checkpoints, and sight.py turns images and videos into what the models read. headed.py is a
+model with a head: HPSv3, EditReward and VideoAlign. Nothing here reads a pickle.
+"""
+
+from ttsnap.reward_models.vlm.edit_reward import EditReward
+from ttsnap.reward_models.vlm.headed import HeadedVLM
+from ttsnap.reward_models.vlm.hpsv3 import HPSv3
+from ttsnap.reward_models.vlm.video_align import VideoAlign
+
+__all__ = ["EditReward", "HPSv3", "HeadedVLM", "VideoAlign"]

@@ -1,0 +1,227 @@
+"""A vision-language model with a head on its hidden states, as a reward: one loader for all that are built so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from ttsnap.reward_models.preprocess import check_images
+from ttsnap.reward_models.vlm.sight import Sight
+from ttsnap.reward_models.vlm.templates import check_prompt, fill, template
+from ttsnap.reward_models.vlm.weights import build_backbone, build_head, merge_adapters, read_weights, split_heads
+from ttsnap.reward_models.weights import explained, locate
+
+from ttsnap.profiling.flops import count_flops
+from ttsnap.rewards.reward_model import RewardModel
+
+
+class Headed(nn.Module):
+    """A backbone of transformers (Qwen2VLModel or Qwen2_5_VLModel) and heads on its last hidden states."""
+
+    def __init__(self, backbone: nn.Module, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.backbone, self.heads = backbone, nn.ModuleList(heads)
+
+    def forward(self, head: int, inputs: dict[str, Tensor], marked: Tensor) -> Tensor:
+        """What one head says at the marked tokens, as many in each of N rows: (N, tokens, outputs) float32.
+
+        inputs: of the backbone; marked (N, length) bool. Tokens are numbered in a row, images and videos like text: all
+        models here were trained so, since their trainers hand the text model embeddings, of which it cannot see where
+        they are in an image (Qwen2-VL's own position ids can).
+        """
+        n, length = marked.shape
+        places = torch.arange(length, device=marked.device).expand(3, n, length)
+        hidden = self.backbone(**inputs, position_ids=places, use_cache=False).last_hidden_state[marked]
+        values: Tensor = self.heads[head](hidden.float())
+        return values.view(n, -1, values.shape[-1])
+
+
+class HeadedVLM(RewardModel):
+    """A vision-language model whose heads score what it was shown and asked. Subclasses say what that is.
+
+    network: frozen, on its device, the backbone in its dtype and the heads in float32. processor: as transformers'
+    AutoProcessor loads it. batch_size: most rows of a forward pass. Scores are float32, on the network's device.
+    """
+
+    needs: frozenset[str] = frozenset()
+    """What it sees beside images: "source", those that were edited, or "video", videos in their place."""
+    weights = ""
+    """The hub id of the published weights."""
+    files: tuple[str, ...] = ("model.safetensors",)
+    """What they may be called."""
+    backbone = ""
+    """The hub id of the configuration and the tokenizer, for weights that have none beside them."""
+    questions: tuple[str, ...] = ()
+    """What is asked, one for each head: names of prompts."""
+    marks: tuple[str, ...] = ("<|Reward|>",)
+    """The tokens at which heads read, added to the tokenizer in this order; each question has each of them once."""
+    pixels: tuple[int, int] = (256 * 28 * 28, 256 * 28 * 28)
+    """Fewest and most pixels of an image or frame."""
+    network: Headed
+
+    def __init__(self, network: Headed, processor: Any, *, batch_size: int = 4) -> None:
+        if batch_size < 1 or len(network.heads) != len(self.questions):
+            heads = f"{len(network.heads)} heads for {len(self.questions)} questions"
+            raise ValueError(
+                f"{self.name} needs a head (rm_head or rm_heads) for each question and batch_size at least 1, got "
+                f"{heads}, {batch_size}; are these the weights of another reward?"
+            )
+        self.network, self.batch_size = network.eval().requires_grad_(False), batch_size
+        config: Any = network.backbone.config
+        self.sight = Sight.of(config, self.pixels)
+        self._processor, self._tokenizer = processor, processor.tokenizer
+        self._tokenizer.add_tokens(list(self.marks), special_tokens=True)
+        self._tokenizer.padding_side = "right"
+        self._marks = torch.tensor(self._tokenizer.convert_tokens_to_ids(list(self.marks)))
+        known = int(config.text_config.vocab_size)
+        if int(self._marks.max()) >= known:
+            raise ValueError(f"the weights of {self.name} know {known} tokens, its tokenizer more; are they a pair?")
+        self._special = frozenset(self._tokenizer.get_added_vocab())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        backbone: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        batch_size: int = 4,
+    ) -> Self:
+        """A file of weights in safetensors, a folder or a hub id (default: the published one).
+
+        backbone: a folder or hub id with the configuration and the tokenizer; by default they are those beside the
+        weights, or of the model that the published weights were trained from. dtype: the backbone's, by default the one
+        that it was trained in. ValueError where something cannot be loaded, or does not fit.
+        """
+        from transformers import AutoConfig, AutoProcessor
+
+        source = str(name_or_path or cls.weights)
+        state = merge_adapters(read_weights(source, cls.files), cls.adapter_scale(source))
+        texts = str(backbone or beside(source) or cls.backbone)
+        config = explained(lambda: AutoConfig.from_pretrained(texts), texts)
+        processor = explained(lambda: AutoProcessor.from_pretrained(texts), texts)
+        tensors, heads = split_heads(state)
+        network = build_backbone(config, tensors, dtype, source)
+        width = int(config.text_config.hidden_size)
+        made = Headed(network, [build_head(head, width, source) for head in heads]).to(device)
+        return cls(made, processor, batch_size=batch_size)
+
+    @classmethod
+    def adapter_scale(cls, source: str) -> float:
+        """What low-rank adapters in the weights are multiplied with."""
+        return 1.0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def read(self, values: Sequence[Tensor]) -> Tensor:
+        """What the heads say, each (N, marks, outputs) float32 -> scores (N,)."""
+        raise NotImplementedError
+
+    def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:
+        """What is shown of a batch, in this order, each (N, T, 3, h, w) levels 0..255; T is 1 for images.
+
+        exact: rounded to 8 bits, as the original has them; else with a gradient.
+        """
+        return [self.sight.image(images, exact=exact)]
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W), or videos (N, T, 3, H, W), float in [0, 1], N prompts -> (N,). `level` is ignored.
+
+        source: (N, 3, H, W), the images that were edited, where `needs` has it.
+        """
+        self._check(images, prompts, source)
+        parts = [torch.zeros(0, device=self.device)]
+        for i in range(0, len(images), self.batch_size):
+            rows = slice(i, i + self.batch_size)
+            parts.append(self.score(images[rows], list(prompts[rows]), None if source is None else source[rows]))
+        return torch.cat(parts)
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+        """As calling it, with a graph back to the images, in one batch; pixels are not rounded to 8 bits on the way."""
+        self._check(images, prompts, None)
+        return self.score(images, list(prompts), exact=False)
+
+    def score(
+        self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None, *, exact: bool = True
+    ) -> Tensor:
+        """One batch, as in a call."""
+        shown = self.show(images, source, exact)
+        return self.read([self._ask(head, shown, prompts) for head in range(len(self.questions))])
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """ValueError for prompts with a token that is not read as text."""
+        for prompt in prompts:
+            check_prompt(prompt, self._special, self.name)
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of one image, counted on one call."""
+        return count_flops(lambda: self.score(self.trial_image(), [self.example]))
+
+    def trial_image(self) -> Tensor:
+        return torch.full((1, 3, 448, 448), 0.4, device=self.device)
+
+    def _check(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
+        video = "video" in self.needs
+        if video and images.ndim != 5:
+            raise ValueError(f"{self.name} scores videos (N, T, 3, H, W), got {tuple(images.shape)}")
+        check_images(images.flatten(0, 1) if video else images)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        if "source" in self.needs:
+            if source is None or len(source) != len(images):
+                given = "none" if source is None else f"{len(source)} for {len(images)} images"
+                raise ValueError(
+                    f"{self.name} compares each image with the one that was edited, its source; got {given}"
+                )
+            check_images(source)
+        self.check(prompts)
+
+    def _ask(self, head: int, shown: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """What a head says to its question about each row of what is shown: (N, marks, outputs)."""
+        kind = "video" if "video" in self.needs else "image"
+        cut = [[self.sight.patches(levels) for levels in row] for row in zip(*shown, strict=True)]
+        texts = [self._text(head, kind, [grid for _, grid in row], p) for row, p in zip(cut, prompts, strict=True)]
+        read = self._tokenizer(texts, padding=True, return_tensors="pt")
+        ids, mask = read["input_ids"].to(self.device), read["attention_mask"].to(self.device)
+        patches = torch.cat([patches for row in cut for patches, _ in row]).to(self.device)
+        grids = torch.stack([grid for row in cut for _, grid in row]).to(self.device)
+        name = "pixel_values_videos" if kind == "video" else "pixel_values"
+        inputs = {"input_ids": ids, "attention_mask": mask, name: patches, f"{kind}_grid_thw": grids}
+        values: Tensor = self.network(head, inputs, torch.isin(ids, self._marks.to(self.device)))
+        return values
+
+    def _text(self, head: int, kind: str, grids: Sequence[Tensor], prompt: str) -> str:
+        """A question in the model's chat layout, with as many tokens for each image or video as it has."""
+        content = [*([{"type": kind}] * len(grids)), {"type": "text", "text": fill(self._templates[head], prompt)}]
+        turn = [{"role": "user", "content": content}]
+        text = str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        pad = f"<|{kind}_pad|>"
+        first, *rest = text.split(pad)
+        return first + "".join(pad * self.sight.tokens(grid) + part for grid, part in zip(grids, rest, strict=True))
+
+    @cached_property
+    def _templates(self) -> list[str]:
+        return [template(name) for name in self.questions]
+
+
+def beside(source: str) -> Path | str | None:
+    """Where the configuration and the tokenizer are if they are beside the weights."""
+    path = Path(source).expanduser()
+    where = path.parent if path.is_file() else source
+    try:
+        for name in ("config.json", "tokenizer_config.json"):
+            locate(where, [name])
+    except ValueError:
+        return None
+    return where

@@ -1,0 +1,92 @@
+"""VideoReward of VideoAlign (Liu et al., arXiv 2501.13918): visual quality, motion and text alignment of a video.
+
+Source: github.com/KlingAIResearch/VideoAlign, VideoVLMRewardInference. A Qwen2-VL-2B reads three marks in one question,
+one for each criterion. Each value is normalised by a mean and a deviation, and the score is their sum (`Overall`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from ttsnap.reward_models.vlm.headed import Headed, HeadedVLM
+
+from ttsnap.files.reading import read_object
+from ttsnap.files.typed import typed
+
+CRITERIA = ("VQ", "MQ", "TA")
+"""Visual quality, motion quality, text alignment."""
+MEAN = (3.6757, 1.1646, 2.8105)
+STD = (2.2476, 1.3811, 2.5121)
+"""Of the three, in the published model_config.json; also given in MindSpeed-MM's examples/videoalign."""
+SETTINGS = "model_config.json"
+"""What VideoAlign writes beside its weights."""
+SCALE = 128 / 64
+"""The adapters' alpha / rank in its train.sh."""
+
+
+class VideoAlign(HeadedVLM):
+    """The sum of three normalised criteria. Every frame that it is given is shown; its authors show 2 a second."""
+
+    name = "videoalign"
+    needs = frozenset({"video"})
+    weights = "KwaiVGI/VideoReward"
+    backbone = "Qwen/Qwen2-VL-2B-Instruct"
+    questions = ("video_align",)
+    marks = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+    pixels = (128 * 28 * 28, 448 * 448)
+
+    def __init__(
+        self,
+        network: Headed,
+        processor: Any,
+        *,
+        batch_size: int = 4,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ) -> None:
+        super().__init__(network, processor, batch_size=batch_size)
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path | None = None, **options: Any) -> Self:
+        """As HeadedVLM's. Where model_config.json is beside the weights, its normalisation counts."""
+        made = super().from_pretrained(name_or_path, **options)
+        normal = _settings(str(name_or_path or cls.weights)).get("inference_config")
+        if isinstance(normal, Mapping):
+            made.mean = tuple(typed(f"{c}_mean", normal.get(f"{c}_mean"), float) for c in CRITERIA)
+            made.std = tuple(typed(f"{c}_std", normal.get(f"{c}_std"), float) for c in CRITERIA)
+        return made
+
+    @classmethod
+    def adapter_scale(cls, source: str) -> float:
+        lora = _settings(source).get("peft_lora_config")
+        if not isinstance(lora, Mapping):
+            return SCALE
+        alpha, rank = (typed(name, lora.get(name), float) for name in ("lora_alpha", "lora_r"))
+        return alpha / (rank**0.5 if lora.get("use_rslora") else rank)
+
+    def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:
+        return [self.sight.video(images)]
+
+    def criteria(self, values: Tensor) -> Tensor:
+        """What the head says (N, 3, outputs) -> the three criteria (N, 3), normalised.
+
+        A head with three outputs has one for each mark, one with a single output is read at each.
+        """
+        raw = values.diagonal(dim1=1, dim2=2) if values.shape[-1] == len(CRITERIA) else values[..., 0]
+        mean, std = (torch.tensor(v, device=raw.device) for v in (self.mean, self.std))
+        return (raw - mean) / std
+
+    def read(self, values: Sequence[Tensor]) -> Tensor:
+        return self.criteria(values[0]).sum(-1)
+
+
+def _settings(source: str) -> dict[str, Any]:
+    """The settings beside weights on disk; none for others."""
+    path = Path(source).expanduser()
+    path = (path.parent if path.is_file() else path) / SETTINGS
+    return dict(read_object(path, what="VideoAlign's settings")) if path.is_file() else {}
