@@ -1,0 +1,190 @@
+"""A tiny Qwen2-VL or Qwen2.5-VL with its processor as files, for make_golden_vlm.py and the tests. No weights.
+
+The names and settings are those of the published folders; the tokenizer reads bytes, and a few words as one token.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import images
+
+VALUES = Path(__file__).with_name("golden_vlm.json")
+PROMPTS = ("a red circle", "Zwei blaue Quadrate, über einem grünen Kreuz!", "A photo of a cat {x}")
+SIZES = ((60, 100), (330, 201), (448, 448))
+"""(H, W) of the images: enlarged to other shapes, and left as it is."""
+SOURCE = (300, 400)
+"""(H, W) of the image that was edited."""
+HIDDEN = 64
+NO_LORA = ("lm_head", "rm_head", "embed_tokens", "visual")
+"""Parts of VideoReward without adapters."""
+NORMAL = {"VQ_mean": 3.6757, "VQ_std": 2.2476, "MQ_mean": 1.1646, "MQ_std": 1.3811, "TA_mean": 2.8105, "TA_std": 2.5121}
+"""Published with VideoReward's weights."""
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+WORDS = (
+    "AI Alignment Assess Check Coherence Consider Consistency Creativity Criteria Evaluate Fidelity Good Image "
+    "Instruction Motion Perfectly Please Poor Provided Quality Relevance Richness Score Specifically Text The Visual "
+    "You a abnormal acceptable accurately across actions adheres aesthetically align and appeal appealing appearance "
+    "applying appropriately are areas artifact artifacts artist artistic as aspects assigning atmosphere attributes "
+    "background balance based be behavior being best between biological blinking blurring body caption clear clothing "
+    "color comparison completely composition concise confidentials considered consistent contain content continuity "
+    "contradictions creative degree described description different digital dimension distortions dynamic edit edited "
+    "editing effectiveness elements enhance environment environmental errors evaluate evaluates evaluating evaluation "
+    "example executed execution expressions factors feeling focus focuses follow following for from generated give "
+    "given harmful harmony has have how human image images in inappropriate including inconsistencies indicates "
+    "indistinct instruction interpret is lighting logical logically look match matches material materials meaning "
+    "misinterpretation motion movement movements natural naturally nonsensical not object objective of omissions on "
+    "or oranges original other output overall overediting particular parts physical pleasing political possible "
+    "present privacy professional prompt provide provided quality rating ratings realistic reasoning represented "
+    "satisfaction scale scene score seamless second sense shadows sharpness should significant significantly source "
+    "specifies structures style stylistic sub subject success successfully such tasked terms text textual textures "
+    "that the this to unnatural unnecessarily version video violent visibility visible visual visually well whether "
+    "will with without worst wrong your"
+)
+CHAT = (
+    "{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != "
+    "'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] "
+    "}}\n{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|>"
+    "<|vision_end|>{% elif content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}"
+    "{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% endif %}"
+)
+"""The layout of Qwen2-VL's published chat template, without the numbering of images that it can be asked for."""
+
+
+def videos() -> list[NDArray[np.uint8]]:
+    """(T, H, W, 3) uint8 frames: each video moves over a larger picture."""
+    (large,) = images([(360, 480)])
+    return [
+        np.stack([large[9 * t : 9 * t + h, 17 * t : 17 * t + w] for t in range(frames)])
+        for frames, h, w in ((2, 330, 201), (4, 96, 160))
+    ]
+
+
+def letters() -> list[str]:
+    """The 256 letters that stand for bytes in byte-level tokenizers."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
+
+
+def merges() -> list[tuple[str, str]]:
+    """Pairs that make each of WORDS, with the space before it, one token."""
+    pairs: dict[tuple[str, str], None] = {}
+    for word in WORDS.split():
+        done = "Ġ"
+        for letter in word:
+            pairs[done, letter] = None
+            done += letter
+    return list(pairs)
+
+
+def tokens() -> list[str]:
+    """Tokens by id: bytes, words, special ones."""
+    return [*letters(), *dict.fromkeys(a + b for a, b in merges()), *SPECIAL]
+
+
+def config(kind: str = "qwen2_vl") -> dict[str, Any]:
+    """config.json as it is published: the text model's settings are at the top."""
+    ids = {token: i for i, token in enumerate(tokens())}
+    vision = {"depth": 2, "num_heads": 2, "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2}
+    vision |= {"temporal_patch_size": 2}
+    if kind == "qwen2_vl":
+        vision |= {"embed_dim": 32, "hidden_size": HIDDEN, "mlp_ratio": 2, "in_chans": 3, "spatial_patch_size": 14}
+    else:
+        vision |= {"hidden_size": 32, "out_hidden_size": HIDDEN, "intermediate_size": 48, "window_size": 112}
+        vision |= {"fullatt_block_indexes": [1], "in_chans": 3, "spatial_patch_size": 14, "tokens_per_second": 2}
+    name = "Qwen2VLForConditionalGeneration" if kind == "qwen2_vl" else "Qwen2_5_VLForConditionalGeneration"
+    return {
+        "architectures": [name],
+        "model_type": kind,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 2,
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "vocab_size": len(ids) + 8,
+        "vision_config": {"model_type": kind, **vision},
+    }
+
+
+def write_backbone(folder: Path, kind: str = "qwen2_vl") -> None:
+    """All that a published folder holds beside the weights."""
+    ids = {token: i for i, token in enumerate(tokens())}
+    added = {
+        str(ids[token]): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for token in SPECIAL
+    }
+    first = "Qwen2VL" if kind == "qwen2_vl" else "Qwen2_5_VL"
+    tokenizer = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "additional_special_tokens": list(SPECIAL[1:]),
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "errors": "replace",
+        "model_max_length": 32768,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT,
+    }
+    pictures = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": f"{first}Processor",
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "config.json": config(kind),
+        "tokenizer_config.json": tokenizer,
+        "preprocessor_config.json": pictures,
+        "vocab.json": {token: i for token, i in ids.items() if token not in SPECIAL},
+        "chat_template.json": {"chat_template": CHAT},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges())]) + "\n")
