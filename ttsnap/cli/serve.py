@@ -57,6 +57,19 @@ def parser() -> ArgumentParser:
         help="what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD offers one by another "
         "name (default: scenes for the embedded model)",
     )
+    p.add_argument(
+        "--searches",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="searches of your own, by the names that clients use: .json files, as of ttsnap tune and calibrate",
+    )
+    p.add_argument(
+        "--draft",
+        type=str | None,
+        help="a drafter that clients may use by draft: true, as ttsnap generate --draft takes it",
+    )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
     p.add_argument("--keys", type=str | None, metavar="FILE", help="API keys, one caller a line: NAME KEY [WEIGHT]")
     p.add_argument("--max-budget", type=int, default=4000, help="most denoiser evaluations for one request")
@@ -79,7 +92,9 @@ def run(a: Namespace) -> int:
         from ttsnap.service.server import GenerationServer
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
+    from ttsnap.options.sampler import SamplerOptions
     from ttsnap.pipelines import defaults
+    from ttsnap.service.algorithms import searches_of
     from ttsnap.service.limits import Limits
     from ttsnap.service.opening import canonical_of, model_called, offered
     from ttsnap.service.requests import Offer
@@ -95,8 +110,11 @@ def run(a: Namespace) -> int:
     )
     keys = Keys.chosen(a["keys"])  # a.keys is the namespace's own method
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
-    offer = Offer(model_called(a.name, a.model), defaults(a.model), tuple(specs))
+    name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
+    offer = Offer(name, defaults(a.model), tuple(specs), searches, a.draft)
     with engines(a, devices, specs) as made:
+        if a.draft is not None:  # what is wrong with it is said at once
+            made.pipe.sampling_denoiser(SamplerOptions(draft=a.draft), **defaults(a.model))
         try:
             with loading("the service"):
                 server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))

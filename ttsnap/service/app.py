@@ -52,7 +52,7 @@ def make_app(
         except RequestError:
             worker.metrics.requests.labels("refused").inc()
             raise
-        logger.info("%s: %s by %s", caller.name, asked.search, asked.budget)
+        logger.info("%s: %s by %s", caller.name, asked.search.label, asked.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
         async with aclosing(news_of(request, ticket, worker)) as followed:
@@ -95,9 +95,10 @@ def make_app(
 
     @app.get("/ready")
     async def ready() -> Response:
-        """Whether requests are taken; 503 tells a balancer to send them elsewhere."""
+        """Whether requests are taken, by a model that is loaded; 503 tells a balancer to send them elsewhere."""
         takes = worker.is_alive() and not worker.draining
-        return JSONResponse({"status": "ready" if takes else "stopping"}, 200 if takes else 503)
+        status = "stopping" if not takes else "ready" if worker.loaded else "loading"
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

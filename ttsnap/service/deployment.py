@@ -20,13 +20,14 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults
 from ttsnap.pipelines.opening import opened, placement
 from ttsnap.rewards.registry import make_rewards
+from ttsnap.service.algorithms import searches_of
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
 from ttsnap.service.opening import canonical_of, model_called, offered
-from ttsnap.service.requests import Offer
+from ttsnap.service.requests import Offer, plain
 from ttsnap.service.worker import Worker
 
 
@@ -37,6 +38,8 @@ class Settings(BaseModel):
 
     model: str = Field("embedded", description="embedded, a diffusers folder, or a hub id")
     rewards: str = Field("", description="what clients choose from, separated by spaces, as --rewards of ttsnap serve")
+    searches: str = Field("", description="NAME=FILE.json, separated by spaces, as --searches of ttsnap serve")
+    draft: str | None = Field(None, description="a drafter that clients may use, as --draft of ttsnap serve")
     name: str | None = Field(None, description="what clients call the model")
     device: str = Field("auto", pattern="^(auto|cuda|cpu)$", description="of each replica: a GPU, or a core of the CPU")
     dtype: str = "auto"
@@ -57,8 +60,9 @@ class Replica:
         pipe = opened(ModelOptions(settings.model, settings.lora, settings.device, settings.dtype))
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
         self._limits, self._keys, self._canonical = settings.limits, keys, canonical_of(settings.model)
-        self._offer = Offer(model_called(settings.name, settings.model), defaults(settings.model), tuple(rewards))
-        self._worker = Worker(OneDevice(pipe, rewards), settings.limits, Metrics())
+        name, searches = model_called(settings.name, settings.model), searches_of(settings.searches.split())
+        self._offer = Offer(name, defaults(settings.model), tuple(rewards), searches, settings.draft)
+        self._worker = Worker(OneDevice(pipe, rewards), settings.limits, Metrics(), plain(self._offer, settings.limits))
         self._worker.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -76,6 +80,7 @@ def app(args: Mapping[str, object]) -> Application:
     TTSNAP_API_KEY sets one key, as for `ttsnap serve`."""
     settings = Settings.model_validate(dict(args))
     keys, limits = Keys.chosen(settings.keys), settings.limits  # only digests of keys travel
+    searches_of(settings.searches.split())
     offered(settings.rewards.split(), settings.model)  # what is wrong is said before any replica starts
     cuda = placement(settings.device, settings.dtype)[0].type == "cuda"
     settings = settings.model_copy(update={"device": "cuda" if cuda else "cpu"})

@@ -56,7 +56,8 @@ class OneDevice:
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
         rewards = [self.rewards[name] for name in configuration.rewards]
         how = {**values(configuration.sampler), **values(FAIR)}
-        network = self._network(configuration, block_to_capture(rewards, (), None))
+        block, drafts = block_to_capture(rewards, (), None), configuration.sampler.draft is not None
+        network = None if drafts else self._network(configuration, block)
         engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
         try:
             yield engine

@@ -9,23 +9,22 @@ from __future__ import annotations
 import secrets
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.algorithms import make_algorithm
 from ttsnap.core.needs import Need
+from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import parse_json
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.service.algorithms import Search, search_of
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
 
-NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
-"""Searches that need a file, only study, or follow gradients, for which an engine has to be set up anew."""
-OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto"]
 Word = Annotated[str, Field(max_length=100)]
@@ -49,7 +48,10 @@ class Generation(BaseModel):
     stream: bool = Field(False, description="send events while the search runs")
     partial_images: int = Field(0, ge=0, le=3, description="how often a stream shows the best estimate so far")
     user: Annotated[str, Field(max_length=256)] | None = Field(None, description="taken and not used")
-    search: Word = Field("seed-pruning", description="the name of an algorithm of `ttsnap algorithms`")
+    search: Word | dict[str, Any] = Field(
+        "seed-pruning", description='an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
+    )
+    draft: bool = Field(False, description="look at drafts, where the operator offers a drafter")
     reward: Word | list[Word] | None = Field(None, description="names of rewards that are offered, the first if none")
     report: Word | list[Word] | None = Field(None, description="rewards that only score the returned images")
     budget: Annotated[str, Field(max_length=60)] | int | None = Field(None, description="400nfe, 20images, 10s, ...")
@@ -62,11 +64,14 @@ class Generation(BaseModel):
 
 @dataclass(frozen=True)
 class Offer:
-    """What the operator offers: the model's name, the arguments of its call, the rewards by name."""
+    """What the operator offers: the model's name, the arguments of its call, the rewards by name, searches of files by
+    name, and a drafter, if any."""
 
     model: str
     call: Mapping[str, object]
     rewards: tuple[str, ...]
+    searches: Mapping[str, Algorithm] = field(default_factory=dict)
+    draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Asked:
 
     prompt: str
     configuration: Configuration
-    search: str
+    search: Search
     budget: Budget
     seconds: float
     seed: int
@@ -119,8 +124,10 @@ def asked_of(wanted: Generation, offer: Offer, limits: Limits) -> Asked:
     """What runs. RequestError for what is not offered here, or more than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
-    if wanted.search not in OFFERED:
-        raise _refused("search", f"no search {wanted.search!r} here; choose one of {', '.join(OFFERED)}")
+    try:
+        search = search_of(wanted.search, offer.searches, limits.nfe)
+    except ValueError as error:
+        raise _refused("search", str(error)) from None
     if wanted.n > limits.images:
         raise _refused("n", f"at most {limits.images} images are returned, got n = {wanted.n}")
     if wanted.partial_images and not wanted.stream:
@@ -131,8 +138,8 @@ def asked_of(wanted: Generation, offer: Offer, limits: Limits) -> Asked:
     arguments = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))
     return Asked(
         _line(wanted.prompt, "prompt", limits),
-        Configuration(arguments, _sampler(wanted), _rewards(wanted.reward, offer, limits, "reward")),
-        wanted.search,
+        Configuration(arguments, _sampler(wanted, search, offer), _rewards(wanted.reward, offer, limits, "reward")),
+        search,
         replace(budget, seconds=None),
         min(budget.seconds or limits.seconds, limits.seconds),
         secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
@@ -140,6 +147,11 @@ def asked_of(wanted: Generation, offer: Offer, limits: Limits) -> Asked:
         _rewards(wanted.report, offer, limits, "report") if wanted.report else (),
         wanted.partial_images,
     )
+
+
+def plain(offer: Offer, limits: Limits) -> Asked:
+    """A request that says nothing but its prompt."""
+    return asked_of(Generation.model_validate({"prompt": "-"}), offer, limits)
 
 
 def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]:
@@ -194,11 +206,13 @@ def _rewards(names: str | list[str] | None, offer: Offer, limits: Limits, param:
     return tuple(dict.fromkeys(wanted))
 
 
-def _sampler(wanted: Generation) -> SamplerOptions:
-    """By default one that draws noise, where the search needs that."""
-    needs = make_algorithm(wanted.search).needs
-    noisy = needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT}
-    return SamplerOptions(kernel=wanted.kernel or ("sde" if noisy else "pipeline"))
+def _sampler(wanted: Generation, search: Search, offer: Offer) -> SamplerOptions:
+    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted."""
+    if wanted.draft and offer.draft is None:
+        raise _refused("draft", "no drafter is offered here; leave draft out")
+    noisy = make_algorithm(search.spec).needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT}
+    kernel = wanted.kernel or ("sde" if noisy else "pipeline")
+    return SamplerOptions(kernel=kernel, draft=offer.draft if wanted.draft else None)
 
 
 def _line(text: str, param: str, limits: Limits) -> str:

@@ -17,6 +17,7 @@ from ttsnap.loop.search import prepared
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import settings_of
+from ttsnap.service.algorithms import Isolated
 from ttsnap.service.engines import Engines
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
@@ -47,11 +48,17 @@ class Searches:
         """The sum of its callers' weights."""
         return sum(ticket.caller.weight for ticket in self.under_way)
 
+    def warm_up(self, asked: Asked) -> None:
+        """Have everything ready for a request like this one."""
+        self._prepared(asked, self._budget(asked))
+
+    def _budget(self, asked: Asked) -> Budget:
+        budget = asked.budget.on(self.engine.grid)
+        return replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
+
     def add(self, ticket: Ticket) -> None:
         """Begin a search. ValueError for what the model, the rewards or the budget do not allow."""
-        asked, engine = ticket.asked, self.engine
-        budget = asked.budget.on(engine.grid)
-        budget = replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
+        asked, engine, budget = ticket.asked, self.engine, self._budget(ticket.asked)
         spec = self._prepared(asked, budget)
         now = time.monotonic()
         listener = PartialImages(ticket, float(budget.nfe or 0)) if asked.partial_images else None
@@ -61,15 +68,15 @@ class Searches:
 
     def _prepared(self, asked: Asked, budget: Budget) -> SearchSpec:
         """The search, with as many seeds as its budget affords; that is found once for equal requests."""
-        key = (asked.search, budget, asked.keep)
-        algorithm = self._fitted.get(key) or make_algorithm(asked.search)
+        key = (asked.search.label, budget, asked.keep)
+        algorithm = self._fitted.get(key) or make_algorithm(asked.search.spec)
         spec = SearchSpec(algorithm, budget, seed=asked.seed, keep=asked.keep)
         if key not in self._fitted:
             spec = prepared(spec, self.engine)
             if len(self._fitted) == MOST_FITTED:
                 self._fitted.clear()
             self._fitted[key] = spec.algorithm
-        return spec
+        return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
 
     def cancel(self, ticket: Ticket) -> None:
         """End a search at once, without an image."""
@@ -89,10 +96,14 @@ class Searches:
         return ended
 
     def _finished(self, ticket: Ticket, request: Request) -> Done | RequestError:
-        asked = ticket.asked
+        asked, algorithm = ticket.asked, request.spec.algorithm
+        if isinstance(algorithm, Isolated) and algorithm.error is not None:
+            why = f"{type(algorithm.error).__name__}; choose other options or another search"
+            return RequestError(500, f"the search failed: {why}", "search")
         (result,), _ = checked(self.pipe, report(request, self.engine, Usage()))
         if not result.images:
             return RequestError(500, "no image was finished")
         result = reported(result, [self.rewards[name] for name in asked.report])
-        call, sampler = dict(self.configuration.call), self.configuration.sampler
-        return Done(result, settings_of(self.pipe, asked.search, sampler, call, asked.budget))
+        # Where the operator keeps the drafter is no client's business, and the image is made again without it.
+        call, sampler = dict(self.configuration.call), replace(self.configuration.sampler, draft=None)
+        return Done(result, settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget))

@@ -20,11 +20,13 @@ from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Offer
+from ttsnap.service.requests import Offer, plain
 from ttsnap.service.worker import Worker
 
-BACKLOG, GRACE = 512, 10
-"""Connections that wait to be accepted; seconds for replies to leave, after the last search has ended."""
+BACKLOG, GRACE, IDLE = 512, 10, 30
+"""Connections that wait to be accepted; seconds for replies to leave, after the last search has ended; seconds for
+which a connection without a request stays open. OpenAI's clients keep theirs for 5: were it as long here, they would
+now and then send a request into a connection that is being closed."""
 
 
 class Connection(Guarded):
@@ -63,7 +65,7 @@ class GenerationServer:
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-        self.worker = Worker(engines, limits, Metrics())
+        self.worker = Worker(engines, limits, Metrics(), plain(offer, limits))
         guard = ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections)
         config = uvicorn.Config(
             make_app(self.worker, offer, keys or Keys(), limits, canonical),
@@ -76,6 +78,7 @@ class GenerationServer:
             access_log=False,
             proxy_headers=False,
             backlog=BACKLOG,
+            timeout_keep_alive=IDLE,
             timeout_graceful_shutdown=int(limits.drain) + GRACE,
         )
         self._server = Server(config)

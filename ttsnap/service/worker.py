@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict, deque
 
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
+from ttsnap.rewards.registry import RewardError
 from ttsnap.service.engines import Engines
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller
@@ -29,13 +30,14 @@ class Worker(threading.Thread):
     well, in seconds of the device, by the weight of their callers; what room a batch of one has left, others fill
     that differ in their steps and rewards alone (engine/network.py). An engine without work is kept for a while, as it
     costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing, is made anew
-    for the next request.
+    for the next request. first: what is made ready before any request comes, as loading may take minutes.
     """
 
-    def __init__(self, engines: Engines, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, engines: Engines, limits: Limits, metrics: Metrics, first: Asked) -> None:
         super().__init__(daemon=True, name="searches")
         self.engines, self.limits, self.metrics = engines, limits, metrics
-        self.draining = False
+        self.draining = self.loaded = False
+        self._first = first
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._callers: Counter[str] = Counter()
@@ -78,6 +80,10 @@ class Worker(threading.Thread):
     # --- the thread -------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        try:
+            self._searches_of(self._first.configuration).warm_up(self._first)
+        except Exception:  # the next request tries anew, and is told
+            logger.exception("what requests get that say nothing could not be made ready")
         while True:
             with self._wake:
                 while not (self._waiting or self._active or self.draining):
@@ -127,20 +133,25 @@ class Worker(threading.Thread):
     def _begin(self, ticket: Ticket) -> None:
         configuration = ticket.asked.configuration
         try:
-            if configuration not in self._searches:
-                self._searches[configuration] = Searches(self.engines, configuration, self.limits)
-            self._searches[configuration].add(ticket)
+            self._searches_of(configuration).add(ticket)
         except (ValueError, TypeError) as error:
             self._end(ticket, "refused", RequestError(400, str(error), code="invalid_value"))
         except EngineLost as lost:
             logger.error("the devices keep failing", exc_info=lost)
             self._end(ticket, "failed", RequestError(503, "the devices keep failing; try again later", retry_after=30))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             logger.error("a search could not begin", exc_info=error)
             self._end(ticket, "failed", RequestError(500, f"the search could not begin: {type(error).__name__}"))
         else:
             self._active[ticket] = self._searches[configuration]
             self._searches.move_to_end(configuration)
+
+    def _searches_of(self, configuration: Configuration) -> Searches:
+        """Those on the engine of this configuration, which is made where there is none."""
+        if configuration not in self._searches:
+            self._searches[configuration] = Searches(self.engines, configuration, self.limits)
+            self.loaded = True
+        return self._searches[configuration]
 
     def _batch(self, searches: Searches) -> None:
         engine, weight, begin = searches.engine, searches.weight, time.monotonic()
@@ -151,7 +162,7 @@ class Worker(threading.Thread):
             logger.error("searches failed", exc_info=error)
             self._searches.pop(searches.configuration).close()
             for ticket in list(searches.under_way):
-                self._end(ticket, "failed", RequestError(500, f"the search failed: {type(error).__name__}"))
+                self._end(ticket, "failed", failure(error, searches.configuration))
             return
         self._shares.serve(searches.configuration, (time.monotonic() - begin) / weight)
         made = self._nfe() - nfe
@@ -187,3 +198,12 @@ class Worker(threading.Thread):
         lost = [key for key in idle if self._searches[key].run.lost]
         for key in {*lost, *idle[: max(0, len(idle) - self.limits.idle)]}:
             self._searches.pop(key).close()
+
+
+def failure(error: Exception, configuration: Configuration) -> RequestError:
+    """What is told where all searches of a configuration fail. What a reward raised is for the log alone."""
+    if not isinstance(error, RewardError):
+        return RequestError(500, f"the search failed: {type(error).__name__}")
+    names = " or ".join(configuration.rewards)
+    said = f"the reward {names} scored none of the first images; ask for another reward, or again later"
+    return RequestError(503, said, "reward", "reward_failed", retry_after=30)

@@ -1,0 +1,198 @@
+"""What clients may ask of searches: options of their own, the operator's files and drafter; and what fails alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from ttsnap.pipelines import defaults
+
+from tests.service.conftest import client_of
+from tests.service.test_service import PROMPT, metric, picture, until
+from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.core.looks import estimates
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.scenes import caption, parse
+from ttsnap.service.algorithms import OFFERED, Isolated, search_of, searches_of
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Configuration, Offer
+from ttsnap.service.server import GenerationServer
+
+STEPS = 6
+OWN: dict[str, object] = {"seed": 3, "budget": "30nfe", "steps": STEPS}
+
+
+class Moody:
+    """A reward that fails while it is told to."""
+
+    name = "moody"
+    broken = True
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        if self.broken:
+            raise OSError("/srv/secret is gone")
+        return images.mean((1, 2, 3))
+
+
+class Slow(OneDevice):
+    """Makes no engine before it is let."""
+
+    go = threading.Event()
+
+    @contextmanager
+    def engine(self, configuration: Configuration) -> Iterator[Any]:
+        assert self.go.wait(20)
+        with super().engine(configuration) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files as `ttsnap tune` and `ttsnap calibrate` write them."""
+    folder = tmp_path_factory.mktemp("searches")
+    levels = pipe.denoiser(**{**defaults(), "num_inference_steps": STEPS}).grid.levels
+    rng = np.random.default_rng(0)
+    final = rng.standard_normal((20, 40, 1))
+    forecast = fit(final + rng.standard_normal((20, 40, STEPS + 1)), levels, estimates(2, 4, STEPS))
+    specs = {
+        "tuned": {"name": "seed-pruning", "keep": [0.5], "levels": [0.7]},
+        "priced": {"name": "price-of-compute", "forecast": forecast.to_json(), "n": 20},
+    }
+    for name, spec in specs.items():
+        (folder / f"{name}.json").write_text(json.dumps(spec))
+    return {name: folder / f"{name}.json" for name in specs}
+
+
+@pytest.fixture(scope="module")
+def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
+    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
+    searches = searches_of([f"{name}={path}" for name, path in files.items()])
+    offer = Offer("embedded", defaults(), tuple(rewards), searches, "embedded")
+    Slow.go.clear()
+    engines, where = Slow(pipe, rewards), ("127.0.0.1", 0)
+    with GenerationServer(engines, offer, Limits(drain=0.1), None, where, lambda p: caption(parse(p))) as running:
+        yield running
+
+
+def asked(service: GenerationServer, **own: object) -> dict[str, Any]:
+    reply: dict[str, Any] = client_of(service).images.generate(prompt=PROMPT, extra_body={**OWN, **own}).to_dict()
+    return reply
+
+
+def test_it_is_ready_once_the_model_is_loaded(service: GenerationServer) -> None:
+    """First of all tests here, as those after it need the model."""
+    assert httpx.get(f"{service.url}/ready").json() == {"status": "loading"}
+    assert httpx.get(f"{service.url}/ready").status_code == 503
+    assert httpx.get(f"{service.url}/health").status_code == 200
+    Slow.go.set()
+    until(lambda: httpx.get(f"{service.url}/ready").status_code == 200)
+    assert metric(service, "ttsnap_nfe_total") == 0, "no request was needed for it"
+
+
+@pytest.mark.parametrize("search", ["tuned", "priced", {"name": "seed-pruning", "keep": [0.5], "levels": [0.7]}])
+def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any, files: Any, search: Any) -> None:
+    reply = asked(service, search=search)
+    spec = str(files[search]) if isinstance(search, str) else search
+    out = pipe(PROMPT, search=spec, reward="scenes", **{**defaults(), "num_inference_steps": STEPS},
+               seed=3, budget="30nfe")  # fmt: skip
+    assert reply["data"][0]["seed"] == out.search[0].best.seed
+    assert reply["usage"]["nfe"] == out.search[0].spent.nfe
+    told = json.loads(picture(reply["data"][0]["b64_json"]).info["ttsnap"])
+    assert str(files["tuned"].parent) not in json.dumps(told)
+    assert told["search"]["algorithm"] == ("price-of-compute" if search == "priced" else "seed-pruning")
+
+
+def test_drafts_are_looked_at_where_they_are_asked_for(service: GenerationServer, client: Any) -> None:
+    with_drafts, without = asked(service, draft=True), asked(service)
+    assert with_drafts["usage"]["draft_calls"] > 0
+    assert "draft_calls" not in without["usage"]
+    told = json.loads(picture(with_drafts["data"][0]["b64_json"]).info["ttsnap"])
+    assert told.get("draft") is None
+    with pytest.raises(openai.BadRequestError, match="no drafter is offered"):
+        client.images.generate(prompt=PROMPT, extra_body={"draft": True})
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"name": "priced"}, "no search 'priced' here; choose one of tuned, priced, best-of-n"),
+        ({"n": 3}, "no search 'None'"),
+        ({"name": "noise-ascent"}, "no search 'noise-ascent'"),
+        ({"name": "nested", "first": "/etc/tuned.json"}, "no file, got '/etc/tuned.json'"),
+        ({"name": "nested", "first": {"name": "refined"}}, "offered here and no file, got 'refined'"),
+        ({"name": "best-of-n", "n": 10**9}, "may multiply to 4000 here, got 1000000000"),
+        ({"name": "svdd", "n": 100, "streams": 100}, "may multiply to 4000 here, got 10000"),
+        ({"name": "best-of-n", "m": 3}, r"unknown option\(s\) \['m'\]"),
+        ({"name": "best-of-n", "n": "x"}, "best-of-n: n must be of type int"),
+        ({"name": "seed-pruning", "keep": [2.0]}, "keep"),
+    ],
+)
+def test_what_is_not_offered_is_refused(service: GenerationServer, search: Any, said: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=said) as error:
+        asked(service, search=search)
+    assert error.value.type == "invalid_request_error"
+
+
+def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "climb.json").write_text('{"name": "noise-ascent"}')
+    wrong = {
+        str(files["tuned"]): "NAME=FILE.json",
+        f"svdd={files['tuned']}": "there is a search 'svdd' already",
+        f"mine={tmp_path / 'none.json'}": "cannot read algorithm file",
+        f"climb={tmp_path / 'climb.json'}": "follows gradients",
+    }
+    for given, said in wrong.items():
+        with pytest.raises(ValueError, match=said):
+            searches_of([given])
+
+
+def test_a_reward_that_fails_ends_its_own_requests_only(service: GenerationServer) -> None:
+    Moody.broken = True
+    with ThreadPoolExecutor(3) as pool:
+        good = [pool.submit(asked, service, search="best-of-n") for _ in range(2)]
+        with pytest.raises(openai.InternalServerError, match="the reward moody scored none") as error:
+            asked(service, reward="moody", search="best-of-n")
+        assert all(len(one.result()["data"]) == 1 for one in good)
+    assert (error.value.code, error.value.param) == ("reward_failed", "reward")
+    assert "secret" not in str(error.value.body)
+    Moody.broken = False
+    assert asked(service, reward="moody", search="best-of-n")["data"][0]["reward"] > 0
+
+
+def test_a_search_that_fails_ends_alone(service: GenerationServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An algorithm's mistake is its own request's: those on the same engine go on."""
+    kind = type(make_algorithm("evolution"))
+
+    def step(*_: object) -> None:
+        raise IndexError("out of range")
+
+    with ThreadPoolExecutor(1) as pool:
+        good = pool.submit(asked, service, search="best-of-n", budget="120nfe")
+        until(lambda: metric(service, "ttsnap_active") == 1)
+        spec = {"name": "evolution", "n": 2, "generations": 2}
+        monkeypatch.setattr(kind, "step", step)
+        with pytest.raises(openai.InternalServerError, match="the search failed: IndexError"):
+            asked(service, search=spec)
+        assert len(good.result()["data"]) == 1
+
+
+def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None:
+    for name in OFFERED:
+        plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
+        assert make_algorithm(plain.spec) == make_algorithm(same.spec)
+    assert (
+        search_of({"name": "best-of-n", "n": 2}, {}, 9).label == search_of({"n": 2, "name": "best-of-n"}, {}, 9).label
+    )
+    assert Isolated(replace(make_algorithm("best-of-n"), n=2), None).n == 2  # type: ignore[arg-type, type-var]

@@ -1,0 +1,119 @@
+"""Which searches clients may ask for: algorithms by name, with options of their own, and what the operator offers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+
+from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move
+from ttsnap.core.needs import Gradient, Needs
+from ttsnap.core.particles import Particles
+from ttsnap.core.protocols import Algorithm, AlgorithmState
+from ttsnap.core.validate import validate
+
+logger = logging.getLogger(__name__)
+NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
+"""Searches that need a file, only study, or follow gradients, for which an engine has to be set up anew."""
+OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
+Spec: TypeAlias = str | Mapping[str, object] | Algorithm
+"""What make_algorithm takes. From a client, only what `search_of` let pass."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as it was asked for. label: equal for equal ones."""
+
+    label: str
+    spec: Spec = field(compare=False)
+
+
+def search_of(wanted: str | Mapping[str, object], files: Mapping[str, Algorithm], most: int) -> Search:
+    """A search by the name of an algorithm or of one of the operator's files, or {"name": ..., **options} of an
+    algorithm. ValueError for what is not offered, for options that the algorithm does not have or take, and for whole
+    numbers among them that are more than `most` when they are multiplied, as they say how much runs at once.
+    """
+    if isinstance(wanted, str) and wanted in files:
+        return Search(wanted, files[wanted])
+    name = wanted if isinstance(wanted, str) else wanted.get("name")
+    if name not in OFFERED:
+        raise ValueError(f"no search {str(name)[:100]!r} here; choose one of {', '.join((*files, *OFFERED))}")
+    if isinstance(wanted, str):
+        return Search(wanted, wanted)
+    if (size := _size(wanted)) > most:
+        raise ValueError(f"the whole numbers among the options of {name} may multiply to {most} here, got {size}")
+    make_algorithm(wanted)
+    return Search(json.dumps(wanted, sort_keys=True), wanted)
+
+
+def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:
+    """The operator's own, from NAME=FILE each, where FILE is what `ttsnap tune` or `ttsnap calibrate` wrote. ValueError
+    for a file that holds no algorithm, for one that follows gradients, and for a name that is taken."""
+    searches: dict[str, Algorithm] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals or not name.replace("-", "").replace("_", "").isalnum() or not file.endswith(".json"):
+            raise ValueError(f"give a search as NAME=FILE.json, where NAME is what clients ask for, got {text!r}")
+        if name in ALGORITHMS or name in searches:
+            raise ValueError(f"there is a search {name!r} already; offer {file} by another name")
+        searches[name] = make_algorithm(file)
+        if any(isinstance(need, Gradient) for need in searches[name].needs):
+            raise ValueError(f"{file} follows gradients of finished images, which the service cannot; offer another")
+    return searches
+
+
+def _size(value: object) -> int:
+    """The product of the whole numbers among options, of which the largest counts in a list. ValueError for names of
+    files, and of algorithms that are not offered."""
+    if isinstance(value, str) and (value.endswith(".json") or value in NOT_OFFERED):
+        raise ValueError(f"options may name algorithms that are offered here and no file, got {value[:100]!r}")
+    if isinstance(value, Mapping):
+        product = 1
+        for inside in value.values():
+            product *= _size(inside)
+        return product
+    if isinstance(value, list):
+        return max((_size(inside) for inside in value), default=1)
+    return max(1, int(value)) if isinstance(value, int | float) and value == int(value) else 1
+
+
+class Isolated:
+    """An algorithm whose mistakes end its own search only. error: what it raised. Options come from clients, and other
+    requests are on the same loop."""
+
+    lockstep: ClassVar[bool] = False
+
+    def __init__(self, algorithm: Algorithm, grid: Grid) -> None:
+        self.algorithm, self.grid = algorithm, grid
+        self.error: Exception | None = None
+
+    @property
+    def n(self) -> int | None:
+        return self.algorithm.n
+
+    @property
+    def needs(self) -> Needs:
+        return self.algorithm.needs
+
+    def init(self, task: Task) -> AlgorithmState:
+        return self.algorithm.init(task)
+
+    def step(
+        self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, AlgorithmState]:
+        """As the algorithm's; nothing more is wanted once it has failed."""
+        try:
+            move, state = self.algorithm.step(state, particles, rng)
+            if move is not None and len(move):
+                validate(move, particles, self.grid, self.algorithm)
+        except Exception as error:
+            logger.exception("a search failed")
+            self.error = error
+            return None, state
+        return move, state
