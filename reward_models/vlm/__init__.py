@@ -2,12 +2,16 @@
 
 prompts/ has what each is asked, character by character as its authors ask it, and templates.py says where that is from.
 weights.py reads published checkpoints, and sight.py turns images and videos into what the models read. headed.py is a
-model with a head: HPSv3, EditReward and VideoAlign. Nothing here reads a pickle.
+model with a head: HPSv3, EditReward and VideoAlign. spoken.py is a model that answers in words: UnifiedReward and
+EditScore. Nothing here reads a pickle.
 """
 
 from ttsnap.reward_models.vlm.edit_reward import EditReward
+from ttsnap.reward_models.vlm.edit_score import EditScore
 from ttsnap.reward_models.vlm.headed import HeadedVLM
 from ttsnap.reward_models.vlm.hpsv3 import HPSv3
+from ttsnap.reward_models.vlm.spoken import SpokenVLM
+from ttsnap.reward_models.vlm.unified_reward import UnifiedReward
 from ttsnap.reward_models.vlm.video_align import VideoAlign
 
-__all__ = ["EditReward", "HPSv3", "HeadedVLM", "VideoAlign"]
+__all__ = ["EditReward", "EditScore", "HPSv3", "HeadedVLM", "SpokenVLM", "UnifiedReward", "VideoAlign"]

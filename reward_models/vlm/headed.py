@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.preprocess import check_images
+from ttsnap.reward_models.vlm.checks import check_prompt, check_rows
 from ttsnap.reward_models.vlm.sight import Sight
-from ttsnap.reward_models.vlm.templates import check_prompt, fill, template
+from ttsnap.reward_models.vlm.templates import fill, template
 from ttsnap.reward_models.vlm.weights import build_backbone, build_head, merge_adapters, read_weights, split_heads
 from ttsnap.reward_models.weights import explained, locate
 
@@ -47,8 +47,6 @@ class HeadedVLM(RewardModel):
     AutoProcessor loads it. batch_size: most rows of a forward pass. Scores are float32, on the network's device.
     """
 
-    needs: frozenset[str] = frozenset()
-    """What it sees beside images: "source", those that were edited, or "video", videos in their place."""
     weights = ""
     """The hub id of the published weights."""
     files: tuple[str, ...] = ("model.safetensors",)
@@ -165,26 +163,16 @@ class HeadedVLM(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one image, counted on one call."""
-        return count_flops(lambda: self.score(self.trial_image(), [self.example]))
+        """FLOPs of one image or video, counted on one call."""
+        trial = self.trial_image()
+        source = trial if "source" in self.needs else None
+        return count_flops(lambda: self.score(trial, [self.example], source))
 
     def trial_image(self) -> Tensor:
         return torch.full((1, 3, 448, 448), 0.4, device=self.device)
 
     def _check(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
-        video = "video" in self.needs
-        if video and images.ndim != 5:
-            raise ValueError(f"{self.name} scores videos (N, T, 3, H, W), got {tuple(images.shape)}")
-        check_images(images.flatten(0, 1) if video else images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
-        if "source" in self.needs:
-            if source is None or len(source) != len(images):
-                given = "none" if source is None else f"{len(source)} for {len(images)} images"
-                raise ValueError(
-                    f"{self.name} compares each image with the one that was edited, its source; got {given}"
-                )
-            check_images(source)
+        check_rows(self.name, self.needs, images, prompts, source)
         self.check(prompts)
 
     def _ask(self, head: int, shown: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:

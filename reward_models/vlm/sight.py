@@ -36,11 +36,13 @@ class Sight:
         x = resize_like_pil(to_levels(images), to) if exact else resize_smoothly(images.clamp(0, 1) * 255, to)
         return x[:, None]
 
-    def video(self, videos: Tensor) -> Tensor:
-        """(N, T, 3, H, W) in [0, 1] -> (N, T, 3, h, w) levels 0..255, resized as torchvision does 8-bit frames."""
-        levels = to_levels(videos.flatten(0, 1))
-        frames: Tensor = functional.interpolate(levels, size=self._size(videos), mode="bicubic", antialias=True)
-        return frames.clamp(0, 255).round().view(*videos.shape[:2], *frames.shape[1:])
+    def video(self, videos: Tensor, *, exact: bool = True) -> Tensor:
+        """(N, T, 3, H, W) in [0, 1] -> (N, T, 3, h, w) levels, as `image`, but resized as torchvision does frames."""
+        x = videos.flatten(0, 1)
+        x = to_levels(x) if exact else x.clamp(0, 1) * 255
+        frames: Tensor = functional.interpolate(x, size=self._size(videos), mode="bicubic", antialias=True)
+        frames = frames.clamp(0, 255)
+        return (frames.round() if exact else frames).view(*videos.shape[:2], *frames.shape[1:])
 
     def patches(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """(T, 3, h, w) levels -> patches (P, 3 * frames * patch^2) and their grid (3,), over time, height and width.

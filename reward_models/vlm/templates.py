@@ -8,13 +8,15 @@ video_align.txt: DETAILED_PROMPT_WITH_SPECIAL_TOKEN of prompt_template.py, githu
 edit_reward_following.txt, edit_reward_quality.txt: INSTRUCTION_EDIT_FOLLOWING and INSTRUCTION_EDIT_QUALITY of
 EditReward/dataset/prompts.py, each with prompt_with_special_token of data_collator_qwen_edit.py beside it,
 github.com/TIGER-AI-Lab/EditReward.
+edit_score_following.txt, edit_score_quality.txt: SC_prompt and PQ_prompt of the class EditScore of editscore 0.2 (PyPI)
+with its score_range of 25.
+unified_reward.txt: inference_qwen/UnifiedReward-2.0-inference/point_score_ACS_image_generation.py,
+github.com/CodeGoat24/UnifiedReward.
 """
 
 from __future__ import annotations
 
 from importlib.resources import files
-
-from ttsnap.files.reading import printable
 
 PLACE = "{text_prompt}"
 
@@ -27,13 +29,3 @@ def template(name: str) -> str:
 def fill(text: str, prompt: str) -> str:
     """A template with the prompt in its place."""
     return text.replace(PLACE, prompt)
-
-
-def check_prompt(prompt: str, special: frozenset[str], name: str) -> None:
-    """ValueError for a prompt with one of the tokenizer's `special` tokens, which would not be read as text.
-
-    Another reward token, say, would be scored in place of the one that belongs to the image.
-    """
-    for token in special:
-        if token in prompt:
-            raise ValueError(f"{name} cannot read a prompt that holds {token!r}; leave it out: {printable(prompt):.60}")

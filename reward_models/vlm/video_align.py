@@ -29,7 +29,11 @@ SCALE = 128 / 64
 
 
 class VideoAlign(HeadedVLM):
-    """The sum of three normalised criteria. Every frame that it is given is shown; its authors show 2 a second."""
+    """The sum of three normalised criteria.
+
+    frames: most that are shown, from the first to the last, evenly. Its authors show two a second; a tensor does not
+    tell how long it lasts, and 10 are those of five seconds.
+    """
 
     name = "videoalign"
     needs = frozenset({"video"})
@@ -45,11 +49,14 @@ class VideoAlign(HeadedVLM):
         processor: Any,
         *,
         batch_size: int = 4,
+        frames: int = 10,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ) -> None:
         super().__init__(network, processor, batch_size=batch_size)
-        self.mean, self.std = tuple(mean), tuple(std)
+        if frames < 2:
+            raise ValueError(f"frames must be at least 2, got {frames}")
+        self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path | None = None, **options: Any) -> Self:
@@ -70,7 +77,14 @@ class VideoAlign(HeadedVLM):
         return alpha / (rank**0.5 if lora.get("use_rslora") else rank)
 
     def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:
-        return [self.sight.video(images)]
+        """Frames of the videos, rounded to whole places as its reader of files does."""
+        total = images.shape[1]
+        places = torch.linspace(0, total - 1, min(total, self.frames)).round().long()
+        return [self.sight.video(images[:, places.to(images.device)], exact=exact)]
+
+    def trial_image(self) -> Tensor:
+        """A gray video (1, frames, 3, h, w)."""
+        return super().trial_image()[:, None].expand(-1, self.frames, -1, -1, -1)
 
     def criteria(self, values: Tensor) -> Tensor:
         """What the head says (N, 3, outputs) -> the three criteria (N, 3), normalised.

@@ -58,19 +58,25 @@ def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Te
 def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Weights with peft's low-rank adapters added to them: W + scale * B @ A, in float32; a state without any as it is.
 
-    scale: the adapters' alpha / rank. Names lose what peft adds to them.
+    scale: the adapters' alpha / rank. Names lose what peft adds to them. ValueError for half an adapter, or one without
+    a weight of its shape.
     """
     plain = {name.removeprefix("base_model.model."): value for name, value in state.items()}
     out = {name.replace(".base_layer.", "."): value for name, value in plain.items() if ".lora_" not in name}
     for name, down in plain.items():
         if ".lora_A." in name:
             target = f"{name.partition('.lora_A.')[0]}.weight"
-            up = plain.get(name.replace(".lora_A.", ".lora_B."))
-            if target not in out or up is None:
-                raise ValueError(f"the adapter {name} needs {target} and a lora_B beside it")
-            weight = out[target]
+            up, weight = plain.get(name.replace(".lora_A.", ".lora_B.")), out.get(target)
+            if up is None or weight is None or weight.shape != (len(up), down.shape[-1]):
+                raise ValueError(f"the adapter {name} needs a lora_B, and {target} of its shape, beside it")
             out[target] = (weight.float() + scale * (up.float() @ down.float())).to(weight.dtype)
     return out
+
+
+def renamed(name: str) -> str:
+    """The name that transformers' models without a head give to a published tensor."""
+    start, new = next((pair for pair in RENAMED if name.startswith(pair[0])), ("", ""))
+    return new + name.removeprefix(start)
 
 
 def split_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -89,8 +95,7 @@ def split_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[di
             one, rest = rest.split(".", 1) if head == "rm_heads." else ("", rest)
             heads.setdefault(one, {})[rest] = value
             continue
-        start, new = next((pair for pair in RENAMED if name.startswith(pair[0])), ("", ""))
-        backbone[new + name.removeprefix(start)] = value
+        backbone[renamed(name)] = value
     return backbone, [heads[name] for name in sorted(heads)]
 
 

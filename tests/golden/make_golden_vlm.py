@@ -158,10 +158,55 @@ def edit_reward(folder: Path) -> dict[str, Any]:
     return made("TIGER-AI-Lab/EditReward, main", networks[0], scores)
 
 
+@torch.no_grad()
+def edit_score(folder: Path) -> dict[str, Any]:
+    """EditScore's answers to both questions, as sharp as greedy ones, and what it reads in answers of all kinds."""
+    import random
+
+    import transformers
+    from editscore import EditScore
+    from editscore.mllm_tools import qwen25vl
+    from editscore.utils import mllm_output_to_dict
+
+    write_random(folder, "qwen2_5_vl")
+    whole = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype=torch.float32)
+    tiny.fill(whole)
+    qwen25vl.Qwen2_5_VLForConditionalGeneration = Placed(whole)
+    to = transformers.BatchFeature.to
+    transformers.BatchFeature.to = lambda batch, _: to(batch, "cpu")
+    reward = EditScore(backbone="qwen25vl", model_name_or_path=str(folder), temperature=1e-4)
+    source, result = (Image.fromarray(array) for array in tiny.images([tiny_vlm.SOURCE, tiny_vlm.SIZES[0]]))
+    asked = (
+        (reward.SC_prompt.replace("<instruction>", tiny_vlm.PROMPTS[1]), [source, result]),
+        (reward.PQ_prompt, result),
+    )
+    answers = [reward.model.inference(reward.model.prepare_input(images, text)) for text, images in asked]
+    scores = []
+    for edit, image in tiny_vlm.ANSWERS:
+        random.seed(0)
+        queue = [edit, image]
+        reward.model.inference = lambda *_, queue=queue, **__: queue.pop(0)
+        scores.append(reward.evaluate([source, result], tiny_vlm.PROMPTS[1])["overall"])
+    assert mllm_output_to_dict(tiny_vlm.ANSWERS[0][0], score_range=25)
+    return {**made(f"editscore {version('editscore')}", whole, scores), "answers": answers}
+
+
+class Placed:
+    """In place of a class: its from_pretrained returns this network, wherever it is asked to be."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def from_pretrained(self, *_: Any, **__: Any) -> torch.nn.Module:
+        """The network."""
+        return self.network
+
+
 MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": hpsv3,
     "video_align": video_align,
     "edit_reward": edit_reward,
+    "edit_score": edit_score,
 }
 
 

@@ -22,6 +22,13 @@ SIZES = ((60, 100), (330, 201), (448, 448))
 """(H, W) of the images: enlarged to other shapes, and left as it is."""
 SOURCE = (300, 400)
 """(H, W) of the image that was edited."""
+ANSWERS = (
+    ('{"reasoning": "good", "score": [20, 15]}', '{\n"reasoning" : "a \\"fine\\" one",\n"score" : [25, 9.5]\n}'),
+    ('```json\n{"reasoning": "", "score": [0, 25]}\n```', '{"score": [3, 4], "reasoning": "late"}'),
+    ("So: {“reasoning”: “curly”, “score”: [12, 7]}", '{"reasoning": "one", "score": 16}'),
+    ('{"reasoning": "it says "hello" there", "score": [8, 6]}', "[21, 22]"),
+)
+"""What EditScore may be answered to its two questions."""
 HIDDEN = 64
 NO_LORA = ("lm_head", "rm_head", "embed_tokens", "visual")
 """Parts of VideoReward without adapters."""

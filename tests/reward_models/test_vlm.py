@@ -183,6 +183,30 @@ def test_flops_are_those_of_its_layers(load: Callable[[str], HeadedVLM]) -> None
     assert reward.flops < 2 * 2 * layer * 3  # the vision tower and the head take less than twice as much
 
 
+def test_flops_of_edits_and_videos(load: Callable[[str], HeadedVLM]) -> None:
+    edit, video = load("edit_reward"), load("video_align")
+    assert isinstance(video, VideoAlign)
+    video.frames = 2
+    two = video.flops
+    del video.flops
+    video.frames = 4
+    assert 1.3 * two < video.flops < 2 * two
+    video.frames = 10
+    assert edit.flops > 2e8  # two images and two passes
+
+
+def test_frames_of_long_videos_are_chosen_evenly(load: Callable[[str], HeadedVLM]) -> None:
+    reward = load("video_align")
+    assert isinstance(reward, VideoAlign)
+    video = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(1, 12, 3, 28, 28) / 255
+    reward.frames = 4
+    (levels,) = reward.show(video, None, True)
+    assert levels[0, :, 0, 0, 0].tolist() == [0, 4, 7, 11]
+    reward.frames = 10
+    (levels,) = reward.show(video[:, :3], None, True)
+    assert levels.shape[1] == 3  # an odd last frame is seen twice
+
+
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_patches_are_those_of_the_processor(kind: str, folders: Callable[[str], Path]) -> None:
     processor = AutoProcessor.from_pretrained(folders("hpsv3"))
@@ -246,7 +270,7 @@ def test_adapters_are_added_to_their_weights() -> None:
     x = torch.randn(4, 7, generator=draw)
     expected = x @ w.T + 3 * (x @ a.T) @ b.T
     torch.testing.assert_close(x @ merged["model.layers.0.q_proj.weight"].T, expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"needs model.layers.0.q_proj.weight and a lora_B beside it"):
+    with pytest.raises(ValueError, match=r"needs a lora_B, and model.layers.0.q_proj.weight of its shape"):
         merge_adapters({f"{start}.lora_A.default.weight": a}, 1.0)
 
 

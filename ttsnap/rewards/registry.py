@@ -48,6 +48,8 @@ REWARDS: dict[str, str] = {
     "imagereward": "ttsnap.reward_models.image_reward:ImageReward",
     "hpsv3": "ttsnap.reward_models.vlm.hpsv3:HPSv3",
     "editreward": "ttsnap.reward_models.vlm.edit_reward:EditReward",
+    "editscore": "ttsnap.reward_models.vlm.edit_score:EditScore",
+    "unifiedreward": "ttsnap.reward_models.vlm.unified_reward:UnifiedReward",
     "videoalign": "ttsnap.reward_models.vlm.video_align:VideoAlign",
     "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
     "noise-aware": "ttsnap.reward_models.noise_aware.student:NoiseAware",

@@ -1,0 +1,212 @@
+"""A vision-language model that is asked for scores and answers in words, as a reward: one loader for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from ttsnap.reward_models.preprocess import to_levels
+from ttsnap.reward_models.vlm.checks import check_prompt, check_rows
+from ttsnap.reward_models.vlm.templates import fill, template
+from ttsnap.reward_models.vlm.weights import merge_adapters, read_weights, renamed
+from ttsnap.reward_models.weights import explained, locate
+
+from ttsnap.files.reading import read_object
+from ttsnap.files.typed import typed
+from ttsnap.profiling.flops import count_flops
+from ttsnap.rewards.reward_model import RewardModel
+
+SEED = 42
+"""Sampled answers begin with this seed, that of EditScore."""
+ADAPTER = "adapter_config.json"
+"""Peft's settings, beside adapter_model.safetensors."""
+
+
+class SpokenVLM(RewardModel):
+    """A vision-language model that is asked `questions` about what it is shown. Subclasses read its answers.
+
+    network: a model of transformers that generates text, frozen, on its device; processor: its processor. batch_size:
+    most rows at a time. answer_tokens: most tokens of an answer. temperature: 0 takes the likeliest token each time;
+    else tokens are sampled, row by row and from the same seed for each, so that no row changes another's score. passes:
+    how often it is asked, with seeds counted up; the score is the mean over those whose answers can be read. Scores are
+    float32 on the network's device, nan where none can be read: ttsnap ranks such images last.
+    """
+
+    weights = ""
+    """The hub id of the published weights, or adapters."""
+    backbone = ""
+    """The hub id of the model that adapters belong to."""
+    questions: tuple[str, ...] = ()
+    """What is asked, in order: names of prompts."""
+    network: nn.Module
+
+    def __init__(
+        self,
+        network: Any,
+        processor: Any,
+        *,
+        batch_size: int = 4,
+        answer_tokens: int = 512,
+        temperature: float = 0.0,
+        passes: int = 1,
+    ) -> None:
+        if min(batch_size, answer_tokens, passes) < 1 or not temperature >= 0:
+            given = f"{batch_size}, {answer_tokens}, {passes} and {temperature}"
+            wanted = "batch_size, answer_tokens and passes must be at least 1, temperature at least 0"
+            raise ValueError(f"{wanted}, got {given}")
+        if passes > 1 and not temperature:
+            raise ValueError(f"{passes} passes give the same answers at temperature 0; set a temperature, such as 0.7")
+        self.network, self._processor = network.eval().requires_grad_(False), processor
+        self.batch_size, self.answer_tokens = batch_size, answer_tokens
+        self.temperature, self.passes = temperature, passes
+        processor.tokenizer.padding_side = "left"  # Answers begin behind the last place of every row.
+        self._special = frozenset(processor.tokenizer.get_added_vocab())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        backbone: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        **options: Any,
+    ) -> Self:
+        """A folder or hub id of a model, or of low-rank adapters (peft), which are added to those of `backbone`.
+
+        dtype: by default the one that it was trained in. options: of the class. ValueError where something cannot be
+        loaded, or does not fit. Weights are read from safetensors only.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        source = str(name_or_path or cls.weights)
+        adapters = _adapters(source)
+        whole = str(backbone or cls.backbone) if adapters else source
+        load = AutoModelForImageTextToText.from_pretrained
+        network: nn.Module = explained(lambda: load(whole, dtype=dtype, use_safetensors=True), whole)
+        processor = explained(lambda: AutoProcessor.from_pretrained(whole), whole)
+        if adapters:
+            _add(network, *adapters, source)
+        return cls(network.to(device), processor, **options)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def read(self, answers: Sequence[str]) -> float:
+        """The score in the answers about one image, one to each question; nan where there is none."""
+        raise NotImplementedError
+
+    def show(self, question: int, images: Tensor, source: Tensor | None) -> list[Tensor]:
+        """What a question is about, in this order, each (N, 3, h, w) levels 0..255."""
+        return [to_levels(images)]
+
+    def layout(self, text: str, pictures: int) -> str:
+        """A question about so many pictures, in the layout of the model's chats."""
+        turn = [{"role": "user", "content": [*([{"type": "image"}] * pictures), {"type": "text", "text": text}]}]
+        return str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,). `level` is ignored.
+
+        source: (N, 3, H, W), the images that were edited, where `needs` has it.
+        """
+        self._check(images, prompts, source)
+        scores = torch.empty(self.passes, len(images), device=self.device)
+        for passed, row in enumerate(scores):
+            asked = range(len(self.questions))
+            answers = [self.answers(question, images, prompts, source, passed) for question in asked]
+            row.copy_(torch.tensor([self.read(one) for one in zip(*answers, strict=True)]))
+        return scores.nanmean(0)
+
+    @torch.no_grad()
+    def answers(
+        self, question: int, images: Tensor, prompts: Sequence[str], source: Tensor | None = None, passed: int = 0
+    ) -> list[str]:
+        """What it answers to a question about each row. passed: of sampled answers, how many there were before."""
+        shown = self.show(question, images, source)
+        texts = [self.layout(fill(self._templates[question], prompt), len(shown)) for prompt in prompts]
+        size, out = 1 if self.temperature else self.batch_size, list[str]()
+        how: dict[str, Any] = {"do_sample": False}
+        if self.temperature:
+            how = {"do_sample": True, "temperature": self.temperature, "top_p": 0.9, "top_k": 20}
+        tokenizer = self._processor.tokenizer
+        for i in range(0, len(texts), size):
+            pictures = [list(row) for row in zip(*(levels[i : i + size].byte().cpu() for levels in shown), strict=True)]
+            inputs = self._processor(images=pictures, text=texts[i : i + size], padding=True, return_tensors="pt")
+            with torch.random.fork_rng(_accelerators(self.device)):
+                torch.manual_seed(SEED + passed)
+                made = self.network.generate(  # type: ignore[operator]
+                    **inputs.to(self.device),
+                    max_new_tokens=self.answer_tokens,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **how,
+                )
+            new = made[:, inputs["input_ids"].shape[1] :]
+            out += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return out
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """ValueError for prompts with a token that is not read as text."""
+        for prompt in prompts:
+            check_prompt(prompt, self._special, self.name)
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of one image, counted on one call; answers of another length take more or less."""
+        image = self.trial_image()
+        return count_flops(lambda: self(image, [self.example], None, image if "source" in self.needs else None))
+
+    def trial_image(self) -> Tensor:
+        return torch.full((1, 3, 448, 448), 0.4, device=self.device)
+
+    def _check(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
+        check_rows(self.name, self.needs, images, prompts, source)
+        self.check(prompts)
+
+    @cached_property
+    def _templates(self) -> list[str]:
+        return [template(name) for name in self.questions]
+
+
+def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:
+    """The tensors of adapters and what they are multiplied with, where a folder or hub id holds such."""
+    try:
+        path = locate(source, [ADAPTER])
+    except ValueError:
+        return None
+    settings = read_object(path, what="settings of adapters")
+    unread = [name for name in ("alpha_pattern", "rank_pattern", "modules_to_save", "use_dora") if settings.get(name)]
+    if unread:
+        raise ValueError(
+            f"the adapters in {source} have {' and '.join(unread)}, which is not read here; merge them first"
+        )
+    alpha, rank = (typed(name, settings.get(name), float) for name in ("lora_alpha", "r"))
+    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    return read_weights(source, ["adapter_model.safetensors"]), scale
+
+
+@torch.no_grad()
+def _add(network: nn.Module, adapters: dict[str, Tensor], scale: float, source: str) -> None:
+    """Add adapters to the weights of the network that they were trained on."""
+    weights = {name.removeprefix("model."): value for name, value in network.named_parameters()}
+    names = {name: f"{name.partition('.lora_')[0]}.weight".removeprefix("base_model.model.") for name in adapters}
+    wanted = {target: weights.get(renamed(target)) for target in names.values()}
+    absent = [name for name, target in names.items() if ".lora_" not in name or wanted[target] is None]
+    if absent:
+        raise ValueError(f"the adapters in {source} are for another model: it has nothing for {absent[0]}")
+    merged = merge_adapters({**{t: w for t, w in wanted.items() if w is not None}, **adapters}, scale)
+    for target, weight in wanted.items():
+        if weight is not None:
+            weight.copy_(merged[target])
+
+
+def _accelerators(device: torch.device) -> list[torch.device]:
+    """The devices whose random numbers a call draws, beside the CPU's."""
+    return [] if device.type == "cpu" else [device]
