@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"core", "files", "options", "rewards"},
     "recordings": {"core", "files", "options", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
+    "bench": {"core", "files", "options", "algorithms", "loop", "results", "recordings"},
     "scenes": {"core", "files", "rewards", "recordings"},
     "pipelines": {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
-LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation")
+LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation", "bench")
 """Rooms without torch: what decides, prices, records and simulates must run where there is none, and start at once."""
 FLAT = {"__init__", "__main__", "extras", "version"}
 """Modules that stand in no room; any room may import them."""

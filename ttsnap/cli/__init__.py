@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import (
     algorithms,
+    bench,
     calibrate,
     demo,
     distill,
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Command] = {
     "simulate": simulate,
     "tune": tune,
     "calibrate": calibrate,
+    "bench": bench,
     "score": score,
     "distill": distill,
     "distill-draft": distill_draft,

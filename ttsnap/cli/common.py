@@ -11,7 +11,9 @@ from jsonargparse import Namespace
 
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
+from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
+from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 
 # --- reading them -------------------------------------------------------------------------------------------------
@@ -82,6 +84,13 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
     return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
 
 
+def budget_of(a: Namespace) -> Budget:
+    """--budget or --effort. ValueError for both, or one that cannot be read."""
+    if a.budget is not None and a.effort is not None:
+        raise ValueError(f"give --budget or --effort, not both: {a.budget} and {a.effort}")
+    return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")
+
+
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """ValueError for arguments that this pipeline's call does not take under search."""
     from ttsnap.pipelines import opening
@@ -119,6 +128,15 @@ def placement(device: str, dtype: str) -> tuple[Any, Any]:
     from ttsnap.pipelines import opening
 
     return opening.placement(device, dtype)
+
+
+def alone(devices: DeviceOptions, kind: str) -> bool:
+    """Whether this process searches itself. kind: of the devices, "cuda" or "cpu"."""
+    if devices == DeviceOptions():
+        return True
+    from ttsnap.cluster import spreading
+
+    return spreading.alone(devices, kind)
 
 
 # --- what was written ---------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def _asked(a: Namespace) -> Asked:
             raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
         algorithms[a.compare] = make_algorithm(a.compare)
     how = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a), arguments.read(DeviceOptions, a)
-    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, _budget(a), *how)
+    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, common.budget_of(a), *how)
 
 
 def _generate(a: Namespace, asked: Asked, out: Path) -> int:
@@ -134,7 +134,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
 
     place, _ = common.placement(a.device, a.dtype)
     # Where others search, they load what they need themselves, and this process keeps off the devices.
-    alone = _alone(asked.devices, place.type)
+    alone = common.alone(asked.devices, place.type)
     rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
     metrics = common.load_rewards(asked.report, device=place) if asked.report else None
     call = common.call_arguments(a)
@@ -204,22 +204,6 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     return common.exit_status(out, where, failure)
 
 
-def _alone(devices: DeviceOptions, kind: str) -> bool:
-    """Whether this process searches itself."""
-    if devices == DeviceOptions():
-        return True
-    from ttsnap.cluster.spreading import alone
-
-    return alone(devices, kind)
-
-
 def _scored_by(results: Sequence[Result]) -> list[str]:
     """The names of the rewards."""
     return next((list(result.best.scores) for result in results if result.images), [])
-
-
-def _budget(a: Namespace) -> Any:
-    """--budget or --effort."""
-    if a.budget is not None and a.effort is not None:
-        raise ValueError(f"give --budget or --effort, not both: {a.budget} and {a.effort}")
-    return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")

@@ -1,0 +1,148 @@
+"""`ttsnap bench` as a new user meets it, on the embedded model, and its folder as scorers read it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.cli import main
+
+from ..said import error_of  # noqa: TID252
+
+SET = [{"tag": "counting", "prompt": "two red circles"}, {"tag": "colors", "prompt": "a green cross", "include": []}]
+ARMS = ["best-of-n", "svdd kernel=sde n=2"]
+QUICK = ["--prompts-file", "set.jsonl", "--budget", "4nfe", "--steps", "2", "--device", "cpu", "--together", "1"]
+ARGV = ["bench", *QUICK, "--repeats", "2", "--algorithms", *ARMS]
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("set.jsonl").write_text("\n".join(map(json.dumps, SET)))
+
+
+def images(folder: str) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).glob("*/*/samples/*.png")}
+
+
+def as_geneval(folder: Path) -> dict[tuple[str, str], Any]:
+    """The images that GenEval's evaluate_images.py would score, with their metadata."""
+    found = {}
+    for prompt in (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()):
+        metadata = json.loads((prompt / "metadata.jsonl").read_text())
+        for image in (prompt / "samples").iterdir():
+            if re.match(r"\d+\.png", image.name):
+                found[prompt.name, image.name] = metadata
+    return found
+
+
+def test_interrupted_gone_on_with_and_read_by_scorers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttsnap.reward_models.scenes import ScenesReward
+
+    assert main([*ARGV, "--out", "whole"]) == 0
+    out, error = capsys.readouterr()
+    assert "2 of 2 prompts of set.jsonl (JSON Lines), 8 images" in error
+    assert "2 prompts x 2 images, a budget of 4nfe each" in out
+    assert [len(row.split("|")) for row in out.splitlines() if row.startswith("| svdd kernel=sde")] == [10, 5]
+
+    score, calls = ScenesReward.__call__, 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(ScenesReward, "__call__", interrupted)
+    assert main([*ARGV, "--out", "part"]) == 130
+    assert "what is in part is safe\nrun the same command again to go on" in capsys.readouterr().err
+    there = images("part")
+    assert 0 < len(there) < 8
+    monkeypatch.setattr(ScenesReward, "__call__", score)
+    gone = "best-of-n/00001/samples/00000.png"
+    Path("part", gone).write_bytes(b"cut off")
+    assert main([*ARGV, "--out", "part"]) == 0
+    assert images("part") == images("whole")
+    assert len(images("whole")) == 8
+    # Finished already: no model is loaded.
+    capsys.readouterr()
+    assert main([*ARGV, "--out", "part"]) == 0
+    assert "embedded model" not in capsys.readouterr().err
+
+    rows = [json.loads(line) for line in Path("whole", "results.jsonl").read_text().splitlines()]
+    assert [(row["algorithm"], row["index"], row["repeat"]) for row in rows] == [
+        (arm, index, repeat) for arm in ARMS for index in range(2) for repeat in range(2)
+    ]
+    assert all(row["spent"]["nfe"] <= 4 and Path("whole", row["image"]).is_file() for row in rows)
+    assert [row["seed"] // 10**6 for row in rows] == [row["repeat"] for row in rows]
+    summary = json.loads(Path("whole", "summary.json").read_text())
+    values = {name: np.array([row["scores"]["scenes"] for row in rows if row["algorithm"] == name]) for name in ARMS}
+    for line in summary["algorithms"]:
+        by_prompt = values[line["name"]].reshape(2, 2).mean(1)
+        paired = by_prompt - values["best-of-n"].reshape(2, 2).mean(1)
+        for told, by in ((line["scores"]["scenes"], by_prompt), (line["differences"]["scenes"], paired)):
+            assert (told["mean"], told["error"]) == pytest.approx((by.mean(), by.std(ddof=1) / 2**0.5))
+
+    for arm in ("best-of-n", "svdd-kernel-sde-n-2"):
+        folder = Path("whole", arm)
+        assert as_geneval(folder) == {
+            (f"{i:05d}", f"{repeat:05d}.png"): SET[i] for i in range(2) for repeat in range(2)
+        }
+        lines = [json.loads(line) for line in (folder / "evalscope.jsonl").read_text().splitlines()]
+        assert [(line["prompt"], line["category"]) for line in lines[::2]] == [(p["prompt"], p["tag"]) for p in SET]
+        assert all(Path(line["image_path"]).is_absolute() and Path(line["image_path"]).is_file() for line in lines)
+        assert len({line["id"] for line in lines}) == 4
+        paths = json.loads((folder / "image_paths.json").read_text())
+        assert paths == {line["prompt"]: line["image_path"] for line in lines[::2]}
+
+    for extra, said in [
+        (["--seed", "4"], "seed is 0, not 4"),
+        (["--budget", "8nfe"], 'budget is "4nfe", not "8nfe"'),
+        (["--algorithms", "best-of-n"], "algorithms has 2 entries, not 1"),
+        (["--prompts", "0:1"], r"prompts\.count is 2, not 1"),
+        (["--guidance", "3"], r"call\.guidance_scale is 4\.0, not 3\.0"),
+    ]:
+        assert main([*ARGV, *extra, "--out", "whole"]) == 2
+        assert re.search(said, error_of(capsys))
+
+
+def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *QUICK, "--algorithms", "best-of-n kernel=sde", "best-of-n", "svdd", "--out", "b"]) == 2
+    assert re.search("svdd: svdd .* deterministic .* choose a kernel that draws noise", error_of(capsys))
+    assert main(["bench", *QUICK, "--steps", "8", "--out", "b"]) == 2
+    assert "best-of-n: budget 4nfe is too small for one image" in error_of(capsys)
+    assert not Path("b").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--algorithms", "magic"], "unknown algorithm 'magic'"),
+        (["--algorithms", "svdd magic=3"], r"svdd: unknown option\(s\) \['magic'\].*; of the sampler, .* kernel, path"),
+        (["--algorithms", "svdd draft=hot"], r"unknown option\(s\) \['draft'\]"),
+        (["--algorithms", "best-of-n n=two"], "best-of-n: n must be of type int, got 'two'"),
+        (["--algorithms", "best-of-n n"], "cannot read 'n' in the algorithm 'best-of-n n'; write NAME OPTION=VALUE"),
+        (["--algorithms", "best-of-n", "svdd", "best-of-n"], "best-of-n and best-of-n would go to the same folder"),
+        (["--prompts", "5:9"], "--prompts 5:9 leaves none of the 2 prompts of set.jsonl"),
+        (["--prompts", "5"], "cannot read range '5'"),
+        (["--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["--effort", "low"], "give --budget or --effort, not both"),
+        (["--model", "./nowhere"], "needs a --reward"),
+        (["--prompts-file", "gone.jsonl"], "no such prompt set: gone.jsonl"),
+    ],
+    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",
+)
+def test_bad_input_gets_a_clear_message(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *QUICK, *argv, "--out", "b"]) == 2
+    error = error_of(capsys)
+    assert error.startswith("ttsnap: error: ")
+    assert re.search(said, error, re.DOTALL), error
+    assert not Path("b").exists()

@@ -1,0 +1,96 @@
+"""What a benchmark compares: algorithms, each with options and a sampler of its own where it needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.core.protocols import Algorithm
+from ttsnap.files.reading import parse_yaml
+from ttsnap.files.typed import Json, typed
+from ttsnap.files.writing import sha256
+from ttsnap.options.option import Option, options_of
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.results.folders import slug
+from ttsnap.results.outputs import plain
+
+SAMPLERS = {option.name: option for option in options_of(SamplerOptions) if option.written and not option.loads}
+"""The options of the sampler that an arm may set. Those that load something are given for all, on the command line, so
+that no list of algorithms in a file from elsewhere loads a model."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared. name: in tables. algorithm: as it was named, "svdd" or a .json file; options: of it.
+
+    made: the algorithm itself. sampler: how its candidates are denoised.
+    """
+
+    name: str
+    algorithm: str
+    options: Mapping[str, Json]
+    made: Algorithm
+    sampler: SamplerOptions
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that its images are in."""
+        return slug(self.name, 80)
+
+    def noted(self) -> dict[str, Json]:
+        """What must be the same to go on with a benchmark: a file of an algorithm by its contents."""
+        file = {"sha256": sha256(Path(self.algorithm))} if self.algorithm.endswith(".json") else {}
+        named = {"name": self.name, "algorithm": Path(self.algorithm).name, **file, "options": plain(self.options)}
+        return {**named, "sampler": self.sampler.told()}
+
+
+def read_arms(texts: Sequence[str], sampler: SamplerOptions) -> list[Arm]:
+    """The arms that these texts name, each "NAME" or "NAME OPTION=VALUE ...", as "svdd kernel=sde n=4".
+
+    An option is one of the algorithm's own, or of the sampler, which is `sampler` elsewhere. ValueError for unknown
+    ones, for values of another type, and where two arms have the same name.
+    """
+    if not texts:
+        raise ValueError("no algorithms: name at least one, as --algorithms best-of-n seed-pruning")
+    arms = [_arm(text, sampler) for text in texts]
+    folders = [arm.folder for arm in arms]
+    twice = [arm.name for arm in arms if folders.count(arm.folder) > 1]
+    if twice:
+        raise ValueError(f"{' and '.join(twice)} would go to the same folder; name each algorithm once")
+    return arms
+
+
+def _arm(text: str, sampler: SamplerOptions) -> Arm:
+    words = shlex.split(text)
+    if not words:
+        raise ValueError("an empty name among the algorithms")
+    algorithm, *rest = words
+    options: dict[str, Json] = {}
+    changes: dict[str, object] = {}
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"cannot read {word!r} in the algorithm {text!r}; write NAME OPTION=VALUE ...")
+        if key in SAMPLERS:
+            changes[key] = _value(SAMPLERS[key], value)
+        else:
+            options[key] = plain(parse_yaml(value, f"{key} of {text!r}"))
+    try:
+        made = make_algorithm(algorithm, **options)
+    except ValueError as error:
+        more = f"; of the sampler, an algorithm may set {', '.join(SAMPLERS)}" if options else ""
+        raise ValueError(f"{error}{more}") from None
+    name = " ".join([Path(algorithm).stem if algorithm.endswith(".json") else algorithm, *rest])
+    return Arm(name, algorithm, options, made, dataclasses.replace(sampler, **changes))  # type: ignore[arg-type]
+
+
+def _value(option: Option, text: str) -> object:
+    """An option's value: as it stands where it is a text."""
+    if str in {option.written, *typing.get_args(option.written)}:
+        return text
+    return typed(option.name, parse_yaml(text, option.name), option.written)

@@ -1,0 +1,107 @@
+"""The folder of a benchmark, begun or gone on with: which images are there, and what their searches said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ttsnap.bench.layout import BENCH, JOURNAL, image_path
+from ttsnap.files.lock import locked
+from ttsnap.files.reading import parse_object, read_object
+from ttsnap.files.settings import build, to_json
+from ttsnap.files.typed import Json
+from ttsnap.files.writing import write_json
+from ttsnap.recordings.header import differences
+from ttsnap.recordings.journal import Journal
+from ttsnap.results.folders import check_same
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image: by which algorithm (the name of its folder), in which repeat, for which prompt of the set.
+
+    bytes: of the PNG, by which a damaged one is told. seed: the winner's. reward: the number that the search raised;
+    scores and metrics: by name; None where one failed. spent: what the search took, as Spent.to_json has it.
+    """
+
+    arm: str
+    repeat: int
+    index: int
+    bytes: int
+    seed: int
+    reward: float | None
+    scores: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
+    spent: Mapping[str, Json]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What it is the image of."""
+        return self.arm, self.repeat, self.index
+
+
+class OpenBench:
+    """A benchmark's folder, open for one process at a time. settings: what must be the same to go on with it.
+
+    ValueError where the folder holds other files or a benchmark with other settings, is in use, or is damaged; OSError
+    where it cannot be written to.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
+        check_folder(folder, settings)
+        self.folder = folder
+        with ExitStack() as held:
+            held.enter_context(locked(folder))
+            check_folder(folder, settings)  # again: another process may have begun here just before
+            if not (folder / BENCH).exists():
+                write_json(folder / BENCH, settings)
+            self._journal = held.enter_context(Journal(folder / JOURNAL))
+            records = (
+                build(Found, parse_object(record, f"a record of {folder / JOURNAL}"))
+                for record in self._journal.records
+            )
+            self._found = {found.key: found for found in records}
+            self._held = held.pop_all()
+
+    @property
+    def found(self) -> list[Found]:
+        """All images that were made, in the order in which they were."""
+        return list(self._found.values())
+
+    def has(self, arm: str, repeat: int, index: int) -> bool:
+        """Whether an image was made and still lies there, whole."""
+        found = self._found.get((arm, repeat, index))
+        path = image_path(self.folder, arm, index, repeat)
+        return found is not None and path.is_file() and path.stat().st_size == found.bytes
+
+    def add(self, images: Sequence[Found]) -> None:
+        """Note images that lie in the folder; when this returns, they are never made again."""
+        for found in images:
+            self._journal.append(json.dumps(to_json(found)).encode())
+            self._found[found.key] = found
+
+    def __enter__(self) -> OpenBench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it. Where no image was made, nothing is left that would refuse other settings."""
+        if not self._found:
+            for name in (JOURNAL, BENCH):
+                (self.folder / name).unlink(missing_ok=True)
+        self._held.close()
+        if not self._found:
+            with suppress(OSError):  # it was there before, or something else is in it
+                self.folder.rmdir()
+
+
+def check_folder(folder: Path, settings: Mapping[str, Json]) -> None:
+    """ValueError unless a folder is free for a benchmark, or holds one with these settings."""
+
+    def differing() -> list[str]:
+        return differences(read_object(folder / BENCH), json.loads(json.dumps(settings)))
+
+    check_same(folder, BENCH, differing, "benchmark")

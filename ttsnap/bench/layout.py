@@ -1,0 +1,70 @@
+"""Where a benchmark's files lie, for scorers that others wrote.
+
+bench.json              the settings, written first
+journal.bin             a checksummed record of each image that is there
+results.jsonl           the same to read: a line an image, with its scores and what its search spent
+summary.json, summary.md, summary.png      means, errors, differences and costs
+ALGORITHM/
+    00000/metadata.jsonl                   what the prompt set says of prompt 0
+    00000/samples/00000.png                the image of the first repeat, 00001.png that of the second
+    evalscope.jsonl                        the same images as evalscope's text-to-image benchmarks read them
+    image_paths.json                       the first image of each prompt, as GenEval 2's scorer reads them
+
+The numbered folders are those that GenEval's evaluation/evaluate_images.py reads (djghosh13/geneval): it goes through
+the folders whose names are digits, loads metadata.jsonl as one JSON value, of which it needs prompt, tag, include and
+exclude, and scores samples/DIGITS.png. evalscope (1.14.1, evalscope/api/benchmark/adapters/text2image_adapter.py) takes
+prompt, id, category, tags and image_path from each line of a local file, and scores the image there where it makes none
+itself. GenEval 2 (facebookresearch/GenEval2, README.md) asks for a JSON object of prompts and paths to their images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ttsnap.bench.prompts import Prompt
+from ttsnap.files.typed import Json
+from ttsnap.files.writing import write_json, write_text
+
+BENCH, JOURNAL, RESULTS, SUMMARY = "bench.json", "journal.bin", "results.jsonl", "summary"
+METADATA, SAMPLES, EVALSCOPE, PATHS = "metadata.jsonl", "samples", "evalscope.jsonl", "image_paths.json"
+CATEGORIES = ("category", "tag", "challenge", "dimension")
+"""Under which of these, in any case, prompt sets say what kind a prompt is of."""
+
+
+def image_path(folder: Path, arm: str, index: int, repeat: int) -> Path:
+    """Where the image of a repeat is; arm: the name of the algorithm's folder."""
+    return folder / arm / f"{index:05d}" / SAMPLES / f"{repeat:05d}.png"
+
+
+def category(metadata: Mapping[str, Json]) -> str:
+    """The kind of a prompt, as far as its set says so in a word; "" elsewhere."""
+    lower = {key.lower(): value for key, value in metadata.items()}
+    values = (lower.get(key) for key in CATEGORIES)
+    return next((value for value in values if isinstance(value, str)), "")
+
+
+def write_metadata(folder: Path, arm: str, prompt: Prompt) -> None:
+    """Make a prompt's folder, and write there what the set says of it."""
+    where = image_path(folder, arm, prompt.index, 0).parents[1]
+    (where / SAMPLES).mkdir(parents=True, exist_ok=True)
+    write_text(where / METADATA, json.dumps(prompt.metadata, ensure_ascii=False) + "\n")
+
+
+def write_lists(folder: Path, arm: str, prompts: Sequence[Prompt], repeats: int) -> None:
+    """Write the lists of an algorithm's images for evalscope and for GenEval 2, with absolute paths: scorers run
+    elsewhere."""
+    lines: list[str] = []
+    first: dict[str, Json] = {}
+    for prompt in prompts:
+        paths = [str(image_path(folder, arm, prompt.index, repeat).resolve()) for repeat in range(repeats)]
+        text = str(prompt.metadata["prompt"])
+        first.setdefault(text, paths[0])
+        tags = prompt.metadata.get("tags", {})
+        for repeat, path in enumerate(paths):
+            about: dict[str, Json] = {"id": f"{prompt.index:05d}-{repeat:05d}", "prompt": text, "image_path": path}
+            about |= {"category": category(prompt.metadata), "tags": tags}
+            lines.append(json.dumps(about, ensure_ascii=False))
+    write_text(folder / arm / EVALSCOPE, "\n".join(lines) + "\n")
+    write_json(folder / arm / PATHS, first)

@@ -1,0 +1,201 @@
+"""Prompt sets as benchmarks publish them, told apart by what a file holds. Each is data that anyone may have written.
+
+What is read, with the sets that come so (looked up in their repositories in November 2026):
+
+text, a prompt a line    DrawBench and VBench as many packages keep them; # starts a comment
+JSON Lines               GenEval's evaluation_metadata.jsonl (djghosh13/geneval), GenEval 2's geneval2_data.jsonl
+                         (facebookresearch/GenEval2)
+JSON                     a list of prompts (HPDv2, a file a style: tgxs002/HPSv2), a list of objects (VBench's
+                         VBench_full_info.json: Vchitect/VBench), or an object: prompts, or lists of them, by key
+a table with a header    PartiPrompts.tsv (google-research/parti), DrawBench as CSV, dpg_bench.csv (TencentQQGYLab/ELLA)
+a folder of .txt files   DPG's prompts/ (a prompt a file), VBench's prompts_per_dimension/ (a prompt a line)
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ttsnap.files.reading import JSON_BYTES, foreign, parse_json, read_bytes
+from ttsnap.files.typed import Json
+
+KEYS = ("prompt", "prompts", "prompt_en", "text", "caption")
+"""Under which of these, in any case, an object or a table has its prompts; the first that there is counts."""
+MOST = 100_000
+"""Prompts of a set: GenEval's folders have numbers of five digits."""
+KNOWN = (
+    "a prompt set is text with a prompt a line, JSON Lines or JSON with prompts or objects that have one, CSV or TSV "
+    f"with a header, or a folder of .txt files; objects and tables name their prompts {', '.join(KEYS)}"
+)
+LINES, JSON_LINES, JSON_FILE, TABLE, FOLDER = (
+    "text, a prompt a line", "JSON Lines", "JSON", "a table with a header", "a folder of text files",
+)  # fmt: skip
+Records = list[Mapping[str, Json]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a set. index: its number there, from 0. metadata: all that the set says of it, with the prompt as
+    it stands there under "prompt"."""
+
+    index: int
+    metadata: Mapping[str, Json]
+
+    @property
+    def text(self) -> str:
+        """What is searched for: without spaces around it."""
+        return str(self.metadata["prompt"]).strip()
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """kind: as what it was read, in words."""
+
+    kind: str
+    prompts: tuple[Prompt, ...]
+
+
+def read_prompt_set(path: Path) -> PromptSet:
+    """The prompts of a file, or of a folder of .txt files. ValueError that says what was found and what can be read."""
+    kind, records = _folder(path) if path.is_dir() else _file(path)
+    if not records:
+        raise ValueError(f"{path} holds no prompt; {KNOWN}")
+    if len(records) > MOST:
+        raise ValueError(f"{path} holds {len(records):,} prompts; at most {MOST:,} are run as one benchmark")
+    for i, record in enumerate(records, 1):
+        if not str(record["prompt"]).strip():
+            raise ValueError(f"prompt {i} of {path} is empty")
+    return PromptSet(kind, tuple(Prompt(index, record) for index, record in enumerate(records)))
+
+
+def _text(path: Path) -> str:
+    """A file's text. ValueError where it is none."""
+    data = read_bytes(path, JSON_BYTES, "prompt set")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); {KNOWN}") from None
+    if strange := re.search(r"[\x00-\x08\x0e-\x1f]", text):
+        raise ValueError(f"{path} is no text (it holds the character {strange.group()!r}); {KNOWN}")
+    return text
+
+
+def _file(path: Path) -> tuple[str, Records]:
+    """A file's kind and its prompts."""
+    text, suffix = _text(path), path.suffix.lower()
+    rows = re.split(r"\r\n|\n|\r", text)
+    lines = [(number, line.strip()) for number, line in enumerate(rows, 1) if line.strip()]
+    first = lines[0][1] if lines else ""
+    if lines and _is_json(first, suffix):
+        if suffix == ".jsonl" or (len(lines) > 1 and all(line[0] + line[-1] == "{}" for _, line in lines)):
+            return JSON_LINES, [
+                _record(parse_json(line, f"line {number} of {path}"), f"line {number} of {path}")
+                for number, line in lines
+            ]
+        value = parse_json(text, path)
+        if isinstance(value, Mapping) and _key(value) is not None:  # JSON Lines of one line
+            return JSON_LINES, [_record(value, str(path))]
+        return JSON_FILE, list(_members(value, path))
+    for delimiter in "\t" if suffix == ".txt" else "\t,;":
+        header = _row(first, delimiter)
+        if (len(header) > 1 or suffix in (".csv", ".tsv")) and _key(header) is not None:
+            return TABLE, _table(rows, delimiter, path)
+    if suffix in (".csv", ".tsv", ".json", ".jsonl"):
+        raise ValueError(f"{path} starts with {first[:80]!r}, which is no {suffix[1:].upper()} with prompts; {KNOWN}")
+    return LINES, [{"prompt": line} for _, line in lines if not line.startswith("#")]
+
+
+def _is_json(first: str, suffix: str) -> bool:
+    """Whether a file is JSON or JSON Lines, by its first line; the name decides where it says so."""
+    if suffix in (".json", ".jsonl", ".csv", ".tsv") or first[:1] not in ("{", "["):
+        return suffix in (".json", ".jsonl")
+    try:
+        parse_json(first, "")
+    except ValueError:
+        return len(first) == 1  # a value over several lines; else a prompt, as [a|b] in some notations
+    return True
+
+
+def _key(names: Mapping[str, Json] | Sequence[str]) -> str | None:
+    """The name under which the prompts are; None where there is none."""
+    lower = {name.strip().lower(): name for name in names}
+    return next((lower[key] for key in KEYS if key in lower), None)
+
+
+def _record(value: Json, where: str) -> Mapping[str, Json]:
+    """A prompt, or an object that has one, with it under "prompt"."""
+    if isinstance(value, str):
+        return {"prompt": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is neither a prompt nor an object with one: {str(value)[:60]}")
+    key = _key(value)
+    prompt = value[key] if key is not None else None
+    if not isinstance(prompt, str):
+        raise ValueError(f"{where} has no prompt: none of {', '.join(KEYS)} is a text in {str(dict(value))[:80]}")
+    return value if key == "prompt" else {"prompt": prompt, **value}
+
+
+def _members(value: Json, path: Path) -> Iterator[Mapping[str, Json]]:
+    """The prompts of a list, or of an object: prompts, or objects with one, by id, or lists of them by category."""
+    if isinstance(value, Mapping):
+        for name, member in value.items():
+            where = f"{name!r:.60} of {path}"
+            if isinstance(member, list):
+                for i, part in enumerate(member, 1):
+                    yield {**_record(part, f"entry {i} of {where}"), "category": name}
+            else:
+                yield {**_record(member, where), "id": name}
+    elif isinstance(value, list):
+        for i, member in enumerate(value, 1):
+            yield _record(member, f"entry {i} of {path}")
+    else:
+        raise ValueError(f"{path} holds {str(value)[:60]!r} and no prompts; {KNOWN}")
+
+
+def _table(rows: Sequence[str], delimiter: str, path: Path) -> Records:
+    """The prompts of a table, a row each; of rows with one item_id, as DPG has one for each question, the first."""
+    with foreign(f"cannot read {path} as a table"):
+        # Files separated by tabs know no quotation marks (IANA, text/tab-separated-values): PartiPrompts has some.
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        lines = (line + "\n" for line in rows)
+        table = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if any(map(str.strip, row))]
+    header = [name.strip() for name in table[0]]
+    at = next(i for i, name in enumerate(header) if name == _key(header))
+    records: Records = []
+    items: set[str] = set()
+    for number, row in enumerate(table[1:], 1):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} of {path} has {len(row)} cells, its header {len(header)}: {str(row)[:80]}")
+        cells = dict(zip(header, row, strict=True))
+        if (item := cells.get("item_id")) is not None:
+            if item in items:
+                continue
+            items.add(item)
+        records.append({"prompt": row[at], **{name: cell for name, cell in cells.items() if name != header[at]}})
+    return records
+
+
+def _row(line: str, delimiter: str) -> list[str]:
+    """The cells of a header."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def _folder(path: Path) -> tuple[str, Records]:
+    """The prompts of a folder's .txt files: one a file, where each has one line, else one a line."""
+    files = sorted((p for p in path.glob("*.txt") if p.is_file()), key=lambda p: _natural(p.stem))
+    texts = [(file.stem, [line.strip() for line in re.split(r"[\r\n]", _text(file)) if line.strip()]) for file in files]
+    if all(len(lines) <= 1 for _, lines in texts):
+        return FOLDER, [{"prompt": line, "id": stem} for stem, lines in texts for line in lines]
+    return FOLDER, [{"prompt": line, "category": stem} for stem, lines in texts for line in lines]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 2 before 10."""
+    return [(int(part), "") if part.isdigit() and len(part) < 19 else (-1, part) for part in re.split(r"(\d+)", name)]

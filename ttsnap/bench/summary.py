@@ -1,0 +1,139 @@
+"""What a benchmark found: means over prompts, differences prompt by prompt, and what it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttsnap.bench.arms import Arm
+from ttsnap.bench.folder import Found
+from ttsnap.bench.layout import category
+from ttsnap.bench.prompts import Prompt
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.cost import KINDS
+from ttsnap.files.typed import Json
+from ttsnap.results.outputs import plain
+
+REWARD = "reward"
+"""Stands for several rewards made one number by the search's utility."""
+MOST_CATEGORIES = 64
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts, its standard error (nan for a single one), and over how many prompts."""
+
+    mean: float
+    error: float
+    prompts: int
+
+    @classmethod
+    def of(cls, values: FloatArray) -> Estimate:
+        """Of a value (P,) for each prompt; those that are nan, because a reward failed, are left out."""
+        known = values[np.isfinite(values)]
+        if not len(known):
+            return cls(math.nan, math.nan, 0)
+        error = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+        return cls(float(known.mean()), float(error), len(known))
+
+    def __str__(self) -> str:
+        if not self.prompts:
+            return "-"
+        return f"{self.mean:.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
+
+    def to_json(self) -> dict[str, Json]:
+        """nan becomes null."""
+        return {"mean": plain(self.mean), "error": plain(self.error), "prompts": self.prompts}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One algorithm. scores: by name; differences: to the first algorithm, prompt by prompt; by_category: scores by
+    name and category; costs: means over images of what a search took, by name; failed: scores that there are not."""
+
+    name: str
+    images: int
+    scores: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate]
+    by_category: Mapping[str, Mapping[str, Estimate]]
+    costs: Mapping[str, float]
+    failed: int
+
+    def to_json(self) -> dict[str, Json]:
+        """As summary.json has it."""
+        told = {"scores": self.scores, "differences": self.differences}
+        tables: dict[str, Json] = {key: _json(value) for key, value in told.items()}
+        tables["by_category"] = {name: _json(of) for name, of in self.by_category.items()}
+        return {"name": self.name, "images": self.images, **tables, "costs": dict(self.costs), "failed": self.failed}
+
+
+def summarize(arms: Sequence[Arm], prompts: Sequence[Prompt], found: Sequence[Found], combined: bool) -> list[Line]:
+    """A line for each algorithm. A prompt's value is the mean over its repeats.
+
+    combined: whether the number that the search raised is worth a column of its own: of several rewards, where it means
+    the same in every search.
+    """
+    by_arm = {arm.folder: [image for image in found if image.arm == arm.folder] for arm in arms}
+    names = _names(found, combined)
+    values = {arm.folder: {name: _values(by_arm[arm.folder], prompts, name) for name in names} for arm in arms}
+    kinds = _categories(prompts)
+    lines = []
+    for arm in arms:
+        images, mine, first = by_arm[arm.folder], values[arm.folder], values[arms[0].folder]
+        lines.append(
+            Line(
+                arm.name,
+                len(images),
+                {name: Estimate.of(mine[name]) for name in names},
+                {name: Estimate.of(mine[name] - first[name]) for name in names},
+                {name: {kind: Estimate.of(mine[name][at]) for kind, at in kinds.items()} for name in names},
+                _costs(images),
+                sum(score is None for image in images for score in (*image.scores.values(), *image.metrics.values())),
+            )
+        )
+    return lines
+
+
+def _json(estimates: Mapping[str, Estimate]) -> dict[str, Json]:
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
+
+
+def _names(found: Sequence[Found], combined: bool) -> list[str]:
+    """The scores that there are: the rewards of the search first."""
+    scores = dict.fromkeys(name for image in found for name in image.scores)
+    metrics = dict.fromkeys(name for image in found for name in image.metrics)
+    return list({**({REWARD: None} if combined and len(scores) > 1 else {}), **scores, **metrics})
+
+
+def _values(images: Iterable[Found], prompts: Sequence[Prompt], name: str) -> FloatArray:
+    """(P,) a score of each prompt, the mean over its images that have one; nan where none has."""
+    of: dict[int, list[float]] = {prompt.index: [] for prompt in prompts}
+    for image in images:
+        value = {REWARD: image.reward, **image.metrics, **image.scores}.get(name)
+        if isinstance(value, int | float) and image.index in of:
+            of[image.index].append(float(value))
+    return np.array([np.mean(values) if values else math.nan for values in of.values()])
+
+
+def _categories(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """The places of each category's prompts, where the set has more than one category, and not one for each prompt."""
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(category(prompt.metadata), []).append(place)
+    return places if 1 < len(places) <= min(MOST_CATEGORIES, len(prompts) - 1) else {}
+
+
+def _costs(images: Sequence[Found]) -> dict[str, float]:
+    """Means over images, by the name of what is counted: kinds of cost, FLOPs where they are known, seconds."""
+
+    def mean(key: str) -> float:
+        return float(np.mean([float(str(image.spent.get(key) or 0)) for image in images])) if images else 0.0
+
+    counted = {kind.label: mean(kind.name) for kind in KINDS if kind.summed}
+    rare = {kind.label for kind in KINDS if kind.rare}
+    costs = {label: value for label, value in counted.items() if value or label not in rare}
+    flops = mean("flops")
+    return {**costs, **({"TFLOPs": flops / 1e12} if flops else {}), "seconds": mean("seconds")}

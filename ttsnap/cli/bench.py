@@ -1,0 +1,234 @@
+"""`ttsnap bench`: a prompt set searched by several algorithms at equal budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import new_parser
+from ttsnap.cli.signals import left_by_sigterm
+from ttsnap.cli.simulate import read_span
+from ttsnap.extras import install
+from ttsnap.options.bench import BenchOptions
+from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.engine import BatchOptions
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import values
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
+from ttsnap.version import __version__, versions
+
+if TYPE_CHECKING:
+    from ttsnap.bench.prompts import PromptSet
+    from ttsnap.bench.run import Bench
+    from ttsnap.core.protocols import Engine
+    from ttsnap.core.results import Result
+    from ttsnap.files.typed import Json
+
+HELP = "run a prompt set by several algorithms at equal budgets"
+DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
+
+--out gets a folder an algorithm, in the layout of GenEval, with lists of the images for evalscope and GenEval 2, and
+summary.md, .json and .png: means with their standard errors over prompts, differences to the first algorithm prompt by
+prompt, and what it took. Ctrl-C is safe: the same command goes on, and makes the same images.
+
+Prompt sets are read as their authors publish them: text with a prompt a line, JSON Lines (GenEval, GenEval 2), JSON
+(HPDv2, VBench), CSV or TSV with a header (PartiPrompts, DrawBench), or a folder of .txt files (DPG).
+
+An algorithm may have options and a sampler of its own, as "svdd kernel=sde n=4".
+
+examples:
+  ttsnap bench --prompts-file geneval/evaluation_metadata.jsonl --repeats 4 \\
+      --model stabilityai/stable-diffusion-3.5-medium --reward imagereward \\
+      --report '[clip, hpsv2.1]' --budget 20images --out bench/geneval
+  ttsnap bench --prompts-file PartiPrompts.tsv --prompts 0:200 \\
+      --algorithms best-of-n seed-pruning "svdd kernel=sde" \\
+      --model Efficient-Large-Model/Sana_600M_512px_diffusers \\
+      --reward hpsv2.1 --budget 400nfe --out bench/parti
+"""
+ALGORITHMS = ("best-of-n", "seed-pruning")
+"""What is compared where nothing is named."""
+
+
+def parser() -> ArgumentParser:
+    """The command's arguments."""
+    p = new_parser(DESCRIPTION)
+    arguments.add_config(p)
+    make = p.add_argument_group("what to make")
+    make.add_argument(
+        "--prompts-file", type=str, required=True, metavar="FILE", help="the prompt set, a file or a folder"
+    )
+    make.add_argument("--prompts", type=str, default=":", metavar="RANGE", help="which of its prompts, as 0:20")
+    arguments.add_call(make, "negative_prompt", "height", "width")
+    arguments.add_options(make, BenchOptions)
+    arguments.add_options(make, SearchOptions, "seed")
+    find = p.add_argument_group("searches")
+    find.add_argument(
+        "--algorithms",
+        type=str,
+        nargs="+",
+        default=list(ALGORITHMS),
+        help="names (ttsnap algorithms lists them) or .json files, each with options where it needs them; the others "
+        "are compared with the first",
+    )
+    arguments.add_options(find, SearchOptions, without=("search", "seed"))
+    arguments.add_sampler(p.add_argument_group("sampler"))
+    model = p.add_argument_group("model and memory")
+    arguments.add_options(model, ModelOptions)
+    # Part of what must stay the same to go on with a benchmark, so not measured.
+    arguments.add_options(model, BatchOptions, batch_size=32)
+    arguments.add_options(model, DeviceOptions)
+    output = p.add_argument_group("output")
+    output.add_argument(
+        "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a benchmark to go on with"
+    )
+    return p
+
+
+class Asked(NamedTuple):
+    """What is run, the set that its prompts are of, the model's call, the rewards as named, and the folder."""
+
+    bench: Bench
+    prompts: PromptSet
+    call: dict[str, Any]
+    reward: Any
+    report: Any
+    out: Path
+
+
+def run(a: Namespace) -> int:
+    """Run what is missing, write the summary and print it."""
+    from ttsnap.bench.folder import OpenBench, check_folder
+
+    asked = _asked(a)
+    settings = _settings(a, asked)
+    check_folder(asked.out, settings)  # before a model is loaded
+    bench, out = asked.bench, asked.out
+    count = f"{len(bench.prompts)} of {len(asked.prompts.prompts)}"
+    print(f"{count} prompts of {a.prompts_file} ({asked.prompts.kind}), {bench.images} images", file=sys.stderr)
+    try:
+        with left_by_sigterm(), OpenBench(out, settings) as there:
+            return _run(a, asked, there)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what is in {out} is safe\nrun the same command again to go on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
+
+
+def _asked(a: Namespace) -> Asked:
+    """ValueError for what does not fit."""
+    from ttsnap.bench.arms import read_arms
+    from ttsnap.bench.prompts import read_prompt_set
+    from ttsnap.bench.run import Bench
+    from ttsnap.core import utility
+
+    whole = read_prompt_set(Path(a.prompts_file))
+    prompts = whole.prompts[read_span(a.prompts)]
+    if not prompts:
+        raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
+    reward = common.require_reward(a)
+    report = a.report or ("scenes-strict" if a.reward is None else None)
+    texts = common.canonical([prompt.text for prompt in prompts], a.model)
+    arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
+    combine, how = utility.make(a.utility), arguments.read(BenchOptions, a)
+    bench = Bench(prompts, texts, arms, common.budget_of(a), combine, a.seed, a.shared, how)
+    return Asked(bench, whole, common.call_arguments(a), reward, report, Path(a.out))
+
+
+def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
+    """What must be the same to go on: all that decides on the images and their scores."""
+    bench = asked.bench
+    told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
+    place, kind = common.placement(a.device, a.dtype)
+    model = arguments.read(ModelOptions, a)
+    return {
+        "versions": versions("torch", "diffusers"),
+        "prompts": {
+            "kind": asked.prompts.kind,
+            "count": len(bench.prompts),
+            "first": bench.prompts[0].index,
+            "sha256": hashlib.sha256(told.encode()).hexdigest(),
+        },
+        "algorithms": [arm.noted() for arm in bench.arms],
+        "budget": str(bench.budget),
+        "shared": bench.shared,
+        "reward": asked.reward,
+        "utility": a.utility,
+        "report": asked.report,
+        "seed": bench.seed,
+        **values(bench.options),
+        **values(dataclasses.replace(model, device=place.type, dtype=str(kind).removeprefix("torch."))),
+        "call": asked.call,
+        **values(arguments.read(BatchOptions, a)),
+    }
+
+
+def _run(a: Namespace, asked: Asked, there: Any) -> int:
+    """Load the model where images are missing, run, and report."""
+    from tqdm.auto import tqdm
+
+    from ttsnap.bench.report import write_report
+    from ttsnap.bench.run import missing, run
+
+    bench = asked.bench
+    if missing(bench, there):
+        model = _Model(a, asked)
+        with tqdm(total=bench.images, unit="image", desc="bench") as bar:
+
+            def advance(images: int) -> None:
+                bar.update(images)
+
+            run(bench, there, model, advance)
+    tables, drawn = write_report(bench, there)
+    print(f"\n{tables}\n\nsummary.md, summary.json, results.jsonl and a folder an algorithm in {there.folder}")
+    if not drawn:
+        print(f"for summary.png, {install('plot')}, and run the same command again")
+    return 0
+
+
+class _Model:
+    """The pipeline, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
+
+    def __init__(self, a: Namespace, asked: Asked) -> None:
+        place, _ = common.placement(a.device, a.dtype)
+        self._devices = arguments.read(DeviceOptions, a)
+        # Where others search, they load what they need themselves, and this process keeps off the devices.
+        here = common.alone(self._devices, place.type)
+        self._rewards = common.load_rewards(asked.reward, device=place) if here else asked.reward
+        self._metrics = common.load_rewards(asked.report, device=place) if asked.report else []
+        for reward in self._metrics:
+            reward.check(asked.bench.texts)
+        device, offload = (a.device, a.offload) if here else ("cpu", "none")
+        self.pipe = common.load_model(a.model, device, a.dtype, offload, a.lora)
+        common.check_call(self.pipe, asked.call)
+        common.prepare_model(self.pipe, a)
+        self._call, self._batches = asked.call, arguments.read(BatchOptions, a)
+        self.labels: Mapping[str, object] = {
+            "ttsnap": __version__, "model": a.model, "lora": a.lora, "sampler": type(self.pipe.scheduler).__name__,
+            "call": asked.call,
+        }  # fmt: skip
+
+    @contextmanager
+    def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
+        """An engine with this sampler, on one device or on many, until the block ends."""
+        from ttsnap.pipelines.spread import Wanted, engine_for
+
+        wanted = Wanted(self._rewards, sampler, self._batches, (), self._call)
+        with engine_for(self.pipe, wanted, self._devices, same_texts=True) as (engine, _):
+            yield engine
+
+    def finished(self, results: list[Result]) -> list[Result]:
+        """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
+        from ttsnap.pipelines.output import checked, reported
+
+        return [reported(result, self._metrics) for result in checked(self.pipe, results)[0]]
