@@ -42,6 +42,10 @@ from ttsnap.reward_models.noise_aware.student import NoiseAware
 import ttsnap
 from ttsnap import make_algorithm
 from ttsnap.algorithms.pricing.forecast import Forecast
+from ttsnap.bench.arms import read_arms
+from ttsnap.bench.folder import OpenBench
+from ttsnap.bench.prompts import Prompt, read_prompt_set
+from ttsnap.bench.summary import summarize
 from ttsnap.cli import generate, replay
 from ttsnap.cli.configs import check_configs, refuse_nulls
 from ttsnap.core.grid import Grid
@@ -50,6 +54,7 @@ from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.folder import read_folder
 from ttsnap.demo.settings import render_settings, restored
 from ttsnap.demo.traces import board_at
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.journal import frame
@@ -294,6 +299,22 @@ def write_model(folder: Path, doc: Any) -> None:
     as_json("ttsnap.json")(folder, doc.get("call") if isinstance(doc, dict) else doc)
 
 
+def read_prompts(folder: Path) -> None:
+    for prompt in read_prompt_set(folder / "x.json").prompts:
+        assert json.loads(json.dumps(prompt.metadata))["prompt"].strip() == prompt.text
+
+
+def write_bench(folder: Path, doc: Any) -> None:
+    (folder / "bench.json").write_text("{}")
+    (folder / "journal.bin").write_bytes(frame(json.dumps(doc).encode()))
+
+
+def read_bench(folder: Path) -> None:
+    with OpenBench(folder, {}) as there:
+        assert not there.has("best-of-n", 0, 0)
+        summarize(read_arms(["best-of-n"], SamplerOptions()), [Prompt(0, {"prompt": "a"})], there.found, True)
+
+
 PARSERS = {"generate": generate.parser(), "replay": replay.parser()}
 PARSERS["generate"].exit_on_error = False
 READERS: dict[str, Reader] = {
@@ -319,6 +340,10 @@ READERS: dict[str, Reader] = {
     "draft": Reader(DRAFT, as_json("draft.json"), read_draft),
     "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),
     "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: read_evaluation(folder / "x.json")),
+    "prompt set": Reader([{"prompt": "a cup", "tag": "x", "tags": {"y": [1]}}], as_json("x.json"), read_prompts),
+    "benchmark": Reader({"arm": "best-of-n", "repeat": 0, "index": 0, "bytes": 3, "seed": 4, "reward": 0.5,
+                         "scores": {"r": 0.5}, "metrics": {}, "spent": {"nfe": 3}, "warnings": ["w"]},
+                        write_bench, read_bench),
     "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],
                      "image_encoder": [None, None], "call": {"num_inference_steps": 4}}, write_model, read_model),
 }  # fmt: skip

@@ -24,7 +24,9 @@ def found(arm: str, index: int, repeat: int, score: float | None, other: float =
 
 
 def lines(combined: bool = False) -> list[Line]:
-    images = [found("best-of-n", 7 + i, r, [[1.0, 3.0], [4.0, 4.0], [0.0, 2.0]][i][r]) for i in range(3) for r in (0, 1)]
+    images = [
+        found("best-of-n", 7 + i, r, [[1.0, 3.0], [4.0, 4.0], [0.0, 2.0]][i][r]) for i in range(3) for r in (0, 1)
+    ]
     images += [found("svdd", 7 + i, 0, [3.0, 8.0, None][i]) for i in range(3)]
     return summarize(ARMS, PROMPTS, images, combined)
 

@@ -16,7 +16,9 @@ GENEVAL = [  # as evaluation_metadata.jsonl has them
     {"tag": "position", "include": [{"class": "dog", "count": 1}], "exclude": [], "prompt": "a dog right of a teddy"},
 ]
 DPG = 'item_id,text,keywords,proposition_id\n3,"A ladder, old",x,1\n3,"A ladder, old",x,2\n10,"A ""cat""",y,1\n'
-PARTI = 'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\t\n"G I G" painted, in red\tArts\tWriting & Symbols\t\n'
+PARTI = (
+    'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\t\n"G I G" painted, in red\tArts\tWriting & Symbols\t\n'
+)
 
 SETS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("a.txt", "# ours\na red cup, text\n\n[a|b] {c}\r\n  two cups \n", "text, a prompt a line",
