@@ -61,7 +61,7 @@ def test_several_rewards_have_a_column_for_what_was_raised_where_it_means_the_sa
 def test_tables_say_what_is_there() -> None:
     text = main_tables(lines(), "of three prompts")
     assert "| best-of-n | 2.3333 ± 0.8819 | 0.5000 ± 0.0000 | 15.0 |" in text
-    assert "less best-of-n, prompt by prompt:" in text
+    assert "difference to best-of-n, prompt by prompt:" in text
     assert "svdd: 1 scores failed" in text
     assert re.search(r"\| b +\| +1 \| +4.0000 \| +8.0000 \|", category_tables(lines()))
     nothing = summarize(ARMS[:1], PROMPTS[:1], [], False)

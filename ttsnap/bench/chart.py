@@ -24,7 +24,7 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
         if columns > 1:
             _points(row[1], names[1:], [line.differences[score] for line in lines[1:]], first=1)
             row[1].axvline(0, color="0.45", linewidth=1)
-            row[1].set_xlabel(f"{score}, less {names[0]}'s, prompt by prompt")
+            row[1].set_xlabel(f"{score}, difference to {names[0]}, prompt by prompt")
             row[1].set_yticks(range(len(names)), [])
             row[1].set_ylim(*row[0].get_ylim())
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=160))

@@ -1,14 +1,13 @@
 """Where a benchmark's files lie, for scorers that others wrote.
 
-bench.json              the settings, written first
-journal.bin             a checksummed record of each image that is there
-results.jsonl           the same to read: a line an image, with its scores and what its search spent
-summary.json, summary.md, summary.png      means, errors, differences and costs
-ALGORITHM/
-    00000/metadata.jsonl                   what the prompt set says of prompt 0
-    00000/samples/00000.png                the image of the first repeat, 00001.png that of the second
-    evalscope.jsonl                        the same images as evalscope's text-to-image benchmarks read them
-    image_paths.json                       the first image of each prompt, as GenEval 2's scorer reads them
+bench.json                          the settings, written first
+journal.bin                         a checksummed record of each image that is there
+results.jsonl                       the same to read: a line an image, with its scores and what its search spent
+summary.json, .md, .png             means, errors, differences and costs
+ALGORITHM/00000/metadata.jsonl      what the prompt set says of prompt 0
+ALGORITHM/00000/samples/00000.png   the image of the first repeat, 00001.png that of the second
+ALGORITHM/evalscope.jsonl           the same images as evalscope's text-to-image benchmarks read them
+ALGORITHM/image_paths.json          the first image of each prompt, as GenEval 2's scorer reads them
 
 The numbered folders are those that GenEval's evaluation/evaluate_images.py reads (djghosh13/geneval): it goes through
 the folders whose names are digits, loads metadata.jsonl as one JSON value, of which it needs prompt, tag, include and

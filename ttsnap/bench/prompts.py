@@ -2,13 +2,13 @@
 
 What is read, with the sets that come so (looked up in their repositories in November 2026):
 
-text, a prompt a line    DrawBench and VBench as many packages keep them; # starts a comment
-JSON Lines               GenEval's evaluation_metadata.jsonl (djghosh13/geneval), GenEval 2's geneval2_data.jsonl
-                         (facebookresearch/GenEval2)
-JSON                     a list of prompts (HPDv2, a file a style: tgxs002/HPSv2), a list of objects (VBench's
-                         VBench_full_info.json: Vchitect/VBench), or an object: prompts, or lists of them, by key
-a table with a header    PartiPrompts.tsv (google-research/parti), DrawBench as CSV, dpg_bench.csv (TencentQQGYLab/ELLA)
-a folder of .txt files   DPG's prompts/ (a prompt a file), VBench's prompts_per_dimension/ (a prompt a line)
+text, a prompt a line     as many packages keep their sets; # starts a comment
+JSON Lines                GenEval (djghosh13/geneval), GenEval 2 (facebookresearch/GenEval2)
+JSON, a list of prompts   HPDv2, a file a style (tgxs002/HPSv2)
+JSON, a list of objects   VBench_full_info.json (Vchitect/VBench)
+JSON, an object           prompts by their ids, or lists of them by category
+a table with a header     PartiPrompts.tsv (google-research/parti), DrawBench as CSV, DPG (TencentQQGYLab/ELLA)
+a folder of .txt files    DPG's prompts/ (a prompt a file), VBench's prompts_per_dimension/ (a prompt a line)
 """
 
 from __future__ import annotations

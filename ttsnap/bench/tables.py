@@ -21,7 +21,7 @@ def main_tables(lines: Sequence[Line], title: str) -> str:
     text = f"{title}\n\n{markdown(['algorithm', *scores, *costs], means)}"
     if len(lines) > 1:
         rows = [[line.name, *map(str, line.differences.values())] for line in lines[1:]]
-        text += f"\n\nless {lines[0].name}, prompt by prompt:\n\n{markdown(['algorithm', *scores], rows)}"
+        text += f"\n\ndifference to {lines[0].name}, prompt by prompt:\n\n{markdown(['algorithm', *scores], rows)}"
     for line in lines:
         if line.failed:
             text += f"\n\n{line.name}: {line.failed} scores failed; the prompts without one are left out"
