@@ -47,6 +47,7 @@ class CountReward(RewardModel):
     """
 
     name = "counting"
+    heavy = True
     network: nn.Module
 
     def __init__(

@@ -35,6 +35,7 @@ class Scorer(RewardModel):
     """
 
     name: str = "scorer"
+    heavy = True
     max_tokens: int | None = None
     adapted: str = ""
     trained: str = ""

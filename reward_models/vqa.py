@@ -28,6 +28,7 @@ class VQAScore(RewardModel):
     """
 
     name = "vqascore"
+    heavy = True
     network: nn.Module
 
     def __init__(

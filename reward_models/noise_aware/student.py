@@ -47,6 +47,7 @@ class NoiseAware(RewardModel):
     """
 
     name = "noise-aware"
+    heavy = True
     space = "pixels"
     base: Scorer
     network: Network

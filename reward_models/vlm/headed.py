@@ -47,6 +47,7 @@ class HeadedVLM(RewardModel):
     AutoProcessor loads it. batch_size: most rows of a forward pass. Scores are float32, on the network's device.
     """
 
+    heavy = True
     weights = ""
     """The hub id of the published weights."""
     files: tuple[str, ...] = ("model.safetensors",)

@@ -36,6 +36,7 @@ class SpokenVLM(RewardModel):
     float32 on the network's device, nan where none can be read: ttsnap ranks such images last.
     """
 
+    heavy = True
     weights = ""
     """The hub id of the published weights, or adapters."""
     backbone = ""

@@ -5,12 +5,25 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
 
 from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.messages import Command, Tick, Turn
+from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.cluster.pool import ActorDied
+from ttsnap.cluster.reward_actor import RewardActor
+from ttsnap.core.cost import Cost
+from ttsnap.core.pictures import PictureLost
+from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
+
+from ..algorithms.test_contract import moves  # noqa: TID252
 
 
 class Made:
@@ -23,16 +36,51 @@ class Made:
         return self.make()
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """The place of an image in the store of a LocalPool, which outlives its actors. Who fetches it is counted."""
+
+    number: int
+    images: ClassVar[dict[int, bytes]] = {}
+    fetched: ClassVar[dict[str, int]] = {}
+    """Bytes, by who fetched them."""
+    reader: ClassVar[str] = "driver"
+
+    @classmethod
+    def clear(cls) -> None:
+        """An empty store of which nothing was fetched yet."""
+        cls.images.clear()
+        cls.fetched.clear()
+
+    @classmethod
+    def put(cls, image: torch.Tensor) -> Shelf:
+        cls.images[len(cls.images)] = pickle.dumps(image.numpy())
+        return cls(len(cls.images) - 1)
+
+    def fetch(self) -> torch.Tensor:
+        data = self.images[self.number]
+        if not data:
+            raise PictureLost("its machine is gone")
+        self.fetched[self.reader] = self.fetched.get(self.reader, 0) + len(data)
+        return torch.from_numpy(pickle.loads(data))
+
+
 class LocalPool:
     """Runs what an actor is sent when somebody waits for it; of several that are ready, a random one is told first.
 
     kills: how often an actor dies, by chance (`often` of its calls), before or after it has carried out what it was
-    sent, once ticks have begun; never three times in a row. All that travels is pickled, so that actors share nothing.
+    sent, once ticks have begun; never three times in a row. All that travels is pickled, so that actors share nothing;
+    `heard` counts the bytes of their answers, and Shelf those of images. rewards: of `apart` further actors.
     """
 
-    def __init__(self, recipe: Any, actors: int, *, seed: int = 0, kills: int = 0, often: float = 0.1) -> None:
-        self.recipe, self.rng, self.kills, self.often = recipe, random.Random(seed), kills, often
-        self.actors = [EngineActor(recipe) for _ in range(actors)]
+    def __init__(
+        self, recipe: Any, engines: int, rewards: Any = None, apart: int = 0, *, seed: int = 0, kills: int = 0,
+        often: float = 0.1,
+    ) -> None:  # fmt: skip
+        self.rng, self.kills, self.often = random.Random(seed), kills, often
+        actors = engines + apart
+        self.makers = [*[partial(EngineActor, recipe)] * engines, *[partial(RewardActor, rewards)] * apart]
+        self.actors: list[Any] = [make() for make in self.makers]
         self.queues: list[list[tuple[int, bytes]]] = [[] for _ in range(actors)]
         self.answers: dict[int, Any] = {}
         self.dead: set[int] = set()
@@ -40,7 +88,8 @@ class LocalPool:
         """Whether actor 0 dies whatever it is sent."""
         self.row = [0] * actors
         """Deaths of each in a row."""
-        self.count, self.deaths, self.ticks = 0, 0, 0
+        self.count, self.deaths, self.ticks, self.heard = 0, 0, 0, 0
+        Shelf.clear()
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -65,13 +114,21 @@ class LocalPool:
             self._kill(actor, ticket)
             return
         try:
-            self.answers[ticket] = pickle.dumps(self.actors[actor].turn(commands))
+            self.answers[ticket] = self._carried_out(actor, commands)
         except Exception as error:
             self.answers[ticket] = error
         if doomed:
             self._kill(actor, ticket)
         else:
             self.row[actor] = 0
+
+    def _carried_out(self, actor: int, commands: Sequence[Command]) -> bytes:
+        """The answer to these, whose images are on the shelf."""
+        Shelf.reader = f"actor {actor}"
+        turn = self.actors[actor].turn(commands)
+        places = map(Shelf.put, put_aside(turn))
+        Shelf.reader = "driver"
+        return pickle.dumps(located(turn, places))
 
     def _kill(self, actor: int, ticket: int) -> None:
         self.kills -= 1
@@ -93,13 +150,30 @@ class LocalPool:
         answer = self.answers.pop(ticket)
         if isinstance(answer, Exception):
             raise answer
+        self.heard += len(answer)
         turn: Turn = pickle.loads(answer)
         return turn
 
     def restart(self, actor: int) -> None:
         self.dead.discard(actor)
         self.queues[actor].clear()
-        self.actors[actor] = EngineActor(self.recipe)
+        self.actors[actor] = self.makers[actor]()
 
     def close(self) -> None:
         pass
+
+
+def same(one: list[Result], other: list[Result]) -> None:
+    """The same moves, the same books, the same images."""
+    for a, b in zip(one, other, strict=True):
+        assert moves(a) == moves(b)
+        assert a.spent.cost == b.spent.cost
+        assert [(c.uid, c.seed) for c in a.images] == [(c.uid, c.seed) for c in b.images]
+        for x, y in zip(a.images, b.images, strict=True):
+            assert x.reward == pytest.approx(y.reward, abs=1e-6)
+            torch.testing.assert_close(x.image, y.image, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(a.particles.scores, b.particles.scores, atol=1e-6)
+
+
+def spent(results: list[Result]) -> Cost:
+    return Cost().plus(*(result.spent.cost for result in results))

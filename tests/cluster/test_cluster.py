@@ -5,17 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.cost import Cost
-from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import Request, Stopwatch
@@ -26,38 +22,9 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS
 
-from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build, moves  # noqa: TID252
+from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, Made
-
-
-@pytest.fixture
-def mixture(counted: Any) -> Any:
-    """Makes engines of the Gaussian mixture for an algorithm."""
-
-    def make(algorithm: Algorithm, batch: int = 3) -> LiveEngine:
-        stock = counted(STEPS)
-        denoiser = ByText(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
-        kernel = KERNELS["sde" if algorithm.needs & {Need.BRANCH, Need.RENOISE} else "pipeline"](denoiser)
-        return LiveEngine(denoiser, [Coarse()], EngineOptions(batch), kernel=kernel)
-
-    return make
-
-
-def same(one: list[Result], other: list[Result]) -> None:
-    """The same moves, the same books, the same images."""
-    for a, b in zip(one, other, strict=True):
-        assert moves(a) == moves(b)
-        assert a.spent.cost == b.spent.cost
-        assert [(c.uid, c.seed) for c in a.images] == [(c.uid, c.seed) for c in b.images]
-        for x, y in zip(a.images, b.images, strict=True):
-            assert x.reward == pytest.approx(y.reward, abs=1e-6)
-            torch.testing.assert_close(x.image, y.image, atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(a.particles.scores, b.particles.scores, atol=1e-6)
-
-
-def spent(results: list[Result]) -> Cost:
-    return Cost().plus(*(result.spent.cost for result in results))
+from .local import LocalPool, Made, same, spent
 
 
 def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tuple[ClusterEngine, LocalPool]:
@@ -211,7 +178,7 @@ def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mi
 
 def test_one_prompt_runs_on_all_engines_and_its_rows_move_where_there_is_room(mixture: Any) -> None:
     algorithm = make_algorithm("seed-pruning", n=48)
-    cluster, pool = on_actors(mixture, algorithm, 3)
+    cluster, pool = on_actors(mixture, algorithm, 3, seed=5)
     alone, together = (search(["a"], algorithm, engine) for engine in (mixture(algorithm), cluster))
     same(alone, together)
     ran = [actor.engine.stats["nfe"] for actor in pool.actors]
@@ -253,6 +220,22 @@ def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any) -> None:
     with pytest.raises(ValueError, match="is not in list"):
         search(["unknown"], algorithm, cluster, Budget(nfe=60))
     assert search(["a"], algorithm, cluster, Budget(nfe=60))[0].images
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixture: Any, everywhere: bool) -> None:
+    algorithm = build("best-of-n")
+    cluster, pool = on_actors(mixture, algorithm, 2)
+    if not everywhere:
+        pool.actors[0].engine.denoiser.encode = lambda prompts: None
+    cluster.start()
+    cluster.admit(["a"])
+    with pytest.raises(ValueError, match="is not in list"):
+        cluster.admit(["unknown", "b"])
+    cluster.admit(["c"])
+    assert [actor.engine.executor.prompts._texts for actor in pool.actors] == [{0: "a", 1: "c"}] * 2
+    assert not cluster.crew.busy
+    assert search(["a"], algorithm, on_actors(mixture, algorithm, 2)[0], Budget(nfe=60))[0].images
 
 
 def test_engines_that_differ_are_refused(mixture: Any, counted: Any) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_picture_of_a_cluster_is_what_its_script_draws() -> None:
+    script = ROOT / "scripts" / "draw_cluster.py"
+    checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_ray_accepts_the_cluster_of_the_how_to() -> None:

@@ -8,6 +8,8 @@ import torch
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.rewards.apart import Apart
+from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.mixture import MixtureDenoiser
 
@@ -26,9 +28,20 @@ class Brightest:
 
 
 class Tiny:
-    """A Gaussian mixture with a kernel that draws noise."""
+    """A Gaussian mixture with a kernel that draws noise. reward: None for one that is asked in another process."""
+
+    def __init__(self, reward: Any = Brightest) -> None:
+        self.reward = reward
 
     def build(self) -> LiveEngine:
         means = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         denoiser = MixtureDenoiser(means, torch.full((4,), 0.3), torch.ones(4), steps=8)
-        return LiveEngine(denoiser, [Brightest()], EngineOptions(3), kernel=KERNELS["sde"](denoiser))
+        reward = Apart("open") if self.reward is None else self.reward()
+        return LiveEngine(denoiser, [reward], EngineOptions(3), kernel=KERNELS["sde"](denoiser))
+
+
+class TinyRewards:
+    """Of an actor that has nothing else."""
+
+    def build(self) -> Any:
+        return make_rewards([Brightest()])

@@ -80,7 +80,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--per-key", type=int, default=32, help="requests of one caller that wait or run")
     p.add_argument("--drain", type=float, default=30.0, help="seconds that searches have to end on SIGTERM")
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
-    arguments.add_options(p, DeviceOptions)
+    arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay beside the engines
     return p
 
 

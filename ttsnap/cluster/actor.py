@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from ttsnap.cluster import messages as m
+from ttsnap.cluster.measuring import Measuring
 from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.store import Node, Particle
-from ttsnap.profiling.meter import Meter
 
 
 class Builder(Protocol):
@@ -34,7 +33,7 @@ class EngineActor:
             torch.set_num_threads(threads)
         self.engine = recipe.build()
         self._counted = Cost()
-        self._measuring, self._measures, self._meter = ExitStack(), False, Meter(self.engine.denoiser.device)
+        self._measuring = Measuring(self.engine.denoiser.device)
 
     def turn(self, commands: Sequence[m.Command]) -> m.Turn:
         """Carry these out in order. What they raise, it raises."""
@@ -63,6 +62,8 @@ class EngineActor:
                 engine.check(prompts)
             case m.Admit(prompts):
                 engine.admit(prompts)
+            case m.Retract(following):
+                engine.executor.prompts.retract(following)
             case m.Weigh(job, weight):
                 engine.weigh(job, weight)
             case m.Release(job):
@@ -78,17 +79,9 @@ class EngineActor:
             case m.Describe():
                 turn.description = self._described()
             case m.Measure(end):
-                self._measure(end, turn)
-
-    def _measure(self, end: bool, turn: m.Turn) -> None:
-        """An actor that took the place of another meanwhile has nothing to tell in the end."""
-        begun = self._measuring.pop_all()
-        begun.close()
-        if not end:
-            self._measuring.enter_context(self._meter)
-            self._measures = True
-        elif self._measures:
-            turn.usage, self._measures = self._meter.summary(), False
+                self._measuring(turn, end=end)
+            case _:
+                raise TypeError(f"an actor with an engine knows no {type(command).__name__}")
 
     def _start(self, start: m.Start) -> None:
         self.engine.start()
@@ -186,9 +179,5 @@ def packed(particles: dict[int, Particle]) -> bytes:
 
 
 def on_cpu(outcome: Outcome) -> Outcome:
-    """The same with its pixels where any process can read them."""
-    if outcome.images is None:
-        return outcome
-    images = [None if image is None else image.cpu() for image in outcome.images]
-    kept = [{name: value.cpu() for name, value in one.items()} for one in outcome.kept]
-    return replace(outcome, images=images, kept=kept)
+    """The same with what listeners get of it where any process can read it."""
+    return replace(outcome, kept=[{name: value.cpu() for name, value in one.items()} for one in outcome.kept])

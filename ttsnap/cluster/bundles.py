@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ttsnap.cluster.placement import Bundle
 from ttsnap.core.moves import BRANCH, FRESH, MIX, MIX_LOW, NEAR, RENOISE
@@ -72,6 +72,15 @@ def part(
             for one in off:
                 groups.setdefault(one.sources, []).append(one)
     return list(groups.values())
+
+
+def at_home(bundles: Iterable[Bundle], devices: int) -> list[int]:
+    """How many rows of these bundles live on each device."""
+    rows = [0] * devices
+    for bundle in bundles:
+        if bundle.home is not None:
+            rows[bundle.home] += bundle.size
+    return rows
 
 
 def _sources(plan: Plan, i: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -47,6 +47,7 @@ class Crew(Generic[TicketT]):
         self.gone_nfe, self.gone_room = 0, 0
         self._asked: dict[int, tuple[Command, ...]] = {}
         self._answers: dict[int, Turn] = {}
+        self._raised: dict[int, Exception] = {}
 
     def __len__(self) -> int:
         return len(self.flights)
@@ -70,14 +71,18 @@ class Crew(Generic[TicketT]):
         if sum(flight.ticks for flight in self.flights[actor]) < AHEAD:
             self.post(actor, Tick())
 
-    def ask(self, *commands: Command) -> list[Turn]:
-        """The answers of all actors to these commands."""
-        self._asked, self._answers = dict.fromkeys(range(len(self)), commands), {}
-        for actor in range(len(self)):
+    def ask(self, actors: Iterable[int], *commands: Command) -> list[Turn]:
+        """The answers of these actors to these commands. Where some raise, so does this, once all have answered."""
+        self._asked, self._answers, self._raised = dict.fromkeys(actors, commands), {}, {}
+        asked = list(self._asked)
+        for actor in asked:
             self.post(actor, *commands, asked=True)
-        while len(self._answers) < len(self):
+        while len(self._answers) < len(asked):
             self.listen(1.0)
-        return [self._answers[actor] for actor in range(len(self))]
+        for actor in asked:
+            if (error := self._raised.pop(actor, None)) is not None:
+                raise error
+        return [self._answers[actor] for actor in asked]
 
     @property
     def busy(self) -> bool:
@@ -104,6 +109,12 @@ class Crew(Generic[TicketT]):
             turn = self.pool.answer(flight.ticket)
         except ActorDied as death:
             self._revive(actor, death)
+            return
+        except Exception as error:
+            if not flight.asked:
+                raise
+            self._raised[actor], self._answers[actor] = error, Turn()
+            self._asked.pop(actor, None)
             return
         self.deaths[actor] = 0
         self.last[actor] = turn

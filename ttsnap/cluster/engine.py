@@ -1,30 +1,32 @@
 """ClusterEngine: one search on many devices, an actor with a live engine on each.
 
 To the loop it is an engine like any other. Particles live on actors, not prompts: placement.py says where rows go.
-journal.py knows how to make again what a dead actor had.
+journal.py knows how to make again what a dead actor had. Rewards may have actors of their own (rewards_apart.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
 from ttsnap.cluster import messages as m
-from ttsnap.cluster.bundles import bundles_of, by_home, part
+from ttsnap.cluster.bundles import at_home, bundles_of, by_home, part
 from ttsnap.cluster.copies import Copies
 from ttsnap.cluster.crew import Crew
 from ttsnap.cluster.journal import JobLog
-from ttsnap.cluster.merging import Measured, agreed, merged
+from ttsnap.cluster.measuring import Measured, measured
+from ttsnap.cluster.merging import agreed, averaged, begun, merged
 from ttsnap.cluster.placement import Bundle, Placement
 from ttsnap.cluster.pool import Pool, TicketT
+from ttsnap.cluster.rewards_apart import RewardsApart
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
-from ttsnap.core.protocols import Engine, EngineLost
+from ttsnap.core.protocols import Engine
 from ttsnap.engine.fair import FairShare
 
 SOME = 16
@@ -32,15 +34,21 @@ SOME = 16
 
 
 class ClusterEngine(Engine):
-    """The actors of a pool as one engine. ValueError where their engines are not alike."""
+    """The actors of a pool as one engine. apart: the last so many of them are for the rewards in these columns, which
+    the engines of the others leave out. ValueError where these engines are not alike."""
 
-    def __init__(self, pool: Pool[TicketT]) -> None:
+    def __init__(self, pool: Pool[TicketT], apart: int = 0, columns: Sequence[int] = ()) -> None:
         self.crew = Crew(pool, self._hear, self._revived)
+        self.actors = range(len(pool) - apart)
+        self.rewards = RewardsApart(self.crew, range(len(pool) - apart, len(pool)), columns)
         self._gradient: Gradient | None = None
         self._forget()
-        self._describe(self.crew.ask(m.Start(), m.Describe()))
-        self.grid, self.reward_names, self.keep = self._told.grid, self._told.reward_names, self._told.keep
-        self.draft_calls = self._told.draft_calls
+        for actor in range(len(pool)):  # all load side by side
+            self.crew.post(actor, m.Start())
+        self.rewards.describe()
+        self._describe(self.crew.ask(self.actors, m.Describe()))
+        self.grid, self.keep, self.draft_calls = self._told.grid, self._told.keep, self._told.draft_calls
+        self.reward_names = self.rewards.names(self._told.reward_names)
 
     def _forget(self) -> None:
         self.crew.reset()
@@ -51,7 +59,8 @@ class ClusterEngine(Engine):
         self._arrived: list[Outcome] = []
         self._cancelling: dict[int, dict[int, Outcome | None]] = {}
         self._credited = Cost()
-        self.placement = Placement([SOME] * len(self.crew))
+        self.placement = Placement([SOME] * len(self.actors))
+        self.rewards.start()
 
     def _describe(self, turns: Sequence[m.Turn]) -> None:
         told = [turn.description for turn in turns if turn.description is not None]
@@ -70,7 +79,7 @@ class ClusterEngine(Engine):
     @property
     def price(self) -> Price:
         """With seconds as the slowest actor has them."""
-        return self._told.price
+        return self.rewards.priced(self._told.price, len(self._told.reward_names))
 
     @property
     def capacity(self) -> int:
@@ -91,8 +100,7 @@ class ClusterEngine(Engine):
     @property
     def timings(self) -> Mapping[str, float]:
         """Seconds by phase, on average over the actors, which work side by side."""
-        parts = [turn.timings for turn in self.crew.last if turn.timings]
-        return {phase: sum(part[phase] for part in parts) / len(parts) for phase in (parts[0] if parts else ())}
+        return self.rewards.timed(averaged([self.crew.last[actor].timings for actor in self.actors]))
 
     @property
     def lost(self) -> Cost:
@@ -102,64 +110,60 @@ class ClusterEngine(Engine):
         gap = (self.crew.ran - self._credited).named()
         return Cost(**{name: max(0, amount) for name, amount in gap.items()})
 
-    @contextmanager
-    def meter(self) -> Iterator[Measured]:
+    def meter(self) -> AbstractContextManager[Measured]:
         """Measures memory and energy of all actors."""
-        measured = Measured()
-        self.crew.ask(m.Measure())
-        yield measured
-        with suppress(EngineLost):
-            turns = self.crew.ask(m.Measure(end=True))
-            measured.parts += [turn.usage for turn in turns if turn.usage is not None]
+        return measured(self.crew)
 
     def check(self, prompts: Sequence[str]) -> None:
-        self.crew.ask(m.Check(tuple(prompts)))
+        self.crew.ask(range(len(self.crew)), m.Check(tuple(prompts)))
 
     def calibrate(self) -> Cost:
-        turns = self.crew.ask(m.Calibrate(), m.Describe())
-        self._describe(turns)
-        return Cost().plus(*(turn.calibrated for turn in turns))
+        self._describe(turns := self.crew.ask(self.actors, m.Calibrate(), m.Describe()))
+        return self.rewards.calibrate().plus(*(turn.calibrated for turn in turns))
 
     def differentiate(self, gradient: Gradient) -> None:
         self._gradient = gradient
-        self._describe(self.crew.ask(m.Differentiate(gradient), m.Describe()))
+        self._describe(self.crew.ask(self.actors, m.Differentiate(gradient), m.Describe()))
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._forget()
-        self.crew.ask(m.Start())
+        self.crew.ask(range(len(self.crew)), m.Start())
 
     def admit(self, prompts: Sequence[str]) -> None:
         jobs = range(self._following, self._following + len(prompts))
         self._texts |= dict(zip(jobs, prompts, strict=True))
         self._following += len(prompts)
         try:
-            self._describe(self.crew.ask(m.Admit(tuple(prompts)), m.Describe()))
+            self.rewards.check(prompts)
+            self._describe(self.crew.ask(self.actors, m.Admit(tuple(prompts)), m.Describe()))
         except Exception:
-            self._following -= len(prompts)
-            for job in jobs:
-                del self._texts[job]
+            self._following = jobs.start
+            self._texts = {job: text for job, text in self._texts.items() if job < jobs.start}
+            self._later(m.Retract(jobs.start))  # some may have them
             raise
 
     def release(self, job: int) -> None:
         self._logs.pop(job, None)
         self._texts.pop(job, None)
         self.placement.weights.pop(job, None)
-        for later in self.crew.later:
-            later.append(m.Release(job))
+        self._later(m.Release(job))
 
     def weigh(self, job: int, weight: float) -> None:
         self.placement.weights[job] = weight
-        for later in self.crew.later:
-            later.append(m.Weigh(job, weight))
+        self._later(m.Weigh(job, weight))
+
+    def _later(self, command: m.Command) -> None:
+        for actor in self.actors:
+            self.crew.later[actor].append(command)
 
     def submit(self, job: int, plan: Plan) -> None:
         log = self._logs.setdefault(job, JobLog())
         log.begin(plan)
         bundles = bundles_of(job, plan, log.home)
         waiting = []
-        for off in self._part(plan, log, bundles) if len(self.crew) > 1 else ():
+        for off in self._part(plan, log, bundles) if len(self.actors) > 1 else ():
             self._copies.ask(log, off[0].sources, off, parted=True)
         for bundle in bundles:
             strangers = [uid for uid in bundle.sources if log.home[uid] != bundle.home]
@@ -171,10 +175,7 @@ class ClusterEngine(Engine):
 
     def _part(self, plan: Plan, log: JobLog, bundles: Sequence[Bundle]) -> list[list[Bundle]]:
         """Rows taken off bundles of devices that would be too full, which run elsewhere from copies; by sources."""
-        homed = [0] * len(self.crew)
-        for bundle in bundles:
-            if bundle.home is not None:
-                homed[bundle.home] += bundle.size
+        homed = at_home(bundles, len(self.actors))
         surplus = self.placement.surplus(homed, len(plan) - sum(homed))
         return part(bundles, plan, log.row, surplus, guided=self.price.guided is not None)
 
@@ -186,12 +187,13 @@ class ClusterEngine(Engine):
         log.drop(uids)
 
     def pending(self) -> int:
-        return sum(len(log.open) for log in self._logs.values())
+        """Without rows that only wait for scores, as far as these keep the actors of rewards busy."""
+        return sum(len(log.open) for log in self._logs.values()) + self.rewards.queue.surplus
 
     def tick(self) -> list[Outcome]:
         """What has become ready; waits for the first actor that has something, never for the slowest."""
         self._go_on()
-        if self.pending() and self.crew.busy:
+        if (self.pending() or self.rewards.queue.held) and self.crew.busy:
             self.crew.listen(1.0)
             self._go_on()
         return self.arrived()
@@ -213,8 +215,12 @@ class ClusterEngine(Engine):
             self.crew.post(actor, m.Cancel(job))
         while any(part is None for part in self._cancelling[job].values()):
             self.crew.listen(1.0)
-        parts = [part for part in self._cancelling.pop(job).values() if part is not None]
-        return merged(job, parts)
+        # Images that were made are scored, which was paid.
+        self.rewards.queue.hurry(job)
+        while self.rewards.queue.holds(job):
+            self.rewards.queue.send()
+            self.crew.listen(1.0)
+        return merged(job, [part for part in self._cancelling.pop(job).values() if part is not None])
 
     # --- rows on their way ----------------------------------------------------------------------------------------
 
@@ -223,6 +229,7 @@ class ClusterEngine(Engine):
         sends, moves = self.placement.next()
         self._send(sends)
         self._move(moves)
+        self.rewards.queue.send()
         for actor, rows in enumerate(self.placement.sent):
             if rows:
                 self.crew.tick(actor)
@@ -248,9 +255,12 @@ class ClusterEngine(Engine):
             self._copies.ask(log, [uid for uid in bundle.sources if uid in log.home], [bundle])
 
     def _hear(self, actor: int, turn: m.Turn) -> None:
+        self._arrived += self.rewards.heard(actor, turn)
         for outcome in turn.outcomes:
             self._rest(actor, outcome)
-            self._arrived.append(outcome)
+            log, text = self._logs[outcome.job], self._texts[outcome.job]
+            if not self.rewards.wait(outcome, text, log.plans[-1].look, self.grid):
+                self._arrived.append(outcome)
         for outcome in turn.cancelled:
             self._rest(actor, outcome, cancelled=True)
             self._cancelling[outcome.job][actor] = outcome
@@ -259,20 +269,18 @@ class ClusterEngine(Engine):
 
     def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
         log = self._logs[outcome.job]
-        plan, rows = log.plans[-1], np.array([log.row[uid] for uid in outcome.uids.tolist()], int)
-        if not cancelled:
-            self._credited += plan.take(rows).cost - outcome.unspent
-        elif len(rows):
-            calls = self.grid.calls
-            nfe = calls[outcome.step] - calls[plan.rows.start[rows]] + outcome.cached - plan.paid[rows]
-            self._credited += outcome.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"][rows]).sum()))
+        part = log.plans[-1].take(np.array([log.row[uid] for uid in outcome.uids.tolist()], int))
+        self._credited += begun(part, outcome, self.grid) if cancelled else part.cost - outcome.unspent
         log.rest(outcome, cancelled=cancelled)
-        self.placement.done(actor, len(rows))
+        self.placement.done(actor, len(part))
 
     # --- an actor has died ----------------------------------------------------------------------------------------
 
     def _revived(self, actor: int) -> None:
         """Tell a new actor what the dead one knew, and have it make again what that one had."""
+        if actor not in self.actors:
+            self.rewards.revived(actor)
+            return
         self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient, dict(self.placement.weights)))
         more: dict[int, set[int]] = {}
         for bundle in self._copies.given_up(actor):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ttsnap.cluster.messages import Description
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import NAMES, Cost
+from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
+from ttsnap.core.plans import Plan
 from ttsnap.core.price import Rates
-from ttsnap.core.spent import Usage
 
 
 def agreed(told: Sequence[Description]) -> Description:
@@ -37,6 +38,18 @@ def slowest(rates: Sequence[Rates]) -> Rates:
     """By kind, the most seconds that any takes."""
     kinds = {name: max(rate.named()[name] for rate in rates) for name in NAMES}
     return Rates(**kinds, call=max(rate.call for rate in rates))
+
+
+def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds by phase, on average over actors that have told any."""
+    told = [part for part in parts if part]
+    return {phase: sum(part[phase] for part in told) / len(told) for phase in (told[0] if told else ())}
+
+
+def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
+    """What rows of a plan took that were cancelled before they were done."""
+    nfe = grid.calls[cancelled.step] - grid.calls[plan.rows.start] + cancelled.cached - plan.paid
+    return cancelled.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"]).sum()))
 
 
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
@@ -66,24 +79,3 @@ def _floats(parts: Sequence[FloatArray]) -> FloatArray | None:
 
 def _all_flags(parts: Sequence[BoolArray]) -> BoolArray | None:
     return np.concatenate(parts) if parts else None
-
-
-@dataclass
-class Measured:
-    """What all actors used while something ran, once they have told."""
-
-    parts: list[Usage] = field(default_factory=list)
-
-    def summary(self) -> Usage:
-        """Energy and CO2e of all together, the memory of the one that held most."""
-        if not self.parts:
-            return Usage()
-        most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
-        return Usage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
-                        "co2_grams": _sum([part["co2_grams"] for part in self.parts])})  # fmt: skip
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    """None where any is unknown."""
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
+from ttsnap.core.pictures import Decoded
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.spent import Usage
@@ -37,6 +39,13 @@ class Admit:
     """New jobs, numbered on."""
 
     prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Retract:
+    """Forget the jobs from number `following` on, which is the next one: they could not be admitted everywhere."""
+
+    following: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,24 @@ class RemakeAll:
 
 
 @dataclass(frozen=True)
+class ImageToScore:
+    """An image that rewards are asked about: the text that it is to show, its noise level, whether it is finished."""
+
+    picture: Decoded
+    prompt: str
+    level: float
+    last: bool
+
+
+@dataclass(frozen=True)
+class ScoreImages:
+    """Answer, under this number, with the scores of these images; for actors of rewards."""
+
+    number: int
+    images: tuple[ImageToScore, ...]
+
+
+@dataclass(frozen=True)
 class Calibrate:
     """Measure price.seconds."""
 
@@ -146,8 +173,8 @@ class Tick:
 
 
 Command = (
-    Start | Check | Admit | Weigh | Release | Drop | Submit | Copy | Cancel | RemakeAll | Calibrate | Differentiate
-    | Describe | Measure | Tick
+    Start | Check | Admit | Retract | Weigh | Release | Drop | Submit | Copy | Cancel | RemakeAll | Calibrate
+    | Differentiate | Describe | Measure | ScoreImages | Tick
 )  # fmt: skip
 
 
@@ -166,23 +193,39 @@ class Description:
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RewardsDescription:
+    """The rewards of an actor of rewards: their names, FLOPs and seconds of a call of each, added up (0 where these
+    were not measured), and how many images it takes at once."""
+
+    names: tuple[str, ...]
+    flops: float
+    seconds: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Scores (n, R) of n images, nan where one failed, and why."""
+
+    scores: FloatArray
+    errors: list[str | None]
+
+
 @dataclass
 class Turn:
-    """What came of some commands. ran: all that the engine has counted since `Start`; remade: the part of it that
-    `Remake` took; timings: seconds by phase since then. copies: by the numbers of `Copy`."""
+    """What came of some commands. ran: all that the engine has counted since `Start`; timings: seconds by phase since
+    then. copies, scored: by the numbers of `Copy` and `ScoreImages`."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     cancelled: list[Outcome] = field(default_factory=list)
     copies: dict[int, bytes] = field(default_factory=dict)
+    scored: dict[int, ImageScores] = field(default_factory=dict)
     ran: Cost = field(default_factory=Cost)
     nfe: int = 0
     room: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
     calibrated: Cost = field(default_factory=Cost)
     description: Description | None = None
+    rewards: RewardsDescription | None = None
     usage: Usage | None = None
-
-
-def rows_by_uid(plan: Plan) -> dict[int, int]:
-    """Where in a plan the row of each particle is."""
-    return {uid: row for row, uid in enumerate(plan.uid.tolist())}

@@ -2,49 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from ttsnap.cluster.actor import Builder, EngineActor
 from ttsnap.cluster.messages import Command, Turn
+from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.cluster.pool import ActorDied
+from ttsnap.cluster.reward_actor import RewardActor, RewardBuilder
+from ttsnap.core.pictures import PictureLost
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
+    from numpy.typing import NDArray
+    from ray import ObjectRef, ObjectRefGenerator
+
+
+@dataclass(frozen=True)
+class InStore:
+    """An image in Ray's object store, on the machine of the actor that made it. The driver owns it, so that it outlives
+    that actor, and is gone once the driver wants it no more."""
+
+    ref: ObjectRef[NDArray[Any]]
+
+    def fetch(self) -> torch.Tensor:
+        """Raises PictureLost where the machine is gone."""
+        try:
+            return torch.tensor(ray.get(self.ref))
+        except RayError as error:
+            raise PictureLost(str(error).splitlines()[0]) from error
+
+
+@dataclass(frozen=True)
+class TurnTicket:
+    """An answer on its way. parts: what an actor hands out, its images first; whole: ready once all of it is there."""
+
+    parts: ObjectRefGenerator
+    whole: ObjectRef[Any]
+
+
+class Maker(Protocol):
+    """What makes an actor: of an engine, or of rewards."""
+
+    def __call__(self, threads: int | None) -> EngineActor | RewardActor: ...
+
+
+@dataclass(frozen=True)
+class OfEngine:
+    """Makes the actor of an engine."""
+
+    recipe: Builder
+
+    def __call__(self, threads: int | None) -> EngineActor:
+        return EngineActor(self.recipe, threads)
+
+
+@dataclass(frozen=True)
+class OfRewards:
+    """Makes the actor of rewards that have a device of their own."""
+
+    recipe: RewardBuilder
+
+    def __call__(self, threads: int | None) -> RewardActor:
+        return RewardActor(self.recipe, threads)
 
 
 class Host:
-    """The process of one device, with an engine for each recipe that it was given. It makes an engine when that is
-    first told something, so that what is wrong with the recipe is told as an answer."""
+    """The process of one device, with an actor for each maker that it was given. It makes an actor when that is first
+    told something, so that what is wrong with its recipe is told as an answer."""
 
     def __init__(self, threads: int | None) -> None:
         self._threads = threads
-        self._recipes: dict[int, Builder] = {}
-        self._actors: dict[int, EngineActor] = {}
+        self._makers: dict[int, Maker] = {}
+        self._actors: dict[int, EngineActor | RewardActor] = {}
 
     @ray.method
-    def take(self, number: int, recipe: Builder) -> int:
-        """Be ready for the engine of a recipe, under this number, which is returned."""
-        self._recipes[number] = recipe
+    def take(self, number: int, maker: Maker) -> int:
+        """Be ready for an actor, under this number, which is returned."""
+        self._makers[number] = maker
         return number
 
-    @ray.method
-    def turn(self, number: int, commands: Sequence[Command]) -> Turn:
-        """As EngineActor.turn."""
+    @ray.method(num_returns="streaming")
+    def turn(self, number: int, commands: Sequence[Command]) -> Iterator[NDArray[Any] | Turn]:
+        """As EngineActor.turn: first its images one by one, then the rest."""
         if number not in self._actors:
-            self._actors[number] = EngineActor(self._recipes[number], self._threads)
-        return self._actors[number].turn(commands)
+            self._actors[number] = self._makers[number](self._threads)
+        turn = self._actors[number].turn(commands)
+        for image in put_aside(turn):
+            yield image.numpy()
+        yield turn
 
     @ray.method
     def forget(self, number: int) -> None:
-        """The engine of this number is not needed any more."""
-        del self._recipes[number]
+        """The actor of this number is not needed any more."""
+        del self._makers[number]
         self._actors.pop(number, None)
 
 
@@ -91,48 +148,55 @@ class Hosts:
 
 
 class RayPool:
-    """The engines of one recipe, one on each of these hosts, which may have engines of other recipes beside them."""
+    """The engines of one recipe, one on each of these hosts, which may have engines of other recipes beside them.
+    rewards: instead of engines, the last `apart` hosts have these rewards."""
 
-    def __init__(self, recipe: Builder, hosts: Hosts) -> None:
-        self.hosts, self._recipe, self._number = hosts, recipe, next(hosts.numbers)
+    def __init__(self, recipe: Builder, hosts: Hosts, rewards: RewardBuilder | None = None, apart: int = 0) -> None:
+        self.hosts, self._number = hosts, next(hosts.numbers)
         self.actors = list(hosts.actors)
-        self._taken = [self._take(actor) for actor in self.actors]
+        engines = len(self.actors) - (apart if rewards is not None else 0)
+        self._makers: list[Maker] = [OfEngine(recipe)] * engines
+        if rewards is not None:
+            self._makers += [OfRewards(rewards)] * apart
+        self._taken = [self._take(actor) for actor in range(len(self.actors))]
 
-    def _take(self, actor: ActorHandle[Host]) -> ObjectRef[int]:
-        taken: ObjectRef[int] = actor.take.remote(self._number, self._recipe)
+    def _take(self, actor: int) -> ObjectRef[int]:
+        taken: ObjectRef[int] = self.actors[actor].take.remote(self._number, self._makers[actor])
         return taken
 
     def __len__(self) -> int:
         return len(self.actors)
 
-    def send(self, actor: int, commands: Sequence[Command]) -> ObjectRef[Turn]:
+    def send(self, actor: int, commands: Sequence[Command]) -> TurnTicket:
         # The number is what `take` returns: where that failed, so does this, and says why.
-        ticket: ObjectRef[Turn] = self.actors[actor].turn.remote(self._taken[actor], tuple(commands))
-        return ticket
+        parts = cast("ObjectRefGenerator", self.actors[actor].turn.remote(self._taken[actor], tuple(commands)))
+        return TurnTicket(parts, parts.completed())
 
-    def ready(self, tickets: Sequence[ObjectRef[Turn]], seconds: float) -> list[ObjectRef[Turn]]:
-        some = list(tickets)
+    def ready(self, tickets: Sequence[TurnTicket], seconds: float) -> list[TurnTicket]:
+        by_ref = {ticket.whole: ticket for ticket in tickets}
         if seconds:
-            ray.wait(some, num_returns=1, timeout=seconds)
-        done: list[ObjectRef[Turn]] = ray.wait(some, num_returns=len(some), timeout=0)[0]
-        return done
+            ray.wait(list(by_ref), num_returns=1, timeout=seconds)
+        done = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0)[0]
+        return [by_ref[ref] for ref in done]
 
-    def answer(self, ticket: ObjectRef[Turn]) -> Turn:
+    def answer(self, ticket: TurnTicket) -> Turn:
         try:
-            turn: Turn = ray.get(ticket)
+            ray.get(ticket.whole)
+            *images, last = ticket.parts
+            turn: Turn = ray.get(last)
+            return located(turn, map(InStore, images))
         except RayTaskError as error:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
         except RayError as error:
             raise ActorDied(str(error).splitlines()[0]) from error
-        return turn
 
     def restart(self, actor: int) -> None:
         if self.hosts.actors[actor] is self.actors[actor]:  # else another pool on these hosts was told first
             self.hosts.restart(actor)
         self.actors[actor] = self.hosts.actors[actor]
-        self._taken[actor] = self._take(self.actors[actor])
+        self._taken[actor] = self._take(actor)
 
     def close(self) -> None:
         for actor in self.actors:

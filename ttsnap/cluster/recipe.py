@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.core.loading import load_object
@@ -12,6 +12,9 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec, values
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.rewards.apart import Apart
+from ttsnap.rewards.registry import heavy, make_rewards
+from ttsnap.rewards.reward_model import RewardModel
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,32 @@ class Recipe:
         load_object("ttsnap.pipelines.opening:check_call")(pipe, self.call)
         engine: LiveEngine = pipe.engine(self.reward, **values(self.sampler), **values(self.engine), **self.call)
         return engine
+
+    def parted(self) -> tuple[Recipe, RewardsRecipe]:
+        """The same without its heavy rewards, and those. ValueError where it has none."""
+        specs = list(self.reward) if isinstance(self.reward, list | tuple) else [self.reward]
+        columns = tuple(i for i, spec in enumerate(specs) if heavy(spec))
+        if not columns:
+            raise ValueError("none of these rewards has a network that is worth a device of its own; leave "
+                             "reward_actors out, or say heavy = True in your own reward's class")  # fmt: skip
+        apart = RewardsRecipe(tuple(specs[i] for i in columns), columns, self.model.device)
+        left = [Apart(f"reward {i + 1}") if i in columns else spec for i, spec in enumerate(specs)]
+        return replace(self, reward=left), apart
+
+
+@dataclass(frozen=True)
+class RewardsRecipe:
+    """How to make the rewards of an actor that has nothing else. columns: their places among all of a search."""
+
+    rewards: tuple[Spec, ...]
+    columns: tuple[int, ...]
+    device: str
+
+    def build(self) -> tuple[RewardModel, ...]:
+        """Load the weights, here. ValueError for an unknown one, and for rewards that must be where the latents are."""
+        made = make_rewards(self.rewards, device=self.device)
+        for reward in made:
+            if reward.estimates != "pixels" or reward.tokens or reward.needs:
+                raise ValueError(f"reward {reward.name!r} reads more than images and prompts, or asks a model behind "
+                                 "an API: it is asked where the latents are; leave reward_actors out")  # fmt: skip
+        return made

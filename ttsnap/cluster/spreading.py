@@ -20,32 +20,39 @@ if TYPE_CHECKING:  # Ray is imported only where it is needed
 
 def alone(options: DeviceOptions, kind: str) -> bool:
     """Whether a search runs on the one device of this process, without Ray. kind: of the devices, "cuda" or "cpu"."""
-    return options.ray_address is None and _number(options, _here(kind), kind) == 1
+    here = options.ray_address is None and not options.reward_actors
+    return here and _number(options, _here(kind), kind) == 1
 
 
 @contextmanager
 def clustered(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
     """An engine of many, made from this recipe, that ends with the block; on devices of the kind that the recipe names.
 
-    ValueError without Ray, where no cluster answers, and where there are fewer devices than asked for.
+    ValueError without Ray, where no cluster answers, and where there are fewer devices than asked for; where devices
+    are asked for rewards and no reward is worth one.
     """
+    apart = options.reward_actors
+    bare, rewards = recipe.parted() if apart else (recipe, None)
     with hosts(options, torch.device(recipe.model.device).type) as there:
         from ttsnap.cluster.ray_pool import RayPool
 
-        yield ClusterEngine(RayPool(recipe, there))
+        pool = RayPool(bare, there, rewards, apart)
+        yield ClusterEngine(pool, apart, () if rewards is None else rewards.columns)
 
 
 @contextmanager
 def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
-    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends. ValueError as above."""
+    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends; those for rewards are the
+    last ones. ValueError as above."""
     asked = options.devices if isinstance(options.devices, int) else 1
-    connect(options.ray_address, asked if options.devices != "all" else _here(kind))
+    connect(options.ray_address, asked + options.reward_actors if options.devices != "all" else _here(kind))
     import ray
 
     from ttsnap.cluster.ray_pool import Hosts, Share
 
     there = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 0))
-    processes = Hosts(max(1, _number(options, there, kind)), Share(gpus=int(kind == "cuda")))
+    searching = max(1, _number(options, there - options.reward_actors, kind))
+    processes = Hosts(searching + options.reward_actors, Share(gpus=int(kind == "cuda")))
     try:
         yield processes
     finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
+from ttsnap.core.pictures import Decoded
 
 if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
@@ -21,8 +22,7 @@ class Outcome:
     """Rows of one job's move that are done, or how far they got before they were cancelled.
 
     uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
-    `images` are the decoded images (3, H, W) or videos (T, 3, H, W) in [0, 1], one a row, None where the rewards did
-    not need it decoded;
+    `images` are the decoded images or videos, one a row, None where the rewards did not need it decoded;
     `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_cost
     is what looks took beyond the particles' own evaluations; log_ratio (n,) is as in Particles, and so is
     has_gradient (n,), which only rows that were cancelled need to tell. unspent: what these rows were charged for and
@@ -34,7 +34,7 @@ class Outcome:
     step: IntArray
     cached: BoolArray
     scores: FloatArray | None = None
-    images: Sequence[Tensor | None] | None = None
+    images: Sequence[Decoded | None] | None = None
     errors: Sequence[str | None] = ()
     kept: Sequence[Mapping[str, Tensor]] = ()
     look_cost: Cost = NOTHING

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 import numpy as np
 
 from ttsnap.core.particles import Particles
+from ttsnap.core.pictures import Decoded
 from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.spent import Spent
 
@@ -47,8 +48,8 @@ class Event:
 
     kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
     batch ran; `nfe` evaluations), "score" (a particle was scored, an unfinished one by `look`, in so many
-    `reward_calls`; `image` holds what was decoded, as in Candidate, `kept` its latent and features where the engine
-    keeps them), "drop", "end" (a prompt is done).
+    `reward_calls`; `picture` holds what was decoded, `kept` its latent and features where the engine keeps them),
+    "drop", "end" (a prompt is done).
     """
 
     kind: str
@@ -58,12 +59,17 @@ class Event:
     step: int = -1
     look: str = ""
     scores: tuple[float, ...] = ()
-    image: Tensor | None = field(default=None, repr=False)
+    picture: Decoded | None = field(default=None, repr=False)
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     move: TracedMove | None = None
     nfe: int = 0
     reward_calls: int = 0
     best: float = float("nan")
+
+    @property
+    def image(self) -> Tensor | None:
+        """What was decoded, as in Candidate. Where another process did, it is fetched from there."""
+        return None if self.picture is None else self.picture.fetch()
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Worker(threading.Thread):
 
         def listen(event: Event) -> None:
             search.recorder(event)
-            light = replace(event, image=None, kept={})
+            light = replace(event, picture=None, kept={})
             if event.image is None:
                 self.news.put(Scored(light))
                 return

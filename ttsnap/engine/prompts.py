@@ -51,6 +51,11 @@ class Prompts:
             raise
         self._next += len(prompts)
 
+    def retract(self, following: int) -> None:
+        """Forget the jobs from this number on, which is that of the next one."""
+        self._texts = {job: text for job, text in self._texts.items() if job < following}
+        self._next = following
+
     def resume(self, texts: Mapping[int, str], following: int) -> None:
         """Jobs of these numbers and prompts, and no others; the next one has number `following`."""
         self._texts, self._next = dict(texts), following

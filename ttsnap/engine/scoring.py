@@ -16,14 +16,14 @@ from ttsnap.core.grid import Grid
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.rewards.first_scores import NOT_FINITE, FirstScores, explained
 from ttsnap.rewards.frames import Shown
-from ttsnap.rewards.registry import RewardError, place_of, said
+from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import SILENT, Call, ask
+from ttsnap.rewards.scoring import Call, ask
 from ttsnap.sampling.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
-NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 
 
 class Scored(NamedTuple):
@@ -51,16 +51,14 @@ class Asked(NamedTuple):
 
 
 class Scorer:
-    """Scores rows with every reward.
+    """Scores rows with every reward, but for those that are asked elsewhere (`RewardModel.apart`).
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
     of what is made, by the denoiser and the option `frames`. ValueError where there is no preview VAE, and for rewards
     that need what there is not.
 
     A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
-    its first batch, ends the search by RewardError; batches of one image are taken together until there are two,
-    unless it raises an exception. What judges estimates and what judges finished images begin separately where they
-    are not the same code.
+    its first batch, ends the search by RewardError (rewards/first_scores.py).
     """
 
     def __init__(
@@ -72,13 +70,16 @@ class Scorer:
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
-        self._split = {r.name: r.scores_estimates_apart for r in rewards}
-        # By reward, and whether of finished images: those that failed so far where none was scored yet, -1 afterwards.
-        self._failed: dict[tuple[str, bool], int] = {}
+        self.asked = [(place, reward) for place, reward in enumerate(rewards) if not reward.apart]
+        """The rewards that it asks, with their places among all."""
+        if denoiser.frames is not None and len(self.asked) < len(rewards):
+            raise ValueError("rewards of videos are asked where the latents are; leave reward_actors out")
+        self._first = FirstScores(rewards)
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
-        self.tokens = sum(r.tokens * self.shown.calls(r) for r in rewards)
+        self.tokens = sum(r.tokens * self.shown.calls(r) for _, r in self.asked)
         self.calls = sum(map(self.shown.calls, rewards))
+        self.calls_here = sum(self.shown.calls(r) for _, r in self.asked)
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     @property
@@ -101,39 +102,23 @@ class Scorer:
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows(batch))
             asked = Asked(batch, latents, images, texts, levels, sources)
-            columns = [self._column(reward, asked) for reward in self.rewards]
-        broken = _broken(latents, images)
-        scores = np.stack([column for column, _, _ in columns], axis=1)
-        scores[broken] = np.nan
-        for r, (_, error, _) in enumerate(columns):
-            self._hold_on(self.names[r], scores[:, r], np.array([row.last for row in batch]), broken, error)
-        causes = {name: said(name, e) if e else None for name, (_, e, _) in zip(self.names, columns, strict=True)}
-        errors = [NOT_FINITE if bad else _explain(row, causes) for row, bad in zip(scores, broken, strict=True)]
+            columns = [self._column(reward, asked) for _, reward in self.asked]
+        broken, finished = _broken(latents, images), np.array([row.last for row in batch])
+        scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
+        causes: dict[str, str | None] = {}
+        for (r, reward), (column, error, tokens) in zip(self.asked, columns, strict=True):
+            column[broken] = np.nan
+            self._first.check(reward.name, column, finished, broken, error)
+            scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
+            taken += tokens
+        here = scores[:, [r for r, _ in self.asked]]
+        errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(here, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
-        taken = np.sum([tokens for _, _, tokens in columns], axis=0)
-        cost += Cost(0, 0, len(batch) * self.calls, tokens=int(taken.sum()))
+        cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()))
         return Scored(scores, errors, images, latents, cost, self.tokens - taken)
-
-    def _hold_on(
-        self, name: str, scores: FloatArray, last: BoolArray, broken: BoolArray, error: Exception | None
-    ) -> None:
-        """RewardError where this reward has failed on all that it was asked about so far: scores (N,) of a batch,
-        of which `last` (N,) are finished images, and `broken` (N,) nan or inf before any reward saw them."""
-        last = last & self._split[name]
-        for kind in np.unique(last).tolist():
-            of_kind, before = last == kind, self._failed.get((name, kind), 0)
-            if before < 0 or not np.isnan(scores[of_kind]).all():
-                self._failed[name, kind] = -1
-                continue
-            n = before + int(of_kind.sum())
-            self._failed[name, kind] = n
-            if error is not None or n >= SILENT:
-                why = NOT_FINITE if broken[of_kind].all() else f"{name} failed; it gave nan or inf"
-                why = f"{said(name, error)}{place_of(error)}" if error is not None else why
-                raise RewardError(f"none of the first {n} images could be scored: {why}") from error
 
     def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Tensor | None], Cost]:
         """The images of these rows, None where nobody needs one."""
@@ -221,11 +206,3 @@ def _broken(latents: Tensor, images: list[Tensor | None]) -> BoolArray:
     for seen in _alike(images, range(len(images))):
         broken[seen] |= ~torch.isfinite(_pictures(images, seen)).flatten(1).all(1)
     return np.asarray(broken.cpu().numpy())
-
-
-def _explain(scores: FloatArray, causes: dict[str, str | None]) -> str | None:
-    if not np.isnan(scores).any():
-        return None
-    known = [cause for cause in causes.values() if cause]
-    bad = [name for name, s in zip(causes, scores, strict=True) if np.isnan(s)]
-    return "; ".join(known) or f"{', '.join(bad)} returned nan or inf"

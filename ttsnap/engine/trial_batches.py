@@ -58,7 +58,7 @@ def fit_batches(
     def judge(n: int) -> None:
         images = denoiser.decode(_noise(denoiser, n))
         sources = scorer.sources(torch.zeros(n, dtype=torch.long))
-        for reward in scorer.rewards:
+        for _, reward in scorer.asked:
             ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
 
     if denoise is None:
@@ -66,7 +66,7 @@ def fit_batches(
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)
-        spent += Cost(0, rows, rows * scorer.calls)
+        spent += Cost(0, rows, rows * scorer.calls_here)
     return denoise, decode, spent
 
 
@@ -86,12 +86,12 @@ def seconds_of(denoiser: Denoiser, scorer: Scorer, sizes: BatchSizes) -> tuple[R
     draft = _timed(lambda: _draft(denoiser, 1)) if denoiser.drafts else 0.0
     level = torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    calls = [scorer.shown.by(reward, sources) for reward in scorer.rewards]
+    calls = [scorer.shown.by(reward, sources) for _, reward in scorer.asked]
     scoring = sum(_timed(partial(ask, call, image, [""], level)) for call in calls)
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
                   call=max(0.0, one - nfe))  # fmt: skip
-    return rates, Cost(n + 2, 2, scorer.calls, int(previews), draft_calls=int(denoiser.drafts))
+    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), draft_calls=int(denoiser.drafts))
 
 
 def _timed(call: Callable[[], object]) -> float:

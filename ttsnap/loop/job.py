@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,14 +12,12 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.outcome import NOTHING, Outcome
 from ttsnap.core.particles import Particles
+from ttsnap.core.pictures import Decoded, Here, PictureLost
 from ttsnap.core.plans import Plan
 from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.results import TracedMove
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.ledger import Ledger
-
-if TYPE_CHECKING:  # the loop runs without torch
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +36,8 @@ class Job:
     """One prompt of a request.
 
     index: its number on the engine; place: of its prompt among those of the request. waiting: rows of the plan under
-    way that are not done. moved (n,): what came of the last move's rows, as in Particles. images: finished ones by uid.
-    idle: moves in a row that cost nothing.
+    way that are not done. moved (n,): what came of the last move's rows, as in Particles. images: finished ones by uid,
+    None where no model ran, or where it was let go. idle: moves in a row that cost nothing.
     """
 
     index: int
@@ -55,7 +52,7 @@ class Job:
     plan: Plan | None = None
     moved: IntArray = dataclasses.field(default_factory=lambda: np.empty(0, int))
     closing: bool = False
-    images: dict[int, Tensor | None] = dataclasses.field(default_factory=dict)
+    images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
     rejected: set[int] = dataclasses.field(default_factory=set)
     trace: list[TracedMove] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -121,6 +118,21 @@ class Job:
         """Uids of the images, best first; rejected ones only where there is no other."""
         uids = np.array(sorted(set(self.images) - self.rejected or self.images), int)
         return [int(u) for u in uids[np.argsort(-self.particles.value(uids), kind="stable")]]
+
+    def settle(self, keep: int) -> None:
+        """Nothing more comes: fetch the `keep` best images to this process, and let all others go."""
+        found: dict[int, Decoded | None] = {}
+        for uid in self.ranking():
+            if len(found) == keep:
+                break
+            picture = self.images[uid]
+            try:
+                found[uid] = picture and Here(picture.fetch())
+            except PictureLost as lost:
+                seed = self.particles.seed[uid]
+                self.warnings.append(f"the image of seed {seed} is lost ({lost}); the next best one takes its place")
+                del self.images[uid]
+        self.images = {uid: found.get(uid) for uid in self.images}
 
     def _note_failures(self, outcome: Outcome) -> None:
         failed = [i for i, error in enumerate(outcome.errors) if error is not None]

@@ -57,7 +57,7 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
             int(particles.seed[uid]),
             float(v) if np.isfinite(v) else float("nan"),
             {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
-            job.images[uid],
+            None if (picture := job.images[uid]) is None else picture.fetch(),
         )
         for uid, v in list(zip(ranking, values, strict=True))[:keep]
     )

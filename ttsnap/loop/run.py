@@ -229,9 +229,9 @@ class Run:
         kept = outcome.kept or [{}] * len(outcome.uids)
         calls = self.engine.price.calls(self.rewards)
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
-        for uid, step, scores, image, more in zip(*columns, outcome.images, kept, strict=True):
+        for uid, step, scores, picture, more in zip(*columns, outcome.images, kept, strict=True):
             look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
-            told = {"scores": tuple(scores), "image": image, "kept": more, "best": best, "reward_calls": calls}
+            told = {"scores": tuple(scores), "picture": picture, "kept": more, "best": best, "reward_calls": calls}
             request.tell("score", job, uids=(uid,), step=step, look=look, **told)
 
     # --- stopping early ---------------------------------------------------------------------------------------
@@ -271,6 +271,7 @@ class Run:
             for job in request.active:
                 job.warnings.append(why)
                 job.ledger.hold(Cost())
+                job.settle(request.spec.keep)
                 request.tell("end", job)
             request.active.clear()
             request.queue.clear()
@@ -287,6 +288,7 @@ class Run:
         request.active.remove(job)
         if job.failures > 1:
             job.warnings.append(f"{job.failures} scores failed in all")
+        job.settle(request.spec.keep)
         self._release(job)
         request.tell("end", job)
 

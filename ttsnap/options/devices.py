@@ -28,7 +28,16 @@ class DeviceOptions:
         metavar="HOST:PORT",
     )
 
+    reward_actors: int = option(
+        0,
+        "devices beside them for rewards that have a network (image towers, VLMs), a copy of each on every one",
+        shell="they take Ray; 0: rewards are where the candidates are",
+        metavar="N",
+    )
+
     def __post_init__(self) -> None:
         right = self.devices in ("all", "auto") if isinstance(self.devices, str) else self.devices >= 1
         if not right or isinstance(self.devices, bool):
             raise ValueError(f"devices must be a number from 1 on, all or auto, got {self.devices!r}")
+        if isinstance(self.reward_actors, bool) or self.reward_actors < 0:
+            raise ValueError(f"reward_actors must be a number from 0 on, got {self.reward_actors!r}")

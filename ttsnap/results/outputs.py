@@ -48,8 +48,8 @@ class Recorder:
     thumbnails: dict[int, dict[tuple[int, int], Image.Image]] = field(default_factory=dict)
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "score" and event.image is not None:
-            self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = _thumbnail(event.image)
+        if event.kind == "score" and event.picture is not None:
+            self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = _thumbnail(event.picture.small())
 
     def sheet(self, result: Result, job: int = 0) -> Image.Image:
         """The contact sheet of a search that this listened to, of its prompt number `job`."""
@@ -64,9 +64,7 @@ def to_uint8(image: Pixels) -> NDArray[np.uint8]:
 
 
 def _thumbnail(image: Pixels) -> Image.Image:
-    # Of large images not every pixel has to leave the device.
-    stride = max(1, min(image.shape[-2:]) // (2 * CELL))
-    picture = Image.fromarray(to_uint8(image[:, ::stride, ::stride]))
+    picture = Image.fromarray(to_uint8(image))
     small = max(picture.size) < CELL
     scale = CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

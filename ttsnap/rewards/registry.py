@@ -150,6 +150,21 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     return made
 
 
+def heavy(spec: Spec) -> bool:
+    """Whether a reward that a user gives is worth a device of its own (`RewardModel.heavy`) and reads nothing but
+    images and prompts, so that it can have one. Nothing is loaded for it; a file or module that you name is imported,
+    that is, executed. ValueError for an unknown one."""
+    if isinstance(spec, str):
+        if " then " in spec:
+            return any(heavy(part.strip()) for part in spec.split(" then ", 1))
+        name = spec.partition(":")[0]
+        if name == JUDGE or spec.startswith(("http://", "https://")):
+            return False
+        return heavy(_load(REWARDS.get(name, spec), spec))
+    plain = not needs_of(spec) and getattr(spec, "estimates", "pixels") == "pixels"
+    return plain and bool(getattr(spec, "heavy", False))
+
+
 def _adapted(given: Any) -> RewardModel:
     """The complete interface of an object that a user gives."""
     if isinstance(given, RewardModel):

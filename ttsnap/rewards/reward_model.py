@@ -43,6 +43,11 @@ class RewardModel(ABC):
     base: Reward | None = None
     """The reward whose score of the finished image this one predicts from an estimate, if there is such a one."""
 
+    heavy: bool = False
+    """Whether it has a network that is worth a device of its own, where a user has some for rewards
+    (`--reward-actors`)."""
+    apart: bool = False
+    """Whether it is asked in another process, so that an engine makes its images and leaves its scores open."""
     tokens: int = 0
     """The most that scoring one image takes of a language model behind an API, where it asks one: a budget in tokens is
     charged this much, and gets back what was not taken."""
@@ -93,7 +98,7 @@ class AdaptedReward(RewardModel):
 
     device: torch.device | str = "cpu"
     """Where it wants images of trial calls."""
-    _OPTIONAL = ("estimates", "features_block", "example", "device", "network", "base",
+    _OPTIONAL = ("estimates", "features_block", "example", "device", "network", "base", "heavy",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
     def __init__(self, given: Reward) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from ttsnap.core.pictures import Decoded
 from ttsnap.core.results import Event, Result
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller
@@ -61,17 +62,17 @@ class PartialImages:
         self.ticket, self.most, self.nfe = ticket, ticket.asked.partial_images, nfe
         self.told, self.charged = 0, 0
         self.best = -math.inf
-        self.image: Tensor | None = None
+        self.picture: Decoded | None = None
         """The best estimate, where it was not told yet."""
 
     def __call__(self, event: Event) -> None:
         if event.kind == "move":
             self.charged += event.nfe
-        if event.kind != "score" or event.image is None or self.told == self.most:
+        if event.kind != "score" or event.picture is None or self.told == self.most:
             return
         value = sum(event.scores) / len(event.scores)
         if math.isfinite(value) and value > self.best:
-            self.best, self.image = value, event.image
-        if self.image is not None and self.charged >= self.nfe * self.told / self.most:
-            self.ticket.tell(Partial(self.told, self.image.detach().float().cpu()))
-            self.told, self.image = self.told + 1, None
+            self.best, self.picture = value, event.picture
+        if self.picture is not None and self.charged >= self.nfe * self.told / self.most:
+            self.ticket.tell(Partial(self.told, self.picture.fetch().detach().float().cpu()))
+            self.told, self.picture = self.told + 1, None

@@ -1,0 +1,111 @@
+"""What runs on a device that is there for rewards: it fetches images that other actors made, and scores them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap.cluster import messages as m
+from ttsnap.cluster.measuring import Measuring
+from ttsnap.core.cost import Cost
+from ttsnap.engine.batch_sizes import BatchSizes
+from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.rewards.first_scores import FirstScores, explained
+from ttsnap.rewards.registry import said
+from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.scoring import ask
+
+BATCH = 16
+"""Images that rewards are asked about at once; half as many from then on where memory runs out."""
+
+
+class RewardBuilder(Protocol):
+    """What loads rewards; RewardsRecipe does."""
+
+    def build(self) -> tuple[RewardModel, ...]: ...
+
+
+class RewardActor:
+    """Some rewards of pixels, and no model. threads: of the CPU that it may use, None for all."""
+
+    def __init__(self, recipe: RewardBuilder, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.rewards = recipe.build()
+        self.device = self.rewards[0].trial_image().device
+        self._ran, self._seconds = Cost(), [0.0] * len(self.rewards)
+        self._first, self._watch = FirstScores(self.rewards), Stopwatch(("reward",))
+        self._sizes = BatchSizes(BATCH, BATCH, lambda a, b: (a or BATCH, b or BATCH), defaultdict(int))
+        self._measuring = Measuring(self.device)
+
+    def turn(self, commands: Sequence[m.Command]) -> m.Turn:
+        """Carry these out in order. What they raise, it raises."""
+        turn = m.Turn()
+        for command in commands:
+            self._do(command, turn)
+        turn.ran, turn.timings = self._ran, dict(self._watch.seconds)
+        return turn
+
+    def _do(self, command: m.Command, turn: m.Turn) -> None:
+        match command:
+            case m.ScoreImages(number, images):
+                turn.scored[number] = self._scored(images)
+            case m.Check(prompts):
+                for reward in self.rewards:
+                    reward.check(prompts)
+            case m.Start():
+                self._ran, self._first = Cost(), FirstScores(self.rewards)
+                self._watch.reset()
+            case m.Calibrate():
+                self._seconds = [_seconds(reward) for reward in self.rewards]
+                turn.calibrated = Cost(reward_calls=2 * len(self.rewards))
+            case m.Describe():
+                flops = sum(reward.flops for reward in self.rewards)
+                names = tuple(reward.name for reward in self.rewards)
+                turn.rewards = m.RewardsDescription(names, flops, sum(self._seconds), self._sizes.batch_size)
+            case m.Measure(end):
+                self._measuring(turn, end=end)
+            case _:
+                raise TypeError(f"an actor of rewards knows no {type(command).__name__}")
+
+    @torch.no_grad()
+    def _scored(self, images: Sequence[m.ImageToScore]) -> m.ImageScores:
+        scores, errors, left = np.empty((0, len(self.rewards))), list[str | None](), images
+        while left:
+            part, n = self._sizes.run(left, self._batch)
+            scores, errors, left = np.concatenate([scores, part.scores]), [*errors, *part.errors], left[n:]
+        return m.ImageScores(scores, errors)
+
+    def _batch(self, asked: Sequence[m.ImageToScore]) -> m.ImageScores:
+        images = torch.stack([one.picture.fetch() for one in asked]).to(self.device)
+        levels = torch.tensor([one.level for one in asked], device=self.device)
+        last = np.array([one.last for one in asked])
+        broken = ~np.asarray(torch.isfinite(images).flatten(1).all(1).cpu().numpy())
+        scores, causes = np.full((len(asked), len(self.rewards)), np.nan), dict[str, str | None]()
+        for r, reward in enumerate(self.rewards):
+            with self._watch("reward", self.device):
+                # A reward may write into what it gets.
+                scores[:, r], error = ask(reward, images.clone(), [one.prompt for one in asked], levels)
+            scores[broken, r] = np.nan
+            self._first.check(reward.name, scores[:, r], last, broken, error)
+            causes[reward.name] = said(reward.name, error) if error else None
+        self._ran += Cost(reward_calls=scores.size)
+        return m.ImageScores(scores, [explained(row, causes) for row in scores])
+
+
+def _seconds(reward: RewardModel) -> float:
+    """Of a call on one image, the second one."""
+
+    def call() -> Tensor:
+        return torch.as_tensor(np.asarray(ask(reward, reward.trial_image(), [reward.example], torch.zeros(1))[0]))
+
+    call()
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -1,0 +1,50 @@
+"""An image that was decoded, wherever it lies: in this process, or in another one that made it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the core runs without torch
+    from torch import Tensor
+
+SMALL = 192
+"""Pixels of the shorter side that a small copy has at least, where the image has as many."""
+
+
+class PictureLost(RuntimeError):  # noqa: N818 (an event that is handled, and no error of the user)
+    """An image is gone with the machine that held it."""
+
+
+class Decoded(ABC):
+    """An image (3, H, W) or a video (T, 3, H, W), in [0, 1]."""
+
+    @abstractmethod
+    def fetch(self) -> Tensor:
+        """The whole of it, in this process. PictureLost where it is gone."""
+
+    @abstractmethod
+    def small(self) -> Tensor:
+        """A copy of few pixels (3, h, w), of a video its middle frame, for thumbnails. It is at hand; its values may be
+        rounded to 1/255."""
+
+
+@dataclass(frozen=True)
+class Here(Decoded):
+    """An image in this process."""
+
+    image: Tensor = field(repr=False)
+
+    def fetch(self) -> Tensor:
+        return self.image
+
+    def small(self) -> Tensor:
+        return thinned(self.image)
+
+
+def thinned(image: Tensor) -> Tensor:
+    """Every so many-th pixel of an image (3, H, W), or of the middle frame of a video (T, 3, H, W); a view."""
+    frame = image if image.ndim == 3 else image[len(image) // 2]
+    stride = max(1, min(image.shape[-2:]) // SMALL)
+    return frame[:, ::stride, ::stride]
