@@ -173,7 +173,8 @@ def serving() -> Iterator[tuple[str, int]]:
 
 
 def long(minutes: float, every: float = 10.0) -> tuple[list[tuple[float, float]], Counter[str]]:
-    """Rough treatment over and over: (seconds, MiB of resident memory) as time goes by, and how often what came."""
+    """Rough treatment over and over: (seconds, MiB of resident memory) as time goes by, each told as it comes, and how
+    often what came."""
     outcomes: Counter[str] = Counter()
     curve: list[tuple[float, float]] = []
     over = threading.Event()
@@ -183,6 +184,7 @@ def long(minutes: float, every: float = 10.0) -> tuple[list[tuple[float, float]]
         def watch() -> None:
             while not over.wait(every):
                 curve.append((time.monotonic() - begin, process.memory_info().rss / 2**20))
+                print("{:6.0f} s  {:7.1f} MiB".format(*curve[-1]), file=sys.stderr, flush=True)
 
         watching = threading.Thread(target=watch)
         watching.start()
@@ -208,8 +210,6 @@ def main() -> None:
         if a.json:
             print(json.dumps({"seconds_mib": curve, "outcomes": outcomes}, indent=1))
             return
-        for seconds, mib in curve:
-            print(f"{seconds:6.0f} s  {mib:7.1f} MiB")
         print(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
         return
     torch.set_num_threads(1)

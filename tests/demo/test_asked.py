@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from ttsnap.cli import build_parser, demo
-from ttsnap.demo.asked import OFFERED, Asked, Limits, Offer, budget_words, kernel_of, read
+from ttsnap.demo.asked import Asked, Limits, Offer, budget_words, kernel_of, read
 from ttsnap.demo.choices import algorithm_choices, group_css, hint
 from ttsnap.demo.settings import render_settings, restored
 from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.service.algorithms import OFFERED
 
 from .conftest import FIELDS
 

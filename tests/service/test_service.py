@@ -175,7 +175,7 @@ def test_models_health_and_what_is_ready(server: GenerationServer, client: OpenA
 def test_a_client_that_goes_away_cancels_its_search(server: GenerationServer) -> None:
     url, body = f"{server.url}/v1/images/generations", LARGE
     cancelled, nfe = metric(server, 'ttsnap_requests_total{outcome="cancelled"}'), metric(server, "ttsnap_nfe_total")
-    with httpx.stream("POST", url, json={**body, "stream": True, "partial_images": 1}) as reply:
+    with httpx.stream("POST", url, json={**body, "stream": True, "partial_images": 1}, timeout=60) as reply:
         lines = reply.iter_lines()  # kept, as it closes the connection when it goes
         next(lines)
     with pytest.raises(httpx.ReadTimeout):
@@ -191,7 +191,7 @@ def test_a_client_that_goes_away_cancels_its_search(server: GenerationServer) ->
 def test_a_large_request_does_not_keep_a_small_one_waiting(server: GenerationServer, client: OpenAI) -> None:
     large = {**LARGE, "stream": True, "partial_images": 1}
     small = {"budget": "4nfe", "search": "best-of-n", "seed": 1, "steps": 4}
-    with httpx.stream("POST", f"{server.url}/v1/images/generations", json=large) as reply:
+    with httpx.stream("POST", f"{server.url}/v1/images/generations", json=large, timeout=60) as reply:
         lines = reply.iter_lines()  # kept, as it closes the connection when it goes
         next(lines)
         before = metric(server, "ttsnap_nfe_total")
@@ -208,10 +208,10 @@ def test_limits_on_the_queue_and_on_each_key(serving: Callable[..., GenerationSe
     alice, bob = client_of(server, "a" * 20), client_of(server, "b" * 20)
     large = {**LARGE, "stream": True, "partial_images": 1}
     url, headers = f"{server.url}/v1/images/generations", {"Authorization": f"Bearer {'a' * 20}"}
-    with httpx.stream("POST", url, json=large, headers=headers) as running:
+    with httpx.stream("POST", url, json=large, headers=headers, timeout=60) as running:
         lines = running.iter_lines()
         next(lines)
-        with httpx.stream("POST", url, json=large, headers=headers) as waiting:
+        with httpx.stream("POST", url, json=large, headers=headers, timeout=60) as waiting:
             assert waiting.status_code == 200
             until(lambda: metric(server, "ttsnap_queue") == 1)
             with pytest.raises(openai.RateLimitError, match="2 requests of yours") as error:

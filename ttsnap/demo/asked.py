@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.algorithms.options import options_of
-from ttsnap.core.needs import Need
 from ttsnap.loop.budget import EFFORTS, Budget
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.service.algorithms import OFFERED, kernel_for
+from ttsnap.service.limits import SearchLimits, line_of
 
-NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
-"""Those that need a file, only study, or follow gradients, which few of the rewards here have."""
-OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
-"""Algorithms that turn any budget into a search, group by group."""
 BASELINE = "best-of-n"
 BUDGETS = f"12 (images), {', '.join(EFFORTS)}, 200nfe (evaluations), 5s"
 """How a budget may be written."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most that one visitor may ask for: evaluations, steps, images, characters, pixels a side, rewards, guidance
-    scale, seconds, bytes of a file."""
+class Limits(SearchLimits):
+    """The most that one visitor may ask for: of a search, and of guidance (its scale) and bytes of a file."""
 
     nfe: int = 2000
-    steps: int = 100
-    keep: int = 8
-    prompt: int = 400
-    side: int = 1024
-    rewards: int = 3
-    guidance: float = 30.0
     seconds: float = 120.0
+    images: int = 8
+    prompt: int = 400
+    guidance: float = 30.0
     upload: int = 8 * 2**20
 
 
@@ -76,9 +68,8 @@ def title_of(algorithm: str) -> str:
 
 
 def kernel_of(algorithm: str) -> str:
-    """ "sde" for algorithms that branch, go back or make drafts, else the pipeline's own."""
-    needs = make_algorithm(algorithm).needs
-    return "sde" if needs & {Need.BRANCH, Need.RENOISE, Need.ROLLOUT} else "pipeline"
+    """The sampler that an algorithm of this name needs."""
+    return kernel_for(make_algorithm(algorithm))
 
 
 def read(
@@ -117,7 +108,7 @@ def read(
         _read_rewards(fields["rewards"], model, offer, limits),
         read_budget(fields["budget"], steps, limits),
         whole("seed", fields["seed"], 0, 2**31 - 1),
-        whole("images to keep", fields["keep"], 1, limits.keep),
+        whole("images to keep", fields["keep"], 1, limits.images),
         call,
         SamplerOptions(kernel=kernel_of(algorithm), draft=_read_draft(fields["draft"], algorithm, model, offer)),
     )
@@ -134,12 +125,7 @@ def read_prompt(text: Any, most: int) -> str:
 def _line(text: Any, name: str, most: int) -> str:
     if not isinstance(text, str):
         raise ValueError(f"the {name} must be text, got {_short(text)}")
-    if len(text) > most:
-        raise ValueError(f"the {name} has {len(text)} characters; at most {most} are allowed here")
-    line = " ".join(text.split())
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
-        raise ValueError(f"the {name} holds control characters or broken text; write it again")
-    return line
+    return line_of(text, name, most)
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

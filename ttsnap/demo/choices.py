@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS
-from ttsnap.demo.asked import OFFERED, kernel_of
+from ttsnap.demo.asked import kernel_of
+from ttsnap.service.algorithms import OFFERED
 
 NOISE = "Adds noise at every step, so that branches of one candidate differ."
 

@@ -13,7 +13,7 @@ import numpy as np
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
-from ttsnap.core.needs import Gradient, Needs
+from ttsnap.core.needs import Gradient, Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm, AlgorithmState
 from ttsnap.core.validate import validate
@@ -66,6 +66,11 @@ def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:
         if any(isinstance(need, Gradient) for need in searches[name].needs):
             raise ValueError(f"{file} follows gradients of finished images, which the service cannot; offer another")
     return searches
+
+
+def kernel_for(algorithm: Algorithm) -> str:
+    """The sampler where nobody chose one: one that draws noise or has a path, for searches that need that."""
+    return "sde" if algorithm.needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT} else "pipeline"
 
 
 def _size(value: object) -> int:

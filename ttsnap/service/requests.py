@@ -7,7 +7,6 @@ searches that the operator offers, and no file, model or address.
 from __future__ import annotations
 
 import secrets
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeAlias
@@ -15,15 +14,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import parse_json
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.service.algorithms import Search, search_of
+from ttsnap.service.algorithms import Search, kernel_for, search_of
 from ttsnap.service.errors import RequestError
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import Limits, line_of
 
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto"]
@@ -210,17 +208,17 @@ def _sampler(wanted: Generation, search: Search, offer: Offer) -> SamplerOptions
     """By default one that draws noise, where the search needs that; with the drafter, where one is wanted."""
     if wanted.draft and offer.draft is None:
         raise _refused("draft", "no drafter is offered here; leave draft out")
-    noisy = make_algorithm(search.spec).needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT}
-    kernel = wanted.kernel or ("sde" if noisy else "pipeline")
+    kernel = wanted.kernel or kernel_for(make_algorithm(search.spec))
     return SamplerOptions(kernel=kernel, draft=offer.draft if wanted.draft else None)
 
 
 def _line(text: str, param: str, limits: Limits) -> str:
-    line = " ".join(text.split())
-    if not line or len(text) > limits.prompt:
-        raise _refused(param, f"{param} must be text of 1 to {limits.prompt} characters, got {len(text)}")
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
-        raise _refused(param, f"{param} holds control characters or broken text; write it again")
+    try:
+        line = line_of(text, param, limits.prompt)
+    except ValueError as error:
+        raise _refused(param, str(error)) from None
+    if not line:
+        raise _refused(param, f"{param} must be text of 1 to {limits.prompt} characters, got none")
     return line
 
 
