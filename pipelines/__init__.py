@@ -64,6 +64,10 @@ def search_class(cls: Any) -> Any:
 
     if issubclass(cls, SearchMixin):
         return cls
+    if any(base.__name__ == "ModularPipeline" and base.__module__.startswith("diffusers.") for base in cls.__mro__):
+        from ttsnap.pipelines.modular.pipeline import modular_search_class
+
+        return modular_search_class(cls)
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None:
         raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(FAMILIES)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -49,6 +49,8 @@ class SearchMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.stock_class() is object:
+            return  # a mixin again
         stock = cls.stock_class().__call__
         if "__call__" in vars(cls) or getattr(cls.__call__, "__wrapped__", None) is stock:  # type: ignore[operator]
             return  # a subclass of a search pipeline
@@ -106,6 +108,10 @@ class SearchMixin:
         written, stock = (f'"_class_name": "{cls.__name__}"' for cls in (type(self), self.stock_class()))
         return text.replace(written, stock)
 
+    def call_arguments(self) -> Collection[str]:
+        """The arguments of the stock call that a search honours, beside the prompt."""
+        return inspect.signature(type(self).denoiser_class).parameters.keys() - {"pipe"}
+
     def denoiser(self, **call: Any) -> Any:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
@@ -155,7 +161,7 @@ class SearchMixin:
         generator, keep = call.pop("generator", None), call.pop("num_images_per_prompt", None)
         keep = 1 if keep is None else keep
         output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
-        takes = inspect.signature(type(self).denoiser_class).parameters
+        takes = self.call_arguments()
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
         if wanted.reward is None:

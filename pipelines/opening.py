@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -77,7 +76,7 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """ValueError for arguments that this pipeline's call does not take under search."""
-    takes = [name for name in inspect.signature(type(pipe).denoiser_class).parameters if name != "pipe"]
+    takes = sorted(pipe.call_arguments())
     if set(call) - set(takes):
         raise ValueError(f"unknown argument(s) {sorted(set(call) - set(takes))} for this pipeline; it takes {takes}")
 

@@ -136,15 +136,10 @@ def make_schedule(
     ValueError for a scheduler that is not supported or that cannot be set up with these arguments, and as set_timesteps
     does.
     """
-    name = type(scheduler).__name__
-    if name not in SUPPORTED:
-        why = WHY_NOT.get(name, f"supported are {', '.join(sorted(SUPPORTED))}")
-        raise ValueError(f"search cannot use {name}: {why}; set pipe.scheduler to another one")
+    check_scheduler(scheduler)
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
-        raise ValueError("search cannot use PNDMScheduler with skip_prk_steps=False; set it to True")
-    scheduler = copy.deepcopy(scheduler)
+    name, scheduler = type(scheduler).__name__, copy.deepcopy(scheduler)
     count = None if timesteps is not None or sigmas is not None else num_inference_steps
     given: dict[str, Any] = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
     try:
@@ -154,9 +149,32 @@ def make_schedule(
         raise ValueError(f"{name} cannot be set up with {passed}, which the pipeline passes: {error}") from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    at = torch.as_tensor(scheduler.timesteps)
+    return laid_open(scheduler, scaled=scaled, step_arguments=step_arguments)
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """ValueError for a scheduler that search cannot use, with the reason."""
+    name = type(scheduler).__name__
+    if name not in SUPPORTED:
+        why = WHY_NOT.get(name, f"supported are {', '.join(sorted(SUPPORTED))}")
+        raise ValueError(f"search cannot use {name}: {why}; set pipe.scheduler to another one")
+    if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
+        raise ValueError("search cannot use PNDMScheduler with skip_prk_steps=False; set it to True")
+
+
+def laid_open(
+    scheduler: Any, *, begin: int = 0, scaled: bool = True, step_arguments: Mapping[str, Any] | None = None
+) -> Schedule:
+    """The schedule of a scheduler whose timesteps are set, from its position `begin` on, where an image is redrawn.
+
+    scaled, step_arguments: as in make_schedule. ValueError for a scheduler that cannot begin there.
+    """
+    name = type(scheduler).__name__
+    if begin and name == "PNDMScheduler":
+        raise ValueError("search cannot use PNDMScheduler from a later step on; set pipe.scheduler to another one")
+    at = torch.as_tensor(scheduler.timesteps)[begin:]
     full = _full(scheduler, len(at))
-    alpha, sigma = _coefficients(scheduler, len(at))
+    alpha, sigma = (values[begin:] for values in _coefficients(scheduler, begin + len(at)))
     prediction = _prediction(scheduler)
     levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
     ends = [*full, len(at)]
@@ -165,11 +183,11 @@ def make_schedule(
     flow = prediction == "flow"
     scale = torch.sqrt(sigma**2 + 1) if scaled and name in SCALED else None
     if scale is not None and name.startswith("KDPM2"):  # its intermediate points are scaled by their own noise
-        between = torch.as_tensor(scheduler.sigmas_interpol)[: len(at)].float()
+        between = torch.as_tensor(scheduler.sigmas_interpol)[begin : begin + len(at)].float()
         if "Ancestral" in name:  # it keeps that noise with the point where the step began
             between = between.roll(1)
         scale = torch.sqrt(torch.where(torch.arange(len(at)) % 2 == 1, between, sigma) ** 2 + 1)
-    kernel = _kernel(scheduler, dict(step_arguments or {}))
+    kernel = _kernel(scheduler, dict(step_arguments or {}), begin)
     times = torch.cat([sigma.double()[full], torch.zeros(1, dtype=torch.float64)]) if flow else None
     path = Linear() if flow else None
     return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING)
@@ -228,11 +246,11 @@ def _prediction(scheduler: Any) -> str:
     return known[kind]
 
 
-def _kernel(scheduler: Any, arguments: dict[str, Any]) -> Kernel:
-    """Exactly the scheduler's own step."""
+def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
+    """Exactly the scheduler's own step; its first is that from position `begin`."""
     name, config = type(scheduler).__name__, scheduler.config
     if name == FLOW_EULER and not config.stochastic_sampling:
-        return FlowEuler(scheduler.sigmas)
+        return FlowEuler(scheduler.sigmas[begin:])
     takes = inspect.signature(scheduler.step).parameters
     unknown = [k for k, v in arguments.items() if k not in takes and v]
     if unknown:
@@ -244,5 +262,5 @@ def _kernel(scheduler: Any, arguments: dict[str, Any]) -> Kernel:
     sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
     noisy = name in STOCHASTIC or bool(sde or eta)
     if name in HISTORY:
-        return CandidateKernel(scheduler, noisy, arguments)
-    return NoisyKernel(scheduler, arguments) if noisy else RowKernel(scheduler, arguments)
+        return CandidateKernel(scheduler, noisy, arguments, begin)
+    return NoisyKernel(scheduler, arguments, begin) if noisy else RowKernel(scheduler, arguments, begin)

@@ -4,6 +4,9 @@ Stock schedulers step one batch at one position and keep what they remember (ear
 that batch. Here a scheduler without memory steps all rows of one position together; one with memory is copied for
 every candidate. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers, so
 that its seed alone makes its image again; a branch gets a generator of its own.
+
+Kernels count positions from the one where the call begins (`begin`), which is a later one of the scheduler's where an
+image is redrawn.
 """
 
 from __future__ import annotations
@@ -47,12 +50,13 @@ class RowKernel(Stateless):
 
     scheduler: Any
     arguments: Mapping[str, object]
+    begin: int = 0
     stochastic: bool = False
 
     def step(
         self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[None]
     ) -> tuple[Tensor, Sequence[None]]:
-        return _by_position(self.scheduler, x, prediction.out, k, self.arguments, None), state
+        return _by_position(self.scheduler, x, prediction.out, k + self.begin, self.arguments, None), state
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class NoisyKernel:
 
     scheduler: Any
     arguments: Mapping[str, object]
+    begin: int = 0
     stochastic: bool = True
 
     keeps_history: ClassVar[bool] = True
@@ -73,7 +78,7 @@ class NoisyKernel:
     ) -> tuple[Tensor, list[Memory]]:
         after = [Memory(*before.at(key)) for before, key in zip(state, keys, strict=True)]
         generators = [memory.generator for memory in after]
-        return _by_position(self.scheduler, x, prediction.out, k, self.arguments, generators), after
+        return _by_position(self.scheduler, x, prediction.out, k + self.begin, self.arguments, generators), after
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class CandidateKernel:
     scheduler: Any
     stochastic: bool
     arguments: Mapping[str, object]
+    begin: int = 0
 
     keeps_history: ClassVar[bool] = True
 
@@ -96,7 +102,8 @@ class CandidateKernel:
         for i, (key, before) in enumerate(zip(keys, state, strict=True)):
             own, (owner, generator) = _copied(before.scheduler), before.at(key)
             here = slice(i, i + 1)
-            moved.append(_step(own, x[here], prediction.out[here], int(k[i]), self.arguments, [generator]))
+            at = int(k[i]) + self.begin
+            moved.append(_step(own, x[here], prediction.out[here], at, self.arguments, [generator]))
             after.append(Memory(owner, generator, own))
         return torch.cat(moved), after
 

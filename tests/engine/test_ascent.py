@@ -50,7 +50,7 @@ def score(images: Tensor, prompts: Any) -> Tensor:
 
 
 def one_prompt(denoiser: Plain) -> Prompts:
-    prompts = Prompts(lambda: denoiser.encode([""]))
+    prompts = Prompts(denoiser, lambda: denoiser.encode([""]))
     prompts.admit([""])
     prompts.place(0)
     return prompts
@@ -69,7 +69,7 @@ def finished(denoiser: Plain, noise: Tensor, depth: int) -> Node:
 
 
 def stepper(denoiser: Plain, depth: int) -> AscentStepper:
-    noise = InitialNoise("independent", denoiser, denoiser.kernel)
+    noise = InitialNoise("independent", denoiser, denoiser.kernel, Prompts(denoiser, lambda: None))
     return AscentStepper(noise, [FunctionReward(score)], Gradient(depth))
 
 

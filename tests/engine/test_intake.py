@@ -28,7 +28,10 @@ def denoiser() -> MixtureDenoiser:
 
 @pytest.fixture
 def noise(denoiser: MixtureDenoiser) -> InitialNoise:
-    return InitialNoise("independent", denoiser, Sde(denoiser.path, denoiser.times))
+    prompts = Prompts(denoiser, lambda: denoiser.encode(["", "", ""]))
+    prompts.admit(["", "", ""])
+    prompts.place(0)
+    return InitialNoise("independent", denoiser, Sde(denoiser.path, denoiser.times), prompts)
 
 
 def parent(denoiser: MixtureDenoiser, at: int = 4) -> Node:
@@ -70,9 +73,9 @@ def test_mixed_noise_is_made_of_the_parents_and_fresh_noise(denoiser: MixtureDen
     )
 
 
-def test_a_renoised_latent_is_the_parents_with_noise_on_it(denoiser: MixtureDenoiser) -> None:
+def test_a_renoised_latent_is_the_parents_with_noise_on_it(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
     node = parent(denoiser)
-    found = intake.renoised(node, (7, 9), 2, denoiser).node
+    found = intake.renoised(node, (7, 9), 2, noise).node
     t, s = float(denoiser.times[4]), float(denoiser.times[2])
     ratio = (1 - s) / (1 - t)
     xi = rng.noise([(7, 9, 8)], node.x[None])[0]
@@ -86,7 +89,7 @@ def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenois
     assert begun.ascends_from == (node, 0.9)
     assert (begun.node.position, begun.node.latent) == (0, None)
     with pytest.raises(RuntimeError, match="plain steps follow no gradient"):
-        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate([node], Prompts(lambda: None))
+        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate([node], Prompts(denoiser, lambda: None))
 
 
 @pytest.mark.parametrize(

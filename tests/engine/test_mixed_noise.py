@@ -16,6 +16,7 @@ from torch import Tensor
 from ttsnap.pipelines.packed import PackedDenoiser
 
 from ttsnap.engine.initial_noise import InitialNoise
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.store import Node
 from ttsnap.sampling.frequencies import low_frequencies
 from ttsnap.sampling.rng import seeded
@@ -30,9 +31,15 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
             [torch.randn(shape, generator=g, dtype=torch.float64) for g in generators]
         ),
         low_frequencies=low_frequencies,
+        encode=lambda prompts: None,
+        conditions=lambda prompts, seeds: prompts,
+        begin=lambda noise, cond: noise,
     )
     kernel: Any = SimpleNamespace(init=lambda key, generator: None)
-    return InitialNoise("independent", denoiser, kernel)
+    prompts = Prompts(denoiser, lambda: None)
+    prompts.admit([""])
+    prompts.place(0)
+    return InitialNoise("independent", denoiser, kernel, prompts)
 
 
 @given(shape=shapes, seed=st.integers(0, 1000))

@@ -14,7 +14,6 @@ from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
 from ttsnap.engine.network import Asking, Network
-from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import Scored, Scorer
@@ -43,7 +42,7 @@ class Executor:
         self.network, self.denoiser = network, noise.denoiser
         self.start = network.start_of(self.denoiser)
         """Where its positions begin among those of the network's denoiser."""
-        self.prompts = Prompts(network.encode)
+        self.prompts = noise.prompts
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
         self._device: torch.device | None = None
 
@@ -83,13 +82,14 @@ class Executor:
             if parent.gradient is not None:
                 row.node.mixed_in = (*parent.mixed_in, Mixed(share, parent.gradient))
                 row.node.latent, row.ascends_from = self.noise.of(row.node), None
+                self.noise.begun(row.node)
 
     def advance(self, rows: Sequence[Row], stepper: Stepper) -> None:
         """Move every row whose evaluation is there to its next point: no network call."""
         moving = [row for row in rows if row.can_step]
         if moving:
             sources = [row.noise_source if row.node.position == row.branched_at else None for row in moving]
-            for row, node, source in zip(moving, stepper.step(moving), sources, strict=True):
+            for row, node, source in zip(moving, self.noise.imposed(stepper.step(moving)), sources, strict=True):
                 row.node, node.step_noise = node, source
         advance_looks([(row.look, row.node) for row in rows if row.at_stop], self.denoiser)
 

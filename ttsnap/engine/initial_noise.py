@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import noises, rng
 from ttsnap.sampling.denoiser import Denoiser
@@ -15,20 +16,21 @@ from ttsnap.sampling.kernels import Kernel
 
 
 class InitialNoise:
-    """Of one engine. kind: one of noises.NOISES; ValueError for another. No latent is kept for it: noise is drawn again
-    from the seeds and keys that made it."""
+    """Of one engine, whose jobs have these prompts. kind: one of noises.NOISES; ValueError for another. No latent is kept
+    for it: noise is drawn again from the seeds and keys that made it."""
 
-    def __init__(self, kind: str, denoiser: Denoiser, kernel: Kernel) -> None:
+    def __init__(self, kind: str, denoiser: Denoiser, kernel: Kernel, prompts: Prompts) -> None:
         noises.check(kind)
-        self.kind, self.denoiser, self.kernel = kind, denoiser, kernel
+        self.kind, self.denoiser, self.kernel, self.prompts = kind, denoiser, kernel, prompts
 
     def draw(self, nodes: Sequence[Node]) -> None:
         """Give these nodes, which have no latent yet, the noise of their seeds."""
         if not nodes:
             return
         drawn, generators = noises.initial(self.kind, [node.seed for node in nodes], self.denoiser.init_latents)
-        for node, noise, generator in zip(nodes, drawn, generators, strict=True):
-            node.latent, node.kernel_state = noise, self.kernel.init((node.seed, 0), generator)
+        begun = self.denoiser.begin(drawn, self.prompts.rows(nodes))
+        for node, latent, generator in zip(nodes, begun, generators, strict=True):
+            node.latent, node.kernel_state = latent, self.kernel.init((node.seed, 0), generator)
 
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
@@ -43,7 +45,20 @@ class InitialNoise:
         generator = rng.generator(key)
         x = self._changed(self.of(node), share, self._fresh(generator), low)
         state = self.kernel.init(key[:-1], generator)
-        return Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key, low)))
+        return self.begun(Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key, low))))
+
+    def begun(self, node: Node) -> Node:
+        """A particle whose latent is its initial noise, with the latent that it starts from in place of that."""
+        node.latent = self.denoiser.begin(node.x[None], self.prompts.rows([node]))[0]
+        return node
+
+    def imposed(self, nodes: list[Node]) -> list[Node]:
+        """These nodes, which have just come to where they are, with what the call keeps from being changed."""
+        if self.denoiser.imposes:
+            x, at = torch.stack([node.x for node in nodes]), torch.tensor([node.position for node in nodes])
+            for node, latent in zip(nodes, self.denoiser.impose(x, at, self.prompts.rows(nodes)), strict=True):
+                node.latent = latent
+        return nodes
 
     def _changed(self, x: Tensor, share: float, other: Tensor, low: bool) -> Tensor:
         """Noise x (...) mixed with another, or its low frequencies alone: an orthogonal part of it, so that the whole

@@ -56,11 +56,12 @@ def from_mixed_noise(parent: Node, key: rng.Key, share: float, noise: InitialNoi
     return Beginning(noise.near(parent, share, _beyond_last(key, noise.denoiser), low=low), key)
 
 
-def renoised(parent: Node, key: rng.Key, start: int, denoiser: Denoiser) -> Beginning:
+def renoised(parent: Node, key: rng.Key, start: int, noise: InitialNoise) -> Beginning:
     """From the parent's latent, noised forward to the earlier step `start`: an exact draw of q(x_s | x_t)."""
+    denoiser = noise.denoiser
     t, s = denoiser.times[[parent.position]], denoiser.times[[start]]
     x = forward(denoiser.path, parent.x[None], t, s, [_beyond_last(key, denoiser)])[0]
-    return Beginning(Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in), key)
+    return Beginning(noise.imposed([Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)])[0], key)
 
 
 def ascending(parent: Node, key: rng.Key, share: float) -> Beginning:
@@ -120,7 +121,7 @@ class Intake:
         # A child draws noise of its own from here on; a particle that goes on keeps its source.
         node, key = particle.node, (seed, int(plan.uid[i]) + 1)
         if kind == Kind.RENOISE:
-            return renoised(node, key, int(plan.rows.start[i]), self.noise.denoiser)
+            return renoised(node, key, int(plan.rows.start[i]), self.noise)
         if kind in (Kind.MIX, Kind.MIX_LOW):
             return from_mixed_noise(node, key, share, self.noise, low=kind == Kind.MIX_LOW)
         if kind == Kind.ASCEND:

@@ -31,6 +31,7 @@ from ttsnap.engine.intake import Intake
 from ttsnap.engine.looks import check_drafts
 from ttsnap.engine.network import Asking, Network
 from ttsnap.engine.outcomes import at_rest, kept_of, with_scores
+from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import Scorer, block_to_capture
@@ -78,7 +79,8 @@ class LiveEngine(Engine):
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.probed, self.draft_calls = Cost(), denoiser.draft_calls
-        self.noise, self.store = InitialNoise(noises, denoiser, self.kernel), Store()
+        prompts = Prompts(self.network.denoiser, self.network.encode)
+        self.noise, self.store = InitialNoise(noises, denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
         check_drafts(denoiser, self.kernel, self.rewards)

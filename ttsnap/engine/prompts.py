@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ttsnap.engine.store import Node
+from ttsnap.sampling.denoiser import Denoiser
+
 
 class OfJob(Protocol):
     """What belongs to a job, as a row of a move and a particle's latent do."""
@@ -21,12 +24,12 @@ class Prompts:
     """Of the jobs of one engine, which come and go while it runs.
 
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
-    come, the prompts of all that there are are encoded again, in one call. encode_all: does that, for the prompts here
-    and those of other engines on the same network, and calls `place` (Network.encode).
+    come, the prompts of all that there are are encoded again, in one call. denoiser: encodes them. encode_all: has it
+    do that, for the prompts here and those of other engines on the same network, and calls `place` (Network.encode).
     """
 
-    def __init__(self, encode_all: Callable[[], None]) -> None:
-        self._encode_all = encode_all
+    def __init__(self, denoiser: Denoiser, encode_all: Callable[[], None]) -> None:
+        self.denoiser, self._encode_all = denoiser, encode_all
         self.clear()
 
     def clear(self) -> None:
@@ -80,6 +83,7 @@ class Prompts:
         """The prompts of these rows or latents (N,), in words."""
         return [self._texts[item.job] for item in items]
 
-    def rows(self, items: Iterable[OfJob]) -> Tensor:
-        """Where the prompts of these rows or latents are among the encoded ones: (N,), long, on the CPU."""
-        return torch.tensor([self._rows[item.job] for item in items])
+    def rows(self, nodes: Sequence[Node]) -> Tensor:
+        """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser): (N,), long, on the CPU."""
+        prompts = torch.tensor([self._rows[node.job] for node in nodes])
+        return self.denoiser.conditions(prompts, [node.seed for node in nodes])

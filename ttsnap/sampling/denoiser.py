@@ -57,6 +57,30 @@ class Denoiser(ABC):
         Where a grid step takes several evaluations, `step` counts evaluations (Grid.calls).
         """
 
+    # --- rows that have more than a prompt: an image to edit, a mask ---------------------------------------------
+
+    def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
+        """`cond` (N,) of rows of these encoded prompts (N,) and of these initial seeds: by default the prompts.
+
+        A call whose conditions differ from seed to seed, as where a VAE samples the image that is edited, numbers them.
+        """
+        return prompts
+
+    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """Latents (N, ...) at step 0 of initial noise: by default the noise; where an image is redrawn, that image noised
+        by it."""
+        return noise
+
+    @property
+    def imposes(self) -> bool:
+        """Whether `impose` changes anything."""
+        return False
+
+    def impose(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
+        """Latents (N, ...) that were brought to positions `step` (N,), with what the call keeps from being changed: by
+        default nothing; where a part is painted anew, the rest of the image, noised as far."""
+        return x
+
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
         """(N, ...) -> images (N, 3, H, W) float32 in [0, 1], or videos (N, T, 3, H, W) where it makes these (`frames`);

@@ -1,0 +1,106 @@
+"""A workflow of a modular pipeline, taken apart at its loop, and its blocks run one by one.
+
+`ModularPipeline.__call__` copies its whole state and runs everything for one batch; here blocks are called as it would
+call them, but those before the loop once for a prompt or a seed, those in it for rows at any steps, and those after it for
+any latents.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from diffusers import ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
+from torch import Generator
+
+STEP = "after_denoiser"
+"""The block in every loop of diffusers' workflows that calls the scheduler's step. What comes before it denoises."""
+
+
+class Parts(NamedTuple):
+    """before: the blocks up to the loop; loop: the loop itself, whose inputs are what rows need; denoise: its blocks up to
+    the scheduler's step; end: the blocks after the loop, which make images of latents."""
+
+    before: tuple[ModularPipelineBlocks, ...]
+    loop: LoopSequentialPipelineBlocks
+    denoise: tuple[ModularPipelineBlocks, ...]
+    end: tuple[ModularPipelineBlocks, ...]
+
+
+def parts_of(workflow: ModularPipelineBlocks) -> Parts:
+    """A workflow without conditional blocks (get_workflow), taken apart. ValueError where its loop is not as known."""
+    blocks = list(workflow.sub_blocks.values())
+    loops = [i for i, block in enumerate(blocks) if isinstance(block, LoopSequentialPipelineBlocks)]
+    if len(loops) != 1 or STEP not in blocks[loops[0]].sub_blocks:
+        raise ValueError(f"{type(workflow).__name__} has {len(loops)} loops of blocks with a block {STEP!r}; search takes "
+                         "pipelines that denoise in one")  # fmt: skip
+    at = loops[0]
+    names = takewhile(lambda name: name != STEP, blocks[at].sub_blocks)
+    denoise = tuple(blocks[at].sub_blocks[name] for name in names)
+    return Parts(tuple(blocks[:at]), blocks[at], denoise, tuple(blocks[at + 1 :]))
+
+
+def start(workflow: ModularPipelineBlocks, given: Mapping[str, Any]) -> PipelineState:
+    """The state that a call with these arguments begins with: defaults where nothing is given."""
+    state = PipelineState()
+    for parameter in workflow.inputs:
+        if parameter.name is not None:
+            state.set(parameter.name, given.get(parameter.name, parameter.default), parameter.kwargs_type)
+    return state
+
+
+def forked(state: PipelineState, **changes: Any) -> PipelineState:
+    """Another state with the same values, some of them changed; blocks that run on it leave the first one as it is."""
+    other = PipelineState(dict(state.values), {kind: list(names) for kind, names in state.kwargs_mapping.items()})
+    for name, value in changes.items():
+        other.set(name, value)
+    return other
+
+
+def run(pipe: Any, blocks: Iterable[ModularPipelineBlocks], state: PipelineState) -> PipelineState:
+    """Run these blocks on the state, one after the other."""
+    for block in blocks:
+        _, state = block(pipe, state)
+    return state
+
+
+def first_that_draws(
+    pipe: Any, blocks: Iterable[ModularPipelineBlocks], state: PipelineState, generator: Generator
+) -> tuple[int, PipelineState]:
+    """Run these blocks on the state with this generator; which is the first that draws from it, and the state after all.
+
+    Blocks before that one need to run once for a prompt; it and all after it once for a seed. Many blocks take a generator
+    and draw nothing, as VAE encoders that take the mean.
+    """
+    state.set("generator", generator)
+    first = None
+    for i, block in enumerate(blocks):
+        before = generator.get_state()
+        _, state = block(pipe, state)
+        if first is None and not bool((generator.get_state() == before).all()):
+            first = i
+    if first is None:
+        raise ValueError("no block of this workflow draws initial noise from the generator, so no seed is like another")
+    return first, state
+
+
+class AlreadyScaled:
+    """In the scheduler's place while the blocks of a loop run: rows come scaled, each for its own step (Schedule.scaled),
+    which no scheduler's `scale_model_input` can do for rows at different steps."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.config = scheduler.config
+
+    def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
+        """The sample as it is."""
+        return sample
+
+
+def with_parts(pipe: Any, **changes: Any) -> Any:
+    """The same pipeline object over the same weights, with other components in some places."""
+    other = copy.copy(pipe)
+    vars(other).update(changes)
+    return other

@@ -1,0 +1,45 @@
+"""What turns a modular pipeline into its search twin."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.modular.denoiser import ModularDenoiser
+from ttsnap.pipelines.modular.versions import check_version
+from ttsnap.pipelines.modular.workflows import workflows_of
+
+
+class SearchModularMixin(SearchMixin):
+    """First base of a modular search pipeline, before its stock class. Without `search` the call is the stock one.
+
+    A search takes the inputs of the workflow's blocks and `guidance_scale`, and returns images as classic pipelines do, not
+    the state of the blocks.
+    """
+
+    denoiser_class: ClassVar[Any] = ModularDenoiser
+
+    def call_arguments(self) -> Collection[str]:
+        inputs = self.blocks.input_names  # type: ignore[attr-defined]
+        return {"guidance_scale", *(name for name in inputs if name is not None)} - {"latents", "generator"}
+
+    @property
+    def name_or_path(self) -> str | None:
+        """Where it was loaded from."""
+        where = self._pretrained_model_name_or_path  # type: ignore[attr-defined]
+        return None if where is None else str(where)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Nothing: modular pipelines are offloaded by their ComponentsManager, as it sees fit."""
+
+
+@functools.cache
+def modular_search_class(stock: Any) -> Any:
+    """The search twin of a ModularPipeline class. ValueError for one without a workflow that search can run, and for a
+    version of diffusers whose blocks were not tested."""
+    check_version()
+    workflows_of(stock.__name__)
+    return types.new_class(f"Search{stock.__name__}", (SearchModularMixin, stock))

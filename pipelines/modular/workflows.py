@@ -1,0 +1,106 @@
+"""The workflows of modular pipelines that search can run, and what it must be told of each.
+
+A workflow is chosen as diffusers chooses it: by which images a call gives. What is declared here is only what the blocks do
+not say themselves: which field holds the initial noise, and how the fields of several rows become those of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
+
+DRAWN = "drawn"
+"""The field of the initial noise, where blocks have none for it."""
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING = "text-to-image", "image-to-image", "inpainting", "editing"
+TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """One workflow of one pipeline class.
+
+    name: what `get_workflow` calls it; None where the pipeline has no other. task: what it is for, in this toolkit's words.
+    given: the arguments that choose it. network: the component that denoises. redraws: whether rows start from an image,
+    noised, and not from noise alone. noise: the field with that noise; by default the latents as the first block makes them.
+    rules: how fields of
+    rows are put together (conditions.py), where that is not `stack`. by_step: whether a block of the loop reads the step as
+    a number, so that only rows of one step go together. scratch: fields that the loop itself makes, empty dicts that its
+    blocks fill at every step. keeps: whether what lies outside of a mask stays as it is.
+    output: the field with what is made. why_not: why search refuses it, where it does.
+    """
+
+    name: str | None
+    task: str
+    given: frozenset[str] = frozenset()
+    network: str = "transformer"
+    redraws: bool = False
+    noise: str = DRAWN
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    by_step: bool = False
+    scratch: tuple[str, ...] = ()
+    keeps: bool = False
+    output: str = "images"
+    why_not: str | None = None
+
+
+IMAGE = frozenset({"image"})
+_FLUX = {"txt_ids": alike, "img_ids": alike}
+_QWEN = {
+    "prompt_embeds": pad, "prompt_embeds_mask": pad, "negative_prompt_embeds": pad, "negative_prompt_embeds_mask": pad,
+    "img_shapes": joined, "txt_seq_lens": joined, "negative_txt_seq_lens": joined,
+}  # fmt: skip
+_MORE = ("additional_cond_kwargs",)
+_Z_IMAGE = {"prompt_embeds": joined, "negative_prompt_embeds": joined}
+
+WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
+    "StableDiffusion3ModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE),
+        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True),
+    ),
+    "FluxModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE, rules=_FLUX),
+        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_FLUX),
+    ),
+    "FluxKontextModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE, rules=_FLUX),
+        Workflow("image_conditioned", EDITING, IMAGE, rules=_FLUX),
+    ),
+    "QwenImageModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE, rules=_QWEN, scratch=_MORE),
+        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_QWEN, scratch=_MORE),
+    ),
+    "ZImageModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE),
+        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE),
+    ),
+}
+"""By the name of the pipeline class. The first workflow of a class is that of a call without images."""
+
+
+def workflows_of(pipeline_class: str) -> tuple[Workflow, ...]:
+    """Those of a modular pipeline class. ValueError where there is none, with the classes that have some."""
+    if pipeline_class not in WORKFLOWS:
+        raise ValueError(f"search does not support {pipeline_class} yet; supported are {', '.join(WORKFLOWS)}")
+    return WORKFLOWS[pipeline_class]
+
+
+def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
+    """The workflow that a call with these arguments runs. ValueError for one that is not supported, with what is."""
+    known = workflows_of(pipeline_class)
+    given = _images(known, call)
+    fitting = [workflow for workflow in known if workflow.given == given]
+    if not fitting:
+        ways = "; ".join(", ".join(sorted(each.given)) or "no image" for each in known)
+        raise ValueError(f"{pipeline_class} has no workflow for a call with {', '.join(sorted(given))}; give one of: {ways}")
+    if fitting[0].why_not is not None:
+        raise ValueError(f"search cannot run {fitting[0].task} by {pipeline_class}: {fitting[0].why_not}")
+    return fitting[0]
+
+
+def _images(known: Collection[Workflow], call: Mapping[str, Any]) -> frozenset[str]:
+    """The arguments of a call that choose among workflows."""
+    choosing = frozenset[str]().union(*(workflow.given for workflow in known))
+    return frozenset(name for name in choosing if call.get(name) is not None)
