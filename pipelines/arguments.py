@@ -67,6 +67,8 @@ INSTEAD: dict[str, str] = {
     "ip_adapter_image": "image prompts are not supported",
     "ip_adapter_image_embeds": "image prompts are not supported",
     "skip_guidance_layers": "skip-layer guidance is not supported",
+    "state": "pass its values by name, as prompt=",
+    "output": "a search returns its images",
 }
 
 

@@ -1,8 +1,8 @@
 """A workflow of a modular pipeline, taken apart at its loop, and its blocks run one by one.
 
 `ModularPipeline.__call__` copies its whole state and runs everything for one batch; here blocks are called as it would
-call them, but those before the loop once for a prompt or a seed, those in it for rows at any steps, and those after it for
-any latents.
+call them, but those before the loop once for a prompt or a seed, those in it for rows at any steps, and those after it
+for any latents.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ STEP = "after_denoiser"
 
 
 class Parts(NamedTuple):
-    """before: the blocks up to the loop; loop: the loop itself, whose inputs are what rows need; denoise: its blocks up to
-    the scheduler's step; end: the blocks after the loop, which make images of latents."""
+    """before: the blocks up to the loop; loop: the loop itself, whose inputs are what rows need; denoise: its blocks up
+    to the scheduler's step; end: the blocks after the loop, which make images of latents."""
 
     before: tuple[ModularPipelineBlocks, ...]
     loop: LoopSequentialPipelineBlocks
@@ -35,8 +35,8 @@ def parts_of(workflow: ModularPipelineBlocks) -> Parts:
     blocks = list(workflow.sub_blocks.values())
     loops = [i for i, block in enumerate(blocks) if isinstance(block, LoopSequentialPipelineBlocks)]
     if len(loops) != 1 or STEP not in blocks[loops[0]].sub_blocks:
-        raise ValueError(f"{type(workflow).__name__} has {len(loops)} loops of blocks with a block {STEP!r}; search takes "
-                         "pipelines that denoise in one")  # fmt: skip
+        raise ValueError(f"{type(workflow).__name__} has {len(loops)} loops of blocks, or none with a block {STEP!r}; "
+                         "search takes pipelines that denoise in one such loop")  # fmt: skip
     at = loops[0]
     names = takewhile(lambda name: name != STEP, blocks[at].sub_blocks)
     denoise = tuple(blocks[at].sub_blocks[name] for name in names)
@@ -70,10 +70,11 @@ def run(pipe: Any, blocks: Iterable[ModularPipelineBlocks], state: PipelineState
 def first_that_draws(
     pipe: Any, blocks: Iterable[ModularPipelineBlocks], state: PipelineState, generator: Generator
 ) -> tuple[int, PipelineState]:
-    """Run these blocks on the state with this generator; which is the first that draws from it, and the state after all.
+    """Run these blocks on the state with this generator; which is the first that draws from it, and the state after
+    all.
 
-    Blocks before that one need to run once for a prompt; it and all after it once for a seed. Many blocks take a generator
-    and draw nothing, as VAE encoders that take the mean.
+    Blocks before that one need to run once for a prompt; it and all after it once for a seed. Many blocks take a
+    generator and draw nothing, as VAE encoders that take the mean.
     """
     state.set("generator", generator)
     first = None
@@ -88,8 +89,8 @@ def first_that_draws(
 
 
 class AlreadyScaled:
-    """In the scheduler's place while the blocks of a loop run: rows come scaled, each for its own step (Schedule.scaled),
-    which no scheduler's `scale_model_input` can do for rows at different steps."""
+    """In the scheduler's place while the blocks of a loop run: rows come scaled, each for its own step
+    (Schedule.scaled), which no scheduler's `scale_model_input` can do for rows at different steps."""
 
     def __init__(self, scheduler: Any) -> None:
         self.config = scheduler.config

@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ClassifierFreeGuidance
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines.modular_pipeline import BlockState, PipelineState
 from torch import Generator, Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.modular import blocks
 from ttsnap.pipelines.modular.conditions import collated
-from ttsnap.pipelines.modular.workflows import DRAWN, workflow_for
+from ttsnap.pipelines.modular.workflows import DRAWN, TAKEN_OUT, workflow_for
 from ttsnap.pipelines.schedule import check_scheduler, laid_open
 
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
 
+NOISE = "initial noise"
+"""The field of a row's condition that holds its own, whatever the blocks call it."""
 KEPT = 512
 """Conditions of seeds that are kept at a time; others are made again when their rows run."""
 
@@ -28,11 +31,11 @@ KEPT = 512
 class ModularDenoiser(PipelineDenoiser):
     """One call of a modular pipeline, open to search. Arguments are the inputs of the workflow's blocks.
 
-    guidance_scale: of classifier-free guidance, for pipelines whose guider does that; None leaves the pipeline's guider as
-    it is. ValueError for workflows, schedulers and guiders that search cannot use, and for what the blocks refuse.
+    guidance_scale: of classifier-free guidance, for pipelines whose guider does that; None leaves the pipeline's guider
+    as it is. ValueError for workflows, schedulers and guiders that search cannot use, and for what the blocks refuse.
 
-    Which blocks run once for a prompt, and which once for a seed, is found by a trial run for an empty prompt, whose state
-    also says what size images have and when steps are made.
+    Which blocks run once for a prompt, and which once for a seed, is found by a trial run for an empty prompt, whose
+    state also says what size images have and when steps are made.
     """
 
     blocks = None
@@ -47,22 +50,19 @@ class ModularDenoiser(PipelineDenoiser):
         self._whole, self._parts = whole, blocks.parts_of(whole)
         if guidance_scale is not None and "guidance_scale" in whole.input_names:
             call["guidance_scale"] = guidance_scale
-        self._call = call
+        self._call, self.cfg_scale = call, 1.0 if guidance_scale is None else guidance_scale
         check_scheduler(self.pipe.scheduler)
-        changes = {"scheduler": copy.deepcopy(self.pipe.scheduler), **self._guiders(guidance_scale)}
-        vars(self.pipe).update(changes)
-        trial = blocks.start(whole, {**call, "prompt": ""})
-        drawing, trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
+        # This call's own: blocks set timesteps in the one, and steps in the others.
+        vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **self._guiders(guidance_scale))
+        trial = blocks.start(whole, {**self._of_prompt(0, None), "prompt": ""})
+        drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
-        self._trial = trial
-        begin = len(self.pipe.scheduler.timesteps) - len(trial.get("timesteps"))
-        schedule = laid_open(self.pipe.scheduler, begin=begin)
-        guided = self._passes() > 1
-        self.cfg_scale = guidance_scale if guidance_scale is not None else 1.0
-        self.height, self.width = (int(trial.get(name) or 0) for name in ("height", "width"))
-        state = self._loop_state(trial)
-        self.text_length = tuple((name, tuple(v.shape)) for name, v in state.items() if isinstance(v, Tensor))
-        self._use(schedule, guided=guided)
+        self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
+        begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
+        arguments = {"eta": call["eta"]} if "eta" in call else {}
+        self._use(laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments), guided=self._passes() > 1)
+        shapes = {name: tuple(v.shape) for name, v in self._loop_state(self._trial).items() if isinstance(v, Tensor)}
+        self.text_length = tuple(shapes.items())
 
     def _guiders(self, scale: float | None) -> dict[str, Any]:
         """The pipeline's guiders, of which each call gets its own: they keep a step and, some of them, more."""
@@ -73,9 +73,13 @@ class ModularDenoiser(PipelineDenoiser):
                 raise ValueError(f"search cannot use {kind} as {name}, which may remember rows of earlier batches; set "
                                  "ClassifierFreeGuidance")  # fmt: skip
             if (guider.config.start, guider.config.stop) != (0.0, 1.0):
-                raise ValueError(f"{name} guides some steps and not others (start {guider.config.start}, stop "
-                                 f"{guider.config.stop}), but rows of one batch are at different steps; set 0 and 1")  # fmt: skip
-        return {name: part.new() if scale is None else part.new(guidance_scale=scale) for name, part in guiders.items()}
+                raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but "
+                                 "rows of a batch are at different steps; set start 0 and stop 1")  # fmt: skip
+        changes = {} if scale is None else {"guidance_scale": scale}
+        own = {name: part.new(**changes) for name, part in guiders.items()}
+        if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
+            own["guider"].disable()
+        return own
 
     def _passes(self) -> int:
         """Forward passes of one evaluation."""
@@ -88,21 +92,46 @@ class ModularDenoiser(PipelineDenoiser):
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
     def encode_prompts(self, prompts: Sequence[str]) -> None:
-        given = [self._of_prompt(i, prompt) for i, prompt in enumerate(prompts)]
+        given = [{**self._of_prompt(i, len(prompts)), "prompt": prompt} for i, prompt in enumerate(prompts)]
         self._begun = [blocks.run(self.pipe, self._once, blocks.start(self._whole, call)) for call in given]
         # The first conditions are those of the prompts with any seed; those of (prompt, seed) have numbers after them.
         ready = [self._seeded(i, seeded(0)) for i in range(len(prompts))]
-        shapes = {tuple(each["latents"].shape) for each in ready}
+        shapes = sorted({tuple(each["latents"].shape[1:]) for each in ready})
         if len(shapes) > 1:
-            raise ValueError(f"prompts of one search share batches, so that their images must have one size; these latents "
-                             f"have {sorted(shapes)}: give height and width, or images of one size")  # fmt: skip
+            raise ValueError(f"prompts of one search share batches, so that their images must have one size, and these "
+                             f"have latents of {shapes}: give height and width, or images of one size")  # fmt: skip
         self._conditions: OrderedDict[int, dict[str, Any]] = OrderedDict(enumerate(ready))
         self._numbers: dict[tuple[int, int], int] = {}
+        self._sources = [self._source(call["image"]) for call in given] if self.edits else []
 
-    def _of_prompt(self, i: int, prompt: str) -> dict[str, Any]:
-        """The arguments of the call for its prompt number i: of those that name a text, its own where each has one."""
-        texts = {name: value[i] for name, value in self._call.items() if "prompt" in name and isinstance(value, list)}
-        return {**self._call, **texts, "prompt": prompt}
+    def _of_prompt(self, i: int, prompts: int | None) -> dict[str, Any]:
+        """The arguments of the call for prompt i: its own text or image, where a list has one for each.
+
+        ValueError for lists that do not have so many entries as there are prompts; None: their number is not known yet.
+        """
+        own = {}
+        for name, value in self._call.items():
+            listed = isinstance(value, list | tuple) and not (name == "image" and self.workflow.references)
+            if listed and ("prompt" in name or name in self.workflow.given):
+                if prompts is not None and len(value) != prompts:
+                    raise ValueError(f"{name} has {len(value)} entries, but there are {prompts} prompts; give one for "
+                                     "all, or one for each")  # fmt: skip
+                own[name] = value[i]
+        return {**self._call, **own}
+
+    @property
+    def edits(self) -> bool:
+        return "image" in self.workflow.given
+
+    def sources(self, cond: Tensor) -> Tensor:
+        prompts = {number: prompt for (prompt, _), number in self._numbers.items()}
+        return torch.cat([self._sources[prompts.get(i, i)] for i in cond.tolist()])
+
+    def _source(self, image: Any) -> Tensor:
+        """An image that is edited, the first of several, as (1, 3, h, w) in [0, 1]."""
+        first = image[0] if isinstance(image, list | tuple) else image
+        made: Tensor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False).preprocess(first)
+        return made.to(self.device)
 
     def _seeded(self, prompt: int, generator: Generator) -> dict[str, Any]:
         """The state of the loop for a prompt and a seed."""
@@ -116,8 +145,16 @@ class ModularDenoiser(PipelineDenoiser):
     def _loop_state(self, state: PipelineState) -> dict[str, Any]:
         """What the loop reads of this state, with the noise and what is kept."""
         values: dict[str, Any] = self._parts.loop.get_block_state(state).as_dict()
-        more = (self.workflow.noise, *(("mask", "image_latents") if self.workflow.keeps else ()))
-        return {**values, "latents": state.get("latents"), **{name: state.get(name) for name in more}}
+        more = ("mask", "image_latents") if self.workflow.keeps else ()
+        values |= {"latents": state.get("latents"), **{name: state.get(name) for name in more}}
+        return {**values, NOISE: self._noise(state)}
+
+    def _noise(self, state: PipelineState) -> Tensor:
+        """The initial noise (1, ...) in a state of the loop."""
+        if self.workflow.noise != TAKEN_OUT:
+            return cast(Tensor, state.get(self.workflow.noise))
+        alpha, sigma = float(self.schedule.alpha[0]), float(self.schedule.sigma[0])
+        return cast(Tensor, (state.get("latents") - alpha * state.get("image_latents")) / sigma)
 
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
         if not self.workflow.redraws:
@@ -142,13 +179,13 @@ class ModularDenoiser(PipelineDenoiser):
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
-        return torch.cat([self._seeded(0, generator)[self.workflow.noise] for generator in generators])
+        return torch.cat([self._seeded(0, generator)[NOISE] for generator in generators])
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if not self.workflow.redraws:
             return noise
         # As the blocks noised the image by their own draw, and changed by as much as this noise differs from that.
-        own, latents = self._column(self.workflow.noise, cond), self._column("latents", cond)
+        own, latents = self._column(NOISE, cond), self._column("latents", cond)
         return latents + (float(self.schedule.sigma[0]) * (noise - own)).to(latents.dtype)
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
@@ -179,14 +216,15 @@ class ModularDenoiser(PipelineDenoiser):
 
     @property
     def imposes(self) -> bool:
-        return self.workflow.keeps
+        # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
+        return self.workflow.keeps and self.net.config.in_channels != 9
 
     def impose(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         if not self.imposes:
             return x
         alpha, sigma = (torch.cat([values, values.new_tensor([last])])[step]
                         for values, last in ((self.schedule.alpha, 1.0), (self.schedule.sigma, 0.0)))  # fmt: skip
-        image, noise = self._column("image_latents", cond), self._column(self.workflow.noise, cond)
+        image, noise = self._column("image_latents", cond), self._column(NOISE, cond)
         return self._kept(x, rows(sigma, image) * noise + rows(alpha, image) * image, cond)
 
     def _kept(self, x: Tensor, outside: Tensor, cond: Tensor) -> Tensor:
@@ -197,17 +235,14 @@ class ModularDenoiser(PipelineDenoiser):
     # --- images -----------------------------------------------------------------------------------------------------
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        made: Tensor = self._ended(vae, x0, "pt")
-        return made
-
-    def finished(self, latents: Tensor) -> Tensor:
-        made: Tensor = self._ended(self.pipe.vae, latents, "latent")
-        return made
-
-    def _ended(self, vae: Any, latents: Tensor, output_type: str) -> Any:
-        """What the blocks after the loop make of latents."""
-        state = blocks.forked(self._trial, latents=self.settled(latents, vae), output_type=output_type)
-        return blocks.run(blocks.with_parts(self.pipe, vae=vae), self._parts.end, state).get(self.workflow.output)
+        """What the blocks after the loop make of latents: images in [0, 1]."""
+        names = {name for block in self._parts.end for name in block.input_names if name in self._trial.values}
+        row = {name: self._trial.get(name) for name in names}
+        batch = collated([row] * len(x0), self.workflow.rules)
+        changes = {**batch, "latents": self.settled(x0, vae), **self.workflow.ends_with}
+        state = blocks.forked(self._trial, **changes)
+        made = blocks.run(blocks.with_parts(self.pipe, vae=vae), self._parts.end, state).get(self.workflow.output)
+        return cast(Tensor, made)
 
     # --- what blocks cannot do --------------------------------------------------------------------------------------
 

@@ -12,19 +12,21 @@ from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.versions import check_version
 from ttsnap.pipelines.modular.workflows import workflows_of
 
+NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "padding_mask_crop"}
+"""Inputs of blocks that a search does not hand on: seeds make latents, images are never cropped to their mask."""
+
 
 class SearchModularMixin(SearchMixin):
     """First base of a modular search pipeline, before its stock class. Without `search` the call is the stock one.
 
-    A search takes the inputs of the workflow's blocks and `guidance_scale`, and returns images as classic pipelines do, not
-    the state of the blocks.
-    """
+    A search takes the inputs of the workflow's blocks and `guidance_scale`, and returns images as classic pipelines do,
+    not the state of the blocks."""
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
 
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]
-        return {"guidance_scale", *(name for name in inputs if name is not None)} - {"latents", "generator"}
+        return {"guidance_scale", *(name for name in inputs if name is not None)} - NOT_TAKEN
 
     @property
     def name_or_path(self) -> str | None:

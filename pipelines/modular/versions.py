@@ -12,10 +12,9 @@ def check_version(version: str = diffusers.__version__) -> None:
     """ValueError for a version of diffusers whose blocks were not tested."""
     first, end = (_numbers(text) for text in TESTED)
     if not first <= _numbers(version) < end:
-        raise ValueError(
-            f"searches over modular pipelines were tested with diffusers {TESTED[0]} up to, not including, {TESTED[1]}, and "
-            f"this is {version}, whose blocks may differ: pip install 'diffusers>={TESTED[0]},<{TESTED[1]}'"
-        )
+        raise ValueError(f"searches over modular pipelines were tested with diffusers {TESTED[0]} and later, before "
+                         f"{TESTED[1]}, and this is {version}, whose blocks may differ: pip install "
+                         f"'diffusers>={TESTED[0]},<{TESTED[1]}'")  # fmt: skip
 
 
 def _numbers(version: str) -> tuple[int, ...]:

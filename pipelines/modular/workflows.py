@@ -1,8 +1,8 @@
 """The workflows of modular pipelines that search can run, and what it must be told of each.
 
-A workflow is chosen as diffusers chooses it: by which images a call gives. What is declared here is only what the blocks do
-not say themselves: which field holds the initial noise, and how the fields of several rows become those of one batch.
-"""
+A workflow is chosen as diffusers chooses it: by which images a call gives. What is declared here is only what the
+blocks do not say themselves: which field holds the initial noise, and how the fields of several rows become those of
+one batch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 
 from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
 
-DRAWN = "drawn"
-"""The field of the initial noise, where blocks have none for it."""
+DRAWN, TAKEN_OUT = "drawn", "taken out"
+"""Where the initial noise is, if no block names it: the latents as the first block makes them, or what is left of the
+noised image without the image."""
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING = "text-to-image", "image-to-image", "inpainting", "editing"
+CONTROLLED = "text-to-image with ControlNet"
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
 
 
@@ -22,14 +24,15 @@ TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
 class Workflow:
     """One workflow of one pipeline class.
 
-    name: what `get_workflow` calls it; None where the pipeline has no other. task: what it is for, in this toolkit's words.
-    given: the arguments that choose it. network: the component that denoises. redraws: whether rows start from an image,
-    noised, and not from noise alone. noise: the field with that noise; by default the latents as the first block makes them.
-    rules: how fields of
-    rows are put together (conditions.py), where that is not `stack`. by_step: whether a block of the loop reads the step as
-    a number, so that only rows of one step go together. scratch: fields that the loop itself makes, empty dicts that its
-    blocks fill at every step. keeps: whether what lies outside of a mask stays as it is.
-    output: the field with what is made. why_not: why search refuses it, where it does.
+    name: what `get_workflow` calls it; None where the pipeline has no other. task: what it is for, in this toolkit's
+    words. given: the arguments that choose it. network: the component that denoises. redraws: whether rows start from
+    an image, noised, and not from noise alone. noise: the field with that noise; by default the latents as the first
+    block makes them. rules: how fields of rows are put together (conditions.py), where that is not `stack`. by_step:
+    whether a block of the loop reads the step as a number, so that only rows of one step go together. scratch: fields
+    that the loop itself makes, empty dicts that its blocks fill at every step. keeps: whether what lies outside of a
+    mask stays as it is. references: whether a list of images is that of one prompt, and not one image for each.
+    output: the field with what is made. ends_with: what the blocks after the loop are told, so that they make tensors.
+    why_not: why search refuses it, where it does.
     """
 
     name: str | None
@@ -42,20 +45,31 @@ class Workflow:
     by_step: bool = False
     scratch: tuple[str, ...] = ()
     keeps: bool = False
+    references: bool = False
     output: str = "images"
+    ends_with: Mapping[str, Any] = field(default_factory=lambda: {"output_type": "pt"})
     why_not: str | None = None
 
 
-IMAGE = frozenset({"image"})
+IMAGE, MASKED = frozenset({"image"}), frozenset({"image", "mask_image"})
+CONTROL = frozenset({"control_image"})
 _FLUX = {"txt_ids": alike, "img_ids": alike}
 _QWEN = {
-    "prompt_embeds": pad, "prompt_embeds_mask": pad, "negative_prompt_embeds": pad, "negative_prompt_embeds_mask": pad,
-    "img_shapes": joined, "txt_seq_lens": joined, "negative_txt_seq_lens": joined,
-}  # fmt: skip
+    **dict.fromkeys(
+        ("prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds", "negative_prompt_embeds_mask"), pad
+    ),
+    **dict.fromkeys(("img_shapes", "txt_seq_lens", "negative_txt_seq_lens"), joined),
+}
 _MORE = ("additional_cond_kwargs",)
 _Z_IMAGE = {"prompt_embeds": joined, "negative_prompt_embeds": joined}
 
 WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
+    "StableDiffusionXLModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE, network="unet"),
+        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, network="unet", redraws=True, noise=TAKEN_OUT),
+        Workflow("inpainting", INPAINTING, MASKED, network="unet", redraws=True, noise="noise", keeps=True),
+        Workflow("controlnet_text2image", CONTROLLED, CONTROL, network="unet", by_step=True),
+    ),
     "StableDiffusion3ModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True),
@@ -68,10 +82,31 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
         Workflow("text2image", TEXT_TO_IMAGE, rules=_FLUX),
         Workflow("image_conditioned", EDITING, IMAGE, rules=_FLUX),
     ),
+    "Flux2KleinModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE),
+        Workflow("image_conditioned", EDITING, IMAGE, references=True),
+    ),
+    "Flux2KleinBaseModularPipeline": (
+        Workflow("text2image", TEXT_TO_IMAGE),
+        Workflow("image_conditioned", EDITING, IMAGE, references=True),
+    ),
     "QwenImageModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE, rules=_QWEN, scratch=_MORE),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_QWEN, scratch=_MORE),
+        Workflow(
+            "inpainting",
+            INPAINTING,
+            MASKED,
+            redraws=True,
+            rules=_QWEN,
+            scratch=_MORE,
+            keeps=True,
+            ends_with={"output_type": "pil", "mask_overlay_kwargs": {"output_type": "pt"}},
+        ),
+        Workflow("controlnet_text2image", CONTROLLED, CONTROL, rules=_QWEN, scratch=_MORE, by_step=True),
     ),
+    "QwenImageEditModularPipeline": (Workflow("image_conditioned", EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
+    "QwenImageEditPlusModularPipeline": (Workflow(None, EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
     "ZImageModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE),
@@ -94,7 +129,9 @@ def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
     fitting = [workflow for workflow in known if workflow.given == given]
     if not fitting:
         ways = "; ".join(", ".join(sorted(each.given)) or "no image" for each in known)
-        raise ValueError(f"{pipeline_class} has no workflow for a call with {', '.join(sorted(given))}; give one of: {ways}")
+        raise ValueError(
+            f"{pipeline_class} has no workflow for a call with {', '.join(sorted(given))}; give one of: {ways}"
+        )
     if fitting[0].why_not is not None:
         raise ValueError(f"search cannot run {fitting[0].task} by {pipeline_class}: {fitting[0].why_not}")
     return fitting[0]

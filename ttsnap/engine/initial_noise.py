@@ -16,8 +16,8 @@ from ttsnap.sampling.kernels import Kernel
 
 
 class InitialNoise:
-    """Of one engine, whose jobs have these prompts. kind: one of noises.NOISES; ValueError for another. No latent is kept
-    for it: noise is drawn again from the seeds and keys that made it."""
+    """Of one engine, whose jobs have these prompts. kind: one of noises.NOISES; ValueError for another. No latent is
+    kept for it: noise is drawn again from the seeds and keys that made it."""
 
     def __init__(self, kind: str, denoiser: Denoiser, kernel: Kernel, prompts: Prompts) -> None:
         noises.check(kind)

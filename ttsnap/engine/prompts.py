@@ -84,6 +84,7 @@ class Prompts:
         return [self._texts[item.job] for item in items]
 
     def rows(self, nodes: Sequence[Node]) -> Tensor:
-        """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser): (N,), long, on the CPU."""
+        """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser): (N,), long, on the
+        CPU."""
         prompts = torch.tensor([self._rows[node.job] for node in nodes])
         return self.denoiser.conditions(prompts, [node.seed for node in nodes])

@@ -100,7 +100,7 @@ class Scorer:
         with watch("decode", latents.device):
             images, cost = self._images(latents, last, early)
         with watch("reward", latents.device):
-            texts, sources = prompts.texts(batch), self.sources(prompts.rows(batch))
+            texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
             asked = Asked(batch, latents, images, texts, levels, sources)
             columns = [self._column(reward, asked) for _, reward in self.asked]
         broken, finished = _broken(latents, images), np.array([row.last for row in batch])

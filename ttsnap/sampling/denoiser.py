@@ -67,8 +67,8 @@ class Denoiser(ABC):
         return prompts
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Latents (N, ...) at step 0 of initial noise: by default the noise; where an image is redrawn, that image noised
-        by it."""
+        """Latents (N, ...) at step 0 of initial noise: by default the noise; where an image is redrawn, that image
+        noised by it."""
         return noise
 
     @property

@@ -1,0 +1,85 @@
+"""Every workflow of a modular pipeline that search runs, against the stock modular pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL.Image import Image
+from torchvision.transforms.functional import to_tensor
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.modular.workflows import WORKFLOWS, workflow_for
+
+from ttsnap import BestOfN, SeedPruning
+
+from .tiny import CASES, built
+
+PROMPTS = ["a cat", "two dogs in snow"]
+PRUNING = SeedPruning(4, (0.5,), steps=(1,))
+
+
+def bright(images: Any, prompts: Any) -> Any:
+    return images.mean((1, 2, 3))
+
+
+def stock(name: str, seed: int, prompt: str) -> Any:
+    """The image (3, H, W) that the stock modular pipeline makes from a seed."""
+    case = CASES[name]
+    generator = torch.Generator().manual_seed(seed)
+    kind = workflow_for(case.pipeline, case.call).ends_with["output_type"]
+    made = built(case.pipeline, case.parts)(
+        prompt=prompt, generator=generator, output_type=kind, output="images", **case.call
+    )
+    return to_tensor(made[0]) if isinstance(made[0], Image) else made[0]
+
+
+def found(name: str, prompts: Any, algorithm: Any, **options: Any) -> Any:
+    """The results of a search of this workflow, with all images that it finished."""
+    case = CASES[name]
+    pipe = upgrade(built(case.pipeline, case.parts))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt=prompts, search=algorithm, reward=bright, seed=2, output_type="pt", **case.call, **options
+    ).search
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
+    (result,) = found(name, PROMPTS[1], BestOfN(1), batch_size=1)
+    assert (result.images[0].image - stock(name, 2, PROMPTS[1])).abs().max() <= CASES[name].single
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
+    case = CASES[name]
+    net = getattr(built(case.pipeline, case.parts), workflow_for(case.pipeline, case.call).network)
+    rows = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        rows.append(len(x))
+
+    found(name, "a cat", BestOfN(1))  # FLOPs are counted in the first search
+    hook = net.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        results = found(name, PROMPTS, PRUNING, batch_size=3)
+    finally:
+        hook.remove()
+    assert sum(rows) == sum(result.spent.forward_passes for result in results) > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: str) -> None:
+    """Rows of two prompts at different steps share batches, and each image is still that of its seed alone."""
+    for result in found(name, PROMPTS, PRUNING, num_images_per_prompt=2, batch_size=5):
+        assert len(result.images) == 2
+        for candidate in result.images:
+            difference = (candidate.image - stock(name, candidate.seed, result.prompt)).abs().max()
+            assert difference < CASES[name].tolerance, (name, candidate.seed, float(difference))
+
+
+def test_every_workflow_that_is_not_refused_has_a_case() -> None:
+    tried = {(case.pipeline, workflow_for(case.pipeline, case.call).name) for case in CASES.values()}
+    declared = {(cls, w.name) for cls, workflows in WORKFLOWS.items() for w in workflows if w.why_not is None}
+    assert declared - tried == {("FluxKontextModularPipeline", "text2image")}  # the blocks of FLUX's

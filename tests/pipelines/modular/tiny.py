@@ -1,0 +1,100 @@
+"""Tiny modular pipelines, of the same random parts as the classic ones, and a small call of each workflow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+from PIL import Image
+
+from tests.pipelines import tiny
+
+
+class Case(NamedTuple):
+    """A workflow of a pipeline class: the classic pipeline whose parts it takes, and the arguments of a small call."""
+
+    pipeline: str
+    parts: Callable[[], Any]
+    call: dict[str, Any]
+    tolerance: float = 2e-5
+    """How far images may differ between batch shapes."""
+    single: float = 0.0
+    """And for one row in a batch of one: more than nothing where the blocks hand on latents of another memory
+    layout."""
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (32, 16)) -> Image.Image:
+    """A random picture of this width and height."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def mask(size: tuple[int, int] = (32, 16)) -> Image.Image:
+    """White, to be painted anew, on the right half of a picture of this width and height."""
+    pixels = np.zeros((size[1], size[0]), dtype=np.uint8)
+    pixels[:, size[0] // 2 :] = 255
+    return Image.fromarray(pixels)
+
+
+STEPS = {"num_inference_steps": 4}
+# Of two sides that differ, each a multiple of what every pipeline asks for.
+SIZE = {"height": 16, "width": 32, **STEPS}
+REDRAWN = {"image": picture(), "strength": 0.6}
+PAINTED = {"image": picture(), "mask_image": mask(), "strength": 0.8}
+KLEIN = {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}
+CASES: dict[str, Case] = {
+    "sdxl": Case("StableDiffusionXLModularPipeline", tiny.sdxl, SIZE),
+    "sdxl image2image": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **REDRAWN}, single=1e-5),
+    "sd3": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, "max_sequence_length": 8}),
+    "sd3 image2image": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, **REDRAWN, "max_sequence_length": 8}),
+    "flux": Case("FluxModularPipeline", tiny.flux, {**SIZE, "max_sequence_length": 32}),
+    "flux image2image": Case("FluxModularPipeline", tiny.flux, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
+    "flux kontext": Case(
+        "FluxKontextModularPipeline",
+        tiny.flux,
+        {**SIZE, "image": picture(), "_auto_resize": False, "max_area": 16 * 32, "max_sequence_length": 32},
+    ),
+    "qwen_image": Case("QwenImageModularPipeline", tiny.qwen_image, {**SIZE, "max_sequence_length": 16}),
+    "qwen_image image2image": Case(
+        "QwenImageModularPipeline", tiny.qwen_image, {**SIZE, **REDRAWN, "max_sequence_length": 16}
+    ),
+    "sdxl inpainting": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **PAINTED}, single=1e-5),
+    "qwen_image inpainting": Case(
+        # Its last block makes pictures of 8 bits, whatever is asked for.
+        "QwenImageModularPipeline",
+        tiny.qwen_image,
+        {**SIZE, **PAINTED, "max_sequence_length": 16},
+        0.6 / 255,
+        0.5 / 255,
+    ),
+    "flux2_klein": Case("Flux2KleinModularPipeline", tiny.flux2_klein, KLEIN),
+    "flux2_klein edit": Case("Flux2KleinModularPipeline", tiny.flux2_klein, {**KLEIN, "image": picture(size=(64, 80))}),
+    "flux2_klein_base": Case("Flux2KleinBaseModularPipeline", tiny.flux2_klein, KLEIN),
+    "flux2_klein_base edit": Case(
+        "Flux2KleinBaseModularPipeline", tiny.flux2_klein, {**KLEIN, "image": picture(size=(64, 80))}
+    ),
+    "z_image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, "max_sequence_length": 32}),
+    "z_image image2image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
+}
+
+
+@functools.cache
+def built(pipeline: str, parts: Callable[[], Any]) -> Any:
+    """A stock modular pipeline of the parts of a classic one; no test changes it."""
+    pipe = getattr(diffusers, pipeline)()
+    pipe.update_components(**{n: part for n, part in parts().components.items() if n in pipe.components})
+    for block in pipe._blocks.sub_blocks.values():
+        _quiet(block)
+    return pipe
+
+
+def _quiet(block: Any) -> None:
+    """Without progress bars of loops."""
+    if isinstance(block, diffusers.modular_pipelines.modular_pipeline.LoopSequentialPipelineBlocks):
+        block.set_progress_bar_config(disable=True)
+    else:
+        for inner in getattr(block, "sub_blocks", {}).values():
+            _quiet(inner)
