@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from diffusers import ClassifierFreeGuidance
@@ -18,7 +18,7 @@ from ttsnap.pipelines.modular.conditions import collated
 from ttsnap.pipelines.modular.workflows import DRAWN, TAKEN_OUT, workflow_for
 from ttsnap.pipelines.schedule import check_scheduler, laid_open
 
-from ttsnap.sampling.interpolants import rows
+from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
 
@@ -245,6 +245,17 @@ class ModularDenoiser(PipelineDenoiser):
         return cast(Tensor, made)
 
     # --- what blocks cannot do --------------------------------------------------------------------------------------
+
+    def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
+        moved = path is not None or not isinstance(times, str) or times != "pipeline"
+        if self.workflow.redraws and (moved or self.schedule.prediction != "flow"):
+            raise ValueError("an image is redrawn from where its strength says, on the model's own path and times, and "
+                             "for other models than flows by the scheduler's own step; leave kernel, path and times "
+                             "out")  # fmt: skip
+        super().convert(path, times)
+
+    def take_in(self, other: Self) -> int:
+        raise ValueError("calls of modular pipelines have conditions of their own; let each have a network of its own")
 
     def use_drafter(self, spec: Any) -> None:
         raise ValueError("searches over modular pipelines have no drafts; leave draft out")
