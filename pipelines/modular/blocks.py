@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from diffusers import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
 from torch import Generator
 
+Block: TypeAlias = Any
+"""A ModularPipelineBlocks; diffusers' types do not tell of its call, nor of its inputs."""
+State: TypeAlias = Any
+"""A PipelineState: values by name."""
 STEP = "after_denoiser"
 """The block in every loop of diffusers' workflows that calls the scheduler's step. What comes before it denoises."""
 
@@ -24,13 +27,13 @@ class Parts(NamedTuple):
     """before: the blocks up to the loop; loop: the loop itself, whose inputs are what rows need; denoise: its blocks up
     to the scheduler's step; end: the blocks after the loop, which make images of latents."""
 
-    before: tuple[ModularPipelineBlocks, ...]
-    loop: LoopSequentialPipelineBlocks
-    denoise: tuple[ModularPipelineBlocks, ...]
-    end: tuple[ModularPipelineBlocks, ...]
+    before: tuple[Block, ...]
+    loop: Block
+    denoise: tuple[Block, ...]
+    end: tuple[Block, ...]
 
 
-def parts_of(workflow: ModularPipelineBlocks) -> Parts:
+def parts_of(workflow: Block) -> Parts:
     """A workflow without conditional blocks (get_workflow), taken apart. ValueError where its loop is not as known."""
     blocks = list(workflow.sub_blocks.values())
     loops = [i for i, block in enumerate(blocks) if isinstance(block, LoopSequentialPipelineBlocks)]
@@ -43,7 +46,7 @@ def parts_of(workflow: ModularPipelineBlocks) -> Parts:
     return Parts(tuple(blocks[:at]), blocks[at], denoise, tuple(blocks[at + 1 :]))
 
 
-def start(workflow: ModularPipelineBlocks, given: Mapping[str, Any]) -> PipelineState:
+def start(workflow: Block, given: Mapping[str, Any]) -> State:
     """The state that a call with these arguments begins with: defaults where nothing is given."""
     state = PipelineState()
     for parameter in workflow.inputs:
@@ -52,7 +55,7 @@ def start(workflow: ModularPipelineBlocks, given: Mapping[str, Any]) -> Pipeline
     return state
 
 
-def forked(state: PipelineState, **changes: Any) -> PipelineState:
+def forked(state: State, **changes: Any) -> State:
     """Another state with the same values, some of them changed; blocks that run on it leave the first one as it is."""
     other = PipelineState(dict(state.values), {kind: list(names) for kind, names in state.kwargs_mapping.items()})
     for name, value in changes.items():
@@ -60,16 +63,14 @@ def forked(state: PipelineState, **changes: Any) -> PipelineState:
     return other
 
 
-def run(pipe: Any, blocks: Iterable[ModularPipelineBlocks], state: PipelineState) -> PipelineState:
+def run(pipe: Any, blocks: Iterable[Block], state: State) -> State:
     """Run these blocks on the state, one after the other."""
     for block in blocks:
         _, state = block(pipe, state)
     return state
 
 
-def first_that_draws(
-    pipe: Any, blocks: Iterable[ModularPipelineBlocks], state: PipelineState, generator: Generator
-) -> tuple[int, PipelineState]:
+def first_that_draws(pipe: Any, blocks: Iterable[Block], state: State, generator: Generator) -> tuple[int, State]:
     """Run these blocks on the state with this generator; which is the first that draws from it, and the state after
     all.
 

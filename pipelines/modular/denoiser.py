@@ -10,10 +10,11 @@ from typing import Any, Self, cast
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.modular_pipelines.modular_pipeline import BlockState, PipelineState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.modular import blocks
+from ttsnap.pipelines.modular.blocks import State
 from ttsnap.pipelines.modular.conditions import collated
 from ttsnap.pipelines.modular.workflows import DRAWN, TAKEN_OUT, workflow_for
 from ttsnap.pipelines.schedule import check_scheduler, laid_open
@@ -66,17 +67,8 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _guiders(self, scale: float | None) -> dict[str, Any]:
         """The pipeline's guiders, of which each call gets its own: they keep a step and, some of them, more."""
-        guiders = {name: part for name, part in self.pipe.components.items() if name.startswith("guider")}
-        for name, guider in guiders.items():
-            kind = type(guider).__name__
-            if type(guider) is not ClassifierFreeGuidance:
-                raise ValueError(f"search cannot use {kind} as {name}, which may remember rows of earlier batches; set "
-                                 "ClassifierFreeGuidance")  # fmt: skip
-            if (guider.config.start, guider.config.stop) != (0.0, 1.0):
-                raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but "
-                                 "rows of a batch are at different steps; set start 0 and stop 1")  # fmt: skip
-        changes = {} if scale is None else {"guidance_scale": scale}
-        own = {name: part.new(**changes) for name, part in guiders.items()}
+        parts = self.pipe.components.items()
+        own = {name: _own_guider(name, part, scale) for name, part in parts if name.startswith("guider")}
         if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
             own["guider"].disable()
         return own
@@ -142,14 +134,14 @@ class ModularDenoiser(PipelineDenoiser):
                 state.set(DRAWN, state.get("latents"))
         return self._loop_state(state)
 
-    def _loop_state(self, state: PipelineState) -> dict[str, Any]:
+    def _loop_state(self, state: State) -> dict[str, Any]:
         """What the loop reads of this state, with the noise and what is kept."""
         values: dict[str, Any] = self._parts.loop.get_block_state(state).as_dict()
         more = ("mask", "image_latents") if self.workflow.keeps else ()
         values |= {"latents": state.get("latents"), **{name: state.get(name) for name in more}}
         return {**values, NOISE: self._noise(state)}
 
-    def _noise(self, state: PipelineState) -> Tensor:
+    def _noise(self, state: State) -> Tensor:
         """The initial noise (1, ...) in a state of the loop."""
         if self.workflow.noise != TAKEN_OUT:
             return cast(Tensor, state.get(self.workflow.noise))
@@ -202,7 +194,7 @@ class ModularDenoiser(PipelineDenoiser):
         """The guided output of rows that go together."""
         pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler))
         values = collated([self._conditions[i] for i in at.tolist()], self.workflow.rules)
-        state = BlockState(**{**values, "latents": x, **{name: {} for name in self.workflow.scratch}})
+        state: Any = BlockState(**{**values, "latents": x, **{name: {} for name in self.workflow.scratch}})
         for block in self._parts.denoise:
             _, state = block(pipe, state, i=position, t=t)
         out: Tensor = state.noise_pred
@@ -269,3 +261,15 @@ class ModularDenoiser(PipelineDenoiser):
     def parameters(self) -> Iterable[Tensor]:
         networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
         return [parameter for network in networks for parameter in network.parameters()]
+
+
+def _own_guider(name: str, guider: Any, scale: float | None) -> Any:
+    """A guider as this one, at this scale where one is given. ValueError for one that search cannot use."""
+    kind: type[Any] = type(guider)
+    if kind is not ClassifierFreeGuidance:
+        raise ValueError(f"search cannot use {kind.__name__} as {name}, which may remember rows of earlier "
+                         "batches; set ClassifierFreeGuidance")  # fmt: skip
+    if (guider.config.start, guider.config.stop) != (0.0, 1.0):
+        raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but rows of a "
+                         "batch are at different steps; set start 0 and stop 1")  # fmt: skip
+    return guider.new() if scale is None else guider.new(guidance_scale=scale)

@@ -16,7 +16,6 @@ DRAWN, TAKEN_OUT = "drawn", "taken out"
 """Where the initial noise is, if no block names it: the latents as the first block makes them, or what is left of the
 noised image without the image."""
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING = "text-to-image", "image-to-image", "inpainting", "editing"
-CONTROLLED = "text-to-image with ControlNet"
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
 
 
@@ -52,7 +51,6 @@ class Workflow:
 
 
 IMAGE, MASKED = frozenset({"image"}), frozenset({"image", "mask_image"})
-CONTROL = frozenset({"control_image"})
 _FLUX = {"txt_ids": alike, "img_ids": alike}
 _QWEN = {
     **dict.fromkeys(
@@ -68,7 +66,6 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
         Workflow("text2image", TEXT_TO_IMAGE, network="unet"),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, network="unet", redraws=True, noise=TAKEN_OUT),
         Workflow("inpainting", INPAINTING, MASKED, network="unet", redraws=True, noise="noise", keeps=True),
-        Workflow("controlnet_text2image", CONTROLLED, CONTROL, network="unet", by_step=True),
     ),
     "StableDiffusion3ModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE),
@@ -103,10 +100,7 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
             keeps=True,
             ends_with={"output_type": "pil", "mask_overlay_kwargs": {"output_type": "pt"}},
         ),
-        Workflow("controlnet_text2image", CONTROLLED, CONTROL, rules=_QWEN, scratch=_MORE, by_step=True),
     ),
-    "QwenImageEditModularPipeline": (Workflow("image_conditioned", EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
-    "QwenImageEditPlusModularPipeline": (Workflow(None, EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
     "ZImageModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE),

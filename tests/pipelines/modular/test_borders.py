@@ -1,0 +1,171 @@
+"""What searches over modular pipelines refuse, and what they hand to rewards."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from diffusers import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+from ttsnap.pipelines import downgrade, upgrade
+from ttsnap.pipelines.modular.blocks import parts_of
+from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
+from ttsnap.pipelines.modular.versions import check_version
+from ttsnap.pipelines.modular.workflows import workflow_for
+
+from ttsnap import BestOfN
+
+from .test_workflows import bright
+from .tiny import CASES, built, picture
+
+
+def twin(name: str) -> Any:
+    case = CASES[name]
+    pipe = upgrade(built(case.pipeline, case.parts))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("version", ["0.41.0", "0.43.0", "1.0.0"])
+def test_other_versions_of_diffusers_are_refused(version: str) -> None:
+    with pytest.raises(ValueError, match=rf"tested with diffusers 0.42 and later, before 0.43, and this is {version}"):
+        check_version(version)
+    check_version("0.42.7")
+
+
+def test_unknown_pipelines_and_workflows_are_refused() -> None:
+    with pytest.raises(ValueError, match="search does not support AnimaModularPipeline yet; supported are Stable"):
+        workflow_for("AnimaModularPipeline", {})
+    with pytest.raises(ValueError, match="has no workflow for a call with mask_image; give one of: no image; image; "):
+        workflow_for("QwenImageModularPipeline", {"mask_image": picture()})
+
+
+def test_guiders_with_a_memory_or_a_window_are_refused() -> None:
+    pipe = twin("sd3")
+    pipe.guider = AdaptiveProjectedGuidance()
+    with pytest.raises(ValueError, match="cannot use AdaptiveProjectedGuidance as guider"):
+        pipe.denoiser(**CASES["sd3"].call)
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=4.0, start=0.2)
+    with pytest.raises(ValueError, match=r"guider guides steps from 0.2 to 1.0 alone"):
+        pipe.denoiser(**CASES["sd3"].call)
+
+
+def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
+    pipe = twin("sd3")
+    denoiser = pipe.denoiser(guidance_scale=2.5, **CASES["sd3"].call)
+    assert (denoiser.pipe.guider.guidance_scale, denoiser.passes_per_nfe) == (2.5, 2)
+    assert pipe.guider.guidance_scale == 7.0
+    assert pipe.denoiser(guidance_scale=1.0, **CASES["sd3"].call).passes_per_nfe == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kernel": "sde", "path": "vp"}, "an image is redrawn from where its strength says"),
+        ({"guide": "0.1"}, "the blocks of modular pipelines run without gradients"),
+        ({"draft": "hot"}, "have no drafts"),
+        ({"estimate_guidance": 2.0}, "needs two passes at every step"),
+        ({"latents": torch.zeros(1)}, "every candidate draws its own"),
+        ({"state": object()}, "pass its values by name"),
+        ({"image": [picture(), picture(), picture()]}, "image has 3 entries, but there are 1 prompts"),
+    ],
+)
+def test_what_a_search_cannot_honour_is_refused(given: dict[str, Any], words: str) -> None:
+    call = {**CASES["sd3 image2image"].call, **given}
+    with pytest.raises(ValueError, match=words):
+        twin("sd3 image2image")(prompt="a cat", search=BestOfN(1), reward=bright, **call)
+
+
+def test_noise_of_ones_own_kernels_goes_from_where_the_strength_says() -> None:
+    call = CASES["flux image2image"].call
+    (result,) = twin("flux image2image")(
+        prompt="a cat", search="svdd", kernel="sde", reward=bright, seed=1, budget="12nfe", output_type="pt", **call
+    ).search
+    assert torch.isfinite(result.images[0].image).all()
+
+
+def test_rewards_see_the_image_that_is_edited() -> None:
+    class Unchanged:
+        name = "unchanged"
+        needs: ClassVar = {"source"}
+        seen: ClassVar[list[Any]] = []
+
+        def __call__(self, images: Any, prompts: Any, level: Any, source: Any) -> Any:
+            self.seen.append((source, list(prompts)))
+            return -(images.mean((1, 2, 3)) - source.mean((1, 2, 3))).abs()
+
+    reward, images = Unchanged(), [picture(1), picture(2)]
+    call = {**CASES["sd3 image2image"].call, "image": images}
+    twin("sd3 image2image")(prompt=["one", "two"], search=BestOfN(2), reward=reward, seed=0, **call)
+    means = {"one": images[0], "two": images[1]}
+    assert len(reward.seen)
+    for sources, prompts in reward.seen:
+        for source, prompt in zip(sources, prompts, strict=True):
+            pixels = torch.tensor(list(means[prompt].getdata())).float() / 255
+            torch.testing.assert_close(source.mean((1, 2)).cpu(), pixels.mean(0), atol=1e-5, rtol=0)
+
+
+def test_what_lies_outside_of_the_mask_stays() -> None:
+    """In latents: the VAE's decoder mixes neighbours, so that pixels near the mask may change."""
+    call = CASES["qwen_image inpainting"].call
+    denoiser = twin("qwen_image inpainting").denoiser(**call)
+    denoiser.encode(["a cat"])
+    cond = denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
+    condition = denoiser._conditions[int(cond[0])]
+    x, last = torch.randn_like(condition["latents"]), torch.tensor([denoiser.grid.steps])
+    kept = denoiser.impose(x, last, cond)
+    outside = condition["mask"] == 0
+    assert outside.any()
+    assert not outside.all()
+    assert torch.equal(kept[outside.expand_as(kept)], condition["image_latents"][outside.expand_as(kept)])
+    assert torch.equal(kept[~outside.expand_as(kept)], x[~outside.expand_as(kept)])
+    assert torch.isfinite(denoiser.predict(x, torch.tensor([0]), cond).x0).all()
+
+
+def test_mixed_noise_is_noise_on_the_same_image() -> None:
+    """begin is linear in the noise: x = alpha image + sigma noise, as the scheduler's scale_noise has it."""
+    call = CASES["sd3 image2image"].call
+    denoiser = twin("sd3 image2image").denoiser(**call)
+    denoiser.encode(["a cat"])
+    cond = denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
+    own = denoiser._conditions[int(cond[0])]
+    other = torch.randn_like(own["latents"])
+    sigma = float(denoiser.schedule.sigma[0])
+    assert 0 < sigma < 1
+    image = (own["latents"] - sigma * own["initial noise"]) / (1 - sigma)
+    torch.testing.assert_close(denoiser.begin(other, cond), sigma * other + (1 - sigma) * image, atol=1e-5, rtol=0)
+
+
+def test_fields_of_rows_are_put_together_by_their_rules() -> None:
+    one, two = torch.ones(1, 2, 3), torch.ones(1, 4, 3)
+    rows = [
+        {"x": one, "ids": one, "texts": [1], "n": 3, "more": {"y": one}, "long": one},
+        {"x": 2 * one, "ids": one, "texts": [2], "n": 3, "more": {"y": one}, "long": two},
+    ]
+    found = collated(rows, {"ids": alike, "texts": joined, "long": pad})
+    assert found["x"].shape == (2, 2, 3)
+    assert found["more"]["y"].shape == (2, 2, 3)
+    assert found["ids"] is one
+    assert found["texts"] == [1, 2]
+    assert found["n"] == 3
+    assert found["long"].shape == (2, 4, 3)
+    assert found["long"][0, 2:].abs().sum() == 0
+
+
+def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
+    pipe, case = twin("flux"), CASES["flux"]
+    stock = built(case.pipeline, case.parts)
+    made = [
+        each(prompt="a cat", generator=torch.Generator().manual_seed(1), output_type="pt", output="images", **case.call)
+        for each in (pipe, stock)
+    ]
+    assert torch.equal(made[0], made[1])
+    assert type(downgrade(pipe)) is type(stock)
+
+
+def test_a_workflow_without_one_loop_is_refused() -> None:
+    class Blocks:
+        sub_blocks: ClassVar[dict[str, Any]] = {}
+
+    with pytest.raises(ValueError, match="Blocks has 0 loops of blocks"):
+        parts_of(Blocks())
