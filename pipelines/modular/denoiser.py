@@ -55,7 +55,7 @@ class ModularDenoiser(PipelineDenoiser):
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
         vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **self._guiders(guidance_scale))
-        trial = blocks.start(whole, {**self._of_prompt(0, None), "prompt": ""})
+        trial = blocks.start(whole, {**self._of_prompt(0), "prompt": ""})
         drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
@@ -84,7 +84,7 @@ class ModularDenoiser(PipelineDenoiser):
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
     def encode_prompts(self, prompts: Sequence[str]) -> None:
-        given = [{**self._of_prompt(i, len(prompts)), "prompt": prompt} for i, prompt in enumerate(prompts)]
+        given = [{**self._of_prompt(i), "prompt": prompt} for i, prompt in enumerate(prompts)]
         self._begun = [blocks.run(self.pipe, self._once, blocks.start(self._whole, call)) for call in given]
         # The first conditions are those of the prompts with any seed; those of (prompt, seed) have numbers after them.
         ready = [self._seeded(i, seeded(0)) for i in range(len(prompts))]
@@ -96,20 +96,23 @@ class ModularDenoiser(PipelineDenoiser):
         self._numbers: dict[tuple[int, int], int] = {}
         self._sources = [self._source(call["image"]) for call in given] if self.edits else []
 
-    def _of_prompt(self, i: int, prompts: int | None) -> dict[str, Any]:
-        """The arguments of the call for prompt i: its own text or image, where a list has one for each.
+    def _of_prompt(self, i: int) -> dict[str, Any]:
+        """The arguments of the call for its prompt i: its own text or image, where a list has one for each."""
+        return {**self._call, **{name: values[i] for name, values in self._listed.items()}}
 
-        ValueError for lists that do not have so many entries as there are prompts; None: their number is not known yet.
-        """
-        own = {}
-        for name, value in self._call.items():
-            listed = isinstance(value, list | tuple) and not (name == "image" and self.workflow.references)
-            if listed and ("prompt" in name or name in self.workflow.given):
-                if prompts is not None and len(value) != prompts:
-                    raise ValueError(f"{name} has {len(value)} entries, but there are {prompts} prompts; give one for "
-                                     "all, or one for each")  # fmt: skip
-                own[name] = value[i]
-        return {**self._call, **own}
+    @property
+    def _listed(self) -> dict[str, Sequence[Any]]:
+        """The arguments of the call that are lists with an entry for each prompt."""
+        of_each = {name for name in self._call if "prompt" in name} | self.workflow.given
+        of_each -= {"image"} if self.workflow.references else set()
+        return {n: v for n, v in self._call.items() if n in of_each and isinstance(v, list | tuple)}
+
+    def encode_instead(self, prompts: Sequence[str], of: Sequence[str]) -> None:
+        for name, values in self._listed.items():
+            if len(values) != len(prompts):
+                raise ValueError(f"{name} has {len(values)} entries, but there are {len(prompts)} prompts; give one "
+                                 "for all, or one for each")  # fmt: skip
+        super().encode_instead(prompts, of)
 
     @property
     def edits(self) -> bool:

@@ -62,7 +62,7 @@ def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
     ("given", "words"),
     [
         ({"kernel": "sde", "path": "vp"}, "an image is redrawn from where its strength says"),
-        ({"guide": "0.1"}, "the blocks of modular pipelines run without gradients"),
+        ({"guide": "dps:1", "kernel": "sde"}, "the blocks of modular pipelines run without gradients"),
         ({"draft": "hot"}, "have no drafts"),
         ({"estimate_guidance": 2.0}, "needs two passes at every step"),
         ({"latents": torch.zeros(1)}, "every candidate draws its own"),
