@@ -103,6 +103,35 @@ def test_results_in_the_folder_itself_replace_nothing(folder: Path) -> None:
     assert state(folder) == before
 
 
+def test_edits_are_compared_with_their_source(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit, before = tmp_path / "edit.py", tmp_path / "before.png"
+    edit.write_text(
+        "def change(images, prompts, level, source):\n"
+        "    assert source.shape == (len(images), 3, 4, 5)\n"
+        "    return images.mean((1, 2, 3)) - source.mean((1, 2, 3))\n"
+        'change.needs = {"source"}\n'
+    )
+    Image.new("RGB", (5, 4), (100, 100, 100)).save(before)
+    common = ["score", str(folder), "--reward", f"{edit}:change", "brightness"]
+    assert main([*common, "--source", str(before), "--out", str(tmp_path / "out")]) == 0
+    rows = table(tmp_path / "out")
+    expected = {"b.png": 100, "d.png": 20, "a.png": -50}
+    found = {Path(r["file"]).name: float(r["change"]) * 255 for r in rows if not r["error"]}
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert float(rows[0]["brightness"]) == pytest.approx(200 / 255)
+    wrong = {
+        "reward 'change' compares images with the one that was edited; give --source FILE": common,
+        "no such image: nowhere.png": [*common, "--source", "nowhere.png"],
+        f"no reward compares with the image that was edited (brightness); leave --source {before} out": [
+            *("score", str(folder), "--reward", "brightness", "--source", str(before))
+        ],
+    }
+    for message, arguments in wrong.items():
+        capsys.readouterr()
+        assert main([*arguments, "--out", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -23,6 +23,7 @@ examples:
   ttsnap score outputs/0001-two-red-circles --reward scenes
   ttsnap score photos --prompt "a cat on a red chair" --out ranked \\
       --reward pickscore aesthetics --utility rank_sum
+  ttsnap score edits --source before.png --prompt "make the door red" --reward my_edit.py:score
 """
 
 
@@ -34,6 +35,7 @@ def parser() -> ArgumentParser:
     arguments.add_options(p, SearchOptions, "utility")
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")
     p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
+    p.add_argument("--source", type=str | None, help="the image that all of these edit, for rewards of edits")
     p.add_argument("--recursive", action="store_true", help="look into folders inside the folder, too")
     p.add_argument("--out", type=str | None, help="folder to write to (default: a new one in outputs/)")
     p.add_argument("--batch-size", type=int, default=16, help="most images per reward call")
@@ -52,13 +54,15 @@ def run(a: Namespace) -> int:
 def _score(a: Namespace, out: Path) -> int:
     from ttsnap.core import utility
     from ttsnap.results.folders import keep
-    from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
+    from ttsnap.results.rank import find_images, find_prompts, rank, with_source, write_ranking
 
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)
     prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
     device, dtype = common.placement(a.device, a.dtype)
-    rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
+    rewards = with_source(
+        common.load_rewards(a.reward, device=device, dtype=dtype), Path(a.source) if a.source else None
+    )
     for reward in rewards:
         reward.check(prompts)
     ranked = rank(paths, prompts, rewards, combine, batch_size=a.batch_size, device=device)

@@ -21,7 +21,9 @@ from ttsnap.files import reading as files
 from ttsnap.results.outputs import ENLARGED
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import score_in_parts
+from ttsnap.rewards.sourced import Sourced
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27
@@ -88,6 +90,23 @@ def read_prompt(path: Path) -> str | None:
     lines = text.splitlines()
     end = next((i for i, line in enumerate(lines) if line.startswith(("Negative prompt:", "Steps:"))), len(lines))
     return "\n".join(lines[:end])
+
+
+def with_source(rewards: Sequence[RewardModel], path: Path | None) -> list[RewardModel]:
+    """The rewards, those of edits with the image at `path` as what was edited.
+
+    ValueError where one needs it and no path is given, where none does and one is, or where the file cannot be read.
+    """
+    edits = [reward for reward in rewards if "source" in reward.needs]
+    if edits and path is None:
+        raise ValueError(f"reward {edits[0].name!r} compares images with the one that was edited; give --source FILE")
+    if path is None:
+        return list(rewards)
+    if not edits:
+        names = ", ".join(reward.name for reward in rewards)
+        raise ValueError(f"no reward compares with the image that was edited ({names}); leave --source {path} out")
+    source = torch.from_numpy(_pixels(path).transpose(2, 0, 1).copy())[None].float() / 255
+    return [Sourced(reward, source) if reward in edits else reward for reward in rewards]
 
 
 def rank(
