@@ -23,7 +23,8 @@ examples:
   ttsnap score outputs/0001-two-red-circles --reward scenes
   ttsnap score photos --prompt "a cat on a red chair" --out ranked \\
       --reward pickscore aesthetics --utility rank_sum
-  ttsnap score edits --source before.png --prompt "make the door red" --reward my_edit.py:score
+  ttsnap score edits --source before.png --prompt "make the door red" \\
+      --reward editreward
 """
 
 
