@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ttsnap.cli import main
 
@@ -146,3 +148,14 @@ def test_bad_input_gets_a_clear_message(argv: list[str], said: str, capsys: pyte
     assert error.startswith("ttsnap: error: ")
     assert re.search(said, error, re.DOTALL), error
     assert not Path("b").exists()
+
+
+@pytest.mark.slow
+def test_two_devices_make_the_same_images(ray_session: None) -> None:
+    one = ["bench", *QUICK, "--algorithms", "best-of-n", "--out"]
+    assert main([*one, "one"]) == 0
+    assert main([*one, "two", "--devices", "2"]) == 0
+    assert images("two").keys() == images("one").keys()
+    for name, data in images("one").items():
+        a, b = (np.asarray(Image.open(io.BytesIO(png)), int) for png in (data, images("two")[name]))
+        assert abs(a - b).max() <= 1

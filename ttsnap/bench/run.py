@@ -89,10 +89,9 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
     left = missing(bench, there)
     on_done(bench.images - sum(len(work.places) for work in left))
     samplers = list(dict.fromkeys(work.arm.sampler for work in left))
-    if len(samplers) > 1:  # what does not fit is refused before anything is computed
-        for sampler in samplers:
-            with model.engine(sampler) as engine:
-                _fitted(bench, sampler, engine)
+    for sampler in samplers[1:]:  # what does not fit is refused before anything is computed
+        with model.engine(sampler) as engine:
+            _fitted(bench, sampler, engine)
     for sampler in samplers:
         with model.engine(sampler) as engine:
             specs = _fitted(bench, sampler, engine)
