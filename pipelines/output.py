@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
 """N images in one of the forms in TYPES; an empty list where a search returned no image."""
 IMAGES = Shown()
+Videos: TypeAlias = "list[list[Image.Image]] | NDArray[np.float32] | Tensor"
+"""N videos in one of these forms."""
 TYPES = ("pil", "pt", "np", "latent")
 
 
@@ -53,13 +55,15 @@ def stock_output(call: Callable[..., Any]) -> type[Any]:
 @functools.cache
 def search_output(stock: Any) -> Any:
     """A subclass of a stock output class with one more field: `search`, a list of one Result per prompt."""
+    made = made_field(stock)
 
     def reduce(self: Any) -> Any:  # pickle stores the stock class, since this one has no name in a module
         return _restore, (stock, tuple(getattr(self, field.name) for field in fields(self)))
 
     def line(self: Any) -> str:
-        more = [f"{field.name}={getattr(self, field.name)}" for field in fields(stock) if field.name != "images"]
-        count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
+        more = [f"{field.name}={getattr(self, field.name)}" for field in fields(stock) if field.name != made]
+        n = len(getattr(self, made))
+        count = f"{n} {'image' if made == 'images' else 'video'}{'s' * (n != 1)}"
         return f"{type(self).__name__}({', '.join([count, *more, f'search={self.search}'])})"
 
     def page(self: Any) -> str:
@@ -75,12 +79,17 @@ def _restore(stock: Any, values: Sequence[Any]) -> Any:
     return search_output(stock)(*values)
 
 
-def make_output(stock: Any, images: Images, results: list[Result], flags: list[bool] | None) -> Any:
+def made_field(stock: Any) -> str:
+    """The field of a stock output class that holds what was made: "images", or "frames" where that is videos."""
+    return "frames" if any(field.name == "frames" for field in fields(stock)) else "images"
+
+
+def make_output(stock: Any, made: Images | Videos, results: list[Result], flags: list[bool] | None) -> Any:
     """The search output over a stock class. `flags`, of the safety checker, are kept only if that class has a field."""
-    more = {field.name: None for field in fields(stock) if field.name != "images"}
+    more = {field.name: None for field in fields(stock) if field.name != made_field(stock)}
     if "nsfw_content_detected" in more:
         more["nsfw_content_detected"] = flags  # type: ignore[assignment]
-    return search_output(stock)(images=images, **more, search=results)
+    return search_output(stock)(**{made_field(stock): made}, **more, search=results)
 
 
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
@@ -154,6 +163,19 @@ def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device
     return pictures
 
 
+def converted_videos(videos: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device) -> Videos:
+    """Videos (T, 3, H, W) in [0, 1], all of one size, in the forms that stock pipelines return as `frames`.
+
+    "pil": a list of T pictures for each; "np": (N, T, H, W, 3) float32; "pt": (N, T, 3, H, W), as the VAE made them.
+    """
+    if not videos:
+        return []
+    if output_type == "pt":
+        return torch.stack(videos).to(device, dtype)
+    arrays = [VaeImageProcessor.pt_to_numpy(video) for video in videos]
+    return np.stack(arrays) if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array) for array in arrays]
+
+
 def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
     """Copy the latents that an event scored at the last step to the CPU, into `finished` by (prompt index, uid)."""
     if event.kind == "score" and event.step == steps:
@@ -186,7 +208,8 @@ def with_thumbnails(
 
 
 def label_images(images: Sequence[Image.Image], results: Sequence[Result], settings: Mapping[str, Any]) -> None:
-    """Let PIL images carry what made them in `info`: ttsnap.results.outputs.png_info writes it into a PNG."""
+    """Let PIL images carry what made them in `info`: ttsnap.results.png_info writes it into a PNG. Of videos, give the
+    first frame of each: save_video writes what that carries into the file."""
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
     for picture, (index, rank) in zip(images, rows, strict=True):
         call = {

@@ -58,10 +58,12 @@ from ttsnap.recordings.folder import OpenRecording, load_recording, progress, re
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.journal import frame
 from ttsnap.recordings.replay import Recording
+from ttsnap.results.videos import save_video
 from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes.reward_files import noise_aware_path
 
+av = importlib.import_module("av") if importlib.util.find_spec("av") else None
 MODULE = "ttsnap_canary"
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile")
 OURS = tuple(os.path.realpath(p) for p in (Path(ttsnap.__file__).parents[1], sys.prefix, sys.base_prefix,
@@ -169,6 +171,7 @@ PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeli
        "lora": None, "path": None, "times": "pipeline", "noises": "independent", "branched": False,
        "draft": "someone/draft:2",
        "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "reward": 0.5}}  # fmt: skip
+VIDEO = {**PNG, "fps": 12.5}
 CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"], "report": "scenes-strict",
           "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
 DISTILL = {"reward": "scenes-learned", "student": {"kind": "lora", "options": {"a": 1}},
@@ -190,6 +193,9 @@ HEADER = {**Header.of(RECORDING).to_json(), "images": True}
 class Pipe:
     """Stands for a loaded pipeline, of the embedded model's family."""
 
+    frames: tuple[int, ...] = ()
+    """Of what it makes: none for an image."""
+
     def call_arguments(self) -> set[str]:
         return {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
 
@@ -199,7 +205,9 @@ class Pipe:
         own = {"kernel", "path", "times", "noises", "seed", "output_type"}
         assert set(call) - own <= set(self.call_arguments())
         assert all(isinstance(value, int | float | str | list | None) for value in call.values())
-        return SimpleNamespace(images=[torch.zeros(3, 2, 2)])
+        return SimpleNamespace(
+            search=[SimpleNamespace(best=SimpleNamespace(pixels=torch.zeros(*self.frames, 3, 2, 2)))]
+        )
 
 
 def write_png(folder: Path, doc: Any) -> None:
@@ -208,14 +216,25 @@ def write_png(folder: Path, doc: Any) -> None:
     Image.new("RGB", (2, 2)).save(folder / "x.png", pnginfo=info)
 
 
-def read_png(folder: Path) -> None:
+def write_video(ending: str) -> Callable[[Path, Any], None]:
+    def write(folder: Path, doc: Any) -> None:
+        frames = [Image.new("RGB", (2, 2), (100 * i, 0, 0)) for i in range(2)]
+        frames[0].info["ttsnap"] = json.dumps(doc)
+        save_video(folder / f"x.{ending}", frames)
+
+    return write
+
+
+def read_png(folder: Path, name: str = "x.png") -> None:
     def load(model: str, *_: Any, lora: str | None = None) -> Pipe:
         assert (model, lora) == ("embedded", None)
-        return Pipe()
+        pipe = Pipe()
+        pipe.frames = () if name.endswith("png") else (2,)
+        return pipe
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)
-        replay.run(PARSERS["replay"].parse_args([str(folder / "x.png"), "--overwrite"]))
+        replay.run(PARSERS["replay"].parse_args([str(folder / name), "--overwrite"]))
 
 
 def read_config(folder: Path) -> None:
@@ -319,6 +338,8 @@ PARSERS = {"generate": generate.parser(), "replay": replay.parser()}
 PARSERS["generate"].exit_on_error = False
 READERS: dict[str, Reader] = {
     "PNG": Reader(PNG, write_png, read_png),
+    "WebP": Reader(VIDEO, write_video("webp"), lambda folder: read_png(folder, "x.webp")),
+    **({"mp4": Reader(VIDEO, write_video("mp4"), lambda folder: read_png(folder, "x.mp4"))} if av is not None else {}),
     "trace": Reader(TRACE, as_json("x"), lambda folder: read_upload(folder / "x")),
     "zip": Reader(TRACE, lambda folder, doc: write_zip(folder, doc), lambda folder: read_upload(folder / "x.zip")),
     "PNG in the demo": Reader(PNG, write_png, lambda folder: read_upload(folder / "x.png")),

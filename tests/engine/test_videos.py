@@ -11,13 +11,13 @@ from ttsnap.reward_models.staged import Staged
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.frames import chosen
 from ttsnap.core.price import Price, Rates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.trial_batches import fit_batches
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.frames import chosen
 from ttsnap.rewards.registry import make_reward
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS

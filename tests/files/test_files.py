@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import save
 
 from ttsnap.files import reading as files
+from ttsnap.files.pictures import texts_in
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -150,7 +151,7 @@ def test_pictures_and_their_text() -> None:
     info.add_itxt("ttsnap", "{}")
     file = io.BytesIO()
     Image.new("RGBA", (3, 2), (9, 8, 7, 255)).save(file, format="PNG", pnginfo=info)
-    assert files.picture_text(file.getvalue(), "x")["ttsnap"] == "{}"
+    assert texts_in(file.getvalue(), "x")["ttsnap"] == "{}"
     pixels = files.picture_pixels(file.getvalue(), "x")
     assert pixels.shape == (2, 3, 3)
     assert pixels[0, 0].tolist() == [9, 8, 7]
@@ -162,7 +163,7 @@ def test_pictures_with_any_bytes_changed_are_read_or_refused(data: st.DataObject
     whole = bytearray(png(5, 4, chunk(b"tEXt", b"ttsnap\0{}")))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(8, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    for read in (files.picture_text, files.picture_pixels):
+    for read in (texts_in, files.picture_pixels):
         try:
             read(bytes(whole), "x")
         except ValueError as error:

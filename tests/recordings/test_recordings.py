@@ -31,7 +31,7 @@ from ttsnap.recordings.header import Header
 from ttsnap.recordings.journal import Journal, frame, split
 from ttsnap.recordings.record import record, step_correlations
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.results.outputs import to_uint8
+from ttsnap.results.pixels import to_uint8
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.interpolants import Linear
 from ttsnap.sampling.kernels import Sde

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ttsnap import SeedPruning, search
 from ttsnap.results import outputs
+from ttsnap.results.pixels import to_uint8
 from ttsnap.rewards.registry import FunctionReward
 
 SETTINGS: dict[str, Any] = {
@@ -45,7 +46,7 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     assert text.splitlines()[0] == "b: c/d"
     assert text.splitlines()[1] == "Negative prompt: fog"
     assert f'Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: "toy, v1"' in text
-    assert np.array_equal(np.asarray(Image.open(path)), outputs.to_uint8(best.image))
+    assert np.array_equal(np.asarray(Image.open(path)), to_uint8(best.image))
     trace = json.loads((tmp_path / "trace.json").read_text())
     entry = trace["results"][1]
     assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent.nfe

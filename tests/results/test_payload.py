@@ -112,7 +112,8 @@ class Pipe:
 
     def __call__(self, prompt: str, **call: Any) -> Any:
         self.calls.append({"prompt": prompt, **call})
-        return SimpleNamespace(images=[torch.zeros(3, 32, 32)])
+        best = SimpleNamespace(pixels=torch.zeros(3, 32, 32))
+        return SimpleNamespace(search=[SimpleNamespace(best=best)])
 
 
 @pytest.fixture

@@ -121,7 +121,8 @@ def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:
 
 
 def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
-    from ttsnap.results.outputs import _thumbnail, to_uint8
+    from ttsnap.results.outputs import _thumbnail
+    from ttsnap.results.pixels import to_uint8
 
     y, x = np.mgrid[0:1024, 0:768] / 1024
     image = np.stack([x, y, np.sin(6 * x) ** 2])

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result
 from ttsnap.core.spent import Spent
+from ttsnap.options.videos import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
 
@@ -28,13 +29,13 @@ class Run(NamedTuple):
         return slug(Path(self.name).stem)
 
 
-def write_runs(out: Path, runs: Sequence[Run]) -> list[list[list[Path]]]:
+def write_runs(out: Path, runs: Sequence[Run], videos: VideoOptions | None = None) -> list[list[list[Path]]]:
     """Write the first run to `out`, others to folders in it; the images' paths by run and prompt."""
     written: list[list[list[Path]]] = []
     for run in runs:
         folder = out / run.folder if written else out
         seen = Recorder({job: dict(result.thumbnails) for job, result in enumerate(run.results)})
-        paths = write_results(folder, run.results, seen, run.settings)
+        paths = write_results(folder, run.results, seen, run.settings, videos)
         for index, result in enumerate(run.results):
             if result.images:
                 write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)

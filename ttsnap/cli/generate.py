@@ -26,6 +26,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.videos import VideoOptions
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"
@@ -60,6 +61,7 @@ def parser() -> ArgumentParser:
         "--out", type=str | None, metavar="FOLDER", help="where to write (default: a new folder in outputs/)"
     )
     output.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
+    arguments.add_options(output, VideoOptions)
     output.add_argument(
         "--grid-intensity",
         type=float,
@@ -102,6 +104,7 @@ class Asked(NamedTuple):
     sampler: SamplerOptions
     batches: BatchOptions
     devices: DeviceOptions
+    videos: VideoOptions
 
 
 def run(a: Namespace) -> int:
@@ -125,7 +128,12 @@ def _asked(a: Namespace) -> Asked:
             raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
         algorithms[a.compare] = make_algorithm(a.compare)
     how = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a), arguments.read(DeviceOptions, a)
-    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, common.budget_of(a), *how)
+    videos = arguments.read(VideoOptions, a)
+    if videos.video_format == "mp4":
+        from ttsnap.results.videos import require_av
+
+        require_av("--video-format mp4")
+    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, common.budget_of(a), *how, videos)
 
 
 def _generate(a: Namespace, asked: Asked, out: Path) -> int:
@@ -190,7 +198,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             }
             runs.append(Run(name, output.search, settings))
         try:
-            where, written, failure = keep(out, lambda folder: write_runs(folder, runs))
+            where, written, failure = keep(out, lambda folder: write_runs(folder, runs, asked.videos))
         except OSError as error:  # what makes the images again is said all the same
             for index in range(len(asked.prompts)):
                 describe(runs[0], index, [], call, a, plain=asked.sampler.stock)

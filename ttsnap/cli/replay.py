@@ -28,7 +28,7 @@ examples:
 def parser() -> ArgumentParser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
-    p.add_argument("image", type=str, help="a PNG written by ttsnap")
+    p.add_argument("image", type=str, help="a PNG, or a video, written by ttsnap")
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
     p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
     p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
@@ -44,20 +44,22 @@ def run(a: Namespace) -> int:
 
     from ttsnap import BestOfN
     from ttsnap.files import reading as files
+    from ttsnap.files.pictures import video_pixels
     from ttsnap.options.call import MOST_SIDE
     from ttsnap.results import outputs
     from ttsnap.results.folders import new_file
+    from ttsnap.results.pixels import to_uint8
 
     path = Path(a.image)
     payload = outputs.read_payload(path)
-    out = new_file(a.out or path.with_suffix(".replay.png"), a.overwrite)
+    out = new_file(a.out or path.with_suffix(f".replay{path.suffix}"), a.overwrite)
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
     model, lora = _named(payload, a)
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
-    before = files.picture_pixels(data, path, most=MOST_SIDE**2).astype(np.int16)
+    before = video_pixels(data, path, ("PNG", "WEBP"), MOST_SIDE**2).astype(np.int16)
     pipe = load_model(model, a.device, a.dtype, lora=lora)
     check_call(pipe, payload["call"])
     output = pipe(
@@ -69,11 +71,11 @@ def run(a: Namespace) -> int:
         output_type="pt",
         **payload["call"],
     )
-    image = output.images[0].float()  # half precision has no equal in numpy
-    outputs.save_image(out, image, payload)
-    after = outputs.to_uint8(image).astype(np.int16)
+    made = output.search[0].best.pixels
+    outputs.save_made(out, made, payload)
+    after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)
     if before.shape != after.shape:
-        raise ValueError(f"{path} has size {before.shape[:2]}, its replay {after.shape[:2]}; is it the original file?")
+        raise ValueError(f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original file?")
     print(f"wrote {out}; largest difference from {path.name}: {abs(before - after).max()} of 255")
     return 0
 

@@ -31,7 +31,7 @@ examples:
 def parser() -> ArgumentParser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
-    p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images")
+    p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
     arguments.add_options(p, SearchOptions, "utility")
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ttsnap.demo.pictures import FULL, LARGE, shrunk_uri
 from ttsnap.demo.traces import Told, Trace, parse_trace
 from ttsnap.files import reading as files
+from ttsnap.files.pictures import texts_in
 from ttsnap.results import payload
 from ttsnap.results.sheet import LOOKS
 
@@ -87,14 +88,14 @@ def read_folder(uploads: Sequence[tuple[str, Path]], most_bytes: int) -> Folder:
 
 def picture_settings(data: bytes, name: str) -> dict[str, Any]:
     """The settings that a PNG of ttsnap carries, checked. ValueError where it carries none, or others than allowed."""
-    text = files.picture_text(data, name).get("ttsnap")
+    text = texts_in(data, name).get("ttsnap")
     if text is None:
         raise ValueError(f"{name} carries no settings of ttsnap; only PNGs that ttsnap wrote do")
     return payload.checked(files.parse_json(text, f"the ttsnap metadata of {name}"), name)
 
 
 def _picture(name: str, data: bytes) -> Picture:
-    texts = files.picture_text(data, name)
+    texts = texts_in(data, name)
     settings = picture_settings(data, name) if "ttsnap" in texts else None
     pixels = files.picture_pixels(data, name, most=MOST_PIXELS)
     looks = _looks(texts[LOOKS], pixels, name) if LOOKS in texts else {}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ttsnap.results.outputs import to_uint8
+from ttsnap.results.pixels import still
 
 TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
 """Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the
@@ -28,8 +28,9 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def thumbnail_uri(image: Any, most: int = SMALL) -> str:
-    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side, larger images made smaller."""
-    return shrunk_uri(to_uint8(image), most)
+    """(3, H, W) in [0, 1], or a video (T, 3, H, W), of which a few frames are shown -> a data URI of at most `most`
+    pixels a side, larger images made smaller."""
+    return shrunk_uri(np.asarray(still(image)), most)
 
 
 def shrunk_uri(pixels: NDArray[np.uint8], most: int) -> str:

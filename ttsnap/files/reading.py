@@ -214,12 +214,6 @@ def _shallow(value: object) -> None:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def picture_text(data: bytes, where: object, formats: Sequence[str] = ("PNG",)) -> dict[str, str]:
-    """The texts that a picture carries before its pixels, by key; the pixels are not decoded. ValueError for others."""
-    with _opened(data, where, formats, PIXELS) as picture:
-        return {str(k): str(v) for k, v in picture.info.items() if isinstance(v, str)}
-
-
 def picture_pixels(
     data: bytes, where: object, *, formats: Sequence[str] = ("PNG",), most: int = PIXELS, alpha: bool = False
 ) -> NDArray[np.uint8]:
@@ -229,12 +223,13 @@ def picture_pixels(
 
     The formats are named since for some (EPS) the imaging library starts other programs, whatever the file's name is.
     """
-    with _opened(data, where, formats, most) as picture:
+    with opened_picture(data, where, formats, most) as picture:
         return np.array(picture.convert("RGBA" if alpha and picture.mode in ("RGBA", "LA") else "RGB"))
 
 
 @contextmanager
-def _opened(data: bytes, where: object, formats: Sequence[str], most: int) -> Iterator[Image.Image]:
+def opened_picture(data: bytes, where: object, formats: Sequence[str], most: int) -> Iterator[Image.Image]:
+    """A picture whose pixels are not decoded yet. ValueError for other formats, more pixels than `most`, or damage."""
     with foreign(f"cannot read {where} as an image"):
         with warnings.catch_warnings():  # of what is refused right below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -9,7 +9,7 @@ import io
 from PIL import Image
 
 from ttsnap.core.results import Result
-from ttsnap.results.outputs import to_uint8
+from ttsnap.results.pixels import SHOWN, still
 from ttsnap.results.sheet import contact_sheet
 
 HIGH = 192
@@ -17,8 +17,8 @@ HIGH = 192
 
 
 def page_of(result: Result) -> str:
-    """A result as HTML, its pictures in it."""
-    pictures = [(Image.fromarray(to_uint8(c.pixels)), f"seed {c.seed}") for c in result.images]
+    """A result as HTML, its pictures in it; of videos, strips of frames."""
+    pictures = [(still(c.pixels, columns=SHOWN), f"seed {c.seed}") for c in result.images]
     images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
     sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
     parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]

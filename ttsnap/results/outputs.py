@@ -1,7 +1,7 @@
 """What a search leaves on disk: images that know how they were made, a contact sheet, a trace.
 
-PNG metadata comes twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read
-by `ttsnap replay`).
+Metadata comes twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read by
+`ttsnap replay`). Videos carry the same (videos.py).
 """
 
 from __future__ import annotations
@@ -11,28 +11,25 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from ttsnap.core.arrays import FloatArray
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
+from ttsnap.files.pictures import texts_in
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_json, write_whole
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.videos import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.payload import checked
+from ttsnap.results.pixels import SHOWN, Pixels, frames_of, still, to_uint8
 from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
+from ttsnap.results.videos import KEYS, save_video
 
-if TYPE_CHECKING:  # to write arrays takes no torch
-    from torch import Tensor
-
-Pixels: TypeAlias = "FloatArray | Tensor"
-"""An image (3, H, W) in [0, 1], an array or a tensor on any device."""
 SMALL, TIMES = 128, 8
 """Of images of fewer pixels a side the best gets a copy so many times as large."""
 ENLARGED = f"best-{TIMES}x.png"
@@ -56,15 +53,8 @@ class Recorder:
         return contact_sheet(result, self.thumbnails.get(job, {}))
 
 
-def to_uint8(image: Pixels) -> NDArray[np.uint8]:
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded."""
-    on_cpu = image if isinstance(image, np.ndarray) else image.cpu()
-    array = np.asarray(on_cpu, dtype=np.float64).transpose(1, 2, 0)
-    return (array.clip(0, 1) * 255).round().astype(np.uint8)
-
-
 def _thumbnail(image: Pixels) -> Image.Image:
-    picture = Image.fromarray(to_uint8(image))
+    picture = still(image)
     small = max(picture.size) < CELL
     scale = CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -131,7 +121,7 @@ def png_info(picture: Image.Image) -> PngImagePlugin.PngInfo:
     PIL leaves `info` out of what it writes. Without such entries, as after edits that made a new picture, it is empty.
     """
     info = PngImagePlugin.PngInfo()
-    for key in ("parameters", "ttsnap"):
+    for key in KEYS:
         if key in picture.info:
             info.add_itxt(key, picture.info[key])
     return info
@@ -144,6 +134,16 @@ def save_image(path: Path, image: Pixels, payload: Mapping[str, Json]) -> None:
     write_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=png_info(picture)))
 
 
+def save_made(path: Path, made: Pixels, payload: Mapping[str, Json]) -> None:
+    """Write an image as a PNG, or a video by the path's ending (videos.py), with its metadata, whole or not at all."""
+    if made.ndim == 3:
+        save_image(path, made, payload)
+        return
+    frames, fps = frames_of(made), payload.get("fps")
+    label(frames[0], payload)
+    save_video(path, frames, float(fps) if isinstance(fps, int | float) else VideoOptions().fps)
+
+
 def _save_sheet(path: Path, sheet: Image.Image) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_itxt(LOOKS, sheet.info[LOOKS])
@@ -151,29 +151,37 @@ def _save_sheet(path: Path, sheet: Image.Image) -> None:
 
 
 def read_payload(path: Path) -> dict[str, Any]:
-    """The "ttsnap" metadata of a PNG that anyone may have written (payload.py). ValueError that says what is wrong."""
-    text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path).get("ttsnap")
+    """The "ttsnap" metadata of an image or a video that anyone may have written (payload.py). ValueError that says what
+    is wrong."""
+    text = texts_in(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, ("PNG", "WEBP")).get("ttsnap")
     if text is None:
-        raise ValueError(f"{path} carries no ttsnap metadata; only PNGs written by ttsnap can be replayed")
+        raise ValueError(f"{path} carries no ttsnap metadata; only files written by ttsnap can be replayed")
     return checked(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
 
 
 def write_results(
-    out: Path, results: Sequence[Result], recorder: Recorder, settings: Mapping[str, object]
+    out: Path,
+    results: Sequence[Result],
+    recorder: Recorder,
+    settings: Mapping[str, object],
+    videos: VideoOptions | None = None,
 ) -> list[list[Path]]:
-    """Write every prompt's kept images, its contact sheet, and one trace.json; the images' paths by prompt.
+    """Write every prompt's kept images or videos, its contact sheet, and one trace.json; the images' paths by prompt.
 
     settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), those of SamplerOptions as
-    texts, and lora where there is one.
+    texts, and lora where there is one. videos: in which format, and how fast; the defaults where it is None.
     """
+    videos = videos or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
     written, entries = [], []
     for index, result in enumerate(results):
         stem = _stem(results, index)
         paths = []
         for rank, candidate in enumerate(result.images):
-            paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.png")
-            save_image(paths[-1], candidate.pixels, payload_of(result, rank, settings))
+            moving = candidate.pixels.ndim > 3
+            ending, more = (videos.video_format, {"fps": videos.fps}) if moving else ("png", {})
+            paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
+            save_made(paths[-1], candidate.pixels, {**payload_of(result, rank, settings), **more})
         if result.images:
             _save_sheet(sheet_path(out, results, index), recorder.sheet(result, index))
         written.append(paths)
@@ -216,10 +224,11 @@ def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
 
 
 def write_enlarged(path: Path, image: Pixels) -> bool:
-    """Write a copy of a small image for the eye, TIMES as large, without metadata; False for other images."""
-    picture = Image.fromarray(to_uint8(image))
-    if max(picture.size) >= SMALL:
+    """Write a copy of a small image, or of a video's frames, for the eye, TIMES as large, without metadata; False for
+    other images."""
+    if max(image.shape[-2:]) >= SMALL:
         return False
+    picture = still(image, columns=SHOWN)
     large = picture.resize((picture.width * TIMES, picture.height * TIMES), Image.Resampling.NEAREST)
     write_whole(path, lambda file: large.save(file, format="PNG"))
     return True

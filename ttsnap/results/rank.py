@@ -1,4 +1,4 @@
-"""Rank images that are on disk already. They are only read."""
+"""Rank images and videos that are on disk already. They are only read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
+from ttsnap.files.pictures import is_video, texts_in, video_pixels
+from ttsnap.options.engine import BatchOptions
 from ttsnap.results.outputs import ENLARGED
+from ttsnap.results.pixels import still
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import score_in_parts
 from ttsnap.rewards.sourced import Sourced
 
-SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp"), ("PNG", "JPEG", "WEBP")
+SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27
 """Bytes of the images that wait for others of their size; scoring them takes some ten times as many."""
 CELL, COLUMNS, MOST = 160, 8, 64
@@ -82,7 +87,7 @@ def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | 
 def read_prompt(path: Path) -> str | None:
     """The prompt in an image's infotext, as ttsnap, A1111 and others write it; None without one."""
     try:
-        text = files.picture_text(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get("parameters")
+        text = texts_in(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, FORMATS).get("parameters")
     except ValueError:
         return ""  # It cannot be scored either, and is reported then.
     if text is None:
@@ -118,22 +123,24 @@ def rank(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
 ) -> list[Ranked]:
-    """Best first; images that cannot be read or scored come last, with the reason."""
+    """Best first; images that cannot be read or scored come last, with the reason. Of a video, rewards of images see a
+    few frames, as in a search, and the score is their mean."""
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     asked = [make_reward(reward) for reward in rewards]
-    Shown().check(asked)
+    Shown().check([reward for reward in asked if "video" not in reward.needs])
     scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
     def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
-        rows, pixels = [i for i, _ in batch], np.stack([pixels.transpose(2, 0, 1) for _, pixels in batch])
+        rows, pixels = [i for i, _ in batch], np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
+        shown = Shown(min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None)
         for column, reward in enumerate(asked):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
-            seen = reward.without_alpha(images) if images.shape[1] == 4 else images
-            scores[rows, column], reason = score_in_parts(reward, seen.clone(), some, levels, reward.name)
+            seen = reward.without_alpha(images) if images.shape[-3] == 4 else images
+            scores[rows, column], reason = scored(reward, shown, seen.clone(), some, levels)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{reward.name} returned nan or inf"
@@ -162,8 +169,22 @@ def rank(
     return [Ranked(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
 
 
+def scored(
+    reward: RewardModel, shown: Shown, images: Tensor, prompts: list[str], levels: Tensor
+) -> tuple[FloatArray, str | None]:
+    """Scores (N,) of images or videos (N, ...), nan where there is none, and why."""
+    try:
+        shown.check([reward])
+    except ValueError as error:
+        return np.full(len(prompts), np.nan), str(error)
+    return score_in_parts(shown.by(reward), images, prompts, levels, reward.name)
+
+
 def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
+    """(H, W, 3) of an image, (H, W, 4) where it has an alpha channel that is asked for; (T, H, W, 3) of a video."""
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
+    if is_video(data, path, FORMATS):
+        return video_pixels(data, path, FORMATS)
     return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
 
 
@@ -194,7 +215,7 @@ def contact_sheet(ranked: Sequence[Ranked]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for place, r in enumerate(shown):
         x, y = 8 + place % COLUMNS * (CELL + 8), 8 + place // COLUMNS * (CELL + 38)
-        small = Image.fromarray(_pixels(r.path))
+        small = still(np.moveaxis(_pixels(r.path), -1, -3) / 255)
         small.thumbnail((CELL, CELL))
         sheet.paste(small, (x, y))
         draw.text((x, y + CELL + 2), f"{place + 1}. {r.value:.4g}", "black", font)

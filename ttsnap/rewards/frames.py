@@ -9,15 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ttsnap.core.frames import chosen
 from ttsnap.core.protocols import Scores
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Call, as_float64
-
-
-def chosen(total: int, frames: int) -> list[int]:
-    """So many of `total` frames, chosen evenly: the middle one of each of `frames` equal parts. Where there are fewer
-    frames than that, some are chosen twice."""
-    return [(2 * part + 1) * total // (2 * frames) for part in range(frames)]
 
 
 @dataclass(frozen=True)

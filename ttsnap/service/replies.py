@@ -13,6 +13,7 @@ from PIL import Image
 from ttsnap.core.results import Candidate, Result
 from ttsnap.files.typed import Json
 from ttsnap.results import outputs
+from ttsnap.results.pixels import to_uint8
 from ttsnap.service.requests import Generation
 from ttsnap.service.tickets import Done, Partial
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def encoded(pixels: Tensor, wanted: Generation, payload: dict[str, Json] | None = None) -> str:
     """(3, H, W) in [0, 1] -> a file of the format that was asked for, in base64. A PNG carries the payload."""
-    picture, file = Image.fromarray(outputs.to_uint8(pixels)), io.BytesIO()
+    picture, file = Image.fromarray(to_uint8(pixels)), io.BytesIO()
     if wanted.output_format == "png":
         if payload is not None:
             outputs.label(picture, payload)

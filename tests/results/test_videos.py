@@ -1,0 +1,221 @@
+"""Videos on disk: what is written comes back, metadata and all; what strangers wrote is read or refused."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ttsnap import SeedPruning, search
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core import utility
+from ttsnap.engine.live import LiveEngine
+from ttsnap.files.pictures import exif_with, is_video, texts_in, video_pixels
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.record import RecordOptions
+from ttsnap.options.videos import VideoOptions
+from ttsnap.recordings.record import record
+from ttsnap.results import outputs, save_video
+from ttsnap.results.pixels import frames_of, still, to_uint8
+from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
+from ttsnap.results.videos import durations
+
+from ..clips import Clips, Mean, Motion  # noqa: TID252
+
+FORMATS = ["webp", "png", pytest.param("mp4", marks=pytest.mark.skipif(
+    importlib.util.find_spec("av") is None, reason="PyAV is not installed"))]  # fmt: skip
+READ = ("PNG", "WEBP")
+SETTINGS: dict[str, Any] = {
+    "ttsnap": "0.0", "model": "toy", "sampler": "Ode", "kernel": "pipeline", "call": {"num_inference_steps": 6},
+    "algorithm": "seed-pruning", "options": {}, "budget": "60nfe", "reward": "mean",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished() -> tuple[list[Any], outputs.Recorder]:
+    recorder, live = outputs.Recorder(), LiveEngine(Clips(6, size=(32, 48)), [Mean(), Motion()], EngineOptions(4))
+    algorithm = SeedPruning(5, (0.6, 0.5), steps=(2, 4))
+    return search(["a bear 🐻 dances", "b: c/d"], algorithm, live, keep=2, on_event=recorder), recorder
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) -> None:
+    results, recorder = finished
+    written = outputs.write_results(tmp_path, results, recorder, SETTINGS, VideoOptions(8.0, ending))
+    assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {p.name for p in tmp_path.iterdir()}
+    for paths, result in zip(written, results, strict=True):
+        for path, found in zip(paths, result.images, strict=True):
+            assert path.suffix == f".{ending}"
+            payload, data = outputs.read_payload(path), path.read_bytes()
+            assert (payload["prompt"], payload["seed"], payload["fps"]) == (result.prompt, found.seed, 8.0)
+            assert payload["search"]["scores"] == pytest.approx(found.scores)
+            text = texts_in(data, path, READ)["parameters"]
+            assert text.splitlines()[0] == result.prompt
+            assert f"Seed: {found.seed}, Size: 48x32" in text
+            made, shown = to_uint8(found.pixels).astype(int), video_pixels(data, path, READ).astype(int)
+            assert shown.shape == made.shape == (6, 32, 48, 3)
+            off = abs(made - shown)[:, :, 4:]  # the bar's edge at the left loses its colour first
+            assert off.max() <= {"png": 0, "webp": 24, "mp4": 24}[ending]
+            assert off.mean() <= {"png": 0, "webp": 3, "mp4": 3}[ending]
+    entry = json.loads((tmp_path / "trace.json").read_text())["results"][0]
+    assert entry["images"][0]["file"] == written[0][0].name
+
+
+@pytest.mark.parametrize("ending", ["webp", "png"])
+def test_frames_stay_as_long_as_they_should(tmp_path: Path, ending: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(5)]
+    save_video(path := tmp_path / f"a.{ending}", frames, fps=24)
+    with Image.open(path) as picture:
+        shown = []
+        for i in range(picture.n_frames):  # type: ignore[attr-defined]
+            picture.seek(i)
+            picture.load()
+            shown.append(picture.info["duration"])
+    assert shown == pytest.approx(durations(5, 24))
+    assert sum(durations(240, 24)) == 10_000
+    assert set(durations(240, 24)) == {41, 42}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
+def test_an_mp4_is_one_that_players_read(tmp_path: Path) -> None:
+    import av
+
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (128, 128, 128)]
+    save_video(path := tmp_path / "a.mp4", [Image.new("RGB", (33, 18), colour) for colour in colours], fps=23.976)
+    with av.open(str(path)) as container:
+        (stream,) = container.streams.video
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.width, stream.height, stream.frames) == (32, 18, 4)
+        assert float(stream.average_rate) == pytest.approx(23.976, abs=1e-3)
+        assert stream.codec_context.colorspace == 1
+        shown = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in container.decode(video=0)]
+    assert np.abs(np.array(shown) - colours).max() < 4  # the colours come back, so that the matrix is the one it says
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [Image.new("RGB", (8, 8))]
+    for path, more, message in (
+        ("a.gif", {}, r"videos are written as \.webp, \.png or \.mp4, got 'a\.gif'"),
+        ("a.webp", {"fps": 0.0}, "0 < fps <= 240, got 1 frames and fps 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_video(tmp_path / path, frames, **more)
+    with pytest.raises(ValueError, match="got 0 frames"):
+        save_video(tmp_path / "a.webp", [])
+    with pytest.raises(ValueError, match="fps"):
+        VideoOptions(fps=0.0)
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "av":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"a\.mp4 takes PyAV: pip install.*; or choose \.webp or \.png"):
+        save_video(tmp_path / "a.mp4", frames)
+    with pytest.raises(ValueError, match="an mp4 takes PyAV"):
+        texts_in(b"\0\0\0\x20ftypisom", "x.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_files_with_any_bytes_changed_are_read_or_refused(tmp_path_factory: Any, ending: Any, data: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / f"whole.{ending}"
+    if not path.exists():
+        frames = [Image.new("RGB", (16, 16), (60 * i, 20, 0)) for i in range(3)]
+        frames[0].info |= {"parameters": "a cat", "ttsnap": "{}"}
+        save_video(path, frames)
+    whole = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    for read in (texts_in, is_video, video_pixels):
+        try:
+            read(bytes(whole), "x", READ)
+        except ValueError as error:
+            assert str(error).startswith("cannot read x as an ")  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_file_that_says_it_is_huge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_video(path := tmp_path / "a.png", [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)])
+    for name, most, message in (("FRAMES", 2, "3 frames of 8 x 8"), ("ALL_PIXELS", 100, "3 frames of 8 x 8 pixels")):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"ttsnap.files.pictures.{name}", most)
+            with pytest.raises(ValueError, match=f"cannot read x as an image: {message}"):
+                video_pixels(path.read_bytes(), "x", READ)
+
+
+def test_infotext_of_other_tools_is_found_in_jpegs(tmp_path: Path) -> None:
+    exif = exif_with({"parameters": "a cat\nSteps: 20"})
+    Image.new("RGB", (8, 8)).save(path := tmp_path / "a.jpg", exif=exif)
+    assert find_prompts([path]) == ["a cat"]
+
+
+def test_a_still_of_a_video_shows_its_frames_in_their_order() -> None:
+    video = torch.arange(8.0)[:, None, None, None].expand(8, 3, 32, 64) / 8
+    for columns, size, places in ((2, (130, 66), [(0, 0), (66, 0), (0, 34), (66, 34)]), (4, (262, 32), None)):
+        picture = still(video, columns)
+        assert picture.size == size
+        corners = places or [(66 * i, 0) for i in range(4)]
+        assert [picture.getpixel(at)[0] for at in corners] == [round(255 * t / 8) for t in (1, 3, 5, 7)]
+        assert picture.getpixel((64, 0)) == (255, 255, 255)
+    assert still(video[:1]).size == (64, 32)
+    assert np.array_equal(np.asarray(still(video[3])), to_uint8(video[3]))
+
+
+def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
+    results, recorder = finished
+    (picture,) = {thumbnail.size for thumbnail in recorder.thumbnails[0].values()}
+    assert picture == (96, 65)
+    assert "<img" in results[0]._repr_html_()
+    assert outputs.write_enlarged(tmp_path / "best.png", results[0].best.pixels)
+    with Image.open(tmp_path / "best.png") as large:
+        assert large.height == 32 * outputs.TIMES
+        assert large.width > 4 * 48 * outputs.TIMES
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
+    results, recorder = finished
+    paths = outputs.write_results(tmp_path, results, recorder, SETTINGS, VideoOptions(8.0, ending))
+    Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
+    found = find_images(tmp_path)
+    assert len(found) == 5
+    ranked = rank(found[:4], find_prompts(found[:4]), [Mean(), Motion()], utility.make([1.0, 0.0]))
+    scores = {entry.path: entry.scores for entry in ranked}
+    for path, candidate in zip(paths[0], results[0].images, strict=True):
+        assert scores[path] == pytest.approx(list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02)
+    with_image = rank(found, ["x"] * 5, [Mean(), Motion()], utility.make("mean"))
+    assert with_image[-1].path.name == "white.jpg"
+    assert "reward 'motion' scores videos, and here images are made" in with_image[-1].error
+    assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
+
+
+def test_recordings_keep_scores_of_videos_and_no_pictures(tmp_path: Path) -> None:
+    live = LiveEngine(Clips(5), [Mean(), Motion()], EngineOptions(4, frames=2))
+    made = record(live, ["a"], tmp_path / "scores", RecordOptions(seeds=3))
+    (result,) = search(["a"], KeepAll(3), live)
+    assert np.array_equal(made.scores[0], result.particles.scores)
+    assert made.price.calls(2) == 3
+    with pytest.raises(ValueError, match="recordings keep pictures of images, not videos; record without images"):
+        record(live, ["a"], tmp_path / "pictures", RecordOptions(seeds=3, images=True))
+
+
+def test_frames_carry_what_made_them(tmp_path: Path, finished: Any) -> None:
+    best = finished[0][0].best
+    frames = frames_of(best.pixels)
+    outputs.label(frames[0], outputs.payload_of(finished[0][0], 0, SETTINGS))
+    save_video(tmp_path / "best.webp", frames, fps=12)
+    assert outputs.read_payload(tmp_path / "best.webp")["seed"] == best.seed

@@ -1,0 +1,52 @@
+"""What a search made, as pictures: of a video all frames, or a few in one picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.frames import chosen
+
+if TYPE_CHECKING:  # to write arrays takes no torch
+    from torch import Tensor
+
+Pixels: TypeAlias = "FloatArray | Tensor"
+"""An image (3, H, W), or a video (T, 3, H, W), in [0, 1], an array or a tensor on any device."""
+SHOWN = 4
+"""Frames of a video that one picture shows."""
+GAP = 32
+"""Between them, one part in so many of a frame's width stays white."""
+
+
+def to_uint8(image: Pixels) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; videos (T, 3, H, W) -> (T, H, W, 3)."""
+    on_cpu = image if isinstance(image, np.ndarray) else image.cpu()
+    array = np.moveaxis(np.asarray(on_cpu, dtype=np.float64), -3, -1)
+    return (array.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def still(image: Pixels, columns: int = 2, stride: int = 1) -> Image.Image:
+    """An image as a picture; of a video a few frames, chosen evenly, row by row in so many columns.
+
+    stride: only every so many pixels are looked at, so that of large images not all have to leave the device.
+    """
+    image = image[..., ::stride, ::stride]
+    if image.ndim == 3:
+        return Image.fromarray(to_uint8(image))
+    frames = to_uint8(image[chosen(len(image), min(SHOWN, len(image)))])
+    high, wide = frames.shape[1:3]
+    gap, columns = -(-wide // GAP), min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(Image.fromarray(frame), (i % columns * (wide + gap), i // columns * (high + gap)))
+    return sheet
+
+
+def frames_of(video: Pixels) -> list[Image.Image]:
+    """(T, 3, H, W) in [0, 1] -> T pictures."""
+    return [Image.fromarray(frame) for frame in to_uint8(video)]

@@ -1,0 +1,88 @@
+"""Videos as files: animated WebP, animated PNG, and mp4 (by PyAV, extra `video`), each with what made it.
+
+The two texts that PNGs carry (outputs.py) are, in an animated PNG, where they are in any PNG; in a WebP in its EXIF
+data, the infotext as the user comment, where A1111 and others look for it, the JSON as the description; in an mp4 under
+their own names among the tags, where ComfyUI keeps its workflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, PngImagePlugin
+
+from ttsnap.extras import install
+from ttsnap.files.pictures import exif_with
+from ttsnap.files.writing import write_whole
+
+KEYS = ("parameters", "ttsnap")
+"""What a picture's `info` holds of a search: infotext, and JSON (outputs.py)."""
+QUALITY = 90
+"""Of WebP, from 0 to 100; Pillow's own 80 shows blocks in flat areas."""
+CRF = 17
+"""Of mp4: x264's constant rate factor, which is called visually lossless."""
+
+
+def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.0) -> None:
+    """Write frames of one size as a video, whole or not at all: .webp, .png (lossless) or .mp4 by the name's end.
+
+    What a search put into the first frame's `info` goes into the file. ValueError for another ending, for no frames and
+    for an fps outside (0, 240]; for .mp4 where PyAV is not installed.
+    """
+    path = Path(path)
+    save = {".webp": _webp, ".png": _png, ".mp4": _mp4}.get(path.suffix.lower())
+    if save is None:
+        raise ValueError(f"videos are written as .webp, .png or .mp4, got {path.name!r}")
+    if not frames or not 0 < fps <= 240:
+        raise ValueError(f"a video has frames and 0 < fps <= 240, got {len(frames)} frames and fps {fps}")
+    texts = {key: str(frames[0].info[key]) for key in KEYS if key in frames[0].info}
+    if path.suffix.lower() == ".mp4":
+        require_av(path)
+    write_whole(path, lambda file: save(file, frames, texts, fps))
+
+
+def require_av(path: str | Path) -> None:
+    """ValueError, which says what to install, where PyAV is not there to write or read this mp4."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{path} takes PyAV: {install('video')}; or choose .webp or .png") from error
+
+
+def durations(frames: int, fps: float) -> list[int]:
+    """Milliseconds that each frame stays, whole numbers whose sum is right."""
+    return [round((i + 1) * 1000 / fps) - round(i * 1000 / fps) for i in range(frames)]
+
+
+def _webp(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
+    first, *rest = frames
+    first.save(file, "WEBP", save_all=True, append_images=rest, duration=durations(len(frames), fps), loop=0,
+               quality=QUALITY, method=2, exif=exif_with(texts))  # fmt: skip
+
+
+def _png(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
+    info = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        info.add_itxt(key, text)
+    first, *rest = frames
+    first.save(file, "PNG", save_all=True, append_images=rest, duration=durations(len(frames), fps), loop=0,
+               pnginfo=info)  # fmt: skip
+
+
+def _mp4(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
+    """H.264 with 4:2:0 chroma, which every player reads; an odd side loses its last line, as chroma has half of it."""
+    import av
+
+    wide, high = (max(2, side - side % 2) for side in frames[0].size)
+    with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
+        container.metadata.update(texts)
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(CRF)})
+        stream.width, stream.height, stream.pix_fmt = wide, high, "yuv420p"
+        stream.codec_context.color_range, stream.codec_context.colorspace = 1, 1  # limited, BT.709
+        for picture in frames:
+            frame = av.VideoFrame.from_image(picture.crop((0, 0, wide, high)).convert("RGB"))
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)))
+        container.mux(stream.encode(None))
