@@ -214,6 +214,7 @@ class SearchMixin:
                 pipe.maybe_free_model_hooks()
             results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
             results = output.with_thumbnails(results, recorder.thumbnails, flags)
+            images: output.Images | output.Videos
             if latent:
                 best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
                 images, flags = output.latents(denoiser, best, pipe._execution_device), None

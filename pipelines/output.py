@@ -149,31 +149,21 @@ def reported(result: Result, metrics: Sequence[Reward], shown: Shown = IMAGES, s
     return replace(result, images=tuple(scored), warnings=(*result.warnings, *failed))
 
 
-def converted(images: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device) -> Images:
-    """Images as "pil", "pt" or "np", in the forms that stock pipelines return: tensors as the VAE made them."""
-    if not images:
-        return []
-    stack = torch.stack(images)
-    if output_type == "pt":
-        return stack.to(device, dtype)
-    array: NDArray[np.float32] = VaeImageProcessor.pt_to_numpy(stack)
-    if output_type == "np":
-        return array
-    pictures: list[Image.Image] = VaeImageProcessor.numpy_to_pil(array)
-    return pictures
+def converted(made: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device) -> Images | Videos:
+    """Images or videos as "pil", "pt" or "np", in the forms that stock pipelines return: tensors as the VAE made them.
 
-
-def converted_videos(videos: list[Tensor], output_type: str, dtype: torch.dtype, device: torch.device) -> Videos:
-    """Videos (T, 3, H, W) in [0, 1], all of one size, in the forms that stock pipelines return as `frames`.
-
-    "pil": a list of T pictures for each; "np": (N, T, H, W, 3) float32; "pt": (N, T, 3, H, W), as the VAE made them.
+    Of videos these are, for "pil", a list of T pictures for each; else (N, T, H, W, 3) float32 and (N, T, 3, H, W).
     """
-    if not videos:
+    if not made:
         return []
     if output_type == "pt":
-        return torch.stack(videos).to(device, dtype)
-    arrays = [VaeImageProcessor.pt_to_numpy(video) for video in videos]
-    return np.stack(arrays) if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array) for array in arrays]
+        return torch.stack(made).to(device, dtype)
+    moving = made[0].ndim > 3
+    arrays = [VaeImageProcessor.pt_to_numpy(one if moving else one[None]) for one in made]
+    if output_type == "np":
+        return np.stack(arrays) if moving else np.concatenate(arrays)
+    pictures = [VaeImageProcessor.numpy_to_pil(array) for array in arrays]
+    return pictures if moving else [picture for (picture,) in pictures]
 
 
 def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
@@ -207,11 +197,12 @@ def with_thumbnails(
     return kept
 
 
-def label_images(images: Sequence[Image.Image], results: Sequence[Result], settings: Mapping[str, Any]) -> None:
-    """Let PIL images carry what made them in `info`: ttsnap.results.png_info writes it into a PNG. Of videos, give the
-    first frame of each: save_video writes what that carries into the file."""
+def label_images(made: Images | Videos, results: Sequence[Result], settings: Mapping[str, Any]) -> None:
+    """Let PIL images, and the first frame of each video, carry what made them in `info`. ttsnap.results.png_info and
+    save_video write it into files."""
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
-    for picture, (index, rank) in zip(images, rows, strict=True):
+    for one, (index, rank) in zip(made, rows, strict=True):
+        picture = one[0] if isinstance(one, list) else one
         call = {
             name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
             for name, value in settings["call"].items()

@@ -1,0 +1,72 @@
+"""What a search of videos returns: in the forms that diffusers' video processor makes, in the stock output class."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.video_processor import VideoProcessor
+from ttsnap.pipelines import output
+
+from ttsnap import BestOfN, search
+from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.scoring import shown_of
+from ttsnap.results import outputs, save_video
+from ttsnap.rewards.registry import make_reward
+
+from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
+
+VIDEOS = [torch.randint(0, 257, (5, 3, 6, 8), generator=torch.Generator().manual_seed(i)) / 256 for i in range(2)]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_frames_are_as_the_stock_processor_makes_them(output_type: str) -> None:
+    as_decoded = 2 * torch.stack(VIDEOS).transpose(1, 2) - 1  # (N, 3, T, H, W) in [-1, 1]
+    stock: Any = VideoProcessor(vae_scale_factor=8).postprocess_video(as_decoded, output_type=output_type)
+    ours: Any = output.converted(VIDEOS, output_type, torch.float32, CPU)
+    if output_type == "pil":
+        assert [[np.asarray(f).tolist() for f in video] for video in ours] == [
+            [np.asarray(f).tolist() for f in video] for video in stock
+        ]
+    else:
+        assert type(ours) is type(stock)
+        assert ours.dtype == stock.dtype
+        assert ours.shape == stock.shape
+        assert bool((ours == stock).all())
+    assert output.converted([], output_type, torch.float32, CPU) == []
+
+
+def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
+    results = search(["a", "b"], BestOfN(2), LiveEngine(Clips(), [make_reward(Mean())]), keep=1)
+    frames: Any = output.converted([r.best.pixels for r in results], "pil", torch.float32, CPU)
+    made = output.make_output(WanPipelineOutput, frames, results, None)
+    assert isinstance(made, WanPipelineOutput)
+    assert made.frames is frames
+    assert made.search is results
+    assert repr(made).startswith("SearchWanPipelineOutput(2 videos, search=[Result('a': 1 image")
+    assert pickle.loads(pickle.dumps(made)).search[0].prompt == "a"
+    settings = {"ttsnap": "0", "model": "m", "sampler": "s", "kernel": "pipeline", "call": {}, "algorithm": "best-of-n",
+                "options": {}, "budget": "9nfe"}  # fmt: skip
+    output.label_images(frames, results, settings)
+    save_video(tmp_path / "best.webp", made.frames[1])
+    assert outputs.read_payload(tmp_path / "best.webp")["seed"] == results[1].best.seed
+
+
+def test_metrics_see_videos_and_sources_as_rewards_do() -> None:
+    sources = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    denoiser: Any = Clips(6, sources=sources)
+    metrics = [make_reward(metric) for metric in (Mean(), Motion(), Near())]
+    results = search(["a", "b"], BestOfN(2), LiveEngine(denoiser, metrics), keep=2)
+    given = output.sources_of(denoiser, ["a", "b"], metrics)
+    assert output.sources_of(denoiser, ["a", "b"], metrics[:2]) == [None, None]
+    for result, source in zip(results, given, strict=True):
+        again = output.reported(result, metrics, shown_of(denoiser, 4), source)
+        assert not again.warnings
+        for found in again.images:
+            assert found.metrics == pytest.approx(found.scores)
