@@ -12,9 +12,11 @@ from ttsnap.reward_models.staged import Staged
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.frames import chosen
+from ttsnap.core.pictures import Here
 from ttsnap.core.price import Price, Rates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.trial_batches import fit_batches
+from ttsnap.loop.job import Job
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -223,3 +225,30 @@ def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
     torch.testing.assert_close(staged(images, PROMPTS, level, source=SOURCES), wanted)
     with pytest.raises(ValueError, match="motion then mean: one scores videos and the other single frames"):
         Staged(Motion(), Mean())
+
+
+def test_of_large_videos_only_the_best_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search with room for three videos finds what one with room for all does."""
+    held: list[int] = []
+
+    def listen(event: Any) -> None:
+        if event.kind == "score":
+            held.append(sum(picture is not None for picture in jobs[0].images.values()))
+
+    jobs: list[Any] = []
+    real = Job.take
+    monkeypatch.setattr(Job, "take", lambda self, *args: (jobs.append(self), real(self, *args))[1])
+    wanted = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2)[0]
+    monkeypatch.setattr("ttsnap.loop.job.MOST_HELD", 3 * 4 * 4 * 3 * 4 * 6)  # bytes of three videos
+    jobs.clear()
+    found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2, on_event=listen)[0]
+    assert max(held) <= 3
+    for one, other in zip(wanted.images, found.images, strict=True):
+        assert one.seed == other.seed
+        assert torch.equal(one.pixels, other.pixels)
+
+
+def test_thumbnails_are_of_a_few_frames() -> None:
+    small = Here(torch.rand(81, 3, 480, 832)).small()
+    assert small.shape == (4, 3, 240, 416)
+    assert Here(torch.rand(2, 3, 4, 4)).small().shape == (2, 3, 4, 4)

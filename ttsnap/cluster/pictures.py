@@ -26,7 +26,7 @@ class WhereStored(Protocol):
 
 @dataclass(frozen=True)
 class Stored(Decoded):
-    """An image at such a place. copy: a small one (3, h, w), uint8."""
+    """An image at such a place. copy: a small one as of `Decoded.small`, uint8."""
 
     place: WhereStored
     copy: Tensor = field(repr=False)
@@ -36,6 +36,10 @@ class Stored(Decoded):
 
     def small(self) -> Tensor:
         return self.copy.float() / 255
+
+    @property
+    def held(self) -> int:
+        return int(self.copy.nbytes)
 
 
 class Untold(WhereStored):

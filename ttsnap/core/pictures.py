@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ttsnap.core.frames import SHOWN, chosen
+
 if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
 
@@ -26,8 +28,13 @@ class Decoded(ABC):
 
     @abstractmethod
     def small(self) -> Tensor:
-        """A copy of few pixels (3, h, w), of a video its middle frame, for thumbnails. It is at hand; its values may be
-        rounded to 1/255."""
+        """A copy of few pixels (3, h, w), of a video a few frames (F, 3, h, w), for thumbnails. It is at hand; its
+        values may be rounded to 1/255."""
+
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """Bytes that it takes in this process."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,13 @@ class Here(Decoded):
     def small(self) -> Tensor:
         return thinned(self.image)
 
+    @property
+    def held(self) -> int:
+        return int(self.image.nbytes)
+
 
 def thinned(image: Tensor) -> Tensor:
-    """Every so many-th pixel of an image (3, H, W), or of the middle frame of a video (T, 3, H, W); a view."""
-    frame = image if image.ndim == 3 else image[len(image) // 2]
+    """Every so many-th pixel of an image (3, H, W), or of a few frames of a video (T, 3, H, W), chosen evenly."""
+    shown = image if image.ndim == 3 else image[chosen(len(image), min(SHOWN, len(image)))]
     stride = max(1, min(image.shape[-2:]) // SMALL)
-    return frame[:, ::stride, ::stride]
+    return shown[..., ::stride, ::stride]

@@ -20,6 +20,8 @@ from ttsnap.core.table import ParticleTable
 from ttsnap.loop.ledger import Ledger
 
 logger = logging.getLogger(__name__)
+MOST_HELD = 2**32
+"""Bytes of finished images or videos of one prompt above which only the best are held: one video may take 400 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Job:
         self._note_failures(outcome)
         for i in np.flatnonzero(outcome.step == end).tolist():
             self.images[uids[i]] = outcome.images[i]
-        if len(self.images) > 4 * keep + 32:
+        large = sum(picture.held for picture in self.images.values() if picture is not None) > MOST_HELD
+        if len(self.images) > 4 * keep + 32 or (large and len(self.images) > keep):
             self.images = {uid: self.images[uid] for uid in self.ranking()[:keep]}
 
     def ranking(self) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from ttsnap.core.frames import SHOWN
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
@@ -26,7 +27,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.videos import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.payload import checked
-from ttsnap.results.pixels import SHOWN, Pixels, frames_of, still, to_uint8
+from ttsnap.results.pixels import Pixels, frames_of, still, to_uint8
 from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
 from ttsnap.results.videos import KEYS, save_video
 

@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.frames import chosen
+from ttsnap.core.frames import SHOWN, chosen
 
 if TYPE_CHECKING:  # to write arrays takes no torch
     from torch import Tensor
 
 Pixels: TypeAlias = "FloatArray | Tensor"
 """An image (3, H, W), or a video (T, 3, H, W), in [0, 1], an array or a tensor on any device."""
-SHOWN = 4
-"""Frames of a video that one picture shows."""
 GAP = 32
 """Between them, one part in so many of a frame's width stays white."""
 
@@ -29,12 +27,8 @@ def to_uint8(image: Pixels) -> NDArray[np.uint8]:
     return (array.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def still(image: Pixels, columns: int = 2, stride: int = 1) -> Image.Image:
-    """An image as a picture; of a video a few frames, chosen evenly, row by row in so many columns.
-
-    stride: only every so many pixels are looked at, so that of large images not all have to leave the device.
-    """
-    image = image[..., ::stride, ::stride]
+def still(image: Pixels, columns: int = 2) -> Image.Image:
+    """An image as a picture; of a video a few frames, chosen evenly, row by row in so many columns."""
     if image.ndim == 3:
         return Image.fromarray(to_uint8(image))
     frames = to_uint8(image[chosen(len(image), min(SHOWN, len(image)))])
