@@ -105,10 +105,12 @@ class Pipe:
     """Stands for a loaded pipeline: takes the call's arguments that the embedded model's family takes."""
 
     def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def call_arguments(self) -> set[str]:
         from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 
-        self.calls: list[dict[str, Any]] = []
-        type(self).denoiser_class = SearchStableDiffusion3Pipeline.denoiser_class  # type: ignore[attr-defined]
+        return set(inspect.signature(SearchStableDiffusion3Pipeline.denoiser_class).parameters) - {"pipe"}
 
     def __call__(self, prompt: str, **call: Any) -> Any:
         self.calls.append({"prompt": prompt, **call})

@@ -6,17 +6,26 @@ import ast
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from ttsnap import Budget, make_algorithm, search
+from ttsnap.core.frames import chosen
 from ttsnap.engine.gradients import check_reward
+from ttsnap.engine.live import LiveEngine
+from ttsnap.files.pictures import video_pixels
+from ttsnap.options.engine import EngineOptions
+from ttsnap.results.pixels import frames_of
 from ttsnap.rewards.registry import REWARDS, make_reward
 
+from ..clips import Clips, Mean  # noqa: TID252
+
+run_search = search
+
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "write_reward.md").read_text(encoding="utf-8")
-FUNCTIONS, CLASS, MODEL, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+FUNCTIONS, CLASS, NEEDY, MODEL, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -46,6 +55,37 @@ def test_a_class_in_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(reward(IMAGES, ["a", "b"], None), IMAGES[:, 0].mean((1, 2)))
     with pytest.raises(ValueError, match="redness needs a prompt"):
         reward.check([" "])
+
+
+def test_rewards_of_edits_and_of_videos(tmp_path: Path) -> None:
+    (tmp_path / "my_reward.py").write_text(NEEDY)
+    colours, motion = (make_reward(f"{tmp_path}/my_reward.py:{name}") for name in ("keeps_colours", "Motion"))
+    live = LiveEngine(Clips(5, sources=IMAGES), [colours, motion], EngineOptions(frames=2))
+    (result,) = search(["a"], make_algorithm("best-of-n", n=2), live)
+    video, source = result.best.pixels.double(), IMAGES[0].double()
+    by_hand = -(video[[1, 3]].mean((2, 3)) - source.mean((1, 2))).abs().mean()
+    assert result.best.scores["keeps_colours"] == pytest.approx(float(by_hand), abs=1e-6)
+    assert result.best.scores["motion"] == pytest.approx(float(video.diff(dim=0).abs().mean()), abs=1e-6)
+    with pytest.raises(ValueError, match="'keeps_colours' compares a result with the image that was edited"):
+        LiveEngine(Clips(5), [colours])
+
+
+def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code, with the toy model in the place of a pipeline."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "search_videos.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+
+    def pipe(prompt: str, *, search: str, reward: str, frames: int, budget: str) -> SimpleNamespace:
+        assert reward in REWARDS
+        live = LiveEngine(Clips(81), [make_reward(Mean())], EngineOptions(frames=frames))
+        found = run_search([prompt], make_algorithm(search), live, Budget.parse(budget))
+        return SimpleNamespace(search=found, frames=[frames_of(result.best.pixels) for result in found])
+
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"pipe": pipe})
+    assert video_pixels((tmp_path / "best.webp").read_bytes(), "best.webp", ("WEBP",)).shape == (81, 4, 6, 3)
+    assert "numbers 10, 30, 50 and 70" in page
+    assert chosen(81, 4) == [10, 30, 50, 70]
 
 
 def test_one_file_and_a_line_make_a_reward_of_the_toolkit(added: str) -> None:
