@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ttsnap.pipelines import flops
 from ttsnap.pipelines.convert import convert
 from ttsnap.pipelines.drafting import DraftingDenoiser
+from ttsnap.pipelines.encodings import Encodings
 from ttsnap.pipelines.given import Given
 from ttsnap.pipelines.hooks import captured
 from ttsnap.pipelines.memo import Memo
@@ -37,6 +38,9 @@ class PipelineDenoiser(DraftingDenoiser):
     """The network's attribute that is the list of its transformer blocks; None: hidden features cannot be captured."""
     judges_estimates: ClassVar[bool] = True
     """Whether `output` returns what `guided_output` gave it, so that estimates may be at a guidance of their own."""
+    encodes_apart: ClassVar[bool] = False
+    """Whether encode_prompt encodes each prompt as in any other company, by padding it to a fixed length, so that those
+    that stay need not be encoded again when others come."""
     noise_dtype: ClassVar[torch.dtype | None] = None
     """That of initial noise; None: that of the encoded prompts (`_text`)."""
     cfg_scale: float
@@ -68,6 +72,7 @@ class PipelineDenoiser(DraftingDenoiser):
         self._block: int | None = None
         self._stepped: torch.dtype | None = None
         self._instead: tuple[list[str], list[str]] = ([], [])
+        self._encodings = Encodings()
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
         if getattr(self.net, "is_cache_enabled", False):
@@ -153,9 +158,14 @@ class PipelineDenoiser(DraftingDenoiser):
 
     def encoded(self, prompts: Sequence[str]) -> Any:
         """What the pipeline's encode_prompt returns for these prompts and, under guidance, for the negative ones."""
-        return self.pipe.encode_prompt(
-            **self._given.arguments(prompts), device=self.device, do_classifier_free_guidance=self.guided
-        )
+
+        def encode(some: Sequence[str]) -> Any:
+            return self.pipe.encode_prompt(
+                **self._given.arguments(some), device=self.device, do_classifier_free_guidance=self.guided
+            )
+
+        remembers = self.encodes_apart and self._given.alike
+        return self._encodings(prompts, encode) if remembers else encode(prompts)
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance of outputs (N, ...) at this scale."""

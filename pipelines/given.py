@@ -27,6 +27,12 @@ class Given:
         """What stands for the prompts where a pipeline checks its inputs: embeddings take no prompt beside them."""
         return None if self.embeds["prompt_embeds"] is not None else ""
 
+    @property
+    def alike(self) -> bool:
+        """Whether all prompts get the same beside themselves."""
+        lists = any(isinstance(value, list) for value in self.texts.values())
+        return not lists and all(value is None for value in self.embeds.values())
+
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """For these prompts, or for all embeddings in their place. ValueError where a text or embedding is missing."""
         given = self.embeds["prompt_embeds"]

@@ -26,6 +26,7 @@ class PixArtSigmaDenoiser(BinnedDenoiser):
     """
 
     bins = BINS
+    encodes_apart = True
 
     def __init__(
         self,

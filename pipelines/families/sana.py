@@ -29,6 +29,7 @@ class SanaDenoiser(BinnedDenoiser):
 
     scales = False
     bins = BINS
+    encodes_apart = True
     noise_dtype = torch.float32
 
     def __init__(

@@ -17,6 +17,8 @@ class StableDiffusionDenoiser(UNetDenoiser):
     Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
     """
 
+    encodes_apart = True
+
     def __init__(
         self,
         pipe: StableDiffusionPipeline,

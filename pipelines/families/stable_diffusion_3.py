@@ -21,6 +21,8 @@ class StableDiffusion3Denoiser(PairedDenoiser):
     Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
     """
 
+    encodes_apart = True
+
     def __init__(
         self,
         pipe: StableDiffusion3Pipeline,

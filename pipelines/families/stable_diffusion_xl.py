@@ -23,6 +23,8 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
     Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
     """
 
+    encodes_apart = True
+
     def __init__(
         self,
         pipe: StableDiffusionXLPipeline,

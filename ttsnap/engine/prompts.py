@@ -24,8 +24,9 @@ class Prompts:
     """Of the jobs of one engine, which come and go while it runs.
 
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
-    come, the prompts of all that there are are encoded again, in one call. denoiser: encodes them. encode_all: has it
-    do that, for the prompts here and those of other engines on the same network, and calls `place` (Network.encode).
+    come, the denoiser is asked for the prompts of all that there are. One whose encoder pads to a fixed length remembers
+    those that it has. denoiser: encodes them. encode_all: has it do that, for the prompts here and those of other
+    engines on the same network, and calls `place` (Network.encode).
     """
 
     def __init__(self, denoiser: Denoiser, encode_all: Callable[[], None]) -> None:
