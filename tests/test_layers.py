@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +124,14 @@ def test_the_picture_of_the_rooms_is_what_the_imports_say() -> None:
     script = ROOT.parent / "scripts" / "draw_architecture.py"
     checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_folder_with_code_is_installed() -> None:
+    """An editable installation finds them all, so that no other test misses one."""
+    project = ROOT.parent
+    listed = set(
+        tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    )
+    for name, folder in {"ttsnap": ROOT, **{f"ttsnap.{room}": where for room, where in WHERE.items()}}.items():
+        found = {".".join([name, *path.parent.relative_to(folder).parts]) for path in folder.rglob("*.py")}
+        assert found <= listed, f"list {sorted(found - listed)} in pyproject.toml"
