@@ -82,7 +82,7 @@ def meta_twin(denoiser: Family) -> Family:
     vars(twin).update({name: _on_meta(value) for name, value in vars(denoiser).items()})
     vars(twin).pop("device", None)
     twin.pipe = copy.copy(denoiser.pipe)
-    for name in (denoiser.network, "vae", "preview_vae"):
+    for name in (denoiser.network, "controlnet", "vae", "preview_vae"):
         part = getattr(denoiser.pipe, name, None)
         if isinstance(part, torch.nn.Module):
             vars(twin.pipe)[name] = on_meta(part)

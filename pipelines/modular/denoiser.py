@@ -152,7 +152,7 @@ class ModularDenoiser(PipelineDenoiser):
         return cast(Tensor, (state.get("latents") - alpha * state.get("image_latents")) / sigma)
 
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
-        if not self.workflow.redraws:
+        if not (self.workflow.redraws or self.workflow.by_seed):
             return prompts
         return torch.tensor([self._number(p, s) for p, s in zip(prompts.tolist(), seeds, strict=True)])
 

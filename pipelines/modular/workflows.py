@@ -16,6 +16,7 @@ DRAWN, TAKEN_OUT = "drawn", "taken out"
 """Where the initial noise is, if no block names it: the latents as the first block makes them, or what is left of the
 noised image without the image."""
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING = "text-to-image", "image-to-image", "inpainting", "editing"
+CONTROLLED = "text-to-image with ControlNet"
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
 
 
@@ -26,12 +27,13 @@ class Workflow:
     name: what `get_workflow` calls it; None where the pipeline has no other. task: what it is for, in this toolkit's
     words. given: the arguments that choose it. network: the component that denoises. redraws: whether rows start from
     an image, noised, and not from noise alone. noise: the field with that noise; by default the latents as the first
-    block makes them. rules: how fields of rows are put together (conditions.py), where that is not `stack`. by_step:
-    whether a block of the loop reads the step as a number, so that only rows of one step go together. scratch: fields
-    that the loop itself makes, empty dicts that its blocks fill at every step. keeps: whether what lies outside of a
-    mask stays as it is. references: whether a list of images is that of one prompt, and not one image for each.
-    output: the field with what is made. ends_with: what the blocks after the loop are told, so that they make tensors.
-    why_not: why search refuses it, where it does.
+    block makes them. by_seed: whether what a row is denoised under differs from seed to seed without that, since a VAE
+    samples it. rules: how fields of rows are put together (conditions.py), where that is not `stack`. by_step: whether
+    a block of the loop reads the step as a number, so that only rows of one step go together. scratch: fields that the
+    loop itself makes, empty dicts that its blocks fill at every step. keeps: whether what lies outside of a mask stays
+    as it is. references: whether a list of images is that of one prompt, and not one image for each. output: the field
+    with what is made. ends_with: what the blocks after the loop are told, so that they make tensors. why_not: why
+    search refuses it, where it does.
     """
 
     name: str | None
@@ -40,6 +42,7 @@ class Workflow:
     network: str = "transformer"
     redraws: bool = False
     noise: str = DRAWN
+    by_seed: bool = False
     rules: Mapping[str, Rule] = field(default_factory=dict)
     by_step: bool = False
     scratch: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ class Workflow:
 
 
 IMAGE, MASKED = frozenset({"image"}), frozenset({"image", "mask_image"})
+CONTROL = frozenset({"control_image"})
 _FLUX = {"txt_ids": alike, "img_ids": alike}
 _QWEN = {
     **dict.fromkeys(
@@ -66,6 +70,7 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
         Workflow("text2image", TEXT_TO_IMAGE, network="unet"),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, network="unet", redraws=True, noise=TAKEN_OUT),
         Workflow("inpainting", INPAINTING, MASKED, network="unet", redraws=True, noise="noise", keeps=True),
+        Workflow("controlnet_text2image", CONTROLLED, CONTROL, network="unet", by_step=True),
     ),
     "StableDiffusion3ModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE),
@@ -100,7 +105,10 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
             keeps=True,
             ends_with={"output_type": "pil", "mask_overlay_kwargs": {"output_type": "pt"}},
         ),
+        Workflow("controlnet_text2image", CONTROLLED, CONTROL, rules=_QWEN, scratch=_MORE, by_seed=True, by_step=True),
     ),
+    "QwenImageEditModularPipeline": (Workflow("image_conditioned", EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
+    "QwenImageEditPlusModularPipeline": (Workflow(None, EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
     "ZImageModularPipeline": (
         Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE),
         Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE),

@@ -13,7 +13,7 @@ from ttsnap.pipelines.modular.workflows import WORKFLOWS, workflow_for
 
 from ttsnap import BestOfN, SeedPruning
 
-from .tiny import CASES, built
+from .tiny import CASES, built, named
 
 PROMPTS = ["a cat", "two dogs in snow"]
 PRUNING = SeedPruning(4, (0.5,), steps=(1,))
@@ -44,13 +44,13 @@ def found(name: str, prompts: Any, algorithm: Any, **options: Any) -> Any:
     ).search
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", named())
 def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
     (result,) = found(name, PROMPTS[1], BestOfN(1), batch_size=1)
     assert (result.images[0].image - stock(name, 2, PROMPTS[1])).abs().max() <= CASES[name].single
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", named())
 def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
     case = CASES[name]
     net = getattr(built(case.pipeline, case.parts), workflow_for(case.pipeline, case.call).network)
@@ -69,7 +69,7 @@ def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
     assert sum(rows) == sum(result.spent.forward_passes for result in results) > 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", named())
 def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: str) -> None:
     """Rows of two prompts at different steps share batches, and each image is still that of its seed alone."""
     for result in found(name, PROMPTS, PRUNING, num_images_per_prompt=2, batch_size=5):

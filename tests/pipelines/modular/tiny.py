@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, QwenImageControlNetModel
 from PIL import Image
+from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from tests.golden import tiny_vlm
 from tests.pipelines import tiny
 
 
@@ -39,12 +46,53 @@ def mask(size: tuple[int, int] = (32, 16)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def sdxl_controlled() -> Any:
+    """SDXL's parts, with a ControlNet."""
+    parts = tiny.sdxl().components
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
+    return Parts({**parts, "controlnet": tiny.jitter(net)})
+
+
+def qwen_controlled() -> Any:
+    """Qwen-Image's parts, with a ControlNet."""
+    parts = tiny.qwen_image().components
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = QwenImageControlNetModel.from_transformer(parts["transformer"], 1, 16, 3)
+    return Parts({**parts, "controlnet": tiny.jitter(net)})
+
+
+def qwen_edit() -> Any:
+    """Qwen-Image's parts for edits, whose text encoder looks at the picture, too. Pictures have a megapixel."""
+    parts = tiny.qwen_image().components
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny_vlm.write_backbone(Path(folder), "qwen2_5_vl")
+        encoder = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder)).eval()
+        processor = AutoProcessor.from_pretrained(folder)
+        config = {**parts["transformer"].config, "joint_attention_dim": tiny_vlm.HIDDEN}
+        net = type(parts["transformer"]).from_config(config)
+        vae = type(parts["vae"]).from_config({**parts["vae"].config, "dim_mult": [1, 1, 1, 1],
+                                              "temperal_downsample": [False, False, True]})  # fmt: skip
+    own = {"text_encoder": encoder, "processor": processor, "transformer": tiny.jitter(net), "vae": vae.eval()}
+    return Parts({**parts, **own})
+
+
+class Parts(NamedTuple):
+    """Stands for a classic pipeline: nothing but its parts."""
+
+    components: dict[str, Any]
+
+
 STEPS = {"num_inference_steps": 4}
 # Of two sides that differ, each a multiple of what every pipeline asks for.
 SIZE = {"height": 16, "width": 32, **STEPS}
 REDRAWN = {"image": picture(), "strength": 0.6}
 PAINTED = {"image": picture(), "mask_image": mask(), "strength": 0.8}
 KLEIN = {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}
+EDITED = {"num_inference_steps": 2, "image": picture()}
 CASES: dict[str, Case] = {
     "sdxl": Case("StableDiffusionXLModularPipeline", tiny.sdxl, SIZE),
     "sdxl image2image": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **REDRAWN}, single=1e-5),
@@ -76,6 +124,12 @@ CASES: dict[str, Case] = {
     "flux2_klein_base edit": Case(
         "Flux2KleinBaseModularPipeline", tiny.flux2_klein, {**KLEIN, "image": picture(size=(64, 80))}
     ),
+    "sdxl controlnet": Case("StableDiffusionXLModularPipeline", sdxl_controlled, {**SIZE, "control_image": picture()}),
+    "qwen_image controlnet": Case(
+        "QwenImageModularPipeline", qwen_controlled, {**SIZE, "control_image": picture(), "max_sequence_length": 16}
+    ),
+    "qwen_image edit": Case("QwenImageEditModularPipeline", qwen_edit, EDITED),
+    "qwen_image edit plus": Case("QwenImageEditPlusModularPipeline", qwen_edit, EDITED),
     "z_image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, "max_sequence_length": 32}),
     "z_image image2image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
 }
@@ -98,3 +152,12 @@ def _quiet(block: Any) -> None:
     else:
         for inner in getattr(block, "sub_blocks", {}).values():
             _quiet(inner)
+
+
+SLOW = {name for name in CASES if "qwen_image edit" in name}
+"""Those whose pictures cannot be small."""
+
+
+def named() -> list[Any]:
+    """The names of the cases, as parameters of a test."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
