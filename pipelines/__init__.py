@@ -34,10 +34,16 @@ FAMILIES: dict[str, str] = {
 def upgrade(pipe: Any) -> Any:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
 
-    A subclass of a supported pipeline gets a twin of its own, unless it has its own `__call__`. Raises ValueError for
-    a family that is not supported, with those that are.
+    A subclass of a supported pipeline gets a twin of its own, unless it has its own `__call__`. Classic pipelines for
+    images, masks and edits (StableDiffusionXLImg2ImgPipeline, FluxKontextPipeline, ...) become modular pipelines of the
+    same parts. Raises ValueError for a family that is not supported, with those that are.
     """
     stock: Any = type(pipe)
+    if stock.__name__ not in FAMILIES and stock.__module__.startswith("diffusers.pipelines."):
+        from ttsnap.pipelines.modular.classic import MODULAR, modular
+
+        if stock.__name__ in MODULAR:
+            return modular(pipe)
     cls = search_class(stock)
     if cls is stock:
         return pipe
@@ -94,9 +100,11 @@ def custom_pipeline(family: str) -> str:
     return str(Path(__file__).parent / "custom" / f"search_{module}.py")
 
 
-def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
+def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> Any:
     """A search pipeline from "embedded", "scenes-turbo", a diffusers folder or a hub id. Options go to from_pretrained.
 
+    task: what it is to do, where that is not to make images from text: "image-to-image", "inpainting", "editing", ...
+    (ttsnap.pipelines.modular.workflows), by a modular pipeline of the model's parts.
     Weights are read from safetensors only, unless `use_safetensors` says otherwise, and no code that comes with a model
     runs without `trust_remote_code=True`. Raises ValueError that says what is wrong when there is no such folder or the
     family is not supported.
@@ -112,6 +120,10 @@ def load(model: str | Path = EMBEDDED, **options: Any) -> Any:
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
         pipe = DiffusionPipeline.from_pretrained(where if local else model, **{"use_safetensors": True, **options})
+    if task is not None and task != "text-to-image":
+        from ttsnap.pipelines.modular.classic import modular
+
+        return modular(pipe, task)
     twin = upgrade(pipe)
     if str(model) in PACKAGED:
         from ttsnap.scenes import parse

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import pytest
 import torch
 from diffusers import AdaptiveProjectedGuidance, ClassifierFreeGuidance
-from ttsnap.pipelines import downgrade, upgrade
+from ttsnap.pipelines import downgrade, load, upgrade
 from ttsnap.pipelines.modular.blocks import parts_of
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
 from ttsnap.pipelines.modular.versions import check_version
 from ttsnap.pipelines.modular.workflows import workflow_for
 
+from tests.pipelines.tiny import shared
 from ttsnap import BestOfN
 
-from .test_workflows import bright
+from .test_workflows import PROMPTS, bright, stock
 from .tiny import CASES, built, picture
 
 
@@ -154,13 +158,13 @@ def test_fields_of_rows_are_put_together_by_their_rules() -> None:
 
 def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
     pipe, case = twin("flux"), CASES["flux"]
-    stock = built(case.pipeline, case.parts)
+    plain = built(case.pipeline, case.parts)
     made = [
         each(prompt="a cat", generator=torch.Generator().manual_seed(1), output_type="pt", output="images", **case.call)
-        for each in (pipe, stock)
+        for each in (pipe, plain)
     ]
     assert torch.equal(made[0], made[1])
-    assert type(downgrade(pipe)) is type(stock)
+    assert type(downgrade(pipe)) is type(plain)
 
 
 def test_a_workflow_without_one_loop_is_refused() -> None:
@@ -169,3 +173,38 @@ def test_a_workflow_without_one_loop_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Blocks has 0 loops of blocks"):
         parts_of(Blocks())
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "case"),
+    [
+        ("StableDiffusionXLImg2ImgPipeline", "sdxl", "sdxl image2image"),
+        ("StableDiffusion3Img2ImgPipeline", "sd3", "sd3 image2image"),
+        ("FluxImg2ImgPipeline", "flux", "flux image2image"),
+        ("QwenImageInpaintPipeline", "qwen_image", "qwen_image inpainting"),
+        ("ZImageImg2ImgPipeline", "z_image", "z_image image2image"),
+    ],
+)
+def test_classic_pipelines_become_modular_ones_of_the_same_parts(kind: str, family: str, case: str) -> None:
+    cls, parts = getattr(diffusers, kind), shared(family).components
+    classic = cls(**{n: part for n, part in parts.items() if n in inspect.signature(cls.__init__).parameters})
+    pipe = upgrade(classic)
+    assert type(pipe).__name__ == f"Search{CASES[case].pipeline}"
+    network = "unet" if family == "sdxl" else "transformer"
+    assert getattr(pipe, network) is getattr(classic, network)
+    pipe.set_progress_bar_config(disable=True)
+    (result,) = pipe(
+        prompt=PROMPTS[1], search=BestOfN(1), reward=bright, seed=2, batch_size=1, output_type="pt", **CASES[case].call
+    ).search
+    assert (result.images[0].image - stock(case, 2, PROMPTS[1])).abs().max() <= max(1e-5, CASES[case].single)
+
+
+def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
+    shared("sd3").save_pretrained(tmp_path)
+    pipe = load(tmp_path, task="image-to-image")
+    assert type(pipe).__name__ == "SearchStableDiffusion3ModularPipeline"
+    assert pipe.name_or_path == str(tmp_path)
+    with pytest.raises(
+        ValueError, match="no modular pipeline does inpainting with the parts of a StableDiffusion3Pipeline; it can be"
+    ):
+        load(tmp_path, task="inpainting")

@@ -1,0 +1,70 @@
+"""Classic pipelines, which people load, as modular ones over the same parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from ttsnap.pipelines.modular.pipeline import modular_search_class
+from ttsnap.pipelines.modular.workflows import workflows_of
+from ttsnap.pipelines.twins import copied
+
+MODULAR: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+        ),
+        "StableDiffusionXLModularPipeline",
+    ),
+    **dict.fromkeys(("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"), "StableDiffusion3ModularPipeline"),
+    **dict.fromkeys(("FluxPipeline", "FluxImg2ImgPipeline"), "FluxModularPipeline"),
+    "FluxKontextPipeline": "FluxKontextModularPipeline",
+    "Flux2KleinPipeline": "Flux2KleinModularPipeline",
+    **dict.fromkeys(
+        (
+            "QwenImagePipeline",
+            "QwenImageImg2ImgPipeline",
+            "QwenImageInpaintPipeline",
+            "QwenImageControlNetPipeline",
+        ),
+        "QwenImageModularPipeline",
+    ),
+    "QwenImageEditPipeline": "QwenImageEditModularPipeline",
+    "QwenImageEditPlusPipeline": "QwenImageEditPlusModularPipeline",
+    **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline"), "ZImageModularPipeline"),
+}
+"""The modular pipeline that has the workflows of a classic one, by the names of the classes."""
+
+
+def tasks_of(classic: str) -> tuple[str, ...]:
+    """What the modular pipeline of a classic class can do; nothing where there is none."""
+    if classic not in MODULAR:
+        return ()
+    return tuple(workflow.task for workflow in workflows_of(MODULAR[classic]) if workflow.why_not is None)
+
+
+def modular(pipe: Any, task: str | None = None) -> Any:
+    """The modular search pipeline over the parts of a classic pipeline, which stays as it is.
+
+    task: what it is to do, if that has to be sure. ValueError where no modular pipeline does it, with what they do.
+    """
+    name = type(pipe).__name__
+    tasks = tasks_of(name)
+    if not tasks or (task is not None and task not in tasks):
+        can = f"it can be used for {', '.join(tasks)}" if tasks else f"there are {', '.join(MODULAR)}"
+        raise ValueError(f"no modular pipeline does {task or 'anything'} with the parts of a {name}; {can}")
+    made = getattr(diffusers, _modular_class(pipe))()
+    parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
+    made.update_components(**parts)
+    made._pretrained_model_name_or_path = pipe.name_or_path or None
+    return copied(made, modular_search_class(type(made)))
+
+
+def _modular_class(pipe: Any) -> str:
+    """The class that its settings ask for: FLUX.2 klein comes distilled, and as a base model that is guided."""
+    name = MODULAR[type(pipe).__name__]
+    base = name == "Flux2KleinModularPipeline" and not pipe.config.get("is_distilled", False)
+    return "Flux2KleinBaseModularPipeline" if base else name
