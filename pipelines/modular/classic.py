@@ -60,7 +60,8 @@ def modular(pipe: Any, task: str | None = None) -> Any:
     parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
     made.update_components(**parts)
     made._pretrained_model_name_or_path = pipe.name_or_path or None
-    return copied(made, modular_search_class(type(made)))
+    kind: Any = type(made)
+    return copied(made, modular_search_class(kind))
 
 
 def _modular_class(pipe: Any) -> str:
