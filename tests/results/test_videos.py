@@ -26,10 +26,11 @@ from ttsnap.options.videos import VideoOptions
 from ttsnap.recordings.record import record
 from ttsnap.results import outputs, save_video
 from ttsnap.results.pixels import frames_of, still, to_uint8
-from ttsnap.results.rank import find_images, find_prompts, rank, write_ranking
+from ttsnap.results.rank import find_images, find_prompts, rank, with_source, write_ranking
 from ttsnap.results.videos import durations
+from ttsnap.rewards.registry import make_reward
 
-from ..clips import Clips, Mean, Motion  # noqa: TID252
+from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 
 FORMATS = ["webp", "png", pytest.param("mp4", marks=pytest.mark.skipif(
     importlib.util.find_spec("av") is None, reason="PyAV is not installed"))]  # fmt: skip
@@ -201,6 +202,12 @@ def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: P
     assert with_image[-1].path.name == "white.jpg"
     assert "reward 'motion' scores videos, and here images are made" in with_image[-1].error
     assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
+
+
+def test_no_video_is_the_source_of_an_edit(tmp_path: Path) -> None:
+    save_video(path := tmp_path / "a.webp", [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)])
+    with pytest.raises(ValueError, match=r"--source .*a\.webp is a video; give the image that was edited"):
+        with_source([make_reward(Near())], path)
 
 
 def test_recordings_keep_scores_of_videos_and_no_pictures(tmp_path: Path) -> None:

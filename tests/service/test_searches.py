@@ -17,12 +17,15 @@ import openai
 import pytest
 from ttsnap.pipelines import defaults
 
+from tests.clips import Clips, Mean
 from tests.service.conftest import client_of
 from tests.service.test_service import PROMPT, metric, picture, until
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
-from ttsnap.rewards.registry import make_rewards
+from ttsnap.engine.live import LiveEngine
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.rewards.registry import make_reward, make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.algorithms import OFFERED, Isolated, search_of, searches_of
 from ttsnap.service.engines import OneDevice
@@ -196,3 +199,21 @@ def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None
         search_of({"name": "best-of-n", "n": 2}, {}, 9).label == search_of({"n": 2, "name": "best-of-n"}, {}, 9).label
     )
     assert Isolated(replace(make_algorithm("best-of-n"), n=2), None).n == 2  # type: ignore[arg-type, type-var]
+
+
+def test_a_model_of_videos_is_refused() -> None:
+    class Videos:
+        """A pipeline of videos."""
+
+        def engine(self, reward: Any, *, network: Any, **given: Any) -> LiveEngine:
+            return LiveEngine(network.denoiser, reward)
+
+        def sampling_denoiser(self, sampler: Any, **call: Any) -> Any:
+            return Clips()
+
+    served = OneDevice(Videos(), {"mean": make_reward(Mean())})
+    with (
+        pytest.raises(ValueError, match="this model makes videos, and what is served here are images"),
+        served.engine(Configuration((), SamplerOptions(), ("mean",))),
+    ):
+        pass

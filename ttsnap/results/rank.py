@@ -110,7 +110,10 @@ def with_source(rewards: Sequence[RewardModel], path: Path | None) -> list[Rewar
     if not edits:
         names = ", ".join(reward.name for reward in rewards)
         raise ValueError(f"no reward compares with the image that was edited ({names}); leave --source {path} out")
-    source = torch.from_numpy(_pixels(path).transpose(2, 0, 1).copy())[None].float() / 255
+    pixels = _pixels(path)
+    if pixels.ndim > 3:
+        raise ValueError(f"--source {path} is a video; give the image that was edited")
+    source = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 255
     return [Sourced(reward, source) if reward in edits else reward for reward in rewards]
 
 

@@ -59,6 +59,8 @@ class OneDevice:
         block, drafts = block_to_capture(rewards, (), None), configuration.sampler.draft is not None
         network = None if drafts else self._network(configuration, block)
         engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
+        if engine.denoiser.frames is not None:
+            raise ValueError("this model makes videos, and what is served here are images; use ttsnap generate")
         try:
             yield engine
         finally:
