@@ -130,7 +130,8 @@ def _costs(images: Sequence[Found]) -> dict[str, float]:
     """Means over images, by the name of what is counted: kinds of cost, FLOPs where they are known, seconds."""
 
     def mean(key: str) -> float:
-        return float(np.mean([float(str(image.spent.get(key) or 0)) for image in images])) if images else 0.0
+        amounts = [image.spent.get(key) for image in images]
+        return float(np.mean([x if isinstance(x, int | float) else 0.0 for x in amounts])) if images else 0.0
 
     counted = {kind.label: mean(kind.name) for kind in KINDS if kind.summed}
     rare = {kind.label for kind in KINDS if kind.rare}
