@@ -77,6 +77,8 @@ class Nested:
         """With as many seeds as `share` of the budget prunes, at least one."""
         if not np.isfinite(task.allowance):
             raise ValueError("the share of a budget needs one in evaluations, FLOPs or seconds")
+        if not first.pruning_cost(1, task):
+            raise ValueError(f"{name_of(first)} has no check, so it would finish all seeds; give it keep and levels")
         most = (self.share or 0.0) * task.allowance
         n = 1
         while first.pruning_cost(n + 1, task) <= most:

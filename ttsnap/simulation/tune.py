@@ -18,6 +18,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.foresight import one_by_one
+from ttsnap.simulation.handover import Handover
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
@@ -73,6 +74,7 @@ def tune(
     checks: int = 5,
     seeds: int = 200,
     utility: Utility = utilities.mean,
+    handover: Handover | None = None,
     seed: int = 0,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -83,7 +85,9 @@ def tune(
     included, with how many of the recorded calls, and whether other checks are to follow at all.
     The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
     prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
-    that large budgets do not use up what was recorded; judging uses the recorded seeds only. workers: processes that
+    that large budgets do not use up what was recorded; judging uses the recorded seeds only. handover: fit the checks
+    of a search that hands its survivors on there; it is the curves of pruning up to it, with the best survivor
+    finished, that are compared, under `handover.budget`s. workers: processes that
     try schedules side by side (`processes.working`); the winner is the same. on_progress: called with (i, trials) when
     trial i is judged. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and where the
     rewards to fit on do not vary.
@@ -96,8 +100,12 @@ def tune(
     rng = np.random.default_rng(seed)
     wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one has the last word
     space = Space(np.flatnonzero(wide.scored[:-1]), checks, recording.drafts)
+    if handover is not None:
+        budgets = [handover.budget(b, recording) for b in budgets]
+        space = Space(space.steps[space.steps < handover.step], checks, ())
     if not len(space.steps) and not space.drafts:
-        raise ValueError("the recording scored only finished images: there is nothing to prune on")
+        before = f"no estimates before step {handover.step}" if handover else "only finished images"
+        raise ValueError(f"the recording scored {before}: there is nothing to prune on")
     if len(budgets) > 2:
         rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
 
@@ -109,7 +117,8 @@ def tune(
         return _Trial(_change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space))
 
     repeats = max(1, 600 // len(to_fit.prompts))
-    judges = _Judges(_Judge(wide, tuple(budgets), repeats, seed), _Judge(again, tuple(budgets), 3 * repeats, seed))
+    first, last = ((wide, repeats), (again, 3 * repeats))
+    judges = _Judges(*(_Judge(r, tuple(budgets), times, seed, handover) for r, times in (first, last)))
     with working(judges, workers) as crew:
         for trial, (tried, gained) in enumerate(one_by_one(draw, rng, trials, crew)):
             pool.append((gained, tried.schedule))
@@ -120,8 +129,8 @@ def tune(
         best = finals[int(np.argmax(list(crew.each(finals))))].schedule
     held_out = None
     if len(rest.prompts) and varied(utility(rest.final)).any():
-        held_out = judge(rest, best, budgets, utility, seed)
-    return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
+        held_out = judge(rest, best, budgets, utility, seed, handover)
+    return Tuned(best, judge(to_fit, best, budgets, utility, seed, handover), held_out, trials)
 
 
 class _Trial(NamedTuple):
@@ -139,9 +148,11 @@ class _Judge:
     budgets: tuple[Budget | str, ...]
     repeats: int
     seed: int
+    handover: Handover | None
 
     def gained(self, schedule: SeedPruning) -> float:
-        found = curve(self.recording, schedule, self.budgets, self.repeats, orders=self._orders)
+        searched = self.handover.searched(schedule) if self.handover else schedule
+        found = curve(self.recording, searched, self.budgets, self.repeats, orders=self._orders)
         return gain(found.mean, self._base)
 
     @cached_property
@@ -176,16 +187,23 @@ def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
 
 
 def judge(
-    recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str], utility: Utility, seed: int
+    recording: Recording,
+    schedule: SeedPruning,
+    budgets: Sequence[Budget | str],
+    utility: Utility,
+    seed: int,
+    handover: Handover | None = None,
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
 
     def curve_of(algorithm: SeedPruning) -> Curve:
-        return curve(recording, algorithm, budgets, REPEATS, utility=utility, seed=seed)
+        searched = handover.searched(algorithm) if handover else algorithm
+        return curve(recording, searched, budgets, REPEATS, utility=utility, seed=seed)
 
     base, mine = best_of_n_curve(recording, budgets, utility=utility), curve_of(schedule)
-    steps = [recording.grid.step_at(level) for level in SeedPruning().levels]
-    default = curve_of(SeedPruning()) if all(recording.scored[step] for step in steps) else None
+    plain = handover.default if handover else SeedPruning()
+    steps = [recording.grid.step_at(level) for level in plain.levels] if plain.steps is None else plain.steps
+    default = curve_of(plain) if all(recording.scored[step] for step in steps) else None
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
         versus = compare(mine, base, recording, utility)
