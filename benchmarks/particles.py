@@ -15,8 +15,8 @@ kernels: "pipeline", the model's own scheduler (Euler); "linear-sde", the model'
 VP path at the pipeline's noise levels; "vp-sde-sqrt", VP at the times of RBF's code, which stay near the noise;
 "vp-ode" and "vp-sde-weak", VP without noise and with g = t^2, which tell what its times do and what its noise does;
 "renoise", fresh noise on the estimate; "late-sde", the linear SDE from time .7 on, and Euler's steps before.
-"..., drafts" have the packaged drafter, which was trained for 20 steps (--steps 20), and whose passes count as parts of
-denoiser calls.
+"..., drafts" have the packaged drafter, which was trained for 20 steps, and whose passes count as parts of denoiser
+calls. "drafts, ..." spend a fifth of the budget on drafts, from the best of which the method goes on.
 """
 
 from __future__ import annotations
@@ -50,19 +50,26 @@ KERNELS: dict[str, dict[str, Any]] = {
     "late-sde, drafts": {"kernel": "sde:square:3:0.7", "draft": "embedded"},
 }
 SDE = ("linear-sde", "vp-sde", "vp-sde-sqrt")
+LATE = (*SDE, "late-sde")
+DRAFTED = ("late-sde, drafts",)
+CODE = {"name": "code", "block": 2}
 # Algorithm of a budget in NFE, and the kernels where it makes sense: branches of a deterministic path stay copies.
 METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
     "best-of-n": (lambda nfe: "best-of-n", ("pipeline", *SDE, "vp-ode", "vp-sde-weak", "renoise")),
     "seed-pruning": (lambda nfe: "seed-pruning", ("pipeline", "pipeline, drafts")),
     "zero-order": (lambda nfe: "zero-order", ("pipeline",)),
     "search-over-paths": (lambda nfe: "search-over-paths", ("pipeline", "linear-sde", "vp-sde")),
-    "smc": (lambda nfe: "smc", SDE),
-    "code": (lambda nfe: {"name": "code", "block": 2}, SDE),
-    "svdd": (lambda nfe: "svdd", (*SDE, "vp-sde-weak", "renoise")),
-    "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, (*SDE, "vp-sde-weak", "renoise")),
+    "smc": (lambda nfe: "smc", LATE),
+    "code": (lambda nfe: CODE, LATE),
+    "svdd": (lambda nfe: "svdd", (*LATE, "vp-sde-weak", "renoise")),
+    "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, (*LATE, "vp-sde-weak", "renoise")),
+    "drafts, smc": (lambda nfe: from_drafts("smc"), DRAFTED),
+    "drafts, code": (lambda nfe: from_drafts(CODE), DRAFTED),
+    "drafts, svdd": (lambda nfe: from_drafts("svdd"), DRAFTED),
+    "drafts, rbf": (lambda nfe: from_drafts("rbf"), DRAFTED),
     "rbf-published": (lambda nfe: {"name": "rbf-published", "initial": max(1, nfe // 20)}, SDE),
     "verifier-threshold": (lambda nfe: {"name": "verifier-threshold", "initial": max(1, nfe // 20)}, SDE),
-    "ttsnap-rbf": (lambda nfe: "ttsnap-rbf", (*SDE, "late-sde", "late-sde, drafts")),
+    "ttsnap-rbf": (lambda nfe: "ttsnap-rbf", (*LATE, *DRAFTED)),
     "epsilon-greedy": (lambda nfe: "epsilon-greedy", SDE),
     "best-first": (lambda nfe: "best-first", SDE),
     "top-noises, smc": (lambda nfe: nested(max(2, nfe // 5), max(1, nfe // 20)), SDE),
@@ -71,6 +78,12 @@ METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
 
 def nested(n: int, keep: int) -> dict[str, Any]:
     return {"name": "nested", "first": {"name": "top-noises", "n": n, "keep": keep}, "second": "smc"}
+
+
+def from_drafts(second: str | dict[str, Any]) -> dict[str, Any]:
+    """A search that goes on from the best of the initial noises that a fifth of the budget drafts."""
+    drafting = {"name": "seed-pruning", "keep": [], "levels": []}
+    return {"name": "nested", "first": drafting, "second": second, "share": 0.2}
 
 
 def main() -> None:

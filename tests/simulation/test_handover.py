@@ -25,7 +25,7 @@ def test_the_planted_step_is_found_before_the_hand_over() -> None:
     recording = planted(3)
     handover = Handover.of(ttsnap_rbf(), recording)
     assert (handover.step, handover.share, handover.default.steps, handover.default.keep) == (6, 0.5, (2,), (0.4,))
-    found = tune(recording, BUDGETS, trials=40, seed=1, handover=handover)
+    found = tune(recording, BUDGETS, trials=40, checks=2, seed=1, handover=handover)
     assert found.schedule.steps is not None
     assert found.schedule.steps[0] == 3
     assert max(found.schedule.steps) < handover.step
