@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import USE_PEFT_BACKEND
 
 from ttsnap.algorithms.options import name_of
 from ttsnap.core.protocols import Algorithm
@@ -52,6 +53,6 @@ def _is_plain(value: object) -> bool:
 
 
 def _adapters(pipe: Any) -> str | None:
-    """The names of adapters in force: without them the image cannot be made again."""
-    names = pipe.get_active_adapters() if isinstance(pipe, LoraBaseMixin) else []
+    """The names of adapters in force: without them the image cannot be made again. Without peft there are none."""
+    names = pipe.get_active_adapters() if USE_PEFT_BACKEND and isinstance(pipe, LoraBaseMixin) else []
     return ", ".join(names) or None

@@ -97,7 +97,7 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
     assert int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1  # type: ignore[index]
 
 
-def test_what_is_not_plain_is_left_out_or_named() -> None:
+def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from ttsnap.pipelines import load
     from ttsnap.pipelines.settings import settings_of
 
@@ -111,6 +111,10 @@ def test_what_is_not_plain_is_left_out_or_named() -> None:
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
     assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget())["options"] == {"n": 2}
+    # Without peft, which diffusers asks for where it is asked for adapters.
+    monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
+    monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
+    assert settings_of(pipe, "svdd", sampler, {}, Budget())["lora"] is None
     json.dumps(found)
 
 
