@@ -191,6 +191,18 @@ def test_a_search_that_fails_ends_alone(service: GenerationServer, monkeypatch: 
         assert len(good.result()["data"]) == 1
 
 
+def test_what_cannot_be_told_ends_its_own_request_only(
+    service: GenerationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = metric(service, 'ttsnap_requests_total{outcome="failed"}')
+    with monkeypatch.context() as patch:
+        patch.setattr("ttsnap.service.searches.settings_of", lambda *_: 1 / 0)
+        with pytest.raises(openai.InternalServerError, match="cannot be told: ZeroDivisionError"):
+            asked(service, search="best-of-n", budget="6nfe")
+    assert asked(service, search="best-of-n", budget="6nfe")["data"]
+    assert metric(service, 'ttsnap_requests_total{outcome="failed"}') == failed + 1
+
+
 def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None:
     for name in OFFERED:
         plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)

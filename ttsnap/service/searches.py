@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Asked, Configuration
 from ttsnap.service.tickets import Done, PartialImages, Ticket
 
+logger = logging.getLogger(__name__)
 MOST_FITTED = 256
 
 
@@ -87,13 +89,18 @@ class Searches:
         for request in self.under_way.values():
             self.run.stop(request)
 
-    def turn(self) -> list[Ticket]:
-        """One batch. Tells the requests that are done, and returns them."""
+    def turn(self) -> dict[Ticket, Done | RequestError]:
+        """One batch. The requests that are done by it, and what to tell them; what fails in making it, fails alone."""
         self.run.turn()
         ended = [ticket for ticket, request in self.under_way.items() if request.done]
+        told: dict[Ticket, Done | RequestError] = {}
         for ticket in ended:
-            ticket.tell(self._finished(ticket, self.under_way.pop(ticket)))
-        return ended
+            try:
+                told[ticket] = self._finished(ticket, self.under_way.pop(ticket))
+            except Exception as error:
+                logger.exception("what a search found cannot be told")
+                told[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
+        return told
 
     def _finished(self, ticket: Ticket, request: Request) -> Done | RequestError:
         asked, algorithm = ticket.asked, request.spec.algorithm

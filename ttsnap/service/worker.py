@@ -18,7 +18,7 @@ from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
 from ttsnap.service.requests import Asked, Configuration
 from ttsnap.service.searches import Searches
-from ttsnap.service.tickets import Ticket
+from ttsnap.service.tickets import Done, Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +173,9 @@ class Worker(threading.Thread):
             self.metrics.fill.set(made / (engine.room - rooms))
         for phase, seconds in engine.timings.items():
             self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))
-        for ticket in ended:
-            self._end(ticket, "done")
+        for ticket, told in ended.items():
+            ticket.tell(told)
+            self._end(ticket, "done" if isinstance(told, Done) else "failed")
 
     def _nfe(self) -> int:
         """Of all engines: a batch of one may take rows of others along."""
