@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils import USE_PEFT_BACKEND
+from diffusers.utils.constants import USE_PEFT_BACKEND
 
 from ttsnap.algorithms.options import name_of
 from ttsnap.core.protocols import Algorithm
