@@ -120,11 +120,12 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
         pipe = DiffusionPipeline.from_pretrained(where if local else model, **{"use_safetensors": True, **options})
-    if task is not None and task != "text-to-image":
+    if task is None or task == "text-to-image":
+        twin = upgrade(pipe)
+    else:
         from ttsnap.pipelines.modular.classic import modular
 
-        return modular(pipe, task)
-    twin = upgrade(pipe)
+        twin = modular(pipe, task)
     if str(model) in PACKAGED:
         from ttsnap.scenes import parse
 
