@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from ttsnap.pipelines import flops
 from ttsnap.pipelines.convert import convert
-from ttsnap.pipelines.drafting import DraftingDenoiser
+from ttsnap.pipelines.counted import CountedDenoiser
 from ttsnap.pipelines.encodings import Encodings
 from ttsnap.pipelines.given import Given
 from ttsnap.pipelines.hooks import captured
@@ -25,7 +23,7 @@ from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Kernel, Prediction
 
 
-class PipelineDenoiser(DraftingDenoiser):
+class PipelineDenoiser(CountedDenoiser):
     """The denoiser of one call of a pipeline. A family defines `encode_prompts` and `output`.
 
     It redefines what it does otherwise than most. Its constructor, whose arguments are those of the stock call that it
@@ -45,15 +43,11 @@ class PipelineDenoiser(DraftingDenoiser):
     """That of initial noise; None: that of the encoded prompts (`_text`)."""
     cfg_scale: float
     """Of classifier-free guidance: the output is unconditional + cfg_scale * (conditional - unconditional)."""
-    height: int
-    width: int
     grid: Grid
     path: Interpolant
     times: Tensor
     kernel: Kernel
     passes_per_nfe: int
-    text_length: Hashable = None
-    """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
     _given: Given
     _text: Any
     """The encoded prompts: a tensor (P, L, D), or a list with one tensor a prompt."""
@@ -285,30 +279,3 @@ class PipelineDenoiser(DraftingDenoiser):
     def parameters(self) -> Iterable[Tensor]:
         networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
         return [parameter for network in networks for parameter in network.parameters()]
-
-    # --- FLOPs ----------------------------------------------------------------------------------------------------
-
-    def flops(self) -> tuple[float, float]:
-        return flops.counted(self, "decode")
-
-    def preview_flops(self) -> float:
-        return flops.counted(self, "preview")[1]
-
-    def draft_flops(self) -> float:
-        return flops.counted_draft(self) if self.drafts else 0.0
-
-    @property
-    def memo(self) -> Memo:
-        """What was measured of this pipeline before, by what it was measured with; lives as long as the pipeline."""
-        return cast(Memo, self.pipe._search_memo)
-
-    def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
-        """What the cost and the memory of a row depend on."""
-        vae = self.pipe.vae if decoder == "decode" else self.pipe.preview_vae
-        parts = (self.net, vae)
-        call = (self.height, self.width, self.passes_per_nfe, self.text_length)
-        return (*(weakref.ref(p) for p in parts), *(flops.filling(p) for p in parts), *call)
-
-    def meta_twin(self) -> Self:
-        """This denoiser with all that `output` and a decode compute with on the meta device."""
-        return flops.meta_twin(self)

@@ -13,14 +13,14 @@ from ttsnap.profiling.flops import count_flops, on_meta
 from ttsnap.sampling.rng import seeded
 
 if TYPE_CHECKING:
-    from ttsnap.pipelines.denoiser import PipelineDenoiser
+    from ttsnap.pipelines.counted import CountedDenoiser
 
-Family = TypeVar("Family", bound="PipelineDenoiser")
+Family = TypeVar("Family", bound="CountedDenoiser")
 logger = logging.getLogger(__name__)
 _TYPICAL = "a red circle and a blue square"
 
 
-def counted(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
+def counted(denoiser: CountedDenoiser, decoder: str) -> tuple[float, float]:
     """As `count`; kept with the pipeline for every setting."""
     key = ("flops", *denoiser.setting(decoder))
     if key not in denoiser.memo:
@@ -30,8 +30,8 @@ def counted(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def count(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
-    """FLOPs of a guided evaluation of a `PipelineDenoiser` and of its `decoder`, for a prompt of typical length.
+def count(denoiser: CountedDenoiser, decoder: str) -> tuple[float, float]:
+    """FLOPs of a guided evaluation of a `CountedDenoiser` and of its `decoder`, for a prompt of typical length.
 
     decoder: "decode" or "preview". The denoiser encodes that prompt, so its own are to be encoded afterwards.
     """
@@ -50,7 +50,7 @@ def count(denoiser: PipelineDenoiser, decoder: str) -> tuple[float, float]:
     )
 
 
-def counted_draft(denoiser: PipelineDenoiser) -> float:
+def counted_draft(denoiser: CountedDenoiser) -> float:
     """FLOPs of one forward pass of its drafter; kept with the pipeline for every setting.
 
     The denoiser encodes a prompt of typical length, as in `count`.
@@ -70,7 +70,7 @@ def counted_draft(denoiser: PipelineDenoiser) -> float:
     return counted
 
 
-def _output(denoiser: PipelineDenoiser, x: Tensor) -> Tensor:
+def _output(denoiser: CountedDenoiser, x: Tensor) -> Tensor:
     """Of the first step, for the first prompt."""
     zero = torch.zeros(1, dtype=torch.long)
     return denoiser.output(x, denoiser.schedule.timesteps[:1].to(x.device), zero, zero)

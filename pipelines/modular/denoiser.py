@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -260,10 +260,6 @@ class ModularDenoiser(PipelineDenoiser):
 
     def check_differentiable(self, through: str) -> None:
         raise ValueError("the blocks of modular pipelines run without gradients; leave guide out")
-
-    def parameters(self) -> Iterable[Tensor]:
-        networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
-        return [parameter for network in networks for parameter in network.parameters()]
 
 
 def _own_guider(name: str, guider: Any, scale: float | None) -> Any:
