@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_type_hints
 
+from ttsnap.distill.settings import RunSettings, option
 from ttsnap.reward_models.noise_aware import KINDS
 
-from ttsnap.files.settings import (
-    Bounded,
-    Count,
-    Decay,
-    Natural,
-    NotNegative,
-    Positive,
-    Share,
-    build,
-    load_settings,
-    one_of,
-    save_settings,
-    to_json,
-)
+from ttsnap.files.settings import Bounded, Count, Decay, Natural, NotNegative, Positive, Share, one_of
 from ttsnap.files.typed import Json
 
 SPACES = ("pixels", "latents", "features")
@@ -32,11 +17,6 @@ SCHEDULES = ("linear", "cosine", "rex")
 TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 """Of accelerate, each with the modules one of which it needs."""
 ORDERS = ("clean-to-noisy", "uniform", "noisy-to-clean")
-
-
-def option(default: Any, text: str, *, determines: bool = True) -> Any:
-    """A field with its help. determines: whether another value would give another result, so that a run refuses it."""
-    return field(default=default, metadata={"help": text, "determines": determines})
 
 
 @dataclass(frozen=True)
@@ -75,7 +55,7 @@ class LossConfig(Bounded):
 
 
 @dataclass(frozen=True)
-class DistillConfig(Bounded):
+class DistillConfig(RunSettings):
     """One run of distillation. Raises ValueError, with the value, for what does not fit."""
 
     recordings: tuple[str, ...] = option(
@@ -142,37 +122,3 @@ class DistillConfig(Bounded):
         compares = self.loss.name in ("pairwise", "listwise") or self.loss.centred
         if compares and self.group_size < 2:
             raise ValueError(f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or more")
-
-    def to_dict(self) -> dict[str, Json]:
-        """Plain values, for YAML and JSON."""
-        return to_json(self)
-
-    def determining(self) -> dict[str, Json]:
-        """The keys on which the result depends; the recordings count by their content instead."""
-        skipped = [f.name for f in dataclasses.fields(self) if not f.metadata.get("determines", True)]
-        return {key: value for key, value in self.to_dict().items() if key not in skipped}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Json]) -> DistillConfig:
-        """ValueError for unknown keys and for values of another type."""
-        return build(cls, data)
-
-    def save(self, path: Path) -> None:
-        """As YAML, whole or not at all."""
-        save_settings(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> DistillConfig:
-        """From YAML. ValueError that names the file for what cannot be read."""
-        return load_settings(cls, path)
-
-
-def options(cls: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
-    """(key, type, default, help) of every option of a configuration class; keys in a section are "section.key"."""
-    hints, entries = get_type_hints(cls), []
-    for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[f.name]):
-            entries += options(hints[f.name], f"{prefix}{f.name}.")
-        else:
-            entries.append((prefix + f.name, hints[f.name], f.default, f.metadata["help"]))
-    return entries

@@ -16,6 +16,7 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frame, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.losses import Uncertainty
+from ttsnap.distill.settings import determining
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Curriculum, train
@@ -125,7 +126,7 @@ def check_out(config: DistillConfig, out: Path) -> None:
     """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
 
     def differing() -> list[str]:
-        mismatches = differences(DistillConfig.load(out / CONFIG).determining(), config.determining())
+        mismatches = differences(determining(DistillConfig.load(out / CONFIG)), determining(config))
         return mismatches if (out / TARGETS).exists() else []  # before that nothing was computed: a slip may be mended
 
     check_same(out, CONFIG, differing, "run")

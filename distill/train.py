@@ -21,6 +21,7 @@ from ttsnap.distill.curriculum import Group, Stage
 from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.losses import Objective
 from ttsnap.distill.scoring import progress
+from ttsnap.distill.settings import determining
 from ttsnap.distill.student import Student
 
 from ttsnap.core.arrays import FloatArray
@@ -109,7 +110,7 @@ def train(
     everything = {**parameters, **extra}
     average = {name: p.detach().clone() for name, p in everything.items()}
 
-    about: dict[str, Json] = {"config": config.determining(), "data": frames.identity}
+    about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
     checkpoint = checkpoints.latest(out / CHECKPOINTS, about)
     first = 0
     if checkpoint is not None:

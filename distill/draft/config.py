@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
-from ttsnap.distill.config import option
+from ttsnap.distill.settings import RunSettings, option
 
-from ttsnap.files.settings import (
-    Bounded,
-    Bounds,
-    Count,
-    Decay,
-    Natural,
-    NotNegative,
-    Positive,
-    Share,
-    build,
-    load_settings,
-    one_of,
-    save_settings,
-    to_json,
-)
+from ttsnap.files.settings import Bounded, Bounds, Count, Decay, Natural, NotNegative, Positive, Share, one_of
 from ttsnap.files.typed import Json
 from ttsnap.options.model import EMBEDDED
 
@@ -121,7 +105,7 @@ class EvaluationConfig(Bounded):
 
 
 @dataclass(frozen=True)
-class DraftConfig(Bounded):
+class DraftConfig(RunSettings):
     """One distillation of a draft. Raises ValueError, with the value, for what does not fit."""
 
     model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id")
@@ -133,27 +117,3 @@ class DraftConfig(Bounded):
     trajectories: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-
-    def to_dict(self) -> dict[str, Json]:
-        """Plain values, for YAML and JSON."""
-        return to_json(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Json]) -> DraftConfig:
-        """ValueError for unknown keys and for values of another type."""
-        return build(cls, data)
-
-    def save(self, path: Path) -> None:
-        """As YAML, whole or not at all."""
-        save_settings(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> DraftConfig:
-        """From YAML. ValueError that names the file for what cannot be read."""
-        return load_settings(cls, path)
-
-
-def determining(section: TrajectoryConfig | TrainingConfig) -> dict[str, Json]:
-    """The keys of a section on which the result depends."""
-    skipped = [f.name for f in dataclasses.fields(section) if not f.metadata.get("determines", True)]
-    return {key: value for key, value in to_json(section).items() if key not in skipped}

@@ -13,13 +13,14 @@ from ttsnap.distill import processes
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.batches import Trajectories
 from ttsnap.distill.draft.card import card
-from ttsnap.distill.draft.config import DraftConfig, determining
+from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.evaluate import DRAFT, evaluate
 from ttsnap.distill.draft.export import describe, export
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
 from ttsnap.distill.draft.train import CHECKPOINTS, check, last_validation, train
 from ttsnap.distill.processes import Member
+from ttsnap.distill.settings import determining
 from ttsnap.pipelines.compilation import compile_denoiser
 
 from ttsnap.files.lock import locked

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ttsnap.distill import checkpoints
 from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_calls
-from ttsnap.distill.draft.config import TrainingConfig, determining
+from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 from ttsnap.distill.processes import ALONE, Member
+from ttsnap.distill.settings import determining
 
 from ttsnap.files.reading import parse_object
 from ttsnap.files.typed import Json, typed

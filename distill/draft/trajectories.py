@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.distill.draft import shards
-from ttsnap.distill.draft.config import TrajectoryConfig, determining
+from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.sampler import begin, predict
 from ttsnap.distill.draft.shards import TrajectoryShard
 from ttsnap.distill.processes import ALONE, Member
+from ttsnap.distill.settings import determining
 
 from ttsnap.files.typed import Json
 from ttsnap.sampling.denoiser import Denoiser

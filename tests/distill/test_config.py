@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ttsnap.distill.config import DistillConfig, options
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.settings import determining, options
 
 GOOD: dict[str, Any] = {"recordings": ["r"], "reward": "brightness"}
 
@@ -19,8 +20,8 @@ def test_round_trip_and_what_determines(tmp_path: Path) -> None:
     config.save(tmp_path / "c.yaml")
     assert DistillConfig.load(tmp_path / "c.yaml") == config
     moved = DistillConfig.from_dict({**config.to_dict(), "recordings": ["elsewhere"], "workers": 2})
-    assert moved.determining() == config.determining()
-    assert DistillConfig.from_dict({**config.to_dict(), "seed": 1}).determining() != config.determining()
+    assert determining(moved) == determining(config)
+    assert determining(DistillConfig.from_dict({**config.to_dict(), "seed": 1})) != determining(config)
 
 
 def test_yaml_reads_1e_minus_4_as_text(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ examples:
 
 def parser() -> ArgumentParser:
     """The command's arguments: every key of distill.config.DistillConfig."""
-    from ttsnap.distill.config import DistillConfig, options
+    from ttsnap.distill.config import DistillConfig
+    from ttsnap.distill.settings import options
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)

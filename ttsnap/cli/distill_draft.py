@@ -43,8 +43,8 @@ _NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")
 
 def parser() -> ArgumentParser:
     """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model runs."""
-    from ttsnap.distill.config import options
     from ttsnap.distill.draft.config import DraftConfig
+    from ttsnap.distill.settings import options
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
