@@ -103,7 +103,7 @@ def test_hard_prompts_are_neither_hopeless_nor_solved(pipe: Any) -> None:
 
 
 def test_evaluate_prints_a_row_per_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["evaluate", "--per-kind", "1", "--steps", "1", "--grid", str(tmp_path / "grid.png"), "--threads", "1"])
+    main(["evaluate", "--per-kind", "1", "--steps", "1", "--grid", str(tmp_path / "grid.png")])
     printed = capsys.readouterr().out
     assert all(f"| {kind} |" in printed for kind in (*KINDS, "hard"))
     assert (tmp_path / "grid.png").stat().st_size > 0

@@ -192,7 +192,7 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
 
 def test_the_command_trains(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
-    main(["preview", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"])
+    main(["preview", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")])
     stored = torch.load(tmp_path / "out" / "data.pt", weights_only=True)
     assert stored["latents"].shape == (24 + 8 + 20, 8, 8, 8)
     assert stored["targets"].shape == (24 + 8 + 20, 3, 32, 32)

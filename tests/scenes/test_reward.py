@@ -183,7 +183,7 @@ def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
     assert len(recorded(tmp_path / "rec", WANTED, RNG(0))) == 2 * 2 * 3
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
     paths = ["--recording", str(tmp_path / "rec"), "--out", str(tmp_path / "out")]
-    main(["reward", "--recipe", str(tmp_path / "recipe.yaml"), *paths, "--threads", "1"])
+    main(["reward", "--recipe", str(tmp_path / "recipe.yaml"), *paths])
     reward = make_reward(f"scenes-learned:{tmp_path / 'out'}")
     scores = reward(torch.rand(2, 3, 32, 32), ["a red circle"] * 2, None)
     assert scores.shape == (2,)

@@ -27,7 +27,8 @@ from ttsnap.scenes.training.base.recipe import (
     VaeRecipe,
     VaeSize,
 )
-from ttsnap.scenes.training.base.trainer import Examples, Trainer, learning_rate, run
+from ttsnap.scenes.training.base.trainer import Examples, Trainer, run
+from ttsnap.scenes.training.base.updates import learning_rate
 
 MINI = BaseRecipe(
     seed=3,
@@ -118,7 +119,7 @@ def test_decay_from_here(tmp_path: Path) -> None:
 
 def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(MINI)))
-    command = ["base", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"]
+    command = ["base", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
     main(command)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     assert generate(pipe, ["a red circle"], Call(2, 2.0)).shape == (1, 3, 32, 32)

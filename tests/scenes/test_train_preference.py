@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LoRA of a training of four steps."""
     folder = tmp_path_factory.mktemp("preference")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
-    main(["preference", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "lora"), "--threads", "1"])
+    main(["preference", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "lora")])
     return folder / "lora"
 
 
@@ -192,7 +192,7 @@ def test_stock_diffusers_loads_it(trained: Path, stock: Any) -> None:
 def test_training_is_reproducible(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.pt").write_bytes((trained / "pairs.pt").read_bytes())
     recipe = str(trained.parent / "recipe.yaml")
-    main(["preference", "--recipe", recipe, "--out", str(tmp_path), "--threads", "1"])
+    main(["preference", "--recipe", recipe, "--out", str(tmp_path)])
     first, again = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (trained, tmp_path))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -150,7 +150,7 @@ def test_it_learns_where_the_teacher_ends(tiny: Any, data: Pairs) -> None:
 def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
     recipe = replace(MINI, steps=2, pairs=replace(MINI.pairs, from_noise=4, shard=2))
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
-    command = ["turbo", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"]
+    command = ["turbo", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
     main(command)
     folder = tmp_path / "out" / "pipeline"
     assert load(folder).scheduler.config.shift_terminal == 0.5

@@ -36,10 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_base, _add_turbo, _add_preview, _add_reward, _add_preference, _add_evaluate, _add_evaluate_reward):
-        command = add(commands)
-        command.add_argument("--threads", type=int, default=2, help="that torch uses (%(default)s)")
+        add(commands)
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     args.run(args)
 
 
@@ -58,7 +56,7 @@ def _training(commands: Commands, name: str, text: str, out: str) -> argparse.Ar
     return command
 
 
-def _add_base(commands: Commands) -> argparse.ArgumentParser:
+def _add_base(commands: Commands) -> None:
     text = "the base model: data, autoencoder, generator, export, evaluation"
     command = _training(commands, "base", text, "data, checkpoints, samples, and in pipeline/ the result")
     command.add_argument("--device", default="cpu")
@@ -74,10 +72,9 @@ def _add_base(commands: Commands) -> argparse.ArgumentParser:
             base.install(folder, weights_path())
 
     command.set_defaults(run=run)
-    return command
 
 
-def _add_turbo(commands: Commands) -> argparse.ArgumentParser:
+def _add_turbo(commands: Commands) -> None:
     text = "scenes-turbo, the base model distilled to a few steps without guidance"
     command = _training(commands, "turbo", text, "pairs, checkpoints, and in pipeline/ the result")
     command.add_argument("--decay-now", type=int, metavar="M", help="finish early: decay from here over M steps")
@@ -92,10 +89,9 @@ def _add_turbo(commands: Commands) -> argparse.ArgumentParser:
             install(folder, turbo_path())
 
     command.set_defaults(run=run)
-    return command
 
 
-def _add_preview(commands: Commands) -> argparse.ArgumentParser:
+def _add_preview(commands: Commands) -> None:
     text = "the preview VAE, a small decoder that imitates the base model's own"
     command = _training(commands, "preview", text, "the data, and in preview/ the result")
 
@@ -105,10 +101,9 @@ def _add_preview(commands: Commands) -> argparse.ArgumentParser:
         preview.run(recipe_of(PreviewRecipe, a.recipe, a.seed), a.out)
 
     command.set_defaults(run=run)
-    return command
 
 
-def _add_reward(commands: Commands) -> argparse.ArgumentParser:
+def _add_reward(commands: Commands) -> None:
     text = "the learned reward, which learns what the exact checker says"
     command = _training(commands, "reward", text, "data, phases, config.json and model.safetensors")
     command.add_argument("--recording", type=Path, required=True, help="folder of a finished recording with images")
@@ -119,10 +114,9 @@ def _add_reward(commands: Commands) -> argparse.ArgumentParser:
         reward.run(recipe_of(RewardRecipe, a.recipe, a.seed), a.recording, a.out)
 
     command.set_defaults(run=run)
-    return command
 
 
-def _add_preference(commands: Commands) -> argparse.ArgumentParser:
+def _add_preference(commands: Commands) -> None:
     text = "a preference LoRA of the base model, by Diffusion-DPO"
     command = _training(commands, "preference", text, "the pairs, the LoRA and metrics.json")
     command.add_argument("--reward", default="scenes-learned", help="what prefers, as `ttsnap generate --reward`")
@@ -133,10 +127,9 @@ def _add_preference(commands: Commands) -> argparse.ArgumentParser:
         preference.run(recipe_of(PreferenceRecipe, a.recipe, a.seed), a.reward, a.out)
 
     command.set_defaults(run=run)
-    return command
 
 
-def _add_evaluate(commands: Commands) -> argparse.ArgumentParser:
+def _add_evaluate(commands: Commands) -> None:
     text = "the accuracy of a base model on held-out captions"
     command = commands.add_parser("evaluate", help=text, description=text)
     command.add_argument("folder", nargs="?", type=Path, help="diffusers folder (default: the packaged weights)")
@@ -156,10 +149,9 @@ def _add_evaluate(commands: Commands) -> argparse.ArgumentParser:
         print(table(evaluate(load(a.folder), call, a.per_kind, seed=a.seed, held_out=held_out, grid=a.grid)))
 
     command.set_defaults(run=run)
-    return command
 
 
-def _add_evaluate_reward(commands: Commands) -> argparse.ArgumentParser:
+def _add_evaluate_reward(commands: Commands) -> None:
     text = "how often a reward prefers a picture's own caption to one with a single thing changed"
     command = commands.add_parser("evaluate-reward", help=text, description=text)
     command.add_argument("reward", nargs="?", default="scenes-learned", help="any, as --reward of ttsnap takes it")
@@ -174,7 +166,6 @@ def _add_evaluate_reward(commands: Commands) -> argparse.ArgumentParser:
         print(evaluate(make_reward(a.reward), a.pictures, a.recording, a.seed))
 
     command.set_defaults(run=run)
-    return command
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttsnap.files.writing import write_whole
 from ttsnap.scenes.training.base.attention import ZeroTokenAttention, zero_token_attention
-from ttsnap.scenes.training.base.trainer import learning_rate, optimizers_of
+from ttsnap.scenes.training.base.updates import Updates
 from ttsnap.scenes.training.parts import Pipeline, Transformer
 from ttsnap.scenes.training.turbo.loss import on_the_way, velocity_loss
 from ttsnap.scenes.training.turbo.pairs import Pairs, encoded
@@ -26,7 +23,7 @@ _TEXTS = 256
 """Captions that are encoded at once."""
 
 
-class TurboTrainer:
+class TurboTrainer(Updates[Transformer, TurboRecipe]):
     """Training state that can be saved and resumed at any step.
 
     Args:
@@ -36,49 +33,16 @@ class TurboTrainer:
     """
 
     def __init__(self, pipe: Pipeline, pairs: Pairs, recipe: TurboRecipe) -> None:
-        self.recipe, self.pairs = recipe, pairs
+        super().__init__(recipe, copy.deepcopy(pipe.transformer).train())
+        self.pairs = pairs
         captions = list(dict.fromkeys(pairs.captions))
         rows = {text: i for i, text in enumerate(captions)}
         self.rows = torch.tensor([rows[text] for text in pairs.captions])
         parts = [encoded(pipe, captions[i : i + _TEXTS]) for i in range(0, len(captions), _TEXTS)]
         self.text, self.pooled = (torch.cat(column).half() for column in zip(*parts, strict=True))
-        self.net: Transformer = copy.deepcopy(pipe.transformer).train()
-        self.ema: Transformer = copy.deepcopy(pipe.transformer).eval().requires_grad_(False)
-        self.optimizers = optimizers_of(self.net.named_parameters(), recipe)
-        self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
-        self.step = 0
         if recipe.compile:
             for block in self.net.transformer_blocks:
                 block.compile(dynamic=False)
-
-    def state(self) -> dict[str, object]:
-        """Everything that the next step depends on."""
-        return {
-            "step": self.step,
-            "steps": self.recipe.steps,
-            "decay_steps": self.recipe.decay_steps,
-            "net": self.net.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-        }
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; the old one stays until the new one is whole."""
-        write_whole(path, lambda file: torch.save(self.state(), file))
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint."""
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.recipe = replace(self.recipe, steps=state["steps"], decay_steps=state["decay_steps"])
-        self.net.load_state_dict(state["net"])
-        self.ema.load_state_dict(state["ema"])
-        for optimizer, part in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(part)
-
-    def decay_from_here(self, steps: int) -> None:
-        """Finish early: decay the learning rate over the next `steps` steps, then stop."""
-        self.recipe = replace(self.recipe, steps=self.step + steps, decay_steps=steps)
 
     def losses(self) -> Iterator[float]:
         """Train to the end, yielding each step's loss."""
@@ -94,19 +58,8 @@ class TurboTrainer:
         share[torch.rand(batch, generator=dice) < recipe.at_start] = 1.0
         lengths = torch.tensor(recipe.zero_tokens, dtype=torch.float32)
         attention.set_repeats(lengths[torch.randint(len(lengths), (batch,), generator=dice)])
-        factor = learning_rate(self.step, recipe)
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
         loss = self.rows_loss(chosen, share)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        keep = min(recipe.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - keep)
-        self.step += 1
+        self.update(loss)
         return loss.item()
 
     def rows_loss(self, chosen: Tensor, share: Tensor) -> Tensor:
