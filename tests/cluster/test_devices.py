@@ -61,7 +61,7 @@ def test_one_device_needs_no_ray_and_several_say_how_it_is_installed(
     monkeypatch.setitem(sys.modules, "ray", None)
     for devices in (1, "auto"):
         assert pipe("a red circle", devices=devices, **HOW).search[0].images
-    with pytest.raises(ValueError, match=r"several workers take Ray: pip install"):
+    with pytest.raises(ValueError, match=r"several devices or workers take Ray: pip install"):
         pipe("a red circle", devices=2, **HOW)
 
 

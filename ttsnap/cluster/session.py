@@ -18,7 +18,7 @@ def connect(address: str | None, workers: int = 1) -> None:
     try:
         import ray
     except ImportError:
-        raise ValueError(f"several workers take Ray: {install('cluster')}") from None
+        raise ValueError(f"several devices or workers take Ray: {install('cluster')}") from None
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
