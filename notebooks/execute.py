@@ -65,6 +65,12 @@ def executed(notebook: Any, threads: int | None = None) -> Any:
     return found
 
 
+def sources(notebook: Any) -> list[str]:
+    """The code that runs, cell by cell."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell.source for cell in cells if SKIPPED not in cell.metadata.get("tags", ())]
+
+
 def cleaned(notebook: Any) -> Any:
     """A copy without what differs from run to run or machine to machine; ids and sources stay as they are."""
     found, count = copy.deepcopy(notebook), 0
@@ -97,9 +103,7 @@ def _cleaned(output: Any, count: int) -> Any:
 
 def fingerprint(notebook: Any) -> str:
     """Of the code that runs: outputs that were made by other code are stale."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    code = [cell.source for cell in cells if SKIPPED not in cell.metadata.get("tags", ())]
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(sources(notebook)).encode()).hexdigest()[:16]
 
 
 def problems(path: Path) -> list[str]:

@@ -1,12 +1,9 @@
-"""The notebooks run from top to bottom, and their committed outputs are shown without noise.
-
-They are run one after the other in one process (`--dist loadscope` keeps a file's tests together), so that kernels with
-a model each do not pile up.
-"""
+"""The notebooks run from top to bottom, and their committed outputs are shown without noise."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,11 +54,61 @@ def test_first_cell_says_what_to_expect(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 )
-@pytest.mark.timeout(900)  # on a busy machine; alone they take half a minute, the slow ones one and a half
-def test_runs(execute: ModuleType, name: str) -> None:
+@pytest.mark.timeout(900)  # on a busy machine; alone they take a quarter of a minute, the slow ones one and a half
+def test_cells_run(execute: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has imported the libraries already."""
+    import IPython.display
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    matplotlib.use("agg")
+    shown: list[Any] = []
+
+    def show() -> None:
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+            shown.append(number)
+        plt.close("all")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", show)
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    module = ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", module)
+    for source in execute.sources(read(name)):
+        exec(compile(source, name, "exec"), vars(module))
+    assert shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.timeout(900)
+def test_runs_in_a_kernel_of_its_own(execute: ModuleType, name: str) -> None:
     found = execute.cleaned(execute.executed(read(name), threads=1))
     ran = [cell for cell in found.cells if cell.cell_type == "code" and cell.execution_count is not None]
     assert any("image/png" in output.get("data", {}) for cell in ran for output in cell.outputs)
+
+
+def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights(
+    execute: ModuleType, tmp_path: Path
+) -> None:
+    import nbformat
+    from nbformat import v4
+
+    cells = [
+        v4.new_code_cell(
+            "import os, sys\nimport matplotlib.pyplot as plt\nprint(os.listdir(), os.environ['OMP_NUM_THREADS'])"
+        ),
+        v4.new_code_cell("raise SystemError", metadata={"tags": [execute.SKIPPED]}),
+        v4.new_code_cell("print('loading', file=sys.stderr)\nplt.plot([1, 2])\nplt.show()"),
+    ]
+    found = execute.cleaned(execute.executed(v4.new_notebook(cells=cells), threads=1))
+    assert [cell.execution_count for cell in found.cells] == [1, None, 2]
+    assert found.cells[0].outputs[0].text == "[] 1\n"
+    assert [list(output.data) for output in found.cells[2].outputs] == [["image/png"]]
+    path = tmp_path / "small.ipynb"
+    nbformat.write(found, path)
+    assert execute.problems(path) == []
 
 
 @pytest.mark.parametrize("noise", ["stderr", "path", "stale", "metadata", "error", "empty"])
