@@ -24,13 +24,39 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
+"""What takes longest begins first, so that no process of `make test` is left alone with it at the end."""
+TOGETHER = ("tests/demo", "tests/cluster", "tests/service")
+"""Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadscope`: modules are handed out in the order of the tests, not by how many tests they hold."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module: str = super()._split_scope(nodeid)
+            return next((folder for folder in TOGETHER if module.startswith(f"{folder}/")), module)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """A test that leaves torch more threads fails: all tests after it take many times as long in that process."""
     yield
     left = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert left == 1, f"torch has {left} threads after this test; give commands that set them --threads 1"
+    assert left == 1, f"torch has {left} threads after this test"
 
 
 @pytest.fixture(scope="session")
