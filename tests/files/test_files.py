@@ -192,6 +192,7 @@ def test_zips_are_read_in_memory_by_the_last_part_of_the_name() -> None:
         (zipped(*[(str(i), b"") for i in range(40)]), "40 files, at most 30"),
         (zipped(("a", b"x" * 100))[:-30], None),
     ],
+    ids=["no zip", "large", "many", "cut off"],  # their bytes hold the time
 )
 def test_bad_zips_are_one_sentence(data: bytes, why: str | None) -> None:
     with pytest.raises(ValueError, match=why) as caught:
