@@ -45,6 +45,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str
     return str(folder)
 
 
+@pytest.mark.usefixtures("few_prices")
 def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", inside, "--trials", "5", "--checks", "2", *FEW]) == 0
     out = capsys.readouterr().out
@@ -84,10 +85,8 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     call = ["--steps", "4", "--device", "cpu", "--budget", "12nfe"]
     runs: list[list[str]] = [
         ["tuned.json"],
-        ["priced.json"],
         ["priced.json", "--shared"],
         ["priced.json", "--options.width", "4"],
-        ["priced.json", "--options.width", "4", "--shared"],
     ]
     for i, extra in enumerate(runs):
         assert main(["generate", *PROMPTS, *call, "--out", f"o{i}", "--algorithm", *extra]) == 0

@@ -43,7 +43,7 @@ def test_unpruned_seeds_equal_the_stock_batch(stock: Any, length: int) -> None:
 
 
 def test_winners_of_many_prompts_are_made_again_by_stock_diffusers(stock: Any) -> None:
-    prompts = sample_prompts(6, 5)
+    prompts = sample_prompts(3, 5)
     found = upgrade(stock)(prompts, search=SeedPruning(), reward="scenes", report="scenes-strict", budget="60nfe",
                            batch_size=11, output_type="pt", seed=0, **CALL).search  # fmt: skip
     for result in found:

@@ -22,7 +22,7 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.sizing import sized_for
 
-relaxed = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+relaxed = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Spy(ReplayEngine):
