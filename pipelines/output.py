@@ -44,6 +44,13 @@ class ImagesOutput(BaseOutput):
     images: Images
 
 
+@dataclass
+class FramesOutput(BaseOutput):
+    """The stock output of a family of videos that has none of its own."""
+
+    frames: Videos
+
+
 def stock_output(call: Callable[..., Any]) -> type[Any]:
     """The output class that the code of a stock `__call__` names; ImagesOutput unless it names exactly one."""
     plain: Any = inspect.unwrap(call)

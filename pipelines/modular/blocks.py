@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
-from torch import Generator
+from torch import Generator, Tensor, as_tensor
 
 Block: TypeAlias = Any
 """A ModularPipelineBlocks; diffusers' types do not tell of its call, nor of its inputs."""
@@ -101,8 +101,35 @@ class AlreadyScaled:
         return sample
 
 
+class OneSide:
+    """The timesteps (N,) of rows that all lie on one side of a boundary, for blocks that choose a network by it.
+
+    They ask `t >= boundary` as if all rows were at one timestep; `above` is the answer.
+    """
+
+    def __init__(self, timesteps: Tensor, above: bool) -> None:
+        self.timesteps, self.above = timesteps, above
+
+    def __ge__(self, boundary: float) -> bool:
+        return self.above
+
+    def expand(self, *size: int) -> Tensor:
+        """The timesteps, as tensors expand."""
+        return self.timesteps.expand(*size)
+
+
 def with_parts(pipe: Any, **changes: Any) -> Any:
     """The same pipeline object over the same weights, with other components in some places."""
     other = copy.copy(pipe)
     vars(other).update(changes)
     return other
+
+
+def check_decoder(vae: Any, call: Mapping[str, Any]) -> None:
+    """ValueError where this VAE draws noise as it decodes, at these arguments of a call."""
+    level = call.get("decode_noise_scale")
+    level = call.get("decode_timestep", 0.0) if level is None else level
+    if vae.config.get("timestep_conditioning") and bool(as_tensor(level).any()):
+        raise ValueError(f"this VAE mixes drawn noise into latents before it decodes them (decode_noise_scale, or "
+                         f"decode_timestep without it, is {level}), and what is decoded on the way would differ from "
+                         "what comes out in the end; set decode_noise_scale=0.0")  # fmt: skip

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
-from diffusers import ClassifierFreeGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.modular import blocks
+from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import State
 from ttsnap.pipelines.modular.conditions import collated
 from ttsnap.pipelines.modular.workflows import DRAWN, TAKEN_OUT, workflow_for
@@ -54,32 +53,30 @@ class ModularDenoiser(PipelineDenoiser):
         self._call, self.cfg_scale = call, 1.0 if guidance_scale is None else guidance_scale
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
-        vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **self._guiders(guidance_scale))
+        vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **guiders.own(self.pipe, guidance_scale))
+        if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
+            self.pipe.guider.disable()
+        if self.workflow.always_guided and guiders.passes(self.pipe) == 1:
+            raise ValueError(f"the text encoder's block of {self.pipe.stock_class().__name__} fails without guidance; "
+                             "set guidance_scale to more than 1")  # fmt: skip
+        blocks.check_decoder(self.pipe.vae, call)
         trial = blocks.start(whole, {**self._of_prompt(0), "prompt": ""})
         drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": call["eta"]} if "eta" in call else {}
-        self._use(laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments), guided=self._passes() > 1)
+        schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)
+        self._use(schedule, guided=guiders.passes(self.pipe) > 1)
         shapes = {name: tuple(v.shape) for name, v in self._loop_state(self._trial).items() if isinstance(v, Tensor)}
         self.text_length = tuple(shapes.items())
 
-    def _guiders(self, scale: float | None) -> dict[str, Any]:
-        """The pipeline's guiders, of which each call gets its own: they keep a step and, some of them, more."""
-        parts = self.pipe.components.items()
-        own = {name: _own_guider(name, part, scale) for name, part in parts if name.startswith("guider")}
-        if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
-            own["guider"].disable()
-        return own
-
-    def _passes(self) -> int:
-        """Forward passes of one evaluation."""
-        guider = self.pipe.components.get("guider")
-        if guider is None:
-            return 1
-        guider.set_state(step=0, num_inference_steps=1, timestep=torch.zeros(()))
-        return int(guider.num_conditions)
+    @property
+    def frames(self) -> int | None:
+        if self.workflow.frames_every is None:
+            return None
+        every = int(getattr(self.pipe, self.workflow.frames_every))
+        return (int(self._trial.get("num_frames")) - 1) // every * every + 1
 
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
@@ -177,6 +174,8 @@ class ModularDenoiser(PipelineDenoiser):
         return torch.cat([self._seeded(0, generator)[NOISE] for generator in generators])
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
+        if self.workflow.holds_first_frame:
+            return self._held(noise, cond)
         if not self.workflow.redraws:
             return noise
         # As the blocks noised the image by their own draw, and changed by as much as this noise differs from that.
@@ -184,27 +183,42 @@ class ModularDenoiser(PipelineDenoiser):
         return latents + (float(self.schedule.sigma[0]) * (noise - own)).to(latents.dtype)
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        if not self.workflow.by_step or len(set(step.tolist())) == 1:
-            return self._denoised(x, t, int(step[0]), at)
+        groups = self._together(step)
+        if len(set(groups.tolist())) == 1:
+            return self._denoised(x, t, step, at)
         out = torch.empty_like(x)
-        for position in sorted(set(step.tolist())):
-            here = (step == position).nonzero()[:, 0]
+        for group in sorted(set(groups.tolist())):
+            here = (groups == group).nonzero()[:, 0]
             there = here.to(x.device)
-            out[there] = self._denoised(x[there], t[there], position, at[here]).to(x.dtype)
+            out[there] = self._denoised(x[there], t[there], step[here], at[here]).to(x.dtype)
         return out
 
-    def _denoised(self, x: Tensor, t: Tensor, position: int, at: Tensor) -> Tensor:
+    def _together(self, step: Tensor) -> Tensor:
+        """(N,) numbers, the same for rows at these positions that may go through the blocks together."""
+        if self.workflow.experts:
+            return self._above(step).long()
+        return step if self.workflow.by_step else torch.zeros_like(step)
+
+    def _above(self, step: Tensor) -> Tensor:
+        """Which of these positions (N,) the first of two experts denoises."""
+        boundary: float = self.pipe.config.boundary_ratio * self.pipe.num_train_timesteps
+        return self.schedule.timesteps.cpu()[step] >= boundary
+
+    def _denoised(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         """The guided output of rows that go together."""
         pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler))
         values = collated([self._conditions[i] for i in at.tolist()], self.workflow.rules)
         state: Any = BlockState(**{**values, "latents": x, **{name: {} for name in self.workflow.scratch}})
+        when = blocks.OneSide(t, bool(self._above(step)[0])) if self.workflow.experts else t
         for block in self._parts.denoise:
-            _, state = block(pipe, state, i=position, t=t)
+            _, state = block(pipe, state, i=int(step[0]), t=when)
         out: Tensor = state.noise_pred
-        return out
+        return out.float() if self.workflow.steps_in_float32 else out
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         prediction = super().predict(x, step, cond)
+        if self.workflow.holds_first_frame:
+            return prediction._replace(x0=self._held(prediction.x0, cond))
         if not self.imposes:
             return prediction
         return prediction._replace(x0=self._kept(prediction.x0, self._column("image_latents", cond), cond))
@@ -212,29 +226,40 @@ class ModularDenoiser(PipelineDenoiser):
     @property
     def imposes(self) -> bool:
         # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
-        return self.workflow.keeps and self.net.config.in_channels != 9
+        return self.workflow.holds_first_frame or (self.workflow.keeps and self.net.config.in_channels != 9)
 
     def impose(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         if not self.imposes:
             return x
+        if self.workflow.holds_first_frame:
+            return self._held(x, cond)
         alpha, sigma = (torch.cat([values, values.new_tensor([last])])[step]
                         for values, last in ((self.schedule.alpha, 1.0), (self.schedule.sigma, 0.0)))  # fmt: skip
         image, noise = self._column("image_latents", cond), self._column(NOISE, cond)
         return self._kept(x, rows(sigma, image) * noise + rows(alpha, image) * image, cond)
+
+    def _held(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Latents x (N, S, C), tokens of frames, with the first frame that the image gives."""
+        first = self._column("conditioning_mask", cond)[..., None] > 0
+        return torch.where(first, self._column("latents", cond).to(x.dtype), x)
 
     def _kept(self, x: Tensor, outside: Tensor, cond: Tensor) -> Tensor:
         """Latents x (N, ...) inside of the mask, and others outside of it."""
         mask = self._column("mask", cond)
         return ((1 - mask) * outside + mask * x).to(x.dtype)
 
+    def settled(self, latents: Tensor, vae: Any) -> Tensor:
+        # Loops cast what their scheduler narrowed back to the dtype that they began with.
+        return super().settled(latents, vae).to(self._trial.get("latents").dtype)
+
     # --- images -----------------------------------------------------------------------------------------------------
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        """What the blocks after the loop make of latents: images in [0, 1]."""
+        """What the blocks after the loop make of latents: images or videos in [0, 1]."""
         names = {name for block in self._parts.end for name in block.input_names if name in self._trial.values}
         row = {name: self._trial.get(name) for name in names}
         batch = collated([row] * len(x0), self.workflow.rules)
-        changes = {**batch, "latents": self.settled(x0, vae), **self.workflow.ends_with}
+        changes = {**batch, "batch_size": len(x0), "latents": self.settled(x0, vae), **self.workflow.ends_with}
         state = blocks.forked(self._trial, **changes)
         made = blocks.run(blocks.with_parts(self.pipe, vae=vae), self._parts.end, state).get(self.workflow.output)
         return cast(Tensor, made)
@@ -247,6 +272,8 @@ class ModularDenoiser(PipelineDenoiser):
             raise ValueError("an image is redrawn from where its strength says, on the model's own path and times, and "
                              "for other models than flows by the scheduler's own step; leave kernel, path and times "
                              "out")  # fmt: skip
+        if self.workflow.holds_first_frame and path is not None:
+            raise ValueError("the first frame is held without noise, and another path would scale it; leave path out")
         super().convert(path, times)
 
     def take_in(self, other: Self) -> int:
@@ -260,15 +287,3 @@ class ModularDenoiser(PipelineDenoiser):
 
     def check_differentiable(self, through: str) -> None:
         raise ValueError("the blocks of modular pipelines run without gradients; leave guide out")
-
-
-def _own_guider(name: str, guider: Any, scale: float | None) -> Any:
-    """A guider as this one, at this scale where one is given. ValueError for one that search cannot use."""
-    kind: type[Any] = type(guider)
-    if kind is not ClassifierFreeGuidance:
-        raise ValueError(f"search cannot use {kind.__name__} as {name}, which may remember rows of earlier "
-                         "batches; set ClassifierFreeGuidance")  # fmt: skip
-    if (guider.config.start, guider.config.stop) != (0.0, 1.0):
-        raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but rows of a "
-                         "batch are at different steps; set start 0 and stop 1")  # fmt: skip
-    return guider.new() if scale is None else guider.new(guidance_scale=scale)

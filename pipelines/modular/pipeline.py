@@ -11,6 +11,7 @@ from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.versions import check_version
 from ttsnap.pipelines.modular.workflows import workflows_of
+from ttsnap.pipelines.output import FramesOutput, ImagesOutput
 
 NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "padding_mask_crop"}
 """Inputs of blocks that a search does not hand on: seeds make latents, images are never cropped to their mask."""
@@ -19,8 +20,8 @@ NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "pa
 class SearchModularMixin(SearchMixin):
     """First base of a modular search pipeline, before its stock class. Without `search` the call is the stock one.
 
-    A search takes the inputs of the workflow's blocks and `guidance_scale`, and returns images as classic pipelines do,
-    not the state of the blocks."""
+    A search takes the inputs of the workflow's blocks and `guidance_scale`, and returns images or frames as classic
+    pipelines do, not the state of the blocks."""
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
 
@@ -43,5 +44,6 @@ def modular_search_class(stock: Any) -> Any:
     """The search twin of a ModularPipeline class. ValueError for one without a workflow that search can run, and for a
     version of diffusers whose blocks were not tested."""
     check_version()
-    workflows_of(stock.__name__)
-    return types.new_class(f"Search{stock.__name__}", (SearchModularMixin, stock))
+    output = ImagesOutput if workflows_of(stock.__name__)[0].frames_every is None else FramesOutput
+    bases, members = (SearchModularMixin, stock), {"output_class": output}
+    return types.new_class(f"Search{stock.__name__}", bases, exec_body=lambda namespace: namespace.update(members))

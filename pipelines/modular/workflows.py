@@ -31,9 +31,13 @@ class Workflow:
     samples it. rules: how fields of rows are put together (conditions.py), where that is not `stack`. by_step: whether
     a block of the loop reads the step as a number, so that only rows of one step go together. scratch: fields that the
     loop itself makes, empty dicts that its blocks fill at every step. keeps: whether what lies outside of a mask stays
-    as it is. references: whether a list of images is that of one prompt, and not one image for each. output: the field
-    with what is made. ends_with: what the blocks after the loop are told, so that they make tensors. why_not: why
-    search refuses it, where it does.
+    as it is. holds_first_frame: whether the first frame of a video is that of the image, without noise, at every step.
+    references: whether a list of images is that of one prompt, and not one image for each. experts: whether another
+    network, `transformer_2`, denoises below the pipeline's boundary, so that only rows on one side of it go together.
+    always_guided: whether its blocks fail without guidance. steps_in_float32: whether the loop hands the network's
+    output to the scheduler in float32. frames_every: of videos, the pipeline's property that says how many frames one
+    latent frame stands for. output: the field with what is made. ends_with: what the blocks after the loop are told, so
+    that they make tensors. why_not: why search refuses it, where it does.
     """
 
     name: str | None
@@ -47,14 +51,19 @@ class Workflow:
     by_step: bool = False
     scratch: tuple[str, ...] = ()
     keeps: bool = False
+    holds_first_frame: bool = False
     references: bool = False
+    experts: bool = False
+    always_guided: bool = False
+    steps_in_float32: bool = False
+    frames_every: str | None = None
     output: str = "images"
     ends_with: Mapping[str, Any] = field(default_factory=lambda: {"output_type": "pt"})
     why_not: str | None = None
 
 
 IMAGE, MASKED = frozenset({"image"}), frozenset({"image", "mask_image"})
-CONTROL = frozenset({"control_image"})
+CONTROL, ENDS = frozenset({"control_image"}), frozenset({"image", "last_image"})
 _FLUX = {"txt_ids": alike, "img_ids": alike}
 _QWEN = {
     **dict.fromkeys(
@@ -63,6 +72,17 @@ _QWEN = {
     **dict.fromkeys(("img_shapes", "txt_seq_lens", "negative_txt_seq_lens"), joined),
 }
 _MORE = ("additional_cond_kwargs",)
+_WAN: dict[str, Any] = {
+    "output": "videos",
+    "frames_every": "vae_scale_factor_temporal",
+    "always_guided": True,
+    "steps_in_float32": True,
+}
+_LTX: dict[str, Any] = {"output": "videos", "frames_every": "vae_temporal_compression_ratio"}
+_WITH_SOUND = (
+    "it denoises the video together with its sound, and one candidate here is one tensor of latents; search "
+    "WanModularPipeline or LTXModularPipeline, and make the winner's sound apart"
+)
 _Z_IMAGE = {"prompt_embeds": joined, "negative_prompt_embeds": joined}
 
 WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
@@ -110,18 +130,37 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
     "QwenImageEditModularPipeline": (Workflow("image_conditioned", EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
     "QwenImageEditPlusModularPipeline": (Workflow(None, EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
     "ZImageModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE),
-        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE),
+        Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE, steps_in_float32=True),
+        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE, steps_in_float32=True),
+    ),
+    "WanModularPipeline": (Workflow(None, TEXT_TO_VIDEO, **_WAN),),
+    "WanImage2VideoModularPipeline": (
+        Workflow("image2video", IMAGE_TO_VIDEO, IMAGE, **_WAN),
+        Workflow("flf2v", IMAGE_TO_VIDEO, ENDS, **_WAN),
+    ),
+    "Wan22ModularPipeline": (Workflow(None, TEXT_TO_VIDEO, experts=True, **_WAN),),
+    "Wan22Image2VideoModularPipeline": (Workflow(None, IMAGE_TO_VIDEO, IMAGE, experts=True, **_WAN),),
+    "LTXModularPipeline": (
+        Workflow("text2video", TEXT_TO_VIDEO, **_LTX),
+        Workflow("image2video", IMAGE_TO_VIDEO, IMAGE, by_seed=True, holds_first_frame=True, **_LTX),
+    ),
+    "LTX2ModularPipeline": (
+        Workflow("text2video", TEXT_TO_VIDEO, why_not=_WITH_SOUND),
+        Workflow("image2video", IMAGE_TO_VIDEO, IMAGE, why_not=_WITH_SOUND),
     ),
 }
 """By the name of the pipeline class. The first workflow of a class is that of a call without images."""
 
 
 def workflows_of(pipeline_class: str) -> tuple[Workflow, ...]:
-    """Those of a modular pipeline class. ValueError where there is none, with the classes that have some."""
-    if pipeline_class not in WORKFLOWS:
-        raise ValueError(f"search does not support {pipeline_class} yet; supported are {', '.join(WORKFLOWS)}")
-    return WORKFLOWS[pipeline_class]
+    """Those of a modular pipeline class. ValueError where search runs none of them, with the classes that have some."""
+    known = WORKFLOWS.get(pipeline_class, ())
+    if not any(workflow.why_not is None for workflow in known):
+        able = [name for name, workflows in WORKFLOWS.items() if any(each.why_not is None for each in workflows)]
+        why = known[0].why_not if known else None
+        raise ValueError(f"search does not support {pipeline_class}: {why}" if why is not None else
+                         f"search does not support {pipeline_class} yet; supported are {', '.join(able)}")  # fmt: skip
+    return known
 
 
 def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:

@@ -24,12 +24,16 @@ def bright(images: Any, prompts: Any) -> Any:
 
 
 def stock(name: str, seed: int, prompt: str) -> Any:
-    """The image (3, H, W) that the stock modular pipeline makes from a seed."""
+    """The image (3, H, W), or video (T, 3, H, W), that the stock modular pipeline makes from a seed."""
     case = CASES[name]
     generator = torch.Generator().manual_seed(seed)
-    kind = workflow_for(case.pipeline, case.call).ends_with["output_type"]
+    workflow = workflow_for(case.pipeline, case.call)
     made = built(case.pipeline, case.parts)(
-        prompt=prompt, generator=generator, output_type=kind, output="images", **case.call
+        prompt=prompt,
+        generator=generator,
+        output_type=workflow.ends_with["output_type"],
+        output=workflow.output,
+        **case.call,
     )
     return to_tensor(made[0]) if isinstance(made[0], Image) else made[0]
 
@@ -53,7 +57,8 @@ def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
 @pytest.mark.parametrize("name", named())
 def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
     case = CASES[name]
-    net = getattr(built(case.pipeline, case.parts), workflow_for(case.pipeline, case.call).network)
+    workflow, pipe = workflow_for(case.pipeline, case.call), built(case.pipeline, case.parts)
+    networks = [getattr(pipe, name) for name in (workflow.network, *["transformer_2"] * workflow.experts)]
     rows = []
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
@@ -61,11 +66,12 @@ def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
         rows.append(len(x))
 
     found(name, "a cat", BestOfN(1))  # FLOPs are counted in the first search
-    hook = net.register_forward_pre_hook(count, with_kwargs=True)
+    hooks = [net.register_forward_pre_hook(count, with_kwargs=True) for net in networks]
     try:
         results = found(name, PROMPTS, PRUNING, batch_size=3)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     assert sum(rows) == sum(result.spent.forward_passes for result in results) > 0
 
 

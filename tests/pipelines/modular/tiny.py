@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGene
 from tests.golden import tiny_vlm
 from tests.pipelines import tiny
 
+from . import tiny_videos as videos
+
 
 class Case(NamedTuple):
     """A workflow of a pipeline class: the classic pipeline whose parts it takes, and the arguments of a small call."""
@@ -91,6 +93,8 @@ STEPS = {"num_inference_steps": 4}
 SIZE = {"height": 16, "width": 32, **STEPS}
 REDRAWN = {"image": picture(), "strength": 0.6}
 PAINTED = {"image": picture(), "mask_image": mask(), "strength": 0.8}
+CLIP = {"height": 8, "width": 16, "num_frames": 5, **STEPS, "max_sequence_length": 16}
+LTX = {**CLIP, "height": 16, "width": 32}
 KLEIN = {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}
 EDITED = {"num_inference_steps": 2, "image": picture()}
 CASES: dict[str, Case] = {
@@ -132,6 +136,17 @@ CASES: dict[str, Case] = {
     "qwen_image edit plus": Case("QwenImageEditPlusModularPipeline", qwen_edit, EDITED),
     "z_image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, "max_sequence_length": 32}),
     "z_image image2image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
+    "wan": Case("WanModularPipeline", videos.wan, CLIP),
+    "wan image2video": Case("WanImage2VideoModularPipeline", videos.wan_image, {**CLIP, "image": picture()}),
+    "wan first and last frame": Case(
+        "WanImage2VideoModularPipeline",
+        videos.wan_last,
+        {**CLIP, "image": picture(), "last_image": picture(1)},
+    ),
+    "wan22": Case("Wan22ModularPipeline", videos.wan22, CLIP),
+    "wan22 image2video": Case("Wan22Image2VideoModularPipeline", videos.wan22_image, {**CLIP, "image": picture()}),
+    "ltx": Case("LTXModularPipeline", videos.ltx, LTX),
+    "ltx image2video": Case("LTXModularPipeline", videos.ltx, {**LTX, "image": picture()}),
 }
 
 
@@ -154,8 +169,8 @@ def _quiet(block: Any) -> None:
             _quiet(inner)
 
 
-SLOW = {name for name in CASES if "qwen_image edit" in name}
-"""Those whose pictures cannot be small."""
+SLOW = {name for name in CASES if "qwen_image edit" in name} | {"wan first and last frame", "wan22 image2video"}
+"""Those whose pictures cannot be small, and those of which other cases run all parts."""
 
 
 def named() -> list[Any]:

@@ -1,0 +1,42 @@
+"""The guiders of a modular pipeline: what guides its network, and in how many passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ClassifierFreeGuidance
+
+
+def own(pipe: Any, scale: float | None) -> dict[str, Any]:
+    """New guiders like the pipeline's, for one call: they keep a step and, some of them, more. All at this scale.
+
+    ValueError for guiders that search cannot use.
+    """
+    guiders = _guiders(pipe)
+    for name, guider in guiders.items():
+        kind: type[Any] = type(guider)
+        if kind is not ClassifierFreeGuidance:
+            raise ValueError(f"search cannot use {kind.__name__} as {name}, which may remember rows of earlier "
+                             "batches; set ClassifierFreeGuidance")  # fmt: skip
+        if (guider.config.start, guider.config.stop) != (0.0, 1.0):
+            raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but "
+                             "rows of a batch are at different steps; set start 0 and stop 1")  # fmt: skip
+    changes = {} if scale is None else {"guidance_scale": scale}
+    return {name: guider.new(**changes) for name, guider in guiders.items()}
+
+
+def passes(pipe: Any) -> int:
+    """Forward passes of one evaluation. ValueError where that differs between steps."""
+    each = set()
+    for guider in _guiders(pipe).values():
+        guider.set_state(step=0, num_inference_steps=1, timestep=torch.zeros(()))
+        each.add(int(guider.num_conditions))
+    if len(each) > 1:
+        raise ValueError("one of two experts is guided and the other is not, so that their steps differ in cost; set "
+                         "guidance_scale, which is that of both, or give both guiders more than 1")  # fmt: skip
+    return each.pop() if each else 1
+
+
+def _guiders(pipe: Any) -> dict[str, Any]:
+    return {name: part for name, part in pipe.components.items() if name.startswith("guider")}

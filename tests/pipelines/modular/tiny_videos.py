@@ -1,0 +1,169 @@
+"""Tiny parts of modular video pipelines: Wan 2.1, Wan 2.2 with two experts, and LTX-Video."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    LTXVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
+from diffusers.video_processor import VideoProcessor
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+from tests.pipelines import tiny
+
+
+def wan_vae() -> AutoencoderKLWan:
+    """Two pixels, and two frames after the first, to a latent."""
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.0, 0.3],
+        latents_std=[1.5, 2.0, 1.0, 0.5],
+        scale_factor_temporal=2,
+        scale_factor_spatial=2,
+    )
+    return vae.eval()
+
+
+def wan_transformer(**config: Any) -> torch.nn.Module:
+    sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 16}
+    of_text: dict[str, Any] = {"text_dim": 32, "freq_dim": 16, "rope_max_seq_len": 32}
+    return tiny.jitter(WanTransformer3DModel(out_channels=4, **{"in_channels": 4, **sizes, **of_text, **config}))
+
+
+def umt5() -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=1000, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4, decoder_start_token_id=0
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def wan_parts() -> tiny.Parts:
+    return {
+        "tokenizer": tiny.character_tokenizer(),
+        "text_encoder": umt5(),
+        "vae": wan_vae(),
+        "scheduler": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+    }
+
+
+EXPERTS = {"transformer": 1, "transformer_2": 2}
+"""Blocks of each, so that one does not pass for the other."""
+SEES_IMAGES = {"in_channels": 4 + 2 + 4}
+"""Latents, the mask of frames that are given, and the latents of these."""
+
+
+@tiny.parts_once
+def _wan() -> tiny.Parts:
+    return {**wan_parts(), "transformer": wan_transformer()}
+
+
+@tiny.parts_once
+def _wan_image() -> tiny.Parts:
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    return {
+        **wan_parts(),
+        "image_processor": CLIPImageProcessor(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, do_resize=True, do_center_crop=True
+        ),
+        "image_encoder": CLIPVisionModel(vision).eval(),
+        "transformer": wan_transformer(**SEES_IMAGES, image_dim=8, added_kv_proj_dim=24),
+    }
+
+
+@tiny.parts_once
+def _wan_last() -> tiny.Parts:
+    # The embedding of positions is for the tokens of two images.
+    transformer = wan_transformer(**SEES_IMAGES, image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=2 * 5)
+    return {**_wan_image(), "transformer": transformer}
+
+
+@tiny.parts_once
+def _wan22() -> tiny.Parts:
+    return {**wan_parts(), **{name: wan_transformer(num_layers=n) for name, n in EXPERTS.items()}}
+
+
+@tiny.parts_once
+def _wan22_image() -> tiny.Parts:
+    experts = {name: wan_transformer(**SEES_IMAGES, num_layers=n) for name, n in EXPERTS.items()}
+    return {**wan_parts(), **experts}
+
+
+@tiny.parts_once
+def _ltx() -> tiny.Parts:
+    layers, scaling = (1, 1, 1, 1, 1), (True, True, False, False)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=layers,
+        decoder_layers_per_block=layers,
+        spatio_temporal_scaling=scaling,
+        decoder_spatio_temporal_scaling=scaling,
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        timestep_conditioning=False,
+        patch_size=1,
+        patch_size_t=1,
+    )
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=32,
+    )
+    return {
+        "tokenizer": tiny.character_tokenizer(),
+        "text_encoder": tiny.t5(),
+        "vae": vae.eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**tiny.DYNAMIC_SHIFT),
+        "transformer": tiny.jitter(transformer),
+        "video_processor": VideoProcessor(vae_scale_factor=4),
+    }
+
+
+def wan() -> Any:
+    return SimpleNamespace(components=_wan())
+
+
+def wan_image() -> Any:
+    """Wan 2.1 from a first frame."""
+    return SimpleNamespace(components=_wan_image())
+
+
+def wan_last() -> Any:
+    """Wan 2.1 from a first and a last frame."""
+    return SimpleNamespace(components=_wan_last())
+
+
+def wan22() -> Any:
+    """Two experts, which differ in depth."""
+    return SimpleNamespace(components=_wan22())
+
+
+def wan22_image() -> Any:
+    return SimpleNamespace(components=_wan22_image())
+
+
+def ltx() -> Any:
+    """Four pixels, and four frames after the first, to a latent."""
+    return SimpleNamespace(components=_ltx())
