@@ -35,15 +35,25 @@ MODULAR: dict[str, str] = {
     "QwenImageEditPipeline": "QwenImageEditModularPipeline",
     "QwenImageEditPlusPipeline": "QwenImageEditPlusModularPipeline",
     **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline"), "ZImageModularPipeline"),
+    "WanPipeline": "WanModularPipeline",
+    "WanImageToVideoPipeline": "WanImage2VideoModularPipeline",
+    **dict.fromkeys(("LTXPipeline", "LTXImageToVideoPipeline"), "LTXModularPipeline"),
 }
 """The modular pipeline that has the workflows of a classic one, by the names of the classes."""
+
+
+EXPERTS = {
+    "WanModularPipeline": "Wan22ModularPipeline",
+    "WanImage2VideoModularPipeline": "Wan22Image2VideoModularPipeline",
+}
+"""The modular pipeline in place of another where a boundary parts the steps among two networks."""
 
 
 def tasks_of(classic: str) -> tuple[str, ...]:
     """What the modular pipeline of a classic class can do; nothing where there is none."""
     if classic not in MODULAR:
         return ()
-    return tuple(workflow.task for workflow in workflows_of(MODULAR[classic]) if workflow.why_not is None)
+    return tuple(dict.fromkeys(each.task for each in workflows_of(MODULAR[classic]) if each.why_not is None))
 
 
 def modular(pipe: Any, task: str | None = None) -> Any:
@@ -56,16 +66,24 @@ def modular(pipe: Any, task: str | None = None) -> Any:
     if not tasks or (task is not None and task not in tasks):
         can = f"it can be used for {', '.join(tasks)}" if tasks else f"there are {', '.join(MODULAR)}"
         raise ValueError(f"no modular pipeline does {task or 'anything'} with the parts of a {name}; {can}")
+    if pipe.config.get("expand_timesteps"):
+        raise ValueError(f"search does not support this {name}: it denoises the frame that is given at a time of its "
+                         "own (expand_timesteps, as Wan 2.2 TI2V does), and modular blocks do not; take Wan 2.1, or "
+                         "2.2 A14B")  # fmt: skip
     made = getattr(diffusers, _modular_class(pipe))()
     parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
-    made.update_components(**parts)
+    boundary = pipe.config.get("boundary_ratio")
+    made.update_components(**parts, **({} if boundary is None else {"boundary_ratio": boundary}))
     made._pretrained_model_name_or_path = pipe.name_or_path or None
     kind: Any = type(made)
     return copied(made, modular_search_class(kind))
 
 
 def _modular_class(pipe: Any) -> str:
-    """The class that its settings ask for: FLUX.2 klein comes distilled, and as a base model that is guided."""
+    """The class that its settings ask for: FLUX.2 klein comes distilled, and as a base model that is guided, Wan with
+    one network or two."""
     name = MODULAR[type(pipe).__name__]
+    if pipe.config.get("boundary_ratio") is not None:
+        return EXPERTS[name]
     base = name == "Flux2KleinModularPipeline" and not pipe.config.get("is_distilled", False)
     return "Flux2KleinBaseModularPipeline" if base else name
