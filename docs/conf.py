@@ -27,6 +27,7 @@ extensions = [
     "inner_modules",
     "outside_pages",
     "search_arguments",
+    "support_matrix",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_ext", "_static", "_dark", "**/.ipynb_checkpoints"]
