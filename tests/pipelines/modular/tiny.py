@@ -175,4 +175,7 @@ SLOW = {name for name in CASES if "qwen_image edit" in name} | {"wan first and l
 
 def named() -> list[Any]:
     """The names of the cases, as parameters of a test."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+    return [
+        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]) if name in SLOW else name
+        for name in CASES
+    ]
