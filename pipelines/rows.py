@@ -65,3 +65,11 @@ def as_long(guided: Tensor, conditional: Tensor) -> Tensor:
     norm, too_large = (torch.norm(out, dim=-1, keepdim=True) for out in (conditional, guided))
     rescaled: Tensor = guided * (norm / too_large)
     return rescaled
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of so many tokens of a picture of this size. ValueError where they are none of one picture."""
+    down = round((tokens * height / width) ** 0.5)
+    if down == 0 or tokens % down or down * width != tokens // down * height:
+        raise ValueError(f"{tokens} tokens are no picture of {height} x {width}: its low frequencies are not known")
+    return down, tokens // down

@@ -16,6 +16,7 @@ from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import State
 from ttsnap.pipelines.modular.conditions import collated
 from ttsnap.pipelines.modular.workflows import DRAWN, TAKEN_OUT, workflow_for
+from ttsnap.pipelines.rows import grid_of
 from ttsnap.pipelines.schedule import check_scheduler, laid_open
 
 from ttsnap.sampling.interpolants import Interpolant, rows
@@ -172,6 +173,12 @@ class ModularDenoiser(PipelineDenoiser):
 
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
         return torch.cat([self._seeded(0, generator)[NOISE] for generator in generators])
+
+    def low_frequencies(self, noise: Tensor) -> Tensor:
+        if noise.dim() != 2:  # channels, perhaps frames, rows and columns
+            return super().low_frequencies(noise)
+        picture = noise.T.unflatten(1, grid_of(len(noise), self.height, self.width))
+        return super().low_frequencies(picture).flatten(1).T
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if self.workflow.holds_first_frame:
