@@ -8,7 +8,8 @@ for any latents.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -133,3 +134,13 @@ def check_decoder(vae: Any, call: Mapping[str, Any]) -> None:
         raise ValueError(f"this VAE mixes drawn noise into latents before it decodes them (decode_noise_scale, or "
                          f"decode_timestep without it, is {level}), and what is decoded on the way would differ from "
                          "what comes out in the end; set decode_noise_scale=0.0")  # fmt: skip
+
+
+@contextmanager
+def preview_refused(pipe: Any) -> Iterator[None]:
+    """ValueError where the blocks after the loop ask a preview VAE for what it does not have."""
+    try:
+        yield
+    except AttributeError as error:
+        raise ValueError(f"the blocks of {pipe.stock_class().__name__} cannot decode by preview_vae: {error}; set "
+                         "pipe.preview_vae to None") from error  # fmt: skip

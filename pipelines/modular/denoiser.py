@@ -271,6 +271,10 @@ class ModularDenoiser(PipelineDenoiser):
         made = blocks.run(blocks.with_parts(self.pipe, vae=vae), self._parts.end, state).get(self.workflow.output)
         return cast(Tensor, made)
 
+    def preview(self, x0: Tensor) -> Tensor:
+        with blocks.preview_refused(self.pipe):
+            return super().preview(x0)
+
     # --- what blocks cannot do --------------------------------------------------------------------------------------
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:

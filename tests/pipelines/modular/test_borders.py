@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import diffusers
 import pytest
 import torch
-from diffusers import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
 from ttsnap.pipelines import downgrade, load, upgrade
 from ttsnap.pipelines.modular.blocks import parts_of
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
@@ -223,3 +223,10 @@ def test_low_frequencies_of_packed_latents_are_those_of_the_picture() -> None:
     torch.testing.assert_close(denoiser.low_frequencies(tokens), expected)
     with pytest.raises(ValueError, match="15 tokens are no picture of 16 x 32"):
         grid_of(15, 16, 32)
+
+
+def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
+    pipe = twin("flux2_klein")
+    pipe.preview_vae = AutoencoderTiny(latent_channels=4)
+    with pytest.raises(ValueError, match="Flux2KleinModularPipeline cannot decode by preview_vae: .*bn.*; set pipe"):
+        pipe(prompt="a cat", search="seed-pruning", reward=bright, budget="12nfe", **CASES["flux2_klein"].call)
