@@ -228,5 +228,5 @@ def test_low_frequencies_of_packed_latents_are_those_of_the_picture() -> None:
 def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe = twin("flux2_klein")
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
-    with pytest.raises(ValueError, match="Flux2KleinModularPipeline cannot decode by preview_vae: .*bn.*; set pipe"):
+    with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline cannot decode by preview_vae: .*bn.*; set pipe"):
         pipe(prompt="a cat", search="seed-pruning", reward=bright, budget="12nfe", **CASES["flux2_klein"].call)
