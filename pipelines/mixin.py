@@ -42,6 +42,8 @@ class SearchMixin:
     denoiser_class: ClassVar[Callable[..., Any]]
     output_class: ClassVar[type[Any]]
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
+    shares_networks: ClassVar[bool] = True
+    """Whether engines of calls that differ in their steps alone can fill each other's batches (Denoiser.take_in)."""
     model_options: ModelOptions | None = None
     """What it was opened by, where that was ttsnap (pipelines/opening.py)."""
     check_prompt: Callable[[str], Any] | None = None

@@ -24,6 +24,7 @@ class SearchModularMixin(SearchMixin):
     pipelines do, not the state of the blocks."""
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
+    shares_networks: ClassVar[bool] = False
 
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]

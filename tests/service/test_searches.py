@@ -217,6 +217,8 @@ def test_a_model_of_videos_is_refused() -> None:
     class Videos:
         """A pipeline of videos."""
 
+        shares_networks = True
+
         def engine(self, reward: Any, *, network: Any, **given: Any) -> LiveEngine:
             return LiveEngine(network.denoiser, reward)
 

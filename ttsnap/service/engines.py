@@ -28,6 +28,8 @@ FAIR = EngineOptions(fair=True)
 class SearchPipeline(Protocol):
     """What is asked of a search pipeline, as SearchMixin has it."""
 
+    shares_networks: bool
+
     def engine(self, reward: Sequence[Reward], *, network: Network | None, **given: Any) -> LiveEngine: ...
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any: ...
@@ -57,7 +59,8 @@ class OneDevice:
         rewards = [self.rewards[name] for name in configuration.rewards]
         how = {**values(configuration.sampler), **values(FAIR)}
         block, drafts = block_to_capture(rewards, (), None), configuration.sampler.draft is not None
-        network = None if drafts else self._network(configuration, block)
+        alone = drafts or not self.pipe.shares_networks
+        network = None if alone else self._network(configuration, block)
         engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
         if engine.denoiser.frames is not None:
             raise ValueError("this model makes videos, and what is served here are images; use ttsnap generate")

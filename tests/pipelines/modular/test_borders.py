@@ -18,8 +18,12 @@ from ttsnap.pipelines.modular.workflows import workflow_for
 from ttsnap.pipelines.rows import grid_of
 
 from tests.pipelines.tiny import shared
-from ttsnap import BestOfN
+from ttsnap import BestOfN, search
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.rewards import make_rewards
 from ttsnap.sampling.frequencies import low_frequencies
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.requests import Configuration
 
 from .test_workflows import PROMPTS, bright, stock
 from .tiny import CASES, built, picture
@@ -230,3 +234,13 @@ def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
     with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline cannot decode by preview_vae: .*bn.*; set pipe"):
         pipe(prompt="a cat", search="seed-pruning", reward=bright, budget="12nfe", **CASES["flux2_klein"].call)
+
+
+def test_engines_of_a_service_have_a_network_each() -> None:
+    """Their conditions are the call's own, so that no other call's rows can be denoised under them."""
+    reward = make_rewards(bright)[0]
+    made = OneDevice(twin("sd3"), {"bright": reward})
+    call = tuple(sorted(CASES["sd3"].call.items()))
+    with made.engine(Configuration(call, SamplerOptions(), ("bright",))) as engine:
+        (result,) = search(["a cat"], BestOfN(2), engine, seed=2)
+    assert {candidate.seed for candidate in result.images} <= {2, 3}
