@@ -40,10 +40,10 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return place, known[dtype]
 
 
-def loaded(model: str, dtype: torch.dtype, lora: str | None) -> Any:
-    """The pipeline in RAM, with its LoRA. ValueError for an unknown model, or a LoRA that does not fit."""
+def loaded(model: str, dtype: torch.dtype, lora: str | None, task: str | None = None) -> Any:
+    """The pipeline in RAM, with its LoRA. ValueError for an unknown model, or a LoRA or a task that does not fit."""
     with _quiet() if model in PACKAGED else nullcontext():
-        pipe = load(model, dtype=dtype)
+        pipe = load(model, task=task, dtype=dtype)
     if lora is not None:
         load_lora(pipe, lora)
     return pipe

@@ -56,6 +56,13 @@ def start(workflow: Block, given: Mapping[str, Any]) -> State:
     return state
 
 
+def check_inputs(workflow: Block, task: str, call: Mapping[str, Any]) -> None:
+    """ValueError for arguments that no block of this workflow reads: the stock call would leave them out in silence."""
+    if unread := sorted({name for name, value in call.items() if value is not None} - set(workflow.input_names)):
+        raise ValueError(f"{unread} cannot be used here: a call with these images does {task}, whose blocks do not "
+                         "read them")  # fmt: skip
+
+
 def forked(state: State, **changes: Any) -> State:
     """Another state with the same values, some of them changed; blocks that run on it leave the first one as it is."""
     other = PipelineState(dict(state.values), {kind: list(names) for kind, names in state.kwargs_mapping.items()})

@@ -49,6 +49,7 @@ class ModularDenoiser(PipelineDenoiser):
         whole = self.pipe.blocks
         whole = whole.get_execution_blocks() if self.workflow.name is None else whole.get_workflow(self.workflow.name)
         self._whole, self._parts = whole, blocks.parts_of(whole)
+        blocks.check_inputs(whole, self.workflow.task, call)
         if guidance_scale is not None and "guidance_scale" in whole.input_names:
             call["guidance_scale"] = guidance_scale
         self._call, self.cfg_scale = call, 1.0 if guidance_scale is None else guidance_scale

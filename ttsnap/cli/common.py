@@ -101,8 +101,11 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def load_model(model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None) -> Any:
-    """The search pipeline on its device. ValueError for an unknown model, device or dtype, or a bad --lora."""
+def load_model(
+    model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None, task: str | None = None
+) -> Any:
+    """The search pipeline on its device. task: as in ttsnap.pipelines.load. ValueError for an unknown model, device or
+    dtype, a bad --lora, or a task that the model is not for."""
     place, kind = placement(device, dtype)
     if offload != "none" and place.type == "cpu":
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
@@ -111,7 +114,7 @@ def load_model(model: str, device: str, dtype: str, offload: str = "none", lora:
 
     name = "the embedded model" if model == EMBEDDED else model
     with loading(name, bars=model not in PACKAGED):
-        pipe = opening.loaded(model, kind, lora)
+        pipe = opening.loaded(model, kind, lora, task)
     return opening.placed(pipe, place, offload)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from fastapi import FastAPI, Request
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from ttsnap.files.typed import Json
 from ttsnap.service import replies
+from ttsnap.service.edits import form_of
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import Limits
@@ -44,14 +45,29 @@ def make_app(
 
     @app.post("/v1/images/generations", openapi_extra=schema)
     async def generate(request: Request) -> Response:
-        try:
+        with counted(worker):
             caller = caller_of(request)
-            wanted = parse(await body_of(request, limits))
-            asked = in_words_of_the_model(asked_of(wanted, offer, limits), canonical)
+            wanted = parse(await body_of(request, limits, limits.bytes))
+            asked = asked_of(wanted, offer, limits)
+        return await answered(request, caller, wanted, asked)
+
+    @app.post("/v1/images/edits")
+    async def edit(request: Request) -> Response:
+        with counted(worker):
+            caller = caller_of(request)
+            if not offer.edits:
+                raise RequestError(
+                    404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model"
+                )
+            wanted, pictures = await form_of(await body_of(request, limits, limits.form_bytes), request.headers, limits)
+            strength = {} if wanted.strength is None else {"strength": wanted.strength}
+            asked = asked_of(wanted, offer, limits, {**pictures, **strength})
+        return await answered(request, caller, wanted, asked)
+
+    async def answered(request: Request, caller: Caller, wanted: Generation, asked: Asked) -> Response:
+        with counted(worker):
+            asked = in_words_of_the_model(asked, canonical)
             ticket = worker.submit(asked, caller, asyncio.get_running_loop())
-        except RequestError:
-            worker.metrics.requests.labels("refused").inc()
-            raise
         logger.info("%s: %s by %s", caller.name, asked.search.label, asked.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
@@ -111,7 +127,7 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def refused_by_starlette(request: Request, error: HTTPException) -> Response:
-        there = "POST /v1/images/generations makes images, GET /v1/models lists models"
+        there = "POST /v1/images/generations makes images, /v1/images/edits changes one, GET /v1/models lists models"
         told = RequestError(error.status_code, f"{error.detail}: {there}")
         return JSONResponse(told.body(), told.status, error.headers)
 
@@ -127,6 +143,16 @@ def make_app(
     return app
 
 
+@contextmanager
+def counted(worker: Worker) -> Iterator[None]:
+    """Requests that are refused here are counted."""
+    try:
+        yield
+    except RequestError:
+        worker.metrics.requests.labels("refused").inc()
+        raise
+
+
 def in_words_of_the_model(asked: Asked, canonical: Callable[[str], str]) -> Asked:
     """The request with its prompt as the model reads it. RequestError where it cannot."""
     try:
@@ -135,15 +161,15 @@ def in_words_of_the_model(asked: Asked, canonical: Callable[[str], str]) -> Aske
         raise RequestError(400, str(error), "prompt", "invalid_value") from None
 
 
-async def body_of(request: Request, limits: Limits) -> bytes:
-    """The whole body. RequestError for a large or a slow one."""
+async def body_of(request: Request, limits: Limits, most: int) -> bytes:
+    """The whole body, of at most so many bytes. RequestError for a large or a slow one."""
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for part in request.stream():
                 body += part
-                if len(body) > limits.bytes:
-                    raise RequestError(413, f"a request has at most {limits.bytes} bytes here", code="too_large")
+                if len(body) > most:
+                    raise RequestError(413, f"a request has at most {most} bytes here", code="too_large")
     except TimeoutError:
         raise RequestError(408, f"the request was not whole after {limits.body_seconds:g} s") from None
     return bytes(body)

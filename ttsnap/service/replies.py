@@ -68,7 +68,7 @@ def reply_of(done: Done, wanted: Generation, model: str) -> dict[str, Json]:
 def partial_event(partial: Partial, wanted: Generation) -> bytes:
     """The event of a partial image."""
     return event(
-        "image_generation.partial_image",
+        f"{wanted.kind}.partial_image",
         {
             **_common(partial.image, wanted),
             "b64_json": encoded(partial.image, wanted),
@@ -84,7 +84,7 @@ def completed_events(done: Done, wanted: Generation, model: str) -> list[bytes]:
     images = [(rank, candidate.pixels) for rank, candidate in enumerate(result.images)]
     return [
         event(
-            "image_generation.completed",
+            f"{wanted.kind}.completed",
             {**_common(pixels, wanted), **_image(done, rank, wanted, model), "rank": rank + 1, **more},
         )
         for rank, pixels in images

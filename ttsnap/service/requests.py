@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,8 @@ class Generation(BaseModel):
     """The body of a request. What OpenAI's API has and this service cannot honour is refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    kind: ClassVar[str] = "image_generation"
+    """What events of a stream are about."""
 
     prompt: str = Field(description="what to show")
     model: Word | None = Field(None, description="the name of the model that is served")
@@ -60,16 +62,20 @@ class Generation(BaseModel):
     kernel: Word | None = Field(None, description="how steps are made: pipeline, ode, sde, ...")
 
 
+GenerationT = TypeVar("GenerationT", bound=Generation)
+
+
 @dataclass(frozen=True)
 class Offer:
     """What the operator offers: the model's name, the arguments of its call, the rewards by name, searches of files by
-    name, and a drafter, if any."""
+    name, and a drafter, if any. edits: whether the model can change pictures."""
 
     model: str
     call: Mapping[str, object]
     rewards: tuple[str, ...]
     searches: Mapping[str, Algorithm] = field(default_factory=dict)
     draft: str | None = None
+    edits: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,18 @@ def parse(body: bytes) -> Generation:
         raise RequestError(400, str(error), code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RequestError(400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json")
+    return validated(Generation, fields)
+
+
+def validated(kind: type[GenerationT], fields: Mapping[str, Any]) -> GenerationT:
+    """The fields of a request of this kind. RequestError that names the parameter."""
     try:
-        return Generation.model_validate({name: value for name, value in fields.items() if value is not None})
+        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0])[:60]
         if first["type"] == "extra_forbidden":
-            message = f"unknown parameter {name!r}; there are {', '.join(Generation.model_fields)}"
+            message = f"unknown parameter {name!r}; there are {', '.join(kind.model_fields)}"
             raise RequestError(400, message, name, "unknown_parameter") from None
         said = f"{name}: {first['msg']}, got {str(fields.get(name))[:60]!r}"
         if name == "response_format":
@@ -118,8 +129,9 @@ def parse(body: bytes) -> Generation:
         raise RequestError(400, said, name, "invalid_value") from None
 
 
-def asked_of(wanted: Generation, offer: Offer, limits: Limits) -> Asked:
-    """What runs. RequestError for what is not offered here, or more than the limits allow."""
+def asked_of(wanted: Generation, offer: Offer, limits: Limits, more: Mapping[str, object] | None = None) -> Asked:
+    """What runs. more: further arguments of the pipeline's call. RequestError for what is not offered here, or more
+    than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
     try:
@@ -130,7 +142,7 @@ def asked_of(wanted: Generation, offer: Offer, limits: Limits) -> Asked:
         raise _refused("n", f"at most {limits.images} images are returned, got n = {wanted.n}")
     if wanted.partial_images and not wanted.stream:
         raise _refused("partial_images", "partial images come in a stream only; set stream to true")
-    call = _call(wanted, offer, limits)
+    call = {**_call(wanted, offer, limits), **(more or {})}
     steps = call.get("num_inference_steps")
     budget = _budget(wanted, steps if isinstance(steps, int) else limits.steps, limits)
     arguments = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))

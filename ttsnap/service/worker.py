@@ -82,6 +82,9 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             self._searches_of(self._first.configuration).warm_up(self._first)
+        except ValueError:  # of a model for edits, that there is no picture
+            logger.info("nothing is made ready for requests that say nothing", exc_info=True)
+            self.loaded = True
         except Exception:  # the next request tries anew, and is told
             logger.exception("what requests get that say nothing could not be made ready")
         while True:

@@ -1,0 +1,130 @@
+"""Edits as OpenAI's client asks for them, over the embedded model, which redraws pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+from ttsnap.pipelines import defaults, load
+
+from tests.service.conftest import client_of
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.scenes import caption, parse
+from ttsnap.service.edits import Picture
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Offer
+from ttsnap.service.server import GenerationServer
+
+PROMPT = "two green crosses"
+OWN = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "strength": 0.75, "negative_prompt": "noise"}
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def editor() -> Any:
+    pipe = load(task="image-to-image")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def editing(editor: Any) -> Iterator[GenerationServer]:
+    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
+    limits = Limits(drain=0.1, side=64)
+    with GenerationServer(served, offer, limits, None, ("127.0.0.1", 0), lambda text: caption(parse(text))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(editing: GenerationServer) -> OpenAI:
+    return client_of(editing)
+
+
+def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: Image.Image) -> None:
+    reply = client.images.edit(image=("drawn.png", png(drawn)), prompt=PROMPT, n=2, extra_body=OWN)
+    call = {**defaults(), "num_inference_steps": 4, "strength": 0.75, "negative_prompt": "noise", "image": drawn}
+    out = editor(
+        prompt=PROMPT, search="best-of-n", reward="brightness", budget="16nfe", seed=3, num_images_per_prompt=2, **call
+    )
+    assert reply.data is not None
+    assert [image.to_dict()["seed"] for image in reply.data] == [c.seed for c in out.search[0].images]
+    for image, theirs in zip(reply.data, out.images, strict=True):
+        mine = Image.open(io.BytesIO(base64.b64decode(str(image.b64_json))))
+        assert np.abs(np.asarray(mine, int) - np.asarray(theirs, int)).max() <= 1
+
+
+def test_such_a_server_makes_images_from_texts_too(client: OpenAI) -> None:
+    reply = client.images.generate(prompt=PROMPT, extra_body={"budget": "8nfe", "search": "best-of-n", "steps": 4})
+    assert reply.data is not None
+    assert len(reply.data) == 1
+
+
+def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
+    stream = client.images.edit(
+        image=("drawn.png", png(drawn)), prompt=PROMPT, stream=True, partial_images=1, extra_body=OWN
+    )
+    assert [event.type for event in stream][-1] == "image_edit.completed"
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "words"),
+    [
+        ({}, {"prompt": PROMPT}, "an edit needs a picture"),
+        ({"image": b"no picture"}, {"prompt": PROMPT}, "cannot read the picture as an image"),
+        ({"image": png(Image.new("RGB", (65, 8)))}, {"prompt": PROMPT}, "sides of at most 64 pixels here, got 65 x 8"),
+        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "n": "many"}, "n: Input should be a valid int"),
+        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "strength": "2"}, "strength: Input should be"),
+        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "colour": "red"}, "unknown parameter 'colour'"),
+        ({"image": png(Image.new("RGB", (32, 32)))}, {}, "prompt"),
+    ],
+)
+def test_what_is_no_edit_is_refused(editing: GenerationServer, files: Any, fields: Any, words: str) -> None:
+    sent = {name: (f"{name}.png", data) for name, data in files.items()} or {"other": ("other.png", b"x")}
+    reply = httpx.post(f"{editing.url}/v1/images/edits", data=fields, files=sent)
+    assert reply.status_code == 400
+    assert words in reply.json()["error"]["message"]
+
+
+def test_two_pictures_a_mask_and_json_are_refused_where_the_model_takes_one(
+    editing: GenerationServer, client: OpenAI, drawn: Image.Image
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="one image is edited at a time, got 2"):
+        client.images.edit(image=[("a.png", png(drawn)), ("b.png", png(drawn))], prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError, match="cannot be used here: a call with these images does"):
+        client.images.edit(image=("a.png", png(drawn)), mask=("m.png", png(drawn)), prompt=PROMPT, extra_body=OWN)
+    reply = httpx.post(f"{editing.url}/v1/images/edits", json={"prompt": PROMPT})
+    assert "edits come as multipart/form-data, got 'application/json'" in reply.json()["error"]["message"]
+
+
+def test_a_model_that_changes_nothing_says_so(server: GenerationServer, drawn: Image.Image) -> None:
+    with pytest.raises(openai.NotFoundError, match="'embedded' changes no pictures"):
+        client_of(server).images.edit(image=("a.png", png(drawn)), prompt=PROMPT)
+
+
+def test_a_mask_is_painted_where_it_is_transparent_or_white() -> None:
+    clear = np.full((2, 2, 4), 255, np.uint8)
+    clear[0, 1, 3] = 0
+    assert np.asarray(Picture(png(Image.fromarray(clear)), mask=True).opened()).tolist() == [[0, 255], [0, 0]]
+    white = np.zeros((2, 2, 3), np.uint8)
+    white[1, 0] = 255
+    assert np.asarray(Picture(png(Image.fromarray(white)), mask=True).opened()).tolist() == [[0, 0], [255, 0]]
