@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -113,6 +113,10 @@ class SearchMixin:
     def call_arguments(self) -> Collection[str]:
         """The arguments of the stock call that a search honours, beside the prompt."""
         return inspect.signature(type(self).denoiser_class).parameters.keys() - {"pipe"}
+
+    def task_of(self, call: Mapping[str, object]) -> str | None:
+        """What a call with these arguments does, where that is not to make images from text alone."""
+        return None
 
     def denoiser(self, **call: Any) -> Any:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""

@@ -33,6 +33,7 @@ def settings_of(
         "ttsnap": __version__,
         "model": model_name(pipe),
         "lora": _adapters(pipe),
+        "task": pipe.task_of(call),
         "sampler": type(pipe.scheduler).__name__,
         "call": {name: value for name, value in call.items() if _is_plain(value)},
         "algorithm": named,

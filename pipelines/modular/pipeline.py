@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.versions import check_version
-from ttsnap.pipelines.modular.workflows import workflows_of
+from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, workflow_for, workflows_of
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput
 
 NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "padding_mask_crop"}
@@ -29,6 +29,10 @@ class SearchModularMixin(SearchMixin):
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]
         return {"guidance_scale", *(name for name in inputs if name is not None)} - NOT_TAKEN
+
+    def task_of(self, call: Mapping[str, object]) -> str | None:
+        task = workflow_for(self.stock_class().__name__, call).task
+        return None if task == TEXT_TO_IMAGE else task
 
     @property
     def name_or_path(self) -> str | None:

@@ -15,6 +15,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
+from ttsnap.options.pictures import PictureOptions
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -82,6 +83,17 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
 
     given = {name: a[option.flag] for name, option in WRITTEN.items()}
     return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
+
+
+def pictures_of(given: PictureOptions) -> dict[str, Any]:
+    """The pictures of a command by argument of the pipeline's call. ValueError for files that are none."""
+    from PIL import Image
+
+    from ttsnap.files.reading import PICTURE_BYTES, picture_pixels, read_bytes
+
+    formats = ("PNG", "JPEG", "WEBP")
+    read = {name: read_bytes(path, PICTURE_BYTES, "picture") for name, path in given.files.items()}
+    return {n: Image.fromarray(picture_pixels(data, given.files[n], formats=formats)) for n, data in read.items()}
 
 
 def budget_of(a: Namespace) -> Budget:

@@ -24,6 +24,7 @@ from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
+from ttsnap.options.pictures import TEXT, PictureOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.videos import VideoOptions
@@ -38,6 +39,8 @@ examples:
   ttsnap generate "a photo of a cat" --budget 20images \\
       --model stabilityai/stable-diffusion-3.5-medium --reward mine.py:score
   ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4
+  ttsnap generate "two green circles" --task image-to-image --image red.png \\
+      --strength 0.8 --negative-prompt ""
 """
 
 
@@ -50,6 +53,7 @@ def parser() -> ArgumentParser:
     arguments.add_call(make, "negative_prompt", "height", "width")
     make.add_argument("--keep", type=int, default=1, metavar="N", help="how many of the best images to write, ranked")
     arguments.add_options(make, SearchOptions, "seed")
+    arguments.add_options(p.add_argument_group("pictures to start from"), PictureOptions)
     add_search(p.add_argument_group("search"))
     arguments.add_sampler(p.add_argument_group("sampler"))
     model = p.add_argument_group("model and memory")
@@ -105,6 +109,7 @@ class Asked(NamedTuple):
     batches: BatchOptions
     devices: DeviceOptions
     videos: VideoOptions
+    pictures: PictureOptions
 
 
 def run(a: Namespace) -> int:
@@ -133,7 +138,11 @@ def _asked(a: Namespace) -> Asked:
         from ttsnap.results.videos import require_av
 
         require_av("--video-format mp4")
-    return Asked(common.canonical(prompts, a.model), reward, report, algorithms, common.budget_of(a), *how, videos)
+    pictures = arguments.read(PictureOptions, a)
+    if pictures.task != TEXT and how[-1] != DeviceOptions():
+        raise ValueError(f"--task {pictures.task} is done on one device; leave --devices and --ray-address out")
+    texts = common.canonical(prompts, a.model)
+    return Asked(texts, reward, report, algorithms, common.budget_of(a), *how, videos, pictures)
 
 
 def _generate(a: Namespace, asked: Asked, out: Path) -> int:
@@ -145,13 +154,17 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     alone = common.alone(asked.devices, place.type)
     rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
     metrics = common.load_rewards(asked.report, device=place) if asked.report else None
-    call = common.call_arguments(a)
+    plain = common.call_arguments(a)
+    plain |= {} if asked.pictures.strength is None else {"strength": asked.pictures.strength}
+    call = {**plain, **common.pictures_of(asked.pictures)}
     device, offload = (a.device, a.offload) if alone else ("cpu", "none")
-    pipe = common.load_model(a.model, device, a.dtype, offload, a.lora)
+    pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, asked.pictures.task)
     common.check_call(pipe, call)
     common.prepare_model(pipe, a)
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
 
+    # How stock diffusers is called is told where that takes no pictures.
+    stock = asked.sampler.stock and asked.pictures.task == TEXT
     with StopOnSignal() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore", FewerImages)  # said below, with each prompt
         runs: list[Run] = []
@@ -161,7 +174,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 break
             try:
                 output = pipe(
-                    asked.prompts,
+                    prompt=asked.prompts,
                     search=algorithm,
                     reward=rewards,
                     report=metrics,
@@ -188,7 +201,8 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "lora": a.lora,
                 "sampler": type(pipe.scheduler).__name__,
                 **asked.sampler.told(),
-                "call": call,
+                "call": plain,
+                "task": None if asked.pictures.task == TEXT else asked.pictures.task,
                 "algorithm": name,
                 "options": dict(a.options) if name == a.algorithm else {},
                 "budget": str(asked.budget),
@@ -201,11 +215,11 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs, asked.videos))
         except OSError as error:  # what makes the images again is said all the same
             for index in range(len(asked.prompts)):
-                describe(runs[0], index, [], call, a, plain=asked.sampler.stock)
+                describe(runs[0], index, [], plain, a, plain=stock)
             print(f"ttsnap: error: {error}", file=sys.stderr)
             return 1
     for index in range(len(asked.prompts)):
-        describe(runs[0], index, written[0][index], call, a, plain=asked.sampler.stock)
+        describe(runs[0], index, written[0][index], plain, a, plain=stock)
         if len(runs) > 1:
             compare(runs, index, written)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")

@@ -57,6 +57,9 @@ def run(a: Namespace) -> int:
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
+    if "task" in payload:
+        raise ValueError(f"{path} was made by {payload['task']} of a picture that it does not hold; run `ttsnap "
+                         "generate` with that picture and the settings in its trace.json")  # fmt: skip
     model, lora = _named(payload, a)
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
     before = video_pixels(data, path, ("PNG", "WEBP"), MOST_SIDE**2).astype(np.int16)

@@ -83,6 +83,7 @@ CALL: dict[str, CallArgument] = {
     ),
     **dict.fromkeys(("sigmas", "timesteps"), CallArgument(_POINTS)),
     "clip_skip": CallArgument(whole(0, 100)),
+    "strength": CallArgument(number(0, 1)),
     "max_sequence_length": CallArgument(whole(1, 4096)),
     "text_encoder_out_layers": CallArgument(several(whole(0, 1000), "a short list of whole numbers", 64)),
     **dict.fromkeys(("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs"), CallArgument(_ATTENTION)),

@@ -36,7 +36,7 @@ NEEDED: dict[str, Kind] = {
     "sampler": WORD,
     "search": _OBJECT,
 }
-OPTIONAL: dict[str, Kind] = {"lora": _PLACE, **_SAMPLER, "branched": FLAG, "fps": number(0.001, 240)}
+OPTIONAL: dict[str, Kind] = {"lora": _PLACE, "task": WORD, **_SAMPLER, "branched": FLAG, "fps": number(0.001, 240)}
 SEARCH: dict[str, Kind] = {
     "algorithm": text(1000),
     "options": _OBJECT,
