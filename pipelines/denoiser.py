@@ -208,6 +208,9 @@ class PipelineDenoiser(CountedDenoiser):
         """Let `encode` take these prompts where it is asked for the texts `of`, which the rewards read."""
         self._instead = (list(of), list(prompts))
 
+    def forget_prompts(self) -> None:
+        self._encodings = Encodings()
+
     def encode(self, prompts: Sequence[str]) -> None:
         texts, meant = self._instead
         self.encode_prompts(meant if list(prompts) == texts else prompts)

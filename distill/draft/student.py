@@ -75,6 +75,7 @@ class DraftStudent:
 
     def encode(self, prompts: Sequence[str]) -> None:
         """Encode these prompts; `cond` below indexes them."""
+        self._denoiser.forget_prompts()  # to the bit, whatever was encoded before
         with torch.no_grad():
             self._denoiser.encode(prompts)
 

@@ -110,6 +110,7 @@ def trajectories(
     Initial noise is that of the seed, as stock diffusers draws it.
     """
     wanted = list(dict.fromkeys(texts))
+    denoiser.forget_prompts()  # to the byte, whatever was encoded before
     denoiser.encode(wanted)
     cond = torch.tensor([wanted.index(text) for text in texts])
     seeds = range(first_seed, first_seed + len(texts))

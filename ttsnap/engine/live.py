@@ -215,6 +215,7 @@ class LiveEngine(Engine):
         self.scheduler = self._new_scheduler()
         self.store.clear()
         self.executor.prompts.clear()
+        self.network.denoiser.forget_prompts()
         self.executor.watch.reset()
 
     def admit(self, prompts: Sequence[str]) -> None:

@@ -37,7 +37,11 @@ class Denoiser(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> None:
-        """Encode these prompts; `cond` below indexes them."""
+        """Encode these prompts; `cond` below indexes them. Those of the last call may be kept from then, whose last
+        digits depend on what they were encoded with."""
+
+    def forget_prompts(self) -> None:  # noqa: B027 (to keep nothing is a fine default)
+        """Keep no prompt for the next `encode`, so that what that gives depends on its own prompts alone."""
 
     @abstractmethod
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
