@@ -17,6 +17,7 @@ from ttsnap.engine.gradients import check_reward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictures import video_pixels
 from ttsnap.options.engine import EngineOptions
+from ttsnap.results import save_video
 from ttsnap.results.pixels import frames_of
 from ttsnap.rewards.registry import REWARDS, make_reward
 
@@ -73,16 +74,18 @@ def test_rewards_of_edits_and_of_videos(tmp_path: Path) -> None:
 def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its code, with the toy model in the place of a pipeline."""
     page = (Path(__file__).parents[2] / "docs" / "howto" / "search_videos.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    block = next(code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "save_video(" in code)
+    code = block[block.index("out = pipe(") :]  # what comes before loads a model
 
-    def pipe(prompt: str, *, search: str, reward: str, frames: int, budget: str) -> SimpleNamespace:
+    def pipe(prompt: str, *, search: str, reward: str, frames: int, budget: str, **size: int) -> SimpleNamespace:
+        assert size["num_frames"] == 81
         assert reward in REWARDS
         live = LiveEngine(Clips(81), [make_reward(Mean())], EngineOptions(frames=frames))
         found = run_search([prompt], make_algorithm(search), live, Budget.parse(budget))
         return SimpleNamespace(search=found, frames=[frames_of(result.best.pixels) for result in found])
 
     monkeypatch.chdir(tmp_path)
-    exec(code, {"pipe": pipe})
+    exec(code, {"pipe": pipe, "save_video": save_video})
     assert video_pixels((tmp_path / "best.webp").read_bytes(), "best.webp", ("WEBP",)).shape == (81, 4, 6, 3)
     assert "numbers 10, 30, 50 and 70" in page
     assert chosen(81, 4) == [10, 30, 50, 70]
