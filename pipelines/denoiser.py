@@ -186,6 +186,10 @@ class PipelineDenoiser(CountedDenoiser):
         """Finished latents (N, ...) as the pipeline puts them out for output_type="latent"."""
         return latents
 
+    def sound(self, latents: Tensor) -> Tensor | None:
+        """What is to be heard of videos with these finished latents (N, ...), (N, channels, samples); None of most."""
+        return None
+
     def postprocess(self, decoded: Tensor) -> Tensor:
         """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
         return cast(Tensor, self.pipe.image_processor.postprocess(decoded, output_type="pt"))

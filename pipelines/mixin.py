@@ -182,12 +182,12 @@ class SearchMixin:
         utility = wanted.utility if callable(wanted.utility) else utilities.make(wanted.utility)
         report = self._rewards(wanted.report) if wanted.report else ()
         arguments.refuse_step_caches(pipe.components)
-        latent = output_type == "latent"
+        latent, sounds = output_type == "latent", output.has_sound(self.output_class)
         want = Wanted(
             wanted.reward,
             asked.sampler,
             asked.batches,
-            ("latents",) if latent else (),
+            ("latents",) if latent or sounds else (),
             {name: value for name, value in call.items() if name in takes},
         )
         with engine_for(self, want, asked.devices, same_texts=prompts == texts) as (engine, denoiser):
@@ -202,7 +202,7 @@ class SearchMixin:
             listeners: list[Callable[[Event], None]] = [recorder]
             if wanted.on_event is not None:
                 listeners.append(wanted.on_event)
-            if latent:
+            if latent or sounds:
                 listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
             settings = {
                 "utility": utility,
@@ -221,16 +221,19 @@ class SearchMixin:
             results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
             results = output.with_thumbnails(results, recorder.thumbnails, flags)
             images: output.Images | output.Videos
+            best = [(job, candidate) for job, result in enumerate(results) for candidate in result.images]
+            ended = [finished[job, candidate.uid] for job, candidate in best] if finished else []
+            audio = output.sound(denoiser, ended, pipe._execution_device) if sounds and not latent else None
             if latent:
-                best = [finished[job, c.uid] for job, result in enumerate(results) for c in result.images]
-                images, flags = output.latents(denoiser, best, pipe._execution_device), None
+                images, flags = output.latents(denoiser, ended, pipe._execution_device), None
             else:
-                best = [candidate.pixels for result in results for candidate in result.images]
-                images = output.converted(best, output_type, denoiser.image_dtype, pipe._execution_device)
+                pixels = [candidate.pixels for _, candidate in best]
+                images = output.converted(pixels, output_type, denoiser.image_dtype, pipe._execution_device)
             if output_type == "pil" and isinstance(images, list):
                 output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))
             output.warn_of_missing(results, keep)
-            return output.make_output(self.output_class, images, results, flags) if return_dict else (images, results)
+            known = {"nsfw_content_detected": flags, "audio": audio}
+            return output.make_output(self.output_class, images, results, **known) if return_dict else (images, results)
 
     def _stopper(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
         """Whether to stop: asked for by the caller, or by setting `_interrupt`, which stock calls obey."""

@@ -51,6 +51,14 @@ class FramesOutput(BaseOutput):
     frames: Videos
 
 
+@dataclass
+class SoundOutput(BaseOutput):
+    """That of a family whose videos have sound; audio: (N, channels, samples), or None where no video was finished."""
+
+    frames: Videos
+    audio: Tensor | None
+
+
 def stock_output(call: Callable[..., Any]) -> type[Any]:
     """The output class that the code of a stock `__call__` names; ImagesOutput unless it names exactly one."""
     plain: Any = inspect.unwrap(call)
@@ -68,7 +76,7 @@ def search_output(stock: Any) -> Any:
         return _restore, (stock, tuple(getattr(self, field.name) for field in fields(self)))
 
     def line(self: Any) -> str:
-        more = [f"{field.name}={getattr(self, field.name)}" for field in fields(stock) if field.name != made]
+        more = [f"{field.name}={_short(getattr(self, field.name))}" for field in fields(stock) if field.name != made]
         n = len(getattr(self, made))
         count = f"{n} {'image' if made == 'images' else 'video'}{'s' * (n != 1)}"
         return f"{type(self).__name__}({', '.join([count, *more, f'search={self.search}'])})"
@@ -82,6 +90,10 @@ def search_output(stock: Any) -> Any:
     return make_dataclass(kind, columns, bases=(stock,), namespace=names, repr=False)
 
 
+def _short(value: Any) -> str:
+    return f"tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
+
+
 def _restore(stock: Any, values: Sequence[Any]) -> Any:
     return search_output(stock)(*values)
 
@@ -91,11 +103,10 @@ def made_field(stock: Any) -> str:
     return "frames" if any(field.name == "frames" for field in fields(stock)) else "images"
 
 
-def make_output(stock: Any, made: Images | Videos, results: list[Result], flags: list[bool] | None) -> Any:
-    """The search output over a stock class. `flags`, of the safety checker, are kept only if that class has a field."""
-    more = {field.name: None for field in fields(stock) if field.name != made_field(stock)}
-    if "nsfw_content_detected" in more:
-        more["nsfw_content_detected"] = flags  # type: ignore[assignment]
+def make_output(stock: Any, made: Images | Videos, results: list[Result], **known: Any) -> Any:
+    """The search output over a stock class. `known`, by the names of its fields, is kept only if it has such a field:
+    what the safety checker flagged, the sound of videos."""
+    more = {field.name: known.get(field.name) for field in fields(stock) if field.name != made_field(stock)}
     return search_output(stock)(**{made_field(stock): made}, **more, search=results)
 
 
@@ -177,6 +188,19 @@ def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tens
     """Copy the latents that an event scored at the last step to the CPU, into `finished` by (prompt index, uid)."""
     if event.kind == "score" and event.step == steps:
         finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
+
+
+def has_sound(stock: Any) -> bool:
+    """Whether a stock output class has a field for the sound of videos."""
+    return any(field.name == "audio" for field in fields(stock))
+
+
+def sound(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Tensor | None:
+    """The sound of finished latents, one video after the other, as the stock call decodes it."""
+    with torch.no_grad():
+        made = [denoiser.sound(one[None].to(device)) for one in found]
+    heard = [each for each in made if each is not None]
+    return torch.cat(heard) if heard else None
 
 
 def latents(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Images:

@@ -22,16 +22,20 @@ State: TypeAlias = Any
 """A PipelineState: values by name."""
 STEP = "after_denoiser"
 """The block in every loop of diffusers' workflows that calls the scheduler's step. What comes before it denoises."""
+SOUND = "audio"
+"""The field with what is to be heard of a video, in the workflows that make it."""
 
 
 class Parts(NamedTuple):
     """before: the blocks up to the loop; loop: the loop itself, whose inputs are what rows need; denoise: its blocks up
-    to the scheduler's step; end: the blocks after the loop, which make images of latents."""
+    to the scheduler's step; end: the blocks after the loop, which make images of latents; sound: those of them that
+    make the sound of a video, if any."""
 
     before: tuple[Block, ...]
     loop: Block
     denoise: tuple[Block, ...]
     end: tuple[Block, ...]
+    sound: tuple[Block, ...]
 
 
 def parts_of(workflow: Block) -> Parts:
@@ -44,7 +48,9 @@ def parts_of(workflow: Block) -> Parts:
     at = loops[0]
     names = takewhile(lambda name: name != STEP, blocks[at].sub_blocks)
     denoise = tuple(blocks[at].sub_blocks[name] for name in names)
-    return Parts(tuple(blocks[:at]), blocks[at], denoise, tuple(blocks[at + 1 :]))
+    end = [block for block in blocks[at + 1 :] if SOUND not in block.intermediate_output_names]
+    sound = [block for block in blocks[at + 1 :] if SOUND in block.intermediate_output_names]
+    return Parts(tuple(blocks[:at]), blocks[at], denoise, tuple(end), tuple(sound))
 
 
 def start(workflow: Block, given: Mapping[str, Any]) -> State:
@@ -57,10 +63,14 @@ def start(workflow: Block, given: Mapping[str, Any]) -> State:
 
 
 def check_inputs(workflow: Block, task: str, call: Mapping[str, Any]) -> None:
-    """ValueError for arguments that no block of this workflow reads: the stock call would leave them out in silence."""
+    """ValueError for arguments that no block of this workflow reads, which the stock call would leave out in silence,
+    and for videos of no given length."""
     if unread := sorted({name for name, value in call.items() if value is not None} - set(workflow.input_names)):
         raise ValueError(f"{unread} cannot be used here: a call with these images does {task}, whose blocks do not "
                          "read them")  # fmt: skip
+    if any("num_frames" in block.intermediate_output_names for block in workflow.sub_blocks.values()):
+        raise ValueError("give num_frames: without it a network chooses the length for each prompt, but videos of one "
+                         "search have one length")  # fmt: skip
 
 
 def forked(state: State, **changes: Any) -> State:
@@ -99,10 +109,11 @@ def first_that_draws(pipe: Any, blocks: Iterable[Block], state: State, generator
 
 class AlreadyScaled:
     """In the scheduler's place while the blocks of a loop run: rows come scaled, each for its own step
-    (Schedule.scaled), which no scheduler's `scale_model_input` can do for rows at different steps."""
+    (Schedule.scaled), which no scheduler's `scale_model_input` can do for rows at different steps. sigmas (P,) are
+    those of the network at each position."""
 
-    def __init__(self, scheduler: Any) -> None:
-        self.config = scheduler.config
+    def __init__(self, scheduler: Any, sigmas: Tensor) -> None:
+        self.config, self.sigmas = scheduler.config, sigmas
 
     def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
         """The sample as it is."""

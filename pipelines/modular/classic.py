@@ -38,6 +38,7 @@ MODULAR: dict[str, str] = {
     "WanPipeline": "WanModularPipeline",
     "WanImageToVideoPipeline": "WanImage2VideoModularPipeline",
     **dict.fromkeys(("LTXPipeline", "LTXImageToVideoPipeline"), "LTXModularPipeline"),
+    **dict.fromkeys(("LTX2Pipeline", "LTX2ImageToVideoPipeline"), "LTX2ModularPipeline"),
 }
 """The modular pipeline that has the workflows of a classic one, by the names of the classes."""
 

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 Rule = Callable[[Sequence[Any]], Any]
 """How one field of several rows' states becomes that of a batch."""
+
+
+KEPT = 512
+"""Conditions of seeds that are kept at a time; others are made again when their rows run."""
+
+
+class Conditions:
+    """The states of a loop by number: first those of the prompts, with any seed, then those of (prompt, seed)."""
+
+    def __init__(self, ready: Sequence[dict[str, Any]], make: Callable[[int, int], dict[str, Any]]) -> None:
+        """ready: those of the prompts; make: that of a prompt and a seed."""
+        self._prompts, self._make = len(ready), make
+        self._states: OrderedDict[int, dict[str, Any]] = OrderedDict(enumerate(ready))
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    def number(self, prompt: int, seed: int) -> int:
+        """That of a prompt and a seed, whose state is there afterwards."""
+        number = self._numbers.setdefault((prompt, seed), self._prompts + len(self._numbers))
+        if number not in self._states:
+            self._states[number] = self._make(prompt, seed)
+        self._states.move_to_end(number)
+        for old in [n for n in self._states if n >= self._prompts][: -KEPT or None]:
+            del self._states[old]
+        return number
+
+    def prompts(self, cond: Tensor) -> list[int]:
+        """The prompts of these numbers (N,)."""
+        known = {number: prompt for (prompt, _), number in self._numbers.items()}
+        return [known.get(i, i) for i in cond.tolist()]
+
+    def rows(self, cond: Tensor) -> list[dict[str, Any]]:
+        """The states of these numbers (N,)."""
+        return [self._states[i] for i in cond.tolist()]
+
+    def column(self, name: str, cond: Tensor) -> Tensor:
+        """One field (N, ...) of these numbers (N,)."""
+        return torch.cat([row[name] for row in self.rows(cond)])
 
 
 def stack(rows: Sequence[Any]) -> Any:
@@ -45,6 +84,13 @@ def collated(rows: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> di
         column = [row[name] for row in rows]
         values[name] = collated(column, rules) if isinstance(first, dict) else rules.get(name, stack)(column)
     return values
+
+
+def source_of(image: Any) -> Tensor:
+    """An image that is edited, the first of several, as (1, 3, h, w) in [0, 1]."""
+    first = image[0] if isinstance(image, list | tuple) else image
+    made: Tensor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False).preprocess(first)
+    return made
 
 
 def _padded(row: Tensor, length: int) -> Tensor:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.modular import blocks, guiders
-from ttsnap.pipelines.modular.blocks import State
-from ttsnap.pipelines.modular.conditions import collated
-from ttsnap.pipelines.modular.workflows import DRAWN, TAKEN_OUT, workflow_for
+from ttsnap.pipelines.modular.blocks import SOUND, Block, State
+from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
+from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, workflow_for
 from ttsnap.pipelines.rows import grid_of
-from ttsnap.pipelines.schedule import check_scheduler, laid_open
+from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
 
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction
@@ -25,8 +24,6 @@ from ttsnap.sampling.rng import seeded
 
 NOISE = "initial noise"
 """The field of a row's condition that holds its own, whatever the blocks call it."""
-KEPT = 512
-"""Conditions of seeds that are kept at a time; others are made again when their rows run."""
 
 
 class ModularDenoiser(PipelineDenoiser):
@@ -46,8 +43,7 @@ class ModularDenoiser(PipelineDenoiser):
         super().__init__(pipe)
         self.workflow = workflow_for(self.pipe.stock_class().__name__, call)
         self.network = self.workflow.network  # type: ignore[misc]
-        whole = self.pipe.blocks
-        whole = whole.get_execution_blocks() if self.workflow.name is None else whole.get_workflow(self.workflow.name)
+        whole = self.pipe.blocks.get_execution_blocks(**{**call, "prompt": ""})
         self._whole, self._parts = whole, blocks.parts_of(whole)
         blocks.check_inputs(whole, self.workflow.task, call)
         if guidance_scale is not None and "guidance_scale" in whole.input_names:
@@ -65,13 +61,19 @@ class ModularDenoiser(PipelineDenoiser):
         trial = blocks.start(whole, {**self._of_prompt(0), "prompt": ""})
         drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
+        self._tokens = [self._trial.get(name).shape[1] for name in self.workflow.latents.fields]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": call["eta"]} if "eta" in call else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)
         self._use(schedule, guided=guiders.passes(self.pipe) > 1)
-        shapes = {name: tuple(v.shape) for name, v in self._loop_state(self._trial).items() if isinstance(v, Tensor)}
+        values = self._parts.loop.get_block_state(self._trial).as_dict()
+        shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
         self.text_length = tuple(shapes.items())
+
+    def _use(self, schedule: Schedule, *, guided: bool) -> None:
+        super()._use(schedule, guided=guided)
+        self.passes_per_nfe = guiders.passes(self.pipe)  # more than two where guiders perturb the network as well
 
     @property
     def frames(self) -> int | None:
@@ -85,15 +87,13 @@ class ModularDenoiser(PipelineDenoiser):
     def encode_prompts(self, prompts: Sequence[str]) -> None:
         given = [{**self._of_prompt(i), "prompt": prompt} for i, prompt in enumerate(prompts)]
         self._begun = [blocks.run(self.pipe, self._once, blocks.start(self._whole, call)) for call in given]
-        # The first conditions are those of the prompts with any seed; those of (prompt, seed) have numbers after them.
         ready = [self._seeded(i, seeded(0)) for i in range(len(prompts))]
         shapes = sorted({tuple(each["latents"].shape[1:]) for each in ready})
         if len(shapes) > 1:
             raise ValueError(f"prompts of one search share batches, so that their images must have one size, and these "
                              f"have latents of {shapes}: give height and width, or images of one size")  # fmt: skip
-        self._conditions: OrderedDict[int, dict[str, Any]] = OrderedDict(enumerate(ready))
-        self._numbers: dict[tuple[int, int], int] = {}
-        self._sources = [self._source(call["image"]) for call in given] if self.edits else []
+        self._conditions = Conditions(ready, lambda prompt, seed: self._seeded(prompt, seeded(seed)))
+        self._sources = [source_of(call["image"]).to(self.device) for call in given] if self.edits else []
 
     def _of_prompt(self, i: int) -> dict[str, Any]:
         """The arguments of the call for its prompt i: its own text or image, where a list has one for each."""
@@ -118,14 +118,7 @@ class ModularDenoiser(PipelineDenoiser):
         return "image" in self.workflow.given
 
     def sources(self, cond: Tensor) -> Tensor:
-        prompts = {number: prompt for (prompt, _), number in self._numbers.items()}
-        return torch.cat([self._sources[prompts.get(i, i)] for i in cond.tolist()])
-
-    def _source(self, image: Any) -> Tensor:
-        """An image that is edited, the first of several, as (1, 3, h, w) in [0, 1]."""
-        first = image[0] if isinstance(image, list | tuple) else image
-        made: Tensor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False).preprocess(first)
-        return made.to(self.device)
+        return torch.cat([self._sources[prompt] for prompt in self._conditions.prompts(cond)])
 
     def _seeded(self, prompt: int, generator: Generator) -> dict[str, Any]:
         """The state of the loop for a prompt and a seed."""
@@ -139,36 +132,23 @@ class ModularDenoiser(PipelineDenoiser):
     def _loop_state(self, state: State) -> dict[str, Any]:
         """What the loop reads of this state, with the noise and what is kept."""
         values: dict[str, Any] = self._parts.loop.get_block_state(state).as_dict()
-        more = ("mask", "image_latents") if self.workflow.keeps else ()
-        values |= {"latents": state.get("latents"), **{name: state.get(name) for name in more}}
+        more = ("mask", "image_latents") if self.workflow.keeps == "mask" else ()
+        values |= {"latents": self.workflow.latents.of(state.get), **{name: state.get(name) for name in more}}
         return {**values, NOISE: self._noise(state)}
 
     def _noise(self, state: State) -> Tensor:
         """The initial noise (1, ...) in a state of the loop."""
         if self.workflow.noise != TAKEN_OUT:
-            return cast(Tensor, state.get(self.workflow.noise))
+            others = self.workflow.latents.fields[1:]
+            return self.workflow.latents.joined([state.get(name) for name in (self.workflow.noise, *others)])
         alpha, sigma = float(self.schedule.alpha[0]), float(self.schedule.sigma[0])
         return cast(Tensor, (state.get("latents") - alpha * state.get("image_latents")) / sigma)
 
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
         if not (self.workflow.redraws or self.workflow.by_seed):
             return prompts
-        return torch.tensor([self._number(p, s) for p, s in zip(prompts.tolist(), seeds, strict=True)])
-
-    def _number(self, prompt: int, seed: int) -> int:
-        """That of the condition of a prompt and a seed."""
-        at = (prompt, seed)
-        number = self._numbers.setdefault(at, len(self._begun) + len(self._numbers))
-        if number not in self._conditions:
-            self._conditions[number] = self._seeded(prompt, seeded(seed))
-        self._conditions.move_to_end(number)
-        for old in [n for n in self._conditions if n >= len(self._begun)][: -KEPT or None]:
-            del self._conditions[old]
-        return number
-
-    def _column(self, name: str, cond: Tensor) -> Tensor:
-        """One field (N, ...) of these conditions."""
-        return torch.cat([self._conditions[i][name] for i in cond.tolist()])
+        numbers = [self._conditions.number(p, s) for p, s in zip(prompts.tolist(), seeds, strict=True)]
+        return torch.tensor(numbers)
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -182,12 +162,12 @@ class ModularDenoiser(PipelineDenoiser):
         return super().low_frequencies(picture).flatten(1).T
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
-        if self.workflow.holds_first_frame:
+        if self._holds_first_frame:
             return self._held(noise, cond)
         if not self.workflow.redraws:
             return noise
         # As the blocks noised the image by their own draw, and changed by as much as this noise differs from that.
-        own, latents = self._column(NOISE, cond), self._column("latents", cond)
+        own, latents = self._conditions.column(NOISE, cond), self._conditions.column("latents", cond)
         return latents + (float(self.schedule.sigma[0]) * (noise - own)).to(latents.dtype)
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
@@ -203,9 +183,9 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _together(self, step: Tensor) -> Tensor:
         """(N,) numbers, the same for rows at these positions that may go through the blocks together."""
-        if self.workflow.experts:
-            return self._above(step).long()
-        return step if self.workflow.by_step else torch.zeros_like(step)
+        if self.workflow.together == ANY:
+            return torch.zeros_like(step)
+        return self._above(step).long() if self.workflow.together == ONE_EXPERT else step
 
     def _above(self, step: Tensor) -> Tensor:
         """Which of these positions (N,) the first of two experts denoises."""
@@ -214,46 +194,57 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _denoised(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         """The guided output of rows that go together."""
-        pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler))
-        values = collated([self._conditions[i] for i in at.tolist()], self.workflow.rules)
-        state: Any = BlockState(**{**values, "latents": x, **{name: {} for name in self.workflow.scratch}})
-        when = blocks.OneSide(t, bool(self._above(step)[0])) if self.workflow.experts else t
+        scaled = self.schedule.scale is not None  # another path, or a scheduler that scales the network's input
+        sigmas = self.schedule.sigma / self.schedule.scale if scaled else self.schedule.sigma
+        pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler, sigmas))
+        values = collated(self._conditions.rows(at), self.workflow.rules)
+        values |= self.workflow.latents.parted(x, self._tokens) | {name: {} for name in self.workflow.scratch}
+        state: Any = BlockState(**values)
+        when = blocks.OneSide(t, bool(self._above(step)[0])) if self.workflow.together == ONE_EXPERT else t
         for block in self._parts.denoise:
             _, state = block(pipe, state, i=int(step[0]), t=when)
-        out: Tensor = state.noise_pred
+        made = state.as_dict()
+        out = self.workflow.latents.joined([made[name] for name in self.workflow.latents.outputs])
+        if self.workflow.latents.estimates:
+            out = (x - out) / rows(sigmas[step], x)
         return out.float() if self.workflow.steps_in_float32 else out
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         prediction = super().predict(x, step, cond)
-        if self.workflow.holds_first_frame:
+        if self._holds_first_frame:
             return prediction._replace(x0=self._held(prediction.x0, cond))
         if not self.imposes:
             return prediction
-        return prediction._replace(x0=self._kept(prediction.x0, self._column("image_latents", cond), cond))
+        return prediction._replace(x0=self._kept(prediction.x0, self._conditions.column("image_latents", cond), cond))
+
+    @property
+    def _holds_first_frame(self) -> bool:
+        return self.workflow.keeps == "first frame"
 
     @property
     def imposes(self) -> bool:
         # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
-        return self.workflow.holds_first_frame or (self.workflow.keeps and self.net.config.in_channels != 9)
+        return self._holds_first_frame or (self.workflow.keeps == "mask" and self.net.config.in_channels != 9)
 
     def impose(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         if not self.imposes:
             return x
-        if self.workflow.holds_first_frame:
+        if self._holds_first_frame:
             return self._held(x, cond)
         alpha, sigma = (torch.cat([values, values.new_tensor([last])])[step]
                         for values, last in ((self.schedule.alpha, 1.0), (self.schedule.sigma, 0.0)))  # fmt: skip
-        image, noise = self._column("image_latents", cond), self._column(NOISE, cond)
+        image, noise = self._conditions.column("image_latents", cond), self._conditions.column(NOISE, cond)
         return self._kept(x, rows(sigma, image) * noise + rows(alpha, image) * image, cond)
 
     def _held(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Latents x (N, S, C), tokens of frames, with the first frame that the image gives."""
-        first = self._column("conditioning_mask", cond)[..., None] > 0
-        return torch.where(first, self._column("latents", cond).to(x.dtype), x)
+        """Latents x (N, S, C), tokens of frames and perhaps of sound, with the first frame that the image gives."""
+        mask = self._conditions.column("conditioning_mask", cond)
+        first = pad(mask, (0, x.shape[1] - mask.shape[1]))[..., None] > 0
+        return torch.where(first, self._conditions.column("latents", cond).to(x.dtype), x)
 
     def _kept(self, x: Tensor, outside: Tensor, cond: Tensor) -> Tensor:
         """Latents x (N, ...) inside of the mask, and others outside of it."""
-        mask = self._column("mask", cond)
+        mask = self._conditions.column("mask", cond)
         return ((1 - mask) * outside + mask * x).to(x.dtype)
 
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
@@ -264,13 +255,22 @@ class ModularDenoiser(PipelineDenoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """What the blocks after the loop make of latents: images or videos in [0, 1]."""
-        names = {name for block in self._parts.end for name in block.input_names if name in self._trial.values}
-        row = {name: self._trial.get(name) for name in names}
-        batch = collated([row] * len(x0), self.workflow.rules)
-        changes = {**batch, "batch_size": len(x0), "latents": self.settled(x0, vae), **self.workflow.ends_with}
-        state = blocks.forked(self._trial, **changes)
-        made = blocks.run(blocks.with_parts(self.pipe, vae=vae), self._parts.end, state).get(self.workflow.output)
-        return cast(Tensor, made)
+        return cast(Tensor, self._ended(self._parts.end, vae, x0).get(self.workflow.output))
+
+    def sound(self, latents: Tensor) -> Tensor | None:
+        if not self._parts.sound:
+            return None
+        return cast(Tensor, self._ended(self._parts.sound, self.pipe.vae, latents).get(SOUND))
+
+    def _ended(self, end: Sequence[Block], vae: Any, latents: Tensor) -> State:
+        """The state after these blocks, which come after the loop, have run on finished latents (N, ...)."""
+        names = {name for block in end for name in block.input_names if name in self._trial.values}
+        batch = collated([{name: self._trial.get(name) for name in names}] * len(latents), self.workflow.rules)
+        finished = self.workflow.latents.parted(self.settled(latents, vae), self._tokens)
+        state = blocks.forked(
+            self._trial, **{**batch, "batch_size": len(latents), **finished, **self.workflow.ends_with}
+        )
+        return blocks.run(blocks.with_parts(self.pipe, vae=vae), end, state)
 
     def preview(self, x0: Tensor) -> Tensor:
         with blocks.preview_refused(self.pipe):
@@ -284,7 +284,7 @@ class ModularDenoiser(PipelineDenoiser):
             raise ValueError("an image is redrawn from where its strength says, on the model's own path and times, and "
                              "for other models than flows by the scheduler's own step; leave kernel, path and times "
                              "out")  # fmt: skip
-        if self.workflow.holds_first_frame and path is not None:
+        if self._holds_first_frame and path is not None:
             raise ValueError("the first frame is held without noise, and another path would scale it; leave path out")
         super().convert(path, times)
 

@@ -5,33 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import ClassifierFreeGuidance
+from diffusers import ClassifierFreeGuidance, LTX2Guidance
+
+OF_SOUND = "audio_guider"
+"""The guider of a video's sound, which goes through the network in the video's passes."""
+USABLE = (ClassifierFreeGuidance, LTX2Guidance)
+"""Guiders that remember nothing of the rows that they guided before."""
 
 
 def own(pipe: Any, scale: float | None) -> dict[str, Any]:
-    """New guiders like the pipeline's, for one call: they keep a step and, some of them, more. All at this scale.
+    """New guiders like the pipeline's, for one call: they keep a step and, some of them, more. Those of the image or
+    the video at this scale; that of its sound keeps its own.
 
     ValueError for guiders that search cannot use.
     """
     guiders = _guiders(pipe)
     for name, guider in guiders.items():
         kind: type[Any] = type(guider)
-        if kind is not ClassifierFreeGuidance:
+        if kind not in USABLE:
             raise ValueError(f"search cannot use {kind.__name__} as {name}, which may remember rows of earlier "
                              "batches; set ClassifierFreeGuidance")  # fmt: skip
         if (guider.config.start, guider.config.stop) != (0.0, 1.0):
             raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but "
                              "rows of a batch are at different steps; set start 0 and stop 1")  # fmt: skip
     changes = {} if scale is None else {"guidance_scale": scale}
-    return {name: guider.new(**changes) for name, guider in guiders.items()}
+    return {name: guider.new(**({} if name == OF_SOUND else changes)) for name, guider in guiders.items()}
 
 
 def passes(pipe: Any) -> int:
     """Forward passes of one evaluation. ValueError where that differs between steps."""
-    each = set()
-    for guider in _guiders(pipe).values():
+    guiders = _guiders(pipe)
+    for guider in guiders.values():
         guider.set_state(step=0, num_inference_steps=1, timestep=torch.zeros(()))
-        each.add(int(guider.num_conditions))
+    if OF_SOUND in guiders:  # each pass is one of the video and of its sound, and is made if either guider wants it
+        return len({name for guider in guiders.values() for name in guider.active_predictions()})
+    each = {int(guider.num_conditions) for guider in guiders.values()}
     if len(each) > 1:
         raise ValueError("one of two experts is guided and the other is not, so that their steps differ in cost; set "
                          "guidance_scale, which is that of both, or give both guiders more than 1")  # fmt: skip
@@ -39,4 +47,4 @@ def passes(pipe: Any) -> int:
 
 
 def _guiders(pipe: Any) -> dict[str, Any]:
-    return {name: part for name, part in pipe.components.items() if name.startswith("guider")}
+    return {name: part for name, part in pipe.components.items() if name.startswith("guider") or name == OF_SOUND}

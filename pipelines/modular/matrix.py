@@ -30,6 +30,7 @@ MODELS: dict[str, str] = {
     **dict.fromkeys(("Wan22", "Wan22Image2Video"), "Wan 2.2"),
     "LTX": "LTX-Video",
     "LTX2": "LTX-2",
+    "LTX25": "LTX-2.5",
 }
 """What people call a model, by the beginning of its pipelines' names; others are called by that beginning."""
 PREVIEWED = frozenset(FAMILIES) - {"QwenImagePipeline"} | {

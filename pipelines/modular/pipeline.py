@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
+from ttsnap.pipelines.modular.streams import ONE
 from ttsnap.pipelines.modular.versions import check_version
 from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, workflow_for, workflows_of
-from ttsnap.pipelines.output import FramesOutput, ImagesOutput
+from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
 NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "padding_mask_crop"}
 """Inputs of blocks that a search does not hand on: seeds make latents, images are never cropped to their mask."""
@@ -49,6 +50,8 @@ def modular_search_class(stock: Any) -> Any:
     """The search twin of a ModularPipeline class. ValueError for one without a workflow that search can run, and for a
     version of diffusers whose blocks were not tested."""
     check_version()
-    output = ImagesOutput if workflows_of(stock.__name__)[0].frames_every is None else FramesOutput
-    bases, members = (SearchModularMixin, stock), {"output_class": output}
+    first = workflows_of(stock.__name__)[0]
+    output = FramesOutput if first.latents is ONE else SoundOutput
+    bases = (SearchModularMixin, stock)
+    members = {"output_class": ImagesOutput if first.frames_every is None else output}
     return types.new_class(f"Search{stock.__name__}", bases, exec_body=lambda namespace: namespace.update(members))

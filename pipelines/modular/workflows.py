@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
+from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 
 DRAWN, TAKEN_OUT = "drawn", "taken out"
 """Where the initial noise is, if no block names it: the latents as the first block makes them, or what is left of the
 noised image without the image."""
+ANY, ONE_STEP, ONE_EXPERT = "any rows", "rows of one step", "rows of one expert"
+"""What may go through the blocks of the loop together."""
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING = "text-to-image", "image-to-image", "inpainting", "editing"
 CONTROLLED = "text-to-image with ControlNet"
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
@@ -24,42 +27,43 @@ TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
 class Workflow:
     """One workflow of one pipeline class.
 
-    name: what `get_workflow` calls it; None where the pipeline has no other. task: what it is for, in this toolkit's
-    words. given: the arguments that choose it. network: the component that denoises. redraws: whether rows start from
-    an image, noised, and not from noise alone. noise: the field with that noise; by default the latents as the first
-    block makes them. by_seed: whether what a row is denoised under differs from seed to seed without that, since a VAE
-    samples it. rules: how fields of rows are put together (conditions.py), where that is not `stack`. by_step: whether
-    a block of the loop reads the step as a number, so that only rows of one step go together. scratch: fields that the
-    loop itself makes, empty dicts that its blocks fill at every step. keeps: whether what lies outside of a mask stays
-    as it is. holds_first_frame: whether the first frame of a video is that of the image, without noise, at every step.
-    references: whether a list of images is that of one prompt, and not one image for each. experts: whether another
-    network, `transformer_2`, denoises below the pipeline's boundary, so that only rows on one side of it go together.
-    always_guided: whether its blocks fail without guidance. steps_in_float32: whether the loop hands the network's
-    output to the scheduler in float32. frames_every: of videos, the pipeline's property that says how many frames one
-    latent frame stands for. output: the field with what is made. ends_with: what the blocks after the loop are told, so
-    that they make tensors. why_not: why search refuses it, where it does.
+    task: what it is for, in this toolkit's words. given: the arguments that choose it. network: the component that
+    denoises. latents: the fields of the loop that a row is made of (streams.py). redraws: whether rows start from an
+    image, noised, and not from noise alone. noise: the field with that noise; by default the latents as the first block
+    makes them. by_seed: whether what a row is denoised under differs from seed to seed without that, since a VAE
+    samples it. rules: how fields of rows are put together (conditions.py), where that is not `stack`. together: which
+    rows may share a batch: ONE_STEP where a block of the loop reads the step as a number, ONE_EXPERT where another
+    network, `transformer_2`, denoises below the pipeline's boundary. scratch: fields that the loop itself makes, empty
+    dicts that its blocks fill at every step. keeps: what stays as the image has it: what lies outside of "mask", or the
+    "first frame" of a video, which is without noise at every step. references: whether a list of images is that of one
+    prompt, and not one image for each. always_guided: whether its blocks fail without guidance. steps_in_float32:
+    whether the loop hands the network's output to the scheduler in float32. frames_every: of videos, the pipeline's
+    property that says how many frames one latent frame stands for. ends_with: what the blocks after the loop are told,
+    so that they make tensors. why_not: why search refuses it, where it does.
     """
 
-    name: str | None
     task: str
     given: frozenset[str] = frozenset()
     network: str = "transformer"
+    latents: Streams = ONE
     redraws: bool = False
     noise: str = DRAWN
     by_seed: bool = False
     rules: Mapping[str, Rule] = field(default_factory=dict)
-    by_step: bool = False
+    together: str = ANY
     scratch: tuple[str, ...] = ()
-    keeps: bool = False
-    holds_first_frame: bool = False
+    keeps: str | None = None
     references: bool = False
-    experts: bool = False
     always_guided: bool = False
     steps_in_float32: bool = False
     frames_every: str | None = None
-    output: str = "images"
     ends_with: Mapping[str, Any] = field(default_factory=lambda: {"output_type": "pt"})
     why_not: str | None = None
+
+    @property
+    def output(self) -> str:
+        """The field with what is made."""
+        return "images" if self.frames_every is None else "videos"
 
 
 IMAGE, MASKED = frozenset({"image"}), frozenset({"image", "mask_image"})
@@ -73,80 +77,83 @@ _QWEN = {
 }
 _MORE = ("additional_cond_kwargs",)
 _WAN: dict[str, Any] = {
-    "output": "videos",
     "frames_every": "vae_scale_factor_temporal",
     "always_guided": True,
     "steps_in_float32": True,
 }
-_LTX: dict[str, Any] = {"output": "videos", "frames_every": "vae_temporal_compression_ratio"}
-_WITH_SOUND = (
-    "it denoises the video together with its sound, and one candidate here is one tensor of latents; search "
-    "WanModularPipeline or LTXModularPipeline, and make the winner's sound apart"
+_LTX: dict[str, Any] = {"frames_every": "vae_temporal_compression_ratio"}
+_LTX2: dict[str, Any] = {**_LTX, "latents": WITH_SOUND, "together": ONE_STEP}
+_DRAWS = (
+    "its decoder is a diffusion model that draws noise, so that an estimate would differ from the video that it stands "
+    "for; make a LTX2ModularPipeline of its parts where it has a VAE as well"
 )
 _Z_IMAGE = {"prompt_embeds": joined, "negative_prompt_embeds": joined}
 
 WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
     "StableDiffusionXLModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE, network="unet"),
-        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, network="unet", redraws=True, noise=TAKEN_OUT),
-        Workflow("inpainting", INPAINTING, MASKED, network="unet", redraws=True, noise="noise", keeps=True),
-        Workflow("controlnet_text2image", CONTROLLED, CONTROL, network="unet", by_step=True),
+        Workflow(TEXT_TO_IMAGE, network="unet"),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, network="unet", redraws=True, noise=TAKEN_OUT),
+        Workflow(INPAINTING, MASKED, network="unet", redraws=True, noise="noise", keeps="mask"),
+        Workflow(CONTROLLED, CONTROL, network="unet", together=ONE_STEP),
     ),
     "StableDiffusion3ModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE),
-        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True),
+        Workflow(TEXT_TO_IMAGE),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True),
     ),
     "FluxModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE, rules=_FLUX),
-        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_FLUX),
+        Workflow(TEXT_TO_IMAGE, rules=_FLUX),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_FLUX),
     ),
     "FluxKontextModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE, rules=_FLUX),
-        Workflow("image_conditioned", EDITING, IMAGE, rules=_FLUX),
+        Workflow(TEXT_TO_IMAGE, rules=_FLUX),
+        Workflow(EDITING, IMAGE, rules=_FLUX),
     ),
     "Flux2KleinModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE),
-        Workflow("image_conditioned", EDITING, IMAGE, references=True),
+        Workflow(TEXT_TO_IMAGE),
+        Workflow(EDITING, IMAGE, references=True),
     ),
     "Flux2KleinBaseModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE),
-        Workflow("image_conditioned", EDITING, IMAGE, references=True),
+        Workflow(TEXT_TO_IMAGE),
+        Workflow(EDITING, IMAGE, references=True),
     ),
     "QwenImageModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE, rules=_QWEN, scratch=_MORE),
-        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_QWEN, scratch=_MORE),
+        Workflow(TEXT_TO_IMAGE, rules=_QWEN, scratch=_MORE),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_QWEN, scratch=_MORE),
         Workflow(
-            "inpainting",
             INPAINTING,
             MASKED,
             redraws=True,
             rules=_QWEN,
             scratch=_MORE,
-            keeps=True,
+            keeps="mask",
             ends_with={"output_type": "pil", "mask_overlay_kwargs": {"output_type": "pt"}},
         ),
-        Workflow("controlnet_text2image", CONTROLLED, CONTROL, rules=_QWEN, scratch=_MORE, by_seed=True, by_step=True),
+        Workflow(CONTROLLED, CONTROL, rules=_QWEN, scratch=_MORE, by_seed=True, together=ONE_STEP),
     ),
-    "QwenImageEditModularPipeline": (Workflow("image_conditioned", EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
-    "QwenImageEditPlusModularPipeline": (Workflow(None, EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
+    "QwenImageEditModularPipeline": (Workflow(EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
+    "QwenImageEditPlusModularPipeline": (Workflow(EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
     "ZImageModularPipeline": (
-        Workflow("text2image", TEXT_TO_IMAGE, rules=_Z_IMAGE, steps_in_float32=True),
-        Workflow("image2image", IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE, steps_in_float32=True),
+        Workflow(TEXT_TO_IMAGE, rules=_Z_IMAGE, steps_in_float32=True),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE, steps_in_float32=True),
     ),
-    "WanModularPipeline": (Workflow(None, TEXT_TO_VIDEO, **_WAN),),
+    "WanModularPipeline": (Workflow(TEXT_TO_VIDEO, **_WAN),),
     "WanImage2VideoModularPipeline": (
-        Workflow("image2video", IMAGE_TO_VIDEO, IMAGE, **_WAN),
-        Workflow("flf2v", IMAGE_TO_VIDEO, ENDS, **_WAN),
+        Workflow(IMAGE_TO_VIDEO, IMAGE, **_WAN),
+        Workflow(IMAGE_TO_VIDEO, ENDS, **_WAN),
     ),
-    "Wan22ModularPipeline": (Workflow(None, TEXT_TO_VIDEO, experts=True, **_WAN),),
-    "Wan22Image2VideoModularPipeline": (Workflow(None, IMAGE_TO_VIDEO, IMAGE, experts=True, **_WAN),),
+    "Wan22ModularPipeline": (Workflow(TEXT_TO_VIDEO, together=ONE_EXPERT, **_WAN),),
+    "Wan22Image2VideoModularPipeline": (Workflow(IMAGE_TO_VIDEO, IMAGE, together=ONE_EXPERT, **_WAN),),
     "LTXModularPipeline": (
-        Workflow("text2video", TEXT_TO_VIDEO, **_LTX),
-        Workflow("image2video", IMAGE_TO_VIDEO, IMAGE, by_seed=True, holds_first_frame=True, **_LTX),
+        Workflow(TEXT_TO_VIDEO, **_LTX),
+        Workflow(IMAGE_TO_VIDEO, IMAGE, by_seed=True, keeps="first frame", **_LTX),
     ),
     "LTX2ModularPipeline": (
-        Workflow("text2video", TEXT_TO_VIDEO, why_not=_WITH_SOUND),
-        Workflow("image2video", IMAGE_TO_VIDEO, IMAGE, why_not=_WITH_SOUND),
+        Workflow(TEXT_TO_VIDEO, **_LTX2),
+        Workflow(IMAGE_TO_VIDEO, IMAGE, keeps="first frame", **_LTX2),
+    ),
+    "LTX25ModularPipeline": (
+        Workflow(TEXT_TO_VIDEO, why_not=_DRAWS),
+        Workflow(IMAGE_TO_VIDEO, IMAGE, why_not=_DRAWS),
     ),
 }
 """By the name of the pipeline class. The first workflow of a class is that of a call without images."""

@@ -45,7 +45,7 @@ def test_frames_are_as_the_stock_processor_makes_them(output_type: str) -> None:
 def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
     results = search(["a", "b"], BestOfN(2), LiveEngine(Clips(), [make_reward(Mean())]), keep=1)
     frames: Any = output.converted([r.best.pixels for r in results], "pil", torch.float32, CPU)
-    made = output.make_output(WanPipelineOutput, frames, results, None)
+    made = output.make_output(WanPipelineOutput, frames, results)
     assert isinstance(made, WanPipelineOutput)
     assert made.frames is frames
     assert made.search is results

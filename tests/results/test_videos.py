@@ -24,7 +24,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.videos import VideoOptions
 from ttsnap.recordings.record import record
-from ttsnap.results import outputs, save_video
+from ttsnap.results import Sound, outputs, save_video
 from ttsnap.results.pixels import frames_of, still, to_uint8
 from ttsnap.results.rank import find_images, find_prompts, rank, with_source, write_ranking
 from ttsnap.results.videos import durations
@@ -102,11 +102,35 @@ def test_an_mp4_is_one_that_players_read(tmp_path: Path) -> None:
     assert np.abs(np.array(shown) - colours).max() < 4  # the colours come back, so that the matrix is the one it says
 
 
+def test_an_mp4_holds_the_sound_of_a_video(tmp_path: Path) -> None:
+    """A tone of 500 Hz on the left alone comes back: at its frequency, as loud, for as long as the frames."""
+    av = pytest.importorskip("av")
+    wave = 0.5 * np.sin(2 * np.pi * 500 * np.arange(8000) / 16000).astype(np.float32)
+    sound = Sound(np.stack([wave, np.zeros_like(wave)]), 16000)
+    save_video(path := tmp_path / "a.mp4", [Image.new("RGB", (16, 16))] * 8, fps=16, sound=sound)
+    with av.open(str(path)) as container:
+        (stream,) = container.streams.audio
+        assert (stream.rate, stream.layout.name, len(container.streams.video)) == (16000, "stereo", 1)
+        heard = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    assert heard.shape[0] == 2
+    assert 8000 <= heard.shape[1] <= 8000 + 2 * 1024  # whole frames of AAC, and one that only begins
+    tone = np.abs(np.fft.rfft(heard[0, 2048 : 2048 + 4096]))
+    assert np.argmax(tone) == 500 * 4096 // 16000
+    assert 2 * tone.max() / 4096 == pytest.approx(0.5, abs=0.03)
+    assert np.abs(heard[1]).max() < 0.02
+
+
 def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = [Image.new("RGB", (8, 8))]
     for path, more, message in (
         ("a.gif", {}, r"videos are written as \.webp, \.png or \.mp4, got 'a\.gif'"),
         ("a.webp", {"fps": 0.0}, "0 < fps <= 240, got 1 frames and fps 0"),
+        ("a.webp", {"sound": Sound(np.zeros((2, 9), np.float32), 8000)}, r"only an \.mp4 holds sound.*'a\.webp'"),
+        (
+            "a.mp4",
+            {"sound": Sound(np.zeros((3, 9), np.float32), 8000)},
+            r"one channel or two.*got 'a\.mp4' and \(3, 9\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             save_video(tmp_path / path, frames, **more)

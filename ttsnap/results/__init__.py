@@ -4,6 +4,6 @@ It imports the core, files and rewards. Torch is needed by `rank` only, which as
 """
 
 from ttsnap.results.outputs import Recorder, png_info
-from ttsnap.results.videos import save_video
+from ttsnap.results.videos import Sound, save_video
 
-__all__ = ["Recorder", "png_info", "save_video"]
+__all__ = ["Recorder", "Sound", "png_info", "save_video"]

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from ttsnap.extras import install
@@ -26,19 +29,35 @@ CRF = 17
 """Of mp4: x264's constant rate factor, which is called visually lossless."""
 
 
-def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.0) -> None:
+LAYOUTS = {1: "mono", 2: "stereo"}
+"""What PyAV calls a sound of so many channels."""
+
+
+class Sound(NamedTuple):
+    """What is to be heard. samples: (1 or 2, S) float32 in [-1, 1], of one channel or of a left and a right one; rate:
+    how many of them make a second."""
+
+    samples: NDArray[np.float32]
+    rate: int
+
+
+def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.0, sound: Sound | None = None) -> None:
     """Write frames of one size as a video, whole or not at all: .webp, .png (lossless) or .mp4 by the name's end.
 
-    What a search put into the first frame's `info` goes into the file. ValueError for another ending, for no frames and
-    for an fps outside (0, 240]; for .mp4 where PyAV is not installed.
+    What a search put into the first frame's `info` goes into the file. sound: for .mp4 alone. ValueError for another
+    ending, for no frames, for an fps outside (0, 240] and for a sound of another shape; for .mp4 where PyAV is not
+    installed.
     """
     path = Path(path)
-    save = {".webp": _webp, ".png": _png, ".mp4": _mp4}.get(path.suffix.lower())
+    save = {".webp": _webp, ".png": _png, ".mp4": partial(_mp4, sound=sound)}.get(path.suffix.lower())
     if save is None:
         raise ValueError(f"videos are written as .webp, .png or .mp4, got {path.name!r}")
     if not frames or not 0 < fps <= 240:
         raise ValueError(f"a video has frames and 0 < fps <= 240, got {len(frames)} frames and fps {fps}")
     texts = {key: str(frames[0].info[key]) for key in KEYS if key in frames[0].info}
+    if sound is not None and (path.suffix.lower() != ".mp4" or sound.samples.shape[:-1] not in ((1,), (2,))):
+        raise ValueError(f"only an .mp4 holds sound, of one channel or two, as samples (channels, S); got "
+                         f"{path.name!r} and {sound.samples.shape}")  # fmt: skip
     if path.suffix.lower() == ".mp4":
         require_av(path)
     write_whole(path, lambda file: save(file, frames, texts, fps))
@@ -72,8 +91,11 @@ def _png(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str]
                pnginfo=info)  # fmt: skip
 
 
-def _mp4(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
-    """H.264 with 4:2:0 chroma, which every player reads; an odd side loses its last line, as chroma has half of it."""
+def _mp4(
+    file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float, sound: Sound | None
+) -> None:
+    """H.264 with 4:2:0 chroma and AAC, which every player reads; an odd side loses its last line, as chroma has half of
+    it."""
     import av
 
     wide, high = (max(2, side - side % 2) for side in frames[0].size)
@@ -82,7 +104,16 @@ def _mp4(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str]
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(CRF)})
         stream.width, stream.height, stream.pix_fmt = wide, high, "yuv420p"
         stream.codec_context.color_range, stream.codec_context.colorspace = 1, 1  # limited, BT.709
+        heard = (
+            None if sound is None else container.add_stream("aac", rate=sound.rate, layout=LAYOUTS[len(sound.samples)])
+        )
         for picture in frames:
             frame = av.VideoFrame.from_image(picture.crop((0, 0, wide, high)).convert("RGB"))
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)))
         container.mux(stream.encode(None))
+        if sound is not None and heard is not None:
+            samples = np.ascontiguousarray(sound.samples.clip(-1, 1), dtype=np.float32)
+            waves = av.AudioFrame.from_ndarray(samples, format="fltp", layout=LAYOUTS[len(samples)])
+            waves.sample_rate = sound.rate
+            container.mux(heard.encode(waves))
+            container.mux(heard.encode(None))

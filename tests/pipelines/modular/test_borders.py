@@ -122,7 +122,7 @@ def test_what_lies_outside_of_the_mask_stays() -> None:
     denoiser = twin("qwen_image inpainting").denoiser(**call)
     denoiser.encode(["a cat"])
     cond = denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
-    condition = denoiser._conditions[int(cond[0])]
+    (condition,) = denoiser._conditions.rows(cond)
     x, last = torch.randn_like(condition["latents"]), torch.tensor([denoiser.grid.steps])
     kept = denoiser.impose(x, last, cond)
     outside = condition["mask"] == 0
@@ -139,7 +139,7 @@ def test_mixed_noise_is_noise_on_the_same_image() -> None:
     denoiser = twin("sd3 image2image").denoiser(**call)
     denoiser.encode(["a cat"])
     cond = denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
-    own = denoiser._conditions[int(cond[0])]
+    (own,) = denoiser._conditions.rows(cond)
     other = torch.randn_like(own["latents"])
     sigma = float(denoiser.schedule.sigma[0])
     assert 0 < sigma < 1

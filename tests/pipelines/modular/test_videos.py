@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import diffusers
 import pytest
 import torch
+from diffusers import LTX2Guidance
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.modular.streams import WITH_SOUND
 from ttsnap.pipelines.modular.workflows import workflow_for
 
 from ttsnap import BestOfN
@@ -129,9 +131,61 @@ def test_decoders_that_mix_in_noise_are_refused() -> None:
         pipe.vae.register_to_config(timestep_conditioning=False)
 
 
-def test_videos_with_sound_are_refused() -> None:
-    with pytest.raises(ValueError, match="does not support LTX2ModularPipeline: it denoises the video together with"):
-        upgrade(diffusers.LTX2ModularPipeline())
+def test_winners_come_with_their_sound() -> None:
+    """It is that of the stock pipeline at the winner's seed, to the last bit; rewards see the frames alone."""
+    case = CASES["ltx2"]
+    out = twin("ltx2")(prompt="a cat", search=BestOfN(2), reward=bright, seed=0, batch_size=1, **case.call)
+    (video,) = out.frames
+    assert (len(video), video[0].size) == (5, (16, 8))
+    call: dict[str, Any] = {"prompt": "a cat", "generator": seeded(out.search[0].best.seed), **case.call}
+    audio = built(case.pipeline, case.parts)(output="audio", **call)
+    assert torch.equal(out.audio, audio)
+    assert audio.std() > 0.01
+    assert repr(out).startswith("SearchSoundOutput(1 video, audio=tensor of (1, 2, ")
+
+
+def test_tokens_of_video_and_sound_make_one_row() -> None:
+    denoiser = twin("ltx2").denoiser(**CASES["ltx2"].call)
+    denoiser.encode(["a cat"])
+    row = denoiser.init_latents([seeded(3)])
+    stream = torch.Generator().manual_seed(3)
+    video, sound = (torch.randn(shape, generator=stream) for shape in ((1, 4, 3, 4, 8), (1, 2, 5, 2)))
+    assert torch.equal(row[:, :96], video.flatten(2).transpose(1, 2))  # 3 x 4 x 8 tokens of 4 channels
+    assert torch.equal(row[:, 96:], sound.transpose(1, 2).flatten(2))
+    assert denoiser.passes_per_nfe == 4  # with the text, without it, with one block perturbed, with sound apart
+    with pytest.raises(ValueError, match="those of latents and audio_latents have 4 and 8 channels"):
+        WITH_SOUND.joined([row, torch.cat([row, row], dim=-1)])
+
+
+def test_each_modality_has_its_guidance() -> None:
+    denoiser = twin("ltx2").denoiser(guidance_scale=2.5, **CASES["ltx2"].call)
+    assert (denoiser.pipe.guider.guidance_scale, denoiser.pipe.audio_guider.guidance_scale) == (2.5, 7.0)
+    pipe = twin("ltx2")
+    for name in ("guider", "audio_guider"):
+        setattr(pipe, name, LTX2Guidance(guidance_scale=2.0))
+    assert pipe.denoiser(**CASES["ltx2"].call).passes_per_nfe == 2
+    assert pipe.denoiser(guidance_scale=1.0, **CASES["ltx2"].call).passes_per_nfe == 2  # the sound is guided still
+
+
+def test_the_path_of_a_kernel_is_that_of_video_and_sound() -> None:
+    """On another path at equal signal-to-noise ratio, the estimates are those of the model's own."""
+    denoiser = twin("ltx2").denoiser(**CASES["ltx2"].call)
+    denoiser.encode(["a cat"])
+    x, step, cond = denoiser.init_latents([seeded(3)]), torch.tensor([2]), torch.tensor([0])
+    own = denoiser.predict(x, step, cond).x0
+    alpha = denoiser.schedule.alpha[2]
+    denoiser.convert("vp")
+    there = denoiser.predict(x * denoiser.schedule.alpha[2] / alpha, step, cond).x0
+    torch.testing.assert_close(there, own, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(own[:, 96:], x[:, 96:], atol=0.1)
+
+
+def test_videos_of_no_length_and_decoders_that_denoise_are_refused() -> None:
+    call = {name: value for name, value in CASES["ltx2"].call.items() if name != "num_frames"}
+    with pytest.raises(ValueError, match="give num_frames: without it a network chooses"):
+        twin("ltx2").denoiser(**call)
+    with pytest.raises(ValueError, match="does not support LTX25ModularPipeline: its decoder is a diffusion model"):
+        upgrade(diffusers.LTX25ModularPipeline())
 
 
 @pytest.mark.parametrize("name", ["wan", "z_image"])

@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torchvision.transforms.functional import to_tensor
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.modular.workflows import WORKFLOWS, workflow_for
+from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, workflow_for
 
 from ttsnap import BestOfN, SeedPruning
 
@@ -58,7 +58,9 @@ def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
 def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
     case = CASES[name]
     workflow, pipe = workflow_for(case.pipeline, case.call), built(case.pipeline, case.parts)
-    networks = [getattr(pipe, name) for name in (workflow.network, *["transformer_2"] * workflow.experts)]
+    networks = [
+        getattr(pipe, name) for name in (workflow.network, *["transformer_2"] * (workflow.together == ONE_EXPERT))
+    ]
     rows = []
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
@@ -86,6 +88,6 @@ def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: s
 
 
 def test_every_workflow_that_is_not_refused_has_a_case() -> None:
-    tried = {(case.pipeline, workflow_for(case.pipeline, case.call).name) for case in CASES.values()}
-    declared = {(cls, w.name) for cls, workflows in WORKFLOWS.items() for w in workflows if w.why_not is None}
-    assert declared - tried == {("FluxKontextModularPipeline", "text2image")}  # the blocks of FLUX's
+    tried = {(case.pipeline, workflow_for(case.pipeline, case.call).given) for case in CASES.values()}
+    declared = {(cls, w.given) for cls, workflows in WORKFLOWS.items() for w in workflows if w.why_not is None}
+    assert declared - tried == {("FluxKontextModularPipeline", frozenset())}  # the blocks of FLUX's

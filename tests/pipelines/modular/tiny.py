@@ -147,6 +147,8 @@ CASES: dict[str, Case] = {
     "wan22 image2video": Case("Wan22Image2VideoModularPipeline", videos.wan22_image, {**CLIP, "image": picture()}),
     "ltx": Case("LTXModularPipeline", videos.ltx, LTX),
     "ltx image2video": Case("LTXModularPipeline", videos.ltx, {**LTX, "image": picture()}),
+    "ltx2": Case("LTX2ModularPipeline", videos.ltx2, CLIP),
+    "ltx2 image2video": Case("LTX2ModularPipeline", videos.ltx2, {**CLIP, "image": picture(), "image_crf": 0}),
 }
 
 
@@ -169,7 +171,11 @@ def _quiet(block: Any) -> None:
             _quiet(inner)
 
 
-SLOW = {name for name in CASES if "qwen_image edit" in name} | {"wan first and last frame", "wan22 image2video"}
+SLOW = {name for name in CASES if "qwen_image edit" in name} | {
+    "wan first and last frame",
+    "wan22 image2video",
+    "ltx2 image2video",
+}
 """Those whose pictures cannot be small, and those of which other cases run all parts."""
 
 

@@ -1,4 +1,4 @@
-"""Tiny parts of modular video pipelines: Wan 2.1, Wan 2.2 with two experts, and LTX-Video."""
+"""Tiny parts of modular video pipelines: Wan 2.1, Wan 2.2 with two experts, LTX-Video, and LTX-2 with its sound."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    LTX2Guidance,
+    LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from diffusers.video_processor import VideoProcessor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from tests.pipelines import tiny
 
@@ -141,6 +154,92 @@ def _ltx() -> tiny.Parts:
     }
 
 
+def gemma() -> Gemma3ForConditionalGeneration:
+    shared: dict[str, Any] = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {**shared, "vocab_size": 100, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64}
+    vision = {**shared, "image_size": 8, "patch_size": 4}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+@tiny.parts_once
+def _ltx2() -> tiny.Parts:
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4,
+        block_out_channels=(8,),
+        decoder_block_out_channels=(8,),
+        layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1),
+        spatio_temporal_scaling=(True,),
+        decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False),
+        downsample_type=("spatiotemporal",),
+        upsample_type=("spatiotemporal",),
+        upsample_residual=(False,),
+        upsample_factor=(1,),
+        patch_size=1,
+        spatial_compression_ratio=2,
+        temporal_compression_ratio=2,
+    )
+    vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3]))
+    vae.latents_std.copy_(torch.tensor([1.5, 2.0, 1.0, 0.5]))
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
+    )
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        vae_scale_factors=(2, 2, 2),
+        num_layers=1,
+        caption_channels=8,
+        rope_double_precision=False,
+    )
+    heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "num_learnable_registers": None}
+    connectors = LTX2TextConnectors(
+        caption_channels=8,
+        text_proj_in_factor=2,
+        connector_rope_base_seq_len=16,
+        rope_double_precision=False,
+        **{f"{of}_connector_{name}": value for of in ("video", "audio") for name, value in heads.items()},
+    )
+    vocoder = LTX2Vocoder(
+        in_channels=16,
+        hidden_channels=8,
+        upsample_kernel_sizes=[4],
+        upsample_factors=[2],
+        resnet_kernel_sizes=[3],
+        resnet_dilations=[[1]],
+        output_sampling_rate=16000,
+    )
+    guidance: dict[str, Any] = {"stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7}
+    return {
+        "tokenizer": tiny.character_tokenizer(),
+        "text_encoder": gemma(),
+        "connectors": connectors.eval(),
+        "vae": vae.eval(),
+        "audio_vae": audio_vae.eval(),
+        "vocoder": vocoder.eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**tiny.DYNAMIC_SHIFT),
+        "transformer": tiny.jitter(transformer),
+        "video_processor": VideoProcessor(vae_scale_factor=2),
+        "guider": LTX2Guidance(guidance_scale=3.0, spatio_temporal_guidance_blocks=[0], **guidance),
+        "audio_guider": LTX2Guidance(guidance_scale=7.0, **guidance),
+    }
+
+
 def wan() -> Any:
     return SimpleNamespace(components=_wan())
 
@@ -167,3 +266,8 @@ def wan22_image() -> Any:
 def ltx() -> Any:
     """Four pixels, and four frames after the first, to a latent."""
     return SimpleNamespace(components=_ltx())
+
+
+def ltx2() -> Any:
+    """Two pixels, and two frames after the first, to a latent; four tokens of sound for five frames."""
+    return SimpleNamespace(components=_ltx2())
