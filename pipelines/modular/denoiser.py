@@ -194,8 +194,8 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _denoised(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         """The guided output of rows that go together."""
-        scaled = self.schedule.scale is not None  # another path, or a scheduler that scales the network's input
-        sigmas = self.schedule.sigma / self.schedule.scale if scaled else self.schedule.sigma
+        scale, sigma = self.schedule.scale, self.schedule.sigma
+        sigmas = sigma if scale is None else sigma / scale  # on another path: the network's own
         pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler, sigmas))
         values = collated(self._conditions.rows(at), self.workflow.rules)
         values |= self.workflow.latents.parted(x, self._tokens) | {name: {} for name in self.workflow.scratch}

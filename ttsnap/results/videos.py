@@ -7,7 +7,7 @@ their own names among the tags, where ComfyUI keeps its workflows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,9 @@ def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.
     installed.
     """
     path = Path(path)
-    save = {".webp": _webp, ".png": _png, ".mp4": partial(_mp4, sound=sound)}.get(path.suffix.lower())
+    writers: dict[str, Callable[[BinaryIO, Sequence[Image.Image], Mapping[str, str], float], None]]
+    writers = {".webp": _webp, ".png": _png, ".mp4": partial(_mp4, sound=sound)}
+    save = writers.get(path.suffix.lower())
     if save is None:
         raise ValueError(f"videos are written as .webp, .png or .mp4, got {path.name!r}")
     if not frames or not 0 < fps <= 240:
