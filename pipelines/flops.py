@@ -79,7 +79,7 @@ def _output(denoiser: CountedDenoiser, x: Tensor) -> Tensor:
 def meta_twin(denoiser: Family) -> Family:
     """This denoiser with its network, decoders and encoded prompts on the meta device."""
     twin = copy.copy(denoiser)
-    vars(twin).update({name: _on_meta(value) for name, value in vars(denoiser).items()})
+    vars(twin).update({name: values_on_meta(value) for name, value in vars(denoiser).items()})
     vars(twin).pop("device", None)
     twin.pipe = copy.copy(denoiser.pipe)
     for name in (denoiser.network, "controlnet", "vae", "preview_vae"):
@@ -89,12 +89,13 @@ def meta_twin(denoiser: Family) -> Family:
     return twin
 
 
-def _on_meta(value: Any) -> Any:
+def values_on_meta(value: Any) -> Any:
+    """The value with all tensors in it, in lists and dicts of any depth, on the meta device."""
     if isinstance(value, Tensor):
         return value.to("meta")
     if isinstance(value, list):
-        return [_on_meta(v) for v in value]
-    return {k: _on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [values_on_meta(v) for v in value]
+    return {k: values_on_meta(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def filling(part: Any) -> tuple[Any, ...]:

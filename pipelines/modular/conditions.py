@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
+from ttsnap.pipelines.flops import values_on_meta
 
 Rule = Callable[[Sequence[Any]], Any]
 """How one field of several rows' states becomes that of a batch."""
@@ -45,6 +47,12 @@ class Conditions:
     def rows(self, cond: Tensor) -> list[dict[str, Any]]:
         """The states of these numbers (N,)."""
         return [self._states[i] for i in cond.tolist()]
+
+    def on_meta(self) -> Self:
+        """The same with all tensors on the meta device."""
+        twin = copy.copy(self)
+        twin._states = OrderedDict(values_on_meta(self._states))
+        return twin
 
     def column(self, name: str, cond: Tensor) -> Tensor:
         """One field (N, ...) of these numbers (N,)."""

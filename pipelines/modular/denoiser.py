@@ -10,10 +10,10 @@ import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from torch.nn.functional import pad
-from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, State
 from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
+from ttsnap.pipelines.modular.limits import LimitedDenoiser
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, workflow_for
 from ttsnap.pipelines.rows import grid_of
 from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
@@ -26,7 +26,7 @@ NOISE = "initial noise"
 """The field of a row's condition that holds its own, whatever the blocks call it."""
 
 
-class ModularDenoiser(PipelineDenoiser):
+class ModularDenoiser(LimitedDenoiser):
     """One call of a modular pipeline, open to search. Arguments are the inputs of the workflow's blocks.
 
     guidance_scale: of classifier-free guidance, for pipelines whose guider does that; None leaves the pipeline's guider
@@ -35,9 +35,6 @@ class ModularDenoiser(PipelineDenoiser):
     Which blocks run once for a prompt, and which once for a seed, is found by a trial run for an empty prompt, whose
     state also says what size images have and when steps are made.
     """
-
-    blocks = None
-    judges_estimates = False
 
     def __init__(self, pipe: Any, *, guidance_scale: float | None = None, **call: Any) -> None:
         super().__init__(pipe)
@@ -276,6 +273,11 @@ class ModularDenoiser(PipelineDenoiser):
         with blocks.preview_refused(self.pipe):
             return super().preview(x0)
 
+    def meta_twin(self) -> Self:
+        twin = super().meta_twin()
+        twin._conditions = self._conditions.on_meta()
+        return twin
+
     # --- what blocks cannot do --------------------------------------------------------------------------------------
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
@@ -287,15 +289,3 @@ class ModularDenoiser(PipelineDenoiser):
         if self._holds_first_frame and path is not None:
             raise ValueError("the first frame is held without noise, and another path would scale it; leave path out")
         super().convert(path, times)
-
-    def take_in(self, other: Self) -> int:
-        raise ValueError("calls of modular pipelines have conditions of their own; let each have a network of its own")
-
-    def use_drafter(self, spec: Any) -> None:
-        raise ValueError("searches over modular pipelines have no drafts; leave draft out")
-
-    def capture(self, block: int) -> None:
-        raise ValueError("modular pipelines do not hand out hidden features; take a reward that sees pixels or latents")
-
-    def check_differentiable(self, through: str) -> None:
-        raise ValueError("the blocks of modular pipelines run without gradients; leave guide out")

@@ -1,0 +1,26 @@
+"""What searches over the blocks of modular pipelines cannot do, and say so."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+
+
+class LimitedDenoiser(PipelineDenoiser):
+    """A denoiser whose network is called by blocks, which hand out their output alone."""
+
+    blocks = None
+    judges_estimates = False
+
+    def take_in(self, other: Self) -> int:
+        raise ValueError("calls of modular pipelines have conditions of their own; let each have a network of its own")
+
+    def use_drafter(self, spec: Any) -> None:
+        raise ValueError("searches over modular pipelines have no drafts; leave draft out")
+
+    def capture(self, block: int) -> None:
+        raise ValueError("modular pipelines do not hand out hidden features; take a reward that sees pixels or latents")
+
+    def check_differentiable(self, through: str) -> None:
+        raise ValueError("the blocks of modular pipelines run without gradients; leave guide out")
