@@ -3,10 +3,10 @@
     python benchmarks/distilled_drafts.py --draft embedded --prompt-seed 0 --json drafts.json
 
 Held-out hard prompts (counts, pairs, relations, three and four objects) are recorded: every seed to the end, the
-checker's soft score, by which searches choose (or that of --reward), and its strict verdict, which is only reported. Drafts of the same seeds
-are scored beside it, so that several drafters are compared on one recording.
+checker's soft score, by which searches choose (or the score of --reward), and its strict verdict, which is only
+reported. Drafts of the same seeds are scored beside it, so that several drafters are compared on one recording.
 
-1. Rank correlation (Spearman) within prompts of each look with the finished image's soft score, by its cost.
+1. Rank correlation (Spearman) within prompts of each look with the finished image's score, by its cost.
 2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact. The policy that prices
    compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
 3. The same at equal FLOPs, decodes and the reward's calls included.
