@@ -16,9 +16,9 @@ from PIL import Image
 from ttsnap.pipelines import defaults, load
 
 from tests.service.conftest import client_of
+from ttsnap.files.pictured import Picture
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
-from ttsnap.service.edits import Picture
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
@@ -108,7 +108,10 @@ def test_what_is_no_edit_is_refused(editing: GenerationServer, files: Any, field
 def test_two_pictures_a_mask_and_json_are_refused_where_the_model_takes_one(
     editing: GenerationServer, client: OpenAI, drawn: Image.Image
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match="one image is edited at a time, got 2"):
+    with pytest.raises(
+        openai.BadRequestError,
+        match="StableDiffusion3ModularPipeline takes one image for each prompt, got 2",
+    ):
         client.images.edit(image=[("a.png", png(drawn)), ("b.png", png(drawn))], prompt=PROMPT)
     with pytest.raises(openai.BadRequestError, match="cannot be used here: a call with these images does"):
         client.images.edit(image=("a.png", png(drawn)), mask=("m.png", png(drawn)), prompt=PROMPT, extra_body=OWN)

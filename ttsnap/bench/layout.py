@@ -28,7 +28,7 @@ from ttsnap.files.writing import write_json, write_text
 
 BENCH, JOURNAL, RESULTS, SUMMARY = "bench.json", "journal.bin", "results.jsonl", "summary"
 METADATA, SAMPLES, EVALSCOPE, PATHS = "metadata.jsonl", "samples", "evalscope.jsonl", "image_paths.json"
-CATEGORIES = ("category", "tag", "challenge", "dimension")
+CATEGORIES = ("category", "tag", "challenge", "dimension", "task_type", "edit_type")
 """Under which of these, in any case, prompt sets say what kind a prompt is of."""
 
 

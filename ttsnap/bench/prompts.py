@@ -23,7 +23,7 @@ from typing import Literal
 from ttsnap.files.reading import JSON_BYTES, foreign, parse_json, read_bytes
 from ttsnap.files.typed import Json
 
-KEYS = ("prompt", "prompts", "prompt_en", "text", "caption")
+KEYS = ("prompt", "prompts", "prompt_en", "text", "caption", "instruction")
 """Under which of these, in any case, an object or a table has its prompts; the first that there is counts."""
 MOST = 100_000
 """Prompts of a set: GenEval's folders have numbers of five digits."""

@@ -1,25 +1,23 @@
-"""`POST /v1/images/edits`: a form with a picture to change, checked as a request for a generation is."""
+"""`POST /v1/images/edits`: a form with pictures to change, checked as a request for a generation is."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from pydantic import ConfigDict, Field
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from ttsnap.files.reading import picture_pixels
+from ttsnap.files.pictured import Picture
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Generation, validated
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 PARTS = 40
 """Fields of a form, and files, that are read at most."""
+PICTURES = 16
+"""Pictures of one edit, as in OpenAI's API."""
 
 
 class Edit(Generation):
@@ -31,31 +29,11 @@ class Edit(Generation):
     strength: float | None = Field(None, gt=0, le=1, description="how much of it is redrawn, where the model redraws")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture as a client sent it. Equal files are one picture, so that requests for it share an engine. mask:
-    whether it says where to paint: where it is transparent, as in OpenAI's API, or white, where nothing is."""
-
-    data: bytes = field(repr=False)
-    mask: bool = False
-
-    def opened(self) -> Image.Image:
-        """In colours; a mask in black and white, white being painted anew."""
-        pixels = picture_pixels(self.data, "the picture", formats=FORMATS, alpha=True)
-        if not self.mask:
-            return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
-        where = pixels[..., 3] == 0 if pixels.shape[-1] == 4 else pixels.mean(-1) > 127
-        return Image.fromarray((255 * where).astype(np.uint8))
-
-
-def opened(call: Mapping[str, object]) -> dict[str, object]:
-    """Arguments of a pipeline's call, with the pictures among them opened."""
-    return {name: value.opened() if isinstance(value, Picture) else value for name, value in call.items()}
-
-
-async def form_of(body: bytes, headers: Headers, limits: Limits) -> tuple[Edit, dict[str, Picture]]:
-    """The fields of a form, and its pictures by argument of a pipeline's call. RequestError that names the
-    parameter."""
+async def form_of(
+    body: bytes, headers: Headers, limits: Limits
+) -> tuple[Edit, dict[str, Picture | tuple[Picture, ...]]]:
+    """The fields of a form, and its pictures by argument of a pipeline's call: one, or several of which one result is
+    made. RequestError that names the parameter."""
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
@@ -68,22 +46,28 @@ async def form_of(body: bytes, headers: Headers, limits: Limits) -> tuple[Edit, 
     except (MultiPartException, KeyError, ValueError) as error:
         raise RequestError(400, f"the form cannot be read: {error}", code="invalid_form") from None
     try:
-        files = {"image": await _file(form, "image"), "mask_image": await _file(form, "mask")}
+        images, masks = await _files(form, "image", PICTURES), await _files(form, "mask", 1)
     finally:
         await form.close()
-    pictures = {name: Picture(data, name == "mask_image") for name, data in files.items() if data is not None}
-    if "image" not in pictures:
+    if not images:
         raise RequestError(400, "an edit needs a picture: send it as the file image", "image", "missing_parameter")
-    for name, picture in pictures.items():
-        param = "mask" if picture.mask else name
-        try:
-            size = picture.opened().size
-        except ValueError as error:
-            raise RequestError(400, str(error), param, "invalid_image") from None
-        if max(size) > limits.side:
-            most = f"pictures have sides of at most {limits.side} pixels here"
-            raise RequestError(400, f"{most}, got {size[0]} x {size[1]}", param, "invalid_value")
+    given = {"image": tuple(map(Picture, images)), "mask_image": tuple(Picture(data, mask=True) for data in masks)}
+    for picture in (*given["image"], *given["mask_image"]):
+        _check(picture, limits)
+    pictures = {name: several if len(several) > 1 else several[0] for name, several in given.items() if several}
     return validated(Edit, _fields(form)), pictures
+
+
+def _check(picture: Picture, limits: Limits) -> None:
+    """RequestError for what is no picture, and for a large one."""
+    param = "mask" if picture.mask else "image"
+    try:
+        size = picture.opened().size
+    except ValueError as error:
+        raise RequestError(400, str(error), param, "invalid_image") from None
+    if max(size) > limits.side:
+        most = f"pictures have sides of at most {limits.side} pixels here"
+        raise RequestError(400, f"{most}, got {size[0]} x {size[1]}", param, "invalid_value")
 
 
 def _fields(form: FormData) -> dict[str, Any]:
@@ -97,9 +81,9 @@ def _fields(form: FormData) -> dict[str, Any]:
     return fields
 
 
-async def _file(form: FormData, name: str) -> bytes | None:
-    """The one file of this name. RequestError for several."""
+async def _files(form: FormData, name: str, most: int) -> list[bytes]:
+    """The files of this name, in their order. RequestError for more than `most`."""
     files = [f for key in (name, f"{name}[]") for f in form.getlist(key) if isinstance(f, UploadFile)]
-    if len(files) > 1:
-        raise RequestError(400, f"one {name} is edited at a time, got {len(files)}", name, "invalid_value")
-    return await files[0].read() if files else None
+    if len(files) > most:
+        raise RequestError(400, f"an edit has at most {most} {name}, got {len(files)}", name, "invalid_value")
+    return [await file.read() for file in files]

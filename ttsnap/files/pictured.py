@@ -1,0 +1,111 @@
+"""Pictures that prompts are about: as files hold them, which anyone may have written, and on the prompts themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ttsnap.files.reading import PICTURE_BYTES, picture_pixels, read_bytes
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as its file holds it, which is decoded when it is needed. Equal files are one picture.
+
+    mask: whether it says where to paint: where it is transparent, as in OpenAI's API, or white, where nothing is.
+    """
+
+    data: bytes = field(repr=False)
+    mask: bool = False
+
+    @classmethod
+    def read(cls, path: str | Path, *, mask: bool = False) -> Picture:
+        """From a file. ValueError, which names it, for one that is no PNG, JPEG or WEBP, or damaged."""
+        picture = cls(read_bytes(path, PICTURE_BYTES, "picture"), mask)
+        picture.opened(path)
+        return picture
+
+    def opened(self, where: object = "the picture") -> Image.Image:
+        """In colours; a mask in black and white, white being painted anew. ValueError, which names `where`, for what is
+        no picture."""
+        pixels = picture_pixels(self.data, where, formats=FORMATS, alpha=True)
+        if not self.mask:
+            return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+        painted = pixels[..., 3] == 0 if pixels.shape[-1] == 4 else pixels.mean(-1) > 127
+        return Image.fromarray((255 * painted).astype(np.uint8))
+
+    @cached_property
+    def digest(self) -> str:
+        """That of what it shows (`digest_of`)."""
+        return digest_of(self.opened())
+
+
+class Pictured(str):
+    """A prompt with arguments of the pipeline's call that are given for it alone, by name: its picture, a mask.
+
+    To everyone but the model it is the text that it is, so that it goes wherever prompts go, also to other processes.
+    What makes another text of it (`strip`, formatting) leaves the pictures behind; `reworded` takes them along.
+    """
+
+    own: Mapping[str, object]
+
+    def __new__(cls, text: str, own: Mapping[str, object] | None = None) -> Pictured:
+        made = super().__new__(cls, text)
+        made.own = dict(own or {})
+        return made
+
+
+def own_of(prompt: str) -> Mapping[str, object]:
+    """The arguments that are given for this prompt alone; none of one that is only a text."""
+    return prompt.own if isinstance(prompt, Pictured) else {}
+
+
+def reworded(prompt: str, text: str) -> str:
+    """Another text with the arguments of a prompt."""
+    return Pictured(text, own_of(prompt)) if own_of(prompt) else text
+
+
+def opened(call: Mapping[str, object]) -> dict[str, object]:
+    """Arguments of a pipeline's call, with the pictures among them, and in lists of them, decoded."""
+    return {name: _opened(value) for name, value in call.items()}
+
+
+def digests(call: Mapping[str, object]) -> dict[str, str | list[str]]:
+    """Of the pictures among these arguments, by name, of lists of them each; those that are arrays are left out."""
+    found = {name: _digest(value) for name, value in call.items()}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def digest_of(picture: Image.Image) -> str:
+    """SHA-256 of what a picture shows, its size and its RGB values, in hexadecimal: the same in whatever file."""
+    rgb = picture.convert("RGB")
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+def _opened(value: object) -> object:
+    if isinstance(value, Picture):
+        return value.opened()
+    several = _several(value)
+    return [_opened(each) for each in several] if several else value
+
+
+def _digest(value: object) -> str | list[str]:
+    if isinstance(value, Picture):
+        return value.digest
+    if isinstance(value, Image.Image):
+        return digest_of(value)
+    return [one.digest if isinstance(one, Picture) else digest_of(one) for one in _several(value)]
+
+
+def _several(value: object) -> list[Picture | Image.Image]:
+    """The pictures of a list of nothing else."""
+    several = list(value) if isinstance(value, list | tuple) else []
+    return several if all(isinstance(one, Picture | Image.Image) for one in several) else []
