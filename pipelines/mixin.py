@@ -118,6 +118,11 @@ class SearchMixin:
         """What a call with these arguments does, where that is not to make images from text alone."""
         return None
 
+    def apart(self, prompts: Sequence[str], call: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        """The prompts with what the call gives for each of them alone, and the call as an engine takes it, in which
+        what the first has of its own stands in for the others'. ValueError for lists of other lengths."""
+        return list(prompts), dict(call)
+
     def denoiser(self, **call: Any) -> Any:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
@@ -170,6 +175,9 @@ class SearchMixin:
         takes = self.call_arguments()
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
+        same = prompts == texts
+        prompts, shared = self.apart(prompts, call)
+        texts = prompts if same else texts
         if wanted.reward is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
         if output_type not in output.TYPES:
@@ -188,11 +196,11 @@ class SearchMixin:
             asked.sampler,
             asked.batches,
             ("latents",) if latent or sounds else (),
-            {name: value for name, value in call.items() if name in takes},
+            {name: value for name, value in shared.items() if name in takes},
         )
-        with engine_for(self, want, asked.devices, same_texts=prompts == texts) as (engine, denoiser):
+        with engine_for(self, want, asked.devices, same_texts=same) as (engine, denoiser):
             if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
-                _warn_once(doubt)
+                warn_once(doubt)
             denoiser.encode_instead(prompts, of=texts)
             shown = shown_of(denoiser, asked.batches.frames)
             shown.check(report)
@@ -218,7 +226,7 @@ class SearchMixin:
                 results = [output.reported(r, report, shown, s) for r, s in zip(results, sources, strict=True)]
             finally:
                 pipe.maybe_free_model_hooks()
-            results = [replace(result, prompt=prompt) for result, prompt in zip(results, prompts, strict=True)]
+            results = [replace(result, prompt=str(prompt)) for result, prompt in zip(results, prompts, strict=True)]
             results = output.with_thumbnails(results, recorder.thumbnails, flags)
             images: output.Images | output.Videos
             best = [(job, candidate) for job, result in enumerate(results) for candidate in result.images]
@@ -230,7 +238,8 @@ class SearchMixin:
                 pixels = [candidate.pixels for _, candidate in best]
                 images = output.converted(pixels, output_type, denoiser.image_dtype, pipe._execution_device)
             if output_type == "pil" and isinstance(images, list):
-                output.label_images(images, results, settings_of(self, wanted.search, asked.sampler, call, budget))
+                told = settings_of(self, wanted.search, asked.sampler, call, budget, prompts)
+                output.label_images(images, results, told)
             output.warn_of_missing(results, keep)
             known = {"nsfw_content_detected": flags, "audio": audio}
             return output.make_output(self.output_class, images, results, **known) if return_dict else (images, results)
@@ -273,6 +282,6 @@ class SearchMixin:
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
     """A process that searches again and again, as the demo, would say it each time."""
     logger.warning(text)

@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.pictured import digests
 from ttsnap.files.typed import Json
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 
 
 def noted(
-    pipe: Any, engine: LiveEngine, model: ModelOptions, sampler: SamplerOptions, call: Mapping[str, Json]
+    pipe: Any, engine: LiveEngine, model: ModelOptions, sampler: SamplerOptions, call: Mapping[str, Any]
 ) -> dict[str, Json]:
-    """The `info` of a recording by an engine of this pipeline. call: what was given of the pipeline's own call."""
+    """The `info` of a recording by an engine of this pipeline. call: what was given of the pipeline's own call, whose
+    pictures go by their digests."""
     denoiser: Any = engine.denoiser
     return {
         "model": model.model,
         **({"lora": model.lora} if model.lora else {}),
+        **({"task": model.task} if model.task != TEXT else {}),
         "sampler": type(pipe.scheduler).__name__,
         **sampler.noted(),
         **({"draft_guidance": denoiser.scale} if sampler.draft is not None else {}),
-        "call": dict(call),
+        "call": {**call, **digests(call)},
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }

@@ -12,13 +12,13 @@ from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
 
 from ttsnap.files.reading import foreign
-from ttsnap.options.model import PACKAGED, ModelOptions
+from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 
 
 def opened(options: ModelOptions) -> Any:
     """All at once. ValueError for an unknown model, device, dtype or VAE, and for a LoRA that does not fit."""
     place, kind = placement(options.device, options.dtype)
-    pipe = placed(loaded(options.model, kind, options.lora), place, options.offload)
+    pipe = placed(loaded(options.model, kind, options.lora, options.task), place, options.offload)
     prepare(pipe, options)
     return pipe
 
@@ -74,11 +74,15 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
         compile_denoiser(pipe)
 
 
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """ValueError for arguments that this pipeline's call does not take under search."""
+def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
+    """ValueError for arguments that this pipeline's call does not take under search, and for those that make it do
+    something else than the task that it was loaded for."""
     takes = sorted(pipe.call_arguments())
     if set(call) - set(takes):
         raise ValueError(f"unknown argument(s) {sorted(set(call) - set(takes))} for this pipeline; it takes {takes}")
+    if task != TEXT and (does := pipe.task_of(call) or TEXT) != task:
+        raise ValueError(f"the task is {task}, and a call with these pictures does {does}; give the pictures of the "
+                         "task (--image, --mask-image, --control-image, or a prompt set that names them)")  # fmt: skip
 
 
 def _preview_vae(name: str) -> Any:

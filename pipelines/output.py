@@ -238,7 +238,9 @@ def label_images(made: Images | Videos, results: Sequence[Result], settings: Map
             name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
             for name, value in settings["call"].items()
         }
-        outputs.label(picture, outputs.payload_of(results[index], rank, {**settings, "call": call}))
+        outputs.label(
+            picture, outputs.payload_of(results[index], rank, {**outputs.for_prompt(settings, index), "call": call})
+        )
 
 
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:

@@ -15,7 +15,7 @@ from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.protocols import Engine
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
-from ttsnap.options.model import PACKAGED, ModelOptions
+from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.option import Spec, values
 from ttsnap.options.sampler import SamplerOptions
 
@@ -74,7 +74,8 @@ def recipe_of(pipe: Any, wanted: Wanted, kind: str, *, previews: bool = False) -
         name = model_name(pipe)
         local = name not in PACKAGED and Path(name).exists()
         dtype = str(pipe.dtype).removeprefix("torch.")
-        model = ModelOptions(str(Path(name).resolve()) if local else name, dtype=dtype)
+        task = pipe.task_of(wanted.call) or TEXT
+        model = ModelOptions(str(Path(name).resolve()) if local else name, task=task, dtype=dtype)
     return Recipe(
         replace(model, device=kind), wanted.reward, wanted.sampler, wanted.options, wanted.call, pipe.scheduler
     )

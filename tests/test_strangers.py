@@ -53,6 +53,7 @@ from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.folder import read_folder
 from ttsnap.demo.settings import render_settings, restored
 from ttsnap.demo.traces import board_at
+from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
@@ -226,8 +227,10 @@ def write_video(ending: str) -> Callable[[Path, Any], None]:
 
 
 def read_png(folder: Path, name: str = "x.png") -> None:
-    def load(model: str, *_: Any, lora: str | None = None) -> Pipe:
+    def load(model: str, *_: Any, lora: str | None, task: str) -> Pipe:
         assert (model, lora) == ("embedded", None)
+        if task != TEXT:
+            raise ValueError("as of load(), which knows the tasks of a model")
         pipe = Pipe()
         pipe.frames = () if name.endswith("png") else (2,)
         return pipe

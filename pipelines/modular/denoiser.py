@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -14,10 +14,18 @@ from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, State
 from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
 from ttsnap.pipelines.modular.limits import LimitedDenoiser
-from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, workflow_for
+from ttsnap.pipelines.modular.workflows import (
+    ANY,
+    DRAWN,
+    ONE_EXPERT,
+    TAKEN_OUT,
+    listed_for_prompts,
+    workflow_for,
+)
 from ttsnap.pipelines.rows import grid_of
 from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
 
+from ttsnap.files.pictured import opened, own_of
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
@@ -45,7 +53,8 @@ class ModularDenoiser(LimitedDenoiser):
         blocks.check_inputs(whole, self.workflow.task, call)
         if guidance_scale is not None and "guidance_scale" in whole.input_names:
             call["guidance_scale"] = guidance_scale
-        self._call, self.cfg_scale = call, 1.0 if guidance_scale is None else guidance_scale
+        self._call, self.cfg_scale = opened(call), 1.0 if guidance_scale is None else guidance_scale
+        self._check_lists(call)
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
         vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **guiders.own(self.pipe, guidance_scale))
@@ -55,8 +64,9 @@ class ModularDenoiser(LimitedDenoiser):
             raise ValueError(f"the text encoder's block of {self.pipe.stock_class().__name__} fails without guidance; "
                              "set guidance_scale to more than 1")  # fmt: skip
         blocks.check_decoder(self.pipe.vae, call)
-        trial = blocks.start(whole, {**self._of_prompt(0), "prompt": ""})
+        trial = blocks.start(whole, {**self._call, "prompt": ""})
         drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
+        guiders.doubt(self.pipe, self._trial.get("negative_prompt_embeds"))
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self._tokens = [self._trial.get(name).shape[1] for name in self.workflow.latents.fields]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
@@ -82,33 +92,31 @@ class ModularDenoiser(LimitedDenoiser):
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
     def encode_prompts(self, prompts: Sequence[str]) -> None:
-        given = [{**self._of_prompt(i), "prompt": prompt} for i, prompt in enumerate(prompts)]
+        given = [self._of_prompt(prompt) for prompt in prompts]
         self._begun = [blocks.run(self.pipe, self._once, blocks.start(self._whole, call)) for call in given]
         ready = [self._seeded(i, seeded(0)) for i in range(len(prompts))]
-        shapes = sorted({tuple(each["latents"].shape[1:]) for each in ready})
+        latents = [self.workflow.latents.of(self._trial.get), *(each["latents"] for each in ready)]
+        shapes = sorted({tuple(each.shape[1:]) for each in latents})
         if len(shapes) > 1:
             raise ValueError(f"prompts of one search share batches, so that their images must have one size, and these "
                              f"have latents of {shapes}: give height and width, or images of one size")  # fmt: skip
         self._conditions = Conditions(ready, lambda prompt, seed: self._seeded(prompt, seeded(seed)))
         self._sources = [source_of(call["image"]).to(self.device) for call in given] if self.edits else []
 
-    def _of_prompt(self, i: int) -> dict[str, Any]:
-        """The arguments of the call for its prompt i: its own text or image, where a list has one for each."""
-        return {**self._call, **{name: values[i] for name, values in self._listed.items()}}
+    def _of_prompt(self, prompt: str) -> dict[str, Any]:
+        """The arguments of the call for a prompt, with those that are its own."""
+        own = opened(own_of(prompt))
+        self._check_lists(own)
+        if more := sorted(own.keys() - self._call.keys()):
+            raise ValueError(f"the prompt {str(prompt)[:60]!r} has {', '.join(more)} of its own, and this call is for "
+                             "none; give all prompts of a search the same kinds of pictures")  # fmt: skip
+        return {**self._call, **own, "prompt": str(prompt)}
 
-    @property
-    def _listed(self) -> dict[str, Sequence[Any]]:
-        """The arguments of the call that are lists with an entry for each prompt."""
-        of_each = {name for name in self._call if "prompt" in name} | self.workflow.given
-        of_each -= {"image"} if self.workflow.references else set()
-        return {n: v for n, v in self._call.items() if n in of_each and isinstance(v, list | tuple)}
-
-    def encode_instead(self, prompts: Sequence[str], of: Sequence[str]) -> None:
-        for name, values in self._listed.items():
-            if len(values) != len(prompts):
-                raise ValueError(f"{name} has {len(values)} entries, but there are {len(prompts)} prompts; give one "
-                                 "for all, or one for each")  # fmt: skip
-        super().encode_instead(prompts, of)
+    def _check_lists(self, call: Mapping[str, Any]) -> None:
+        """ValueError for lists where the workflow takes one picture, or text, for a prompt."""
+        for name, values in listed_for_prompts(self.workflow, call).items():
+            raise ValueError(f"{self.workflow.task} by {self.pipe.stock_class().__name__} takes one {name} for each "
+                             f"prompt, got {len(values)}")  # fmt: skip
 
     @property
     def edits(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
+from ttsnap.pipelines.mixin import warn_once
 
 OF_SOUND = "audio_guider"
 """The guider of a video's sound, which goes through the network in the video's passes."""
@@ -44,6 +45,15 @@ def passes(pipe: Any) -> int:
         raise ValueError("one of two experts is guided and the other is not, so that their steps differ in cost; set "
                          "guidance_scale, which is that of both, or give both guiders more than 1")  # fmt: skip
     return each.pop() if each else 1
+
+
+def doubt(pipe: Any, negative: Any) -> None:
+    """Warn, once, where a second pass changes nothing. negative: what the blocks encoded of the negative prompt; where
+    that is None, the guider makes both passes on the prompt, as stock Stable Diffusion 3 does (diffusers 0.42)."""
+    if negative is None and passes(pipe) > 1:
+        name = pipe.stock_class().__name__
+        warn_once(f"without negative_prompt, {name} guides by two passes on the same text, which is no guidance at "
+                  'twice the price; give negative_prompt="", or guidance_scale=1')  # fmt: skip
 
 
 def _guiders(pipe: Any) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.streams import ONE
 from ttsnap.pipelines.modular.versions import check_version
-from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, workflow_for, workflows_of
+from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, listed_for_prompts, workflow_for, workflows_of
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
+
+from ttsnap.files.pictured import Pictured, own_of
 
 NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "padding_mask_crop"}
 """Inputs of blocks that a search does not hand on: seeds make latents, images are never cropped to their mask."""
@@ -30,6 +32,16 @@ class SearchModularMixin(SearchMixin):
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]
         return {"guidance_scale", *(name for name in inputs if name is not None)} - NOT_TAKEN
+
+    def apart(self, prompts: Sequence[str], call: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        listed = listed_for_prompts(workflow_for(self.stock_class().__name__, call), call)
+        for name, values in listed.items():
+            if len(values) != len(prompts):
+                raise ValueError(f"{name} has {len(values)} entries, but there are {len(prompts)} prompts; give one "
+                                 "for all, or one for each")  # fmt: skip
+        own = [{name: values[i] for name, values in listed.items()} for i in range(len(prompts))]
+        with_own: list[str] = [Pictured(prompt, {**own_of(prompt), **own[i]}) for i, prompt in enumerate(prompts)]
+        return with_own, {**call, **own[0]}
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
         task = workflow_for(self.stock_class().__name__, call).task

@@ -108,10 +108,6 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
         Workflow(TEXT_TO_IMAGE, rules=_FLUX),
         Workflow(EDITING, IMAGE, rules=_FLUX),
     ),
-    "Flux2ModularPipeline": (
-        Workflow(TEXT_TO_IMAGE),
-        Workflow(EDITING, IMAGE, references=True),
-    ),
     "Flux2KleinModularPipeline": (
         Workflow(TEXT_TO_IMAGE),
         Workflow(EDITING, IMAGE, references=True),
@@ -187,6 +183,14 @@ def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
     if fitting[0].why_not is not None:
         raise ValueError(f"search cannot run {fitting[0].task} by {pipeline_class}: {fitting[0].why_not}")
     return fitting[0]
+
+
+def listed_for_prompts(workflow: Workflow, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that are lists with an entry for each prompt: of texts, and of pictures but for those
+    that are all of one prompt."""
+    of_each = {name for name in call if "prompt" in name} | workflow.given
+    of_each -= {"image"} if workflow.references else set()
+    return {name: value for name, value in call.items() if name in of_each and isinstance(value, list | tuple)}
 
 
 def _images(known: Collection[Workflow], call: Mapping[str, Any]) -> frozenset[str]:

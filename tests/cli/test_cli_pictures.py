@@ -1,55 +1,149 @@
-"""`ttsnap generate` with pictures to start from, over the embedded model."""
+"""Commands with pictures to start from, over the embedded model."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from ttsnap.pipelines import defaults
 
-from ttsnap.cli import main
+from ttsnap import BestOfN
+from ttsnap.cli import common, main
+from ttsnap.files.pictured import digest_of
+from ttsnap.recordings.folder import load_recording
 from ttsnap.results.outputs import read_payload
 
+COLOURS = ("red", "blue")
+HOW = ["--task", "image-to-image", "--strength", "0.5", "--negative-prompt", "", "--steps", "2", "--device", "cpu"]
+CHANGED = ["--image", "red.png", *HOW]
+KEEPS = """
+def keeps(images, prompts, *, source):
+    return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
+keeps.needs = {"source"}
+"""
+LOADED: dict[str, Any] = {}
 
-@pytest.fixture
-def drawn(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "drawn.png")
-    return tmp_path / "drawn.png"
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with two pictures, a set of edits of both by the same words, and a reward that sees the source."""
+
+    def once(*what: Any, **more: Any) -> Any:
+        if str((what, more)) not in LOADED:
+            LOADED[str((what, more))] = load(*what, **more)
+        return LOADED[str((what, more))]
+
+    load = common.load_model
+    monkeypatch.setattr(common, "load_model", once)
+    monkeypatch.chdir(tmp_path)
+    for name in COLOURS:
+        Image.new("RGB", (32, 32), name).save(f"{name}.png")
+    a_set([f"{name}.png" for name in COLOURS])
+    Path("keep.py").write_text(KEEPS)
 
 
-def test_a_picture_is_changed(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = ["--task", "image-to-image", "--image", str(drawn), "--strength", "0.75", "--negative-prompt", ""]
-    how = ["--algorithm", "best-of-n", "--budget", "6nfe", "--steps", "4", "--out", str(tmp_path / "out")]
-    assert main(["generate", "two green circles", *pictures, *how]) == 0
-    (found,) = (tmp_path / "out").glob("01-*.png")
+def a_set(names: Sequence[str | None]) -> None:
+    entries = [{"prompt": "a red circle", **({"image": name} if name else {})} for name in names]
+    Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
+
+
+def test_a_picture_is_changed_and_the_image_made_again_from_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["generate", "a red circle", *CHANGED, "--algorithm", "best-of-n", "--budget", "3nfe", "--out", "o"]) == 0
+    )
+    (found,) = Path("o").glob("01-*.png")
     payload = read_payload(found)
-    assert (payload["task"], payload["call"]["strength"]) == ("image-to-image", 0.75)
+    assert (payload["task"], payload["call"]["strength"]) == ("image-to-image", 0.5)
     assert "image" not in payload["call"]
+    red, blue = (digest_of(Image.open(f"{name}.png")) for name in COLOURS)
+    assert payload["pictures"] == {"image": red}
     assert "in plain diffusers" not in capsys.readouterr().out  # stock text to image does not make it
-    assert main(["replay", str(found)]) != 0
-    assert "made by image-to-image of a picture that it does not hold" in capsys.readouterr().err
+    replay = ["replay", str(found), "--device", "cpu"]
+    assert main(replay) == 2
+    assert f"was made of a picture with the digest {red}; give it by --image" in capsys.readouterr().err
+    assert main([*replay, "--image", "blue.png"]) == 2
+    assert f"--image has the digest {blue}, that which was changed had {red}" in capsys.readouterr().err
+    assert main([*replay, "--image", "red.png", "--mask-image", "red.png"]) == 2
+    assert "notes no picture for --mask-image" in capsys.readouterr().err
+    assert main([*replay, "--image", "red.png"]) == 0
+    assert "largest difference from 01" in (said := capsys.readouterr().out)
+    assert int(said.split(": ")[1].split(" of ")[0]) <= 1
+
+
+def test_a_recording_knows_the_picture_of_each_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["record", "--prompts-file", "edits.jsonl", *HOW, "--reward", "keep.py:keeps", "--seeds", "2", "--out", "r"]
+    assert main(argv) == 0
+    recording = load_recording("r")
+    assert recording.prompts == ("a red circle",) * 2
+    pipe = next(pipe for name, pipe in LOADED.items() if "image-to-image" in name)
+    for name, scores in zip(COLOURS, recording.final[..., 0], strict=True):
+        given = {"image": Image.open(f"{name}.png"), "strength": 0.5, "num_inference_steps": 2, "negative_prompt": ""}
+        how = {"search": BestOfN(2), "reward": "keep.py:keeps", "num_images_per_prompt": 2, "seed": 0}
+        out = pipe(prompt="a red circle", **how, **defaults() | given)
+        by_seed = sorted((image.seed, image.reward) for image in out.search[0].images)
+        np.testing.assert_allclose([reward for _, reward in by_seed], scores, atol=2e-6)
+    assert abs(np.diff(recording.final[..., 0], axis=0)).min() > 0.01
+    digest = {name: digest_of(Image.open(f"{name}.png")) for name in COLOURS}
+    assert recording.info["pictures"] == [{"image": digest[name]} for name in COLOURS]
+    capsys.readouterr()
+
+    a_set(["red.png", "red.png"])
+    assert main(argv) == 2
+    assert f'info.pictures[1].image is "{digest["blue"][:50]}' in capsys.readouterr().err
+
+
+def test_edits_are_compared_by_what_they_keep_of_their_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench", "--prompts-file", "edits.jsonl", *HOW, "--reward", "brightness", "--report", "keep.py:keeps"]
+    argv += ["--budget", "2nfe", "--algorithms", "best-of-n", "--out", "b"]
+    assert main(argv) == 0
+    rows = [json.loads(line) for line in Path("b", "results.jsonl").read_text().splitlines()]
+    for name, row in zip(COLOURS, rows, strict=True):
+        path = Path("b", row["image"])
+        result, source = (np.asarray(Image.open(p).convert("RGB")).mean((0, 1)) / 255 for p in (path, f"{name}.png"))
+        assert row["metrics"]["keeps"] == pytest.approx(-abs(result - source).mean(), abs=1 / 255)
+        assert read_payload(path)["pictures"] == {"image": digest_of(Image.open(f"{name}.png"))}
+    Image.new("RGB", (32, 32), "green").save("blue.png")
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert "prompts.pictures_sha256 is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "words"),
+    [
+        (["red.png", None], [], "some prompts have image and others no picture"),
+        (["red.png"], ["--image", "red.png"], "['image'] for all prompts, and one of its own for each in edits.jsonl"),
+        ([None], [], "the task is image-to-image, and a call with these pictures does text-to-image"),
+        (["../x.png"], [], "image of entry 1 of the prompt set is '../x.png', which leads out of"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(
+    names: list[str | None], more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_set(names)
+    for command in (["record", "--seeds", "2"], ["bench", "--budget", "2nfe"]):
+        assert main([*command, "--prompts-file", "edits.jsonl", *HOW, *more, "--out", "out"]) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--image", "drawn.png"], "--image: say by --task what is done with it"),
+        (["--image", "red.png"], "--image: say by --task what is done with it"),
         (["--task", "image-to-image", "--strength", "1.5"], "strength must be above 0 and at most 1, got 1.5"),
         (
-            ["--task", "inpainting", "--image", "{drawn}"],
-            "no modular pipeline does inpainting with the parts of a Stable",
+            ["--task", "inpainting", "--image", "red.png"],
+            "no modular pipeline does inpainting with the parts of a",
         ),
         (["--task", "image-to-image", "--image", "nowhere.png"], "nowhere.png"),
-        (["--task", "image-to-image", "--image", "{text}"], "cannot read"),
-        (["--task", "image-to-image", "--devices", "2"], "is done on one device"),
+        (["--task", "image-to-image", "--image", "keep.py"], "cannot read"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    given: list[str], words: str, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    named = [part.format(drawn=drawn, text=tmp_path / "text.png") for part in given]
-    assert main(["generate", "a red circle", "--out", str(tmp_path / "out"), "--budget", "8nfe", *named]) != 0
+def test_what_does_not_fit_is_refused(given: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a red circle", "--out", "out", "--budget", "8nfe", *given]) != 0
     assert words in capsys.readouterr().err

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.pipelines import load
+from PIL import Image
+from ttsnap.pipelines import defaults, load
 
 from ttsnap.cli import main
 from ttsnap.cluster.engine import ClusterEngine
@@ -51,6 +52,26 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any, monkeypatch
         assert (a.best.seed, a.spent.cost) == (b.best.seed, b.spent.cost)
         torch.testing.assert_close(a.best.pixels, b.best.pixels, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(one.images, two.images, atol=1e-4, rtol=1e-4)
+
+
+def test_edits_take_their_pictures_to_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def local(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
+        yield ClusterEngine(LocalPool(recipe, int(options.devices)))
+
+    def keeps(images: torch.Tensor, prompts: list[str], *, source: torch.Tensor) -> torch.Tensor:
+        return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
+
+    keeps.needs = {"source"}  # type: ignore[attr-defined]
+    monkeypatch.setattr("ttsnap.cluster.spreading.clustered", local)
+    editor = load(task="image-to-image").to("cpu")
+    editor.set_progress_bar_config(disable=True)
+    edits = {"image": [Image.new("RGB", (32, 32), name) for name in ("red", "blue")], "strength": 0.5}
+    how = {**HOW, **defaults(), "num_inference_steps": 2, "negative_prompt": "", "reward": keeps, "budget": "3nfe"}
+    one, two = (editor(prompt=["a red circle"] * 2, devices=n, **how, **edits).search for n in (1, 2))
+    assert [r.best.seed for r in one] == [r.best.seed for r in two]
+    assert [r.best.reward for r in one] == pytest.approx([r.best.reward for r in two], abs=1e-5)
+    assert abs(one[0].best.reward - one[1].best.reward) > 0.01
 
 
 def test_one_device_needs_no_ray_and_several_say_how_it_is_installed(

@@ -169,7 +169,7 @@ def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], mo
         (["distill", "--reward", "brightness", "--recordings", "r", "--out", "o"], "cannot be made noise-aware"),
         (
             ["distill", "--reward", "brightness", "--record.prompts_file", "empty.txt", "--out", "o"],
-            "prompts file empty.txt holds no prompt",
+            "empty.txt holds no prompt",
         ),
         (["distill", "--reward", "brightness", "--record.seed", "two", "--out", "o"], "record section does not fit"),
         (["evaluate", "--reward", "brightness", "--recordings", "r"], "has no base of its own; name .* --base"),

@@ -123,7 +123,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, Pipe]
     """What `ttsnap replay` loaded: model, LoRA and pipeline."""
     found: list[tuple[str, str | None, Pipe]] = []
 
-    def load(model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None) -> Pipe:
+    def load(model: str, device: str, dtype: str, *, lora: str | None, task: str) -> Pipe:
         found.append((model, lora, Pipe()))
         return found[-1][2]
 

@@ -106,15 +106,15 @@ def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch)
 
     pipe, sampler = load(), SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
-    found = settings_of(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
+    found = settings_of(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3), ["a"])
     assert found["call"] == {"guidance_scale": 2.0}
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
-    assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget())["options"] == {"n": 2}
+    assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget(), ["a"])["options"] == {"n": 2}
     # Without peft, which diffusers asks for where it is asked for adapters.
     monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
-    assert settings_of(pipe, "svdd", sampler, {}, Budget())["lora"] is None
+    assert settings_of(pipe, "svdd", sampler, {}, Budget(), ["a"])["lora"] is None
     json.dumps(found)
 
 

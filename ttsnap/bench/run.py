@@ -28,8 +28,8 @@ STRIDE = 10**6
 
 
 class Bench(NamedTuple):
-    """What is run. texts: what is searched for, by prompt, where that is not the prompt as its set has it. budget: of
-    each prompt, the same for all arms."""
+    """What is run. texts: what is searched for, by prompt, in the model's words and with its pictures
+    (ttsnap.files.pictured). budget: of each prompt, the same for all arms."""
 
     prompts: Sequence[Prompt]
     texts: Sequence[str]
@@ -52,8 +52,11 @@ class Model(Protocol):
     def engine(self, sampler: SamplerOptions) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
-    def finished(self, results: list[Result]) -> list[Result]:
-        """The same with the metrics that are only reported."""
+    def finished(self, results: list[Result], texts: Sequence[str]) -> list[Result]:
+        """The same with the metrics that are only reported; texts: what was searched for, by result."""
+
+    def pictures(self, text: str) -> Mapping[str, object]:
+        """The digests of the pictures that this text is about, by argument of the call; none where there are none."""
 
     @property
     def labels(self) -> Mapping[str, object]:
@@ -138,8 +141,9 @@ def _search(
         if event.kind == "end":
             on_done(1)
 
+    texts = [bench.texts[place] for place in work.places]
     results = search(
-        [bench.texts[place] for place in work.places],
+        texts,
         spec.algorithm,
         engine,
         spec.budget,
@@ -157,10 +161,12 @@ def _search(
     }
     prompts = [bench.prompts[place] for place in work.places]
     images = []
-    for prompt, result in zip(prompts, model.finished(results), strict=True):
+    for prompt, text, result in zip(prompts, texts, model.finished(results, texts), strict=True):
         write_metadata(there.folder, work.arm.folder, prompt)
         path = image_path(there.folder, work.arm.folder, prompt.index, work.repeat)
-        save_image(path, result.best.pixels, payload_of(result, 0, settings))
+        save_image(
+            path, result.best.pixels, payload_of(result, 0, {**settings, "pictures": model.pictures(text) or None})
+        )
         images.append(_found(work, prompt, result, path))
     there.add(images)
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,11 +18,13 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
+from ttsnap.files.pictured import digests, own_of
 from ttsnap.options.bench import BenchOptions
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
+from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.version import __version__, versions
@@ -71,6 +73,7 @@ def parser() -> ArgumentParser:
     arguments.add_call(make, "negative_prompt", "height", "width")
     arguments.add_options(make, BenchOptions)
     arguments.add_options(make, SearchOptions, "seed")
+    arguments.add_options(p.add_argument_group("pictures to start from"), PictureOptions)
     find = p.add_argument_group("searches")
     find.add_argument(
         "--algorithms",
@@ -138,17 +141,19 @@ def _asked(a: Namespace) -> Asked:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
     reward = common.require_reward(a)
     report = a.report or ("scenes-strict" if a.reward is None else None)
-    texts = common.canonical([prompt.text for prompt in prompts], a.model)
+    texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
+    call = {**common.call_arguments(a), **common.picture_arguments(a, texts)}
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
     combine, how = utility.make(a.utility), arguments.read(BenchOptions, a)
     bench = Bench(prompts, texts, arms, common.budget_of(a), combine, a.seed, a.shared, how)
-    return Asked(bench, whole, common.call_arguments(a), reward, report, Path(a.out))
+    return Asked(bench, whole, call, reward, report, Path(a.out))
 
 
 def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
     """What must be the same to go on: all that decides on the images and their scores."""
     bench = asked.bench
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
+    pictures = json.dumps([digests({**asked.call, **own_of(text)}) for text in bench.texts])
     place, kind = common.placement(a.device, a.dtype)
     model = arguments.read(ModelOptions, a)
     return {
@@ -158,6 +163,7 @@ def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
             "count": len(bench.prompts),
             "first": bench.prompts[0].index,
             "sha256": hashlib.sha256(told.encode()).hexdigest(),
+            "pictures_sha256": hashlib.sha256(pictures.encode()).hexdigest(),
         },
         "algorithms": [arm.noted() for arm in bench.arms],
         "budget": str(bench.budget),
@@ -168,7 +174,7 @@ def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
         "seed": bench.seed,
         **values(bench.options),
         **values(dataclasses.replace(model, device=place.type, dtype=str(kind).removeprefix("torch."))),
-        "call": asked.call,
+        "call": {**asked.call, **digests(asked.call)},
         **values(arguments.read(BatchOptions, a)),
     }
 
@@ -209,26 +215,38 @@ class _Model:
         for reward in self._metrics:
             reward.check(asked.bench.texts)
         device, offload = (a.device, a.offload) if here else ("cpu", "none")
-        self.pipe = common.load_model(a.model, device, a.dtype, offload, a.lora)
-        common.check_call(self.pipe, asked.call)
+        self.pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
+        common.check_call(self.pipe, asked.call, a.task)
         common.prepare_model(self.pipe, a)
         self._call, self._batches = asked.call, arguments.read(BatchOptions, a)
         self.labels: Mapping[str, object] = {
             "ttsnap": __version__, "model": a.model, "lora": a.lora, "sampler": type(self.pipe.scheduler).__name__,
-            "call": asked.call,
+            "call": {name: value for name, value in asked.call.items() if name not in digests(asked.call)},
+            "task": None if a.task == TEXT else a.task,
         }  # fmt: skip
 
     @contextmanager
     def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
         """An engine with this sampler, on one device or on many, until the block ends."""
+        from ttsnap.engine.scoring import shown_of
         from ttsnap.pipelines.spread import Wanted, engine_for
 
         wanted = Wanted(self._rewards, sampler, self._batches, (), self._call)
-        with engine_for(self.pipe, wanted, self._devices, same_texts=True) as (engine, _):
+        with engine_for(self.pipe, wanted, self._devices, same_texts=True) as (engine, denoiser):
+            if denoiser.frames is not None:
+                raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
+            shown_of(denoiser, self._batches.frames).check(self._metrics)
+            self._denoiser = denoiser
             yield engine
 
-    def finished(self, results: list[Result]) -> list[Result]:
+    def finished(self, results: list[Result], texts: Sequence[str]) -> list[Result]:
         """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
-        from ttsnap.pipelines.output import checked, reported
+        from ttsnap.pipelines.output import checked, reported, sources_of
 
-        return [reported(result, self._metrics) for result in checked(self.pipe, results)[0]]
+        sources = sources_of(self._denoiser, texts, self._metrics)
+        passed = checked(self.pipe, results)[0]
+        return [reported(r, self._metrics, source=source) for r, source in zip(passed, sources, strict=True)]
+
+    def pictures(self, text: str) -> Mapping[str, object]:
+        """The digests of the pictures that this text is about."""
+        return digests({**self._call, **own_of(text)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -14,29 +14,38 @@ from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
+from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.pictures import PictureOptions
+
+if TYPE_CHECKING:
+    from ttsnap.bench.prompts import Prompt
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
 
-def read_prompts(a: Namespace, command: str) -> list[str]:
-    """The prompts given and those in the file. ValueError for an unreadable file, no prompt, or an empty one."""
-    prompts, file = _given(a), a.prompts_file
-    if file is not None:
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read prompts file {file}: {error}") from None
-        lines = [line.strip() for line in text.splitlines()]
-        prompts += [line for line in lines if line and not line.startswith("#")]
-        if not prompts:
-            raise ValueError(f"prompts file {file} holds no prompt; write one a line")
+def read_prompts(a: Namespace, command: str, task: str = TEXT) -> list[str]:
+    """The prompts given and those of the set in the file; where the task takes pictures, with those that the set names.
+    ValueError for what is no set, no prompt, or an empty one."""
+    prompts = _given(a)
+    if a.prompts_file is not None:
+        from ttsnap.bench.prompts import read_prompt_set
+
+        prompts += with_pictures(read_prompt_set(Path(a.prompts_file)).prompts, Path(a.prompts_file), task)
     if not prompts:
         raise ValueError(f'no prompt: ttsnap {command} "a red circle", or --prompts-file FILE')
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError(f"prompt {[p.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty")
     return prompts
+
+
+def with_pictures(prompts: Sequence[Prompt], file: Path, task: str) -> list[str]:
+    """The texts of these prompts of a set; where the task takes pictures, with those that the set names, from the
+    folder that it lies in. ValueError for names that are none, and files that are no pictures."""
+    if task == TEXT:
+        return [prompt.text for prompt in prompts]
+    from ttsnap.bench.pictures import pictured
+
+    return [pictured(prompt, file if file.is_dir() else file.parent) for prompt in prompts]
 
 
 def _given(a: Namespace) -> list[str]:
@@ -56,9 +65,10 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
     """
     if model not in PACKAGED:
         return list(prompts)
+    from ttsnap.files.pictured import reworded
     from ttsnap.scenes import caption, parse
 
-    return [caption(parse(prompt)) for prompt in prompts]
+    return [reworded(prompt, caption(parse(prompt))) for prompt in prompts]
 
 
 def require_reward(a: Namespace) -> Any:
@@ -85,15 +95,24 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
     return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
 
 
-def pictures_of(given: PictureOptions) -> dict[str, Any]:
-    """The pictures of a command by argument of the pipeline's call. ValueError for files that are none."""
-    from PIL import Image
+def picture_arguments(a: Namespace, prompts: Sequence[str]) -> dict[str, Any]:
+    """Pictures and strength, by argument of the pipeline's call. Where each prompt has pictures of its own, those of
+    the first stand in, by which an engine is told what it is for.
 
-    from ttsnap.files.reading import PICTURE_BYTES, picture_pixels, read_bytes
+    ValueError for files that are no pictures, where some prompts have other kinds of pictures than others, and where
+    there are pictures for all prompts as well.
+    """
+    from ttsnap.files.pictured import own_of
 
-    formats = ("PNG", "JPEG", "WEBP")
-    read = {name: read_bytes(path, PICTURE_BYTES, "picture") for name, path in given.files.items()}
-    return {n: Image.fromarray(picture_pixels(data, given.files[n], formats=formats)) for n, data in read.items()}
+    given = arguments.read(PictureOptions, a)
+    for_all = given.read(a.task)
+    kinds = list(dict.fromkeys(", ".join(own_of(prompt)) or "no picture" for prompt in prompts))
+    if len(kinds) > 1:
+        raise ValueError(f"some prompts have {kinds[0]} and others {kinds[1]}; give all the same kinds of pictures")
+    if twice := sorted(for_all.keys() & own_of(prompts[0]).keys()):
+        raise ValueError(f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave one out")
+    strength = {} if given.strength is None else {"strength": given.strength}
+    return {**own_of(prompts[0]), **for_all, **strength}
 
 
 def budget_of(a: Namespace) -> Budget:
@@ -103,11 +122,11 @@ def budget_of(a: Namespace) -> Budget:
     return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")
 
 
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """ValueError for arguments that this pipeline's call does not take under search."""
+def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
+    """ValueError for arguments that this pipeline's call does not take under search, or that do another task."""
     from ttsnap.pipelines import opening
 
-    opening.check_call(pipe, call)
+    opening.check_call(pipe, call, task)
 
 
 # --- the model ----------------------------------------------------------------------------------------------------

@@ -19,12 +19,13 @@ from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
+from ttsnap.files.pictured import digests, own_of
 from ttsnap.loop.budget import Budget
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
-from ttsnap.options.pictures import TEXT, PictureOptions
+from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.videos import VideoOptions
@@ -98,7 +99,8 @@ def add_search(p: Any) -> None:
 
 
 class Asked(NamedTuple):
-    """What is to be searched for, checked: texts, rewards as named, the algorithms by name, the budget, and how."""
+    """What is to be searched for, checked: texts, rewards as named, the algorithms by name, the budget, and how.
+    pictures: arguments of the pipeline's call that are about them."""
 
     prompts: list[str]
     reward: Any
@@ -109,7 +111,7 @@ class Asked(NamedTuple):
     batches: BatchOptions
     devices: DeviceOptions
     videos: VideoOptions
-    pictures: PictureOptions
+    pictures: dict[str, Any]
 
 
 def run(a: Namespace) -> int:
@@ -124,7 +126,7 @@ def run(a: Namespace) -> int:
 
 def _asked(a: Namespace) -> Asked:
     """ValueError for what does not fit."""
-    prompts = common.read_prompts(a, "generate")
+    prompts = common.read_prompts(a, "generate", a.task)
     reward = common.require_reward(a)
     report = a.report or ("scenes-strict" if a.reward is None else None)
     algorithms = {a.algorithm: make_algorithm(a.algorithm, **a.options)}
@@ -138,9 +140,7 @@ def _asked(a: Namespace) -> Asked:
         from ttsnap.results.videos import require_av
 
         require_av("--video-format mp4")
-    pictures = arguments.read(PictureOptions, a)
-    if pictures.task != TEXT and how[-1] != DeviceOptions():
-        raise ValueError(f"--task {pictures.task} is done on one device; leave --devices and --ray-address out")
+    pictures = common.picture_arguments(a, prompts)
     texts = common.canonical(prompts, a.model)
     return Asked(texts, reward, report, algorithms, common.budget_of(a), *how, videos, pictures)
 
@@ -154,17 +154,17 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     alone = common.alone(asked.devices, place.type)
     rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
     metrics = common.load_rewards(asked.report, device=place) if asked.report else None
-    plain = common.call_arguments(a)
-    plain |= {} if asked.pictures.strength is None else {"strength": asked.pictures.strength}
-    call = {**plain, **common.pictures_of(asked.pictures)}
+    call = {**common.call_arguments(a), **asked.pictures}
+    shown = [digests({**call, **own_of(prompt)}) for prompt in asked.prompts]
+    plain = {name: value for name, value in call.items() if name not in shown[0]}
     device, offload = (a.device, a.offload) if alone else ("cpu", "none")
-    pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, asked.pictures.task)
-    common.check_call(pipe, call)
+    pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
+    common.check_call(pipe, call, a.task)
     common.prepare_model(pipe, a)
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
 
     # How stock diffusers is called is told where that takes no pictures.
-    stock = asked.sampler.stock and asked.pictures.task == TEXT
+    stock = asked.sampler.stock and a.task == TEXT
     with StopOnSignal() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore", FewerImages)  # said below, with each prompt
         runs: list[Run] = []
@@ -202,7 +202,8 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "sampler": type(pipe.scheduler).__name__,
                 **asked.sampler.told(),
                 "call": plain,
-                "task": None if asked.pictures.task == TEXT else asked.pictures.task,
+                "task": None if a.task == TEXT else a.task,
+                "pictures": shown if any(shown) else None,
                 "algorithm": name,
                 "options": dict(a.options) if name == a.algorithm else {},
                 "budget": str(asked.budget),

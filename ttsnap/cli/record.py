@@ -17,6 +17,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
+from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
@@ -57,6 +58,7 @@ def parser() -> ArgumentParser:
     arguments.add_call(make, "negative_prompt", "height", "width")
     arguments.add_options(make, RecordOptions, "seeds", "seed", "steps", "looks")
     arguments.add_options(make, SearchOptions, "reward")
+    arguments.add_options(p.add_argument_group("pictures to start from"), PictureOptions)
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=arguments.unrecorded(ModelOptions))
@@ -86,7 +88,7 @@ def run_with(options: dict[str, Any]) -> None:
 
 def run(a: Namespace) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
-    prompts, reward = common.read_prompts(a, "record"), common.require_reward(a)
+    prompts, reward = common.read_prompts(a, "record", a.task), common.require_reward(a)
     sampler, batches = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
     common.placement(a.device, a.dtype)  # says that torch is loaded
@@ -94,7 +96,8 @@ def run(a: Namespace) -> int:
     from ttsnap.recordings.folder import RECORDING, progress
 
     options = EngineOptions(**values(batches), keep=what.keep, features_block=what.features)
-    recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, common.call_arguments(a))
+    call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
+    recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, call)
     asked = Asked(recipe, common.canonical(prompts, a.model), Path(a.out), what)
     make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
     out = asked.out
@@ -139,7 +142,7 @@ def _alone(asked: Asked) -> Callable[[], Recording]:
     recipe, model = asked.recipe, asked.recipe.model
     rewards = common.load_rewards(recipe.reward, device=common.placement(model.device, model.dtype)[0])
     asked.check(rewards=[r.name for r in rewards])
-    pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora)
+    pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
     engine = dataclasses.replace(recipe, reward=rewards).engine_of(pipe)
     from ttsnap.pipelines.noted import noted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments
 from ttsnap.cli.common import check_call, load_model
 from ttsnap.cli.help import new_parser
-from ttsnap.options.model import PACKAGED, ModelOptions
+from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.options.pictures import PictureOptions
 
 HELP = "make one image again from its PNG"
 DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
+
+One that was made of pictures notes their digests: name the pictures again, by --image and the like.
 
 A PNG is data: nothing in it is run. A model or a LoRA that it names, other than the embedded model, is not
 loaded until you name one with --model and --lora, or say with --trust that you trust the file.
@@ -22,13 +26,15 @@ loaded until you name one with --model and --lora, or say with --trust that you 
 examples:
   ttsnap replay outputs/0001-two-red-circles/01-seed7.png
   ttsnap replay theirs.png --model stabilityai/stable-diffusion-3.5-medium
+  ttsnap replay outputs/0002-two-green-circles/01-seed3.png --image red.png
 """
 
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
-    p.add_argument("image", type=str, help="a PNG, or a video, written by ttsnap")
+    p.add_argument("file", type=str, metavar="FILE", help="a PNG, or a video, written by ttsnap")
+    arguments.add_options(p, PictureOptions, without=("strength",))
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
     p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
     p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
@@ -44,35 +50,37 @@ def run(a: Namespace) -> int:
 
     from ttsnap import BestOfN
     from ttsnap.files import reading as files
+    from ttsnap.files.pictured import digests
     from ttsnap.files.pictures import video_pixels
     from ttsnap.options.call import MOST_SIDE
     from ttsnap.results import outputs
     from ttsnap.results.folders import new_file
     from ttsnap.results.pixels import to_uint8
 
-    path = Path(a.image)
+    path = Path(a.file)
     payload = outputs.read_payload(path)
     out = new_file(a.out or path.with_suffix(f".replay{path.suffix}"), a.overwrite)
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
-    if "task" in payload:
-        raise ValueError(f"{path} was made by {payload['task']} of a picture that it does not hold; run `ttsnap "
-                         "generate` with that picture and the settings in its trace.json")  # fmt: skip
+    task = payload.get("task", TEXT)
+    pictures = arguments.read(PictureOptions, a).read(task)
+    _check_pictures(path, payload.get("pictures", {}), digests(pictures))
+    call = {**payload["call"], **pictures}
     model, lora = _named(payload, a)
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
     before = video_pixels(data, path, ("PNG", "WEBP"), MOST_SIDE**2).astype(np.int16)
-    pipe = load_model(model, a.device, a.dtype, lora=lora)
-    check_call(pipe, payload["call"])
+    pipe = load_model(model, a.device, a.dtype, lora=lora, task=task)
+    check_call(pipe, call, task)
     output = pipe(
-        payload["prompt"],
+        prompt=payload["prompt"],
         search=BestOfN(1),
         reward=_no_reward,
         **{name: payload[name] for name in outputs.MAKING if name in payload},
         seed=payload["seed"],
         output_type="pt",
-        **payload["call"],
+        **call,
     )
     made = output.search[0].best.pixels
     outputs.save_made(out, made, payload)
@@ -81,6 +89,20 @@ def run(a: Namespace) -> int:
         raise ValueError(f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original file?")
     print(f"wrote {out}; largest difference from {path.name}: {abs(before - after).max()} of 255")
     return 0
+
+
+def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Mapping[str, str | list[str]]) -> None:
+    """ValueError unless the pictures given are those that the file was made of, by their digests."""
+    for name in (*noted, *given):
+        option = f"--{name.replace('_', '-')}"
+        if name not in given:
+            raise ValueError(f"{path} was made of a picture with the digest {noted[name]}; give it by {option}")
+        if name not in noted:
+            raise ValueError(f"{path} notes no picture for {option}, which it would be made of; leave it out, or run "
+                             "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
+        if noted[name] != given[name]:
+            raise ValueError(f"{path} was made of another picture: {option} has the digest {given[name]}, that which "
+                             f"was changed had {noted[name]}")  # fmt: skip
 
 
 def _named(payload: dict[str, Any], a: Namespace) -> tuple[str, str | None]:
@@ -96,7 +118,7 @@ def _named(payload: dict[str, Any], a: Namespace) -> tuple[str, str | None]:
         asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange.items())
         again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange.items())
         raise ValueError(
-            f"{a.image} asks for the {asked}; nothing is loaded because a picture names it. If that is what you want, "
+            f"{a.file} asks for the {asked}; nothing is loaded because a picture names it. If that is what you want, "
             f"add {again}, name others, or add --trust"
         )
     return a.model or model, a.lora or lora

@@ -15,7 +15,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are known to be right
     from ttsnap.service.engines import Engines
@@ -70,11 +70,6 @@ def parser() -> ArgumentParser:
         type=str | None,
         help="a drafter that clients may use by draft: true, as ttsnap generate --draft takes it",
     )
-    p.add_argument(
-        "--task",
-        type=str | None,
-        help="what the model is for, as image-to-image, inpainting or editing: pictures are taken at /v1/images/edits",
-    )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
     p.add_argument("--keys", type=str | None, metavar="FILE", help="API keys, one caller a line: NAME KEY [WEIGHT]")
     p.add_argument("--max-budget", type=int, default=4000, help="most denoiser evaluations for one request")
@@ -116,7 +111,7 @@ def run(a: Namespace) -> int:
     keys = Keys.chosen(a["keys"])  # a.keys is the namespace's own method
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
-    offer = Offer(name, defaults(a.model), tuple(specs), searches, a.draft, edits=a.task is not None)
+    offer = Offer(name, defaults(a.model), tuple(specs), searches, a.draft, edits=a.task != TEXT)
     with engines(a, devices, specs) as made:
         if a.draft is not None:  # what is wrong with it is said at once
             made.pipe.sampling_denoiser(SamplerOptions(draft=a.draft), **defaults(a.model))
@@ -152,7 +147,7 @@ def engines(a: Namespace, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     # Where other processes search, this one keeps off the devices.
     device = "cpu" if spread else a.device
     where, dtype = common.placement(device, "auto" if spread else a.dtype)
-    if spread and a.task is not None:
+    if spread and a.task != TEXT:
         raise ValueError(f"--task {a.task} is served from one device; leave --devices out")
     pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)
     common.prepare_model(pipe, a)

@@ -97,7 +97,7 @@ def request_of(
         ledger.hold(whole)
         table = ParticleTable(engine.grid.steps, rewards, spec.utility)
         rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.encode())])
-        return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
+        return Job(first + place, place, str(prompt), ledger, table, spec.algorithm.init(task), rng)
 
     jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
     return Request(spec, cap, task, whole, watch, listener, jobs, deque(jobs))

@@ -11,6 +11,8 @@ EMBEDDED = "embedded"
 """The name of the model that comes with ttsnap."""
 TURBO = "scenes-turbo"
 """The name of its few-step relative, which takes no guidance."""
+TEXT = "text-to-image"
+"""The task that takes no picture."""
 PACKAGED = (EMBEDDED, TURBO)
 """All models that come with ttsnap; they read the captions of the embedded world."""
 
@@ -24,6 +26,11 @@ class ModelOptions:
         None,
         "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",
         loads="model",
+    )
+    task: str = option(
+        TEXT,
+        "what the model does, by the pictures that it is given: image-to-image, inpainting, editing, ...",
+        metavar="TASK",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = option("auto", "auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16")

@@ -113,7 +113,8 @@ class Header:
         points = len(self.levels)
         scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals)
         looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen)}
-        return Recording(self.prompts, scores[:, :, :points], grid, self.rewards, self.first_seed, scored, self.price,
+        texts = tuple(map(str, self.prompts))  # without the pictures that they may carry
+        return Recording(texts, scores[:, :, :points], grid, self.rewards, self.first_seed, scored, self.price,
                          self.info, looks)  # fmt: skip
 
     def to_json(self) -> dict[str, Json]:

@@ -16,6 +16,7 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.protocols import Engine
+from ttsnap.files.pictured import digests, own_of
 from ttsnap.files.typed import Json
 from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
@@ -55,6 +56,9 @@ def record(
     last finished unit. Units run in the batches that they would have had, so the result is the same to the last bit
     where the engine is deterministic for equal batches.
 
+    prompts: of edits each with its picture, as a `Pictured` (ttsnap.files.pictured). `info` notes the digests of their
+    pictures, so that the recording is not gone on with by others.
+
     Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
     reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
     """
@@ -74,6 +78,7 @@ def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, inf
     looks = options.looks_of(engine.draft_calls)
     steps = None if options.steps is None else tuple(options.steps)
     KeepAll(max(1, options.seeds), steps, looks).init(Task(grid))
+    pictures: list[Json] = [dict(digests(own_of(prompt))) for prompt in prompts]
     header = Header(
         prompts=tuple(prompts),
         seeds=options.seeds,
@@ -87,7 +92,12 @@ def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, inf
         images=options.images,
         extras=options.extras,
         price=replace(engine.price, seconds=None, tokens=0),
-        info={"versions": versions("torch", "diffusers"), **engine.batch_sizes, **info},
+        info={
+            "versions": versions("torch", "diffusers"),
+            **engine.batch_sizes,
+            **info,
+            **({"pictures": pictures} if any(pictures) else {}),
+        },
     )
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.extras)}; make it with keep={sorted(options.keep)}")

@@ -89,12 +89,19 @@ def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
     return "\n".join(lines)
 
 
+def for_prompt(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The settings of the prompt at this place, as `payload_of` takes them, of those of all prompts."""
+    pictures = settings.get("pictures")
+    return {**settings, "pictures": pictures[index] or None if pictures else None}
+
+
 def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dict[str, Json]:
-    """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results."""
+    """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results,
+    with the pictures of its prompt alone (`for_prompt`)."""
     candidate = result.images[rank]
     payload = {
         **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
-        **{k: settings[k] for k in ("lora", "task", *SAMPLER) if settings.get(k) is not None},
+        **{k: settings[k] for k in ("lora", "task", "pictures", *SAMPLER) if settings.get(k) is not None},
         "prompt": result.prompt,
         "seed": candidate.seed,
         "branched": bool(result.particles.parent[candidate.uid] >= 0),
@@ -170,7 +177,8 @@ def write_results(
     """Write every prompt's kept images or videos, its contact sheet, and one trace.json; the images' paths by prompt.
 
     settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), those of SamplerOptions as
-    texts, and lora where there is one. videos: in which format, and how fast; the defaults where it is None.
+    texts, lora where there is one, and where prompts are about pictures `task` and `pictures`, for each prompt the
+    digests of its own. videos: in which format, and how fast; the defaults where it is None.
     """
     videos = videos or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
@@ -182,7 +190,7 @@ def write_results(
             moving = candidate.pixels.ndim > 3
             ending, more = (videos.video_format, {"fps": videos.fps}) if moving else ("png", {})
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
-            save_made(paths[-1], candidate.pixels, {**payload_of(result, rank, settings), **more})
+            save_made(paths[-1], candidate.pixels, {**payload_of(result, rank, for_prompt(settings, index)), **more})
         if result.images:
             _save_sheet(sheet_path(out, results, index), recorder.sheet(result, index))
         written.append(paths)

@@ -7,11 +7,12 @@ to ask) is refused by name, and so is everything else that is not listed here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ttsnap.options.call import CALL
-from ttsnap.options.kinds import FLAG, NULL, WORD, Kind, either, kind_of, number, text, whole
+from ttsnap.options.kinds import FLAG, NULL, WORD, Kind, either, kind_of, number, several, text, whole
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
 
@@ -24,6 +25,12 @@ _SCORES = Kind(
     "an object of numbers", lambda v: isinstance(v, dict) and len(v) <= 100 and all(map(_SCORE.fits, v.values()))
 )
 _COUNT = whole(0, 2**63, "a whole number from 0 on")
+_DIGEST = Kind("a digest", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None)
+_DIGESTS = either(_DIGEST, several(_DIGEST, "", 16, 1), "a digest, or a short list of such")
+_PICTURES = Kind(
+    "an object of digests of pictures",
+    lambda v: isinstance(v, dict) and 0 < len(v) <= 8 and all(map(_DIGESTS.fits, v.values())),
+)
 _OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 _SAMPLER = {option.name: _PLACE if option.loads else kind_of(option) for option in options_of(SamplerOptions)}
 NEEDED: dict[str, Kind] = {
@@ -36,7 +43,14 @@ NEEDED: dict[str, Kind] = {
     "sampler": WORD,
     "search": _OBJECT,
 }
-OPTIONAL: dict[str, Kind] = {"lora": _PLACE, "task": WORD, **_SAMPLER, "branched": FLAG, "fps": number(0.001, 240)}
+OPTIONAL: dict[str, Kind] = {
+    "lora": _PLACE,
+    "task": WORD,
+    "pictures": _PICTURES,
+    **_SAMPLER,
+    "branched": FLAG,
+    "fps": number(0.001, 240),
+}
 SEARCH: dict[str, Kind] = {
     "algorithm": text(1000),
     "options": _OBJECT,

@@ -20,7 +20,6 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.service.edits import opened
 from ttsnap.service.requests import Configuration
 
 FAIR = EngineOptions(fair=True)
@@ -62,7 +61,7 @@ class OneDevice:
         block, drafts = block_to_capture(rewards, (), None), configuration.sampler.draft is not None
         alone = drafts or not self.pipe.shares_networks
         network = None if alone else self._network(configuration, block)
-        engine = self.pipe.engine(rewards, network=network, **how, **opened(dict(configuration.call)))
+        engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
         if engine.denoiser.frames is not None:
             raise ValueError("this model makes videos, and what is served here are images; use ttsnap generate")
         try:
@@ -99,7 +98,7 @@ class ManyDevices:
     @contextmanager
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
         specs = tuple(self.specs[name] for name in configuration.rewards)
-        recipe = Recipe(self.model, specs, configuration.sampler, FAIR, opened(dict(configuration.call)))
+        recipe = Recipe(self.model, specs, configuration.sampler, FAIR, dict(configuration.call))
         pool = self._pool(Sharing(recipe))
         try:
             yield ClusterEngine(pool)

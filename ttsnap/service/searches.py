@@ -18,6 +18,7 @@ from ttsnap.loop.search import prepared
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import settings_of
+from ttsnap.results.outputs import for_prompt
 from ttsnap.service.algorithms import Isolated
 from ttsnap.service.engines import Engines
 from ttsnap.service.errors import RequestError
@@ -113,4 +114,5 @@ class Searches:
         result = reported(result, [self.rewards[name] for name in asked.report])
         # Where the operator keeps the drafter is no client's business, and the image is made again without it.
         call, sampler = dict(self.configuration.call), replace(self.configuration.sampler, draft=None)
-        return Done(result, settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget))
+        told = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [asked.prompt])
+        return Done(result, for_prompt(told, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
 from ttsnap.pipelines import downgrade, load, upgrade
+from ttsnap.pipelines.mixin import warn_once
 from ttsnap.pipelines.modular.blocks import parts_of
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
 from ttsnap.pipelines.modular.versions import check_version
@@ -20,6 +22,7 @@ from ttsnap.pipelines.rows import grid_of
 
 from tests.pipelines.tiny import shared
 from ttsnap import BestOfN, search
+from ttsnap.files.pictured import Picture, Pictured
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards import make_rewards
 from ttsnap.sampling.frequencies import low_frequencies
@@ -67,6 +70,54 @@ def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
     assert (denoiser.pipe.guider.guidance_scale, denoiser.passes_per_nfe) == (2.5, 2)
     assert pipe.guider.guidance_scale == 7.0
     assert pipe.denoiser(guidance_scale=1.0, **CASES["sd3"].call).passes_per_nfe == 1
+
+
+def test_guidance_that_changes_nothing_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    pipe, call = twin("sd3"), CASES["sd3"].call
+    for given in ({"negative_prompt": ""}, {"guidance_scale": 1.0}):
+        pipe.denoiser(**call, **given)
+    assert "two passes on the same text" not in caplog.text
+    for _ in range(2):
+        pipe.denoiser(**call)
+    assert caplog.text.count("StableDiffusion3ModularPipeline guides by two passes on the same text") == 1
+    images = []
+    for scale in (1.0, 7.0):
+        stock = built(CASES["sd3"].pipeline, CASES["sd3"].parts)
+        guider, stock.guider = stock.guider, ClassifierFreeGuidance(guidance_scale=scale)
+        images.append(stock(prompt="x", generator=torch.Generator().manual_seed(0), output="images",
+                            output_type="pt", **call))  # fmt: skip
+        stock.guider = guider
+    assert torch.equal(*images), "if this fails, the blocks encode a negative prompt of their own, and the doubt can go"
+
+
+def test_prompts_carry_their_own_pictures_wherever_they_are_among_others() -> None:
+    pipe, call = twin("flux kontext"), CASES["flux kontext"].call
+    pictures = [picture(seed) for seed in range(3)]
+    denoiser = pipe.denoiser(**{**call, "image": pictures[0]})
+    prompts = [Pictured("the same words", {"image": each}) for each in pictures]
+    denoiser.encode(prompts)
+    sources = denoiser.sources(torch.arange(3))
+    denoiser.encode([prompts[2], prompts[1]])
+    assert torch.equal(denoiser.sources(torch.arange(2)), sources[[2, 1]])
+    with pytest.raises(ValueError, match="has mask_image of its own, and this call is for none"):
+        denoiser.encode([Pictured("x", {"mask_image": picture()})])
+    with pytest.raises(ValueError, match="FluxKontextModularPipeline takes one image for each prompt, got 2"):
+        denoiser.encode([Pictured("x", {"image": pictures[:2]})])
+
+
+def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
+    files, call = [], CASES["flux2_klein edit"].call
+    for seed in range(2):
+        picture(seed, (64, 80)).save(file := io.BytesIO(), format="PNG")
+        files.append(Picture(file.getvalue()))
+    engine = twin("flux2_klein edit").engine("brightness", **{**call, "image": tuple(files)})
+    (result,) = search(["x"], BestOfN(1), engine)
+    images = [each.opened() for each in files]
+    stock = built(CASES["flux2_klein edit"].pipeline, CASES["flux2_klein edit"].parts)
+    wanted = stock(prompt="x", generator=torch.Generator().manual_seed(0), output="images", output_type="pt",
+                   **{**call, "image": images})  # fmt: skip
+    torch.testing.assert_close(result.best.pixels, wanted[0].float(), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -204,23 +255,6 @@ def test_classic_pipelines_become_modular_ones_of_the_same_parts(kind: str, fami
         prompt=PROMPTS[1], search=BestOfN(1), reward=bright, seed=2, batch_size=1, output_type="pt", **CASES[case].call
     ).search
     assert (result.images[0].image - stock(case, 2, PROMPTS[1])).abs().max() <= max(1e-5, CASES[case].single)
-
-
-def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:
-    case = CASES["flux2_dev"]
-    classic, call = diffusers.Flux2Pipeline(**case.parts().components), {"prompt": "a cat", **case.call}
-    classic.set_progress_bar_config(disable=True)
-    images = [
-        classic(generator=torch.Generator().manual_seed(2), output_type="pt", **{**call, "guidance_scale": scale}).images
-        for scale in (3.0, 4.0)
-    ]
-    pipe = upgrade(classic)
-    assert type(pipe).__name__ == "SearchFlux2ModularPipeline"
-    pipe.set_progress_bar_config(disable=True)
-    found = pipe(search=BestOfN(1), reward=bright, seed=2, batch_size=1, output_type="pt", **call)
-    assert (found.images - images[0]).abs().max() <= 1e-5
-    assert (found.images - images[1]).abs().max() > 1e-4
-    assert found.search[0].spent.forward_passes == 4
 
 
 def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
