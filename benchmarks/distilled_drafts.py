@@ -3,10 +3,10 @@
     python benchmarks/distilled_drafts.py --draft embedded --prompt-seed 0 --json drafts.json
 
 Held-out hard prompts (counts, pairs, relations, three and four objects) are recorded: every seed to the end, the
-checker's soft score, by which searches choose, and its strict verdict, which is only reported. Drafts of the same seeds
-are scored beside it, so that several drafters are compared on one recording.
+checker's soft score, by which searches choose (or the score of --reward), and its strict verdict, which is only
+reported. Drafts of the same seeds are scored beside it, so that several drafters are compared on one recording.
 
-1. Rank correlation (Spearman) within prompts of each look with the finished image's soft score, by its cost.
+1. Rank correlation (Spearman) within prompts of each look with the finished image's score, by its cost.
 2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact. The policy that prices
    compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
 3. The same at equal FLOPs, decodes and the reward's calls included.
@@ -65,6 +65,7 @@ def main() -> None:
     p.add_argument(
         "--fit-prompts", type=int, default=20, help="not held out, to calibrate the priced policy on; 0: without"
     )
+    p.add_argument("--reward", default=REWARDS[0], help="by which searches choose, as scenes-noise-aware")
     p.add_argument("--fit-seeds", type=int, default=40)
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
@@ -79,12 +80,12 @@ def main() -> None:
     p.add_argument("--json", type=Path)
     a = p.parse_args()
 
-    call = {**defaults(), "num_inference_steps": a.steps}
+    call, rewards = {**defaults(), "num_inference_steps": a.steps}, [a.reward, REWARDS[1]]
     pipe = load(dtype=getattr(torch, a.dtype))
     prompts = sample_prompts(a.prompts, a.prompt_seed, a.kinds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (a.recordings or Path(temporary)) / f"test{a.prompt_seed}"
-        plain = pipe.engine(list(REWARDS), batch_size=a.batch_size, **call)
+        plain = pipe.engine(rewards, batch_size=a.batch_size, **call)
         test = record(plain, prompts, folder, RecordOptions(a.seeds, seed=a.seed), info=call, progress_bar=True)
         fit: Recording | None = None
         if a.fit_prompts:
@@ -94,7 +95,7 @@ def main() -> None:
         noisy: dict[str, FloatArray] = {}
         for spec in a.kernels:
             name, _, path = spec.partition("/")
-            engine = pipe.engine(list(REWARDS), batch_size=a.batch_size, kernel=name, path=path or None, **call)
+            engine = pipe.engine(rewards, batch_size=a.batch_size, kernel=name, path=path or None, **call)
             there = folder.parent / f"{folder.name}-{spec.replace('/', '-').replace(':', '-')}"
             options = RecordOptions(a.kernel_seeds, seed=a.seed, steps=[a.steps])
             noisy[spec] = record(
@@ -110,7 +111,7 @@ def main() -> None:
         priced = PriceOfCompute(calibrate(fit, utility=SOFT))
         known += [("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))]
     for name in a.draft:
-        engine = pipe.engine(list(REWARDS), batch_size=a.batch_size, draft=name, **call)
+        engine = pipe.engine(rewards, batch_size=a.batch_size, draft=name, **call)
         drafted = with_looks(test, engine, [Seen.read(text) for text in a.looks], a.seed)
         ranks, curves = ranked(drafted, SOFT), list(known)
         print(f"\n## {name}\n\n| NFE | look | Spearman |\n|---|---|---|")
@@ -206,7 +207,7 @@ def with_looks(recording: Recording, engine: LiveEngine, looks: Sequence[Seen], 
     """The recording with the scores of further looks at its seeds, made now, and with the price of drafts."""
     found = {}
     for seen in looks:
-        scores: FloatArray = np.full((len(recording.prompts), recording.seeds, len(REWARDS)), np.nan)
+        scores: FloatArray = np.full((len(recording.prompts), recording.seeds, len(engine.reward_names)), np.nan)
 
         def listen(event: Event, scores: FloatArray = scores, seen: Seen = seen) -> None:
             if event.kind == "score" and event.look == seen.look:

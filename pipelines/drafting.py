@@ -13,8 +13,8 @@ from ttsnap.pipelines.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.sampling.denoiser import Denoiser, no_drafter
-from ttsnap.sampling.drafts import guess, unchecked
-from ttsnap.sampling.interpolants import rows
+from ttsnap.sampling.drafts import call_times, guess, unchecked
+from ttsnap.sampling.interpolants import level, rows
 
 
 class DraftingDenoiser(Denoiser):
@@ -71,6 +71,12 @@ class DraftingDenoiser(Denoiser):
             return there.x0(at, out, each)
 
         return guess(path, estimate, wide / rows(scale, wide), t, calls, first)
+
+    def draft_level(self, step: int, calls: int) -> float:
+        first, position = self._required().settings.first_time, int(self.grid.calls[step])
+        path, schedule = own_path(self.schedule), self.schedule
+        t = path.inverse_ratio(schedule.alpha[position].double() / schedule.sigma[position].double())
+        return float(level(path, call_times(t, calls, first)[-1][1]))
 
     @property
     def scale(self) -> float:

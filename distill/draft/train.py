@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -130,8 +131,24 @@ def optimise(
     return value
 
 
-def rows_loss(student: DraftStudent, data: Trajectories, rows: Rows, config: TrainingConfig) -> Tensor:
-    """The loss of these rows, with its graph."""
+@dataclass(frozen=True)
+class Batch:
+    """N rows as the network gets them: x (N, ...) at points of the path, told times (N,), rows of encoded prompts
+    cond (N,), and the ends (N, ...) that it is to guess; where they come from: trajectories (N,) and grid steps (N,),
+    of prompts `texts`. The first `second` of them are second calls."""
+
+    x: Tensor
+    told: Tensor
+    cond: Tensor
+    end: Tensor
+    trajectories: Tensor
+    steps: Tensor
+    texts: Sequence[str]
+    second: int
+
+
+def batch_of(student: DraftStudent, data: Trajectories, rows: Rows, config: TrainingConfig) -> Batch:
+    """These rows, with the network's own first guesses where second calls begin."""
     at, k, n = torch.from_numpy(rows.trajectories), torch.from_numpy(rows.steps), rows.second
     texts = [data.prompts[int(i)] for i in rows.trajectories]
     wanted = list(dict.fromkeys(texts))
@@ -140,14 +157,21 @@ def rows_loss(student: DraftStudent, data: Trajectories, rows: Rows, config: Tra
     x = student.on_path(data.states[at, k].to(student.device, torch.float32), k)
     end = data.ends[at].to(student.device, torch.float32)
     told = student.times[k] * student.first_time
-    with _autocast(student, config):
-        if n:
+    if n:
+        with _autocast(student, config):
             half = second_calls(
                 student.path, student.estimate, x[:n], cond[:n], float(student.times[0]), student.first_time
             )
-            x, told = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), told[n:]])
-        found = student.estimate(x, told, cond)
-    return loss(student.path, found.float(), end, told, config.floor)
+        x, told = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), told[n:]])
+    return Batch(x, told, cond, end, at, k, texts, n)
+
+
+def rows_loss(student: DraftStudent, data: Trajectories, rows: Rows, config: TrainingConfig) -> Tensor:
+    """The loss of these rows, with its graph."""
+    batch = batch_of(student, data, rows, config)
+    with _autocast(student, config):
+        found = student.estimate(batch.x, batch.told, batch.cond)
+    return loss(student.path, found.float(), batch.end, batch.told, config.floor)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ MODULAR: dict[str, str] = {
     **dict.fromkeys(("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"), "StableDiffusion3ModularPipeline"),
     **dict.fromkeys(("FluxPipeline", "FluxImg2ImgPipeline"), "FluxModularPipeline"),
     "FluxKontextPipeline": "FluxKontextModularPipeline",
+    "Flux2Pipeline": "Flux2ModularPipeline",
     "Flux2KleinPipeline": "Flux2KleinModularPipeline",
     **dict.fromkeys(
         (

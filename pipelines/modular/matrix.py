@@ -21,6 +21,7 @@ MODELS: dict[str, str] = {
     "PixArtSigma": "PixArt-Sigma",
     "Flux": "FLUX.1 dev, schnell",
     "FluxKontext": "FLUX.1 Kontext",
+    "Flux2": "FLUX.2 dev",
     **dict.fromkeys(("Flux2Klein", "Flux2KleinBase"), "FLUX.2 klein"),
     "QwenImage": "Qwen-Image",
     **dict.fromkeys(("QwenImageEdit", "QwenImageEditPlus"), "Qwen-Image-Edit"),

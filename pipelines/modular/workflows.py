@@ -108,6 +108,10 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
         Workflow(TEXT_TO_IMAGE, rules=_FLUX),
         Workflow(EDITING, IMAGE, rules=_FLUX),
     ),
+    "Flux2ModularPipeline": (
+        Workflow(TEXT_TO_IMAGE),
+        Workflow(EDITING, IMAGE, references=True),
+    ),
     "Flux2KleinModularPipeline": (
         Workflow(TEXT_TO_IMAGE),
         Workflow(EDITING, IMAGE, references=True),

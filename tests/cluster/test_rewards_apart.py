@@ -19,13 +19,11 @@ from ttsnap.cluster.messages import ImageScores, ImageToScore
 from ttsnap.cluster.recipe import Recipe
 from ttsnap.cluster.reward_queue import AHEAD, RewardQueue
 from ttsnap.core.cost import Cost
-from ttsnap.core.looks import ESTIMATE, ByStep, Draft, Rollout
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.pictures import Here
 from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.looks import DraftRun, EstimateRun, RolloutRun
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
@@ -225,11 +223,11 @@ def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixtu
 def outcome(job: int, first: int, rows: int) -> tuple[Outcome, list[ImageToScore]]:
     uids = np.arange(first, first + rows)
     flags = np.zeros(rows, bool)
-    picture = Here(torch.zeros(3, 1, 1))
+    pictures = [Here(torch.zeros(3, 1, 1), float(uid)) for uid in uids]
     open_scores = np.full((rows, 1), np.nan)
     return (
-        Outcome(job, uids, uids, flags, open_scores, [picture] * rows, [None] * rows),
-        [ImageToScore(picture, "", float(uid), True) for uid in uids],
+        Outcome(job, uids, uids, flags, open_scores, pictures, [None] * rows),
+        [ImageToScore(picture, "", True) for picture in pictures],
     )
 
 
@@ -264,7 +262,7 @@ def test_every_image_is_scored_once_in_batches_that_are_full_while_others_wait(
                 queue.died(actor)
             else:
                 command = lanes[actor].popleft()
-                scores = np.array([[image.level] for image in command.images])
+                scores = np.array([[image.picture.level] for image in command.images])
                 done += queue.heard(actor, {command.number: ImageScores(scores, [None] * len(scores))})
             queue.send()
     assert not queue.held
@@ -297,11 +295,3 @@ def test_a_recipe_parts_from_its_heavy_rewards() -> None:
     assert [reward.name for reward in rewards.build()] == ["scenes-learned"]
     with pytest.raises(ValueError, match="none of these rewards has a network"):
         Recipe(cpu, "brightness").parted()
-
-
-def test_looks_and_their_runs_agree_on_the_step_whose_level_rewards_are_told() -> None:
-    look = ByStep({1: Rollout(3), 2: Draft(2)})
-    rollout = RolloutRun(Rollout(3).points(1, 8))
-    assert look.step(0, 8) == EstimateRun().step(0) == ESTIMATE.step(0, 8) == 0
-    assert look.step(1, 8) == rollout._points[-1]
-    assert look.step(2, 8) == DraftRun(2, 8).step(2) == 8

@@ -60,6 +60,9 @@ class Drafting(Counted):
         self.calls, self.batches = calls_before, batches
         return torch.stack(ends) + self.error / calls * torch.sin(7 * noise)
 
+    def draft_level(self, step: int, calls: int) -> float:
+        return 0.9 * self.grid.levels[step] / calls
+
     def draft_flops(self) -> float:
         return 3.0
 
@@ -201,8 +204,7 @@ def test_kernels_that_draw_noise_and_rewards_on_features_are_refused() -> None:
         made(rewards=[reader])
 
 
-def test_a_draft_is_scored_as_a_finished_image_is() -> None:
-    """A noise-aware reward is told of no noise in it."""
+def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:
     told: list[float] = []
 
     class Levels:
@@ -213,7 +215,7 @@ def test_a_draft_is_scored_as_a_finished_image_is() -> None:
             return images.double().mean((1, 2, 3))
 
     (_,) = search(["a"], SeedPruning(3, keep=(1.0,), levels=(0.6,), draft_share=0.9), made(rewards=[Levels()]))
-    assert told[:3] == [0.0] * 3
+    assert told[:3] == pytest.approx([0.9] * 3)
     assert told[3] == 0.5  # of the first step whose level is at most 0.6
 
 

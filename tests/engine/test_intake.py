@@ -105,23 +105,25 @@ def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenois
         (Rollout(3), True, 3, RolloutRun),
     ],
 )
-def test_the_look_that_a_row_gets(look: Any, score: bool, stop: int, kind: type[LookRun]) -> None:
-    found = look_run(look, score, stop, 8)
+def test_the_look_that_a_row_gets(
+    denoiser: MixtureDenoiser, look: Any, score: bool, stop: int, kind: type[LookRun]
+) -> None:
+    found = look_run(look, score, stop, denoiser)
     assert type(found) is kind
     assert found.scores == score
     assert found.reads_estimate == (kind in (EstimateRun, RolloutRun))
 
 
-def test_an_unknown_look_is_refused() -> None:
+def test_an_unknown_look_is_refused(denoiser: MixtureDenoiser) -> None:
     class Crystal:
         name = "crystal ball"
 
     with pytest.raises(ValueError, match="cannot look at particles by 'crystal ball'"):
-        look_run(Crystal(), True, 3, 8)  # type: ignore[arg-type]
+        look_run(Crystal(), True, 3, denoiser)  # type: ignore[arg-type]
 
 
 def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(denoiser: MixtureDenoiser) -> None:
-    here, look = parent(denoiser, at=2), look_run(Rollout(3), True, 2, 8)
+    here, look = parent(denoiser, at=2), look_run(Rollout(3), True, 2, denoiser)
     points, made = [], [look.cost.nfe]
     assert not look.done
     while not look.done:
@@ -131,9 +133,10 @@ def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(deno
         advance_looks([(look, here)], denoiser)  # it waits for its evaluation: nothing moves
         assert look.waiting is node
         node.prediction = Prediction(node.x, node.x)
-        points.append(look.step(2))
+        points.append(node.position)
         made.append(look.cost.nfe)
     assert points == [4, 6]
+    assert look.level(2, denoiser.grid) == denoiser.grid.levels[6]
     assert made == [0, 1, 2]
     assert look.scored(here) is not here
     assert here.position == 2

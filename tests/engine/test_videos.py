@@ -249,6 +249,6 @@ def test_of_large_videos_only_the_best_are_held(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_thumbnails_are_of_a_few_frames() -> None:
-    small = Here(torch.zeros(9, 3, 480, 832)).small()
+    small = Here(torch.zeros(9, 3, 480, 832), 0.0).small()
     assert small.shape == (4, 3, 240, 416)
-    assert Here(torch.rand(2, 3, 4, 4)).small().shape == (2, 3, 4, 4)
+    assert Here(torch.rand(2, 3, 4, 4), 0.0).small().shape == (2, 3, 4, 4)

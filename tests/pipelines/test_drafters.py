@@ -97,6 +97,7 @@ def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name
     x, steps, at = rows(base, 0, 3, 1, 2)
     position = torch.from_numpy(base.grid.calls)[steps]
     close(base.draft(x, steps, at, 1), plain.predict(x, position, at).x0)
+    assert [base.draft_level(k, 1) for k in steps.tolist()] == pytest.approx([base.grid.levels[k] for k in steps])
     assert base.passes_per_draft == 1
 
 
@@ -119,6 +120,7 @@ def test_other_schedulers_and_paths_are_brought_to_the_network_at_equal_signal_t
     x, steps, at = rows(base, 1, 3)
     position = torch.from_numpy(base.grid.calls)[steps]
     close(base.draft(x, steps, at, 1), plain.predict(x, position, at).x0)
+    assert [base.draft_level(k, 1) for k in steps.tolist()] == pytest.approx([base.grid.levels[k] for k in steps])
 
 
 def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
@@ -138,6 +140,8 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
     moved = (1 - half) * first + half * (x - (1 - t) * first) / t
     close(base.draft(x, steps, at, 2), moved - half * velocity(moved, half))
     assert base.draft_calls == 2
+    assert base.draft_level(2, 1) == pytest.approx(0.87 * base.grid.levels[2])
+    assert base.draft_level(2, 2) == pytest.approx(base.grid.levels[2] / 2)
 
 
 @pytest.mark.parametrize("name", FOUR)

@@ -258,8 +258,7 @@ class ClusterEngine(Engine):
         self._arrived += self.rewards.heard(actor, turn)
         for outcome in turn.outcomes:
             self._rest(actor, outcome)
-            log, text = self._logs[outcome.job], self._texts[outcome.job]
-            if not self.rewards.wait(outcome, text, log.plans[-1].look, self.grid):
+            if not self.rewards.wait(outcome, self._texts[outcome.job], self.grid.steps):
                 self._arrived.append(outcome)
         for outcome in turn.cancelled:
             self._rest(actor, outcome, cancelled=True)

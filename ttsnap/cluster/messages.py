@@ -127,11 +127,10 @@ class RemakeAll:
 
 @dataclass(frozen=True)
 class ImageToScore:
-    """An image that rewards are asked about: the text that it is to show, its noise level, whether it is finished."""
+    """An image that rewards are asked about: the text that it is to show, and whether it is finished."""
 
     picture: Decoded
     prompt: str
-    level: float
     last: bool
 
 

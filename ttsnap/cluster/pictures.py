@@ -30,6 +30,7 @@ class Stored(Decoded):
 
     place: WhereStored
     copy: Tensor = field(repr=False)
+    level: float
 
     def fetch(self) -> Tensor:
         return self.place.fetch()
@@ -56,7 +57,7 @@ def put_aside(turn: Turn) -> list[Tensor]:
     def stored(picture: Decoded) -> Decoded:
         aside.append(picture.fetch().cpu())
         copy = thinned(aside[-1]).double().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Stored(Untold(), copy)
+        return Stored(Untold(), copy, picture.level)
 
     turn.outcomes = [_each(outcome, stored) for outcome in turn.outcomes]
     return aside

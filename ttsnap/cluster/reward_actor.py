@@ -84,7 +84,7 @@ class RewardActor:
 
     def _batch(self, asked: Sequence[m.ImageToScore]) -> m.ImageScores:
         images = torch.stack([one.picture.fetch() for one in asked]).to(self.device)
-        levels = torch.tensor([one.level for one in asked], device=self.device)
+        levels = torch.tensor([one.picture.level for one in asked], device=self.device)
         last = np.array([one.last for one in asked])
         broken = ~np.asarray(torch.isfinite(images).flatten(1).all(1).cpu().numpy())
         scores, causes = np.full((len(asked), len(self.rewards)), np.nan), dict[str, str | None]()

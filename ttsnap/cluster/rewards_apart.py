@@ -14,8 +14,6 @@ from ttsnap.cluster.merging import averaged
 from ttsnap.cluster.pool import TicketT
 from ttsnap.cluster.reward_queue import RewardQueue
 from ttsnap.core.cost import Cost
-from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.price import Price, Rates
 
@@ -79,7 +77,7 @@ class RewardsApart:
         own = averaged([self.crew.last[actor].timings for actor in self.actors])
         return {phase: seconds + own.get(phase, 0.0) for phase, seconds in timings.items()}
 
-    def wait(self, outcome: Outcome, prompt: str, look: Look, grid: Grid) -> bool:
+    def wait(self, outcome: Outcome, prompt: str, steps: int) -> bool:
         """Hold an outcome until it has its scores; False for one that lacks none."""
         if not self.actors or outcome.scores is None or outcome.images is None:
             return False
@@ -87,9 +85,7 @@ class RewardsApart:
         for step, picture in zip(outcome.step.tolist(), outcome.images, strict=True):
             if picture is None:
                 raise RuntimeError(f"an engine made no image for {self._told.names} to score at step {step}")
-            last = step == grid.steps
-            level = grid.levels[step if last else look.step(step, grid.steps)]
-            images.append(m.ImageToScore(picture, prompt, level, last))
+            images.append(m.ImageToScore(picture, prompt, last=step == steps))
         self.queue.add(outcome, images)
         return True
 

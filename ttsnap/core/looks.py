@@ -43,10 +43,6 @@ class Look(ABC):
         """Calls (n,) of the engine's drafter that a look at steps `stop` (n,) is made with."""
         return np.zeros(stop.shape, int)
 
-    def step(self, stop: int, steps: int) -> int:
-        """The grid step, of `steps`, whose noise level that which is scored of a particle at step `stop` has."""
-        return stop
-
     def at(self, stop: int) -> Look:
         """The look at particles that stop at this step: this one, but for a look that differs from step to step."""
         return self
@@ -83,9 +79,6 @@ class Rollout(Look):
         points = [stop + round(j * (steps - stop) / self.calls) for j in range(1, self.calls)]
         return sorted({k for k in points if stop < k < steps})
 
-    def step(self, stop: int, steps: int) -> int:
-        return max([stop, *self.points(stop, steps)])
-
     def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
         return np.array([1 + len(self.points(k, grid.steps)) for k in stop.ravel().tolist()], int).reshape(stop.shape)
 
@@ -117,10 +110,6 @@ class Draft(Look):
     def draft_calls(self, stop: IntArray) -> IntArray:
         return np.full(stop.shape, self.calls)
 
-    def step(self, stop: int, steps: int) -> int:
-        # A guess at the image is sharp, as finished images are: rewards that know of noise are told of none.
-        return steps
-
 
 ESTIMATE = Estimate()
 
@@ -144,9 +133,6 @@ class ByStep(Look):
 
     def draft_calls(self, stop: IntArray) -> IntArray:
         return self._by_step(stop, lambda look: look.draft_calls(stop))
-
-    def step(self, stop: int, steps: int) -> int:
-        return self.at(stop).step(stop, steps)
 
     def at(self, stop: int) -> Look:
         return self.looks.get(stop, ESTIMATE)

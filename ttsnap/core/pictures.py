@@ -20,7 +20,12 @@ class PictureLost(RuntimeError):  # noqa: N818 (an event that is handled, and no
 
 
 class Decoded(ABC):
-    """An image (3, H, W) or a video (T, 3, H, W), in [0, 1]."""
+    """An image (3, H, W) or a video (T, 3, H, W), in [0, 1].
+
+    level: the noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one.
+    """
+
+    level: float
 
     @abstractmethod
     def fetch(self) -> Tensor:
@@ -42,6 +47,7 @@ class Here(Decoded):
     """An image in this process."""
 
     image: Tensor = field(repr=False)
+    level: float
 
     def fetch(self) -> Tensor:
         return self.image

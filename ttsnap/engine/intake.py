@@ -104,7 +104,7 @@ class Intake:
             stop=stop,
             end=int(grid.calls[stop]),
             last=stop == grid.steps,
-            look=look_run(plan.look.at(stop), score, stop, grid.steps),
+            look=look_run(plan.look.at(stop), score, stop, self.noise.denoiser),
             branched_at=begun.branched_at,
             near=begun.near,
             ascends_from=begun.ascends_from,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.cost import Cost
+from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Draft, Estimate, Look, Rollout
 from ttsnap.engine.store import Node, stacked
 from ttsnap.rewards.reward_model import RewardModel
@@ -32,9 +33,9 @@ class LookRun:
         """The node whose x0 is scored, of a particle that stops `here`."""
         return here
 
-    def step(self, stop: int) -> int:
-        """The grid step of that node, for a row that goes to `stop`."""
-        return stop
+    def level(self, stop: int, grid: Grid) -> float:
+        """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards are told it."""
+        return grid.levels[stop]
 
     @property
     def waiting(self) -> Node | None:
@@ -88,8 +89,8 @@ class BesideRun(EstimateRun):
     def scored(self, here: Node) -> Node:
         return here if self._node is None else self._node
 
-    def step(self, stop: int) -> int:
-        return stop if self._node is None else self._node.position
+    def level(self, stop: int, grid: Grid) -> float:
+        return grid.levels[stop if self._node is None else self._node.position]
 
     @property
     def waiting(self) -> Node | None:
@@ -122,12 +123,16 @@ class RolloutRun(BesideRun):
 
 
 class DraftRun(LookRun):
-    """Scores what the drafter makes of the particle's latent, on a node beside it that is made once it is there."""
+    """Scores what the drafter makes of the particle's latent, on a node beside it that is made once it is there.
+
+    level: the noise level that the drafter's last call is told. What it answers there is blurred as an x0 estimate of
+    about that level is, so that noise-aware rewards judge it as one.
+    """
 
     scores = True
 
-    def __init__(self, calls: int, steps: int) -> None:
-        self._calls, self._end = calls, steps
+    def __init__(self, calls: int, level: float) -> None:
+        self._calls, self._level = calls, level
         self._node: Node | None = None
 
     def begin(self, here: Node) -> None:
@@ -138,9 +143,8 @@ class DraftRun(LookRun):
     def scored(self, here: Node) -> Node:
         return here if self._node is None else self._node
 
-    def step(self, stop: int) -> int:
-        # A guess at the image is sharp, as finished images are: rewards that know of noise are told of none.
-        return self._end
+    def level(self, stop: int, grid: Grid) -> float:
+        return self._level
 
     @property
     def waiting(self) -> Node | None:
@@ -187,11 +191,12 @@ def check_drafts(denoiser: Denoiser, kernel: Kernel, rewards: Sequence[RewardMod
                          "or take a reward that sees pixels or latents")  # fmt: skip
 
 
-def look_run(look: Look, score: bool, stop: int, steps: int) -> LookRun:
-    """The look at a row that goes to grid step `stop` of `steps` and, where `score`, is scored there.
+def look_run(look: Look, score: bool, stop: int, denoiser: Denoiser) -> LookRun:
+    """The look at a row that goes to grid step `stop` and, where `score`, is scored there.
 
     ValueError for a look that this engine cannot carry out.
     """
+    steps = denoiser.grid.steps
     if not score:
         return LookRun()
     if stop == steps:
@@ -199,7 +204,7 @@ def look_run(look: Look, score: bool, stop: int, steps: int) -> LookRun:
     if isinstance(look, Rollout) and (points := look.points(stop, steps)):
         return RolloutRun(points)
     if isinstance(look, Draft):
-        return DraftRun(look.calls, steps)
+        return DraftRun(look.calls, denoiser.draft_level(stop, look.calls))
     if isinstance(look, Estimate | Rollout):
         return EstimateRun()
     raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate, rollout or draft")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.pictures import Here
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scoring import Scored
 from ttsnap.engine.stepper import Stepper
@@ -36,7 +35,7 @@ def with_scores(outcome: Outcome, found: Scored, at: Sequence[int], kept: Sequen
     return replace(
         outcome,
         scores=found.scores[list(at)],
-        images=[None if (image := found.images[i]) is None else Here(image) for i in at],
+        images=[found.images[i] for i in at],
         errors=[found.errors[i] for i in at],
         kept=[kept[i] for i in at] if kept else (),
         unspent=Cost(tokens=int(found.tokens_left[list(at)].sum())),

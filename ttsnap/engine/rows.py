@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ttsnap.core.grid import Grid
 from ttsnap.engine.looks import LookRun
 from ttsnap.engine.store import Node
 from ttsnap.sampling import rng
@@ -107,7 +108,6 @@ class Row:
         """The node whose x0 is scored."""
         return self.look.scored(self.node)
 
-    @property
-    def scored_step(self) -> int:
-        """The grid step at which that node is."""
-        return self.look.step(self.stop)
+    def level(self, grid: Grid) -> float:
+        """The noise level of what is scored."""
+        return self.look.level(self.stop, grid)

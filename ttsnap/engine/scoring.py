@@ -13,6 +13,7 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.pictures import Decoded, Here
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
@@ -32,7 +33,7 @@ class Scored(NamedTuple):
 
     scores: FloatArray
     errors: list[str | None]
-    images: list[Tensor | None]
+    images: Sequence[Decoded | None]
     latents: Tensor
     cost: Cost
     tokens_left: IntArray
@@ -94,14 +95,14 @@ class Scorer:
     def __call__(self, batch: list[Row], prompts: Prompts, watch: Stopwatch) -> Scored:
         """prompts: those of all jobs."""
         latents = torch.stack([row.scored_node.x0 for row in batch])
-        levels = torch.tensor([self.grid.levels[row.scored_step] for row in batch], device=latents.device)
+        levels = [row.level(self.grid) for row in batch]
         last = [i for i, row in enumerate(batch) if row.last]
         early = [i for i, row in enumerate(batch) if not row.last]
         with watch("decode", latents.device):
             images, cost = self._images(latents, last, early)
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
-            asked = Asked(batch, latents, images, texts, levels, sources)
+            asked = Asked(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
             columns = [self._column(reward, asked) for _, reward in self.asked]
         broken, finished = _broken(latents, images), np.array([row.last for row in batch])
         scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
@@ -118,7 +119,8 @@ class Scorer:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
         cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()))
-        return Scored(scores, errors, images, latents, cost, self.tokens - taken)
+        pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
+        return Scored(scores, errors, pictures, latents, cost, self.tokens - taken)
 
     def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Tensor | None], Cost]:
         """The images of these rows, None where nobody needs one."""

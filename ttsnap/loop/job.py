@@ -130,7 +130,7 @@ class Job:
                 break
             picture = self.images[uid]
             try:
-                found[uid] = picture and Here(picture.fetch())
+                found[uid] = picture and Here(picture.fetch(), picture.level)
             except PictureLost as lost:
                 seed = self.particles.seed[uid]
                 self.warnings.append(f"the image of seed {seed} is lost ({lost}); the next best one takes its place")

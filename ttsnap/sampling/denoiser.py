@@ -161,6 +161,10 @@ class Denoiser(ABC):
         """
         raise no_drafter(self)
 
+    def draft_level(self, step: int, calls: int) -> float:
+        """The noise level, in (0, 1], that the drafter's last call is told in such a guess from a grid step."""
+        raise no_drafter(self)
+
     def draft_flops(self) -> float:
         """FLOPs of one forward pass of the drafter, per particle."""
         return 0.0

@@ -257,6 +257,23 @@ def test_classic_pipelines_become_modular_ones_of_the_same_parts(kind: str, fami
     assert (result.images[0].image - stock(case, 2, PROMPTS[1])).abs().max() <= max(1e-5, CASES[case].single)
 
 
+def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:
+    case = CASES["flux2_dev"]
+    classic, call = diffusers.Flux2Pipeline(**case.parts().components), {"prompt": "a cat", **case.call}
+    classic.set_progress_bar_config(disable=True)
+    images = [
+        classic(generator=torch.Generator().manual_seed(2), output_type="pt", **{**call, "guidance_scale": scale}).images
+        for scale in (3.0, 4.0)
+    ]
+    pipe = upgrade(classic)
+    assert type(pipe).__name__ == "SearchFlux2ModularPipeline"
+    pipe.set_progress_bar_config(disable=True)
+    found = pipe(search=BestOfN(1), reward=bright, seed=2, batch_size=1, output_type="pt", **call)
+    assert (found.images - images[0]).abs().max() <= 1e-5
+    assert (found.images - images[1]).abs().max() > 1e-4
+    assert found.search[0].spent.forward_passes == 4
+
+
 def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
     shared("sd3").save_pretrained(tmp_path)
     pipe = load(tmp_path, task="image-to-image")

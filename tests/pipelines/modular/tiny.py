@@ -12,9 +12,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, QwenImageControlNetModel
+from diffusers import ControlNetModel, FlowMatchEulerDiscreteScheduler, QwenImageControlNetModel
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from tests.golden import tiny_vlm
 from tests.pipelines import tiny
@@ -82,6 +90,34 @@ def qwen_edit() -> Any:
     return Parts({**parts, **own})
 
 
+@tiny.parts_once
+def _flux2_dev() -> tiny.Parts:
+    parts = tiny.flux2_klein_parts()
+    shared = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Mistral3Config(
+        text_config={**shared, "vocab_size": 200, "hidden_size": 16, "num_key_value_heads": 1, "head_dim": 8},
+        vision_config={**shared, "hidden_size": 16, "image_size": 8, "patch_size": 4},
+        image_token_index=199,
+    )
+    tokenizer = tiny.character_tokenizer()
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    # What the system message says, which is long, is left out.
+    template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}"
+    net = type(parts["transformer"]).from_config({**parts["transformer"].config, "guidance_embeds": True})
+    return {
+        **parts,
+        "text_encoder": Mistral3ForConditionalGeneration(config).eval(),
+        "tokenizer": PixtralProcessor(PixtralImageProcessor(), tokenizer, patch_size=4, chat_template=template),
+        "transformer": tiny.jitter(net),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **tiny.DYNAMIC_SHIFT}),
+    }
+
+
+def flux2_dev() -> Any:
+    """FLUX.2 klein's parts, with Mistral as the text encoder, and a network that is told the guidance scale."""
+    return Parts(_flux2_dev())
+
+
 class Parts(NamedTuple):
     """Stands for a classic pipeline: nothing but its parts."""
 
@@ -128,6 +164,8 @@ CASES: dict[str, Case] = {
     "flux2_klein_base edit": Case(
         "Flux2KleinBaseModularPipeline", tiny.flux2_klein, {**KLEIN, "image": picture(size=(64, 80))}
     ),
+    "flux2_dev": Case("Flux2ModularPipeline", flux2_dev, {**KLEIN, "guidance_scale": 3.0}),
+    "flux2_dev edit": Case("Flux2ModularPipeline", flux2_dev, {**KLEIN, "image": picture(size=(64, 80))}),
     "sdxl controlnet": Case("StableDiffusionXLModularPipeline", sdxl_controlled, {**SIZE, "control_image": picture()}),
     "qwen_image controlnet": Case(
         "QwenImageModularPipeline", qwen_controlled, {**SIZE, "control_image": picture(), "max_sequence_length": 16}
@@ -175,6 +213,7 @@ SLOW = {name for name in CASES if "qwen_image edit" in name} | {
     "wan first and last frame",
     "wan22 image2video",
     "ltx2 image2video",
+    "flux2_dev edit",
 }
 """Those whose pictures cannot be small, and those of which other cases run all parts."""
 
