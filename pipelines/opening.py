@@ -87,8 +87,11 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
 
 def _preview_vae(name: str) -> Any:
     from diffusers import AutoencoderTiny
+    from ttsnap.pipelines.tiny_video_vae import TinyVideoVAE
 
     where = Path(name).expanduser()
+    if where.suffix == ".safetensors":
+        return TinyVideoVAE.from_file(where)
     with foreign(f"cannot load --preview-vae {name}"):
         return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
 

@@ -42,6 +42,18 @@ PREVIEWED = frozenset(FAMILIES) - {"QwenImagePipeline"} | {
     "ZImageModularPipeline",
 }
 """Pipelines whose unfinished estimates an AutoencoderTiny can decode (`preview_vae`); tests try all of them."""
+PREVIEWED_BY_VIDEO_VAES = frozenset(
+    {
+        "QwenImagePipeline",
+        "QwenImageModularPipeline",
+        "WanModularPipeline",
+        "WanImage2VideoModularPipeline",
+        "Wan22ModularPipeline",
+        "Wan22Image2VideoModularPipeline",
+        "LTX2ModularPipeline",
+    }
+)
+"""The same of a TinyVideoVAE, for whose latents there is a published file; tests try all of them."""
 
 
 def _has_lora(pipeline_class: str) -> bool:
@@ -49,7 +61,7 @@ def _has_lora(pipeline_class: str) -> bool:
 
 
 ABILITIES: dict[str, Callable[[str], bool]] = {
-    "preview VAE": PREVIEWED.__contains__,
+    "preview VAE": (PREVIEWED | PREVIEWED_BY_VIDEO_VAES).__contains__,
     "gradients": FAMILIES.__contains__,
     "drafts": FAMILIES.__contains__,
     "LoRA": _has_lora,

@@ -42,7 +42,8 @@ class ModelOptions:
     )
     preview_vae: str | None = option(
         None,
-        "AutoencoderTiny (hub id or folder) that decodes unfinished estimates, as madebyollin/taesdxl for SDXL",
+        "decodes unfinished estimates: an AutoencoderTiny (hub id or folder), as madebyollin/taesdxl for SDXL, or the "
+        ".safetensors file of a TAEHV, as taew2_1 for Wan",
         metavar="VAE",
         loads="model",
         recorded=False,

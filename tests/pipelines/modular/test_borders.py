@@ -262,7 +262,9 @@ def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() 
     classic, call = diffusers.Flux2Pipeline(**case.parts().components), {"prompt": "a cat", **case.call}
     classic.set_progress_bar_config(disable=True)
     images = [
-        classic(generator=torch.Generator().manual_seed(2), output_type="pt", **{**call, "guidance_scale": scale}).images
+        classic(
+            generator=torch.Generator().manual_seed(2), output_type="pt", **{**call, "guidance_scale": scale}
+        ).images
         for scale in (3.0, 4.0)
     ]
     pipe = upgrade(classic)
