@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,7 +37,8 @@ class _Remembering(nn.Module):
     def forward(self, frames: Tensor, before: Tensor) -> Tensor:
         """frames (N, T, C, h, w), of which `before` (N, 1, C, h, w) is the one that came last."""
         seen = torch.cat([frames, torch.cat([before, frames[:, :-1]], dim=1)], dim=2)
-        return functional.relu(frames + _each(self.conv, seen))
+        made: Tensor = functional.relu(frames + _each(self.conv, seen))
+        return made
 
 
 class _MoreFrames(nn.Module):
@@ -51,10 +51,11 @@ class _MoreFrames(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(N, T, C, h, w) to (N, times * T, C, h, w)."""
-        return _each(self.conv, frames).unflatten(2, (self.times, -1)).flatten(1, 2)
+        made: Tensor = _each(self.conv, frames).unflatten(2, (self.times, -1))
+        return made.flatten(1, 2)
 
 
-class TinyVideoVAE(ModelMixin, ConfigMixin):
+class TinyVideoVAE(nn.Module):
     """The decoder of a TAEHV, in the place of a pipeline's own VAE: `pipe.preview_vae = TinyVideoVAE.from_file(FILE)`.
 
     z_dim: channels of latents. widths: of the three stages and of what follows. times: how many frames each stage makes
@@ -63,7 +64,6 @@ class TinyVideoVAE(ModelMixin, ConfigMixin):
     Latents are read as the diffusion model has them, so that what pipelines unscale by is 0 and 1 here.
     """
 
-    @register_to_config
     def __init__(
         self,
         z_dim: int = 16,
@@ -77,22 +77,27 @@ class TinyVideoVAE(ModelMixin, ConfigMixin):
             layers += [_Remembering(width) for _ in range(3)]
             layers += [nn.Upsample(scale_factor=2), _MoreFrames(width, more), _local(width, after, bias=False)]
         self.decoder = nn.ModuleList([*layers, nn.ReLU(), _local(widths[-1], 3 * patch_size**2)])
+        self.z_dim, self.patch_size = z_dim, patch_size
         # What the blocks and pipelines that decode ask of a VAE.
-        self.register_to_config(
-            latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim, scaling_factor=1.0, timestep_conditioning=False
-        )
+        unscaled = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim, "scaling_factor": 1.0}
+        sizes = {"z_dim": z_dim, "widths": tuple(widths), "times": tuple(times), "patch_size": patch_size}
+        self.config: Any = FrozenDict({**sizes, **unscaled, "timestep_conditioning": False})
         self.temperal_downsample = [more > 1 for more in reversed(times)]
         self.temporal_compression_ratio, self.spatial_compression_ratio = math.prod(times), 8 * patch_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
     def latents_mean(self) -> Tensor:
         """(C,), as latents come unscaled."""
-        return torch.zeros(self.config.z_dim)
+        return torch.zeros(self.z_dim)
 
     @property
     def latents_std(self) -> Tensor:
         """(C,), as latents come unscaled."""
-        return torch.ones(self.config.z_dim)
+        return torch.ones(self.z_dim)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -109,7 +114,8 @@ class TinyVideoVAE(ModelMixin, ConfigMixin):
             with torch.device("meta"):  # no memory is taken by what a file says of itself
                 vae = cls(**sizes)
             vae.load_state_dict(state, assign=True)
-        return vae.eval()
+        vae.eval()
+        return vae
 
     def decode(self, z: Tensor, timestep: Any = None, return_dict: bool = True) -> tuple[Tensor]:
         """Videos (N, 3, T', 8 p h, 8 p w) in [-1, 1], in a tuple, of latents z (N, C, T, h, w), frame after frame.
@@ -117,8 +123,8 @@ class TinyVideoVAE(ModelMixin, ConfigMixin):
         T' is times * (T - 1) + 1. ValueError for latents of another shape. timestep, return_dict: as other VAEs have
         them, and not read.
         """
-        if z.ndim != 5 or z.shape[1] != self.config.z_dim:
-            raise ValueError(f"this preview VAE decodes videos of latents (N, {self.config.z_dim}, T, h, w), "
+        if z.ndim != 5 or z.shape[1] != self.z_dim:
+            raise ValueError(f"this preview VAE decodes videos of latents (N, {self.z_dim}, T, h, w), "
                              f"and got {tuple(z.shape)}")  # fmt: skip
         memory: dict[int, Tensor] = {}
         clips = [self._clip(latent, memory) for latent in z.transpose(1, 2).split(1, dim=1)]
@@ -135,7 +141,7 @@ class TinyVideoVAE(ModelMixin, ConfigMixin):
                 frames = layer(frames, before)
             else:
                 frames = layer(frames) if isinstance(layer, _MoreFrames) else _each(layer, frames)
-        return functional.pixel_shuffle(frames, self.config.patch_size)
+        return functional.pixel_shuffle(frames, self.patch_size)
 
 
 def _local(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
@@ -144,8 +150,8 @@ def _local(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
 
 def _each(layer: nn.Module, frames: Tensor) -> Tensor:
     """A layer of images, run on every frame (N, T, ...)."""
-    made: Tensor = layer(frames.flatten(0, 1))
-    return made.unflatten(0, frames.shape[:2])
+    made: Tensor = layer(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    return made
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -36,6 +36,16 @@ def plain(times: tuple[int, int, int] = (1, 2, 2), **more: Any) -> TinyVideoVAE:
     return vae.eval()
 
 
+@torch.no_grad()
+def some(*sizes: Any) -> TinyVideoVAE:
+    """One with random weights, whose pictures are in the middle of what can be shown."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = TinyVideoVAE(*sizes)
+        vae.decoder[22].bias.fill_(0.5)
+    return vae.eval()
+
+
 def film(*values: float) -> Tensor:
     """Latents (1, 1, T, 1, 1) with a value for each frame."""
     return torch.tensor(values).view(1, 1, -1, 1, 1)
@@ -91,14 +101,12 @@ def test_pixels_of_a_patch_are_channels_first() -> None:
 
 
 def test_later_frames_do_not_change_earlier_ones() -> None:
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        vae = TinyVideoVAE(3, (6, 4, 4, 4)).eval()
-        z = torch.randn(2, 3, 4, 2, 3)
+    vae, z = some(3, (6, 4, 4, 4)), torch.randn(2, 3, 4, 2, 3, generator=seeded(0))
+    with torch.no_grad():
         long, short = (vae.decode(latents)[0] for latents in (z, z[:, :, :2]))
     assert long.shape == (2, 3, 13, 16, 24)
     torch.testing.assert_close(long[:, :, :5], short)
-    assert long.std() > 0.01
+    assert long.std() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -132,7 +140,7 @@ def test_names_and_shapes_are_those_of_the_published_files(
 
 
 def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
-    vae = TinyVideoVAE(3, (6, 4, 2, 2), (2, 1, 2), 2).eval()
+    vae = some(3, (6, 4, 2, 2), (2, 1, 2), 2)
     tensors = {**vae.state_dict(), "encoder.0.weight": torch.zeros(1)}
     save_file({name: tensor.half() for name, tensor in tensors.items()}, path := tmp_path / "tae.safetensors")
     read = _preview_vae(str(path))
@@ -177,7 +185,7 @@ def test_estimates_are_decoded_where_the_table_says_so(name: str) -> None:
         case = CASES[OF_CASE[name]]
         stock, call = built(case.pipeline, case.parts), case.call
     pipe, vae = upgrade(stock), stock.vae
-    pipe.preview_vae = TinyVideoVAE(vae.config.get("z_dim") or vae.config.latent_channels, (4, 4, 4, 4), (1, 1, 2))
+    pipe.preview_vae = some(vae.config.get("z_dim") or vae.config.latent_channels, (4, 4, 4, 4), (1, 1, 2))
     # The VAEs of these pipelines make fewer pixels of a latent than those that published files stand for.
     if name == "LTX2ModularPipeline":
         pipe.preview_vae.spatial_compression_ratio = vae.spatial_compression_ratio
@@ -195,7 +203,7 @@ def test_estimates_are_decoded_where_the_table_says_so(name: str) -> None:
 
 def test_a_search_by_previews_finishes_with_the_pipelines_own_vae() -> None:
     pipe = upgrade(built(CASES["wan"].pipeline, CASES["wan"].parts))
-    pipe.preview_vae = TinyVideoVAE(4, (4, 4, 4, 4), (1, 1, 2)).eval()
+    pipe.preview_vae = some(4, (4, 4, 4, 4), (1, 1, 2))
     pruning = SeedPruning(2, (0.5,), steps=(1,))
     (result,) = pipe(prompt="a cat", search=pruning, reward="brightness", seed=0, **CASES["wan"].call).search
     assert result.best.pixels.shape == (5, 3, 8, 16)
