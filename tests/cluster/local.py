@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from ttsnap import search
 from ttsnap.cluster.actor import EngineActor
+from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import Command, Tick, Turn
 from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.cluster.pool import ActorDied
 from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.pictures import PictureLost
+from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget
 
 from ..algorithms.test_contract import moves  # noqa: TID252
 
@@ -177,3 +181,25 @@ def same(one: list[Result], other: list[Result]) -> None:
 
 def spent(results: list[Result]) -> Cost:
     return Cost().plus(*(result.spent.cost for result in results))
+
+
+def search_again(alone: list[Result], algorithm: Algorithm, cluster: ClusterEngine, budget: Budget) -> list[Result]:
+    """A search on a cluster for the best two images of each prompt, which must find what was found `alone` and pay for
+    all that ran and was not lost."""
+    found = search([result.prompt for result in alone], algorithm, cluster, budget, keep=2)
+    same(alone, found)
+    assert cluster.crew.ran - cluster.lost == spent(found)
+    return found
+
+
+def stopped(prompts: list[str], algorithm: Algorithm, cluster: ClusterEngine, after: int) -> list[Result]:
+    """A search that is stopped once the cluster has worked more than `after` times."""
+    ticks: list[int] = []
+    return search(
+        prompts,
+        algorithm,
+        cluster,
+        Budget(nfe=80),
+        on_event=lambda event: ticks.append(1) if event.kind == "tick" else None,
+        should_stop=lambda: len(ticks) > after,
+    )

@@ -24,7 +24,7 @@ from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, Made, same, spent
+from .local import LocalPool, Made, same, search_again, spent, stopped
 
 
 def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tuple[ClusterEngine, LocalPool]:
@@ -35,19 +35,14 @@ def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tu
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_same_on_two_engines_of_which_one_dies(mixture: Any, name: str) -> None:
     algorithm, budget = build(name), Budget(nfe=60)
-    prompts = PROMPTS[:2]
-    alone = search(prompts, algorithm, mixture(algorithm), budget, keep=2)
+    alone = search(PROMPTS[:2], algorithm, mixture(algorithm), budget, keep=2)
     cluster, pool = on_actors(mixture, algorithm, 2, kills=1, often=0.2)
-    together = search(prompts, algorithm, cluster, budget, keep=2)
-    same(alone, together)
-    assert cluster.crew.ran - cluster.lost == spent(together)
+    together = search_again(alone, algorithm, cluster, budget)
     assert together[0].spent.lost == cluster.lost
     assert cluster.placement.sent == cluster.placement.coming == [0, 0]
     # The same actors search again, undisturbed, and nothing is left of the search before.
     pool.kills = 0
-    again = search(prompts[::-1], algorithm, cluster, budget, keep=2)
-    same(alone[::-1], again)
-    assert cluster.crew.ran == spent(again)
+    again = search_again(alone[::-1], algorithm, cluster, budget)
     assert cluster.lost == again[0].spent.lost == Cost()
 
 
@@ -59,10 +54,8 @@ def test_actors_that_die_all_the_time_change_nothing(mixture: Any, name: str, ac
     alone = search(PROMPTS, algorithm, mixture(algorithm), budget, keep=2)
     for seed, kills in ((0, 0), (1, 20), (2, 20)):
         cluster, pool = on_actors(mixture, algorithm, actors, seed=seed, kills=kills, often=0.15)
-        together = search(PROMPTS, algorithm, cluster, budget, keep=2)
+        search_again(alone, algorithm, cluster, budget)
         assert bool(pool.deaths) == bool(kills)
-        same(alone, together)
-        assert cluster.crew.ran - cluster.lost == spent(together)
         assert kills or cluster.lost == Cost()
 
 
@@ -72,15 +65,7 @@ def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(mixtu
     algorithm = build(name)
     for after in range(2, 14, 3):
         cluster, _ = on_actors(mixture, algorithm, 2, seed=after, kills=kills)
-        ticks: list[int] = []
-        results = search(
-            PROMPTS,
-            algorithm,
-            cluster,
-            Budget(nfe=80),
-            on_event=lambda event, ticks=ticks: ticks.append(1) if event.kind == "tick" else None,
-            should_stop=lambda ticks=ticks, after=after: len(ticks) > after,
-        )
+        results = stopped(PROMPTS, algorithm, cluster, after)
         for result in results:
             assert result.images or not result.trace
             assert result.spent.nfe <= 80

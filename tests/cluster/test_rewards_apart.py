@@ -35,7 +35,7 @@ from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, Made, Shelf, same, spent
+from .local import LocalPool, Made, Shelf, same, search_again, spent, stopped
 
 
 class Noted(Coarse):
@@ -73,14 +73,12 @@ def test_what_is_found_is_the_same_also_when_actors_die(mixture: Any, name: str,
     algorithm, budget = build(name), Budget(nfe=60)
     plain = search(PROMPTS[:2], algorithm, alone(mixture, algorithm), budget, keep=2)
     cluster, pool = apart(mixture, algorithm, 2, actors, kills=kills, often=0.3)
-    found = search(PROMPTS[:2], algorithm, cluster, budget, keep=2)
+    search_again(plain, algorithm, cluster, budget)
     assert cluster.reward_names == ("brightness", "noted")
-    same(plain, found)
-    assert cluster.crew.ran - cluster.lost == spent(found)
     assert bool(pool.deaths) == bool(kills)
     assert not cluster.rewards.queue.held
     pool.kills = 0
-    same(plain, search(PROMPTS[:2], algorithm, cluster, budget, keep=2))
+    search_again(plain, algorithm, cluster, budget)
     assert cluster.lost == Cost()
 
 
@@ -98,9 +96,7 @@ def test_every_algorithm_finds_the_same_with_rewards_apart_that_die_all_the_time
     plain = search(PROMPTS, algorithm, alone(mixture, algorithm), budget, keep=2)
     for seed, kills in ((0, 0), (1, 20)):
         cluster, _ = apart(mixture, algorithm, 2, actors, seed=seed, kills=kills, often=0.15)
-        found = search(PROMPTS, algorithm, cluster, budget, keep=2)
-        same(plain, found)
-        assert cluster.crew.ran - cluster.lost == spent(found)
+        search_again(plain, algorithm, cluster, budget)
 
 
 def test_images_that_an_actor_of_rewards_had_when_it_died_are_scored_again_and_reported(mixture: Any) -> None:
@@ -124,15 +120,7 @@ def test_a_search_that_is_stopped_pays_what_ran(mixture: Any) -> None:
     algorithm = build("seed-pruning")
     for after in (2, 5, 9):
         cluster, _ = apart(mixture, algorithm, 2, 1, seed=after)
-        ticks: list[int] = []
-        results = search(
-            PROMPTS,
-            algorithm,
-            cluster,
-            Budget(nfe=80),
-            on_event=lambda event, ticks=ticks: ticks.append(1) if event.kind == "tick" else None,
-            should_stop=lambda ticks=ticks, after=after: len(ticks) > after,
-        )
+        results = stopped(PROMPTS, algorithm, cluster, after)
         assert all(result.images or not result.trace for result in results)
         assert cluster.crew.ran == spent(results)
 
