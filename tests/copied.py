@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_package(to: Path) -> None:
-    """Lay a copy of ttsnap, with its pipelines and without weights, into this folder."""
-    left_out = shutil.ignore_patterns("*.safetensors", "*.json", "*.png", "__pycache__")
+    """Lay a copy of ttsnap, with its pipelines and without weights, into this folder. Files that are as they were when
+    Python compiled them are not compiled again."""
+    left_out = shutil.ignore_patterns("*.safetensors", "*.json", "*.png")
     shutil.copytree(Path(ttsnap.__file__).parent, to / "ttsnap", ignore=left_out)
     shutil.copytree(Path(ttsnap.pipelines.__file__).parent, to / "ttsnap" / "pipelines", ignore=left_out)
 

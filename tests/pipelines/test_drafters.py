@@ -370,6 +370,7 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
 
 
 @pytest.mark.parametrize("name", FOUR)
+@pytest.mark.usefixtures("real_flops")
 def test_cost_is_counted_on_meta_for_one_pass(name: str, lora: Callable[..., str]) -> None:
     pipe = FAMILIES[name].build()
     base = denoiser(pipe, name)

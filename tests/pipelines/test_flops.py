@@ -11,16 +11,24 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.memo import Memo
 
 from .tiny import FAMILIES, jitter
 
+pytestmark = pytest.mark.usefixtures("real_flops")
 LENGTHS = (8, 40)
 # Stable Diffusion and SDXL always read 77 tokens, and Z-Image pads to multiples of 32, which the prompt just fills.
 TAKES_LENGTH = [name for name in FAMILIES if name not in {"sd15", "sdxl", "z_image"}]
 # Their texts are as long as their words; those of the others are padded to max_sequence_length.
 BY_WORDS = ["qwen_image", "z_image", "lumina2"]
 GUIDED: dict[str, dict[str, Any]] = {"qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
+
+
+@pytest.fixture(autouse=True)
+def _of_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes, whose FLOPs no length of a text changes, are not counted."""
+    monkeypatch.setattr(PipelineDenoiser, "decode", lambda self, latents: latents)
 
 
 def predictions(name: str, *changes: dict[str, Any]) -> tuple[list[float], list[float]]:

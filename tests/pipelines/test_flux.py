@@ -227,6 +227,7 @@ def test_features_are_the_picture_tokens_of_the_conditional_pass(name: str, guid
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("real_flops")
 def test_flops_are_counted_without_running(name: str, change: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     pipe = FAMILIES[name].build()
     denoiser = upgrade(pipe).denoiser(**arguments(name, change))
@@ -249,6 +250,7 @@ def test_flops_are_counted_without_running(name: str, change: dict[str, Any], ca
 
 
 @pytest.mark.parametrize("name", ["flux", "flux2_klein"])
+@pytest.mark.usefixtures("real_flops")
 def test_a_small_vae_previews(name: str) -> None:
     pipe = FAMILIES[name].build()
     halvings = {"flux": 1, "flux2_klein": 0}[name]
@@ -267,6 +269,7 @@ def test_a_small_vae_previews(name: str) -> None:
         assert denoiser.preview(x).shape == denoiser.decode(x).shape == (1, 3, denoiser.height, denoiser.width)
 
 
+@pytest.mark.usefixtures("real_flops")
 def test_qwen_image_has_no_small_vae() -> None:
     pipe = FAMILIES["qwen_image"].build()
     pipe.preview_vae = AutoencoderTiny()

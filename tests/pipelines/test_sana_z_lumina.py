@@ -314,6 +314,7 @@ def test_what_cannot_be_honoured_is_refused(family: str, change: dict[str, Any],
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
 @pytest.mark.parametrize("family", CALLS)
+@pytest.mark.usefixtures("real_flops")
 def test_flops_are_counted_without_a_call_and_are_those_of_one(family: str, guided: bool) -> None:
     twin = upgrade(FAMILIES[family].build())
     denoiser = twin.denoiser(**{**CALLS[family], **({} if guided else {"guidance_scale": 0.0})})
@@ -359,6 +360,7 @@ def test_features_are_the_picture_tokens_of_the_conditional_pass(family: str) ->
 
 
 @pytest.mark.parametrize("family", CALLS)
+@pytest.mark.usefixtures("real_flops")
 def test_previews_are_decoded_by_the_scale_of_their_own_vae(family: str) -> None:
     twin = upgrade(build(family))
     channels = 16 if family == "z_image" else 4

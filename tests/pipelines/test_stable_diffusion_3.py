@@ -180,6 +180,7 @@ def test_save_and_load(stock: StableDiffusion3Pipeline, tmp_path: Path) -> None:
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("real_flops")
 def test_flops_are_counted_without_running(stock: StableDiffusion3Pipeline) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -321,6 +321,7 @@ def test_flagged_pictures_are_black() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("real_flops")
 def test_previews_by_a_tiny_vae(name: str) -> None:
     pipe = upgrade(FAMILIES[name].build())
     pipe.preview_vae = AutoencoderTiny(
@@ -372,6 +373,7 @@ def test_unets_have_no_features(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.usefixtures("real_flops")
 def test_flops_are_those_of_a_call(name: str, guidance_scale: float, caplog: pytest.LogCaptureFixture) -> None:
     pipe = FAMILIES[name].build()
     denoiser = upgrade(pipe).denoiser(**arguments(name, {"guidance_scale": guidance_scale}))
@@ -394,6 +396,7 @@ def test_flops_are_those_of_a_call(name: str, guidance_scale: float, caplog: pyt
     assert predict > 1e6
 
 
+@pytest.mark.usefixtures("real_flops")
 def test_flops_depend_on_the_length_of_the_text() -> None:
     pipe = upgrade(FAMILIES["pixart_sigma"].build())
     short, long = (pipe.denoiser(**arguments("pixart_sigma", {"max_sequence_length": n})).flops()[0] for n in (8, 64))

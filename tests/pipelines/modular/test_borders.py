@@ -300,6 +300,7 @@ def test_low_frequencies_of_packed_latents_are_those_of_the_picture() -> None:
         grid_of(15, 16, 32)
 
 
+@pytest.mark.usefixtures("real_flops")
 def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe = twin("flux2_klein")
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)

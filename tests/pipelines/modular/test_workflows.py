@@ -55,6 +55,7 @@ def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", named())
+@pytest.mark.usefixtures("real_flops")
 def test_the_ledger_is_what_the_network_was_called_for(name: str) -> None:
     case = CASES[name]
     workflow, pipe = workflow_for(case.pipeline, case.call), built(case.pipeline, case.parts)

@@ -23,6 +23,7 @@ from transformers import (
     PixtralProcessor,
     Qwen2_5_VLForConditionalGeneration,
 )
+from ttsnap.pipelines.memo import Memo
 
 from tests.golden import tiny_vlm
 from tests.pipelines import tiny
@@ -192,8 +193,10 @@ CASES: dict[str, Case] = {
 
 @functools.cache
 def built(pipeline: str, parts: Callable[[], Any]) -> Any:
-    """A stock modular pipeline of the parts of a classic one; no test changes it."""
+    """A stock modular pipeline of the parts of a classic one; no test changes it. FLOPs are counted once for all
+    searches with it, as that takes longer than they do."""
     pipe = getattr(diffusers, pipeline)()
+    pipe._search_memo = Memo()
     pipe.update_components(**{n: part for n, part in parts().components.items() if n in pipe.components})
     for block in pipe._blocks.sub_blocks.values():
         _quiet(block)
