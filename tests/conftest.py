@@ -22,6 +22,9 @@ from ttsnap.simulation.calibrate import calibrate
 # processes that are started from here: xdist's, in which numpy heeds it as well, and those of tests.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# glibc gives large tensors back to the system when they go, which zeroes each new one page by page: a sixth of the time
+# of a small model on a CPU. Read by processes that are started from here, too.
+os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
 
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
@@ -131,6 +134,15 @@ class Brightness:
 
     def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
         return images.double().mean((1, 2, 3))
+
+
+@pytest.fixture
+def shallow_model() -> Iterator[None]:
+    """The embedded model is loaded as `shallow` says."""
+    from tests.shallow import shallow
+
+    with shallow():
+        yield
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.shallow import shallow
 from ttsnap.cli import demo
 
 PROMPT = "two red circles and a blue square"
@@ -38,7 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))
-        page, listeners = demo.page_of(a, demo.offered(a), limits, root)
+        with shallow():
+            page, listeners = demo.page_of(a, demo.offered(a), limits, root)
         from ttsnap.demo.app import serve
 
         _, address, _ = serve(page, listeners, limits, root, host="127.0.0.1", port=None, share=False, wait=False)
@@ -54,5 +56,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("written") / "out"
     words = ["generate", PROMPT, "--steps", "10", "--budget", "100nfe", "--algorithm", "best-first", "--kernel", "sde"]
-    assert main([*words, "--device", "cpu", "--out", str(out)]) == 0
+    with shallow():
+        assert main([*words, "--device", "cpu", "--out", str(out)]) == 0
     return out

@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 from ttsnap.pipelines import defaults, load
 
+from tests.shallow import shallow
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
@@ -23,7 +24,8 @@ REWARDS = ("scenes", "brightness")
 
 @pytest.fixture(scope="session")
 def pipe() -> Any:
-    pipe = load()
+    with shallow():
+        pipe = load()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

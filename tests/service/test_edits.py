@@ -16,6 +16,7 @@ from PIL import Image
 from ttsnap.pipelines import defaults, load
 
 from tests.service.conftest import client_of
+from tests.shallow import shallow
 from ttsnap.files.pictured import Picture
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
@@ -41,7 +42,8 @@ def drawn() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def editor() -> Any:
-    pipe = load(task="image-to-image")
+    with shallow():
+        pipe = load(task="image-to-image")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

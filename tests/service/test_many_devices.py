@@ -22,6 +22,7 @@ from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
 
+pytestmark = pytest.mark.usefixtures("shallow_model")
 OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "steps": 4}
 CPU = ModelOptions(device="cpu")
 

@@ -1,0 +1,10 @@
+"""The command line runs on the embedded model, whose images matter in none of these tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _quick(shallow_model: None) -> None:
+    pass
