@@ -68,7 +68,6 @@ class ModularDenoiser(LimitedDenoiser):
         drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
         guiders.doubt(self.pipe, self._trial.get("negative_prompt_embeds"))
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
-        self._tokens = [self._trial.get(name).shape[1] for name in self.workflow.latents.fields]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": call["eta"]} if "eta" in call else {}
@@ -203,7 +202,7 @@ class ModularDenoiser(LimitedDenoiser):
         sigmas = sigma if scale is None else sigma / scale  # on another path: the network's own
         pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler, sigmas))
         values = collated(self._conditions.rows(at), self.workflow.rules)
-        values |= self.workflow.latents.parted(x, self._tokens) | {name: {} for name in self.workflow.scratch}
+        values |= self.workflow.latents.parted(x, self._trial.get) | {name: {} for name in self.workflow.scratch}
         state: Any = BlockState(**values)
         when = blocks.OneSide(t, bool(self._above(step)[0])) if self.workflow.together == ONE_EXPERT else t
         for block in self._parts.denoise:
@@ -271,7 +270,7 @@ class ModularDenoiser(LimitedDenoiser):
         """The state after these blocks, which come after the loop, have run on finished latents (N, ...)."""
         names = {name for block in end for name in block.input_names if name in self._trial.values}
         batch = collated([{name: self._trial.get(name) for name in names}] * len(latents), self.workflow.rules)
-        finished = self.workflow.latents.parted(self.settled(latents, vae), self._tokens)
+        finished = self.workflow.latents.parted(self.settled(latents, vae), self._trial.get)
         state = blocks.forked(
             self._trial, **{**batch, "batch_size": len(latents), **finished, **self.workflow.ends_with}
         )

@@ -32,14 +32,25 @@ class Streams:
                              f"{channels} channels")  # fmt: skip
         return values[0] if len(values) == 1 else torch.cat(list(values), dim=1)
 
-    def parted(self, x: Tensor, tokens: Sequence[int]) -> dict[str, Tensor]:
-        """The fields of rows x, of which each has so many tokens."""
-        parts = [x] if len(self.fields) == 1 else x.split(list(tokens), dim=1)
-        return dict(zip(self.fields, parts, strict=True))
+    def parted(self, x: Tensor, like: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The fields of rows x, of as many tokens as those that `like` tells by name, and laid out in memory as they
+        are."""
+        shown = [like(name) for name in self.fields]
+        parts = [x] if len(shown) == 1 else x.split([each.shape[1] for each in shown], dim=1)
+        return {name: laid_out(part, of) for name, part, of in zip(self.fields, parts, shown, strict=True)}
 
     def of(self, get: Callable[[str], Any]) -> Tensor:
         """The latents of a state, whose values `get` tells by name, as one tensor."""
         return self.joined([get(name) for name in self.fields])
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """x (N, ...) with its numbers in the order in memory of those of `like` (1, ...).
+
+    Blocks hand on latents whose axes were exchanged, and the last digits of a matrix product depend on that.
+    """
+    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -like.stride(axis))]
+    return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
 
 
 ONE = Streams()

@@ -188,9 +188,9 @@ def test_videos_of_no_length_and_decoders_that_denoise_are_refused() -> None:
         upgrade(diffusers.LTX25ModularPipeline())
 
 
-@pytest.mark.parametrize("name", ["wan", "z_image"])
-def test_latents_stay_in_float32_where_the_loop_keeps_them_so(name: str) -> None:
-    """The step is then in float32 as well, whatever the network computes in."""
+@pytest.mark.parametrize("name", ["wan", "z_image", "ltx"])
+def test_in_bfloat16_images_are_those_of_the_stock_pipeline_to_the_bit(name: str) -> None:
+    """Latents are in float32 where the loop keeps them so, and lie in memory as its blocks lay them out."""
     case = CASES[name]
     stock = built.__wrapped__(case.pipeline, case.parts).to(torch.bfloat16)
     made = stock(
