@@ -49,7 +49,8 @@ def laid_out(x: Tensor, like: Tensor) -> Tensor:
 
     Blocks hand on latents whose axes were exchanged, and the last digits of a matrix product depend on that.
     """
-    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -like.stride(axis))]
+    strides = like.stride()
+    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]
     return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
 
 
