@@ -74,12 +74,15 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
         compile_denoiser(pipe)
 
 
-def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
-    """ValueError for arguments that this pipeline's call does not take under search, and for those that make it do
-    something else than the task that it was loaded for."""
+def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
+    """ValueError for arguments that this pipeline's call does not take under search."""
     takes = sorted(pipe.call_arguments())
     if set(call) - set(takes):
         raise ValueError(f"unknown argument(s) {sorted(set(call) - set(takes))} for this pipeline; it takes {takes}")
+
+
+def check_task(pipe: Any, call: Mapping[str, Any], task: str) -> None:
+    """ValueError for arguments that make a pipeline, which was loaded for a task with pictures, do something else."""
     if task != TEXT and (does := pipe.task_of(call) or TEXT) != task:
         raise ValueError(f"the task is {task}, and a call with these pictures does {does}; give the pictures of the "
                          "task (--image, --mask-image, --control-image, or a prompt set that names them)")  # fmt: skip

@@ -15,12 +15,14 @@ from openai import OpenAI
 from PIL import Image
 from ttsnap.pipelines import defaults, load
 
+from tests.cluster.local import LocalPool
 from tests.service.conftest import client_of
 from tests.shallow import shallow
 from ttsnap.files.pictured import Picture
+from ttsnap.options.model import ModelOptions
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
-from ttsnap.service.engines import OneDevice
+from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
@@ -73,6 +75,20 @@ def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: 
     for image, theirs in zip(reply.data, out.images, strict=True):
         mine = Image.open(io.BytesIO(base64.b64decode(str(image.b64_json))))
         assert np.abs(np.asarray(mine, int) - np.asarray(theirs, int)).max() <= 1
+
+
+def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: Image.Image) -> None:
+    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    here = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
+    model = ModelOptions(device="cpu", task="image-to-image")
+    served = ManyDevices(here, model, {"brightness": "brightness"}, lambda recipe: LocalPool(recipe, 2))
+    where = ("127.0.0.1", 0)
+    with GenerationServer(served, offer, Limits(drain=0.1), None, where, lambda p: caption(parse(p))) as server:
+        asked = {"image": ("drawn.png", png(drawn)), "prompt": PROMPT, "extra_body": OWN}
+        texts = client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
+        told = [mine.images.edit(**asked).to_dict()["data"][0] for mine in (client, client_of(server))]
+    assert told[0]["seed"] == told[1]["seed"]
+    assert told[0]["reward"] == pytest.approx(told[1]["reward"], abs=1e-4)
 
 
 def test_such_a_server_makes_images_from_texts_too(client: OpenAI) -> None:

@@ -126,7 +126,8 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
     """ValueError for arguments that this pipeline's call does not take under search, or that do another task."""
     from ttsnap.pipelines import opening
 
-    opening.check_call(pipe, call, task)
+    opening.check_call(pipe, call)
+    opening.check_task(pipe, call, task)
 
 
 # --- the model ----------------------------------------------------------------------------------------------------

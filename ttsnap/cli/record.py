@@ -143,6 +143,7 @@ def _alone(asked: Asked) -> Callable[[], Recording]:
     rewards = common.load_rewards(recipe.reward, device=common.placement(model.device, model.dtype)[0])
     asked.check(rewards=[r.name for r in rewards])
     pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
+    common.check_call(pipe, recipe.call, model.task)
     engine = dataclasses.replace(recipe, reward=rewards).engine_of(pipe)
     from ttsnap.pipelines.noted import noted
 

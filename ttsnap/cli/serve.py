@@ -147,8 +147,6 @@ def engines(a: Namespace, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     # Where other processes search, this one keeps off the devices.
     device = "cpu" if spread else a.device
     where, dtype = common.placement(device, "auto" if spread else a.dtype)
-    if spread and a.task != TEXT:
-        raise ValueError(f"--task {a.task} is served from one device; leave --devices out")
     pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)
     common.prepare_model(pipe, a)
     here = OneDevice(pipe, {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()})

@@ -46,7 +46,7 @@ class Recipe:
 
     def engine_of(self, pipe: Any) -> LiveEngine:
         """An engine of this pipeline. ValueError where something does not fit."""
-        load_object("ttsnap.pipelines.opening:check_call")(pipe, self.call, self.model.task)
+        load_object("ttsnap.pipelines.opening:check_call")(pipe, self.call)
         engine: LiveEngine = pipe.engine(self.reward, **values(self.sampler), **values(self.engine), **self.call)
         return engine
 

@@ -57,6 +57,7 @@ class Recorder:
     def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
         """What it is about to record. ValueError where something does not fit."""
         recipe, (pipe, engine) = self.place.recipe, self._engine
+        load_object("ttsnap.pipelines.opening:check_task")(pipe, recipe.call, recipe.model.task)
         info = load_object("ttsnap.pipelines.noted:noted")(pipe, engine, recipe.model, recipe.sampler, recipe.call)
         return describe(engine, prompts, options, info)
 
