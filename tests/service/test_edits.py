@@ -85,7 +85,7 @@ def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn:
     where = ("127.0.0.1", 0)
     with GenerationServer(served, offer, Limits(drain=0.1), None, where, lambda p: caption(parse(p))) as server:
         asked = {"image": ("drawn.png", png(drawn)), "prompt": PROMPT, "extra_body": OWN}
-        texts = client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
+        client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
         told = [mine.images.edit(**asked).to_dict()["data"][0] for mine in (client, client_of(server))]
     assert told[0]["seed"] == told[1]["seed"]
     assert told[0]["reward"] == pytest.approx(told[1]["reward"], abs=1e-4)
