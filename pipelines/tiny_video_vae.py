@@ -128,8 +128,7 @@ class TinyVideoVAE(nn.Module):
                              f"and got {tuple(z.shape)}")  # fmt: skip
         memory: dict[int, Tensor] = {}
         clips = [self._clip(latent, memory) for latent in z.transpose(1, 2).split(1, dim=1)]
-        video = torch.cat(clips, dim=1)[:, self.temporal_compression_ratio - 1 :].transpose(1, 2)
-        return (2 * video.clamp(0, 1) - 1,)
+        return (torch.cat(clips, dim=1)[:, self.temporal_compression_ratio - 1 :].transpose(1, 2),)
 
     def _clip(self, latent: Tensor, memory: dict[int, Tensor]) -> Tensor:
         """The frames (N, times, 3, H, W) of one latent frame (N, 1, C, h, w); memory: of each block its last frame."""
@@ -137,11 +136,11 @@ class TinyVideoVAE(nn.Module):
         for i, layer in enumerate(self.decoder):
             if isinstance(layer, _Remembering):
                 before = memory.get(i, torch.zeros_like(frames[:, :1]))
-                memory[i] = frames[:, -1:]
+                memory[i] = frames[:, -1:].clone()  # not the others with it
                 frames = layer(frames, before)
             else:
                 frames = layer(frames) if isinstance(layer, _MoreFrames) else _each(layer, frames)
-        return functional.pixel_shuffle(frames, self.patch_size)
+        return 2 * functional.pixel_shuffle(frames, self.patch_size).clamp(0, 1) - 1
 
 
 def _local(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
