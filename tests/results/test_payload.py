@@ -56,6 +56,9 @@ REFUSED = {
     "sigmas": ({"call__sigmas": [1.0, [0.5]]}, "call.sigmas .* must be a list of at most 1000 numbers"),
     "many sigmas": ({"call__sigmas": [0.5] * 1001}, "call.sigmas .* must be a list of at most 1000 numbers"),
     "negative": ({"call__negative_prompt": "x" * 10_001}, "call.negative_prompt .* 10,000 characters"),
+    "no picture": ({"pictures": {"size": "a" * 64}}, "pictures .* must be digests of pictures by control_image"),
+    "digest": ({"pictures": {"image": "a" * 63}}, "pictures .* must be digests of pictures by control_image"),
+    "no digest": ({"pictures": {"image": []}}, "pictures .* must be digests of pictures by control_image"),
     "object": ({"call__negative_prompt": {"a": 1}}, "call.negative_prompt .* must be text"),
     "attention": ({"call__joint_attention_kwargs": {"ip_adapter_masks": 1}}, 'nothing but a "scale"'),
     "prompt": ({"prompt": "x" * 10_001}, "prompt .* 10,000 characters"),
@@ -89,6 +92,8 @@ def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:
     assert read_payload(forged(tmp_path)) == PLAIN
     more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5", "noises": "x"}
     assert read_payload(forged(tmp_path, **more))["call"]["sigmas"] == [1.0, 0.5]
+    pictures = {"image": ["a" * 64, "b" * 64], "mask_image": "0" * 64}
+    assert read_payload(forged(tmp_path, pictures=pictures))["pictures"] == pictures
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,6 +15,8 @@ from ttsnap.cli.help import new_parser
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.pictures import PictureOptions
 
+WITH_FILES = ("image", "mask_image", "control_image")
+"""Arguments of the models' calls that are pictures, and files here."""
 HELP = "make one image again from its PNG"
 DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
 
@@ -95,6 +97,9 @@ def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Map
     """ValueError unless the pictures given are those that the file was made of, by their digests."""
     for name in (*noted, *given):
         option = f"--{name.replace('_', '-')}"
+        if name not in WITH_FILES or isinstance(noted.get(name), list):
+            raise ValueError(f"{path} was made of pictures that this command does not take: {name} is several, or the "
+                             "end of a video; make it again in Python, from its seed")  # fmt: skip
         if name not in given:
             raise ValueError(f"{path} was made of a picture with the digest {noted[name]}; give it by {option}")
         if name not in noted:

@@ -27,9 +27,11 @@ _SCORES = Kind(
 _COUNT = whole(0, 2**63, "a whole number from 0 on")
 _DIGEST = Kind("a digest", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None)
 _DIGESTS = either(_DIGEST, several(_DIGEST, "", 16, 1), "a digest, or a short list of such")
+_SHOWN = {"image", "mask_image", "control_image", "last_image"}
+"""Arguments of the models' own calls that are pictures."""
 _PICTURES = Kind(
-    "an object of digests of pictures",
-    lambda v: isinstance(v, dict) and 0 < len(v) <= 8 and all(map(_DIGESTS.fits, v.values())),
+    f"digests of pictures by {', '.join(sorted(_SHOWN))}",
+    lambda v: isinstance(v, dict) and bool(v) and set(v) <= _SHOWN and all(map(_DIGESTS.fits, v.values())),
 )
 _OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 _SAMPLER = {option.name: _PLACE if option.loads else kind_of(option) for option in options_of(SamplerOptions)}
