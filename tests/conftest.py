@@ -146,6 +146,19 @@ def shallow_model() -> Iterator[None]:
 
 
 @pytest.fixture
+def real_flops() -> None:
+    """For tests of what FLOPs are, where others have `any_flops`."""
+
+
+@pytest.fixture
+def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLOPs of pipelines are not counted, which takes several times as long as a search with a tiny one."""
+    if "real_flops" not in request.fixturenames:
+        monkeypatch.setattr("ttsnap.pipelines.flops.counted", lambda denoiser, decoder: (1e6, 1e5))
+        monkeypatch.setattr("ttsnap.pipelines.flops.counted_draft", lambda denoiser: 1e6)
+
+
+@pytest.fixture
 def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ttsnap calibrate` finds the prices of two budgets on 60 seeds, not of seven on 200, for other tests."""
     quick = functools.partial(calibrate, images=(3, 8), seeds=60)

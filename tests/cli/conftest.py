@@ -1,4 +1,4 @@
-"""The command line runs on the embedded model, whose images matter in none of these tests."""
+"""The command line runs on the embedded model, whose images and FLOPs matter in none of these tests."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _quick(shallow_model: None) -> None:
+def _quick(shallow_model: None, any_flops: None) -> None:
     pass

@@ -18,6 +18,7 @@ from ttsnap.simulation.looks import Ranked
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
 from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, pipe_of, stock_of
 
+pytestmark = pytest.mark.usefixtures("any_flops")
 HELD_OUT = ("a green tree", "a blue house")
 
 
