@@ -46,9 +46,9 @@ def stock() -> Any:
 @pytest.fixture(scope="module")
 def trained(stock: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe's network, trained for seconds on renders and mixtures alone."""
-    rows = rendered(stock.vae, PreviewData(clean=600, mixtures=200), np.random.default_rng(0))
+    rows = rendered(stock.vae, PreviewData(clean=400, mixtures=140), np.random.default_rng(0))
     folder = tmp_path_factory.mktemp("preview")
-    save_preview(train(PreviewRecipe(steps=250, batch=32, ema=0.98), rows, decoded(stock.vae, rows)), folder)
+    save_preview(train(PreviewRecipe(steps=180, batch=32, ema=0.98), rows, decoded(stock.vae, rows)), folder)
     return folder
 
 

@@ -20,6 +20,7 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 from ttsnap.pipelines.lora import load_lora, parse_lora
 
+from tests.shallow import shallow
 from ttsnap.cli import main as ttsnap
 from ttsnap.files.settings import to_json
 from ttsnap.results.outputs import read_payload
@@ -31,6 +32,7 @@ from ttsnap.scenes.training.preference.pairs import load_pairs, make_pairs, spli
 from ttsnap.scenes.training.preference.recipe import Lora, PreferenceData, PreferenceRecipe, Validation
 from ttsnap.scenes.training.preference.train import add_lora
 
+pytestmark = pytest.mark.usefixtures("shallow_model")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "max_sequence_length": 1}
 PROMPT = "two red circles and a blue square"
 
@@ -51,7 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LoRA of a training of four steps."""
     folder = tmp_path_factory.mktemp("preference")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
-    main(["preference", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "lora")])
+    with shallow():
+        main(["preference", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "lora")])
     return folder / "lora"
 
 

@@ -22,6 +22,7 @@ from ttsnap.sampling.drafts import read_draft
 from ...said import error_of  # noqa: TID252
 from .small import bytes_in
 
+pytestmark = pytest.mark.usefixtures("shallow_model", "any_flops")
 SMALL = """
 call: {num_inference_steps: 4}
 trajectories: {count: 4, shard: 4, batch: 4, states: 2}
