@@ -33,7 +33,10 @@ def add_prompts(p: Any) -> None:
     # With any other default, no prompts on the command line would count as a choice and override those of --config.
     p.add_argument("prompts", nargs="*", default=SUPPRESS, metavar="PROMPT", help="one or more prompts, each quoted")
     p.add_argument(
-        "--prompts-file", type=str | None, metavar="FILE", help="text file, one prompt a line; # starts a comment"
+        "--prompts-file",
+        type=str | None,
+        metavar="FILE",
+        help="a prompt set: text with a prompt a line, where # starts a comment, or any that ttsnap bench reads",
     )
 
 
