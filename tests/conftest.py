@@ -160,8 +160,8 @@ def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ttsnap calibrate` finds the prices of two budgets on 60 seeds, not of seven on 200, for other tests."""
-    quick = functools.partial(calibrate, images=(3, 8), seeds=60)
+    """`ttsnap calibrate` finds the prices of two budgets on 30 seeds, not of seven on 200, for other tests."""
+    quick = functools.partial(calibrate, images=(3, 8), seeds=30)
     monkeypatch.setattr("ttsnap.simulation.calibrate.calibrate", quick)
 
 

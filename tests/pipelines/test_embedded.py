@@ -80,7 +80,7 @@ def test_words_it_does_not_know_are_refused(stock: Any) -> None:
 def test_budget_in_seconds() -> None:
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
-    (result,) = pipe("three green squares", search="best-of-n", reward="scenes", budget="3s", **CALL).search
+    (result,) = pipe("three green squares", search="best-of-n", reward="scenes", budget="1s", **CALL).search
     assert result.spent.calibration.nfe > 0
     assert result.spent.finished >= 1
 

@@ -50,21 +50,30 @@ def stock() -> StableDiffusion3Pipeline:
     return sd3()
 
 
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"guidance_scale": 1.0},
+    {"negative_prompt": "snow"},
+    {"clip_skip": 1},
+    {"prompt_2": "a dog"},
+    {"sigmas": [1.0, 0.6, 0.3]},
+    {"height": 16, "width": 48},
+    {"max_sequence_length": 256},
+]
+DYNAMIC = [(change, [] if change.keys() <= {"sigmas", "height", "width"} else [pytest.mark.slow]) for change in CHANGES]
+"""Those that change what a dynamic shift goes by, the steps and the size, are fast."""
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("scheduler", "change"),
     [
-        {},
-        {"guidance_scale": 1.0},
-        {"negative_prompt": "snow"},
-        {"clip_skip": 1},
-        {"prompt_2": "a dog"},
-        {"sigmas": [1.0, 0.6, 0.3]},
-        {"height": 16, "width": 48},
-        {"max_sequence_length": 256},
+        *(pytest.param({}, change, id=f"shift-{change}") for change in CHANGES),
+        *(
+            pytest.param({"use_dynamic_shifting": True}, change, marks=marks, id=f"dynamic-{change}")
+            for change, marks in DYNAMIC
+        ),
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("scheduler", [{}, {"use_dynamic_shifting": True}], ids=["shift", "dynamic"])
 def test_unpruned_seeds_equal_the_stock_batch(change: dict[str, Any], scheduler: dict[str, Any]) -> None:
     pipe = sd3(**scheduler)
     call = {**CALL, **change}

@@ -116,8 +116,15 @@ def test_gradients_reach_all_that_is_trainable_and_nothing_else(
     assert not text  # Texts are encoded once for all levels.
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("name", ["pickscore", "hpsv2", "imagereward", "aesthetics"])
+LEARNED = [
+    pytest.param(name, kind, marks=[] if name == "pickscore" or kind == "lora" else [pytest.mark.slow])
+    for name in ("pickscore", "hpsv2", "imagereward", "aesthetics")
+    for kind in OWN
+]
+"""Every kind of student over one base, and one kind over each of the others; the rest is slow."""
+
+
+@pytest.mark.parametrize(("name", "kind"), LEARNED)
 def test_a_level_dependent_target_is_learned(name: str, kind: str, base_of: Callable[..., Scorer]) -> None:
     base, images = base_of(name), pictures()
     clean = base(images, PROMPTS)
