@@ -77,6 +77,7 @@ def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: 
         assert np.abs(np.asarray(mine, int) - np.asarray(theirs, int)).max() <= 1
 
 
+@pytest.mark.usefixtures("shallow_model")
 def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: Image.Image) -> None:
     offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
     here = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
