@@ -26,7 +26,7 @@ LOADED: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(shallow_model: None, any_flops: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def once(*what: Any) -> Any:
         if str(what) not in LOADED:
             LOADED[str(what)] = load(*what)
