@@ -14,6 +14,7 @@ from torch import Tensor
 from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.staged import Staged
 
+from tests.shallow import shallow
 from ttsnap import Budget, SeedPruning, make_algorithm, search
 from ttsnap.core.price import Rates
 from ttsnap.core.results import Event
@@ -52,7 +53,8 @@ class Peek:
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    return load()
+    with shallow():
+        return load()
 
 
 @pytest.mark.parametrize(("space", "block", "shape"), [("latents", None, (8, 8, 8)), ("features", 2, (192, 8, 8))])

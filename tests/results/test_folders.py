@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.shallow import shallow
 from ttsnap.cli import common, main
 from ttsnap.options.model import EMBEDDED
 from ttsnap.results import folders
@@ -45,7 +46,8 @@ LOAD_MODEL = common.load_model
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     """The embedded model, loaded once."""
-    return LOAD_MODEL(EMBEDDED, "cpu", "float32")
+    with shallow():
+        return LOAD_MODEL(EMBEDDED, "cpu", "float32")
 
 
 @pytest.fixture(autouse=True)
