@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from ttsnap.pipelines import load
 
 from tests.cluster.local import LocalPool
 from tests.service.conftest import REWARDS, client_of
@@ -22,14 +23,19 @@ from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
 
-pytestmark = pytest.mark.usefixtures("shallow_model")
 OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "steps": 4}
 CPU = ModelOptions(device="cpu")
 
 
+def one_device(pipe: Any) -> OneDevice:
+    return OneDevice(pipe, {name: make_rewards(name)[0] for name in REWARDS})
+
+
 def serving(pipe: Any, offer: Offer, pool: Any) -> GenerationServer:
-    here = OneDevice(pipe, {name: make_rewards(name)[0] for name in REWARDS})
-    engines = ManyDevices(here, CPU, {name: name for name in REWARDS}, pool)
+    return server_of(ManyDevices(one_device(pipe), CPU, {name: name for name in REWARDS}, pool), offer)
+
+
+def server_of(engines: OneDevice | ManyDevices, offer: Offer) -> GenerationServer:
     where = ("127.0.0.1", 0)
     return GenerationServer(engines, offer, Limits(drain=0.1, idle=1), None, where, lambda p: caption(parse(p)))
 
@@ -40,6 +46,7 @@ def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:
     return image["seed"], round(image["reward"], 3), reply["usage"]["nfe"]
 
 
+@pytest.mark.usefixtures("shallow_model")
 def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: Offer, client: OpenAI) -> None:
     pools: list[LocalPool] = []
 
@@ -59,6 +66,7 @@ def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: 
         assert metric(server, "ttsnap_batch_places_total") >= 48
 
 
+@pytest.mark.usefixtures("shallow_model")
 def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Offer) -> None:
     pools: list[LocalPool] = []
 
@@ -81,16 +89,18 @@ def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Off
 
 
 @pytest.mark.slow
-def test_configurations_share_processes_that_die(ray_session: None, pipe: Any, offer: Offer, client: OpenAI) -> None:
+def test_configurations_share_processes_that_die(ray_session: None, offer: Offer) -> None:
     import ray
 
     from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
 
+    whole = load()  # as Ray's processes load it
+    with server_of(one_device(whole), offer) as server:
+        expected = [asked(client_of(server)), asked(client_of(server), reward="brightness")]
     hosts = Hosts(2, Share(gpus=0, cpus=1))
     try:
-        with serving(pipe, offer, lambda recipe: RayPool(recipe, hosts)) as server:
+        with serving(whole, offer, lambda recipe: RayPool(recipe, hosts)) as server:
             mine = client_of(server)
-            expected = [asked(client), asked(client, reward="brightness")]
             assert [asked(mine), asked(mine, reward="brightness")] == expected
             pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in hosts.actors])
             os.kill(pids[0], signal.SIGKILL)
