@@ -111,7 +111,7 @@ def crossed(names: Sequence[str], fast: set[tuple[str, str]]) -> list[object]:
 
 @pytest.mark.parametrize(
     ("g", "path"),
-    crossed(list(DIFFUSIONS), {("3t^2", "linear"), ("t", "linear"), ("0", "linear"), ("t", "vp"), ("3t^2", "cosine")}),
+    crossed(list(DIFFUSIONS), {("3t^2", "linear"), ("0", "linear"), ("t", "vp"), ("3t^2", "cosine")}),
 )
 def test_sde_marginals_do_not_depend_on_g(g: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
@@ -137,9 +137,7 @@ def test_named_diffusions_are_those_of_rbf() -> None:
         torch.testing.assert_close(NAMES[name](2.0, path)(t), g, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("eta", "path"), crossed(["0.4", "1.0"], {("0.4", "linear"), ("1.0", "vp"), ("0.4", "cosine")})
-)
+@pytest.mark.parametrize(("eta", "path"), crossed(["0.4", "1.0"], {("0.4", "linear"), ("1.0", "vp")}))
 def test_ddim_reproduces_the_mixture(eta: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
     check_moments(run(Ddim(path, denoiser.times, float(eta)), denoiser, 1_000), denoiser)
