@@ -127,7 +127,7 @@ def test_own_reward_and_options(tmp_path: Path) -> None:
         (["generate", "a red circle", "--steps", "0"], "at least 1, got 0"),
         (["generate", "a red circle", "--call.colour", "red"], "unknown argument.*colour"),
         (["generate", "a red circle", "--keep", "0"], "keep must be at least 1"),
-        (["generate", "--prompts-file", "missing.txt"], "cannot read prompts file missing.txt"),
+        (["generate", "--prompts-file", "missing.txt"], "no such prompt set: missing.txt"),
         (["replay", "missing.png"], "no such image: missing.png"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
