@@ -57,7 +57,7 @@ class Replica:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         specs = offered(settings.rewards.split(), settings.model)
         device, dtype = placement(settings.device, settings.dtype)
-        pipe = opened(ModelOptions(settings.model, settings.lora, settings.device, settings.dtype))
+        pipe = opened(ModelOptions(settings.model, settings.lora, device=settings.device, dtype=settings.dtype))
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
         self._limits, self._keys, self._canonical = settings.limits, keys, canonical_of(settings.model)
         name, searches = model_called(settings.name, settings.model), searches_of(settings.searches.split())
