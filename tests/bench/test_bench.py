@@ -26,11 +26,17 @@ LOADED: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
-def _inside(shallow_model: None, any_flops: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(
+    request: pytest.FixtureRequest, shallow_model: None, any_flops: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = "ray_session" in request.fixturenames  # as in `shallow_model`
+
     def once(*what: Any) -> Any:
-        if str(what) not in LOADED:
-            LOADED[str(what)] = load(*what)
-        return LOADED[str(what)]
+        key = f"{what} {whole}"
+        if key not in LOADED:
+            LOADED[key] = load(*what)
+        return LOADED[key]
 
     load = common.load_model
     monkeypatch.setattr(common, "load_model", once)
