@@ -35,7 +35,7 @@ WALKS = np.random.default_rng(0).normal(size=(12, 24, STEPS + 1)).cumsum(-1)
 SETTINGS: dict[str, dict[str, Any]] = {
     "price-of-compute": {"forecast": fit(WALKS, LEVELS, estimates(2, 4, STEPS)), "price": 1.0}
 }
-some = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Coarse(Brightness):

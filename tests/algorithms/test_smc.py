@@ -196,9 +196,11 @@ RUNS = [
     for i, p in enumerate(POTENTIALS)
     for j, t in enumerate(("constant", "linear", "increase", "adaptive"))
 ]  # fmt: skip
+SOME = [pytest.param(*run, marks=[pytest.mark.slow] if (i // 4 + i) % 2 else []) for i, run in enumerate(RUNS)]
+"""Each potential with two ways to temper, and each of those with two potentials; the rest is slow."""
 
 
-@pytest.mark.parametrize(("potential", "temper", "resampler", "threshold", "shrink", "reward"), RUNS)
+@pytest.mark.parametrize(("potential", "temper", "resampler", "threshold", "shrink", "reward"), SOME)
 def test_estimates_are_unbiased(
     potential: str, temper: str, resampler: str, threshold: float, shrink: float, reward: str
 ) -> None:

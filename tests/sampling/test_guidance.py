@@ -217,8 +217,14 @@ def test_no_gradient_no_guidance() -> None:
 # --- SMC keeps its target -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", ANY)
-@pytest.mark.parametrize("reward", REWARD)
+@pytest.mark.parametrize(
+    ("spec", "reward"),
+    [
+        pytest.param(spec, reward, marks=[] if (i + j) % 2 == 0 else [pytest.mark.slow])
+        for i, spec in enumerate(ANY)
+        for j, reward in enumerate(REWARD)
+    ],
+)
 def test_guided_smc_estimates_the_same_constant(spec: str, reward: str) -> None:
     found = log_zs(SMC(6, 1.0, "difference", ess=0.7, **everywhere), reward, spec, 60)
     z = off(found, truth(reward, 1.0))

@@ -139,9 +139,9 @@ def test_curves_schedules_and_prices_are_the_same_to_the_last_digit() -> None:
                 np.testing.assert_array_equal(vars(each)[name], vars(alone)[name])
     assert progress == [(i, 6) for i in range(1, 7)]
 
-    one, two = (tune(r, budgets, trials=12, seeds=40, seed=1, workers=n) for n in (1, 2))
+    one, two = (tune(r, budgets, trials=6, seeds=20, seed=1, workers=n) for n in (1, 2))
     assert one.schedule == two.schedule
     assert one.fitted.omega == two.fitted.omega
 
-    few, both = (calibrate(r, images=(2, 3), seeds=40, checks=[4, 10], workers=n).to_json() for n in (1, 2))
+    few, both = (calibrate(r, images=(2, 3), seeds=20, checks=[4, 10], workers=n).to_json() for n in (1, 2))
     assert few == both

@@ -30,7 +30,7 @@ def planted(informative: int, prompts: int = 20, seeds: int = 40, **details: Any
     return Recording(names, scores[..., None], Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), **details)
 
 
-@pytest.mark.parametrize("step", [3, 8])
+@pytest.mark.parametrize("step", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_planted_step_is_found(step: int) -> None:
     recording, calls = planted(step), []
     found = tune(recording, BUDGETS, trials=80, seed=1, on_progress=lambda *a: calls.append(a))
