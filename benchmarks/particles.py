@@ -63,9 +63,9 @@ METHODS: dict[str, tuple[Callable[[int], Any], tuple[str, ...]]] = {
     "code": (lambda nfe: CODE, LATE),
     "svdd": (lambda nfe: "svdd", (*LATE, "vp-sde-weak", "renoise")),
     "rbf": (lambda nfe: {"name": "rbf", "initial": max(1, nfe // 20)}, (*LATE, "vp-sde-weak", "renoise")),
-    "drafts, smc": (lambda nfe: from_drafts("smc"), DRAFTED),
-    "drafts, code": (lambda nfe: from_drafts(CODE), DRAFTED),
-    "drafts, svdd": (lambda nfe: from_drafts("svdd"), DRAFTED),
+    "drafts, smc": (lambda nfe: from_drafts({"name": "smc", "n": nfe // 25}), DRAFTED),
+    "drafts, code": (lambda nfe: from_drafts({**CODE, "n": max(1, nfe // 50)}), DRAFTED),
+    "drafts, svdd": (lambda nfe: from_drafts({"name": "svdd", "n": max(1, nfe // 50)}), DRAFTED),
     "drafts, rbf": (lambda nfe: from_drafts("rbf"), DRAFTED),
     "rbf-published": (lambda nfe: {"name": "rbf-published", "initial": max(1, nfe // 20)}, SDE),
     "verifier-threshold": (lambda nfe: {"name": "verifier-threshold", "initial": max(1, nfe // 20)}, SDE),
@@ -81,7 +81,10 @@ def nested(n: int, keep: int) -> dict[str, Any]:
 
 
 def from_drafts(second: str | dict[str, Any]) -> dict[str, Any]:
-    """A search that goes on from the best of the initial noises that a fifth of the budget drafts."""
+    """A search that goes on from the best of the initial noises that a fifth of the budget drafts.
+
+    Its n is what the other four fifths pay for at 20 steps, which the drafter was made for.
+    """
     drafting = {"name": "seed-pruning", "keep": [], "levels": []}
     return {"name": "nested", "first": drafting, "second": second, "share": 0.2}
 

@@ -61,3 +61,15 @@ def test_pruning_takes_its_share_of_the_budget(nfe: int, rollout: int) -> None:
     assert result.spent.nfe <= nfe
     with pytest.raises(ValueError, match="needs one in evaluations"):
         search([""], Nested(SeedPruning(), svdd(2), share=0.5), Scripted(noisy(0)))
+
+
+@pytest.mark.parametrize("nfe", [40, 100])
+def test_a_second_part_beside_a_share_must_have_its_n(nfe: int) -> None:
+    with pytest.raises(
+        ValueError, match="share leaves svdd a part of the budget that it cannot be fitted to: set its n"
+    ):
+        Nested(SeedPruning(), svdd(), share=0.5)
+    (result,) = search([""], Nested(SeedPruning(), svdd(), share=0.5, n=2), Scripted(noisy(nfe)), f"{nfe}nfe")
+    assert result.images
+    assert result.spent.nfe <= nfe
+    assert Nested(SeedPruning(3), svdd(), share=0.5).n is None

@@ -39,8 +39,9 @@ class Nested:
     second: goes on from what first left alive, best first, at whatever steps they are, by its method `adopt`
         (core.Adopting): code, svdd, rbf, verifier-threshold, epsilon-greedy, smc or best-first. What first spent is
         counted, and second plans with the rest of the budget.
-    n: of second; None for as many as the budget affords.
-    share: of the budget, for pruning, where first is a seed pruning without a number of seeds.
+    n: of second; None for as many as the budget affords, where first has a number of seeds.
+    share: of the budget, for pruning, where first is a seed pruning without a number of seeds. It is known for a given
+        budget only, and so second must have its n, which is otherwise fitted by searches without a budget.
     """
 
     first: Algorithm = field(default_factory=TopNoises)
@@ -59,6 +60,10 @@ class Nested:
             raise ValueError(f"first needs its number of seeds: set n of {name_of(first)}, or share for a pruning")
         if self.n is not None and self.n != second.n:
             second = make_algorithm(second, n=self.n)
+        if self.share is not None and first.n is None and second.n is None:
+            raise ValueError(
+                f"share leaves {name_of(second)} a part of the budget that it cannot be fitted to: set its n"
+            )
         for name, value in {"first": first, "second": second, "n": second.n}.items():
             object.__setattr__(self, name, value)
 
