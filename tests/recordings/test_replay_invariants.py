@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -151,9 +152,24 @@ def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
     shared = priced and data.draw(st.booleans())
     if priced:
         algorithm = PriceOfCompute(**{**vars(algorithm), "width": 1})  # lockstep advances one at a time
-    engine, prompts = Spy(recording), len(recording.prompts)
     # With two caps, only the tighter one is in the task; where they cut differently, there is nothing to compare.
     assume(not priced or budget.nfe is None or budget.flops is None)
+    agree(recording, algorithm, budget, shared)
+
+
+@pytest.mark.parametrize(("seed", "prompts", "seeds", "nfe"), [(0, 2, 2, 5), (2, 2, 4, 5), (5, 1, 6, 5), (0, 3, 5, 7)])
+def test_lockstep_finishes_what_only_has_to_be_decoded(seed: int, prompts: int, seeds: int, nfe: int) -> None:
+    """A pot is empty before a prompt has an image, and all that is left to do for one costs no evaluation."""
+    rng = np.random.default_rng(seed)
+    scores, names = rng.normal(size=(prompts, seeds, 4, 1)).cumsum(2), tuple(str(i) for i in range(prompts))
+    recording = Recording(names, scores, Grid(levels(3)), ("a",), price=Price(Rates(10.0, 0.0, 3.0)))
+    algorithm = PriceOfCompute(forecast(3), seeds, price=1e-5, cap=2.0, kappa=1.0)
+    agree(recording, algorithm, Budget(nfe=nfe), shared=True)
+
+
+def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) -> None:
+    """Assert that lockstep and the loop pay the same, find the same, and keep to the budget."""
+    engine, prompts = Spy(recording), len(recording.prompts)
     task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
     loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
 

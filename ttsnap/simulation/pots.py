@@ -52,8 +52,9 @@ class _Round(NamedTuple):
 class Pots:
     """Each group of `size` neighbouring searches draws on one pot of `size` allowances.
 
-    held (B,): what each search is sure of, in evaluations: enough to finish its nearest particle; 0 once it has an
-    image. Arrays (G, size) are by pot. ValueError where the searches make no whole number of pots.
+    held (B,): what each search is sure of, in evaluations: enough to finish its nearest particle, which is 0 where that
+    only has to be decoded; 0 once it has an image. Arrays (G, size) are by pot. ValueError where the searches make no
+    whole number of pots.
     """
 
     def __init__(self, searches: int, size: int, task: Task) -> None:
@@ -98,8 +99,7 @@ class Pots:
             if spent + cost[member] + others + after[member] <= self.total:
                 go[pot, member] = True
                 spent, reserve = spent + cost[member], others + after[member]
-            elif held[member] > 0:
-                search = pot * self.size + member
+            elif not particles.finished[search := pot * self.size + member].any():  # where `held` may still be 0
                 last[search], rest = self._affordable(particles.of(search), self.total - spent - others)
                 spent, reserve = spent + rest, others
 
