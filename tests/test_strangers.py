@@ -487,7 +487,7 @@ anything = st.recursive(
 
 
 @every_reader
-@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_anything_anywhere_in_a_file_is_one_sentence_or_read(name: str, tmp_path: Path, data: st.DataObject) -> None:
     doc = READERS[name].doc

@@ -35,7 +35,9 @@ WALKS = np.random.default_rng(0).normal(size=(12, 24, STEPS + 1)).cumsum(-1)
 SETTINGS: dict[str, dict[str, Any]] = {
     "price-of-compute": {"forecast": fit(WALKS, LEVELS, estimates(2, 4, STEPS)), "price": 1.0}
 }
-some = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some, few = (
+    settings(max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]) for n in (5, 3)
+)
 
 
 class Coarse(Brightness):
@@ -119,7 +121,7 @@ def test_books_balance_and_every_prompt_gets_an_image(
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@some
+@few
 @given(
     nfe=st.integers(STEPS, 100),
     batch=st.integers(2, 11),

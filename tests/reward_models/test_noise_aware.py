@@ -82,6 +82,18 @@ def fit(made: NoiseAware, target: Tensor, lr: float, steps: int = 25) -> list[fl
     return losses
 
 
+every_kind = pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if name in {"pickscore", "open_clip"} or kind == "lora" else pytest.mark.slow)
+        for name in FAMILIES
+        for kind in OWN
+    ],
+)
+"""Every kind of student over two bases that are built differently, and one kind over each of the others; the rest is
+slow."""
+
+
 @pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_new_student_scores_as_its_base(name: str, kind: str, base_of: Callable[..., Scorer]) -> None:
@@ -96,8 +108,7 @@ def test_a_new_student_scores_as_its_base(name: str, kind: str, base_of: Callabl
     assert torch.equal(base(images, PROMPTS), before)
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("name", FAMILIES)
+@every_kind
 def test_gradients_reach_all_that_is_trainable_and_nothing_else(
     name: str, kind: str, base_of: Callable[..., Scorer]
 ) -> None:
@@ -160,8 +171,7 @@ def test_the_level_matters_through_its_embedding_only(kind: str, base_of: Callab
         assert any("embedding" in name.split(".")[0] for name in made.trainable()) == embedding
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("name", FAMILIES)
+@every_kind
 def test_batching_changes_nothing(name: str, kind: str, base_of: Callable[..., Scorer]) -> None:
     made = shake(student(base_of(name), kind, batch_size=2))
     images, levels = pictures(), torch.tensor([0.9, 0.2, 0.0, 0.25, 0.5, 0.52])
@@ -221,8 +231,7 @@ def test_stages_start_from_the_nearest_trained_level(base_of: Callable[..., Scor
     student(base_of("pickscore"), "lora").begin_stage(0.5)
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("name", FAMILIES)
+@every_kind
 def test_saved_students_score_the_same(name: str, kind: str, base_of: Callable[..., Scorer], tmp_path: Path) -> None:
     base, images = base_of(name), pictures()
     made = shake(student(base, kind, rank=2))
@@ -254,8 +263,7 @@ def test_make_reward_loads_folders_with_their_base(name: str, tmp_path: Path) ->
     assert all(p.dtype == torch.float32 for p in half.trainable().values())
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("name", FAMILIES)
+@every_kind
 def test_a_base_in_half_precision(name: str, kind: str, tmp_path: Path) -> None:
     base = load(name, tmp_path, dtype=torch.bfloat16)
     made, images = student(base, kind), pictures()

@@ -319,7 +319,7 @@ class Counted(FunctionReward):
 NAMES = ["smc", "svdd", "code", "rbf", "best-first", "best-of-n", "seed-pruning", "search-over-paths"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(NAMES),
     spec=st.sampled_from(ANY),
@@ -397,7 +397,7 @@ def test_dry_runs_price_gradients(weights: Any) -> None:
         assert costs[0].reward_calls == 2 * plain + asked * costs[0].gradients
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(NAMES), spec=st.sampled_from(ANY), decodes=st.one_of(st.none(), st.integers(8, 60)),
        calls=st.one_of(st.none(), st.integers(8, 60)), shared=st.booleans())  # fmt: skip
 def test_caps_on_decodes_and_reward_calls_hold_under_gradients(
