@@ -36,7 +36,7 @@ def drafts_of(result: Result) -> Any:
     budget=st.none() | st.integers(8, 120),
     batch=st.integers(1, 7),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_ledger_equals_counter(
     n: int, generations: int, parents: float, low: bool, levels: Any, draft_share: float, budget: Any, batch: int
 ) -> None:

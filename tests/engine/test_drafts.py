@@ -103,7 +103,7 @@ def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
     batch=st.integers(1, 7),
     stop_after=st.none() | st.integers(0, 15),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_ledger_equals_counter(
     seeds: int, share: float, check: int, calls: int | None, budget: int, batch: int, stop_after: int | None
 ) -> None:

@@ -29,7 +29,7 @@ from ttsnap.sampling.kernels import Sde
 from ..conftest import Brightness, Counted  # noqa: TID252
 
 PROMPTS = ["a", "b", "c"]
-relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class ByText(Counted):

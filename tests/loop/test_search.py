@@ -32,7 +32,7 @@ from ..conftest import Brightness  # noqa: TID252
 
 PROMPTS = ["a", "b", "c"]
 NAN = float("nan")
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def counts(result: Any) -> tuple[int, int, int]:

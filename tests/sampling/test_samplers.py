@@ -115,14 +115,14 @@ def crossed(names: Sequence[str], fast: set[tuple[str, str]]) -> list[object]:
 )
 def test_sde_marginals_do_not_depend_on_g(g: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
-    check_moments(run(Sde(path, denoiser.times, DIFFUSIONS[g]), denoiser, 1_000), denoiser)
+    check_moments(run(Sde(path, denoiser.times, DIFFUSIONS[g]), denoiser, 600), denoiser)
 
 
 @pytest.mark.parametrize(("name", "path"), crossed(NAMED, {("sigma", "vp"), ("tan", "cosine")}))
 def test_named_diffusions_keep_the_marginals(name: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
     kernel = make_kernel(f"sde:{name}:{0.2 if name == 'tan' else 1}", denoiser)
-    check_moments(run(kernel, denoiser, 1_000), denoiser)
+    check_moments(run(kernel, denoiser, 600), denoiser)
 
 
 def test_named_diffusions_are_those_of_rbf() -> None:
@@ -140,7 +140,7 @@ def test_named_diffusions_are_those_of_rbf() -> None:
 @pytest.mark.parametrize(("eta", "path"), crossed(["0.4", "1.0"], {("0.4", "linear"), ("1.0", "vp")}))
 def test_ddim_reproduces_the_mixture(eta: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
-    check_moments(run(Ddim(path, denoiser.times, float(eta)), denoiser, 1_000), denoiser)
+    check_moments(run(Ddim(path, denoiser.times, float(eta)), denoiser, 600), denoiser)
 
 
 def test_ddim_is_diffusers_step() -> None:
@@ -242,7 +242,7 @@ def test_wrong_drift_would_be_seen() -> None:
             return x - prediction.out * h + g * h.sqrt() * noise(keys, x), state
 
     with pytest.raises(AssertionError):
-        check_moments(run(Broken(Linear(), denoiser.times), denoiser, 1_000), denoiser)
+        check_moments(run(Broken(Linear(), denoiser.times), denoiser, 600), denoiser)
 
 
 def test_noise_belongs_to_the_key() -> None:

@@ -111,15 +111,15 @@ def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
 
 
 def test_drafts_are_worth_their_price_where_they_tell_much() -> None:
-    r, other = recording(30, 40, one=0.9, seed=1), recording(30, 40, one=0.9, seed=2)
+    r, other = recording(20, 30, one=0.9, seed=1), recording(30, 40, one=0.9, seed=2)
     drafted, plain = (
         PriceOfCompute(calibrate(r, checks=checks, images=(4,), seeds=30)) for checks in (None, [2, 4, 6, 10])
     )
     for shared in (False, True):
         more, less = (curve(other, a, ["40nfe"], 2, shared=shared) for a in (drafted, plain))
         assert more.mean[0] > less.mean[0] + 0.2
-    useless = PriceOfCompute(calibrate(recording(60, 40, one=0.0, seed=1), images=(4,), seeds=30))
-    nothing = recording(40, 60, one=0.0, seed=2)
+    useless = PriceOfCompute(calibrate(recording(40, 30, one=0.0, seed=1), images=(4,), seeds=30))
+    nothing = recording(40, 40, one=0.0, seed=2)
     assert curve(nothing, useless, ["40nfe"], 4).mean[0] > best_of_n_curve(nothing, ["40nfe"]).mean[0]
 
 

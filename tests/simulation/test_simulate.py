@@ -215,7 +215,7 @@ def test_enlarging_keeps_a_prompts_mean_and_spread() -> None:
 
 @pytest.fixture(scope="module")
 def priced() -> PriceOfCompute:
-    return PriceOfCompute(calibrate(recording(20, 40, seed=5), images=(3, 8, 20), seeds=80))
+    return PriceOfCompute(calibrate(recording(20, 40, seed=5), images=(3, 8, 20), seeds=40))
 
 
 def test_prices_fall_as_budgets_grow(priced: PriceOfCompute) -> None:
