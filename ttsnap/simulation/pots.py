@@ -95,11 +95,11 @@ class Pots:
         cost, held, after = asked.cost[pot], asked.held[pot], asked.after[pot]
         reserve, spent = held.sum(), asked.spent[pot]
         for member in np.flatnonzero(asked.wants[pot]).tolist():
-            others = reserve - held[member]
+            search, others = pot * self.size + member, reserve - held[member]
             if spent + cost[member] + others + after[member] <= self.total:
                 go[pot, member] = True
                 spent, reserve = spent + cost[member], others + after[member]
-            elif not particles.finished[search := pot * self.size + member].any():  # where `held` may still be 0
+            elif not particles.finished[search].any():  # held says less: 0 also where a decode is all that is left
                 last[search], rest = self._affordable(particles.of(search), self.total - spent - others)
                 spent, reserve = spent + rest, others
 
