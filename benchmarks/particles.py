@@ -120,6 +120,7 @@ def main() -> None:
             print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
             write(a.json, settings, done)
     print(table(done, a))
+    print(f"\nless what seed pruning finds with the model's own scheduler, prompt by prompt\n\n{paired(done, a)}")
 
 
 def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
@@ -137,6 +138,20 @@ def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
         share = np.mean([run["verifier_share"] for run in found])
         lines.append(f"| {name} | {kernel} | {budget} | {' | '.join(cells)} | {diversity(found)} | {nfe:.0f} | "
                      f"{flops / 1e12:.3f} | {share:.0%} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def paired(runs: dict[str, Any], a: argparse.Namespace) -> str:
+    """Markdown: as `table`, differences to seed pruning at the same budget, over the seeds that both were run with."""
+    names = ["reward", *a.held_out]
+    lines = ["| algorithm | kernel | budget | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, run in runs.items():
+        name, kernel, budget, seed = key.split("|")
+        if (base := runs.get(f"seed-pruning|pipeline|{budget}|{seed}")) is not None and base is not run:
+            more = {metric: np.subtract(run[metric], base[metric]) for metric in names}
+            groups.setdefault(f"| {name} | {kernel} | {budget} | ", []).append(more)
+    lines += [head + " | ".join(cell(found, metric) for metric in names) + " |" for head, found in groups.items()]
     return "\n".join(lines)
 
 
