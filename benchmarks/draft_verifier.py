@@ -125,7 +125,7 @@ class Verifier(nn.Module):
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, required=True, help="folder to keep everything in, and to go on from")
+    p.add_argument("--out", type=Path, required=True, help="folder to keep everything in; one for each setting")
     p.add_argument("--trajectories", type=int, default=24_576)
     p.add_argument("--epochs", type=float, default=6.0, help="how often a verifier sees each trajectory")
     p.add_argument("--lr", type=float, default=6e-4)
