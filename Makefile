@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ttsnap generate "$(PROMPT)" --budget "$(BUDGET)" --seed $(SEED) --compare best-of-n
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n auto --dist loadscope -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"
