@@ -120,7 +120,9 @@ def main() -> None:
             print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
             write(a.json, settings, done)
     print(table(done, a))
-    print(f"\nless what seed pruning finds with the model's own scheduler, prompt by prompt\n\n{paired(done, a)}")
+    for name, kernel in (("seed-pruning", "pipeline"), ("best-of-n", "")):
+        said = f"with the kernel {kernel}" if kernel else "with the same kernel"
+        print(f"\nless what {name} finds {said}, prompt by prompt\n\n{paired(done, a, name, kernel)}")
 
 
 def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
@@ -141,14 +143,18 @@ def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def paired(runs: dict[str, Any], a: argparse.Namespace) -> str:
-    """Markdown: as `table`, differences to seed pruning at the same budget, over the seeds that both were run with."""
+def paired(runs: dict[str, Any], a: argparse.Namespace, base_name: str, base_kernel: str) -> str:
+    """Markdown: as `table`, differences to an algorithm, with a kernel ("" for the same one), at the same budget.
+
+    Seeds that only one of the two was run with are left out.
+    """
     names = ["reward", *a.held_out]
     lines = ["| algorithm | kernel | budget | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, run in runs.items():
         name, kernel, budget, seed = key.split("|")
-        if (base := runs.get(f"seed-pruning|pipeline|{budget}|{seed}")) is not None and base is not run:
+        base = runs.get(f"{base_name}|{base_kernel or kernel}|{budget}|{seed}")
+        if base is not None and base is not run:
             more = {metric: np.subtract(run[metric], base[metric]) for metric in names}
             groups.setdefault(f"| {name} | {kernel} | {budget} | ", []).append(more)
     lines += [head + " | ".join(cell(found, metric) for metric in names) + " |" for head, found in groups.items()]
