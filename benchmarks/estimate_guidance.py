@@ -55,7 +55,7 @@ def main() -> None:
     p.add_argument("--trials", type=int, default=0, help="schedules that `tune` tries; 0: without")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()

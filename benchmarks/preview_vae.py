@@ -73,7 +73,7 @@ def main() -> None:
     p.add_argument("--live", type=int, default=8, help="captions of the live searches")
     p.add_argument("--vae", type=Path, help="folder of a trained preview VAE; trains one by default")
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--work", type=Path, help="folder to keep the training and the recording in, and to go on from")
     p.add_argument("--json", type=Path)

@@ -29,7 +29,7 @@ def parser(description: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     p.add_argument("--reward", default="scenes-learned")
     p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
     p.add_argument("--json", type=Path, help="file to keep runs in, and to go on from")
     return p
 

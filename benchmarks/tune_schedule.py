@@ -33,7 +33,7 @@ def main() -> None:
     p.add_argument("--trials", type=int, default=300)
     p.add_argument("--prompt-seed", type=int, default=1)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 is twice as fast as float32 on CPUs that have it")
+    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
