@@ -70,7 +70,7 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     for shared in ([], ["--shared"]):
         assert main([*argv, *shared, "--out", f"curves{len(shared)}"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "12 prompts x 20 seeds, honest ledger, mean scenes of the winner"
+        assert lines[0] == "12 prompts x 20 seeds, honest ledger, the winner's score: scenes"
         assert lines[1].split() == ["budget", "best-of-n", "tuned", "priced"]
         assert [line.split()[0] for line in lines[2:5]] == ["8nfe", "16nfe", "40nfe"]
         assert re.fullmatch(r"omega, % +0 +-?[\d.]+ ± [\d.]+ +-?[\d.]+ ± [\d.]+", lines[5])

@@ -190,6 +190,10 @@ def test_utilities() -> None:
     assert utility.mean(scores).tolist() == [15.5, 11.0, 6.5, 21.5]
     assert utility.rank_sum(scores).tolist() == [4.0, 4.0, 4.5, 7.5]
     assert utility.make([1, 0.1])(scores).tolist() == [4.0, 4.0, 4.0, 7.0]
+    assert utility.described("mean", ["a"]) == "a"
+    assert utility.described("mean", ["a", "b", "c"]) == "mean of a, b and c"
+    assert utility.described("rank_sum", ["a", "b"]) == "sum of the ranks of a and b"
+    assert utility.described([1, 0.5], ["a", "b"]) == "1 a + 0.5 b"
     with pytest.raises(ValueError, match="1 weights for 2 rewards"):
         utility.make([1])(scores)
     with pytest.raises(ValueError, match="finite"):

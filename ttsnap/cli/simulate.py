@@ -143,25 +143,27 @@ def _compare(a: Namespace, out: Path | None) -> int:
 
         found = study.curves(arguments.read(WorkerOptions, a).workers, progress)
     curves |= zip((name for name, _ in algorithms), found, strict=True)
-    print_curves(curves, recording, combine, a.ledger)
+    reward = utility.described(a.utility, recording.reward_names)
+    print_curves(curves, recording, combine, reward, a.ledger)
     for name, algorithm in algorithms:
         if a.ledger == "honest" and (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out, curves, " + ".join(recording.reward_names))
+        _write(out, curves, reward)
         print(f"curves.csv and curves.png in {out}")
     return 0
 
 
-def print_curves(curves: dict[str, Any], recording: Any, utility: Any, ledger: str = "honest") -> None:
-    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more."""
+def print_curves(curves: dict[str, Any], recording: Any, utility: Any, reward: str, ledger: str = "honest") -> None:
+    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more. `reward` is
+    the utility in words."""
     from ttsnap.simulation.simulate import compare
 
     base = curves["best-of-n"]
-    budgets, reward = base.budgets, " + ".join(recording.reward_names)
+    budgets = base.budgets
     prompts = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
-    print(f"{prompts} x {recording.seeds} seeds, {ledger} ledger, mean {reward} of the winner")
+    print(f"{prompts} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
     rows = [[str(b), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())] for i, b in enumerate(budgets)]
     if len(budgets) > 2:
         best, *versus = (compare(c, base, recording, utility) for c in (base, *_others(curves)))

@@ -117,7 +117,8 @@ def run(a: Namespace) -> int:
                   "the best survivor finished)")  # fmt: skip
         worth = tuned.held_out
         curves = dict(zip((BASE, a.algorithm, name), (worth.base, worth.default, worth.schedule), strict=True))
-        print_curves({key: curve for key, curve in curves.items() if curve is not None}, rest, combine)
+        reward = utility.described(a.utility, recording.reward_names)
+        print_curves({key: curve for key, curve in curves.items() if curve is not None}, rest, combine, reward)
     rival = "seed pruning" if handover is None else f"the pruning of {a.algorithm}"
     print(f"\n{_verdict(tuned, name, len(rest.prompts), f'{rival} as it is by default')}")
     if not math.isnan(tuned.fitted.omega):

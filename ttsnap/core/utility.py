@@ -52,4 +52,14 @@ def make(spec: str | Sequence[float]) -> Utility:
     return UTILITIES[spec]
 
 
+def described(spec: str | Sequence[float], rewards: Sequence[str]) -> str:
+    """What a utility of these rewards is, in words, as "mean of a and b", "1 a + 0.5 b", or just "a"."""
+    if not isinstance(spec, str):
+        return " + ".join(f"{weight:g} {name}" for weight, name in zip(spec, rewards, strict=True))
+    if len(rewards) == 1:
+        return rewards[0]
+    return f"{_WORDS[spec]} of {', '.join(rewards[:-1])} and {rewards[-1]}"
+
+
 UTILITIES: dict[str, Utility] = {"mean": mean, "rank_sum": rank_sum}
+_WORDS = {"mean": "mean", "rank_sum": "sum of the ranks"}
