@@ -11,6 +11,8 @@ from typing import Any
 
 from ttsnap.files.reading import foreign
 
+SAFE_PEFT = "0.20"
+"""The first peft that does not import whatever module a LoRA's file names (its `megatron_core`)."""
 _ADAPTER = "lora"
 
 
@@ -51,7 +53,12 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
     where: a folder, a .safetensors file, a hub id, or a hub id and a file of it (owner/name/file.safetensors). said:
     what messages begin with. ValueError where there is none, or where it does not fit the pipeline.
     """
+    from diffusers.utils import is_peft_available, is_peft_version
+
     family = type(pipe).__name__
+    if is_peft_available() and is_peft_version("<", SAFE_PEFT):
+        raise ValueError(f"{said}: peft before {SAFE_PEFT} runs a module that the file of a LoRA may name; update it: "
+                         f"pip install -U 'peft>={SAFE_PEFT}'")  # fmt: skip
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"{said}: diffusers loads no LoRA into a {family}")
     path = Path(where).expanduser()
