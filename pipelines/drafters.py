@@ -66,7 +66,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if where == HOT or where.endswith(HOT_FILE):
         settings = HOT_SETTINGS if where == HOT else read_hot(Path(where).expanduser())
         return Drafter(getattr(pipe, network), settings, calls)
-    key, state = ("draft", where, network), _state(base)
+    key, state = ("draft", where, network), (_state(base), _stamps(where))
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:
         kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
@@ -83,7 +83,9 @@ def _loaded(pipe: Any, network: str, where: str) -> Drafter:
         raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
     place = next(base.parameters())
     with foreign(f"{said}: cannot load it"):
-        net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
+        net = type(base).from_pretrained(
+            _found(where), subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True
+        )
     frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
     return Drafter(frozen, _settings(where, said))
 
@@ -178,12 +180,25 @@ def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None,
         return None, None
     for subfolder in (None, network):
         try:
-            config: dict[str, Any] = type(base).load_config(str(path) if path.exists() else where, subfolder=subfolder)
+            config: dict[str, Any] = type(base).load_config(_found(where), subfolder=subfolder)
         except OSError:
             continue
         if "_class_name" in config:
             return config, subfolder
     return None, None
+
+
+def _found(where: str) -> str:
+    """The path of a file or folder, or else the hub id that it must be."""
+    path = Path(where).expanduser()
+    return str(path) if path.exists() else where
+
+
+def _stamps(where: str) -> Hashable:
+    """When the weights of a drafter on disk were written, and their sizes: others may have taken their place."""
+    path = Path(where).expanduser()
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _fitting(base: Any, net: Any, said: str) -> nn.Module:

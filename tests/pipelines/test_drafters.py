@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -299,7 +300,9 @@ def test_the_settings_of_a_draft_on_the_hub(
 # --- other networks -----------------------------------------------------------------------------------------------
 
 
-def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python(tmp_path: Path) -> None:
+def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = FAMILIES["sd3"].build()
     other = copy.deepcopy(pipe.transformer)
     with torch.no_grad():
@@ -312,7 +315,8 @@ def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python
     base = denoiser(pipe, "sd3")
     x, steps, at = rows(base, 0, 2)
     found = {}
-    for draft in (str(tmp_path / "network"), other, f"{tmp_path / 'pipeline'}:3"):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for draft in ("~/network", other, f"{tmp_path / 'pipeline'}:3"):
         base.use_drafter(draft)
         found[base.drafter.settings.first_time, base.draft_calls] = base.draft(x, steps, at, 1)
         torch.testing.assert_close(
@@ -392,14 +396,17 @@ def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], 
     folder = lora(pipe)
     first = pipe.denoiser(**FAMILIES["sd3"].call)
     first.use_drafter(folder)
-    for file in (tmp_path / "draft").iterdir():
-        file.unlink()
     write_draft(folder, told(first_time=0.5))  # as after a check
     second = pipe.denoiser(**FAMILIES["sd3"].call)
     second.use_drafter(f"{folder}:2")
     assert second.drafter.net is first.drafter.net
     assert (first.drafter.settings, second.drafter.settings) == (told(), told(first_time=0.5))
     assert (first.draft_calls, second.draft_calls) == (1, 2)
+    (weights,) = (tmp_path / "draft").glob("*.safetensors")
+    os.utime(weights, (0, 0))  # others in its place
+    second.use_drafter(folder)
+    assert second.drafter.net is not first.drafter.net
+    weights.unlink()
     with pytest.raises(ValueError, match=r"there is no \.safetensors file in that folder"):
         upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
 
@@ -491,6 +498,18 @@ def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) ->
     assert (made.drafter.net, made.drafter.settings, made.draft_calls) == (made.net, settings, 2)
     with pytest.raises(ValueError, match=r"no such draft: .*cold\.json"):
         made.use_drafter(str(tmp_path / "cold.json"))
+
+
+def test_a_peft_that_runs_what_a_file_names_is_refused(
+    lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = upgrade(FAMILIES["sd3"].build())
+    folder = lora(pipe)
+    monkeypatch.setattr(
+        "diffusers.utils.is_peft_version", lambda operation, version: (operation, version) == ("<", "0.20")
+    )
+    with pytest.raises(ValueError, match=r"peft before 0\.20 runs a module .* pip install -U 'peft>=0\.20'"):
+        pipe.denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
 
 
 def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:
