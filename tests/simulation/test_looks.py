@@ -63,6 +63,11 @@ def test_a_draft_is_compared_with_what_costs_as_much() -> None:
     first, second = drafts_against_estimates(ranked(made()))
     assert (str(first.rival.seen), first.equals, first.pays) == ("estimate@0", 4, True)  # none is as cheap
     assert (str(second.rival.seen), second.pays) == ("estimate@1", True)
+    # Estimates that say the same of all seeds, as scores of 0 and 1 may at first, are no rivals where there are others.
+    flat = made()
+    flat.scores[:, :, 0] = 0
+    _, second = drafts_against_estimates(ranked(flat))
+    assert (str(second.rival.seen), second.pays) == ("estimate@1", True)
     worse, _ = drafts_against_estimates(ranked(made(-1)))
     assert worse.gain < 0
     assert not worse.pays
@@ -101,7 +106,14 @@ def test_what_cannot_be_noted_is_told_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     save_recording(made(folder="hub/draft"), "hub")
     assert main(["evaluate-draft", "hub"]) == 0
-    assert "not noted: hub/draft:1 is no local folder" in capsys.readouterr().out
+    assert "not noted: hub/draft:1 is no local folder of a drafter" in capsys.readouterr().out
+    for number, where in enumerate(("mine", "mine/settings.json", "embedded")):
+        if "." not in where:
+            Path(where).mkdir()
+        save_recording(made(folder=where), f"foreign{number}")
+        assert main(["evaluate-draft", f"foreign{number}"]) == 0
+        assert "not noted: " in capsys.readouterr().out
+    assert not any([*Path("mine").iterdir(), *Path("embedded").iterdir()])
     save_recording(made(guidance=None), "old")
     assert main(["evaluate-draft", "old"]) == 0
     assert "not noted: the recording does not say" in capsys.readouterr().out

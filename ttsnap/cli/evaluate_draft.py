@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli.help import new_parser
+from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
 
 if TYPE_CHECKING:
@@ -88,24 +89,31 @@ def _noted(recording: Recording, found: list[Against], file: str | None) -> str:
     from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, calls_of, note_check, note_hot_check
     from ttsnap.simulation.looks import figures_of
 
+    figures = figures_of(recording, found)
+    if not any(name.startswith("gain of ") for name in figures):
+        return "not noted: there is no prompt in which both the drafts' scores and the estimates' vary; record more"
     info = recording.info
     where, model, guidance = (info.get(key) for key in ("draft", "model", "draft_guidance"))
     if not (isinstance(where, str) and isinstance(model, str) and isinstance(guidance, int | float)):
         return "not noted: the recording does not say which drafter, model and guidance it was made with"
-    check = Checked(model, recording.grid.steps, float(guidance), figures_of(recording, found))
+    check = Checked(model, recording.grid.steps, float(guidance), figures)
     at = f"for {model}, {recording.grid.steps} steps, guidance {guidance:g}"
     name = calls_of(where)[0]
     if name == HOT or name.endswith(HOT_FILE):
         noted = Path(file or name).expanduser()
         if not noted.name.endswith(HOT_FILE):
             return "not noted: hot has no folder; with --note-in hot.json it is, and --draft hot.json knows of it"
+        if file is None and not noted.is_file():
+            return f"not noted: there is no file {noted}; --note-in FILE.json makes one"
         note_hot_check(noted, check)
         return f"noted in {noted} {at}; use it with --draft {noted}"
     if file is not None:
         raise ValueError(f"--note-in is for the drafter hot; {where} is noted in its own {DRAFT_FILE}")
     folder = Path(name).expanduser()
     folder = folder.parent if folder.is_file() else folder
-    if not folder.is_dir():
-        return f"not noted: {where} is no local folder"
+    # A recording may name any folder: it must be a drafter's, its own or that of a pipeline.
+    weights = (DRAFT_FILE, "*.safetensors", "*/*.safetensors")
+    if name == EMBEDDED or not any(any(folder.glob(pattern)) for pattern in weights):
+        return f"not noted: {where} is no local folder of a drafter"
     note_check(folder, check)
     return f"noted in {folder / DRAFT_FILE} {at}"

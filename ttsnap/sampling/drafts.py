@@ -61,9 +61,11 @@ class Checked(Bounded):
 
     @property
     def pays(self) -> bool:
-        """Whether some draft ranked seeds better than x0 estimates of about its cost, as far as that was noted."""
-        gains = [value for name, value in self.figures.items() if name.startswith("gain of ")]
-        return not gains or max(gains) > 0
+        """Whether some draft ranked seeds better than x0 estimates of about its cost, by more than chance may do (two
+        standard errors), as far as that was noted."""
+        gains = {name: value for name, value in self.figures.items() if name.startswith("gain of ")}
+        sure = (value > 2 * self.figures.get(f"error of the {name}", 0.0) for name, value in gains.items())
+        return not gains or any(sure)
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,10 @@ def write_draft(folder: str | Path, settings: DraftSettings) -> None:
 
 
 def write_settings(path: Path, settings: DraftSettings) -> None:
-    """Write a file of settings, whole or not at all."""
-    write_json(path, {"format": FORMAT, **to_json(settings)})
+    """Write a file of settings, whole or not at all. ValueError for what `parse_draft` would refuse."""
+    data = {"format": FORMAT, **to_json(settings)}
+    parse_draft(data, path)
+    write_json(path, data)
 
 
 # --- what it was checked for --------------------------------------------------------------------------------------
@@ -183,8 +187,10 @@ def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) 
     here = f"{model} at {steps} steps and guidance {guidance:g}"
     for check in settings.checked:
         if (check.model, check.steps, check.guidance_scale) == (model, steps, guidance):
-            return None if check.pays else (f"this draft was checked for {printable(here)}, and ranks seeds there no "
-                                            "better than x0 estimates do; leave draft out")  # fmt: skip
+            if check.pays:
+                return None
+            return (f"this draft was checked for {printable(here)}, and was found no better than x0 estimates there; "
+                    "leave draft out, or check it on more prompts")  # fmt: skip
     known = ", ".join(f"{c.model} at {c.steps} steps and guidance {c.guidance_scale:g}" for c in settings.checked[:5])
     return (
         f"this draft was not checked for {printable(here)}: how well it ranks seeds there is not known"

@@ -75,7 +75,7 @@ def drafts_against_estimates(looks: list[Ranked]) -> list[Against]:
     found = []
     for draft in (r for r in looks if isinstance(read_look(r.seen.look), Draft) and estimates):
         rivals = [r for r in estimates if r.nfe <= draft.nfe] or estimates[:1]
-        rival = max(rivals, key=lambda r: r.mean)
+        rival = max(rivals, key=lambda r: -1.0 if math.isnan(r.mean) else r.mean)
         gains = draft.spearman - rival.spearman
         equals = next((r.nfe for r in estimates if r.mean >= draft.mean), float("inf"))
         gain = float(np.nanmean(gains)) if np.isfinite(gains).any() else float("nan")
@@ -89,6 +89,7 @@ def figures_of(recording: Recording, found: list[Against]) -> dict[str, float]:
     for a in found:
         figures |= {f"spearman of {a.draft.seen}": round(a.draft.mean, 4), f"gain of {a.draft.seen}": round(a.gain, 4)}
         figures |= {f"error of {a.draft.seen}": round(a.draft.error, 4)}
+        figures |= {f"error of the gain of {a.draft.seen}": round(a.error, 4)}
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
