@@ -139,12 +139,12 @@ def main() -> None:
     pipe, call = load(), defaults()
     config = TrajectoryConfig(count=a.trajectories, seed=9_000_000, skipped=(11, 12, 14, 15, 17, 18, 19), batch=64)
     captions = SceneCaptions(config.seed)
-    settings = trajectories.settings_of(config, EMBEDDED, call, captions)
+    settings = trajectories.settings_of(config, EMBEDDED, call, captions, pipe.dtype)
     made = trajectories.make(pipe.denoiser(**call), captions, config, settings, a.out / "trajectories")
     data = Trajectories.read(made, settings)
     training = TrainingConfig(steps=a.steps, lr=a.lr, warmup=20, decay=0.6, precision="no")
     errors: dict[str, dict[str, float]] = {"packaged": {}}
-    for name in a.objectives:
+    for name in dict.fromkeys(["mse", *a.objectives]):  # to which the others are compared
         errors[name] = trained(name, pipe, call, data, training, a.out)
     plain = pipe.engine(list(REWARDS), batch_size=64, **call)
     prompts = sample_prompts(a.prompts, a.prompt_seed)

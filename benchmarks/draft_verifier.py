@@ -146,7 +146,7 @@ def main() -> None:
         count=a.trajectories, seed=30_000_000, skipped=(11, 12, 14, 15, 17, 18, 19), batch=64, compile=a.compile
     )
     captions = SceneCaptions(config.seed)
-    settings = trajectories.settings_of(config, EMBEDDED, call, captions)
+    settings = trajectories.settings_of(config, EMBEDDED, call, captions, pipe.dtype)
     made = trajectories.make(pipe.denoiser(**call), captions, config, settings, a.out / "trajectories")
     data = Trajectories.read(made, settings)
     reward = make_reward(REWARDS[0])

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """`pytest -n 2` hands out whole modules unless it is told another `--dist`: their tests share servers and fixtures."""
+    """`pytest -n 2` hands out whole modules, whose tests share fixtures, unless it is told another `--dist`."""
     if config.getoption("numprocesses", None) and config.getoption("dist") == "no":
         config.option.dist = "loadscope"
 

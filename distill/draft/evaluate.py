@@ -39,7 +39,8 @@ def evaluate(
         looks=[str(seen) for seen in LOOKS if seen.step < min(steps, config.trajectories.states)],
     )
     info: dict[str, Json] = {"model": config.model, "call": config.call, "weights": sha256(draft / WEIGHTS)}
-    info |= {"draft": str(draft), "draft_guidance": purpose.guidance_scale}  # ttsnap evaluate-draft reads them, too
+    # What ttsnap evaluate-draft reads, too.
+    info |= {"draft": str(draft.resolve()), "draft_guidance": purpose.guidance_scale}
     recording = record(engine, prompts, folder, options, info=info, progress_bar=bar)
     looks = ranked(recording)
     figures = figures_of(recording, drafts_against_estimates(looks))

@@ -40,7 +40,8 @@ def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str,
     try:
         type(pipe).save_lora_weights(temporary, **{f"{student.network}_lora_layers": layers}, save_function=save)
         digest = sha256(temporary / WEIGHTS)
-        describe(settings, card, temporary)
+        write_draft(temporary, settings)
+        write_text(temporary / CARD, card)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:
@@ -53,9 +54,3 @@ def about(student: DraftStudent) -> str:
     config = student.net.peft_config["default"].to_dict()
     config["target_modules"] = sorted(config["target_modules"])  # a set has another order in every process
     return json.dumps({f"{student.network}.{key}": value for key, value in config.items()}, sort_keys=True)
-
-
-def describe(settings: DraftSettings, card: str, folder: Path) -> None:
-    """Write draft.json and the card beside the weights."""
-    write_draft(folder, settings)
-    write_text(folder / CARD, card)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from ttsnap.distill import processes
-from ttsnap.distill.draft import trajectories
+from ttsnap.distill.draft import shards, trajectories
 from ttsnap.distill.draft.batches import Trajectories
 from ttsnap.distill.draft.card import card
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.evaluate import DRAFT, evaluate
-from ttsnap.distill.draft.export import describe, export
+from ttsnap.distill.draft.export import CARD, export
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
 from ttsnap.distill.draft.train import CHECKPOINTS, check, last_validation, train
@@ -26,10 +26,11 @@ from ttsnap.pipelines.compilation import compile_denoiser
 from ttsnap.files.lock import locked
 from ttsnap.files.settings import plain
 from ttsnap.files.typed import Json
+from ttsnap.files.writing import write_text
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.sampling.drafts import Checked, DraftSettings, TrainedFor
+from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
 from ttsnap.simulation.looks import Ranked
 
 COMMAND = "distill-draft"
@@ -63,23 +64,15 @@ def distill_draft(
         )
     member, looks = processes.member_of(accelerator, bar=bar), list[Ranked]()
     with ExitStack() as held:
-        processes.alone(accelerator, lambda: _begin(config, out, held))
         run = _Run(pipe, config, prompts, out, member)
+        processes.alone(accelerator, lambda: run.begin(held))
         if not (out / DRAFT / WEIGHTS).exists():
-            shards = trajectories.expected(config.trajectories, out / TRAJECTORIES)
-            check(config.training, len(shards) * config.trajectories.shard, member)
+            files = trajectories.expected(config.trajectories, out / TRAJECTORIES)
+            check(config.training, len(files) * config.trajectories.shard, member)
             student = run.train(run.trajectories())
             processes.alone(accelerator, lambda: run.export(student))
         processes.alone(accelerator, lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))
     return looks
-
-
-def _begin(config: DraftConfig, out: Path, held: ExitStack) -> None:
-    """What the first process does before the others go on. It holds the folder until the run ends."""
-    check_out(config, out)
-    held.enter_context(locked(out))
-    check_out(config, out)  # again: another process may have begun here just before
-    config.save(out / CONFIG)
 
 
 def check_out(config: DraftConfig, out: Path) -> None:
@@ -118,6 +111,15 @@ class _Run:
         """Arguments of the pipeline's call."""
         return dict(self.config.call or {})
 
+    def begin(self, held: ExitStack) -> None:
+        """What the first process does before the others go on. It holds the folder until the run ends."""
+        check_out(self.config, self.out)
+        held.enter_context(locked(self.out))
+        check_out(self.config, self.out)  # again: another process may have begun here just before
+        for made in sorted((self.out / TRAJECTORIES).glob("*.safetensors"))[:1]:
+            shards.read(made, self._settings)  # other prompts are refused, too: held-out ones may be among those
+        self.config.save(self.out / CONFIG)
+
     def trajectories(self) -> Trajectories:
         config, folder = self.config.trajectories, self.out / TRAJECTORIES
         denoiser = self.pipe.denoiser(**self.call)
@@ -140,7 +142,8 @@ class _Run:
         return student
 
     def export(self, student: DraftStudent) -> None:
-        export(student, self.pipe, *self._about([], ()), self.out / DRAFT)
+        settings = DraftSettings(first_time=self.config.training.first_time, trained_for=self._purpose)
+        export(student, self.pipe, settings, self._card([]), self.out / DRAFT)
 
     def evaluate(self, measured: Measured) -> Sequence[Ranked]:
         draft, folder = self.out / DRAFT, self.out / EVALUATION
@@ -148,21 +151,20 @@ class _Run:
             measured.reward, draft=str(draft), batch_size=self.config.trajectories.batch, **self.call
         )
         looks, checked = evaluate(engine, measured.prompts, self.config, self._purpose, folder, bar=self.member.shown)
-        describe(*self._about(looks, (checked,)), draft)
+        note_check(draft, checked)
+        write_text(draft / CARD, self._card(looks))
         return looks
 
     @property
     def _settings(self) -> dict[str, Json]:
         """What trajectories depend on."""
-        return trajectories.settings_of(self.config.trajectories, self.config.model, self.call, self.prompts)
+        config, dtype = self.config, self.pipe.dtype
+        return trajectories.settings_of(config.trajectories, config.model, self.call, self.prompts, dtype)
 
     @property
     def _purpose(self) -> TrainedFor:
         denoiser = self.pipe.denoiser(**self.call)
         return TrainedFor(self.config.model, denoiser.grid.steps, float(denoiser.scale))
 
-    def _about(self, looks: Sequence[Ranked], checked: tuple[Checked, ...]) -> tuple[DraftSettings, str]:
-        """What draft.json says, and the card."""
-        purpose, first = self._purpose, self.config.training.first_time
-        settings = DraftSettings(first_time=first, trained_for=purpose, checked=checked)
-        return settings, card(self.config, purpose, last_validation(self.out), looks)
+    def _card(self, looks: Sequence[Ranked]) -> str:
+        return card(self.config, self._purpose, last_validation(self.out), looks)

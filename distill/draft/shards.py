@@ -43,8 +43,11 @@ def digest(settings: Mapping[str, Json]) -> str:
 
 
 def write(path: Path, shard: TrajectoryShard, settings: Mapping[str, Json]) -> None:
-    """Write a shard, whole or not at all. OSError where the disk is full."""
+    """Write a shard, whole or not at all. ValueError for numbers that are not finite; OSError on a full disk."""
     tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError(f"trajectories from seed {shard.first_seed} on have numbers that are not finite in float16; "
+                         "give the model another --dtype, as float32, or a lower guidance")  # fmt: skip
     about = {
         "format": FORMAT,
         "digest": digest(settings),
@@ -65,8 +68,8 @@ def read(path: Path, settings: Mapping[str, Json]) -> TrajectoryShard:
             raise ValueError(f"its format is {about['format']}, this version of ttsnap reads {FORMAT}")
         if about["digest"] != digest(settings):
             raise ValueError(
-                "it was made with other settings (model, call, prompts or trajectories.*); use the same ones to go on "
-                "with it, or choose another folder"
+                "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same to go "
+                "on with it, or choose another folder"
             )
         prompts = typed("prompts", about["prompts"], tuple[str, ...])
         first, crc = typed("first_seed", about["first_seed"], int), typed("crc32", about["crc32"], int)

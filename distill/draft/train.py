@@ -49,7 +49,7 @@ def train(
     parameters = student.parameters
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     average = {name: p.detach().clone() for name, p in parameters.items()}
-    about: dict[str, Json] = {"training": determining(config), "trajectories": len(data), **settings}
+    about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
     first, checkpoint = 0, checkpoints.latest(out / CHECKPOINTS, about)
     if checkpoint is not None:
         first, tensors = checkpoint

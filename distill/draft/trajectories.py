@@ -23,9 +23,12 @@ from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Ode
 
 
-def settings_of(config: TrajectoryConfig, model: str, call: Mapping[str, Json], prompts: Prompts) -> dict[str, Json]:
-    """All that trajectories depend on, JSON-ready."""
-    return {"trajectories": determining(config), "model": model, "call": dict(call), "prompts": prompts.identity}
+def settings_of(
+    config: TrajectoryConfig, model: str, call: Mapping[str, Json], prompts: Prompts, dtype: torch.dtype
+) -> dict[str, Json]:
+    """All that trajectories depend on, JSON-ready. dtype: that of the model's weights."""
+    about: dict[str, Json] = {"model": model, "call": dict(call), "prompts": prompts.identity}
+    return {"trajectories": determining(config), **about, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def check(denoiser: Denoiser, config: TrajectoryConfig) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.distill.draft.prompts import Listed
 from ttsnap.distill.draft.run import Measured, distill_draft
 from ttsnap.pipelines import upgrade
 
-from ttsnap.sampling.drafts import TrainedFor, read_draft
+from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import Ranked
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.usefixtures("any_flops")
 HELD_OUT = ("a green tree", "a blue house")
 
 
-def run(config: DraftConfig, out: Path, name: str) -> Sequence[Ranked]:
+def run(config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS) -> Sequence[Ranked]:
     out.mkdir(exist_ok=True)
-    return distill_draft(pipe_of(name), config, PROMPTS, out, measured=Measured(HELD_OUT, Brightness()))
+    return distill_draft(pipe_of(name), config, prompts, out, measured=Measured(HELD_OUT, Brightness()))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -77,7 +78,10 @@ def test_a_finished_run_is_not_made_again_and_others_give_the_same_bytes(
 
     for done in ("trajectories._shard", "run.train"):
         monkeypatch.setattr(f"ttsnap.distill.draft.{done}", made)
-    again = run(config_of(), tmp_path / "one", "sd3")
+    monkeypatch.chdir(tmp_path)
+    note_check("one/draft", Checked("sd3", 9, 5.0))
+    again = run(config_of(), Path("one"), "sd3")
+    assert [check.steps for check in read_draft("one/draft").checked] == [9, STEPS]  # what was noted since stays
     assert [(look.seen, look.nfe, look.mean) for look in again] == [(look.seen, look.nfe, look.mean) for look in looks]
     card = (tmp_path / "one" / "draft" / "README.md").read_text()
     assert "| draft, 2 calls" in card
@@ -112,6 +116,9 @@ def test_other_settings_are_refused_before_anything_is_changed(tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=f"holds a run with other settings: {said}"):
             run(config_of(**sections), tmp_path, "sd3")
+    # Other prompts, of which some may be those that the draft is measured on.
+    with pytest.raises(ValueError, match=r"made with other settings \(model, dtype, call, prompts"):
+        run(config_of(), tmp_path, "sd3", Listed(["another prompt"]))
     assert bytes_in(tmp_path) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")

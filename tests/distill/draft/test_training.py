@@ -76,7 +76,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 
 def data_of(config: DraftConfig, folder: Path, name: str = "sd3") -> Trajectories:
     call = dict(config.call or {})
-    settings = trajectories.settings_of(config.trajectories, name, call, PROMPTS)
+    settings = trajectories.settings_of(config.trajectories, name, call, PROMPTS, torch.float32)
     denoiser = pipe_of(name).denoiser(**call)
     return Trajectories.read(trajectories.make(denoiser, PROMPTS, config.trajectories, settings, folder), settings)
 

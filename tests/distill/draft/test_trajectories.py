@@ -23,7 +23,7 @@ from .small import PROMPTS, STEPS, bytes_in, config_of, pipe_of
 def make(folder: Path, name: str = "sd3", member: Member = ALONE, **section: Any) -> list[Path]:
     config = config_of(name, trajectories=section)
     call = dict(config.call or {})
-    settings = trajectories.settings_of(config.trajectories, name, call, PROMPTS)
+    settings = trajectories.settings_of(config.trajectories, name, call, PROMPTS, torch.float32)
     return trajectories.make(pipe_of(name).denoiser(**call), PROMPTS, config.trajectories, settings, folder, member)
 
 
@@ -116,7 +116,7 @@ def test_files_of_other_settings_are_refused_before_anything_is_made(tmp_path: P
 def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     (path,) = make(tmp_path, count=2)
     config = config_of("sd3", trajectories={"count": 2})
-    settings = trajectories.settings_of(config.trajectories, "sd3", dict(config.call or {}), PROMPTS)
+    settings = trajectories.settings_of(config.trajectories, "sd3", dict(config.call or {}), PROMPTS, torch.float32)
     good = path.read_bytes()
     shard = shards.read(path, settings)
     assert shard.prompts == ("a red circle", "two dogs")
@@ -131,6 +131,8 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     save_file({"states": shard.states, "ends": shard.ends}, path)
     with pytest.raises(ValueError, match="is damaged"):
         shards.read(path, settings)
+    with pytest.raises(ValueError, match="from seed 7 on have numbers that are not finite in float16; give the model"):
+        shards.write(path, shards.TrajectoryShard(shard.prompts, 7, shard.states / 0, shard.ends), settings)
     bad = shards.TrajectoryShard(shard.prompts, 7, shard.states.float(), shard.ends)
     shards.write(path, bad, settings)
     with pytest.raises(ValueError, match="states must be finite float16 numbers, got float32"):
