@@ -297,8 +297,10 @@ def test_top_noises() -> None:
     top = sorted(range(10), key=lambda u: -score(u, 0))[:3]
     assert result.spent.nfe == 10 + 3 * 7
     assert sorted(np.flatnonzero(result.particles.finished).tolist()) == sorted(top)
-    with pytest.raises(ValueError, match="keep must be from 1 to n"):
-        TopNoises(2, 3)
+    with pytest.raises(ValueError, match="n and keep must be at least 1, got 2 and 0"):
+        TopNoises(2, 0)
+    (result,) = search([""], TopNoises(None, 3), Scripted(score), "31nfe")
+    assert result.spent.nfe == 31  # as many as the budget affords
 
 
 @pytest.mark.parametrize("first", [TopNoises(10, 3), SeedPruning(10, (0.3,), steps=(0,))])

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ttsnap import SeedPruning, search
+from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.code import CoDe, svdd
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
 from ttsnap.algorithms.nested import Nested, ttsnap_rbf
+from ttsnap.algorithms.noise_ascent import NoiseAscent
 from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.rbf import RBF
+from ttsnap.algorithms.refined import Refined
+from ttsnap.algorithms.search_over_paths import SearchOverPaths
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
+from ttsnap.algorithms.zero_order import ZeroOrder
+from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move, fresh
+from ttsnap.core.particles import Particles
 
 from ..scripted import Scripted, noisy  # noqa: TID252
 
-SECONDS = [RBF(2), VerifierThreshold(2), svdd(3), CoDe(n=3, block=3), SMC(4, 1.0), BestFirst(width=2), EpsilonGreedy(3)]
+SECONDS = [
+    *(RBF(2), VerifierThreshold(2), svdd(3), CoDe(n=3, block=3), SMC(4, 1.0), BestFirst(width=2), EpsilonGreedy(3)),
+    SearchOverPaths(streams=3, n=2),
+]
 
 
 @pytest.mark.parametrize("second", SECONDS, ids=lambda algorithm: name_of(algorithm))
@@ -73,3 +84,29 @@ def test_a_second_part_beside_a_share_must_have_its_n(nfe: int) -> None:
     assert result.images
     assert result.spent.nfe <= nfe
     assert Nested(SeedPruning(3), svdd(), share=0.5).n is None
+
+
+@pytest.mark.parametrize("algorithm", [RBF(2), VerifierThreshold(2), NoiseAscent(rounds=2)], ids=lambda a: name_of(a))
+def test_ranks_among_images_are_refused_where_one_is_valued_by_itself(algorithm: Any) -> None:
+    with pytest.raises(ValueError, match=f"rank_sum only ranks images among each other; {name_of(algorithm)} needs"):
+        search([""], algorithm, Scripted(noisy(1)), "90nfe", utility=utility.rank_sum)
+
+
+class Disliking(BestOfN):
+    """Best-of-N that rejects its best image in the end, as noise-ascent does what other rewards dislike."""
+
+    def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, Any]:
+        move, state = super().step(state, particles, rng)
+        return move or dataclasses.replace(fresh(0, 0), reject=particles.ranked()[:1]), state
+
+
+def test_what_the_first_search_rejects_is_neither_refined_nor_returned() -> None:
+    def score(uid: int, step: int) -> float:
+        return -float(uid)
+
+    (result,) = search([""], Refined(Disliking(4), ZeroOrder(rounds=3, n=2)), Scripted(score), "200nfe", keep=9)
+    first, *after = result.trace
+    assert set(first["parents"]) == {-1}
+    assert set(after[0]["parents"]) == {1}  # the second best
+    assert 0 not in {parent for move in after for parent in move["parents"]}
+    assert 0 not in {image.uid for image in result.images}

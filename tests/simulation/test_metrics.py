@@ -30,10 +30,12 @@ def test_equivalents() -> None:
     rewards = np.random.default_rng(0).normal(size=(40, 30))
     assert metrics.equivalent_n(metrics.best_of_n(rewards, 8).mean(), rewards) == pytest.approx(8)
     assert metrics.equivalent_n(99.0, rewards) == float("inf")
+    assert metrics.equivalent_n(metrics.best_of_n(rewards, rewards.shape[-1]).mean() + 1e-15, rewards) < 99  # rounding
     budgets, curve = np.array([10.0, 20, 40]), np.array([1.0, 2, 4])
     assert metrics.matching_budget(budgets, curve, 3.0) == 30
     assert metrics.matching_budget(budgets, curve, 0.5) == 10
     assert metrics.matching_budget(budgets, curve, 5.0) == float("inf")
+    assert metrics.matching_budget(budgets, curve, curve[-1] + 1e-15) == pytest.approx(budgets[-1])
 
 
 def test_prediction_metrics() -> None:

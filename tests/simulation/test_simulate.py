@@ -14,6 +14,7 @@ import pytest
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import ESTIMATE
@@ -131,6 +132,15 @@ def test_the_published_ledger_by_hand() -> None:
         curve(r, SeedPruning(None, (0.5,), steps=(3,)), ["100nfe"], 2, ledger=name) for name in ("honest", "published")
     )
     assert honest.most[0] <= 100 < published.most[0]
+    # A number of seeds is billed likewise, and taken where it is smaller than what the bill affords.
+    most, few = (curve(r, SeedPruning(n, (0.5,), steps=(3,)), ["100nfe"], 2, ledger="published") for n in (500, 2))
+    assert most.most[0] == published.most[0] > few.most[0]
+
+
+def test_seeds_that_all_start_at_once_are_as_many_as_fit() -> None:
+    r = recording()
+    found = curve(r, TopNoises(n=500, keep=2), ["30nfe", "45nfe"], 2)
+    assert found.most.tolist() == [30, 45]  # n + 2 (10 - 1): 12 and 27 seeds
 
 
 def test_the_published_ledger_rounds_survivors_as_the_notebooks_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
-from ttsnap.simulation.sizing import short_of_seeds
+from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 from ttsnap.simulation.tune import judge, tune
 
 BUDGETS = ["40nfe", "80nfe", "160nfe"]
@@ -79,6 +80,13 @@ def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:
     (few, enough) = (planted(3, seeds=n) for n in (30, 40))
     assert short_of_seeds(few, schedule, ["40nfe", "80nfe", "160nfe"]) == Budget(nfe=160)
     assert short_of_seeds(enough, schedule, ["40nfe", "80nfe", "160nfe"]) is None
+    # A number of its own is no reason to keep silent, and may be more than a budget pays for.
+    given = dataclasses.replace(schedule, n=500)
+    assert short_of_seeds(few, given, ["40nfe", "80nfe", "160nfe"]) == Budget(nfe=160)
+    assert short_of_seeds(few, dataclasses.replace(schedule, n=few.seeds), ["160nfe"]) is None
+    assert short_of_budget(few, given, ["40nfe", "80nfe", "160nfe"]) == Budget(nfe=160)
+    assert short_of_budget(few, dataclasses.replace(schedule, n=1), ["40nfe", "160nfe"]) is None
+    assert short_of_budget(few, schedule, ["40nfe"]) is None
 
 
 def test_the_lead_is_paired() -> None:

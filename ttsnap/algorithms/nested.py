@@ -37,8 +37,8 @@ class Nested:
 
     first: runs until it would finish an image; that move of it is not made.
     second: goes on from what first left alive, best first, at whatever steps they are, by its method `adopt`
-        (core.Adopting): code, svdd, rbf, verifier-threshold, epsilon-greedy, smc or best-first. What first spent is
-        counted, and second plans with the rest of the budget.
+        (core.Adopting): code, svdd, rbf, verifier-threshold, epsilon-greedy, smc, best-first or search-over-paths.
+        What first spent is counted, and second plans with the rest of the budget.
     n: of second; None for as many as the budget affords, where first has a number of seeds.
     share: of the budget, for pruning, where first is a seed pruning without a number of seeds. It is known for a given
         budget only, and so second must have its n, which is otherwise fitted by searches without a budget.

@@ -14,11 +14,13 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ttsnap.algorithms.options import name_of
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, ascend, fresh
 from ttsnap.core.needs import Gradient, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.core.utility import check_scores_each
 
 
 class State(NamedTuple):
@@ -88,6 +90,7 @@ class NoiseAscent:
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not s.asked:
+            check_scores_each(particles.utility, name_of(self))
             return self._start(s, particles)
         drop = reject = np.empty(0, int)
         new = int(particles.moved[0])

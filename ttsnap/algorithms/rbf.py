@@ -18,6 +18,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.core.utility import check_scores_each
 
 
 class Stream(NamedTuple):
@@ -88,6 +89,7 @@ class RBF:
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         task, now = state.task, len(particles)
+        check_scores_each(particles.utility, name_of(self))
         if state.done:
             return None, state
         if not now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -27,7 +28,8 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Refined:
-    """Each part is an algorithm, a name or {"name": ..., **options}; the price of the second is set aside.
+    """Each part is an algorithm, a name or {"name": ..., **options}. The price of the second is set aside where the
+    number of seeds of the first is fitted to the budget; a first part that plans by the budget itself leaves nothing.
 
     first: searches until it has no more to propose.
     second: goes on from the best finished image that first left alive, by its method `adopt`
@@ -64,10 +66,15 @@ class Refined:
             move, inner = self.first.step(state.inner, particles, rng)
             if move is not None and len(move):
                 return move, state._replace(inner=inner)
-            done = np.flatnonzero(particles.finished & particles.alive)
+            rejected = np.empty(0, int) if move is None else move.reject
+            done = np.setdiff1d(np.flatnonzero(particles.finished & particles.alive), rejected)
             if not len(done):
-                return None, state
+                return move, state
             best = done[[int(np.argmax(particles.value(done)))]]
             state = State(state.task, self.second.adopt(self.second.init(state.task), best, particles), True)
+            move, inner = self.second.step(state.inner, particles, rng)
+            if move is not None and len(rejected):
+                move = dataclasses.replace(move, reject=np.union1d(move.reject, rejected))
+            return move, state._replace(inner=inner)
         move, inner = self.second.step(state.inner, particles, rng)
         return move, state._replace(inner=inner)

@@ -65,7 +65,8 @@ class SearchOverPaths:
         return State(task.grid, max(self.streams, task.keep))
 
     def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
-        """Go on from these living particles at step 0, best first, in place of fresh seeds."""
+        """Go on from these living particles, best first, in place of fresh seeds: first to the level `start`, or where
+        they are beyond it, a step further than the foremost."""
         return state._replace(given=tuple(np.asarray(uids, int)[: state.streams].tolist()))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
@@ -73,9 +74,10 @@ class SearchOverPaths:
         if not at:
             first = int(np.clip(grid.step_at(self.start + _EPS), 2, end - 1))
             # All streams go on, so there is nothing to score for.
-            move = advance(particles, state.given, first, score=False) if state.given else (
-                fresh(state.streams, first, score=False))  # fmt: skip
-            return move, state._replace(at=first)
+            if not state.given:
+                return fresh(state.streams, first, score=False), state._replace(at=first)
+            first = max(first, int(particles.step[list(state.given)].max()) + 1)
+            return advance(particles, state.given, first, score=first == end), state._replace(at=first)
         if at == end:
             return None, state
         uids = particles.moved[particles.moved >= 0]

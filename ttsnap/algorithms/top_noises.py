@@ -26,18 +26,18 @@ class State(NamedTuple):
 class TopNoises:
     """Takes one evaluation for each seed, and the rest of the steps for each that is kept.
 
-    n: seeds, all scored at step 0 [ours].
-    keep: how many go on, at least as many as images are kept [ours].
+    n: seeds, all scored at step 0; None for as many as the budget affords [ours].
+    keep: how many go on, at least as many as images are kept, or all where there are fewer [ours].
     """
 
-    n: int = 32
+    n: int | None = 32
     keep: int = 2
     needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keep <= self.n:
-            raise ValueError(f"keep must be from 1 to n = {self.n}, got {self.keep}")
+        if self.keep < 1 or (self.n is not None and self.n < 1):
+            raise ValueError(f"n and keep must be at least 1, got {self.n} and {self.keep}")
 
     def init(self, task: Task) -> State:
         return State(task.grid.steps, max(self.keep, task.keep))

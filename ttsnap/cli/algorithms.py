@@ -71,6 +71,8 @@ def described(name: str, width: int = 80) -> str:
     for option in options:
         lines += _column(option.name, f"{option.text}{_default(option)}", column, width, INDENT)
     lines += ["", "example:", f"{INDENT}{_example(name, entry.needs)}"]
+    if any(option.default is inspect.Parameter.empty for option in options):
+        return "\n".join(lines)  # its file is made by the command that the option names
     given = next(({o.name: o.default} for o in options if isinstance(o.default, int | float)), {"n": 16})
     lines += ["", "as a file, for --algorithm FILE.json:", f"{INDENT}{json.dumps({'name': name, **given})}"]
     return "\n".join(lines)

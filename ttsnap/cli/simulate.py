@@ -51,6 +51,8 @@ examples:
       --budgets 400:4000:200tflop --ledger published
 """
 
+BASE = "best-of-n"
+"""With what searches are compared, and how tables and plots call it."""
 MOST_BUDGETS = 1000
 
 
@@ -109,10 +111,11 @@ def _compare(a: Namespace, out: Path | None) -> int:
     from tqdm import tqdm
 
     from ttsnap.algorithms import make_algorithm
+    from ttsnap.algorithms.best_of_n import BestOfN
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
-    from ttsnap.simulation.simulate import LEDGERS, Method, Study, best_of_n_curve, require_varied
-    from ttsnap.simulation.sizing import short_of_seeds
+    from ttsnap.simulation.simulate import LEDGERS, Method, Study, best_of_n_curve, require_varied, rising, unit_of
+    from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 
     if a.ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
@@ -122,14 +125,18 @@ def _compare(a: Namespace, out: Path | None) -> int:
     names = a.algorithms or ["seed-pruning"]
     stems = [Path(name).stem for name in names]
     algorithms = [
-        (name if stems.count(stem) > 1 else stem, make_algorithm(name))
+        (name if stems.count(stem) > 1 or stem == BASE else stem, make_algorithm(name))
         for stem, name in zip(stems, names, strict=True)
-        if name != "best-of-n"
+        if name != BASE
     ]
     if not a.algorithms and recording.draft_calls:
         algorithms.append(("without drafts", make_algorithm("seed-pruning", draft_share=0.0)))
+    if len(budgets) > 2:
+        rising(budgets)
+    if out is not None:
+        unit_of(budgets)  # of the plot; said now, not after the searches
     base = best_of_n_curve(recording, budgets, utility=combine)
-    curves = {"best-of-n": base}
+    curves = {BASE: base}
     priced = [isinstance(algorithm, PriceOfCompute) for _, algorithm in algorithms]
     methods = tuple(
         Method(algorithm, a.shared and has_price, "honest" if has_price else a.ledger)
@@ -145,7 +152,10 @@ def _compare(a: Namespace, out: Path | None) -> int:
     curves |= zip((name for name, _ in algorithms), found, strict=True)
     reward = utility.described(a.utility, recording.reward_names)
     print_curves(curves, recording, combine, reward, a.ledger)
-    for name, algorithm in algorithms:
+    for name, algorithm in [(BASE, BestOfN()), *algorithms]:
+        if (short := short_of_budget(recording, algorithm, budgets)) is not None:
+            print(f"up to {short} {name} is not paid for the {algorithm.n} seeds that it was given: here it takes as "
+                  "many as the budget pays for to the end, live it starts more and is cut off")  # fmt: skip
         if a.ledger == "honest" and (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
     if out is not None:
@@ -160,7 +170,7 @@ def print_curves(curves: dict[str, Any], recording: Any, utility: Any, reward: s
     the utility in words."""
     from ttsnap.simulation.simulate import compare
 
-    base = curves["best-of-n"]
+    base = curves[BASE]
     budgets = base.budgets
     prompts = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
     print(f"{prompts} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
@@ -186,7 +196,7 @@ def too_few_seeds(name: str, budget: Any, seeds: int) -> str:
 
 
 def _others(curves: dict[str, Any]) -> list[Any]:
-    return [c for name, c in curves.items() if name != "best-of-n"]
+    return [c for name, c in curves.items() if name != BASE]
 
 
 def read_recording(a: Namespace) -> Any:
@@ -276,7 +286,7 @@ def _write(out: Path, curves: dict[str, Any], reward: str) -> None:
     scale, label = (1e12, "TFLOPs") if unit == "flops" else (1, "denoiser evaluations" if unit == "nfe" else unit)
     figure = Figure(figsize=(10, 4), layout="constrained")
     level, gain = figure.subplots(1, 2)
-    base = curves["best-of-n"]
+    base = curves[BASE]
     x = [getattr(b, unit) / scale for b in base.budgets]
     for i, (name, c) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": "0.45", "linestyle": "--"} if c is base else {"color": f"C{i - 1}"}

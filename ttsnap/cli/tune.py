@@ -11,6 +11,7 @@ from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import (
+    BASE,
     add_recording_arguments,
     print_curves,
     read_budgets,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ttsnap.files.typed import Json
     from ttsnap.simulation.tune import Tuned
 
-BASE = "best-of-n"
-"""With what a schedule is compared, as `ttsnap simulate` calls it."""
 HANDED_OVER = "ttsnap-rbf"
 """The search whose first half is fitted, where it is not a pruning alone."""
 HELP = "fit a pruning schedule to a recording"

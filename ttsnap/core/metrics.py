@@ -55,14 +55,19 @@ def omega(budgets: FloatArray, method: FloatArray, baseline: FloatArray) -> floa
 def equivalent_n(value: float, rewards: FloatArray) -> float:
     """The N at which best-of-N reaches `value` in the mean over prompts: rewards (P, S); inf where none does."""
     curve = np.array([best_of_n(rewards, n).mean() for n in range(1, rewards.shape[-1] + 1)])
-    if value > curve[-1]:
+    if value > curve[-1] + _rounding(curve):
         return float("inf")
     return float(np.interp(value, curve, np.arange(1, len(curve) + 1)))
 
 
+def _rounding(curve: FloatArray) -> float:
+    """By how much two means that are equal may differ."""
+    return 1e-9 * max(1.0, float(np.abs(curve).max()))
+
+
 def matching_budget(budgets: FloatArray, method: FloatArray, target: float) -> float:
     """The budget at which a method's curve first reaches `target`, between its points; inf where it never does."""
-    above = np.flatnonzero(np.asarray(method) >= target)
+    above = np.flatnonzero(np.asarray(method) >= target - _rounding(np.asarray(method)))
     if not len(above):
         return float("inf")
     i = int(above[0])

@@ -36,8 +36,8 @@ def sized_for(
     engine = ReplayEngine(recording)
     budget = budget.on(recording.grid)
     task = task_for(budget, engine, shared)
-    if algorithm.n is None and ledger == "published":
-        seeds = min(recording.seeds, published_seeds(algorithm, task))
+    if ledger == "published":
+        seeds = min(recording.seeds, published_seeds(algorithm, task), algorithm.n or recording.seeds)
         assert isinstance(algorithm, SeedPruning)  # published_seeds refuses all others
         return task, PublishedPruning.of(algorithm, seeds)
     most = min(recording.seeds, algorithm.n or recording.seeds)
@@ -51,17 +51,33 @@ def sized_for(
 
 
 def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The first of these budgets that pays for more seeds than were recorded, so that less is found than would be
-    live; None where the recorded ones do for all, or the algorithm starts a number of its own."""
-    if algorithm.n is not None or isinstance(algorithm, PriceOfCompute):
+    """The first of these budgets that pays for more seeds than were recorded, of those that the algorithm would start,
+    so that less is found than would be live; None where the recorded ones do for all.
+
+    The price of compute starts as many as it finds worth it: at least those that best-of-N could finish are wanted.
+    """
+    if isinstance(algorithm, PriceOfCompute):
+        algorithm = BestOfN()
+    if algorithm.n is not None and algorithm.n <= recording.seeds:
         return None
-    engine = ReplayEngine(recording)
-    costs = dry_costs(algorithm, engine)
+    free, engine = dataclasses.replace(algorithm, n=None), ReplayEngine(recording)  # type: ignore[type-var]
+    costs = dry_costs(free, engine)
     for budget in (Budget.parse(b) for b in budgets):
-        sized = fit(algorithm, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
+        sized = fit(free, engine, budget.on(recording.grid), most=recording.seeds + 1, costs=costs)
         if sized.n is not None and sized.n > recording.seeds:
             return budget
     return None
+
+
+def short_of_budget(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
+    """The last of these budgets that does not pay for the number of seeds that the algorithm was given; None where all
+    do. Simulated it takes as many as are paid for to their ends; live it starts them all, as far as the budget goes."""
+    if algorithm.n is None or isinstance(algorithm, PriceOfCompute):
+        return None
+    engine = ReplayEngine(recording)
+    cost = dry_costs(algorithm, engine)(algorithm.n)
+    wanting = [b for b in map(Budget.parse, budgets) if b.on(recording.grid).shortfall(cost, engine.price) is not None]
+    return wanting[-1] if wanting else None
 
 
 def task_for(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from ttsnap.algorithms.pricing.forecast import Forecast, update
 from ttsnap.algorithms.pricing.reservation import break_even, look_up
 from ttsnap.algorithms.pricing.tariff import Tariff, tariff_of
-from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, ByStep, Look
 from ttsnap.core.moves import Kind, Move, Rows, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
+from ttsnap.core.utility import check_scores_each
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
@@ -112,10 +112,7 @@ class PriceOfCompute:
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         lead = particles.step.shape[:-1]
         if not len(particles):
-            if particles.utility is utilities.rank_sum:
-                raise ValueError(
-                    "rank_sum only ranks images among each other; price-of-compute needs a score of each: use mean"
-                )
+            check_scores_each(particles.utility, "price-of-compute")
             most = int(state.tariff.cap / max(state.tariff.costs[0], 1e-6)) + 1
             return fresh(min(self.n, most), 0, score=False), state
         begun = state.stage.shape == particles.step.shape
