@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ttsnap.distill.draft.config import DraftConfig
@@ -16,6 +17,7 @@ def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float],
     """In Markdown, as hubs show it. validation: errors on held-back trajectories; looks: none before evaluation."""
     data, training, measured = config.trajectories, config.training, config.evaluation
     scale = "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
+    made = math.ceil(data.count / data.shard) * data.shard  # in whole files
     head = f"""---
 library_name: diffusers
 base_model: {purpose.model}
@@ -36,7 +38,7 @@ the sampler ends elsewhere. It is told {training.first_time:g} of the true time 
 
 ## Training
 
-- {data.count:,} trajectories, of which {training.validation:,} were held back{_shortened(config)}
+- {made:,} trajectories, of which {training.validation:,} were held back{_shortened(config)}
 - {training.steps:,} steps of {training.batch} rows, rank {training.rank}, AdamW at {training.lr:g}{_started(config)}
 - no reward was used: one draft serves all rewards
 """

@@ -241,6 +241,8 @@ def test_events_and_traces_tell_drafts_from_estimates() -> None:
 def test_looks_are_read_and_written() -> None:
     assert str(Seen.read("draft:2@3")) == "draft:2@3"
     assert read_look("rollout:3").needs == {Need.ROLLOUT}
+    with pytest.raises(ValueError, match="a rollout takes at least 1 evaluation, got 0"):
+        read_look("rollout:0")
     for text in ("draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0", "draft:1@0x"):
         with pytest.raises(ValueError, match=r"look|draft takes at least 1 call"):
             Seen.read(text)

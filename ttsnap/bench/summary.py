@@ -112,7 +112,7 @@ def _values(images: Iterable[Found], prompts: Sequence[Prompt], name: str) -> Fl
     """(P,) a score of each prompt, the mean over its images that have one; nan where none has."""
     of: dict[int, list[float]] = {prompt.index: [] for prompt in prompts}
     for image in images:
-        value = {REWARD: image.reward, **image.metrics, **image.scores}.get(name)
+        value = {**image.metrics, **image.scores, REWARD: image.reward}.get(name)
         if isinstance(value, int | float) and image.index in of:
             of[image.index].append(float(value))
     return np.array([np.mean(values) if values else math.nan for values in of.values()])

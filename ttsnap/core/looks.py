@@ -70,6 +70,10 @@ class Rollout(Look):
     calls: int = 2
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUT})
 
+    def __post_init__(self) -> None:
+        if self.calls < 1:
+            raise ValueError(f"a rollout takes at least 1 evaluation, got {self.calls}")
+
     @property
     def name(self) -> str:
         return f"rollout:{self.calls}"
