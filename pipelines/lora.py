@@ -53,7 +53,7 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
     where: a folder, a .safetensors file, a hub id, or a hub id and a file of it (owner/name/file.safetensors). said:
     what messages begin with. ValueError where there is none, or where it does not fit the pipeline.
     """
-    from diffusers.utils import is_peft_available, is_peft_version
+    from diffusers.utils.import_utils import is_peft_available, is_peft_version
 
     family = type(pipe).__name__
     if is_peft_available() and is_peft_version("<", SAFE_PEFT):

@@ -506,7 +506,7 @@ def test_a_peft_that_runs_what_a_file_names_is_refused(
     pipe = upgrade(FAMILIES["sd3"].build())
     folder = lora(pipe)
     monkeypatch.setattr(
-        "diffusers.utils.is_peft_version", lambda operation, version: (operation, version) == ("<", "0.20")
+        "diffusers.utils.import_utils.is_peft_version", lambda operation, version: (operation, version) == ("<", "0.20")
     )
     with pytest.raises(ValueError, match=r"peft before 0\.20 runs a module .* pip install -U 'peft>=0\.20'"):
         pipe.denoiser(**FAMILIES["sd3"].call).use_drafter(folder)

@@ -44,7 +44,7 @@ class TopNoises:
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
-            return fresh(self.n, 0), state
+            return fresh(self.n or 1, 0), state
         if state.done:
             return None, state
         ranked = particles.ranked()
