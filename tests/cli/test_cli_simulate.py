@@ -66,6 +66,12 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     assert isinstance(priced, PriceOfCompute)
     assert priced.forecast.checks == estimates(1, 2, 4)
 
+    Path("best-of-n.json").write_text('{"name": "seed-pruning", "n": 16, "keep": [0.5], "levels": [0.5]}')
+    assert main(["simulate", inside, "--algorithms", "best-of-n.json", "--repeats", "2", *FEW]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split() == ["budget", "best-of-n", "best-of-n.json"]
+    assert "does not pay for the 16 seeds that best-of-n.json was given" in out
+
     argv = ["simulate", inside, "--algorithms", "best-of-n", "tuned.json", "priced.json", "--repeats", "4", *FEW]
     for shared in ([], ["--shared"]):
         assert main([*argv, *shared, "--out", f"curves{len(shared)}"]) == 0

@@ -153,9 +153,9 @@ def _compare(a: Namespace, out: Path | None) -> int:
     reward = utility.described(a.utility, recording.reward_names)
     print_curves(curves, recording, combine, reward, a.ledger)
     for name, algorithm in [(BASE, BestOfN()), *algorithms]:
-        if (short := short_of_budget(recording, algorithm, budgets)) is not None:
-            print(f"up to {short} {name} is not paid for the {algorithm.n} seeds that it was given: here it takes as "
-                  "many as the budget pays for to the end, live it starts more and is cut off")  # fmt: skip
+        if a.ledger == "honest" and (short := short_of_budget(recording, algorithm, budgets)) is not None:
+            print(f"up to {short} the budget does not pay for the {algorithm.n} seeds that {name} was given: here it "
+                  "takes as many as are paid for, live it starts more and is cut off")  # fmt: skip
         if a.ledger == "honest" and (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
     if out is not None:
