@@ -25,7 +25,6 @@ GRID = Grid(tuple(np.linspace(1, 0, 11)))
     ("text", "budget"),
     [
         ("400nfe", Budget(nfe=400)),
-        ("400", Budget(nfe=400)),
         ("1_000 NFE", Budget(nfe=1000)),
         ("2pflop", Budget(flops=2e15)),
         ("1.5TFLOPs", Budget(flops=1.5e12)),
@@ -48,6 +47,14 @@ def test_parse(text: str | None, budget: Budget) -> None:
 @pytest.mark.parametrize("text", ["", "nfe", "-5nfe", "0nfe", "4.5nfe", "10 parsecs", "3nfe,4nfe", "nan s", "1e999s"])
 def test_bad_budgets_are_shown(text: str) -> None:
     with pytest.raises(ValueError, match="budget"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("5", "5"), (5, "5"), (" 1_000 ", "1000"), ("400,30s", "400"), ("1e3", "1e3")]
+)
+def test_a_number_without_a_unit_is_refused_with_both_spellings(text: str | int, number: str) -> None:
+    with pytest.raises(ValueError, match=rf"does not say of what; write {number}nfe .* or {number}images"):
         Budget.parse(text)
 
 
@@ -167,7 +174,7 @@ def test_grid() -> None:
 @pytest.mark.parametrize("text", ["1e308nfe", "1e308images", "1e308flop", "1e300min", "1e16decodes", "9" * 400])
 def test_budgets_beyond_all_measure_are_one_sentence(text: str) -> None:
     with pytest.raises(
-        ValueError, match=r"budget \w+ must be a positive finite number up to|cannot read budget"
+        ValueError, match=r"budget \w+ must be a positive finite number up to|cannot read budget|does not say of what"
     ) as caught:
         Budget.parse(text)
     assert len(str(caught.value)) < 600

@@ -51,7 +51,7 @@ def test_good_fields_are_read() -> None:
     assert str(found.budget) == "60nfe"
     assert str(asked(budget="medium").budget) == "20images"
     assert asked(budget="5s").budget.nfe == 2000  # the demo's cap holds beside one in seconds
-    assert str(asked(budget="5").budget) == str(asked(budget=5).budget) == "5images"
+    assert str(asked(budget="5images").budget) == str(asked(budget="5 Images").budget) == "5images"
     assert asked(guidance=7, negative=" a  circle ").call == {
         "guidance_scale": 7.0,
         "num_inference_steps": 10,
@@ -115,14 +115,19 @@ def test_kernels_are_chosen_by_need() -> None:
 
 def test_budgets_are_put_into_words() -> None:
     words = {
-        text: budget_words(text, 10, Limits()) for text in ("5", "5 images", "150nfe", "10s", "1 image", "x", "999")
+        text: budget_words(text, 10, Limits())
+        for text in ("5images", "5 images", "150nfe", "10s", "1 image", "x", "999images", "12")
     }
-    assert words["5"] == words["5 images"] == "At most 50 evaluations of the model: as many as 5 whole images take."
+    assert (
+        words["5images"] == words["5 images"] == "At most 50 evaluations of the model: as many as 5 whole images take."
+    )
     assert "150 evaluations" in words["150nfe"]
     assert words["10s"].endswith("and 10 seconds.")
     assert words["1 image"].endswith("1 whole image take.")
     assert "cannot read" in words["x"]
-    assert "this demo allows 2,000" in words["999"]
+    assert "this demo allows 2,000" in words["999images"]
+    assert "12nfe" in words["12"]
+    assert "12images" in words["12"], "as everywhere, a number without a unit is neither"
 
 
 def test_algorithms_are_grouped_with_a_line_each() -> None:

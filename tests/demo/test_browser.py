@@ -129,7 +129,7 @@ def test_bad_words_are_explained(visit: Opener) -> None:
 def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(visit: Opener) -> None:
     page = visit()
     assert page.is_disabled("#stop")
-    choose(page, "5")
+    choose(page, "5images")
     page.wait_for_function("document.querySelector('#budget-hint').innerText.indexOf('50 evaluations') >= 0")
     page.click("#search")
     page.wait_for_selector("#stop:not([disabled])")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,7 @@ from ttsnap.service.algorithms import OFFERED, kernel_for
 from ttsnap.service.limits import SearchLimits, line_of
 
 BASELINE = "best-of-n"
-BUDGETS = f"12 (images), {', '.join(EFFORTS)}, 200nfe (evaluations), 5s"
+BUDGETS = f"12images, {', '.join(EFFORTS)}, 200nfe (evaluations), 5s"
 """How a budget may be written."""
 
 
@@ -189,7 +188,7 @@ def _read_guidance(value: Any, limits: Limits) -> float | None:
 
 
 def read_budget(text: Any, steps: int, limits: Limits) -> Budget:
-    """The budget, which may not exceed the demo's; a number without a unit is in images.
+    """The budget, which may not exceed the demo's.
 
     One without a cap on evaluations gets the demo's. ValueError for what cannot be read or is too much.
     """
@@ -198,7 +197,7 @@ def read_budget(text: Any, steps: int, limits: Limits) -> Budget:
     words = str(text).strip().lower()
     if not words:
         raise ValueError(f"the budget is empty; write it like {BUDGETS}")
-    budget = Budget.parse(f"{words}images" if re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", words) else words)
+    budget = Budget.parse(words)
     if budget.images is not None and not math.isfinite(budget.images * steps):
         raise ValueError(f"budget {_short(text)} is too large")
     asked = [cap for cap in (budget.nfe, budget.images and int(budget.images * steps)) if cap is not None]

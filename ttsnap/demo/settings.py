@@ -67,7 +67,7 @@ def restored(
         "guidance": call.get("guidance_scale"),
         "draft": (draft := payload.get("draft")) is not None and draft == offer.draft,
     }
-    plain = {"prompt": "x", "algorithm": forms.BASELINE, "rewards": [offer.rewards[0]], "budget": "1", "steps": 2,
+    plain = {"prompt": "x", "algorithm": forms.BASELINE, "rewards": [offer.rewards[0]], "budget": "1images", "steps": 2,
              "seed": 0, "keep": 1, "size": None, "model": offer.model, "negative": "", "guidance": None,
              "draft": False}  # fmt: skip
     accepted: dict[str, Any] = {}

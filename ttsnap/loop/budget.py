@@ -44,7 +44,10 @@ class Budget(PerKind[int | None], unset=None):
 
     @classmethod
     def parse(cls, text: str | Budget | int | None) -> Budget:
-        """Read "400nfe", "2pflop", "30s", "5min", several with commas; a bare whole number is in NFE."""
+        """Read "400nfe", "20images", "2pflop", "30s", "5min", several with commas.
+
+        ValueError for what cannot be read, and for a number without a unit, which could be evaluations or images.
+        """
         if text is None:
             return cls()
         if isinstance(text, Budget):
@@ -55,6 +58,12 @@ class Budget(PerKind[int | None], unset=None):
         sizes: dict[str, float] = {}
         for part in str(text).lower().replace("_", "").split(","):
             match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
+            if match and not match.group(2):
+                number = match.group(1)[:40]
+                raise ValueError(
+                    f"budget {str(text)[:80]!r} does not say of what; write {number}nfe (evaluations of the denoiser) "
+                    f"or {number}images (as many evaluations as so many images take)"
+                )
             name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
             if not name or name in whole or name in sizes:
                 raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
@@ -183,7 +192,7 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
         return "images", value
     if unit in _SECONDS:
         return "seconds", value * _SECONDS[unit]
-    if value == int(value) and (kind := _KIND_OF.get((unit or "nfe").removesuffix("s"))) is not None:
+    if value == int(value) and (kind := _KIND_OF.get(unit.removesuffix("s"))) is not None:
         return kind.name, value
     flop = re.fullmatch(r"([kmgtpe]?)flops?", unit)
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
