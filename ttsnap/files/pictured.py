@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ttsnap.files.reading import PICTURE_BYTES, picture_pixels, read_bytes
+from ttsnap.files.reading import PICTURE_BYTES, PIXELS, opened_picture, read_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -36,11 +36,20 @@ class Picture:
     def opened(self, where: object = "the picture") -> Image.Image:
         """In colours; a mask in black and white, white being painted anew. ValueError, which names `where`, for what is
         no picture."""
-        pixels = picture_pixels(self.data, where, formats=FORMATS, alpha=True)
-        if not self.mask:
-            return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
-        painted = pixels[..., 3] == 0 if pixels.shape[-1] == 4 else pixels.mean(-1) > 127
+        with opened_picture(self.data, where, FORMATS, PIXELS) as picture:
+            if not self.mask:
+                return picture.convert("RGB")
+            clear = picture.mode in ("RGBA", "LA")
+            pixels = np.asarray(picture.convert("RGBA" if clear else "RGB"))
+        painted = pixels[..., 3] == 0 if clear else pixels.mean(-1) > 127
         return Image.fromarray((255 * painted).astype(np.uint8))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height by the file's header: nothing is decoded, so that a large picture can be refused cheaply.
+        ValueError for what is no picture."""
+        with opened_picture(self.data, "the picture", FORMATS, PIXELS) as picture:
+            return picture.size
 
     @cached_property
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -53,21 +54,22 @@ async def form_of(
         raise RequestError(400, "an edit needs a picture: send it as the file image", "image", "missing_parameter")
     given = {"image": tuple(map(Picture, images)), "mask_image": tuple(Picture(data, mask=True) for data in masks)}
     for picture in (*given["image"], *given["mask_image"]):
-        _check(picture, limits)
+        await asyncio.to_thread(_check, picture, limits)  # decoding would hold up the event loop, and all clients
     pictures = {name: several if len(several) > 1 else several[0] for name, several in given.items() if several}
     return validated(Edit, _fields(form)), pictures
 
 
 def _check(picture: Picture, limits: Limits) -> None:
-    """RequestError for what is no picture, and for a large one."""
+    """RequestError for what is no picture, and for a large one, before that is decoded."""
     param = "mask" if picture.mask else "image"
     try:
-        size = picture.opened().size
+        width, height = picture.size
+        if max(width, height) > limits.side:
+            most = f"pictures have sides of at most {limits.side} pixels here"
+            raise RequestError(400, f"{most}, got {width} x {height}", param, "invalid_value")
+        picture.opened()  # damage shows where it is decoded
     except ValueError as error:
         raise RequestError(400, str(error), param, "invalid_image") from None
-    if max(size) > limits.side:
-        most = f"pictures have sides of at most {limits.side} pixels here"
-        raise RequestError(400, f"{most}, got {size[0]} x {size[1]}", param, "invalid_value")
 
 
 def _fields(form: FormData) -> dict[str, Any]:
