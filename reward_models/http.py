@@ -2,7 +2,8 @@
 
 POST URL with JSON {"prompts": [N], "levels": [N], "images": [N PNGs, base64]}; the reply is {"scores": [N]}, null where
 a score failed, or {"error": TEXT} with a status of 400 or more. GET URL replies {"name": NAME, "max_images": N}. Any
-server that speaks this will do; serve.py is one.
+server that speaks this will do; serve.py is one. The environment's TTSNAP_REWARD_KEY is sent along, for a server or a
+proxy that asks who calls: NAME:PASSWORD as Basic, anything else as Bearer authorization.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import random
 import ssl
 import sys
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ from ttsnap.reward_models.preprocess import check_images, to_levels
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.files.typed import Json
+from ttsnap.rewards.registry import refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
 
 T = TypeVar("T")
@@ -37,6 +40,9 @@ REPLY_BYTES, SCORE_BYTES = 2**20, 64
 """Most bytes of a reply, and as many more for each score in it."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+KEY = "TTSNAP_REWARD_KEY"
+"""The variable of the environment with the key of reward servers. None of their words are shown where it is set, as
+they may repeat it."""
 
 
 class HttpReward(RewardModel):
@@ -49,26 +55,31 @@ class HttpReward(RewardModel):
     """
 
     def __init__(self, url: str, *, name: str | None = None, timeout: float = 120.0, batch_size: int = 16) -> None:
+        refuse_credentials(url)
         try:
             where = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ValueError(f"{url!r} is no address: {error}") from None
+        read_key(KEY)  # refused at the start, if at all
         if where.scheme not in ("http", "https") or not where.host or not 0 < (where.port or 80) < 2**16:
             raise ValueError(f"a reward's address starts with http:// or https:// and a host, got {url!r}")
         if not timeout > 0 or batch_size < 1:
             raise ValueError(f"timeout must be positive and batch_size at least 1, got {timeout} and {batch_size}")
         self.url, self.timeout = url, timeout
+        self.shown = str(where.copy_with(query=None, fragment=None))
         try:
             about = self._ask(None, 0)
         except RuntimeError as error:
-            raise ValueError(f"no reward server at {url}: {error}; start one with ttsnap serve-reward") from error
+            raise ValueError(
+                f"no reward server at {self.shown}: {error}; start one with ttsnap serve-reward"
+            ) from error
         label, most = about.get("name"), about.get("max_images", batch_size)
         if not isinstance(label, str) or not 0 < len(label) <= 200 or not label.isprintable():
-            wrong = f"name = {label!r:.80}; it must be a printable text of at most 200 characters"
-            raise ValueError(f"the server at {url} gives {wrong}")
+            wrong = f"must give a printable text of at most 200 characters as name{_got(label)}"
+            raise ValueError(f"the server at {self.shown} {wrong}")
         if type(most) is not int or most < 1:
-            wrong = f"max_images = {most!r:.80}; it must be a whole number, at least 1"
-            raise ValueError(f"the server at {url} gives {wrong}")
+            wrong = f"must give a whole number, at least 1, as max_images{_got(most)}"
+            raise ValueError(f"the server at {self.shown} {wrong}")
         self.name, self.batch_size = name or label, min(batch_size, most)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
@@ -87,69 +98,113 @@ class HttpReward(RewardModel):
     def _read(self, reply: Json, n: int) -> Tensor:
         """(n,) float32 of the scores in a reply. RuntimeError where they are anything but n finite numbers or null."""
         if not isinstance(reply, list) or len(reply) != n:
-            raise RuntimeError(f"{self.url} must reply {n} scores, got {reply!s:.80}")
+            raise RuntimeError(f"{self.shown} must reply {n} scores{_got(reply)}")
         for score in reply:
             if score is not None and (type(score) not in (int, float) or abs(score) > FLOAT32_MAX):
-                raise RuntimeError(f"{self.url} must reply finite numbers or null as scores, got {score!r:.80}")
+                raise RuntimeError(f"{self.shown} must reply finite numbers or null as scores{_got(score)}")
         return torch.tensor([float("nan") if score is None else score for score in reply], dtype=torch.float32)
 
     def _ask(self, body: Mapping[str, Json] | None, scores: int) -> dict[str, Json]:
         """The JSON object that the server replies. RuntimeError says what came in its place."""
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        exchange = _exchange(self.url, data, self.timeout, REPLY_BYTES + SCORE_BYTES * scores)
-        status, text = finished(exchange)
+        status, text = finished(self._exchange(data, REPLY_BYTES + SCORE_BYTES * scores))
         if status != 200:
-            raise RuntimeError(f"{self.url} refused with status {status}: {_sentence(text)}")
+            raise RuntimeError(f"{self.shown} refused with status {status}{_sentence(text)}")
         try:
             answer = parse_json(text, "the reply")
         except ValueError as error:
-            raise RuntimeError(f"{self.url} did not answer with JSON: {error}") from error
+            raise RuntimeError(f"{self.shown} did not answer with JSON{_told(error)}") from None
         if not isinstance(answer, dict):
-            raise RuntimeError(f"{self.url} must answer with a JSON object, got {answer!s:.80}")
+            raise RuntimeError(f"{self.shown} must answer with a JSON object{_got(answer)}")
         return answer
+
+    async def _exchange(self, data: bytes | None, most: int) -> tuple[int, bytes]:
+        """Status and body of the reply to one request, after up to three attempts within `timeout` seconds."""
+        trouble = ""
+        try:
+            async with asyncio.timeout(self.timeout):
+                with read_proxies():
+                    client = httpx.AsyncClient(timeout=None, verify=_tls(), auth=_authorized)
+                async with client:
+                    for pause in PAUSES:
+                        try:
+                            status, text = await self._attempt(client, data, most)
+                            if status != 503:
+                                return status, text
+                            trouble = f"; before that, it refused with status 503{_sentence(text)}"
+                        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                            trouble = f"; before that, the connection failed{_told(error)}"
+                        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                    return await self._attempt(client, data, most)
+        except TimeoutError:
+            raise RuntimeError(f"{self.shown} did not answer within {self.timeout:g} s{trouble}") from None
+        except httpx.ConnectError as error:
+            raise RuntimeError(f"cannot connect to {self.shown}: {reason(error)}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            broke = f"the connection to {self.shown} broke before its reply was whole"
+            raise RuntimeError(f"{broke}{_told(error)}") from None
+
+    async def _attempt(self, client: httpx.AsyncClient, data: bytes | None, most: int) -> tuple[int, bytes]:
+        text = bytearray()
+        async with client.stream("GET" if data is None else "POST", self.url, content=data, headers=HEADERS) as reply:
+            async for part in reply.aiter_raw():
+                text += part
+                if len(text) > most:
+                    raise RuntimeError(f"{self.shown} replied more than {most:,} bytes")
+        return reply.status_code, bytes(text)
+
+
+def read_key(variable: str) -> str:
+    """The key in a variable of the environment, without the white space around it; "" where there is none.
+
+    ValueError, which does not show it, for one that no header of HTTP can hold: the words of a library would show it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError(f"{variable} holds white space or characters that no key has; set it again, from its source")
+    return key
+
+
+@contextmanager
+def read_proxies() -> Iterator[None]:
+    """Around the making of a client, which reads the environment's proxies: the words of the library may show part of a
+    password in them. ValueError that does not."""
+    try:
+        yield
+    except OSError:  # of certificates, which hold no secret
+        raise
+    except Exception:  # of httpx and whatever the openai package has in its place; which ones, they do not say
+        named = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY"
+        raise ValueError(f"{named} holds no address that can be read, as http://HOST:PORT; characters such as / and @ "
+                         "in a name or a password are written %2F and %40") from None  # fmt: skip
+
+
+def _authorized(request: httpx.Request) -> httpx.Request:
+    if key := read_key(KEY):
+        basic = "Basic " + base64.b64encode(key.encode()).decode()
+        request.headers["Authorization"] = basic if ":" in key else f"Bearer {key}"
+    return request
+
+
+def _told(error: Exception) -> str:
+    """What an exception says, unless it may quote a server that was sent a key."""
+    return f": {type(error).__name__ if read_key(KEY) else reason(error)}"
+
+
+def _got(value: Json) -> str:
+    """A value of a reply, unless the server was sent a key, which it may repeat."""
+    return "" if read_key(KEY) else f", got {value!r:.80}"
 
 
 def _sentence(text: bytes) -> str:
-    """What an error reply says, in so far as it can be printed."""
+    """What an error reply says, in so far as it can be printed; nothing where the server was sent a key."""
+    if read_key(KEY):
+        return ""
     try:
         said = str(parse_object(text, "it")["error"])
     except (ValueError, KeyError, TypeError):
         said = text.decode(errors="replace")
-    return printable(said[:300])
-
-
-async def _exchange(url: str, data: bytes | None, timeout: float, most: int) -> tuple[int, bytes]:
-    """Status and body of the reply to one request, after up to three attempts within `timeout` seconds."""
-    trouble = ""
-    try:
-        async with asyncio.timeout(timeout):
-            async with httpx.AsyncClient(timeout=None, verify=_tls()) as client:
-                for pause in PAUSES:
-                    try:
-                        status, text = await _attempt(client, url, data, most)
-                        if status != 503:
-                            return status, text
-                        trouble = f"; before that, it refused with status 503: {_sentence(text)}"
-                    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
-                        trouble = f"; before that, the connection failed: {reason(error)}"
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-                return await _attempt(client, url, data, most)
-    except TimeoutError:
-        raise RuntimeError(f"{url} did not answer within {timeout:g} s{trouble}") from None
-    except httpx.ConnectError as error:
-        raise RuntimeError(f"cannot connect to {url}: {reason(error)}") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise RuntimeError(f"the connection to {url} broke before its reply was whole: {reason(error)}") from error
-
-
-async def _attempt(client: httpx.AsyncClient, url: str, data: bytes | None, most: int) -> tuple[int, bytes]:
-    text = bytearray()
-    async with client.stream("GET" if data is None else "POST", url, content=data, headers=HEADERS) as reply:
-        async for part in reply.aiter_raw():
-            text += part
-            if len(text) > most:
-                raise RuntimeError(f"{url} replied more than {most:,} bytes")
-    return reply.status_code, bytes(text)
+    return f": {printable(said[:300])}"
 
 
 def finished(work: Coroutine[None, None, T]) -> T:

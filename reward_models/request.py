@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ttsnap.files.reading import parse_json, picture_pixels
 from ttsnap.files.typed import Json
 from ttsnap.rewards.scoring import score_in_parts
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 BATCH_PIXELS = 4096 * 4096
 """Most pixels that are decoded at a time, and so most of one image. A reward sees them as 12 bytes each, 201 MB."""
@@ -131,8 +133,9 @@ def score(reward: Reward, request: Request, device: torch.device | str = "cpu") 
         levels = torch.tensor([request.levels[row] for row in rows])
         images, prompts = images.to(device).div_(255), [request.prompts[row] for row in rows]
         scores[rows], reason = score_in_parts(reward, images, prompts, levels.to(device), reward.name)
-        if reason is not None:
-            raise RefusedError(500, reason)
+        if reason is not None:  # which may hold addresses and paths of this side
+            logger.warning("%s", reason)
+            raise RefusedError(500, "the reward failed; the server's log says why")
     return [None if np.isnan(value) else float(value) for value in scores]
 
 

@@ -146,7 +146,7 @@ def _error(status: int, sentence: str) -> JSONResponse:
 
 def _failed(request: Request, error: Exception) -> Response:
     logger.error("%s: a request failed", request.client, exc_info=error)
-    return _error(500, f"the server failed: {type(error).__name__}")
+    return _error(500, "the server failed; its log says why")
 
 
 def _refused(request: Request, error: Exception) -> Response:

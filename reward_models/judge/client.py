@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from ttsnap.reward_models.http import finished
+from ttsnap.reward_models.http import finished, read_key, read_proxies
 from ttsnap.reward_models.judge.cache import Cache, key_of
-from ttsnap.reward_models.judge.options import KEY, OPENAI, JudgeOptions
-from ttsnap.reward_models.judge.questions import Question, read_reply, read_usage
+from ttsnap.reward_models.judge.options import BASE_URL, KEY, MODEL, OPENAI, JudgeOptions
+from ttsnap.reward_models.judge.questions import Question, parse_answer, read_reply, read_usage
 
 from ttsnap.extras import install
-from ttsnap.files.reading import parse_object, reason
 from ttsnap.files.typed import Json
 
 try:
@@ -27,6 +25,13 @@ except ImportError as missing:
 logger = logging.getLogger(__name__)
 REPLY_BYTES = 2**20
 """Most bytes of a reply."""
+MEANT = {
+    401: f": the key is not accepted; check {KEY}",
+    403: f": the key may not ask this model; check {KEY} and {MODEL}",
+    404: f": there is no such model or address; check {MODEL} and {BASE_URL}",
+    429: ": too many questions, or no credit left; lower concurrency, raise retries, or look at your account",
+}
+"""What a status means for a judge. A server's own words are never shown: they may repeat the key that it was sent."""
 
 
 class Verdict(NamedTuple):
@@ -90,8 +95,9 @@ class Client:
     async def _all(self, asked: Sequence[tuple[Question, dict[str, Json]]]) -> list[Verdict]:
         o = self.options
         turns = asyncio.Semaphore(o.concurrency)
-        http = openai.DefaultAsyncHttpxClient(follow_redirects=False)  # images go to no other server than the user's
-        key = os.environ.get(KEY) or "none"  # the package wants one, servers of one's own mostly do not
+        with read_proxies():
+            http = openai.DefaultAsyncHttpxClient(follow_redirects=False)  # images go to the user's server only
+        key = read_key(KEY) or "none"  # the package wants one, servers of one's own mostly do not
         async with openai.AsyncOpenAI(
             api_key=key, base_url=o.base_url, timeout=o.timeout, max_retries=o.retries, http_client=http
         ) as client:
@@ -111,12 +117,16 @@ class Client:
         except TimeoutError:
             return self._failed(f"gave no answer within {self.options.timeout:g} s", 0)
         except openai.APIStatusError as error:
-            return self._failed(f"refused: {error}", 0)
+            return self._failed(f"refused with status {error.status_code}{MEANT.get(error.status_code, '')}", 0)
         except Exception as error:  # whatever the package or the connection raises costs this score only
-            return self._failed(f"could not be asked: {reason(error.__cause__ or error)}", 0)
+            # By its type alone: its words may quote the server, or a header.
+            what = type(error.__cause__ or error).__name__
+            return self._failed(f"could not be asked ({what}); is there a server at {self.options.base_url}?", 0)
         tokens = most = self.options.image_tokens * len(question.images)
+        if len(text) > REPLY_BYTES:
+            return self._failed(f"replied more than {REPLY_BYTES:,} bytes", 0)
         try:
-            reply = parse_object(text, "the reply")
+            reply = parse_answer(text, "the reply")
             counted = read_usage(reply)
             self.usage.answered += 1
             if counted is not None:
@@ -135,20 +145,18 @@ class Client:
         self.usage.money += (question * self.options.price_in + answer * self.options.price_out) / 1e6
 
     def _failed(self, why: str, tokens: int) -> Verdict:
-        """A verdict without a score. A server may repeat what it was sent: the key is taken out of what it says."""
+        """A verdict without a score."""
         self.usage.failed += 1
-        if key := os.environ.get(KEY):
-            why = why.replace(key, "***")
-        return Verdict(float("nan"), tokens, f"{self.options.model} {reason(ValueError(why))}")
+        return Verdict(float("nan"), tokens, f"{self.options.model} {why}")
 
 
 async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:
-    """The bytes of a successful reply."""
+    """The bytes of a successful reply, one more than REPLY_BYTES at least where there are too many."""
     text = bytearray()
     asking = client.chat.completions.with_streaming_response
     async with asking.create(model="", messages=[], extra_body=body) as reply:
         async for part in reply.iter_bytes():
             text += part
             if len(text) > REPLY_BYTES:
-                raise ValueError(f"the reply has more than {REPLY_BYTES:,} bytes")
+                break
     return bytes(text)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from ttsnap.reward_models.http import read_key
+
 from ttsnap.files.settings import Bounded, Bounds, Count, Natural, NotNegative, Positive, build, one_of
 
 MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
@@ -65,19 +67,20 @@ class JudgeOptions(Bounded):
             if "key" in name.lower() or name.lower() == "token":
                 raise ValueError(f"a key is no option of a judge, as options are written to files; set {KEY} instead")
             if not equals or name in values:
-                raise ValueError(f"cannot read the judge's options {text!r:.200}; write them as model=NAME,retries=4")
+                shown = "" if "@" in text else f" {text!r:.200}"  # that may be part of a password
+                raise ValueError(f"cannot read the judge's options{shown}; write them as model=NAME,retries=4")
             values[name] = _plain(value)
         return build(cls, values, "judge option ")
 
     def filled(self) -> JudgeOptions:
         """With the model and the server of the environment where this names none. ValueError where no model is named,
-        or a key is missing that the server asks for."""
+        a key is missing that the server asks for, or the key cannot be one."""
         model, base_url = self.model or os.environ.get(MODEL, ""), self.base_url or os.environ.get(BASE_URL, "")
         if not model:
             raise ValueError(f"a judge needs the name of a model: set {MODEL}, or write judge:yes:model=NAME")
         if base_url:
             _check_address(BASE_URL, base_url)
-        if not base_url and not os.environ.get(KEY):
+        if not read_key(KEY) and not base_url:
             raise ValueError(f"{OPENAI} wants a key: set {KEY}, or {BASE_URL} where another server is to be asked")
         return dataclasses.replace(self, model=model, base_url=base_url or OPENAI)
 
@@ -92,13 +95,13 @@ class JudgeOptions(Bounded):
 
 def _check_address(name: str, url: str) -> None:
     """ValueError unless it is the http address of a server, without a name, password or key in it."""
+    if "@" in url or "?" in url:
+        raise ValueError(f"{name} holds a name, a password or a query, which would show in messages; set {KEY} instead")
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 80) > 0
     except ValueError:
         raise ValueError(f"{name} is no address that can be read; write it like http://localhost:8000/v1") from None
-    if parts.username is not None or parts.password is not None or parts.query:
-        raise ValueError(f"{name} holds a name, a password or a query, which would show in messages; set {KEY} instead")
     if not fits:
         raise ValueError(f"{name} starts with http:// or https:// and a host, as {OPENAI}, got {url!r:.80}")
 

@@ -1,5 +1,7 @@
 """What a judge is asked, and how its answers are read. An answer is a stranger's data: it is checked, never trusted.
 
+No message quotes an answer: a server may repeat the key that it was sent, whole, in parts or encoded.
+
 The question of "yes" is VQAScore's (Lin et al., arXiv 2404.01291, `QUESTION` in vqa.py). VQAScore is P("Yes") over the
 whole vocabulary; an API shows the likeliest tokens only, so that here it is P(Yes) / (P(Yes) + P(No)), over all ways to
 write them. The rubric and the question about two images are ttsnap's own.
@@ -12,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ttsnap.files.reading import parse_object, printable
+from ttsnap.files.reading import parse_object
 from ttsnap.files.typed import Json
 
 TOP = 20
@@ -78,8 +80,7 @@ class Either(Answer):
                 p[word] += math.exp(logprob)
         both = p[self.first] + p[self.second]
         if not both > 0:
-            tokens = ", ".join(repr(_token(entry)[0][:20]) for entry in likely[:5])
-            raise ValueError(f"neither {self.first} nor {self.second} is among its likeliest first tokens: {tokens}")
+            raise ValueError(f"neither {self.first} nor {self.second} is among its likeliest first tokens")
         return p[self.first] / both
 
 
@@ -105,19 +106,18 @@ class Marks(Answer):
         message = _mapping(choice, "message")
         text = message.get("content")
         if isinstance(refusal := message.get("refusal"), str) and refusal:
-            raise ValueError(f"the judge refused: {printable(refusal[:200])}")
+            raise ValueError("the model refused to judge this image and prompt")
         if not isinstance(text, str):
-            raise ValueError(f"its content must be a text, got {text!r:.80}")
+            raise ValueError("its content must be a text")
         if choice.get("finish_reason") == "length":
             raise ValueError("it was cut off; raise answer_tokens")
-        marks = parse_object(text, "the rubric's answer")
+        marks = parse_answer(text, "its content")
         if set(marks) != set(self.criteria):
-            wanted, given = ", ".join(self.criteria), ", ".join(marks) or "none"
-            raise ValueError(f"it must hold marks for {wanted}, got {given!r:.200}")
+            raise ValueError(f"it must hold marks for {', '.join(self.criteria)}, and nothing else")
         found: list[int] = []
         for name, mark in marks.items():
             if type(mark) is not int or not 0 <= mark <= MOST:
-                raise ValueError(f"the mark for {name} must be a whole number from 0 to {MOST}, got {mark!r:.80}")
+                raise ValueError(f"the mark for {name} must be a whole number from 0 to {MOST}")
             found.append(mark)
         return sum(found) / len(found)
 
@@ -148,12 +148,20 @@ def rubric(prompt: str, criteria: Mapping[str, str]) -> str:
     return RUBRIC.format(most=MOST, criteria=listed, prompt=prompt)
 
 
+def parse_answer(text: str | bytes, what: str) -> dict[str, Json]:
+    """The JSON object in an answer; `what` names it. ValueError where it holds none that can be read."""
+    try:
+        return parse_object(text, what)
+    except ValueError:  # whose words quote it
+        raise ValueError(f"{what} must be a JSON object, whole and without a key that stands twice") from None
+
+
 def read_reply(reply: Mapping[str, Json], answer: Answer) -> float:
     """The score in the reply to a request. ValueError says what is wrong with it."""
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
-        raise ValueError(f"it must hold a list of choices, got {choices!r:.80}")
+        raise ValueError("it must hold a list of choices")
     return answer.read(choice)
 
 
@@ -170,7 +178,7 @@ def _mapping(holder: Mapping[str, Json], name: str) -> Mapping[str, Json]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"its {name} must be an object, got {value!r:.80}")
+        raise ValueError(f"its {name} must be an object")
     return value
 
 
@@ -181,4 +189,4 @@ def _token(entry: Json) -> tuple[str, float]:
         known = isinstance(token, str) and not isinstance(logprob, bool)
         if known and isinstance(logprob, int | float) and logprob <= ROUNDED:
             return str(token), float(logprob)
-    raise ValueError(f"a log-probability must be a token with a number of at most 0, got {entry!r:.80}")
+    raise ValueError("a log-probability must be a token with a number of at most 0")

@@ -11,6 +11,8 @@ import struct
 import sys
 import threading
 import time
+import traceback
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +25,10 @@ from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
 
-from ttsnap.rewards.registry import FunctionReward, make_reward
+from ttsnap.cli import main
+from ttsnap.rewards.registry import FunctionReward, heavy, make_reward
 from ttsnap.rewards.scoring import score_images
+from ttsnap.service.opening import offered
 
 from .test_serve import IMAGES, PROMPTS, serving
 
@@ -126,15 +130,16 @@ def test_scores_prompts_and_levels_survive_the_wire() -> None:
     assert seen == [(["a", "b 😀", "c"], [0.0, 0.25, 0.5]), (["d", "e"], [0.75, 1.0])]
 
 
-def test_a_failing_reward_costs_its_batch_only() -> None:
+def test_a_failing_reward_costs_its_batch_only_and_tells_clients_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def broken(images: Any, prompts: Any) -> Any:
         raise RuntimeError("no memory left")
 
     with serving(FunctionReward(broken)) as url:
         scores, reason = score_images(HttpReward(url), IMAGES, PROMPTS, torch.zeros(5), "served")
         assert reason is not None
-        assert "refused with status 500: broken: RuntimeError: no memory left" in reason
+        assert "refused with status 500: the reward failed; the server's log says why" in reason
     assert len(scores) == 5
+    assert "broken: RuntimeError: no memory left" in caplog.text
 
 
 def test_servers_that_do_not_answer_are_explained() -> None:
@@ -156,6 +161,95 @@ def test_servers_that_do_not_answer_are_explained() -> None:
     for timeout in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="timeout must be positive"):
             HttpReward("http://x", timeout=timeout)
+
+
+CREDENTIALS = [
+    "http://me:sk-secret@host:8765",
+    "http://sk-secret@host",
+    "https://me:sk-/secret@host",
+    "HTTP://me:sk-secret@host",
+    "ftp://me:sk-secret@host",
+    "http://me:sk-se@cret@host",
+    "http://me:sk-,a=secret@host",
+    "clip then http://me:sk-secret@host",
+    "judge:yes:model=x,base_url=http://me:sk-,secret@host/v1",
+    "noise-aware:folder on http://me:sk-secret@host",
+]
+
+
+@pytest.mark.parametrize("spec", CREDENTIALS)
+def test_an_address_with_credentials_is_refused_unseen(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for door in (make_reward, heavy, lambda spec: offered([spec], "m"), lambda spec: offered([f"x={spec}"], "m")):
+        try:
+            door(spec)
+        except ValueError as error:
+            told.append("".join(traceback.format_exception_only(error)))
+    commands = (["serve-reward", spec], ["serve", "embedded", "--rewards", spec], ["generate", "a", "--reward", spec])
+    for command in commands[: 3 if spec == CREDENTIALS[0] else 1]:
+        assert main(command) == 2
+    printed = capsys.readouterr()
+    for text in (*told, printed.out, printed.err):
+        assert "sk-" not in text
+        assert "secret" not in text
+    assert "address" in told[0]
+    assert "TTSNAP_REWARD_KEY" in told[0] or "base_url" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "sent"),
+    [
+        ("me:pass/word@1", f"Basic {b64encode(b'me:pass/word@1').decode()}"),
+        (" sk-secret-0123456\n", "Bearer sk-secret-0123456"),
+    ],
+)
+def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch: pytest.MonkeyPatch, key: str, sent: str) -> None:
+    """Whatever the server says that it was sent."""
+    monkeypatch.setenv("TTSNAP_REWARD_KEY", key)
+    heard: list[bytes] = []
+
+    def echo(answer: str, status: str = "200 OK", head: str = "HTTP/1.1") -> Act:
+        def act(connection: socket.socket) -> None:
+            heard.append(connection.recv(65536))
+            connection.sendall(f"{head} {status}\r\nConnection: close\r\n\r\n{answer}".encode())
+
+        return act
+
+    replies = [
+        echo(json.dumps({"error": sent}), "401 Unauthorized"),
+        echo(sent, f"403 {sent}"),
+        echo(json.dumps({"scores": sent})),
+        echo(json.dumps({"scores": [sent]})),
+        echo(json.dumps(sent)),
+        echo(json.dumps({sent: 1})[:-1] + "," + json.dumps({sent: 2})[1:]),
+        *[echo("", head=sent)] * 3,
+        *[echo(sent, "503 Busy")] * 3,
+    ]
+    told = []
+    with scripted(ABOUT, *replies, echo(json.dumps({"name": 1, "max_images": sent}))) as url:
+        client = HttpReward(f"{url}/?token=sk-secret-0123456")
+        for _ in range(8):
+            with pytest.raises(RuntimeError) as caught:
+                client(IMAGES[:1], ["a"])
+            told.append("".join(traceback.format_exception(caught.value)))
+        with pytest.raises(ValueError, match="as name") as refused:
+            HttpReward(url)
+    told.append("".join(traceback.format_exception(refused.value)))
+    assert all(f"authorization: {sent}".encode().lower() in head.lower() for head in heard)
+    for text in told:
+        for secret in (key.strip(), sent.split()[1]):
+            assert not [secret[at : at + 8] for at in range(len(secret) - 7) if secret[at : at + 8] in text]
+
+
+def test_a_key_or_a_proxy_that_cannot_be_one_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTSNAP_REWARD_KEY", "sk-a\nsecret")
+    with pytest.raises(ValueError, match=r"^TTSNAP_REWARD_KEY holds white space or characters that no key has"):
+        HttpReward("http://127.0.0.1:9")
+    monkeypatch.delenv("TTSNAP_REWARD_KEY")
+    monkeypatch.setenv("ALL_PROXY", "http://me:pass/word@host")
+    with pytest.raises(ValueError, match="ALL_PROXY or NO_PROXY holds no address") as caught:
+        HttpReward("http://127.0.0.1:9")
+    assert "'pass" not in "".join(traceback.format_exception_only(caught.value))
 
 
 def test_the_deadline_is_for_the_whole_batch() -> None:
@@ -206,10 +300,13 @@ def test_a_refusal_is_not_repeated_and_a_redirect_not_followed() -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        *(({"name": "x", "max_images": n}, "max_images = ") for n in (0, -1, True, "3", 2.5, None)),
+        *(
+            ({"name": "x", "max_images": n}, "whole number, at least 1, as max_images, got ")
+            for n in (0, -1, True, "3", 2.5, None)
+        ),
         ('{"name": "x", "max_images": 1e999}', "1e999 is too large a number"),
-        ({"max_images": 3}, "name = None"),
-        ({"name": "x\x1b[2J"}, r"name = 'x\\x1b\[2J'"),
+        ({"max_images": 3}, "printable text of at most 200 characters as name, got None"),
+        ({"name": "x\x1b[2J"}, r"as name, got 'x\\x1b\[2J'"),
         ("[" * 100_000, "nested too deeply"),
         ([1], r"must answer with a JSON object, got \[1\]"),
     ],
@@ -287,10 +384,10 @@ JSON = st.recursive(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([200, 500]), st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_reply_is_two_scores_or_an_error(monkeypatch: pytest.MonkeyPatch, status: int, text: bytes) -> None:
-    async def exchange(url: str, data: bytes | None, *_: Any) -> tuple[int, bytes]:
+    async def exchange(reward: HttpReward, data: bytes | None, most: int) -> tuple[int, bytes]:
         return (status, text) if data else (200, b'{"name": "x"}')
 
-    monkeypatch.setattr(http, "_exchange", exchange)
+    monkeypatch.setattr(HttpReward, "_exchange", exchange)
     scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2), "x")
     assert scores.shape == (2,)
     assert reason is None or reason.startswith("x: RuntimeError: http://x ")

@@ -7,9 +7,12 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+import traceback
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from ttsnap.reward_models.judge.questions import CRITERIA
 
 from ttsnap import make_algorithm, search
 from ttsnap.cli.configs import check_configs
+from ttsnap.results.outputs import Recorder, write_results
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.scoring import score_images
 
@@ -152,12 +156,12 @@ def test_a_full_or_failing_server_is_asked_again(stub: Stub) -> None:
 
 
 NOT_MARKS = [
-    ("no json", "cannot"),
+    ("no json", "cannot be used: its content must be a JSON object"),
     ('{"counts": 5}', "must hold marks for objects, attributes"),
-    (json.dumps(MARKS | {"counts": 11}), "whole number from 0 to 10, got 11"),
-    (json.dumps(MARKS | {"counts": 5.5}), "whole number from 0 to 10, got 5.5"),
-    (json.dumps(MARKS | {"counts": True}), "whole number from 0 to 10, got True"),
-    (json.dumps(MARKS | {"counts": "10"}), "whole number from 0 to 10, got '10'"),
+    (json.dumps(MARKS | {"counts": 11}), "whole number from 0 to 10"),
+    (json.dumps(MARKS | {"counts": 5.5}), "whole number from 0 to 10"),
+    (json.dumps(MARKS | {"counts": True}), "whole number from 0 to 10"),
+    (json.dumps(MARKS | {"counts": "10"}), "whole number from 0 to 10"),
     (json.dumps(MARKS | {"more": 1}), "must hold marks"),
     (None, "must be a text"),
 ]
@@ -177,9 +181,9 @@ def one_token(entry: Any) -> Any:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (raw("{}", 429, Retry_After="0"), "tiny refused: Error code: 429"),
-        (raw("oops", 500), "tiny refused: "),
-        (raw("{}", 404), "tiny refused: Error code: 404"),
+        (raw("{}", 429, Retry_After="0"), "tiny refused with status 429: too many questions, or no credit left"),
+        (raw("oops", 500), "tiny refused with status 500"),
+        (raw("{}", 404), "tiny refused with status 404: there is no such model or address; check TTSNAP_JUDGE_MODEL"),
         (raw("", 307, Location="http://127.0.0.1:1/"), "307"),
         (raw("not json"), "cannot be used: "),
         (raw(b"\xff\xfe"), "cannot be used: "),
@@ -187,15 +191,15 @@ def one_token(entry: Any) -> Any:
         (raw("[]"), "cannot be used: "),
         (raw('{"choices": []}'), "must hold a list of choices"),
         (raw('{"choices": {"0": 1}}'), "must hold a list of choices"),
-        (truncated, "could not be asked: "),
+        (truncated, "could not be asked ("),
         (drip, "gave no answer within 0.5 s"),
         (flood, "more than 1,048,576 bytes"),
         (slow(0.8, likely({"Yes": 1.0})), "gave no answer within 0.5 s"),
         (said({}), "there are no logprobs in it"),
         (said({"logprobs": None}), "there are no logprobs in it"),
-        (said({"logprobs": 3}), "logprobs must be an object, got 3"),
+        (said({"logprobs": 3}), "logprobs must be an object"),
         (said({"logprobs": {"content": [{"top_logprobs": {}}]}}), "there are no logprobs"),
-        (likely({"The": 0.9, "A": 0.1}), "neither yes nor no is among its likeliest first tokens: 'The', 'A'"),
+        (likely({"The": 0.9, "A": 0.1}), "neither yes nor no is among its likeliest first tokens"),
         (one_token({"token": "Yes", "logprob": 0.5}), "number of at most 0"),
         (one_token({"token": "Yes", "logprob": "0"}), "number of at most 0"),
         (one_token({"token": "Yes", "logprob": True}), "number of at most 0"),
@@ -217,7 +221,7 @@ def test_no_server(stub: Stub) -> None:
     scores, why = score_images(judge(base_url="http://127.0.0.1:9/v1"), IMAGES, PROMPTS, torch.zeros(3), "judge")
     assert np.isnan(scores).all()
     assert why is not None
-    assert "tiny could not be asked: " in why
+    assert "tiny could not be asked (ConnectError); is there a server at http://127.0.0.1:9/v1?" in why
 
 
 def test_one_failed_question_costs_one_score(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
@@ -361,12 +365,112 @@ def test_a_cache_that_cannot_be_written_costs_no_score(stub: Stub, tmp_path: Pat
 
 # --- secrets and addresses ------------------------------------------------------------------------------------------
 
+KEYS = [
+    "sk-very-secret-0123456789",
+    "sk-proj-" + "aB3_xY9-" * 20,
+    "0123456789abcdef0123456789abcdef",
+    "123456789012345678",
+    "c2VjcmV0LWtleSsvLw+/abcd==",
+    'sk-"quoted"\\back\\slash\'s',
+    "sk-%41%2Bpercent%20coded",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3",
+]
+
+
+def echoes(key: str) -> list[Any]:
+    """Answers of a server that repeats the key that it was sent."""
+    half, error = key[: len(key) // 2 + 4], {"error": {"message": f"bad key {key}", "code": key, "type": key}}
+    number = json.loads(key) if key.isdigit() else key
+    return [
+        raw(json.dumps(error), 401),
+        raw("x" * 290 + key, 500),
+        raw("x" * (300 - len(half)) + key, 400, Content_Type="text/plain"),
+        raw(f"<html><title>{key}</title></html>", 502, Content_Type="text/html"),
+        raw("{}", 403, X_Key=key, WWW_Authenticate=f'Bearer realm="{key}"'),
+        raw(quote(key) + b64encode(key.encode()).decode() + repr(key), 404),
+        raw("", 307, Location=f"http://127.0.0.1:1/?key={quote(key)}"),
+        raw(f"Bearer {key}"),
+        raw(json.dumps(key)),
+        raw(json.dumps({key: 1})[:-1] + "," + json.dumps({key: 2})[1:]),
+        raw(json.dumps({"choices": key, "usage": key})),
+        said({"logprobs": number}),
+        said({"logprobs": {"content": [{"top_logprobs": [{"token": key, "logprob": -1.0}]}]}}),
+        said({"logprobs": {"content": [{"top_logprobs": [{"token": "Yes", "logprob": key}]}]}}),
+        raw(f'{{"choices": [{{"logprobs": {{"content": [{{"top_logprobs": ["{key[:12]}', Content_Length="999"),
+    ]
+
+
+SETTINGS: dict[str, Any] = dict.fromkeys(["ttsnap", "model", "sampler", "algorithm", "budget"], "x") | {
+    "call": {},
+    "options": {},
+    "reward": "judge",
+}
+RUBRIC_ECHOES: list[Callable[[str], Any]] = [
+    words,
+    lambda key: words(json.dumps(MARKS | {key: 5})),
+    lambda key: words(json.dumps(MARKS | {"counts": key})),
+    lambda key: words(json.dumps(MARKS | {"counts": json.loads(key) if key.isdigit() else [key]})),
+    lambda key: said({"message": {"refusal": f"I was sent {key}", "content": key}}),
+    lambda key: said({"message": key}),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_part_of_a_key_is_in_any_message(
+    stub: Stub, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine: Any
+) -> None:
+    """Whatever the server says that it was sent: nothing of 8 characters of the key is told, logged, raised or kept."""
+    caplog.set_level(logging.DEBUG, "ttsnap")
+    monkeypatch.setenv("OPENAI_API_KEY", f"  {key}\n")
+    told = []
+    rubrics = [("rubric", act(key)) for act in RUBRIC_ECHOES]
+    for kind, act in [*(("yes", act) for act in echoes(key)), *rubrics]:
+        stub.default = act
+        with pytest.raises(RuntimeError) as caught:
+            judge(kind, cache=str(tmp_path / "cache"))(IMAGES[:1], ["a"])
+        told.append("".join(traceback.format_exception(caught.value)))
+        assert caught.value.__context__ is None
+    assert {headers["authorization"] for headers in stub.headers} == {f"Bearer {key}"}
+    stub.planned.extend([likely({"Yes": 0.7, "No": 0.2})] * 2)
+    stub.default = echoes(key)[0]
+    asked = engine(2, rewards=[make_reward("judge:yes:retries=0,cache=none")], batch_size=2)
+    recorder = Recorder()
+    (result,) = search(["a"], make_algorithm("best-of-n", n=4), asked, "16nfe", on_event=recorder)
+    write_results(tmp_path / "out", [result], recorder, SETTINGS)
+    files = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("status 401" in text for text in files)
+    parts = [key[at : at + 8] for at in range(len(key) - 7)]
+    for text in [*told, *files, caplog.text, repr(result)]:
+        assert not [part for part in parts if part in text]
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-a secret", "sk-a\nsecret", "sk-a\tsecret", "sk-\u200bsecret", "sk-\x7fsecret", "sk-é"]
+)
+def test_a_key_that_cannot_be_one_is_refused_unseen(stub: Stub, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match=r"^OPENAI_API_KEY holds white space or characters that no key has") as caught:
+        make_reward("judge")
+    assert "sk-" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://me:pass/word@host:80", "ftp://me:password@host", "http://me:password@host:pa"]
+)
+def test_a_proxy_that_cannot_be_read_is_refused_unseen(stub: Stub, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ValueError, match="ALL_PROXY or NO_PROXY holds no address") as caught:
+        judge()(IMAGES[:1], ["a"])
+    told = "".join(traceback.format_exception(caught.value))
+    assert "'pa" not in told
+    assert "me:" not in told
+
 
 def test_a_key_is_in_no_file_message_or_log(stub: Stub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     stub.planned.append(raw(json.dumps({"error": {"message": f"bad key {KEY}"}}), 401))
     asked = judge(cache=str(tmp_path / "cache"))
-    with pytest.raises(RuntimeError, match="bad key \\*\\*\\*") as caught:
+    with pytest.raises(RuntimeError, match=r"status 401: the key is not accepted; check OPENAI_API_KEY$") as caught:
         asked(IMAGES[:1], ["a"])
     assert caught.value.__cause__ is None
     asked(IMAGES[:1], ["a"])
@@ -388,7 +492,9 @@ def test_a_key_is_in_no_file_message_or_log(stub: Stub, tmp_path: Path, caplog: 
         ("judge:yes:detail=none", "unknown detail 'none'"),
         ("judge:yes:api_key=sk-x", "a key is no option of a judge"),
         ("judge:yes:base_url=ftp://x", "base_url starts with http"),
-        ("judge:yes:base_url=http://me:sk-x@host/v1", "base_url holds a name, a password"),
+        ("judge:yes:base_url=http://me:sk-x@host/v1", "a reward's address holds a name or a password"),
+        ("judge:yes:base_url=http://host/v1,model=gemini@001,retries=-1", "retries must be in"),
+        ("judge:yes:base_url=http://me:sk-x,sk-x=/@host/v1", "a reward's address holds a name or a password"),
         ("judge:yes:base_url=http://host/v1?key=sk-x", "base_url holds a name, a password"),
         ("judge:yes:base_url=http://host:x/v1", "is no address that can be read"),
     ],

@@ -80,9 +80,11 @@ def require_reward(a: Namespace) -> Any:
 
 def load_rewards(spec: Any, **where: Any) -> Any:
     """The rewards of --reward, on a device and in a dtype. ValueError for unknown ones."""
-    from ttsnap.rewards.registry import make_rewards
+    from ttsnap.rewards.registry import make_rewards, refuse_credentials
 
     names = [spec] if isinstance(spec, str) else list(spec)
+    for name in names:
+        refuse_credentials(name)
     with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):
         return make_rewards(spec, **where)
 

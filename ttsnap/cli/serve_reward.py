@@ -40,8 +40,9 @@ def run(a: Namespace) -> int:
         from ttsnap.reward_models.serve import RewardServer
     except ImportError as error:
         raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None
-    from ttsnap.rewards.registry import make_reward
+    from ttsnap.rewards.registry import make_reward, refuse_credentials
 
+    refuse_credentials(a.reward)
     limits = Limits(max_images=a.max_images)
     device, dtype = common.placement(a.device, a.dtype)
     with loading(f"the reward {a.reward}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
@@ -65,6 +66,22 @@ JUDGE = "judge"
 """The name of rewards that ask another machine. It is no name of REWARDS: only users may choose it, not their files."""
 
 
+def refuse_credentials(spec: object) -> None:
+    """ValueError, which does not show it, for a reward at an address with a name or a password.
+
+    To be called before a reward that a user names is printed. The values of a judge's options are looked at apart, as
+    names of models may have an @.
+    """
+    if not isinstance(spec, str):
+        return
+    parts = re.split(r",\w+=", spec) if f"{JUDGE}:" in spec else [spec]
+    if any("@" in part.partition("://")[2] for part in parts):
+        raise ValueError(
+            "a reward's address holds a name or a password, which would show in messages and files: leave out what is "
+            "before the @, and set TTSNAP_REWARD_KEY=NAME:PASSWORD, for a judge OPENAI_API_KEY (an @ of a path is %40)"
+        )
+
+
 def said(name: str, error: Exception) -> str:
     """What a reward's exception says, in words."""
     return f"{name}: {type(error).__name__}: {error}"
@@ -116,6 +133,7 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     ValueError that says what was wrong.
     """
     weights = name = asked = ""
+    refuse_credentials(spec)
     more = dict[str, Any](device=device, dtype=dtype)
     if isinstance(spec, str) and " then " in spec:
         early, late = (make_reward(part.strip(), device=device, dtype=dtype) for part in spec.split(" then ", 1))
@@ -154,6 +172,7 @@ def heavy(spec: Spec) -> bool:
     """Whether a reward that a user gives is worth a device of its own (`RewardModel.heavy`) and reads nothing but
     images and prompts, so that it can have one. Nothing is loaded for it; a file or module that you name is imported,
     that is, executed. ValueError for an unknown one."""
+    refuse_credentials(spec)
     if isinstance(spec, str):
         if " then " in spec:
             return any(heavy(part.strip()) for part in spec.split(" then ", 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ttsnap.options.model import PACKAGED
+from ttsnap.rewards.registry import refuse_credentials
 from ttsnap.scenes import caption, parse
 
 
@@ -14,6 +15,7 @@ def offered(given: Sequence[str], model: str) -> dict[str, str]:
         raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
     rewards: dict[str, str] = {}
     for text in given or ["scenes"]:
+        refuse_credentials(text)
         name, equals, spec = text.partition("=")
         if not equals or not name.replace("-", "").replace("_", "").isalnum():
             name, spec = text, text
