@@ -110,7 +110,7 @@ def test_an_actor_that_dies_for_good_while_a_search_is_cancelled_ends_all_with_w
     assert first.done
     assert second.done
     assert not run.busy
-    assert any("died 3 times in a row" in warning for warning in second.jobs[0].warnings)
+    assert any("died 3 times in a row" in warning for warning in map(str, second.jobs[0].warnings))
 
 
 def fair_pool(mixture: Any, *, fair: bool = True) -> LocalPool:

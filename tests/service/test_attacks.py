@@ -6,7 +6,7 @@ import io
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -82,7 +82,7 @@ def animated_webp() -> bytes:
     return bytes(data)
 
 
-BOMBS = {
+BOMBS: dict[str, Callable[[], bytes]] = {
     "png": huge_png,
     "animated png": animated_png,
     "jpeg": huge_jpeg,
@@ -101,7 +101,12 @@ def test_a_picture_that_is_a_bomb_is_refused_undecoded(
     assert len(bomb) < 300_000
     decoded: list[Any] = []
     load = ImageFile.ImageFile.load
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: decoded.append(picture.size) or load(picture))
+
+    def watched(picture: ImageFile.ImageFile) -> Any:
+        decoded.append(picture.size)
+        return load(picture)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
     files = {"image": ("a", png(Image.new("RGB", (32, 32))))} | {param: ("a", bomb)}
     reply = httpx.post(f"{attacked.url}/v1/images/edits", data={"prompt": PROMPT}, files=files)
     assert reply.status_code == 400

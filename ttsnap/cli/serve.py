@@ -89,6 +89,7 @@ def run(a: Namespace) -> int:
     load_torch()
     try:
         from ttsnap.service.keys import Keys
+        from ttsnap.service.logs import log_to_stderr
         from ttsnap.service.server import GenerationServer
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
@@ -120,6 +121,7 @@ def run(a: Namespace) -> int:
                 server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
         except (OSError, OverflowError) as error:
             raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+        log_to_stderr()
         _serve(server, offer, keys)
     print("stopped")
     return 0

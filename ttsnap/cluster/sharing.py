@@ -10,21 +10,26 @@ from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.loading import load_object
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
-from ttsnap.rewards.registry import make_rewards
+from ttsnap.rewards.registry import RewardError, make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 
 
 @dataclass(frozen=True)
 class Sharing:
     """Makes the engine of a recipe from a pipeline and rewards that stay loaded for as long as the process lives, for
-    all recipes of one model. The recipe names its rewards, and no scheduler."""
+    all recipes of one model. The recipe names its rewards, and no scheduler. names: what results call its rewards."""
 
     recipe: Recipe
+    names: tuple[str, ...]
 
     def build(self) -> LiveEngine:
-        """As Recipe.build."""
+        """As Recipe.build; but RewardError where a reward cannot be loaded, which is no mistake of the recipe."""
         model = self.recipe.model
-        rewards = [_reward(spec, model) for spec in self.recipe.reward]
+        try:
+            made = [_reward(spec, model) for spec in self.recipe.reward]
+        except ValueError as error:
+            raise RewardError(str(error)) from error
+        rewards = [reward.called(name) for name, reward in zip(self.names, made, strict=True)]
         return replace(self.recipe, reward=rewards).engine_of(_pipe(model))
 
 

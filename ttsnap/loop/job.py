@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,20 @@ from ttsnap.loop.ledger import Ledger
 logger = logging.getLogger(__name__)
 MOST_HELD = 2**32
 """Bytes of finished images or videos of one prompt above which only the best are held: one video may take 400 MB."""
+
+
+class Notice(NamedTuple):
+    """What the user should know of a search: a sentence of ours, and what a reward or a device said, if anything.
+
+    The sentence may be shown to anyone. What others said may hold addresses, paths and worse: it is for whoever runs
+    the search.
+    """
+
+    sentence: str
+    said: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sentence}: {self.said}" if self.said else self.sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Job:
     images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
     rejected: set[int] = dataclasses.field(default_factory=set)
     trace: list[TracedMove] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[Notice] = dataclasses.field(default_factory=list)
     failures: int = 0
     idle: int = 0
 
@@ -133,7 +148,8 @@ class Job:
                 found[uid] = picture and Here(picture.fetch(), picture.level)
             except PictureLost as lost:
                 seed = self.particles.seed[uid]
-                self.warnings.append(f"the image of seed {seed} is lost ({lost}); the next best one takes its place")
+                sentence = f"the image of seed {seed} is lost, and the next best one takes its place"
+                self.warnings.append(Notice(sentence, str(lost)))
                 del self.images[uid]
         self.images = {uid: found.get(uid) for uid in self.images}
 
@@ -142,6 +158,6 @@ class Job:
         if failed and not self.failures:
             uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
             where = f"particle {uid} (seed {self.particles.seed[uid]}) at step {step}"
-            self.warnings.append(f"no score for {where}, which is ranked last: {outcome.errors[failed[0]]}")
+            self.warnings.append(Notice(f"no score for {where}, which is ranked last", str(outcome.errors[failed[0]])))
             logger.warning("prompt %r: %s", self.prompt, self.warnings[-1])
         self.failures += len(failed)

@@ -10,7 +10,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Candidate, Result
 from ttsnap.core.spent import Spent, Usage
-from ttsnap.loop.job import Job
+from ttsnap.loop.job import Job, Notice
 from ttsnap.loop.request import Request
 
 
@@ -25,9 +25,6 @@ def report(request: Request, engine: Engine, usage: Usage) -> list[Result]:
 def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, share: float) -> Result:
     """share: of this job in the evaluations of all."""
     particles, images = job.particles, _candidates(job, engine.reward_names, keep)
-    warnings = [*job.warnings, *_warnings(images, keep, begun=bool(job.trace))]
-    if engine.draft_calls and images and not job.ledger.spent.draft_calls:
-        warnings.append("the draft was not used: this search looks at none; seed-pruning with draft_share > 0 does")
     spent = Spent(
         job.ledger.spent,
         engine.price,
@@ -42,7 +39,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         calibration=engine.probed,
         lost=engine.lost,
     )
-    told = (spent, tuple(job.trace), particles, tuple(warnings))
+    told = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images, keep))))
     return Result(job.prompt, images, *told, state=job.state, levels=engine.grid.levels)
 
 
@@ -63,16 +60,19 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
     )
 
 
-def _warnings(images: Sequence[Candidate], keep: int, *, begun: bool) -> list[str]:
-    """What to say of the images that came back. begun: whether the prompt was taken up."""
-    warnings = []
-    if not images and not begun:
-        warnings.append("stopped before this prompt was taken up")
+def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) -> list[Notice]:
+    """What to say of a job that is done, and of the images that came of it."""
+    told = list(job.warnings)
+    if not images and not job.trace:
+        told.append(Notice("stopped before this prompt was taken up"))
     elif images and not any(np.isfinite(candidate.reward) for candidate in images):
-        warnings.append("no image has a score: which of them is the best is not known")
+        told.append(Notice("no image has a score: which of them is the best is not known"))
     if 0 < len(images) < keep:
-        warnings.append(f"{len(images)} of the {keep} images asked for were finished")
-    return warnings
+        told.append(Notice(f"{len(images)} of the {keep} images asked for were finished"))
+    if engine.draft_calls and images and not job.ledger.spent.draft_calls:
+        why = "this search looks at none; seed-pruning with draft_share > 0 does"
+        told.append(Notice(f"the draft was not used: {why}"))
+    return told
 
 
 def _shared(usage: Usage, share: float, images: int) -> Usage:

@@ -14,7 +14,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
 from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, check_idle, validate
-from ttsnap.loop.job import Job, Proposal
+from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.request import Listener, Request, Stopwatch, request_of
 from ttsnap.loop.reserve import reserve_after
 from ttsnap.loop.spec import SearchSpec
@@ -106,7 +106,7 @@ class Run:
             self._forget_queue(request)
             for job in list(request.active):
                 self._recall(job)
-                job.warnings.append("cancelled; no further image was finished")
+                job.warnings.append(Notice("cancelled; no further image was finished"))
                 self._end(job)
         except EngineLost as lost:
             self._end_all(str(lost))
@@ -176,7 +176,7 @@ class Run:
                 low, high = (middle, high) if fits else (low, middle)
             if low == 0:
                 return False
-            job.warnings.append(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}")
+            job.warnings.append(Notice(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}"))
             self._submit(job, plan.head(low))
         job.moved = np.full(rows, -1)
         job.moved[: job.waiting] = plan.uid[: job.waiting]
@@ -243,7 +243,7 @@ class Run:
             if job.closing:
                 continue
             self._recall(job)
-            job.warnings.append("stopped early; the budget was not used up")
+            job.warnings.append(Notice("stopped early; the budget was not used up"))
             self._stop(job)
 
     def _recall(self, job: Job) -> None:
@@ -269,7 +269,7 @@ class Run:
         self.lost = True
         for request in self.requests:
             for job in request.active:
-                job.warnings.append(why)
+                job.warnings.append(Notice("the engine is lost; the search ends with what it has", why))
                 job.ledger.hold(Cost())
                 job.settle(request.spec.keep)
                 request.tell("end", job)
@@ -287,7 +287,7 @@ class Run:
         request = self._of_job[job.index]
         request.active.remove(job)
         if job.failures > 1:
-            job.warnings.append(f"{job.failures} scores failed in all")
+            job.warnings.append(Notice(f"{job.failures} scores failed in all"))
         job.settle(request.spec.keep)
         self._release(job)
         request.tell("end", job)

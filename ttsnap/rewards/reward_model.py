@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ttsnap.core.protocols import Reward, Scores
 
@@ -90,6 +91,12 @@ class RewardModel(ABC):
     def trial_image(self) -> Tensor:
         """A gray image (1, 3, h, w), for trial calls, where this reward wants its images."""
         return _gray("cpu")
+
+    def called(self, name: str) -> Self:
+        """The same reward by another name, with the same weights."""
+        other = copy(self)
+        other.name = name
+        return other
 
 
 class AdaptedReward(RewardModel):

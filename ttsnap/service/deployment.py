@@ -25,6 +25,7 @@ from ttsnap.service.app import make_app
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
+from ttsnap.service.logs import log_to_stderr
 from ttsnap.service.metrics import Metrics
 from ttsnap.service.opening import canonical_of, model_called, offered
 from ttsnap.service.requests import Offer, plain
@@ -55,6 +56,7 @@ class Replica:
     """One device. It loads the model, and searches in a thread of its own."""
 
     def __init__(self, settings: Settings, keys: Keys) -> None:
+        log_to_stderr()
         specs = offered(settings.rewards.split(), settings.model)
         device, dtype = placement(settings.device, settings.dtype)
         pipe = opened(ModelOptions(settings.model, settings.lora, device=settings.device, dtype=settings.dtype))

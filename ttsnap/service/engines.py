@@ -51,7 +51,8 @@ class OneDevice:
     steps and rewards alone share the denoiser's batches as well."""
 
     def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, RewardModel]) -> None:
-        self.pipe, self.rewards = pipe, rewards
+        # By their own names, clients would be told what the operator's files and servers are called.
+        self.pipe, self.rewards = pipe, {name: reward.called(name) for name, reward in rewards.items()}
         self._networks: WeakValueDictionary[Hashable, Network] = WeakValueDictionary()
 
     @contextmanager
@@ -99,7 +100,7 @@ class ManyDevices:
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
         specs = tuple(self.specs[name] for name in configuration.rewards)
         recipe = Recipe(self.model, specs, configuration.sampler, FAIR, dict(configuration.call))
-        pool = self._pool(Sharing(recipe))
+        pool = self._pool(Sharing(recipe, configuration.rewards))
         try:
             yield ClusterEngine(pool)
         finally:

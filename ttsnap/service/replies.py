@@ -61,7 +61,7 @@ def reply_of(done: Done, wanted: Generation, model: str) -> dict[str, Json]:
         "size": _size(result.images[0].pixels),
         "data": data,
         "usage": usage_of(result),
-        "warnings": list(result.warnings),
+        "warnings": list(done.warnings),
     }
 
 
@@ -80,7 +80,7 @@ def partial_event(partial: Partial, wanted: Generation) -> bytes:
 def completed_events(done: Done, wanted: Generation, model: str) -> list[bytes]:
     """An event for each kept image, best first."""
     result = done.result
-    more: dict[str, Json] = {"usage": usage_of(result), "warnings": list(result.warnings)}
+    more: dict[str, Json] = {"usage": usage_of(result), "warnings": list(done.warnings)}
     images = [(rank, candidate.pixels) for rank, candidate in enumerate(result.images)]
     return [
         event(

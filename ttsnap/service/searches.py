@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +12,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.spent import Usage
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.report import report
+from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import Request, Stopwatch
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
@@ -31,13 +32,19 @@ MOST_FITTED = 256
 
 
 class Searches:
-    """Makes the engine of a configuration (ValueError where the model cannot do it) and runs requests on it, until it
-    is closed."""
+    """Makes the engine of a configuration (ValueError or RequestError where the model cannot do it) and runs requests
+    on it, until it is closed."""
 
     def __init__(self, engines: Engines, configuration: Configuration, limits: Limits) -> None:
         self.pipe, self.rewards, self.configuration, self.limits = engines.pipe, engines.rewards, configuration, limits
         self._open = ExitStack()
-        self.engine = self._open.enter_context(engines.engine(configuration))
+        try:
+            self.engine = self._open.enter_context(engines.engine(configuration))
+        except ValueError as error:
+            if configuration.sampler.draft is None:
+                raise
+            logger.warning("drafts cannot be used", exc_info=error)  # which may name the operator's files
+            raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, Request] = {}
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
@@ -60,14 +67,25 @@ class Searches:
         return replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
 
     def add(self, ticket: Ticket) -> None:
-        """Begin a search. ValueError for what the model, the rewards or the budget do not allow."""
+        """Begin a search. ValueError for what the model or the budget do not allow, RequestError for a prompt that a
+        reward cannot read."""
         asked, engine, budget = ticket.asked, self.engine, self._budget(ticket.asked)
         spec = self._prepared(asked, budget)
+        for name in self.configuration.rewards:
+            self._check(name, asked.prompt)
         now = time.monotonic()
         listener = PartialImages(ticket, float(budget.nfe or 0)) if asked.partial_images else None
         request = self.run.add([asked.prompt], spec, Stopwatch(time.monotonic, now, now + asked.seconds), listener)
         engine.weigh(request.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = request
+
+    def _check(self, name: str, prompt: str) -> None:
+        try:
+            self.rewards[name].check([prompt])
+        except ValueError as error:
+            logger.warning("the reward %s cannot read a prompt", name, exc_info=error)
+            said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
+            raise RequestError(400, said, "prompt", "invalid_value") from None
 
     def _prepared(self, asked: Asked, budget: Budget) -> SearchSpec:
         """The search, with as many seeds as its budget affords; that is found once for equal requests."""
@@ -111,8 +129,15 @@ class Searches:
         (result,), _ = checked(self.pipe, report(request, self.engine, Usage()))
         if not result.images:
             return RequestError(500, "no image was finished")
+        told = [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
+        before = len(result.warnings)
         result = reported(result, [self.rewards[name] for name in asked.report])
+        for warning in result.warnings[before:]:
+            logger.warning("%s", warning)
+        for name in asked.report:
+            if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
+                told.append(f"the reported reward {name} did not score every image")
         # Where the operator keeps the drafter is no client's business, and the image is made again without it.
         call, sampler = dict(self.configuration.call), replace(self.configuration.sampler, draft=None)
-        told = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [asked.prompt])
-        return Done(result, for_prompt(told, 0))
+        settings = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [asked.prompt])
+        return Done(result, for_prompt(settings, 0), tuple(told))

@@ -29,10 +29,11 @@ class Partial:
 
 @dataclass(frozen=True)
 class Done:
-    """What was found, and the settings that its images carry."""
+    """What was found, the settings that its images carry, and what the client should know of it."""
 
     result: Result
     settings: Mapping[str, object]
+    warnings: tuple[str, ...] = ()
 
 
 News: TypeAlias = Partial | Done | RequestError

@@ -137,8 +137,17 @@ class Worker(threading.Thread):
         configuration = ticket.asked.configuration
         try:
             self._searches_of(configuration).add(ticket)
-        except (ValueError, TypeError) as error:
+        except RequestError as refused:
+            self._end(ticket, "refused", refused)
+        except ValueError as error:  # composed by the model and the loop, of what the client asked for
             self._end(ticket, "refused", RequestError(400, str(error), code="invalid_value"))
+        except TypeError as error:
+            logger.warning("a model refused its arguments", exc_info=error)
+            said = "this model does not take these settings; leave some out"
+            self._end(ticket, "refused", RequestError(400, said, code="invalid_value"))
+        except RewardError as error:
+            logger.error("a reward cannot be loaded", exc_info=error)
+            self._end(ticket, "failed", failure(error, configuration))
         except EngineLost as lost:
             logger.error("the devices keep failing", exc_info=lost)
             self._end(ticket, "failed", RequestError(503, "the devices keep failing; try again later", retry_after=30))
