@@ -13,7 +13,9 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -104,11 +106,21 @@ ONE = encode_image(IMAGES[0])
     [
         (b"{", 400, "cannot read the request: the body is damaged"),
         (b"", 400, "cannot read the request: the body is damaged"),
-        (b"\xff\xfe{", 400, "cannot read the request: the body is damaged"),
+        (b"\xff\xfe{", 400, "cannot read the request"),
         (b"[1]", 400, "must be a JSON object"),
-        (b"[" * 4000, 400, "nested too deeply"),
-        (b'{"a":' * 700, 400, "damaged"),
-        (b"1" * 4000, 400, "too large a number"),
+        (b"[" * 1500, 400, "nested too deeply"),
+        (b"1" * 1500, 400, "too large a number"),
+        (b"[" * 4000, 413, "more than 1,536 bytes beside texts and images"),
+        (b'{"prompts": ["a"], "images": [' + b"[]," * 1000, 413, "more than 1,536 bytes beside texts and images"),
+        (b'{"a":' * 700, 413, "more than 16 texts and images"),
+        (b'{"prompts": [' + b'"",' * 1000, 413, "more than 16 texts and images"),
+        (b'{"prompts": ["a', 413, "a text that has no end"),
+        (b'{"prompts": ["a\\"]}', 413, "a text that has no end"),
+        ('{"prompts": ["a"], "images": [""]}'.encode("utf-16"), 400, "cannot read the request"),
+        (asking(ONE, more=[]), 400, "unknown key 'more'; known are prompts, levels, images"),
+        (b'{"prompts": ["a"], "prompts": ["a"], "images": []}', 400, "stands twice"),
+        (asking(ONE, prompts=["image 0"], images=["image 0"]), 400, "not a PNG in base64"),
+        (asking(ONE, prompts=[ONE], images=["?"]), 400, "not a PNG in base64"),
         (b'{"images": []}', 400, "'prompts' must be a list of texts"),
         (b'{"prompts": "ab", "images": ["", ""]}', 400, "'prompts' must be a list of texts"),
         (json.dumps({"prompts": ["a"], "images": []}).encode(), 400, "lists of one length"),
@@ -168,6 +180,43 @@ def test_a_body_in_chunks_needs_no_length(small: str) -> None:
     found, reply = send(small, head + b"1000\r\n%s\r\n1\r\nx\r\n" % bytes(4096))
     assert found == 413
     assert "a request of 4097 bytes or more" in reply["error"]
+
+
+@pytest.mark.parametrize("item", [b"[],", b"{},", b"[[[]]],", b"0,", b'"",', b'"\\/",', b"\\", b'{"a":'])
+def test_megabytes_without_an_image_take_no_memory(item: bytes) -> None:
+    """The parser would take 35 times as many for lists, and a second for a megabyte."""
+    for start in (b"[", b'{"prompts": [', b'{"levels": [', b'{"images": [', b'{"more": [', b'{"prompts": ["a'):
+        body = start + item * (8 * 2**20 // len(item))
+        tracemalloc.start()
+        begin = time.monotonic()
+        with pytest.raises(RefusedError) as refused:
+            parse(body, Limits())
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert refused.value.status == 413
+        assert most < 2 * len(body)
+        assert time.monotonic() - begin < 5
+
+
+def test_a_prompt_takes_no_more_room_than_it_has() -> None:
+    """One wide character makes a text of four bytes a character; images are not part of that text."""
+    image = b64encode(b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IHDR" + struct.pack(">II", 4, 6) + bytes(4 * 2**20))
+    body = asking(
+        image.decode(),
+        prompts=[
+            "\U0001f600" * 20_000,
+        ],
+    )
+    tracemalloc.start()
+    asked = parse(body, Limits())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert asked.prompts == ["\U0001f600" * 20_000]
+    assert asked.images == [image]
+    assert most < 2 * len(body)
+    escaped = asking(ONE, prompts=['say "\\" or \n']).replace(b"/", rb"\/")
+    assert parse(escaped, Limits()).prompts == ['say "\\" or \n']
+    assert parse(escaped, Limits()).images == [ONE.encode()]
 
 
 def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
