@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,30 @@ def test_limits_on_the_queue_and_on_each_key(serving: Callable[..., GenerationSe
             assert key not in str(refused.value)
     assert httpx.get(f"{server.url}/v1/models").status_code == 401
     assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(("open_docs", "without_key"), [(False, 401), (True, 200)])
+def test_the_documentation_asks_for_a_key_unless_it_is_opened(
+    serving: Callable[..., GenerationServer], open_docs: bool, without_key: int
+) -> None:
+    key = "a" * 20
+    server = serving(keys=replace(Keys.of(key), open_docs=open_docs))
+    for path in ("/openapi.json", "/docs"):
+        assert httpx.get(server.url + path).status_code == without_key
+        assert httpx.get(server.url + path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    schema = httpx.get(f"{server.url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
+    for path, kind in (("generations", "application/json"), ("edits", "multipart/form-data")):
+        operation = schema["paths"][f"/v1/images/{path}"]["post"]
+        assert "prompt" in operation["requestBody"]["content"][kind]["schema"]["properties"]
+        assert operation["security"] == [{"HTTPBearer": []}]
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401, "all else asks for a key as before"
+
+
+def test_where_no_key_is_needed_the_documentation_needs_none(server: GenerationServer) -> None:
+    page = httpx.get(f"{server.url}/docs")
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    assert "/v1/images/generations" in page.text
 
 
 def test_a_search_ends_in_time_with_its_best_image(client: OpenAI) -> None:

@@ -72,6 +72,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
     p.add_argument("--keys", type=str | None, metavar="FILE", help="API keys, one caller a line: NAME KEY [WEIGHT]")
+    p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
     p.add_argument("--max-budget", type=int, default=4000, help="most denoiser evaluations for one request")
     p.add_argument("--max-seconds", type=float, default=300.0, help="most seconds for one search")
     p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
@@ -109,7 +110,7 @@ def run(a: Namespace) -> int:
         per_key=a.per_key,
         drain=a.drain,
     )
-    keys = Keys.chosen(a["keys"])  # a.keys is the namespace's own method
+    keys = replace(Keys.chosen(a["keys"]), open_docs=a.open_docs)  # a.keys is the namespace's own method
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
     offer = Offer(name, defaults(a.model), tuple(specs), searches, a.draft, edits=a.task != TEXT)

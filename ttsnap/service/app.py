@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ttsnap.files.typed import Json
 from ttsnap.service import replies
-from ttsnap.service.edits import form_of
+from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import Limits
@@ -26,24 +29,27 @@ from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
 
 logger = logging.getLogger(__name__)
+FILES: dict[str, Json] = {name: {"type": "string", "format": "binary"} for name in ("image", "mask")}
+"""The files of an edit, for its documentation."""
 
 
 def make_app(
     worker: Worker, offer: Offer, keys: Keys, limits: Limits, canonical: Callable[[str], str] = str
 ) -> FastAPI:
     """The application over a worker that runs. canonical: puts a prompt into the model's words, ValueError for one that
-    it cannot read. Health and metrics ask for no key; all else does, where there are some."""
-    # Without the pages of documentation, which would load scripts from elsewhere.
-    app = FastAPI(title="ttsnap", version=__version__, docs_url=None, redoc_url=None)
+    it cannot read. Health and metrics ask for no key; all else does, where there are some, and the documentation unless
+    `keys.open_docs`."""
+    # FastAPI's own pages of documentation ask for no key.
+    app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     created = int(time.time())
     model: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
 
     def caller_of(request: Request) -> Caller:
         return keys.caller(request.headers.get("authorization"))
 
-    schema = {"requestBody": {"content": {"application/json": {"schema": Generation.model_json_schema()}}}}
+    keyed = [Depends(HTTPBearer(auto_error=False))]  # said in the documentation; `caller_of` is what looks at keys
 
-    @app.post("/v1/images/generations", openapi_extra=schema)
+    @app.post("/v1/images/generations", dependencies=keyed, openapi_extra=body_schema(Generation, "application/json"))
     async def generate(request: Request) -> Response:
         with counted(worker):
             caller = caller_of(request)
@@ -51,7 +57,7 @@ def make_app(
             asked = asked_of(wanted, offer, limits)
         return await answered(request, caller, wanted, asked)
 
-    @app.post("/v1/images/edits")
+    @app.post("/v1/images/edits", dependencies=keyed, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
     async def edit(request: Request) -> Response:
         with counted(worker):
             caller = caller_of(request)
@@ -90,12 +96,12 @@ def make_app(
                 else:
                     yield await asyncio.to_thread(replies.partial_event, news, wanted)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", dependencies=keyed)
     async def models(request: Request) -> Response:
         caller_of(request)
         return JSONResponse({"object": "list", "data": [model]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", dependencies=keyed)
     async def one_model(request: Request, name: str) -> Response:
         caller_of(request)
         if name != offer.model:
@@ -120,6 +126,17 @@ def make_app(
     async def metrics() -> Response:
         return Response(worker.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema(request: Request) -> Response:
+        keys.check_reader(request.headers.get("authorization"))
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        """The schema as a page, which holds it: a browser that got here need not send a key again."""
+        keys.check_reader(request.headers.get("authorization"))
+        return get_swagger_ui_html(openapi_url="", title="ttsnap", swagger_ui_parameters={"spec": app.openapi()})
+
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
         headers = error.headers() | ({"Connection": "close"} if error.status == 408 else {})
@@ -141,6 +158,14 @@ def make_app(
         return JSONResponse(RequestError(500, f"the service failed: {type(error).__name__}").body(), 500)
 
     return app
+
+
+def body_schema(kind: type[Generation], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
+    """What the documentation says of a body with the fields of this kind, and with these files."""
+    fields = kind.model_json_schema()
+    fields["properties"] = {**(files or {}), **fields["properties"]}
+    fields["required"] = [name for name in ("image", "prompt") if name in fields["properties"]]
+    return {"requestBody": {"required": True, "content": {media: {"schema": fields}}}}
 
 
 @contextmanager

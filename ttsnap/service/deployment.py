@@ -9,6 +9,7 @@ have few; Serve starts more of them while many requests come in, and those again
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +47,7 @@ class Settings(BaseModel):
     dtype: str = "auto"
     lora: str | None = None
     keys: str | None = Field(None, description="the file of API keys, where this is started")
+    open_docs: bool = Field(False, description="let /docs and /openapi.json be read without a key")
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     busy: float = Field(8, gt=0, description="requests under way in each replica, beyond which another one is started")
@@ -81,7 +83,8 @@ def app(args: Mapping[str, object]) -> Application:
     """The application. args: the fields of Settings, as text or parsed; ValueError for others. The environment variable
     TTSNAP_API_KEY sets one key, as for `ttsnap serve`."""
     settings = Settings.model_validate(dict(args))
-    keys, limits = Keys.chosen(settings.keys), settings.limits  # only digests of keys travel
+    limits = settings.limits
+    keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs)  # only digests of keys travel
     searches_of(settings.searches.split())
     offered(settings.rewards.split(), settings.model)  # what is wrong is said before any replica starts
     cuda = placement(settings.device, settings.dtype)[0].type == "cuda"

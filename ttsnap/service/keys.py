@@ -30,9 +30,11 @@ ANYBODY = Caller()
 
 @dataclass(frozen=True)
 class Keys:
-    """The callers by the SHA-256 of their keys; without any, anybody may ask."""
+    """The callers by the SHA-256 of their keys; without any, anybody may ask. open_docs: whether the service's
+    documentation may be read without a key."""
 
     callers: tuple[tuple[bytes, Caller], ...] = field(default=(), repr=False)
+    open_docs: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Keys:
@@ -65,6 +67,11 @@ class Keys:
             return cls.read(Path(file))
         key = os.environ.get(KEY)
         return cls.of(key) if key else cls()
+
+    def check_reader(self, authorization: str | None) -> None:
+        """RequestError (401) where this header may not read the documentation."""
+        if not self.open_docs:
+            self.caller(authorization)
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sent this header. RequestError (401) for nobody known."""
