@@ -224,11 +224,39 @@ def test_kernels_by_name(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["euler", "sde:cubic", "ddim:2", "ddim:x", "ode:1", "sde:square:a", "sde:square:nan", "sde:square:1e999"]
+    "spec",
+    [
+        "euler",
+        "sde:cubic",
+        "ddim:2",
+        "ddim:x",
+        "ode:1",
+        "sde:square:a",
+        "sde:square:nan",
+        "sde:square:1e999",
+        "sde:square:-1",
+    ],
 )
 def test_unknown_kernels_are_named(spec: str) -> None:
     with pytest.raises(ValueError, match="unknown kernel"):
         make_kernel(spec, mixture(Linear(), 4))
+
+
+@pytest.mark.parametrize("spec", ["sde:square:1e308", "sde:square:1e308:0.5", "sde:tan:1e5", "sde:sigma:1e9"])
+def test_noise_under_which_latents_overflow_is_refused(spec: str) -> None:
+    denoiser = mixture(Linear(), 8)
+    with pytest.raises(ValueError, match=f"kernel '{spec}' draws so much noise that latents overflow in 8 steps"):
+        make_kernel(spec, denoiser)
+    # The test can fail: such steps give no numbers.
+    kernel = Sde(Linear(), denoiser.times, power(1e20))
+    assert kernel.growth() > 1e38
+    assert not torch.isfinite(run(kernel, denoiser, 4).float()).all()
+
+
+@pytest.mark.parametrize("steps", [2, 20])
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_of_every_name_at_its_own_scale_is_taken(name: str, steps: int) -> None:
+    make_kernel(f"sde:{name}", mixture(Linear(), steps))
 
 
 def test_wrong_drift_would_be_seen() -> None:

@@ -182,6 +182,18 @@ class Sde(Stateless):
 
     step = draw
 
+    def growth(self) -> float:
+        """The largest standard deviation of x on the way while x0 estimates are 0: about 1 where steps keep the
+        marginals. Steps that are too long for their noise multiply x; inf is an overflow."""
+        k = torch.arange(len(self.times) - 2)  # without the last step, which is the x0 estimate
+        one, none = torch.ones(len(k), dtype=torch.float64), torch.zeros(len(k), dtype=torch.float64)
+        factors, noise = self.moments(one, Prediction(none, none), k)
+        std = largest = 1.0
+        for factor, drawn in zip(factors.tolist(), noise.tolist(), strict=True):
+            std = math.hypot(factor * std, drawn)
+            largest = max(largest, std)
+        return largest
+
 
 @dataclass(frozen=True)
 class Ddim(Stateless):
@@ -267,6 +279,8 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+MOST_GROWTH = 1e15
+"""Of latents (Sde.growth), whose squares networks take in float32."""
 KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
@@ -279,9 +293,19 @@ KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
 
 
 def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
-    """By a name of KERNELS, with numbers ("ddim:0.5", "sde:square:3:0.7"), or a Kernel; ValueError for unknown ones."""
+    """By a name of KERNELS, with numbers ("ddim:0.5", "sde:square:3:0.7"), or a Kernel. ValueError for unknown ones,
+    and for noise under which latents overflow."""
     if not isinstance(spec, str):
         return spec
+    kernel = _parsed(spec, denoiser)
+    if isinstance(kernel, Sde) and kernel.growth() > MOST_GROWTH:
+        steps = len(kernel.times) - 1
+        raise ValueError(f"kernel {spec!r} draws so much noise that latents overflow in {steps} steps; give a smaller "
+                         "SCALE (the default is 3)")  # fmt: skip
+    return kernel
+
+
+def _parsed(spec: str, denoiser: Denoiser) -> Kernel:
     name, *options = spec.split(":")
     try:
         if not options:
@@ -290,8 +314,8 @@ def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
             return Ddim(denoiser.path, denoiser.times, float(options[0]))
         if name == "sde" and len(options) <= 3:
             scale, begin = (float(number) for number in [*options[1:], *("3", "1")[len(options) - 1 :]])
-            if not math.isfinite(scale):
-                raise ValueError("the scale must be finite")
+            if not 0 <= scale < math.inf:
+                raise ValueError("the scale must be finite and not negative")
             return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale, denoiser.path), begin=begin)
         raise ValueError("too many parts")
     except (KeyError, ValueError) as error:
