@@ -98,6 +98,14 @@ def test_such_a_server_makes_images_from_texts_too(client: OpenAI) -> None:
     assert len(reply.data) == 1
 
 
+def test_a_size_that_the_model_does_not_draw_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"does not draw 17x33.*leave size out for 32x32") as error:
+        client.images.generate(prompt=PROMPT, size="17x33", extra_body={"budget": "8nfe"})
+    assert error.value.param == "size"
+    reply = client.images.generate(prompt=PROMPT, size="16x32", extra_body={"budget": "20nfe"})
+    assert reply.size == "16x32"
+
+
 def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
     stream = client.images.edit(
         image=("drawn.png", png(drawn)), prompt=PROMPT, stream=True, partial_images=1, extra_body=OWN
@@ -115,6 +123,8 @@ def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
         ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "strength": "2"}, "strength: Input should be"),
         ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "colour": "red"}, "unknown parameter 'colour'"),
         ({"image": png(Image.new("RGB", (32, 32)))}, {}, "prompt"),
+        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "size": "20x20"}, "does not draw 20x20"),
+        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "size": "17x33"}, "must be divisible by 4"),
     ],
 )
 def test_what_is_no_edit_is_refused(editing: GenerationServer, files: Any, fields: Any, words: str) -> None:

@@ -131,18 +131,36 @@ def test_a_stream_shows_estimates_and_ends_with_the_images(client: OpenAI) -> No
         ({"guidance_scale": 1e9}, "guidance_scale", "a number from"),
         ({"seed": "1"}, "seed", "integer"),
         ({"partial_images": 1}, "partial_images", "stream"),
-        ({"budget": "3nfe"}, None, "too small for one image"),
-        ({"kernel": "my.py:kernel"}, None, "my.py:kernel"),
+        ({"budget": "3nfe"}, "budget", "too small for one image"),
+        ({"budget": "1e9flop"}, "budget", "too small for one image"),
+        ({"kernel": "my.py:kernel"}, "kernel", "my.py:kernel"),
+        ({"kernel": "sde:square:1e308"}, "kernel", "so much noise that latents overflow in 20 steps"),
+        ({"kernel": "ddim:nan"}, "kernel", "unknown kernel 'ddim:nan'"),
+        ({"kernel": "ode", "search": "svdd"}, "kernel", "choose a kernel that draws noise"),
+        ({"size": "17x33"}, "size", "17"),
+        ({"size": "64x64"}, "size", "scenes cannot score images of 64x64; leave size out for 32x32"),
+        ({"size": "16x16"}, "size", "scenes cannot score images of 16x16; leave size out for 32x32"),
+        ({"steps": 1, "budget": "12nfe"}, "steps", "do not fit a grid of 1 steps"),
+        ({"search": {"name": "seed-pruning", "steps": [50]}}, "search", "steps [50] do not fit"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(
-    client: OpenAI, body: dict[str, Any], param: str | None, said: str
+    server: GenerationServer, client: OpenAI, body: dict[str, Any], param: str, said: str
 ) -> None:
+    spent = metric(server, "ttsnap_nfe_total")
     with pytest.raises(openai.BadRequestError) as error:
         client.images.generate(prompt=PROMPT, extra_body=body)
     assert said in error.value.message
     assert error.value.param == param
     assert error.value.type == "invalid_request_error"
+    assert metric(server, "ttsnap_nfe_total") == spent, "nothing was computed"
+
+
+def test_a_budget_that_evaluations_need_not_use_up_is_capped_in_evaluations(client: OpenAI) -> None:
+    own = {"search": "best-of-n", "steps": 4}
+    for budget in ("1tokens", "1gradients", "3images,1tokens"):
+        nfe = client.images.generate(prompt=PROMPT, extra_body={**own, "budget": budget}).to_dict()["usage"]["nfe"]
+        assert nfe == 4 * (3 if "images" in budget else 20)
 
 
 def test_bodies_that_are_no_requests(server: GenerationServer) -> None:

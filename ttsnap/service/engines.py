@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
 
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.pool import Pool, TicketT
@@ -20,6 +24,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.scoring import ask
 from ttsnap.service.requests import Configuration
 
 FAIR = EngineOptions(fair=True)
@@ -44,6 +49,43 @@ class Engines(Protocol):
 
     def engine(self, configuration: Configuration) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError where the model cannot do it."""
+
+
+@torch.no_grad()
+def check_size(engines: Engines, configuration: Configuration) -> None:
+    """ValueError for a size that the model does not draw as it was asked for, and for one that a reward cannot score.
+    Nothing where no size was asked for. Initial noise and a gray picture tell, without an evaluation."""
+    call = dict(configuration.call)
+    if "width" not in call or "height" not in call:
+        return
+    own = {name: value for name, value in call.items() if name not in ("width", "height")}
+    width, height = int(str(call["width"])), int(str(call["height"]))
+    sampler = replace(configuration.sampler, draft=None)  # whose errors name the operator's files
+    usual = engines.pipe.sampling_denoiser(sampler, **own)
+    instead = f"leave size out for {usual.width}x{usual.height}, or give another"
+    try:
+        drawn = _noise(engines.pipe.sampling_denoiser(sampler, **call)).numel()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # of latents that do not fit each other
+        drawn = 0
+    # Sides that are no multiples of what the model draws are cut, and so is the noise.
+    if drawn * usual.width * usual.height != _noise(usual).numel() * width * height:
+        raise ValueError(f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}")
+    for name in configuration.rewards:
+        reward = engines.rewards[name]
+        if reward.tokens or reward.needs:
+            continue
+        gray = reward.trial_image()[:, :, :1, :1].expand(-1, -1, height, width).contiguous()
+        _, error = ask(reward, gray, [reward.example], torch.zeros(1, device=gray.device))
+        if isinstance(error, ValueError):
+            raise ValueError(f"the reward {name} cannot score images of {width}x{height}; {instead}")
+
+
+def _noise(denoiser: Any) -> Tensor:
+    denoiser.encode([""])
+    noise: Tensor = denoiser.init_latents([torch.Generator().manual_seed(0)])
+    return noise
 
 
 class OneDevice:

@@ -7,7 +7,7 @@ searches that the operator offers, and no file, model or address.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -164,6 +164,38 @@ def plain(offer: Offer, limits: Limits) -> Asked:
     return asked_of(Generation.model_validate({"prompt": "-"}), offer, limits)
 
 
+ARGUMENTS = {
+    "size": ("width", "height"),
+    "guidance_scale": ("guidance_scale",),
+    "negative_prompt": ("negative_prompt",),
+    "strength": ("strength",),
+}
+"""Arguments of a pipeline's call by the parameters that set them."""
+
+
+def each_left_out(asked: Asked, usual: Asked) -> Iterator[tuple[str, Asked]]:
+    """A request with one of its parameters as a plain one has it, by the parameter's name, for each of them. Without
+    its steps a request has the usual budget as well, which may count them."""
+    call, plain = dict(asked.configuration.call), dict(usual.configuration.call)
+
+    def without(names: tuple[str, ...]) -> Configuration:
+        own = {name: plain[name] for name in names if name in plain}
+        rest = {name: value for name, value in call.items() if name not in names} | own
+        return replace(asked.configuration, call=tuple(sorted(rest.items())))
+
+    for param, names in ARGUMENTS.items():
+        yield param, replace(asked, configuration=without(names))
+    sampler = asked.configuration.sampler
+    for param, other in (
+        ("kernel", replace(sampler, kernel=kernel_for(make_algorithm(asked.search.spec)))),
+        ("draft", replace(sampler, draft=None)),
+    ):
+        yield param, replace(asked, configuration=replace(asked.configuration, sampler=other))
+    yield "search", replace(asked, search=usual.search)
+    yield "budget", replace(asked, budget=usual.budget)
+    yield "steps", replace(asked, configuration=without(("num_inference_steps",)), budget=usual.budget)
+
+
 def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]:
     """Arguments of the pipeline's call: the model's recommended ones, overridden by what was asked for."""
     call = dict(offer.call)
@@ -190,7 +222,8 @@ def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]
 
 
 def _budget(wanted: Generation, steps: int, limits: Limits) -> Budget:
-    """What the search may spend, always capped in evaluations or images."""
+    """What the search may spend, always capped in evaluations or images: by the usual effort beside a budget in units
+    that evaluations need not use up, as tokens and gradients, and else by the limit."""
     if wanted.budget is not None and wanted.quality != "auto":
         raise _refused("budget", "give a budget or a quality, not both")
     if wanted.budget is None:
@@ -203,6 +236,8 @@ def _budget(wanted: Generation, steps: int, limits: Limits) -> Budget:
     if asked and min(asked) > limits.nfe:
         most = f"at most {limits.nfe} evaluations are spent on a request here"
         raise _refused("budget", f"{most}, got {str(wanted.budget)!r}: {min(asked):g} at {steps} steps")
+    if not asked and budget.seconds is None and budget.flops is None:
+        return replace(budget, images=Budget.of_effort("medium").images)
     return budget if asked else replace(budget, nfe=limits.nfe)
 
 

@@ -21,7 +21,7 @@ from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import settings_of
 from ttsnap.results.outputs import for_prompt
 from ttsnap.service.algorithms import Isolated
-from ttsnap.service.engines import Engines
+from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Asked, Configuration
@@ -37,6 +37,7 @@ class Searches:
 
     def __init__(self, engines: Engines, configuration: Configuration, limits: Limits) -> None:
         self.pipe, self.rewards, self.configuration, self.limits = engines.pipe, engines.rewards, configuration, limits
+        check_size(engines, configuration)
         self._open = ExitStack()
         try:
             self.engine = self._open.enter_context(engines.engine(configuration))

@@ -16,7 +16,7 @@ from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Asked, Configuration
+from ttsnap.service.requests import Asked, Configuration, each_left_out
 from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Done, Ticket
 
@@ -140,11 +140,11 @@ class Worker(threading.Thread):
         except RequestError as refused:
             self._end(ticket, "refused", refused)
         except ValueError as error:  # composed by the model and the loop, of what the client asked for
-            self._end(ticket, "refused", RequestError(400, str(error), code="invalid_value"))
+            self._end(ticket, "refused", RequestError(400, str(error), self._at_fault(ticket.asked), "invalid_value"))
         except TypeError as error:
             logger.warning("a model refused its arguments", exc_info=error)
             said = "this model does not take these settings; leave some out"
-            self._end(ticket, "refused", RequestError(400, said, code="invalid_value"))
+            self._end(ticket, "refused", RequestError(400, said, self._at_fault(ticket.asked), "invalid_value"))
         except RewardError as error:
             logger.error("a reward cannot be loaded", exc_info=error)
             self._end(ticket, "failed", failure(error, configuration))
@@ -157,6 +157,26 @@ class Worker(threading.Thread):
         else:
             self._active[ticket] = self._searches[configuration]
             self._searches.move_to_end(configuration)
+
+    def _at_fault(self, asked: Asked) -> str | None:
+        """The parameter without which a request that was refused could begin, if one alone makes the difference."""
+        others = {param: other for param, other in each_left_out(asked, self._first) if other != asked}
+        return next((param for param, other in others.items() if self._begins(other)), None)
+
+    def _begins(self, asked: Asked) -> bool:
+        known = self._searches.get(asked.configuration)
+        try:
+            searches = known or Searches(self.engines, asked.configuration, self.limits)
+        except (ValueError, TypeError, RewardError, RequestError):
+            return False
+        try:
+            searches.warm_up(asked)
+        except (ValueError, TypeError, RewardError, RequestError):
+            return False
+        finally:
+            if known is None:
+                searches.close()
+        return True
 
     def _searches_of(self, configuration: Configuration) -> Searches:
         """Those on the engine of this configuration, which is made where there is none."""
