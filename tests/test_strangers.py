@@ -45,8 +45,8 @@ from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import OpenBench
 from ttsnap.bench.prompts import Prompt, read_prompt_set
 from ttsnap.bench.summary import summarize
-from ttsnap.cli import generate, replay
-from ttsnap.cli.configs import check_configs, refuse_nulls
+from ttsnap.cli import distill, generate, replay
+from ttsnap.cli.configs import refuse_nulls
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Seen, estimates
 from ttsnap.demo.asked import Limits, Offer
@@ -241,12 +241,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
 
 
 def read_config(folder: Path) -> None:
-    path = str(folder / "x.yaml")
-    check_configs(["generate", "--config", path])
-    try:
-        a = PARSERS["generate"].parse_args(["--config", path])
-    except (ArgumentError, SystemExit) as error:  # how the command line says it
-        raise ValueError(str(error)[:1000]) from None  # it quotes the value
+    a = parsed("generate", folder)
     refuse_nulls(a, PARSERS["generate"].get_defaults())
     for name in (a.reward, a.report):
         assert all(part in REWARDS for part in ([name] if isinstance(name, str) else name or []))
@@ -255,9 +250,17 @@ def read_config(folder: Path) -> None:
     make_algorithm(a.algorithm, **a.options)
 
 
+def parsed(command: str, folder: Path, *words: str) -> Any:
+    try:
+        return PARSERS[command].parse_args(["--config", str(folder / "x.yaml"), *words])
+    except (ArgumentError, SystemExit) as error:  # how the command line says it
+        raise ValueError(str(error)[:1000]) from None  # it quotes the value
+
+
 def read_distill(folder: Path) -> None:
-    check_configs(["distill", "--config", str(folder / "x.yaml")])
-    config = DistillConfig.load(folder / "x.yaml")
+    a = parsed("distill", folder, "--out", "x")
+    config = DistillConfig.from_dict({k: v for k, v in a.as_dict().items() if k not in ("config", "trust", "out")})
+    assert config == DistillConfig.load(folder / "x.yaml")
     assert config.reward in REWARDS
     assert ":" not in config.student.kind
 
@@ -337,8 +340,8 @@ def read_bench(folder: Path) -> None:
         summarize(read_arms(["best-of-n"], SamplerOptions()), [Prompt(0, {"prompt": "a"})], there.found, True)
 
 
-PARSERS = {"generate": generate.parser(), "replay": replay.parser()}
-PARSERS["generate"].exit_on_error = False
+PARSERS = {"generate": generate.parser(), "replay": replay.parser(), "distill": distill.parser()}
+PARSERS["generate"].exit_on_error = PARSERS["distill"].exit_on_error = False
 READERS: dict[str, Reader] = {
     "PNG": Reader(PNG, write_png, read_png),
     "WebP": Reader(VIDEO, write_video("webp"), lambda folder: read_png(folder, "x.webp")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 import yaml
 
 from ttsnap import cli
-from ttsnap.cli import generate, main
-from ttsnap.cli.configs import check_configs
+from ttsnap.cli import COMMANDS, generate, main, record
+from ttsnap.cli.configs import ConfigFile
 
 MODULE = "ttsnap_evil"
 
@@ -26,6 +27,14 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def config(**values: Any) -> list[str]:
     Path("c.yaml").write_text(yaml.safe_dump(values))
     return ["generate", "a red circle", "--config", "c.yaml"]
+
+
+PARSERS = {name: command.parser() for name, command in COMMANDS.items()}
+
+
+def parsed(argv: list[str]) -> Any:
+    """What a command is given."""
+    return PARSERS[argv[0]].parse_args(argv[1:], env=False)
 
 
 def test_no_configuration_imports_a_class(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,40 +73,185 @@ def test_what_a_configuration_names_must_be_confirmed(values: dict[str, Any]) ->
     ((name, value),) = values.items()
     argv = config(**values)
     with pytest.raises(ValueError, match=r"c.yaml names .* because a configuration says so") as caught:
-        check_configs(argv)
+        parsed(argv)
     named = value[0] if isinstance(value, list) else value
-    assert f"{name} {named!r}" in str(caught.value)
+    assert f"{name.replace('-', '_')} {named!r}" in str(caught.value)
     option = f"--{name.replace('_', '-')}"
     assert f"Give {option} yourself, or add --trust" in str(caught.value)
-    check_configs([*argv, "--trust"])
-    check_configs([*argv, option, "x"])
-    check_configs([*argv, f"{option}=x"])
-    with pytest.raises(ValueError, match="names"):
-        check_configs(config(**values, trust=True))
+    parsed([*argv, "--trust"])
+    parsed([*argv, option, named])
+    parsed([*argv, f"{option}={named}"])
+    for words in (config(**values, trust=True), [*argv, "--", "--trust", option]):  # the last two are prompts
+        with pytest.raises(ValueError, match="names"):
+            parsed(words)
 
 
 def test_inner_sections_count_too() -> None:
-    argv = config(record={"model": "someone/model"}, student={"kind": f"{MODULE}.py:Thing"})
+    config(record={"model": "someone/model"}, student={"kind": f"{MODULE}.py:Thing"})
+    argv = ["distill", "--out", "x", "--config", "c.yaml"]
     with pytest.raises(ValueError, match=r"record\.model 'someone/model', student\.kind"):
-        check_configs(argv)
-    check_configs([*argv, "--record.model", "x", "--student.kind=lora"])
+        parsed(argv)
+    parsed([*argv, "--record.model", "x", "--student.kind=lora"])
 
 
 def test_plain_settings_need_no_word() -> None:
     rewards = ["scenes", "clip then imagereward"]
-    check_configs(config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe"))
+    parsed(config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe"))
     for draft in ("hot", "hot:2", "embedded:2"):
-        check_configs(config(draft=draft))
-    check_configs(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}))
-    check_configs(["generate", "--config", "{model: someone/model}"])  # the user's own words
+        parsed(config(draft=draft))
+    parsed(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}))
 
 
 @pytest.mark.parametrize("text", ["3", "[1, 2]", "words", '"' + "x" * 10_000 + '"'])
 def test_a_configuration_is_keys_and_values(text: str) -> None:
     Path("c.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"c\.yaml holds no configuration: expected keys and values") as caught:
-        check_configs(["generate", "--config", "c.yaml"])
+        parsed(["generate", "--config", "c.yaml"])
     assert len(str(caught.value)) < 200
+
+
+SCORE = f"{MODULE}.py:score"
+
+
+TAGGED = [
+    f"reward: !!set {{{SCORE}: null}}",
+    f"reward: !!omap [{SCORE}: 1]",
+    f"reward: !!pairs [{SCORE}: 1]",
+    f"reward: {{<<: {{{SCORE}: 1}}}}",
+    "<<: {seed: 1}",
+    "seed: !!binary aGVsbG8=",
+    "seed: !!timestamp 2001-01-01",
+    "reward: !mine scenes",
+    "seed: !!str {a: b}",
+    "reward: [&a scenes, *a]",
+]
+CONFIGURED = ("record", "bench", "simulate", "evaluate", "distill", "distill-draft")
+
+
+@pytest.mark.parametrize(
+    ("command", "text"), [*(("generate", text) for text in TAGGED), *((command, TAGGED[0]) for command in CONFIGURED)]
+)
+def test_only_plain_values_are_read(command: str, text: str) -> None:
+    Path("c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot read c\.yaml: (line 1 holds a value with the tag|it uses aliases)"):
+        parsed([command, "--config", "c.yaml"])
+    assert MODULE not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"reward+": [SCORE]},
+        {"record": {"reward+": [SCORE]}},
+        {"call": {"x": {"class_path": {}}}},
+        {"config": []},
+        {"seed": "{a: &a [x, x], b: [*a, *a]}"},
+    ],
+    ids=str,
+)
+def test_keys_that_say_more_than_they_name_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"c\.yaml (holds|names another)"):
+        parsed([*config(**values), "--trust"])
+
+
+def test_text_in_a_configuration_stays_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """The parser reads what is typed as YAML: so read, a text could name what nobody has looked at."""
+    hidden = f"{{class_path: {MODULE}.Thing}}"
+    texts = {"a": hidden, "b": "photo: a cat", "c": [hidden], "d": {"e": hidden}}
+    for name in ("call", "options"):
+        given = parsed(config(**{name: texts, "negative_prompt": hidden}))
+        assert (given[name], given.negative_prompt) == (texts, hidden)
+    assert MODULE not in sys.modules
+    for values in ({"call": hidden}, {"record": "{model: someone/model}"}):
+        config(**values)
+        with pytest.raises(SystemExit):
+            parsed(["generate" if "call" in values else "distill", "--out", "x", "--config", "c.yaml"])
+    assert "Expected a <class 'dict'>. Got value: {class_path" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="the record section does not fit"):
+        record.run_with({"out": "x", "call": hidden})
+    assert MODULE not in sys.modules
+
+
+def test_what_is_typed_is_read_as_yaml_once() -> None:
+    typed = ["--call.b", "2", "--call.c", "[1, 0.5]", "--call.d", "words", "--call.e=true"]
+    given = parsed([*config(call={"a": 1}), *typed])
+    assert given.call == {"a": 1, "b": 2, "c": [1, 0.5], "d": "words", "e": True}
+    assert parsed([*config(), "--call", "{a: {class_path: os.path}}"]).call == {"a": {"class_path": "os.path"}}
+
+
+def test_no_option_takes_anything() -> None:
+    """Where a type is Any, jsonargparse imports what a value names."""
+    for name, parser in PARSERS.items():
+        for action in parser._actions:
+            assert "Any" not in str(vars(action).get("_typehint")), (name, action.dest)
+            assert action.dest != "config" or isinstance(action, ConfigFile)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "standard input", "fifo"])
+def test_what_can_be_read_once_is_checked_and_used(kind: str) -> None:
+    def given(text: bytes) -> Any:
+        ours, theirs = os.pipe()
+        os.write(theirs, text)
+        os.close(theirs)
+        before = os.dup(0)
+        os.dup2(ours, 0)
+        path = {"pipe": f"/dev/fd/{ours}", "standard input": "-", "fifo": "/dev/stdin"}[kind]
+        try:
+            return parsed(["generate", "a", "--config", path])
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+            os.close(ours)
+
+    assert given(b"seed: 5").seed == 5
+    with pytest.raises(ValueError, match=r"names reward .* because a configuration says so"):
+        given(f"reward: {SCORE}".encode())
+    with pytest.raises(ValueError, match="with the tag"):
+        given(f"reward: !!set {{{SCORE}: null}}".encode())
+
+
+def test_a_configuration_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = config(seed=5)
+    opened: list[str] = []
+    real = open
+
+    def counted(path: Any, *how: Any, **more: Any) -> Any:
+        opened.append(str(path))
+        return real(path, *how, **more)
+
+    monkeypatch.setattr("builtins.open", counted)
+    assert parsed(argv).seed == 5
+    assert [path for path in opened if "c.yaml" in path] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("{seed: 1}", r"no such configuration file: \{seed: 1\}"),
+        (".", r"cannot read \.: Is a directory"),
+        ("/dev/zero", "/dev/zero is too large: at most 1,048,576 bytes are read of a configuration file"),
+    ],
+)
+def test_a_configuration_is_a_file(path: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parsed(["generate", "a", "--config", path])
+
+
+def test_the_environment_gives_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    monkeypatch.setenv("TTSNAP_GENERATE__SEED", "5")
+    monkeypatch.setenv("TTSNAP_GENERATE__CONFIG", "absent.yaml")
+    given: list[Any] = []
+    monkeypatch.setattr(generate, "run", lambda a: given.append(a.seed) or 0)
+    assert main(["generate", "a"]) == 0
+    assert given == [0]
+
+
+def test_prompts_behind_two_dashes_are_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(generate, "run", lambda a: given.append(a.prompts) or 0)
+    assert main(["generate", "--seed", "1", "--", "--config", "--config=absent.yaml"]) == 0
+    assert given == [["--config", "--config=absent.yaml"]]
 
 
 @pytest.mark.parametrize("name", ["options", "call", "seed", "keep", "kernel", "model", "algorithm"])

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
+from ttsnap.files.plain_yaml import parse_yaml, read_yaml
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -89,7 +90,28 @@ def test_many_keys_of_which_the_last_stands_twice_are_refused_at_once() -> None:
     ("text", "why"),
     [
         ("a: &x [1]\nb: *x", "aliases"),
-        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.system ['true']", "the tag .*python/object/apply:os.system"),
+        ("a:\n  !!set {b: null}", "line 2 holds a value with the tag .*:set"),
+        ("a: !!omap [b: 1]", "the tag .*:omap"),
+        ("a: !!pairs [b: 1]", "the tag .*:pairs"),
+        ("a: !!binary aGk=", "the tag .*:binary"),
+        ("a: !!timestamp 2001-01-01", "the tag .*:timestamp"),
+        ("a: {<<: {b: 1}}", "the tag .*:merge"),
+        ("a: =", "the tag .*:value"),
+        ("a: !mine 1", "the tag !mine"),
+        ("a: !!str {b: 1}", "the tag .*:str"),
+        ("a: !!map [1]", "the tag .*:map"),
+        ("a: !!bool maybe", "line 1: 'maybe'"),
+        ("a: .inf", "no finite number"),
+        ("a: .NaN", "no finite number"),
+        ("a: 1e999", "no finite number"),
+        ("a: 18446744073709551616", "no finite number of 64 bits"),
+        ("a: " + "9" * 400, "no finite number of 64 bits"),
+        ("a: 1\nb: 2\na: 3", "'a' stands twice"),
+        ("1: 2", "line 1 has the key 1, which is no text"),
+        ("? [a]\n: 1", "which is no text"),
+        ('a: "\\ud800"', "codec can't decode"),
+        ("--- 1\n--- 2", "expected a single document"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
         ("a: [" + "[" * 100 + "]" * 100 + "]", "nested too deeply"),
         ("a: b: c", "mapping values"),
@@ -100,13 +122,24 @@ def test_damaged_yaml_is_one_sentence(text: str, why: str, tmp_path: Path) -> No
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=why) as caught:
-        files.read_yaml(path)
+        read_yaml(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_yaml_is_plain_values() -> None:
-    assert files.parse_yaml("a: 1\nb: [x, 2.5]\n", "x") == {"a": 1, "b": ["x", 2.5]}
+    text = "{a: 1, b: [x, 2.5], c: 2001-01-01, d: 1e-4, e: 0x10, f: yes, g: ~, h: '5', i: 1E+5, j: a*b}"
+    assert parse_yaml(text, "x") == {
+        "a": 1, "b": ["x", 2.5], "c": "2001-01-01", "d": 1e-4, "e": 16, "f": True, "g": None, "h": "5", "i": 1e5,
+        "j": "a*b",
+    }  # fmt: skip
+    assert parse_yaml("", "x") is None
+
+
+@given(values)
+@settings(max_examples=30, deadline=None)
+def test_whole_yaml_is_read_as_it_is(value: Any) -> None:
+    assert parse_yaml(json.dumps(value).replace("\x7f", "\\u007f"), "x") == value
 
 
 @pytest.mark.parametrize(

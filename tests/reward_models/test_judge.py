@@ -23,7 +23,7 @@ from ttsnap.reward_models.judge.cache import Cache
 from ttsnap.reward_models.judge.questions import CRITERIA
 
 from ttsnap import make_algorithm, search
-from ttsnap.cli.configs import check_configs
+from ttsnap.cli import generate
 from ttsnap.results.outputs import Recorder, write_results
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.scoring import score_images
@@ -527,5 +527,5 @@ def test_a_configuration_sends_no_images_away(tmp_path: Path, name: str) -> None
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"reward": name}))
     with pytest.raises(ValueError, match="--reward yourself"):
-        check_configs(["generate", "--config", str(path)])
-    check_configs(["generate", "--config", str(path), "--trust"])
+        generate.parser().parse_args(["--config", str(path)])
+    generate.parser().parse_args(["--config", str(path), "--trust"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.protocols import Algorithm
-from ttsnap.files.reading import parse_yaml
+from ttsnap.files.plain_yaml import parse_yaml
 from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import sha256
 from ttsnap.options.option import Option, options_of

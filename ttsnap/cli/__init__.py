@@ -30,7 +30,7 @@ from ttsnap.cli import (
     simulate,
     tune,
 )
-from ttsnap.cli.configs import check_configs, refuse_nulls
+from ttsnap.cli.configs import refuse_nulls
 from ttsnap.cli.help import Formatter
 from ttsnap.cli.loading import CLOCK
 from ttsnap.files.reading import printable
@@ -76,7 +76,7 @@ def build_parser() -> ArgumentParser:
         prog="ttsnap",
         version=__version__,
         formatter_class=Formatter,
-        allow_abbrev=False,  # check_configs looks for options by their names
+        allow_abbrev=False,  # ConfigFile looks for options by their names
         description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
     )
     commands = parser.add_subcommands(
@@ -91,7 +91,8 @@ def config_first(argv: Sequence[str]) -> list[str]:
     """The arguments with --config FILE right behind the command, so that all others win over it wherever they stand."""
     words = list(argv)
     config: list[str] = []
-    for at in range(len(words) - 1, 0, -1):
+    end = words.index("--") if "--" in words else len(words)  # behind it are prompts
+    for at in range(end - 1, 0, -1):
         if words[at].startswith("--config="):
             config = [words.pop(at), *config]
         elif words[at] == "--config":
@@ -105,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     CLOCK.start()
     words = config_first(sys.argv[1:] if argv is None else argv)
     try:
-        check_configs(words)
-        arguments = build_parser().parse_args(words)
+        arguments = build_parser().parse_args(words, env=False)
         command, given = COMMANDS[arguments.command], arguments[arguments.command]
         refuse_nulls(given, command.parser().get_defaults())
         return command.run(given)

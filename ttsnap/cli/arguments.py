@@ -8,19 +8,23 @@ from typing import Any, TypeVar
 
 from jsonargparse import Namespace
 
+from ttsnap.cli.configs import ConfigFile
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 
-SETTINGS = "YAML or JSON file of settings, named as these options; options on the command line win over it"
+SETTINGS = "YAML or JSON file of settings (- is standard input), named as these options; what is typed wins over it"
 REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
+Values = dict[str, bool | int | float | list | dict | str | None]  # type: ignore[type-arg]
+"""Options by name. Not Any, in which the parser reads texts a second time, imports what they name, and takes what looks
+like a mapping, "photo: a cat", for one."""
 T = TypeVar("T")
 
 
 def add_config(p: Any) -> None:
     """--config, and with it jsonargparse's --print_config."""
-    p.add_argument("--config", action="config", metavar="FILE", help=SETTINGS)
+    p.add_argument("--config", action=ConfigFile, metavar="FILE", help=SETTINGS)
     p.add_argument(
         "--trust", action="store_true", help="use the code, models, addresses and files elsewhere that --config names"
     )
@@ -76,7 +80,7 @@ def add_sampler(p: Any, *, recorded: bool = False) -> None:
     add_options(p, SamplerOptions, without=unrecorded(SamplerOptions) if recorded else ())
     p.add_argument(
         "--call",
-        type=dict[str, Any],
+        type=Values,
         default={},
         metavar="JSON",
         help="more arguments of the pipeline's call, as --call.clip_skip 1",
@@ -101,8 +105,8 @@ def read(kind: type[T], a: Namespace) -> T:
 def written_type(kind: Any) -> Any:
     """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
     plain_types = {
-        "collections.abc.Mapping[str, typing.Any] | None": dict[str, Any] | None,
-        "collections.abc.Mapping[str, typing.Any]": dict[str, Any],
+        "collections.abc.Mapping[str, typing.Any] | None": Values | None,
+        "collections.abc.Mapping[str, typing.Any]": Values,
         "tuple[int, ...] | None": list[int] | None,
         "tuple[float, ...] | None": list[float] | None,
         "tuple[str, ...]": list[str],

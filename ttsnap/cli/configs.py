@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader  # type: ignore[attr-defined]
 
-from ttsnap.files import reading as files
+from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
+from ttsnap.files.reading import read_once
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
@@ -27,29 +30,49 @@ def _loading(what: str) -> set[str]:
 
 _REWARDS, _MODELS = {*_loading("reward"), "base"}, _loading("model")
 _TEXTS = {*_loading("text"), "prompts", "call"}
+_AS_IT_IS = "as it is"
+set_loader(_AS_IT_IS, lambda text: text, exceptions=())
 
 
-def check_configs(argv: Sequence[str]) -> None:
-    """Look at every file of --config in a command line, before it is parsed: ValueError for what none may say.
+class ConfigFile(ActionConfigFile):  # type: ignore[misc]
+    """--config FILE: read once, checked, and the checked values handed to the parser, which opens no file itself.
 
-    With --trust, or where the command line gives the same option itself, names of rewards and models pass.
+    ValueError for what no configuration may say. With --trust, or where the command line gives the same option itself,
+    names of rewards and models pass.
     """
-    given = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
-    for path in _paths(argv):
-        if not Path(path).is_file():  # text in its place, or nothing: the parser's matter
-            continue
-        data = files.read_yaml(path, "configuration")
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        where = "standard input" if values == "-" else values
+        data = parse_yaml(read_once(values, YAML_BYTES, "configuration file"), where)
         if not isinstance(data, dict | None):
-            raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
-        refuse_classes(data, path)
-        strange = {name: value for name, value in _strange(data) if f"--{name.replace('_', '-')}" not in given}
+            raise ValueError(f"{where} holds no configuration: expected keys and values, got {data!r:.80}")
+        found = parse_values(parser, data or {}, where, defaults=False, _skip_validation=True)
+        words = list(itertools.takewhile(lambda word: word != "--", parser.args))
+        given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+        strange = {k: value for k, value in _strange(found.as_dict()) if f"--{k.replace('_', '-')}" not in given}
         if strange and "--trust" not in given:
             named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
             raise ValueError(
-                f"{path} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
+                f"{where} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
                 f"because a configuration says so. Give --{next(iter(strange)).replace('_', '-')} yourself, or add "
                 "--trust where you trust the file"
             )
+        cfg.update(found)
+
+
+def parse_values(parser: ArgumentParser, data: dict[str, Any], where: object, **how: bool) -> Namespace:
+    """The options in a file, as a parser of the command line takes them. ValueError for what would import code.
+
+    Texts stay texts: read a second time, as what is typed is, they could become what was not looked at.
+    """
+    refuse_hidden(data, where)
+    typed = parser.parser_mode
+    parser.parser_mode = _AS_IT_IS
+    try:
+        given: Namespace = parser.parse_object(data, env=False, **how)
+        return given
+    finally:
+        parser.parser_mode = typed
 
 
 def refuse_nulls(given: Namespace, defaults: Namespace) -> None:
@@ -59,33 +82,47 @@ def refuse_nulls(given: Namespace, defaults: Namespace) -> None:
             raise ValueError(f"{name} is null; leave it out for its default, {default!r:.80}")
 
 
-def refuse_classes(data: Any, where: object) -> None:
-    """ValueError for the key by which the parser of the command line would import what a file names."""
-    for name, _ in _leaves(data):
-        if "class_path" in name.split("."):
+def refuse_hidden(data: Any, where: object) -> None:
+    """ValueError for keys by which the parser would import what a file names, or read another file, and for texts that
+    would fill the memory: where a number belongs, the parser reads them as YAML of its own."""
+    for name, value in _leaves(data):
+        if isinstance(value, str) and _repeats(value):
+            raise ValueError(f"{where} holds a text in {name[:80]} that uses YAML aliases (*name); write it in full")
+        keys = name.split(".")
+        if "class_path" in keys:
             raise ValueError(f"{where} holds {name[:80]}, which would import code; there is no such setting")
         if name == "config":
             raise ValueError(f"{where} names another configuration; give each with --config")
+        if any(key.endswith("+") for key in keys):
+            raise ValueError(f"{where} holds {name[:80]}; name the whole list, without the +")
 
 
-def _paths(argv: Sequence[str]) -> Iterator[str]:
-    for at, word in enumerate(argv):
-        if word.startswith("--config="):
-            yield word.partition("=")[2]
-        elif word == "--config" and at + 1 < len(argv):
-            yield argv[at + 1]
+def _repeats(text: str) -> bool:
+    """Whether a text is YAML with anchors and aliases, of which a few lines can stand for millions of values."""
+    if "&" not in text or "*" not in text:
+        return False
+    try:
+        return sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > 0
+    except yaml.YAMLError:  # as in nearly all texts: words
+        return False
 
 
 def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of everything in a configuration that is no mapping, as record.model; lists are gone through."""
-    if isinstance(data, dict):
+    """(name, value) of everything in a configuration, as record.model; lists and mappings that hold something are
+    gone through.
+
+    ValueError for values of other types than YAML and JSON have: nothing that is not understood passes.
+    """
+    if isinstance(data, dict) and data:
         for key, value in data.items():
             yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(data, list):
+    elif isinstance(data, list | tuple) and data:
         for item in data:
             yield from _leaves(item, name)
-    else:
+    elif data is None or isinstance(data, bool | int | float | str | dict | list | tuple):
         yield name, data
+    else:
+        raise ValueError(f"{name} is no plain value: {data!r:.80}")
 
 
 def _strange(data: Any) -> Iterator[tuple[str, str]]:

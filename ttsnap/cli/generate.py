@@ -82,7 +82,7 @@ def add_search(p: Any) -> None:
     arguments.add_options(p, SearchOptions, "search")
     p.add_argument(
         "--options",
-        type=dict[str, Any],
+        type=arguments.Values,
         default={},
         metavar="JSON",
         help="the algorithm's own settings, as --options.n 16 --options.keep '[0.5, 0.25]'; which there are: ttsnap "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.configs import refuse_classes
+from ttsnap.cli.configs import parse_values
 from ttsnap.cli.help import new_parser
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
@@ -75,11 +75,10 @@ def parser() -> ArgumentParser:
 
 def run_with(options: dict[str, Any]) -> None:
     """The command with these options, as of the record section of a configuration. ValueError where they do not fit."""
-    refuse_classes(options, "the record section")
     asked = parser()
     asked.exit_on_error = False
     try:
-        arguments = asked.parse_object(options)
+        arguments = parse_values(asked, options, "the record section")
     except Exception as error:  # jsonargparse raises several kinds
         raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
     if run(arguments) == 130:

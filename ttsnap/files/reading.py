@@ -26,7 +26,7 @@ from ttsnap.files.typed import Json
 
 DEPTH = 64
 """Most levels of lists and objects inside each other."""
-JSON_BYTES, YAML_BYTES, PICTURE_BYTES = 64 * 2**20, 2**20, 2**28
+JSON_BYTES, PICTURE_BYTES = 64 * 2**20, 2**28
 PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of millions."""
 HUGE = 2**64
@@ -73,6 +73,26 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
             data = file.read(most + 1)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    return _bounded(data, most, path, what)
+
+
+def read_once(name: str, most: int, what: str = "file") -> bytes:
+    """The whole of what a user names on the command line: a file, a pipe, or - for standard input.
+
+    A pipe can be read once only, so that what was checked and what is used must be the same bytes. ValueError, as of
+    `read_bytes`.
+    """
+    try:
+        with open(0, "rb", closefd=False) if name == "-" else open(name, "rb") as file:
+            data = file.read(most + 1)
+    except FileNotFoundError:
+        raise ValueError(f"no such {what}: {name[:200]}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {name[:200]}: {error.strerror or error}") from None
+    return _bounded(data, most, name, what)
+
+
+def _bounded(data: bytes, most: int, path: str | Path, what: str) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} is too large: at most {most:,} bytes are read of a {what}")
     return data
@@ -103,7 +123,7 @@ def read_zip(
     return unpacked
 
 
-# --- JSON and YAML ------------------------------------------------------------------------------------------------
+# --- JSON ---------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, nan: bool = False) -> Json:
@@ -125,7 +145,7 @@ def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
 
     try:
         value: Json = json.loads(
-            text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object
+            text, parse_constant=constant, parse_float=_float, parse_int=_int, object_pairs_hook=unique
         )
         _shallow(value)
         low = text.lower()
@@ -154,30 +174,6 @@ def _as_object(value: Json, where: object) -> dict[str, Json]:
     return value
 
 
-def read_yaml(path: str | Path, what: str = "file") -> object:
-    """The value in a YAML file. ValueError, as of `read_bytes` and `parse_yaml`."""
-    return parse_yaml(read_bytes(path, YAML_BYTES, what), path)
-
-
-def parse_yaml(text: str | bytes, where: object) -> object:
-    """The value that YAML text stands for: plain values only, by the safe loader.
-
-    ValueError where it is damaged, nested too deeply, or repeats parts by aliases, with which a few lines can stand for
-    thousands of millions of values.
-    """
-    import yaml
-
-    with foreign(f"cannot read {where}"):
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("it uses aliases (*name), which are not read here; write the values out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH:
-                raise ValueError("it is nested too deeply")
-        return yaml.safe_load(text)
-
-
 def _float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
@@ -192,7 +188,8 @@ def _int(digits: str) -> int:
     return value
 
 
-def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """An object of these keys and values. ValueError where a key stands twice."""
     members = dict(pairs)
     if len(members) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
-from ttsnap.files.reading import read_yaml
+from ttsnap.files.plain_yaml import read_yaml
 from ttsnap.files.typed import Json, typed
 from ttsnap.files.writing import write_text
 

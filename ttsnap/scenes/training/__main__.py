@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 
-from ttsnap.files.reading import read_yaml
+from ttsnap.files.plain_yaml import read_yaml
 from ttsnap.files.settings import build
 from ttsnap.scenes.training.base.recipe import BaseRecipe, Call
 from ttsnap.scenes.training.preference.recipe import PreferenceRecipe

@@ -1,0 +1,80 @@
+"""YAML that may come from strangers, read as plain values: those that JSON has."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+from ttsnap.files.reading import DEPTH, HUGE, foreign, read_bytes, reason, unique
+from ttsnap.files.typed import Json
+
+YAML_BYTES = 2**20
+
+
+def read_yaml(path: str | Path, what: str = "file") -> Json:
+    """The value in a YAML file. ValueError, as of `read_bytes` and `parse_yaml`."""
+    return parse_yaml(read_bytes(path, YAML_BYTES, what), path)
+
+
+def parse_yaml(text: str | bytes, where: object) -> Json:
+    """The value that YAML text stands for: mappings, sequences, texts, numbers, booleans and null.
+
+    A plain date is a text, and 1e-4 a number, as in YAML 1.2. ValueError where it is damaged, nested too deeply, holds
+    a key twice, any other tag (!!set, !!binary, << that merges), numbers that are not finite or beyond 64 bits, or
+    repeats parts by aliases, with which a few lines can stand for thousands of millions of values.
+    """
+    with foreign(f"cannot read {where}"):
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it uses aliases (*name), which are not read here; write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise ValueError("it is nested too deeply")
+        loader = _Yaml(text)
+        node = loader.get_single_node()
+    try:
+        return None if node is None else _yaml_value(node, loader)
+    except ValueError as error:
+        raise ValueError(f"cannot read {where}: {reason(error)}") from None
+
+
+class _Yaml(yaml.SafeLoader):
+    """Text to nodes, where a plain date is a text and 1e-4 a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def _yaml_value(node: yaml.Node, loader: yaml.SafeLoader) -> Json:
+    """What a node stands for. ValueError for all but the seven kinds of plain values."""
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        return unique([(_yaml_key(key, loader), _yaml_value(value, loader)) for key, value in node.value])
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        return [_yaml_value(item, loader) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode) or kind not in ("str", "int", "float", "bool", "null"):
+        raise ValueError(f"line {node.start_mark.line + 1} holds a value with the tag {node.tag[-40:]}; plain values "
+                         "are read here: mappings, sequences, texts, numbers, true, false and null")  # fmt: skip
+    if kind == "str":  # JSON writes two halves of a character, which YAML does not join; half of one fails
+        return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+    with foreign(f"line {node.start_mark.line + 1}"):
+        value: Json = loader.construct_object(node)
+    if abs(value) >= HUGE if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{node.value[:40]} is no finite number of 64 bits")
+    return value
+
+
+def _yaml_key(node: yaml.Node, loader: yaml.SafeLoader) -> str:
+    if isinstance(key := _yaml_value(node, loader), str):
+        return key
+    raise ValueError(f"line {node.start_mark.line + 1} has the key {str(key)[:40]}, which is no text; quote it")
