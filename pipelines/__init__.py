@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ttsnap.core.loading import load_object
+from ttsnap.core.names import did_you_mean
 from ttsnap.files.reading import foreign, read_json
-from ttsnap.options.model import EMBEDDED, PACKAGED, TURBO
+from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO
 from ttsnap.results.payload import checked_call
 
 # Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
@@ -29,6 +30,9 @@ FAMILIES: dict[str, str] = {
     "ZImagePipeline": "ttsnap.pipelines.families.z_image:SearchZImagePipeline",
     "Lumina2Pipeline": "ttsnap.pipelines.families.lumina2:SearchLumina2Pipeline",
 }
+
+SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
+"""How the names of single files of weights end."""
 
 
 def upgrade(pipe: Any) -> Any:
@@ -60,6 +64,16 @@ def downgrade(pipe: Any) -> Any:
     return copied(pipe, type(pipe).stock_class()) if isinstance(pipe, SearchMixin) else pipe
 
 
+def _alike(name: str) -> list[str]:
+    """The classic pipelines that search supports for what one of this name is for; all, where its name does not say."""
+    from ttsnap.pipelines.modular.classic import MODULAR
+
+    marks = ("ControlNet", "Img2Img", "Inpaint", "ImageToVideo", "Edit", "Kontext")
+    known = list(dict.fromkeys([*FAMILIES, *MODULAR]))
+    mark = next((mark for mark in marks if mark in name), None)
+    return [each for each in known if mark is not None and mark in each] or known
+
+
 @functools.cache
 def search_class(cls: Any) -> Any:
     """The search pipeline's class for a pipeline class; the same class where it searches already.
@@ -76,7 +90,7 @@ def search_class(cls: Any) -> Any:
         return modular_search_class(cls)
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None:
-        raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(FAMILIES)}")
+        raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(_alike(cls.__name__))}")
     family_class = load_object(FAMILIES[base.__name__])
     if base is cls:
         return family_class
@@ -109,18 +123,20 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
     runs without `trust_remote_code=True`. Raises ValueError that says what is wrong when there is no such folder or the
     family is not supported.
     """
+    import diffusers
     from diffusers import DiffusionPipeline
 
-    where = _folder(model)
-    local = where.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") != 1
-    if local and not (where / "model_index.json").is_file():
-        raise ValueError(f"no diffusers pipeline at {model}: expected a folder with model_index.json, or a hub id")
-    if local:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
+    where = located(model)
+    if where is not None:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
         index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
+        if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
+            check_class(getattr(diffusers, kind), task)
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
-        pipe = DiffusionPipeline.from_pretrained(where if local else model, **{"use_safetensors": True, **options})
-    if task is None or task == "text-to-image":
+        pipe = DiffusionPipeline.from_pretrained(
+            model if where is None else where, **{"use_safetensors": True, **options}
+        )
+    if task is None or task == TEXT:
         twin = upgrade(pipe)
     else:
         from ttsnap.pipelines.modular.classic import modular
@@ -152,6 +168,36 @@ def _index(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any
                 "trust_remote_code=True where you trust the model"
             )
     return index
+
+
+def located(model: str | Path) -> Path | None:
+    """The folder of a model, None for a hub id. Nothing is loaded. ValueError where there is no such folder, and for a
+    single file of weights."""
+    where, name = _folder(model), str(model)
+    if not where.exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+        return None
+    if where.suffix in SINGLE_FILES:
+        raise ValueError(
+            f"{name} is one file of weights, and load() takes a diffusers folder or a hub id; load the file by its "
+            f"class, as StableDiffusionXLPipeline.from_single_file({name!r}), and upgrade() what comes back"
+        )
+    if not (where / "model_index.json").is_file():
+        meant = did_you_mean(name, PACKAGED)
+        raise ValueError(
+            f"no diffusers pipeline at {name}: expected a folder with model_index.json, or a hub id{meant}"
+        )
+    return where
+
+
+def check_class(stock: Any, task: str | None = None) -> None:
+    """ValueError where search does not support a pipeline class of diffusers, or not for this task, with what it
+    supports for it."""
+    from ttsnap.pipelines.modular.classic import MODULAR, check_task
+
+    if task is not None and task != TEXT:
+        check_task(stock.__name__, task)
+    elif stock.__name__ not in MODULAR:
+        search_class(stock)
 
 
 def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:

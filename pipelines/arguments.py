@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ttsnap.core.names import did_you_mean
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
@@ -109,8 +109,7 @@ def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Paramete
 
 def _meant(name: str, known: Iterable[str]) -> str:
     """A question, where a name looks like a misspelt one."""
-    near = difflib.get_close_matches(name, [*known, *(option.name for option in DECLARED)], n=1, cutoff=0.75)
-    return f"; did you mean {near[0]}?" if near else ""
+    return did_you_mean(name, [*known, *(option.name for option in DECLARED)])
 
 
 def refuse_step_caches(parts: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from diffusers.utils.import_utils import is_xformers_available
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ttsnap.core.names import unknown
 from ttsnap.extras import install
 
 SDPA = "sdpa"
@@ -64,7 +65,7 @@ def use_attention(pipe: Any, backend: str = SDPA) -> str:
     name, model = backend.lower(), network(pipe)
     known = [SDPA, *(b.value for b in AttentionBackendName)]
     if name not in known:
-        raise ValueError(f"unknown attention backend {backend!r}; choose one of {', '.join(known)}")
+        raise ValueError(unknown("attention backend", backend, known))
     _native(model)
     if name in (SDPA, AttentionBackendName.NATIVE.value):
         return SDPA

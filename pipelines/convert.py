@@ -16,6 +16,7 @@ from torch import Tensor
 from ttsnap.pipelines.schedule import Schedule
 
 from ttsnap.core.grid import Grid
+from ttsnap.core.names import unknown
 from ttsnap.sampling.interpolants import INTERPOLANTS, Discrete, Interpolant, Linear, level, transfer
 from ttsnap.sampling.kernels import Ode
 
@@ -32,7 +33,7 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
     source = own_path(schedule)
     target = source if path is None else INTERPOLANTS.get(path) if isinstance(path, str) else path
     if target is None:
-        raise ValueError(f"unknown path {path!r}; choose one of {', '.join(INTERPOLANTS)}")
+        raise ValueError(unknown("path", path, INTERPOLANTS))
     at = _times(times, target, schedule.grid)
     t, scale = transfer(source, target, at[:-1])
     grid = Grid((*level(target, at[:-1]).tolist(), 0.0))
@@ -80,7 +81,7 @@ def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
     elif times in TIMES:
         starts = 1 - steps if times == "uniform" else torch.sqrt(1 - steps**2)
     else:
-        raise ValueError(f"unknown times {times!r}; choose one of {', '.join(TIMES)}")
+        raise ValueError(unknown("times", times, TIMES))
     return torch.cat([starts, torch.zeros(1, dtype=torch.float64)])
 
 

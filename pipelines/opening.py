@@ -11,6 +11,7 @@ import torch
 from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
 
+from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 
@@ -24,20 +25,41 @@ def opened(options: ModelOptions) -> Any:
 
 
 def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """torch's device and dtype for --device and --dtype. ValueError for unknown ones."""
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = accelerator.type if accelerator is not None else "cpu"
+    """torch's device and dtype for --device and --dtype; gpu is the machine's accelerator, cuda where it has none.
+
+    ValueError for unknown names. Whether the device is there is for `check_here`: another machine may be meant.
+    """
+    accelerator = _accelerator()
+    if device in ("auto", "gpu"):
+        device = accelerator.type if accelerator is not None else "cpu" if device == "auto" else "cuda"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
-        raise ValueError(f"unknown dtype {dtype!r}; choose auto, float32, bfloat16 or float16")
+        raise ValueError(unknown("dtype", dtype, ("auto", *known)))
     try:
         place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
+    except RuntimeError:  # which lists dozens of back-ends
+        raise ValueError(unknown("device", device, ("auto", "gpu", "cuda:1", *_devices(accelerator)))) from None
     return place, known[dtype]
+
+
+def check_here(place: torch.device) -> None:
+    """ValueError for a device that this machine does not have, with those that it has."""
+    there = _devices(accelerator := _accelerator())
+    if str(place) not in there:
+        why = "" if accelerator is not None else ": torch sees no GPU"
+        raise ValueError(f"there is no device {str(place)!r} here{why}; choose {' or '.join(there)}")
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def _devices(accelerator: torch.device | None) -> list[str]:
+    if accelerator is None:
+        return ["cpu"]
+    return ["cpu", accelerator.type, *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))]
 
 
 def loaded(model: str, dtype: torch.dtype, lora: str | None, task: str | None = None) -> Any:
@@ -50,7 +72,9 @@ def loaded(model: str, dtype: torch.dtype, lora: str | None, task: str | None = 
 
 
 def placed(pipe: Any, place: torch.device, offload: str) -> Any:
-    """The pipeline on its device; what the GPU does not need just now stays in RAM, where `offload` says so."""
+    """The pipeline on its device; what the GPU does not need just now stays in RAM, where `offload` says so.
+    ValueError for a device that is not there."""
+    check_here(place)
     if offload == "none":
         return pipe.to(place)
     if offload == "model":
@@ -78,7 +102,9 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """ValueError for arguments that this pipeline's call does not take under search."""
     takes = sorted(pipe.call_arguments())
     if set(call) - set(takes):
-        raise ValueError(f"unknown argument(s) {sorted(set(call) - set(takes))} for this pipeline; it takes {takes}")
+        strange = sorted(set(call) - set(takes))
+        meant = "".join(did_you_mean(name, takes) for name in strange)
+        raise ValueError(f"unknown argument(s) {strange} for this pipeline; it takes {takes}{meant}")
 
 
 def check_task(pipe: Any, call: Mapping[str, Any], task: str) -> None:

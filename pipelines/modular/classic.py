@@ -58,16 +58,25 @@ def tasks_of(classic: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.task for each in workflows_of(MODULAR[classic]) if each.why_not is None))
 
 
+def check_task(classic: str, task: str | None) -> None:
+    """ValueError where no modular pipeline does this with the parts of a classic one, with what they do, and with what
+    does it."""
+    tasks = tasks_of(classic)
+    if tasks and (task is None or task in tasks):
+        return
+    can = f"it can be used for {', '.join(tasks)}; " if tasks else ""
+    able = [name for name in MODULAR if task is None or task in tasks_of(name)]
+    raise ValueError(f"no modular pipeline does {task or 'anything'} with the parts of a {classic}; {can}there are "
+                     f"{', '.join(able)} for {task or 'that'}")  # fmt: skip
+
+
 def modular(pipe: Any, task: str | None = None) -> Any:
     """The modular search pipeline over the parts of a classic pipeline, which stays as it is.
 
     task: what it is to do, if that has to be sure. ValueError where no modular pipeline does it, with what they do.
     """
     name = type(pipe).__name__
-    tasks = tasks_of(name)
-    if not tasks or (task is not None and task not in tasks):
-        can = f"it can be used for {', '.join(tasks)}" if tasks else f"there are {', '.join(MODULAR)}"
-        raise ValueError(f"no modular pipeline does {task or 'anything'} with the parts of a {name}; {can}")
+    check_task(name, task)
     if pipe.config.get("expand_timesteps"):
         raise ValueError(f"search does not support this {name}: it denoises the frame that is given at a time of its "
                          "own (expand_timesteps, as Wan 2.2 TI2V does), and modular blocks do not; take Wan 2.1, or "

@@ -13,14 +13,14 @@ from typing import Any
 from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
 from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 
+from ttsnap.options.model import TASKS
+
 DRAWN, TAKEN_OUT = "drawn", "taken out"
 """Where the initial noise is, if no block names it: the latents as the first block makes them, or what is left of the
 noised image without the image."""
 ANY, ONE_STEP, ONE_EXPERT = "any rows", "rows of one step", "rows of one expert"
 """What may go through the blocks of the loop together."""
-TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING = "text-to-image", "image-to-image", "inpainting", "editing"
-CONTROLLED = "text-to-image with ControlNet"
-TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "text-to-video", "image-to-video"
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING, CONTROLLED, TEXT_TO_VIDEO, IMAGE_TO_VIDEO = TASKS
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest
     assert main(["bench", *QUICK, "--algorithms", "best-of-n kernel=sde", "best-of-n", "svdd", "--out", "b"]) == 2
     assert re.search("svdd: svdd .* deterministic .* choose a kernel that draws noise", error_of(capsys))
     assert main(["bench", *QUICK, "--steps", "8", "--out", "b"]) == 2
-    assert "best-of-n: budget 4nfe is too small for one image" in error_of(capsys)
+    assert "budget 4nfe is too small for one image, which takes 8 NFE" in error_of(capsys)
     assert not Path("b").exists()
 
 
@@ -151,7 +151,7 @@ def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest
         (["--prompts", "5"], "cannot read range '5'"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
         (["--effort", "low"], "give --budget or --effort, not both"),
-        (["--model", "./nowhere"], "needs a --reward"),
+        (["--model", "some/model"], "needs a --reward"),
         (["--prompts-file", "gone.jsonl"], "no such prompt set: gone.jsonl"),
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",

@@ -63,7 +63,7 @@ def test_algorithms_are_listed_by_group_and_told_about_one_by_one(capsys: pytest
     assert "needs: a kernel that draws noise" in flat
     assert "source: arXiv 2408.08252" in flat
     assert main(["algorithms", "svd"]) == 2
-    assert "unknown algorithm 'svd'; choose one of best-of-n" in capsys.readouterr().err
+    assert "unknown algorithm 'svd'; did you mean svdd? Choose one of best-of-n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

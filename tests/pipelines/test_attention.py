@@ -172,7 +172,9 @@ def test_twins_share_the_change(calls: list[tuple[int, ...]]) -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="unknown attention backend 'fast'; choose one of sdpa, "):
+    with pytest.raises(
+        ValueError, match=r"unknown attention backend 'fast'; did you mean flash\? Choose one of sdpa, "
+    ):
         use_attention(tiny.sd3(), "fast")
     with pytest.raises(ValueError, match="neither a transformer nor a unet"):
         use_attention(SimpleNamespace())

@@ -11,6 +11,7 @@ from typing import get_type_hints
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
 from ttsnap.algorithms.options import Builder
 from ttsnap.core.loading import load_object
+from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
 from ttsnap.files.typed import Json, typed
@@ -35,7 +36,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
         options = {**{k: v for k, v in spec.items() if k != "name"}, **options}
         spec = str(spec.get("name", ""))
     if spec not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {spec!r:.80}; choose one of {', '.join(ALGORITHMS)}, or a .json file")
+        raise ValueError(unknown("algorithm", spec, ALGORITHMS, ", or a .json file"))
     build: Builder = load_object(ALGORITHMS[spec].where)
     hints = _hints(build)
     for key in options.keys() & hints.keys():
@@ -45,9 +46,10 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
         return build(**options)
     except TypeError as error:
         known = list(inspect.signature(build).parameters)
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise ValueError(f"{spec}: unknown option(s) {str(unknown)[:200]}; it has {known}") from None
+        strange = sorted(set(options) - set(known))
+        if strange:
+            meant = "".join(did_you_mean(name, known) for name in strange)
+            raise ValueError(f"{spec}: unknown option(s) {str(strange)[:200]}; it has {known}{meant}") from None
         if "forecast" in known and "forecast" not in options:
             raise ValueError(
                 f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "

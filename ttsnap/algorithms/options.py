@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS
 from ttsnap.core.loading import load_object
+from ttsnap.core.names import unknown
 from ttsnap.core.protocols import Algorithm
 
 Builder: TypeAlias = Callable[..., Algorithm]
@@ -55,7 +56,7 @@ def about(name: str) -> str:
 def builder(name: str) -> Builder:
     """The class or function that makes an algorithm. ValueError for an unknown name."""
     if name not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {name!r}; choose one of {', '.join(ALGORITHMS)}")
+        raise ValueError(unknown("algorithm", name, ALGORITHMS))
     build: Builder = load_object(ALGORITHMS[name].where)
     return build
 

@@ -30,6 +30,7 @@ from ttsnap.cli import (
     simulate,
     tune,
 )
+from ttsnap.cli.common import check_names
 from ttsnap.cli.configs import refuse_nulls
 from ttsnap.cli.help import Formatter
 from ttsnap.cli.loading import CLOCK
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(words, env=False)
         command, given = COMMANDS[arguments.command], arguments[arguments.command]
         refuse_nulls(given, command.parser().get_defaults())
+        check_names(given)
         return command.run(given)
     except (ValueError, OSError, MemoryError) as error:
         # What was asked for, or what a file holds, cannot be done. Anything else is a mistake of ours: a traceback.

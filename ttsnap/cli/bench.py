@@ -144,8 +144,10 @@ def _asked(a: Namespace) -> Asked:
     texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
     call = {**common.call_arguments(a), **common.picture_arguments(a, texts)}
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
+    budget = common.budget_of(a)
+    common.check_affordable(budget, call)
     combine, how = utility.make(a.utility), arguments.read(BenchOptions, a)
-    bench = Bench(prompts, texts, arms, common.budget_of(a), combine, a.seed, a.shared, how)
+    bench = Bench(prompts, texts, arms, budget, combine, a.seed, a.shared, how)
     return Asked(bench, whole, call, reward, report, Path(a.out))
 
 

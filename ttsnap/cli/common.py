@@ -16,6 +16,7 @@ from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.pictures import PictureOptions
+from ttsnap.rewards.registry import check_names as check_rewards
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import Prompt
@@ -85,6 +86,8 @@ def load_rewards(spec: Any, **where: Any) -> Any:
     names = [spec] if isinstance(spec, str) else list(spec)
     for name in names:
         refuse_credentials(name)
+    if where.get("device") is not None:
+        check_here(where["device"])
     with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):
         return make_rewards(spec, **where)
 
@@ -132,6 +135,34 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
     opening.check_task(pipe, call, task)
 
 
+def check_names(given: Namespace) -> None:
+    """ValueError for a model, a task or a reward that surely is none, of any command; nothing is loaded for it."""
+    from ttsnap.pipelines import located
+
+    if "task" in given:
+        arguments.read(ModelOptions, given)
+    if given.get("model") is not None:
+        located(given.model)
+    for name in ("reward", "report", "base"):
+        check_rewards(given.get(name) or None)
+    for named in given.get("rewards", []):  # NAME=REWARD offers one by another name
+        check_rewards(named.rpartition("=")[2])
+
+
+def check_affordable(budget: Budget, call: Mapping[str, Any]) -> None:
+    """ValueError for a budget that cannot pay for an image, as far as that is known without the model: where the call
+    says how many steps an image takes. An image takes an evaluation a step or more."""
+    steps = call.get("num_inference_steps")
+    if budget.images is not None and budget.images < 1:
+        raise ValueError(f"budget {budget} is too small for one image; give 1images or more")
+    fewer = {"image", "sigmas", "timesteps", "denoising_start", "denoising_end"} & set(call)
+    if isinstance(steps, int) and budget.nfe is not None and budget.nfe < steps and not fewer:
+        raise ValueError(
+            f"budget {budget} is too small for one image, which takes {steps} NFE at {steps} steps; raise the budget "
+            "or lower --steps"
+        )
+
+
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +172,7 @@ def load_model(
     """The search pipeline on its device. task: as in ttsnap.pipelines.load. ValueError for an unknown model, device or
     dtype, a bad --lora, or a task that the model is not for."""
     place, kind = placement(device, dtype)
+    check_here(place)
     if offload != "none" and place.type == "cpu":
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
     load_libraries()
@@ -165,6 +197,13 @@ def placement(device: str, dtype: str) -> tuple[Any, Any]:
     from ttsnap.pipelines import opening
 
     return opening.placement(device, dtype)
+
+
+def check_here(place: Any) -> None:
+    """ValueError for a device that this machine does not have, with those that it has."""
+    from ttsnap.pipelines import opening
+
+    opening.check_here(place)
 
 
 def alone(devices: DeviceOptions, kind: str) -> bool:

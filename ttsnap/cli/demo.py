@@ -80,7 +80,7 @@ def parser() -> ArgumentParser:
 def run(a: Namespace) -> int:
     """Serve until interrupted."""
     offer, limits = offered(a), limited(a)
-    common.placement(a.device, a.dtype)
+    common.check_here(common.placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors left is deleted then, too
     try:

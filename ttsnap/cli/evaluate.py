@@ -66,6 +66,7 @@ def run(a: Namespace) -> int:
     steps = frames.select(a.steps)
     prompts, held_out = _prompts(a.prompts, frames.prompts)
     place, kind = common.placement(a.device, a.dtype)
+    common.check_here(place)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=place, dtype=kind)
         base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else reward.base

@@ -141,8 +141,9 @@ def _asked(a: Namespace) -> Asked:
 
         require_av("--video-format mp4")
     pictures = common.picture_arguments(a, prompts)
-    texts = common.canonical(prompts, a.model)
-    return Asked(texts, reward, report, algorithms, common.budget_of(a), *how, videos, pictures)
+    texts, budget = common.canonical(prompts, a.model), common.budget_of(a)
+    common.check_affordable(budget, {**common.call_arguments(a), **pictures})
+    return Asked(texts, reward, report, algorithms, budget, *how, videos, pictures)
 
 
 def _generate(a: Namespace, asked: Asked, out: Path) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.names import unknown
 from ttsnap.core.particles import Utility
 
 
@@ -48,7 +49,7 @@ def make(spec: str | Sequence[float]) -> Utility:
     if not isinstance(spec, str):
         return weighted(spec)
     if spec not in UTILITIES:
-        raise ValueError(f"unknown utility {spec!r}; choose one of {sorted(UTILITIES)} or give a list of weights")
+        raise ValueError(unknown("utility", spec, sorted(UTILITIES), ", or give a list of weights"))
     return UTILITIES[spec]
 
 

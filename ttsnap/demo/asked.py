@@ -9,6 +9,7 @@ from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.algorithms.options import options_of
+from ttsnap.core.names import unknown
 from ttsnap.loop.budget import EFFORTS, Budget
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
@@ -87,7 +88,7 @@ def read(
     model = _read_model(fields["model"], offer)
     algorithm = fields["algorithm"]
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
-        raise ValueError(f"unknown algorithm {_short(algorithm)}; choose one of {', '.join(OFFERED)}")
+        raise ValueError(unknown("algorithm", algorithm, OFFERED))
     steps = whole("steps", fields["steps"], 2, limits.steps)
     size = whole("image size", fields["size"] or 0, 0, limits.side)
     if size and size < 16:
@@ -151,7 +152,7 @@ def _read_rewards(names: Any, model: str, offer: Offer, limits: Limits) -> tuple
         raise ValueError(f"at most {limits.rewards} rewards at once, got {len(names)}")
     for name in names:
         if name not in offer.rewards:
-            raise ValueError(f"unknown reward {_short(name)}; choose of {', '.join(offer.rewards)}")
+            raise ValueError(unknown("reward", name, offer.rewards))
         if name.startswith("scenes") and model not in PACKAGED:
             raise ValueError(f"reward {name!r} reads the embedded model's captions only; choose another")
     return tuple(dict.fromkeys(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ttsnap.core.names import nearest
 from ttsnap.options.option import option
 
 EMBEDDED = "embedded"
@@ -13,13 +14,27 @@ TURBO = "scenes-turbo"
 """The name of its few-step relative, which takes no guidance."""
 TEXT = "text-to-image"
 """The task that takes no picture."""
+TASKS = (
+    TEXT,
+    "image-to-image",
+    "inpainting",
+    "editing",
+    "text-to-image with ControlNet",
+    "text-to-video",
+    "image-to-video",
+)
+"""What models do, in this toolkit's words; which model does what: ttsnap.pipelines.modular.workflows."""
+_SHORT = {"img": "image", "txt": "text", "vid": "video", "i": "image", "t": "text", "v": "video"}
 PACKAGED = (EMBEDDED, TURBO)
 """All models that come with ttsnap; they read the captions of the embedded world."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A model, the device that it runs on, and what saves memory or time there."""
+    """A model, the device that it runs on, and what saves memory or time there.
+
+    Raises ValueError for an unknown task.
+    """
 
     model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id", loads="model")
     lora: str | None = option(
@@ -50,3 +65,11 @@ class ModelOptions:
     )
     attention: str = option("sdpa", "attention kernels: sdpa, xformers, flash, ...", recorded=False)
     compile: bool = option(False, "compile the denoiser: slow at first, then faster", recorded=False)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            # img2img, txt2img, t2v: how other tools call them.
+            words = "-to-".join(_SHORT.get(word, word) for word in self.task.casefold().split("2"))
+            near = nearest(words, TASKS)
+            meant = f"did you mean {near}? Choose" if near is not None else "choose"
+            raise ValueError(f"unknown task {self.task!r:.80}; {meant} one of {', '.join(TASKS)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ttsnap.core.loading import load_object
+from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.reward_model import NEEDS, SPACES, AdaptedReward, RewardModel, needs_of
 
@@ -64,6 +67,9 @@ REWARDS: dict[str, str] = {
 """Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
 JUDGE = "judge"
 """The name of rewards that ask another machine. It is no name of REWARDS: only users may choose it, not their files."""
+
+_NAMES = (*REWARDS, JUDGE)
+_OR = ", or write file.py:function or module:attribute"
 
 
 def refuse_credentials(spec: object) -> None:
@@ -168,6 +174,29 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     return made
 
 
+def check_names(specs: object) -> None:
+    """ValueError where a reward that a user names, or one of a list, is surely none: an unknown name, or a function of
+    a file or a module that is not there. Nothing is loaded for it, and nothing is imported."""
+    for spec in specs if isinstance(specs, list | tuple) else [specs]:
+        refuse_credentials(spec)
+        if not isinstance(spec, str) or spec.startswith(("http://", "https://")):
+            continue
+        if " then " in spec:
+            check_names([part.strip() for part in spec.split(" then ", 1)])
+            continue
+        name, colon, _ = spec.partition(":")
+        if name in _NAMES:
+            continue
+        if not colon:
+            raise ValueError(_unknown(spec))
+        place = spec.rpartition(":")[0]
+        if place.endswith(".py") and not Path(place).is_file():
+            raise ValueError(f"cannot load reward {spec!r}: no such file: {place}")
+        top = place.partition(".")[0]
+        if not place.endswith(".py") and top not in sys.modules and (not top or importlib.util.find_spec(top) is None):
+            raise ValueError(f"cannot load reward {spec!r}: no module named {place!r}{did_you_mean(name, _NAMES)}")
+
+
 def heavy(spec: Spec) -> bool:
     """Whether a reward that a user gives is worth a device of its own (`RewardModel.heavy`) and reads nothing but
     images and prompts, so that it can have one. Nothing is loaded for it; a file or module that you name is imported,
@@ -207,10 +236,14 @@ def make_rewards(
 
 def _load(path: str, asked: str) -> Any:
     """The object at "module:attribute" or "file.py:attribute", for the spec that the user wrote."""
-    known = f"choose one of {', '.join(REWARDS)}, {JUDGE}, or write file.py:function or module:attribute"
     if not path.rpartition(":")[0]:
-        raise ValueError(f"unknown reward {asked!r}; {known}")
+        raise ValueError(_unknown(asked))
     try:
         return load_object(path)
     except ImportError as error:
+        known = f"choose one of {', '.join(_NAMES)}{_OR}{did_you_mean(asked.partition(':')[0], _NAMES)}"
         raise ValueError(f"cannot load reward {asked!r}: {error}; {known}") from error
+
+
+def _unknown(asked: str) -> str:
+    return unknown("reward", asked, _NAMES, _OR)

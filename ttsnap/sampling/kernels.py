@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ttsnap.core.names import unknown
 from ttsnap.sampling import rng
 from ttsnap.sampling.diffusions import DIFFUSIONS, RBF_DIFFUSION
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0
@@ -319,5 +320,5 @@ def _parsed(spec: str, denoiser: Denoiser) -> Kernel:
             return Sde(denoiser.path, denoiser.times, DIFFUSIONS[options[0]](scale, denoiser.path), begin=begin)
         raise ValueError("too many parts")
     except (KeyError, ValueError) as error:
-        known = f"{', '.join(KERNELS)}, ddim:ETA, sde:DIFFUSION:SCALE:BEGIN with {', '.join(DIFFUSIONS)}"
-        raise ValueError(f"unknown kernel {spec!r}; choose one of {known}") from error
+        more = f", ddim:ETA, sde:DIFFUSION:SCALE:BEGIN with {', '.join(DIFFUSIONS)}"
+        raise ValueError(unknown("kernel", spec, KERNELS, more)) from error

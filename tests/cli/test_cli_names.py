@@ -1,0 +1,100 @@
+"""What the command line says of names, budgets and devices that cannot be: at once, with what was probably meant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
+from ttsnap.loop.budget import Budget
+
+from ..said import error_of  # noqa: TID252
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["generate", "a red circle", "--budget", "19nfe"],
+            "19nfe is too small for one image, which takes 20 NFE at 20",
+        ),
+        (["generate", "a red circle", "--budget", "9nfe,1h", "--steps", "10"], "takes 10 NFE at 10 steps; raise the"),
+        (["generate", "a red circle", "--budget", "0.5images"], "too small for one image; give 1images or more"),
+        (["generate", "a red circle", "--budget", "20"], "does not say of what; write 20nfe .* or 20images"),
+        (
+            ["bench", "--prompts-file", "p.txt", "--out", "o", "--budget", "5nfe"],
+            "too small for one image, which takes 20",
+        ),
+        (["generate", "x", "--model", "embeded"], "no diffusers pipeline at embeded: .*; did you mean embedded?"),
+        (
+            ["generate", "x", "--model", "x.safetensors"],
+            r"StableDiffusionXLPipeline.from_single_file\('x.safetensors'\)",
+        ),
+        (["serve", "scene-turbo"], "did you mean scenes-turbo?"),
+        (["generate", "x", "--task", "img2img"], "unknown task 'img2img'; did you mean image-to-image?"),
+        (["generate", "x", "--task", "text2image"], "unknown task 'text2image'; did you mean text-to-image?"),
+        (["record", "x", "--out", "o", "--task", "t2v"], "did you mean text-to-video?"),
+        (["generate", "x", "--algorithm", "prunning"], "did you mean seed-pruning?"),
+        (["generate", "a red circle", "--options.kep", "1"], "did you mean keep?"),
+        (["generate", "x", "--reward", "imagerewrd"], "unknown reward 'imagerewrd'; did you mean imagereward?"),
+        (["generate", "x", "--report", "[scenes, pick-score]"], "did you mean pickscore?"),
+        (["record", "x", "--out", "o", "--reward", "scens then clip"], "did you mean scenes?"),
+        (["score", ".", "--reward", "gone.py:score"], "cannot load reward 'gone.py:score': no such file: gone.py"),
+        (["score", ".", "--reward", "pikscore:folder"], "no module named 'pikscore'; did you mean pickscore?"),
+        (["serve", "embedded", "--rewards", "best=pikscore"], "unknown reward 'pikscore'; did you mean pickscore?"),
+        (["demo", "--reward", "brightnes"], "did you mean brightness?"),
+        (["serve-reward", "hpsv4"], "did you mean hpsv"),
+        (["evaluate", "--recordings", "r", "--reward", "scenes", "--base", "scens"], "did you mean scenes?"),
+    ],
+    ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    for module in (loading, common, serve, serve_reward, evaluate):
+        monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
+    assert main(argv) == 2
+    assert re.search(message, error_of(capsys)), message
+
+
+def test_budgets_that_may_pay_for_an_image_pass() -> None:
+    """Fewer steps are taken than named where a picture is redrawn, and where the call gives the points itself."""
+    five = Budget(nfe=5)
+    for call in (
+        {},
+        {"num_inference_steps": 5},
+        *({"num_inference_steps": 20, name: 1} for name in ("image", "sigmas")),
+    ):
+        common.check_affordable(five, call)
+    common.check_affordable(Budget(seconds=1.0, flops=1.0), {"num_inference_steps": 20})
+
+
+@pytest.mark.parametrize(("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")])
+def test_a_device_that_is_not_there_is_a_sentence(
+    device: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    for command in (["generate", "a red circle"], ["record", "a red circle", "--out", "o"], ["serve-reward", "scenes"]):
+        assert main([*command, "--device", device]) == 2
+        assert error_of(capsys).endswith(f"there is no device {said} here: torch sees no GPU; choose cpu\n")
+
+
+def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttsnap.pipelines.opening import check_here, placement
+
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
+    assert placement("gpu", "auto") == placement("auto", "auto") == (torch.device("mps"), torch.bfloat16)
+    check_here(torch.device("mps:0"))
+    with pytest.raises(ValueError, match="there is no device 'mps:1' here; choose cpu or mps or mps:0"):
+        check_here(torch.device("mps:1"))
