@@ -25,6 +25,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.guided_steps import Guidance, GuidedKernel
 from ttsnap.sampling.interpolants import VP, Linear
 from ttsnap.sampling.kernels import Ddim, Ode, Renoise, Sde
@@ -508,6 +509,32 @@ def test_a_gradient_that_fails_from_the_start_ends_the_search() -> None:
     with pytest.raises(RewardError, match=r"the first gradient failed: r: KeyError: 'too small' \(.*test_guidance.py:"):
         search(["a"], make_algorithm("best-of-n", n=4), engine)
     assert denoiser.predicted <= 1
+
+
+def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
+    """It has a gradient, but no way to charge one for its tokens; with the weight 0 it is asked for scores alone."""
+    asked = []
+
+    class Talks(RewardModel):
+        name, tokens = "talks", 10
+
+        def __call__(self, images: Any, prompts: Any, level: Any = None) -> Any:
+            asked.extend(prompts)
+            self.tokens_taken = [7] * len(prompts)
+            return linear(images, prompts)
+
+    denoiser = gaussian()
+    sde, rewards = Sde(denoiser.path, denoiser.times), [Talks(), FunctionReward(linear, "r")]
+    with pytest.raises(ValueError, match="'talks' asks a language model behind an API: gradients are not taken of it"):
+        LiveEngine(denoiser, rewards, kernel=sde, guidance=Guidance("dps", 0.5))
+    climbing = LiveEngine(denoiser, rewards, kernel=Ode(denoiser.path, denoiser.times))
+    with pytest.raises(ValueError, match="'talks' asks a language model"):
+        search(["a"], make_algorithm("noise-ascent"), climbing)
+    assert not asked
+    engine = LiveEngine(denoiser, rewards, kernel=sde, guidance=Guidance("dps", 0.5, weights=(0.0, 1.0)))
+    (result,) = search(["a"], make_algorithm("best-of-n", n=3), engine, "100tokens,200nfe")
+    assert result.spent.cost.gradients > 0
+    assert result.spent.cost.tokens == 7 * len(asked) == engine.stats["tokens"]
 
 
 def test_a_reward_that_writes_into_its_images_changes_no_other() -> None:

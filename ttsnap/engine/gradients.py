@@ -155,7 +155,14 @@ def differentiable(reward: RewardModel, images: Tensor, prompts: Sequence[str], 
 
 
 def check_reward(reward: RewardModel) -> None:
-    """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one call of it."""
+    """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one call of it.
+
+    One that asks a model behind an API is not tried. What a gradient would take of its tokens nobody is charged, since
+    it is known afterwards only, when there is no score to give the rest back with.
+    """
+    if reward.tokens:
+        raise ValueError(f"reward {reward.name!r} asks a language model behind an API: gradients are not taken of it; "
+                         "give it the weight 0 beside a reward that has one, or search without guidance")  # fmt: skip
     if reward.estimates != "pixels":
         raise ValueError(f"reward {reward.name!r} reads {reward.estimates}; gradients are taken of rewards of pixels")
     if reward.needs:
