@@ -8,7 +8,8 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
 
-from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms import ALGORITHMS
+from ttsnap.algorithms.options import name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests, own_of
 from ttsnap.loop.budget import Budget
@@ -27,11 +28,11 @@ def settings_of(
     """As `write_results` takes them, of a pipeline, the algorithm that was asked for, and arguments of its own call.
     prompts: with what the call gives for each of them alone.
 
-    Kernels and algorithms that are objects go by their names; arguments of the call that are not plain are left out.
+    Kernels that are objects go by their names, algorithms by their names and options, as `make_algorithm` takes them;
+    arguments of the call and options that are not plain are left out.
     """
-    named = asked if isinstance(asked, str) else asked.get("name", "") if isinstance(asked, Mapping) else name_of(asked)
     pictures = [digests({**call, **own_of(prompt)}) for prompt in prompts]
-    options = {} if isinstance(asked, str) else asked if isinstance(asked, Mapping) else vars(asked)
+    named, options = _algorithm(asked)
     return {
         "ttsnap": __version__,
         "model": model_name(pipe),
@@ -41,7 +42,7 @@ def settings_of(
         "sampler": type(pipe.scheduler).__name__,
         "call": {name: value for name, value in call.items() if _is_plain(value)},
         "algorithm": named,
-        "options": {name: value for name, value in options.items() if name != "name" and _is_plain(value)},
+        "options": {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)},
         "budget": str(budget),
         **sampler.told(),
     }
@@ -51,6 +52,30 @@ def model_name(pipe: Any) -> str:
     """By what a pipeline was loaded: "embedded", "scenes-turbo", a folder or a hub id; its class where it was not."""
     where = str(pipe.name_or_path or pipe.stock_class().__name__)
     return {str(weights_path()): EMBEDDED, str(turbo_path()): TURBO}.get(where, where)
+
+
+def _algorithm(asked: str | Algorithm | Mapping[str, object]) -> tuple[object, dict[str, object]]:
+    """Name and options. An object goes by the name under which people know it, if that takes its options."""
+    if isinstance(asked, str):
+        return asked, {}
+    given = {name: _spelled(value) for name, value in (asked if isinstance(asked, Mapping) else vars(asked)).items()}
+    if isinstance(asked, Mapping):
+        return given.pop("name", ""), given
+    name = name_of(asked)
+    return name if takes(name, given) else spec_of(asked)["name"], given
+
+
+def _spelled(value: object) -> object:
+    """An option, with the algorithms in it by name and options."""
+    value = spec_of(value) if isinstance(value, Algorithm) else value
+    return {key: _spelled(inside) for key, inside in value.items()} if isinstance(value, Mapping) else value
+
+
+def _is_algorithm(value: object) -> bool:
+    """Whether it is an algorithm of the catalogue by name and options, all of them plain."""
+    if not isinstance(value, Mapping) or value.get("name") not in ALGORITHMS:
+        return False
+    return all(inside is None or _is_plain(inside) or _is_algorithm(inside) for inside in value.values())
 
 
 def _is_plain(value: object) -> bool:

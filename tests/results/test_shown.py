@@ -14,8 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ttsnap import SeedPruning, search
-from ttsnap.results.outputs import Recorder, png_info, read_payload
+from ttsnap import SeedPruning, make_algorithm, search
+from ttsnap.algorithms.nested import Nested
+from ttsnap.algorithms.refined import Refined
+from ttsnap.algorithms.smc.smc import SMC
+from ttsnap.algorithms.top_noises import TopNoises
+from ttsnap.algorithms.zero_order import ZeroOrder
+from ttsnap.loop.budget import Budget
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.results.outputs import Recorder, plain, png_info, read_payload, save_image
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +104,37 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
     assert int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1  # type: ignore[index]
 
 
-def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+NESTED = [
+    make_algorithm("ttsnap-rbf", n=9),
+    make_algorithm("svdd", n=2),
+    Nested(TopNoises(3), SMC(4), n=5),
+    Nested(SeedPruning(None, (0.5,), (0.8,)), make_algorithm("code", n=2), share=0.3),
+    Refined(SeedPruning(6, (0.5,), (0.8,)), ZeroOrder(2, rounds=3)),
+    {"name": "nested", "first": {"name": "top-noises", "n": 7}, "second": "code"},
+    {"name": "nested", "first": TopNoises(7), "second": {"name": "code", "n": 3}},
+]
+
+
+@pytest.mark.parametrize("asked", NESTED)
+def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(asked: Any, tmp_path: Path) -> None:
     from ttsnap.pipelines import load
     from ttsnap.pipelines.settings import settings_of
 
-    from ttsnap.loop.budget import Budget
-    from ttsnap.options.sampler import SamplerOptions
+    settings = settings_of(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3), ["a"])
+    payload = {
+        **{name: settings[name] for name in ("ttsnap", "model", "sampler", "call", "kernel")},
+        "search": {"reward": 1.0, **{name: settings[name] for name in ("algorithm", "options", "budget")}},
+        "prompt": "a",
+        "seed": 3,
+    }
+    save_image(tmp_path / "x.png", np.zeros((8, 8, 3), np.uint8), plain(payload))  # type: ignore[arg-type]
+    search = read_payload(tmp_path / "x.png")["search"]
+    assert make_algorithm(search["algorithm"], **search["options"]) == make_algorithm(asked)
+
+
+def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttsnap.pipelines import load
+    from ttsnap.pipelines.settings import settings_of
 
     pipe, sampler = load(), SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
@@ -111,6 +143,7 @@ def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch)
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
     assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget(), ["a"])["options"] == {"n": 2}
+    found["options"] |= settings_of(pipe, {"name": "x", "y": {"z": print}}, sampler, {}, Budget(), ["a"])["options"]  # type: ignore[operator]
     # Without peft, which diffusers asks for where it is asked for adapters.
     monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)

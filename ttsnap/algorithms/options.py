@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS
@@ -80,14 +80,23 @@ def as_written(default: object) -> str:
     """A default as one writes it on the command line, or in a file."""
     if isinstance(default, bool | str):
         return str(default)
-    return json.dumps(default) if isinstance(default, int | float | tuple) else _spec(default)
+    return json.dumps(spec_of(default) if isinstance(default, Algorithm) else default)
 
 
-def _spec(algorithm: object) -> str:
-    """An algorithm as one writes it in a file, with what differs from its defaults."""
-    name = next(name for name in ALGORITHMS if builder(name) is type(algorithm))
-    plain = vars(builder(name)())
-    return json.dumps({"name": name} | {k: v for k, v in vars(algorithm).items() if v != plain[k]})
+def spec_of(algorithm: Algorithm) -> dict[str, Any]:
+    """An algorithm as one writes it in a file, which `make_algorithm` reads: its name, and the options that differ from
+    their defaults. Options that are algorithms are written in the same way."""
+    kind = type(algorithm)
+    name = next((name for name, entry in ALGORITHMS.items() if entry.where == f"{kind.__module__}:{kind.__name__}"), "")
+    defaults = _defaults(kind) if name else {}
+    changed = {k: v for k, v in vars(algorithm).items() if k not in defaults or v != defaults[k]}
+    options = {k: spec_of(v) if isinstance(v, Algorithm) else v for k, v in changed.items()}
+    return {"name": name or kind.__name__, **options}
+
+
+def takes(name: str, options: Iterable[str]) -> bool:
+    """Whether an algorithm of the catalogue has all these options."""
+    return name in ALGORITHMS and _defaults(builder(name)).keys() >= set(options)
 
 
 def _explained(build: Builder) -> list[Builder]:
