@@ -22,6 +22,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.network import Network
 from ttsnap.engine.scoring import shown_of
+from ttsnap.files.pictured import own_of
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
 from ttsnap.options.engine import EngineOptions
@@ -228,6 +229,7 @@ class SearchMixin:
                 pipe.maybe_free_model_hooks()
             results = [replace(result, prompt=str(prompt)) for result, prompt in zip(results, prompts, strict=True)]
             results = output.with_thumbnails(results, recorder.thumbnails, flags)
+            results = output.with_sources(results, [{**shared, **own_of(prompt)} for prompt in prompts])
             images: output.Images | output.Videos
             best = [(job, candidate) for job, result in enumerate(results) for candidate in result.images]
             ended = [finished[job, candidate.uid] for job, candidate in best] if finished else []

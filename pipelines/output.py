@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Event, Result
+from ttsnap.files.pictured import source_of
 from ttsnap.results import outputs
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
@@ -226,6 +227,15 @@ def with_thumbnails(
         flagged = list(itertools.islice(rest, len(result.images)))
         kept.append(result if any(flagged) else replace(result, thumbnails=thumbnails.get(job, {})))
     return kept
+
+
+def with_sources(results: Sequence[Result], calls: Sequence[Mapping[str, object]]) -> list[Result]:
+    """Results with a small copy of the picture that each prompt's call changes, where it changes one."""
+    pictures = [source_of(call) for call in calls]
+    return [
+        result if picture is None else replace(result, source=outputs.thumbnail(picture))
+        for result, picture in zip(results, pictures, strict=True)
+    ]
 
 
 def label_images(made: Images | Videos, results: Sequence[Result], settings: Mapping[str, Any]) -> None:

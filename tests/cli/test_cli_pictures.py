@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,3 +148,19 @@ def test_sets_that_do_not_fit_are_refused(
 def test_what_does_not_fit_is_refused(given: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a red circle", "--out", "out", "--budget", "8nfe", *given]) != 0
     assert words in capsys.readouterr().err
+
+
+def test_several_prompts_end_in_one_table_in_a_folder_named_for_their_set(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "--prompts-file", "edits.jsonl", *HOW, "--algorithm", "best-of-n", "--budget", "3nfe"]
+    assert main([*argv, "--keep", "2", "--compare", "keep-all"]) == 0
+    said = capsys.readouterr().out
+    assert "2 prompts, best-of-n:" in said
+    assert "  mean " in said
+    folder = Path("outputs/0001-edits")
+    with open(folder / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["prompt"], row["algorithm"]) for row in rows} == {
+        ("a red circle", "best-of-n"),
+        ("a red circle", "keep-all"),
+    }
+    assert all((folder / row["file"]).is_file() and float(row["scenes"]) >= 0 for row in rows)

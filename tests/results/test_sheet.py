@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 from tests.engine.test_drafts import made
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.results import outputs, sheet
-from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, origins, place
+from ttsnap.results.lineage import (
+    FILLED,
+    NARROW,
+    SIBLINGS,
+    CandidateAtStep,
+    Origins,
+    chain,
+    choose,
+    hidden_below,
+    origins,
+    place,
+)
 from ttsnap.sampling.kernels import Sde
 
 BRANCHING = ["svdd", "code", "smc", "rbf", "best-first", "search-over-paths", "zero-order", "depth-first", "nested"]
@@ -176,3 +189,52 @@ def test_rows_of_drafts_and_rollouts_are_called_so(monkeypatch: pytest.MonkeyPat
     assert [text.partition("\n")[0] for text in words] == [
         "draft", "step 3", "finished", "rollout", "finished",
     ]  # fmt: skip
+
+
+def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(engine: Callable[..., Any]) -> None:
+    recorder = outputs.Recorder()
+    (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(2,)), engine(), keep=3, on_event=recorder)
+    plain, source = recorder.sheet(result), Image.new("RGB", (sheet.CELL, sheet.CELL), "orange")
+    assert framed(plain, sheet.LEFT) == 3
+    shown = recorder.sheet(replace(result, source=source))
+    left = sheet.LEFT + sheet.CELL + sheet.MARGIN
+    assert shown.width == plain.width + sheet.CELL + sheet.MARGIN
+    assert framed(shown, left) == 3
+    assert shown.getpixel((sheet.LEFT + 40, sheet.HEAD + 40)) == (255, 165, 0)
+    assert json.loads(shown.info[sheet.LOOKS])["looks"][0][2] == left
+
+
+def framed(picture: Image.Image, left: int) -> int:
+    """How many finished images, in the second row, have a green frame."""
+    y, pitch = sheet.HEAD + sheet.CELL + sheet.TEXT + sheet.GAP - 1, sheet.CELL + sheet.MARGIN
+    corners = range(left + 40, picture.width, pitch)
+    return sum(picture.getpixel((x, y)) == (0x1A, 0x7F, 0x37) for x in corners)
+
+
+def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any]) -> None:
+    recorder = outputs.Recorder()
+    (result,) = search(["a"], SeedPruning(60, (0.5,), steps=(2,)), engine(), "999nfe", on_event=recorder)
+    looks = json.loads(recorder.sheet(result).info[sheet.LOOKS])["looks"]
+    ends: dict[int, int] = {}
+    for uid, step, *_ in looks:
+        ends[uid] = max(step, ends.get(uid, 0))
+    pruned = [uid for uid, step in ends.items() if step == 2]
+    assert 3 <= len(pruned) <= len(ends) / 3, "most are those that were finished"
+    rank = sorted(
+        (u for u in range(60) if result.particles.scored[u] == 2), key=lambda u: -result.particles.value([u])[0]
+    )
+    assert max(rank.index(uid) for uid in pruned) > 12, "not only the best of those that were pruned"
+
+
+def test_a_sheet_of_many_tries_is_mostly_pictures(searched: Any) -> None:
+    for name in ("rbf", "svdd"):
+        result, recorder = searched(make_algorithm(name))
+        told = json.loads(recorder.sheet(result).info[sheet.LOOKS])["looks"]
+        columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
+        assert len(columns) <= NARROW or len(told) >= FILLED * len(columns) * len(rows)
+        below: Counter[object] = Counter()
+        origin = origins(result, recorder.thumbnails[0])
+        for uid, step, *_ in told:
+            look = CandidateAtStep(uid, step)
+            below[origin[look]] += look not in origin.values() and step < max(result.particles.step)
+        assert max(below.values()) <= SIBLINGS

@@ -158,14 +158,14 @@ def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:
 
 
 def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
-    from ttsnap.results.outputs import _thumbnail
-    from ttsnap.results.pixels import to_uint8
+    from ttsnap.results.outputs import thumbnail
+    from ttsnap.results.pixels import still, to_uint8
 
     y, x = np.mgrid[0:1024, 0:768] / 1024
     image = np.stack([x, y, np.sin(6 * x) ** 2])
     whole = Image.fromarray(to_uint8(image)).resize((72, 96), Image.Resampling.LANCZOS)
-    assert _thumbnail(image).size == (72, 96)
-    assert np.abs(np.asarray(_thumbnail(image), int) - np.asarray(whole, int)).max() <= 6
+    assert thumbnail(still(image)).size == (72, 96)
+    assert np.abs(np.asarray(thumbnail(still(image)), int) - np.asarray(whole, int)).max() <= 6
 
 
 def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ttsnap import Budget, make_algorithm, search
+from ttsnap.cli import main
 from ttsnap.core.frames import chosen
 from ttsnap.engine.gradients import check_reward
 from ttsnap.engine.live import LiveEngine
@@ -19,7 +24,9 @@ from ttsnap.files.pictures import video_pixels
 from ttsnap.options.engine import EngineOptions
 from ttsnap.results import save_video
 from ttsnap.results.pixels import frames_of
+from ttsnap.results.sheet import CELL, HEAD, LEFT
 from ttsnap.rewards.registry import REWARDS, make_reward
+from ttsnap.scenes import check, parse
 
 from ..clips import Clips, Mean  # noqa: TID252
 
@@ -111,3 +118,26 @@ def test_it_is_searched_by_its_name(added: str) -> None:
     assert len(result.particles) == 4
     assert result.best.reward == max(result.particles.scores[:, -1, 0]) > 0
     assert list(result.best.scores) == [added]
+
+
+def test_the_how_to_turns_a_red_circle_blue_and_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/howto/edit_images.md says, at less than half of its budget. The sheet shows the source."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "edit_images.md").read_text()
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "place.needs" in block), {})
+    (line,) = re.findall(r"^    ttsnap (generate .a blue circle.*)$", page, re.MULTILINE)
+    assert main([*shlex.split(line.replace("20images", "8images")), "--device", "cpu", "--out", "o"]) == 0
+    before, after, sheet = (Image.open(name) for name in ("red.png", next(Path("o").glob("01-*.png")), "o/sheet.png"))
+    red, blue = (np.asarray(picture.convert("RGB"), float) for picture in (before, after))
+    assert check(blue.transpose(2, 0, 1)[None] / 255, [parse("a blue circle")])[1][0]
+    assert np.abs(middle(red) - middle(blue)).max() < 2
+    shown = np.asarray(sheet.convert("RGB"))[HEAD : HEAD + CELL, LEFT : LEFT + CELL]
+    np.testing.assert_array_equal(shown, np.asarray(before.resize((CELL, CELL), Image.Resampling.NEAREST)))
+
+
+def middle(pixels: Any) -> Any:
+    """Of what is coloured, (x, y)."""
+    coloured = pixels.max(-1) - pixels.min(-1) > 80
+    return np.array([place.mean() for place in np.nonzero(coloured)[::-1]])

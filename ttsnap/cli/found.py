@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +13,13 @@ from jsonargparse import Namespace
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result
 from ttsnap.core.spent import Spent
+from ttsnap.files.writing import write_whole
 from ttsnap.options.videos import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
+
+TABLE = "table.csv"
+"""Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations and file."""
 
 
 class Run(NamedTuple):
@@ -30,7 +36,8 @@ class Run(NamedTuple):
 
 
 def write_runs(out: Path, runs: Sequence[Run], videos: VideoOptions | None = None) -> list[list[list[Path]]]:
-    """Write the first run to `out`, others to folders in it; the images' paths by run and prompt."""
+    """Write the first run to `out`, others to folders in it; the images' paths by run and prompt. Of several prompts,
+    a table of all images as well."""
     written: list[list[list[Path]]] = []
     for run in runs:
         folder = out / run.folder if written else out
@@ -40,7 +47,49 @@ def write_runs(out: Path, runs: Sequence[Run], videos: VideoOptions | None = Non
             if result.images:
                 write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)
         written.append(paths)
+    if len(runs[0].results) > 1:
+        text = io.StringIO()
+        csv.writer(text).writerows(_rows(out, runs, written))
+        write_whole(out / TABLE, lambda file: file.write(text.getvalue().encode()))
     return written
+
+
+def _rows(out: Path, runs: Sequence[Run], written: Sequence[Sequence[Sequence[Path]]]) -> list[list[object]]:
+    """A row for each image, after one of names."""
+    found = [
+        (result, rank, run.name, path)
+        for index in range(len(runs[0].results))
+        for run, paths in zip(runs, written, strict=True)
+        for result in [run.results[index]]
+        for rank, path in enumerate(paths[index])
+    ]
+    names = list(dict.fromkeys(name for result, rank, *_ in found for name in _scored(result.images[rank])))
+    head: list[object] = ["prompt", "algorithm", "rank", "seed", *names, "nfe", "file"]
+    rows: list[list[object]] = [head]
+    for result, rank, algorithm, path in found:
+        scores = _scored(result.images[rank])
+        values = [scores.get(name, "") for name in names]
+        spent = result.spent.nfe
+        rows.append(
+            [result.prompt, algorithm, rank + 1, result.images[rank].seed, *values, spent, path.relative_to(out)]
+        )
+    return rows
+
+
+def tabulate(out: Path, runs: Sequence[Run]) -> None:
+    """Print the winners of all prompts, a line each, and means over the prompts that have an image, for each run."""
+    for run in runs:
+        wide = max(len(result.prompt) for result in run.results)
+        wide = min(wide, 60)
+        print(f"\n{len(run.results)} prompts, {run.name}:")
+        for result in run.results:
+            best = f"{_scores(result.best)}, seed {result.best.seed}" if result.images else "no image"
+            print(f"  {result.prompt[:wide]:<{wide}}  {best}")
+        scores = [_scored(result.best) for result in run.results if result.images]
+        means = {name: sum(each[name] for each in scores) / len(scores) for name in (scores[0] if scores else {})}
+        if means:
+            print(f"  {'mean':<{wide}}  {', '.join(f'{name} {value:.4g}' for name, value in means.items())}")
+    print(f"  table: {out / TABLE}")
 
 
 def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
@@ -53,8 +102,12 @@ def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence
         print(f"    {run.name:<{wide}}  {best}")
 
 
+def _scored(candidate: Candidate) -> dict[str, float]:
+    return {**candidate.scores, **candidate.metrics}
+
+
 def _scores(candidate: Candidate) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in {**candidate.scores, **candidate.metrics}.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in _scored(candidate).items())
 
 
 def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Namespace, *, plain: bool) -> None:

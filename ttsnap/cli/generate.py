@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.algorithms import make_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
-from ttsnap.cli.found import Run, compare, describe, write_runs
+from ttsnap.cli.found import Run, compare, describe, tabulate, write_runs
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
@@ -40,8 +40,8 @@ examples:
   ttsnap generate "a photo of a cat" --budget 20images \\
       --model stabilityai/stable-diffusion-3.5-medium --reward mine.py:score
   ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4
-  ttsnap generate "two green circles" --task image-to-image --image red.png \\
-      --strength 0.8 --negative-prompt ""
+  ttsnap generate "a blue circle" --task image-to-image --image red.png \\
+      --strength 0.7 --negative-prompt ""
 """
 
 
@@ -120,7 +120,8 @@ def run(a: Namespace) -> int:
 
     # What can be refused is refused before the model is loaded.
     asked = _asked(a)
-    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, asked.prompts[0], a.overwrite) as out:
+    name = Path(a.prompts_file).stem if a.prompts_file and len(asked.prompts) > 1 else asked.prompts[0]
+    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, name, a.overwrite) as out:
         return _generate(a, asked, out)
 
 
@@ -224,6 +225,8 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
         describe(runs[0], index, written[0][index], plain, a, plain=stock)
         if len(runs) > 1:
             compare(runs, index, written)
+    if len(asked.prompts) > 1:
+        tabulate(where, runs)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")
     return common.exit_status(out, where, failure)
 

@@ -28,7 +28,7 @@ loaded until you name one with --model and --lora, or say with --trust that you 
 examples:
   ttsnap replay outputs/0001-two-red-circles/01-seed7.png
   ttsnap replay theirs.png --model stabilityai/stable-diffusion-3.5-medium
-  ttsnap replay outputs/0002-two-green-circles/01-seed3.png --image red.png
+  ttsnap replay outputs/0002-a-blue-circle/01-seed3.png --image red.png
 """
 
 

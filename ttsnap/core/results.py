@@ -103,7 +103,8 @@ class Result:
     the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
     algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
     (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
-    where someone kept them, as pipelines do: contact sheets (results/sheet.py), as notebooks show, are of them.
+    where someone kept them, as pipelines do: contact sheets (results/sheet.py), as notebooks show, are of them; and
+    `source` is a small copy of the picture that the prompt changes, None for prompts that are texts only.
     """
 
     prompt: str
@@ -115,6 +116,7 @@ class Result:
     state: AlgorithmState = None
     levels: tuple[float, ...] = ()
     thumbnails: Mapping[tuple[int, int], Image] = field(default_factory=dict)
+    source: Image | None = None
 
     def __repr__(self) -> str:
         """A line: what was asked for, the best image and what it took."""

@@ -87,6 +87,17 @@ def opened(call: Mapping[str, object]) -> dict[str, object]:
     return {name: _opened(value) for name, value in call.items()}
 
 
+def source_of(call: Mapping[str, object]) -> Image.Image | None:
+    """The picture that a call with these arguments changes or keeps to: of several the first; None without any, and
+    where it is an array."""
+    for name in ("image", "control_image"):
+        given = call.get(name)
+        for one in (given, *_several(given)):
+            if isinstance(one, Picture | Image.Image):
+                return one.opened() if isinstance(one, Picture) else one.convert("RGB")
+    return None
+
+
 def digests(call: Mapping[str, object]) -> dict[str, str | list[str]]:
     """Of the pictures among these arguments, by name, of lists of them each; those that are arrays are left out."""
     found = {name: _digest(value) for name, value in call.items()}

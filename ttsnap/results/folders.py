@@ -50,8 +50,9 @@ def check_same(folder: Path, about: str, differing: Callable[[], list[str]], wha
 
 
 @contextlib.contextmanager
-def reserved(out: Path | None, prompt: str, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to: `out`, or the next free outputs/NNNN-prompt. It is made, and no other process gets it.
+def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
+    """A folder to write to: `out`, or the next free outputs/NNNN-name, made, which no other process gets. name: of what
+    is in it, as a prompt or the name of a set of prompts.
 
     Where nothing was written to it by the end, it is removed again, with the folders that were made around it.
     ValueError, before anything is computed, where it holds files already (unless `overwrite`), another process has it,
@@ -63,7 +64,7 @@ def reserved(out: Path | None, prompt: str, overwrite: bool) -> Iterator[Path]:
         made: list[Path] = []
         held.callback(_remove_empty, made)
         try:
-            folder = _numbered(prompt, made) if out is None else _make(out, made)
+            folder = _numbered(name, made) if out is None else _make(out, made)
             held.enter_context(locked(folder))
             _probe(folder)
         except OSError as error:
@@ -113,12 +114,12 @@ def slug(text: str, most: int = 40) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "prompt"
 
 
-def _numbered(prompt: str, made: list[Path]) -> Path:
-    """The next free outputs/NNNN-prompt, made: whoever makes a folder has it, whatever others found free meanwhile."""
+def _numbered(name: str, made: list[Path]) -> Path:
+    """The next free outputs/NNNN-name, made: whoever makes a folder has it, whatever others found free meanwhile."""
     while True:
         root = _make(Path("outputs"), made)
         taken = [int(match.group(1)) for path in root.iterdir() if (match := re.match(r"(\d+)-", path.name))]
-        folder = root / f"{max(taken, default=0) + 1:04d}-{slug(prompt)}"
+        folder = root / f"{max(taken, default=0) + 1:04d}-{slug(name)}"
         try:
             folder.mkdir(exist_ok=False)
         except FileExistsError:

@@ -20,6 +20,9 @@ class CandidateAtStep(NamedTuple):
     step: int
 
 
+SIBLINGS, NARROW, FILLED = 3, 12, 0.4
+"""The most that came of one look and were given up at once, as tries of one step are, which a sheet shows. A sheet of
+more columns than NARROW is one of which at least the share FILLED holds pictures: the rest would be white."""
 Origins = dict[CandidateAtStep, CandidateAtStep | None]
 """Every look with the one that it came from; None for seeds."""
 
@@ -58,18 +61,28 @@ def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep
 
 
 def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
-    """As many of these looks, the most wanted first, as fit into `most` columns, with all that they came from."""
+    """As many of these looks, the most wanted first, as fit into `most` columns, with all that they came from. Of what
+    was given up, no more than SIBLINGS and FILLED say."""
+    steps = {look.step for look in origin if look.step >= 0}
     shown: Origins = {}
     refused: Counter[int] = Counter()
+    siblings: Counter[CandidateAtStep | None] = Counter()
     for end in ends:
         if end in shown or refused[end.step] > most:  # where so many found no room, others will not
             continue
+        source = origin[end]
+        given_up = end.step < max(steps, default=0)
+        if given_up and siblings[source] >= SIBLINGS:
+            continue
         wider = {*shown, *chain(end, origin)}
         tried = {look: source for look, source in origin.items() if look in wider}
-        if shown and max(place(tried, ends).values()) >= most:
+        columns = max(place(tried, ends).values()) + 1
+        sparse = columns > NARROW and sum(look.step >= 0 for look in tried) < FILLED * len(steps) * columns
+        if shown and (columns > most or sparse):
             refused[end.step] += 1
         else:
             shown = tried
+            siblings[source] += given_up
     return shown
 
 

@@ -47,15 +47,17 @@ class Recorder:
 
     def __call__(self, event: Event) -> None:
         if event.kind == "score" and event.picture is not None:
-            self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = _thumbnail(event.picture.small())
+            self.thumbnails.setdefault(event.job, {})[event.uids[0], event.step] = thumbnail(
+                still(event.picture.small())
+            )
 
     def sheet(self, result: Result, job: int = 0) -> Image.Image:
         """The contact sheet of a search that this listened to, of its prompt number `job`."""
         return contact_sheet(result, self.thumbnails.get(job, {}))
 
 
-def _thumbnail(image: Pixels) -> Image.Image:
-    picture = still(image)
+def thumbnail(picture: Image.Image) -> Image.Image:
+    """A copy with as many pixels on its longer side as a contact sheet has room for."""
     small = max(picture.size) < CELL
     scale = CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

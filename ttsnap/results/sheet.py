@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,6 +18,10 @@ from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidd
 CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
 TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
+PRUNED = 4
+"""Where there is no room for all, one candidate in so many is one that was pruned."""
+SPREAD = 3
+"""At so many places of their ranking pruned ones are taken first."""
 WIDEST, TALLEST = 1740, 1500
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
 LOOKS = "ttsnap looks"
@@ -28,16 +32,18 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Page:
-    """Where things are: the side of a picture, the line of each step, and what is drawn where."""
+    """Where things are: the side of a picture, the line of each step, the first pixel of the first column, and what is
+    drawn where."""
 
     cell: int
     lines: dict[int, int]
+    left: int
     columns: dict[CandidateAtStep, int]
 
     def corner(self, look: CandidateAtStep) -> tuple[int, int]:
         """The upper left corner of a look's picture; a seed stands above the first row."""
         line = self.lines.get(look.step, -1)
-        return LEFT + self.columns[look] * (self.cell + MARGIN), HEAD + line * self.pitch
+        return self.left + self.columns[look] * (self.cell + MARGIN), HEAD + line * self.pitch
 
     @property
     def pitch(self) -> int:
@@ -47,23 +53,26 @@ class Page:
     @property
     def size(self) -> tuple[int, int]:
         """Of the sheet."""
-        wide = LEFT + (max(self.columns.values(), default=0) + 1) * (self.cell + MARGIN) + MARGIN
-        return max(480, wide), HEAD + len(self.lines) * self.pitch + MARGIN
+        wide = self.left + (max(self.columns.values(), default=0) + 1) * (self.cell + MARGIN) + MARGIN
+        return max(640, wide), HEAD + len(self.lines) * self.pitch + MARGIN
 
 
 def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
     """What a search looked at: steps are rows, the winner's column is the first, and lines lead from each look to what
-    came of it. Dropped candidates are dimmed, the winner is framed, a score stands under each picture.
+    came of it. Dropped candidates are dimmed, the kept images are framed, a score stands under each picture. The
+    picture that the prompt changes (`Result.source`), where there is one, stands left of the first row.
 
-    thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, those that got furthest
-    are shown, and "+3" tells that three more came of a look. The image's info holds what LOOKS describes.
+    thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, the kept ones and those
+    that got furthest are shown, with some that were pruned, and "+3" tells that three more came of a look. The image's
+    info holds what LOOKS describes.
     """
     origin = origins(result, thumbnails)
     ends = _most_wanted(result, origin)
     steps = sorted({step for _, step in thumbnails})
     cell = max(LEAST_CELL, min(CELL, TALLEST // max(1, len(steps)) - TEXT - GAP))
-    shown = choose(ends, origin, (WIDEST - LEFT) // (cell + MARGIN))
-    page = Page(cell, {step: line for line, step in enumerate(steps)}, place(shown, ends))
+    left = LEFT + (cell + MARGIN if result.source is not None else 0)
+    shown = choose(_mixed(ends, result), origin, (WIDEST - left) // (cell + MARGIN))
+    page = Page(cell, {step: line for line, step in enumerate(steps)}, left, place(shown, ends))
     won = CandidateAtStep(result.images[0].uid, len(result.levels) - 1) if result.images else None
     golden = set(chain(won, origin)) if won in shown else set()
     sheet = Image.new("RGB", page.size, "white")
@@ -84,23 +93,44 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
         if look.step < 0:
             _below(draw, page, look, f"seed {result.particles.seed[look.uid]}", ink, more[look])
             continue
-        _picture(sheet, page, look, thumbnails[look], dimmed=look in ended)
+        _paste(sheet, page, thumbnails[look], page.corner(look), dimmed=look in ended)
         _below(draw, page, look, _score(result.particles, look), ink, more[look])
-    if won in shown:
-        x, y = page.corner(won)
-        draw.rectangle((x - 3, y - 3, x + page.cell + 2, y + page.cell + 2), outline=WINNER, width=3)
+    for candidate in result.images[::-1]:
+        if (kept := CandidateAtStep(candidate.uid, len(result.levels) - 1)) in shown:
+            x, y = page.corner(kept)
+            width = 3 if kept == won else 2
+            frame = (x - width, y - width, x + page.cell + width - 1, y + page.cell + width - 1)
+            draw.rectangle(frame, outline=WINNER, width=width)
+    if result.source is not None:
+        _paste(sheet, page, result.source, (LEFT, HEAD))
+        draw.text((LEFT, HEAD + page.cell - page.pitch + 2), "source", INK, ImageFont.load_default(12))
     places = [[int(look.uid), int(look.step), *page.corner(look)] for look in shown if look.step >= 0]
     sheet.info[LOOKS] = json.dumps({"side": page.cell, "looks": places})
     return sheet
 
 
 def _most_wanted(result: Result, origin: Origins) -> list[CandidateAtStep]:
-    """The last look at each candidate: the winner's, then by how far it got, then by its score."""
+    """The last look at each candidate: the kept ones', then by how far it got, then by its score."""
     p = result.particles
     last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
-    winner = result.images[0].uid if result.images else -1
-    uids = sorted(last, key=lambda uid: (uid != winner, -last[uid].step, -p.value([uid])[0], uid))
+    rank = {candidate.uid: place for place, candidate in enumerate(result.images)}
+    uids = sorted(last, key=lambda uid: (rank.get(uid, len(rank)), -last[uid].step, -p.value([uid])[0], uid))
     return [last[uid] for uid in uids]
+
+
+def _mixed(ends: Sequence[CandidateAtStep], result: Result) -> list[CandidateAtStep]:
+    """The last looks in the order in which they get a place: after so many that were finished, one that was pruned.
+    The pruned ones come from all over their ranking, so that a few of them tell of all."""
+    kept, last = len(result.images), len(result.levels) - 1
+    finished = [look for look in ends[kept:] if look.step == last]
+    pruned = [look for look in ends[kept:] if look.step < last]
+    apart = max(1, len(pruned) // SPREAD)
+    pruned = [look for first in range(apart) for look in pruned[first::apart]]
+    mixed = list(ends[:kept])
+    while finished or pruned:
+        mixed += [*finished[: PRUNED - 1], *pruned[:1]]
+        finished, pruned = finished[PRUNED - 1 :], pruned[1:]
+    return mixed
 
 
 def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> None:
@@ -141,14 +171,16 @@ def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[
         draw.line(points, WINNER if look in golden else LINE, 2 if look in golden else 1)
 
 
-def _picture(sheet: Image.Image, page: Page, look: CandidateAtStep, picture: Image.Image, *, dimmed: bool) -> None:
+def _paste(
+    sheet: Image.Image, page: Page, picture: Image.Image, corner: tuple[int, int], *, dimmed: bool = False
+) -> None:
     if page.cell < CELL:
         scale = page.cell / CELL
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.BOX)
     if dimmed:
         picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
-    sheet.paste(picture, page.corner(look))
+    sheet.paste(picture, corner)
 
 
 def _score(p: Particles, look: CandidateAtStep) -> str:
@@ -161,9 +193,11 @@ def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: 
     x, y = page.corner(look)
     font = ImageFont.load_default(12 if page.cell >= 64 else 10)
     kind, _, number = words.rpartition(" ")
-    while kind and number and draw.textlength(words, font) > page.cell:  # the last digits of seeds tell them apart
+    wide = page.cell - (draw.textlength(f" +{more}", font) if more else 0)
+    named = f"{kind} " if kind and page.cell >= 64 else ""
+    while kind and number and draw.textlength(words, font) > wide:  # the last digits of seeds tell them apart
         number = number[1:]
-        words = f"{kind} …{number}"
+        words = f"{named}…{number}"
     texts = [(x, words, ink)]
     if more:
         texts.append((x + page.cell - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))
