@@ -94,6 +94,28 @@ def test_inner_sections_count_too() -> None:
     parsed([*argv, "--record.model", "x", "--student.kind=lora"])
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        ("record", "ray_address", "elsewhere:6379"),
+        ("generate", "ray_address", "elsewhere:6379"),
+        *(
+            ("bench", "algorithms", f"{text} n=4")
+            for text in (" /etc/x.json", "'../x.json'", r"\/etc/x.json", "nested first=~/x.json",
+                         r"""nested 'first="\x2fetc/x.json"'""")
+        ),
+    ],
+)  # fmt: skip
+def test_addresses_and_files_that_are_read_later_must_be_confirmed(command: str, name: str, value: str) -> None:
+    config(**{name: [value] if name == "algorithms" else value})
+    words = {"record": ["--out", "x"], "generate": ["a"], "bench": ["--out", "x", "--prompts-file", "x"]}[command]
+    with pytest.raises(ValueError, match=f"names {name} .* because a configuration says so"):
+        parsed([command, *words, "--config", "c.yaml"])
+    parsed([command, *words, "--config", "c.yaml", "--trust"])
+    config(ray_address="auto") if name == "ray_address" else config(algorithms=["nested first=x.json", "best-of-n n=4"])
+    parsed([command, *words, "--config", "c.yaml"])
+
+
 def test_plain_settings_need_no_word() -> None:
     rewards = ["scenes", "clip then imagereward"]
     parsed(config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe"))

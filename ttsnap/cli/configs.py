@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
@@ -14,13 +15,16 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader
 from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.options.call import WRITTEN
+from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import HOT, SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.workers import WorkerOptions
 from ttsnap.rewards.registry import REWARDS
 
-_DECLARED = (*options_of(SearchOptions), *options_of(SamplerOptions), *options_of(ModelOptions), *WRITTEN.values())
+_KINDS = (SearchOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
+_DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())
 
 
 def _loading(what: str) -> set[str]:
@@ -28,7 +32,7 @@ def _loading(what: str) -> set[str]:
     return {option.flag for option in _DECLARED if option.loads == what}
 
 
-_REWARDS, _MODELS = {*_loading("reward"), "base"}, _loading("model")
+_REWARDS, _MODELS, _ADDRESSES = {*_loading("reward"), "base"}, _loading("model"), _loading("address")
 _TEXTS = {*_loading("text"), "prompts", "call"}
 _AS_IT_IS = "as it is"
 set_loader(_AS_IT_IS, lambda text: text, exceptions=())
@@ -135,7 +139,22 @@ def _strange(data: Any) -> Iterator[tuple[str, str]]:
         ours = value.partition(":")[0] in (HOT, EMBEDDED) if key == "draft" else value in PACKAGED
         model = key in _MODELS and not ours
         code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
-        path = PurePath(value)
-        away = path.is_absolute() or ".." in path.parts or value.startswith("~")
-        if reward or model or code or (away and name.partition(".")[0] not in _TEXTS):
+        address = key in _ADDRESSES and value != "auto"
+        texts = _words(value) if key == "algorithms" else [value]
+        away = name.removeprefix("record.").partition(".")[0] not in _TEXTS and any(map(_is_away, texts))
+        if reward or model or code or address or away:
             yield name, value
+
+
+def _is_away(text: str) -> bool:
+    """Whether it is a path that may lead out of the folder that ttsnap runs in."""
+    path = PurePath(text)
+    return path.is_absolute() or ".." in path.parts or text.startswith("~")
+
+
+def _words(text: str) -> Iterator[str]:
+    """What an arm of a benchmark names, "nested first=a.json": its algorithm, and the texts among its options."""
+    for word in shlex.split(text):
+        name, _, value = word.partition("=")
+        values = _leaves(parse_yaml(value, f"{name} of {text!r}"))
+        yield from (name, *(part for _, part in values if isinstance(part, str)))

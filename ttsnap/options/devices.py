@@ -26,6 +26,7 @@ class DeviceOptions:
         "the Ray cluster whose devices search, as HOST:6379, or auto for the one that this machine belongs to",
         unset="this machine alone",
         metavar="HOST:PORT",
+        loads="address",
     )
 
     reward_actors: int = option(

@@ -28,7 +28,8 @@ class Option:
     written: its type on the command line and in files, by default that of the field; None where only Python can give
     it. flag: its name there, with _ for -, start: its default there, metavar: what stands for its value in --help.
     bounds: of a number, from the type. loads: "reward" or "model" where its value makes ttsnap load something
-    that the value names, which a file from elsewhere must not decide; "text" where it is for models to read.
+    that the value names, which a file from elsewhere must not decide, "address" where ttsnap connects to it; "text"
+    where it is for models to read.
     recorded: whether `ttsnap record` has it. noted: whether a recording with another kernel than the pipeline's own
     notes it even at its default.
     """

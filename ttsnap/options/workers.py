@@ -27,4 +27,5 @@ class WorkerOptions(Bounded):
         "belongs to; all of them must see the folder --out",
         unset="this machine alone",
         metavar="HOST:PORT",
+        loads="address",
     )
