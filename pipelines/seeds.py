@@ -7,7 +7,10 @@ from numbers import Integral
 import torch
 
 SEEDS = 2**64
-"""How many seeds torch has."""
+"""How many seeds torch takes."""
+DRAWN = 2**32
+"""How many different ones torch's generator on the CPU, which draws the noises, makes of them. Other tools read no
+larger ones."""
 
 
 def source_of(
@@ -40,13 +43,13 @@ def source_of(
 def first_seed(source: int | torch.Generator) -> int:
     """The number itself, or the next seed of a generator, which is advanced by it.
 
-    That is the generator's own seed as long as nothing was drawn from it, so that candidate 0 starts from the noise
-    that a stock call would draw. After that it is a number drawn from the generator: 32 bits, which is all that torch's
-    generator on the CPU makes of a seed.
+    That is the generator's own seed, modulo 2^32, as long as nothing was drawn from it, so that candidate 0 starts from
+    the noise that a stock call would draw: torch's generator on the CPU makes the same of both. After that it is a
+    number drawn from the generator, below 2^32 as well.
     """
     if isinstance(source, int):
         return source
     unused = torch.Generator(source.device).manual_seed(source.initial_seed())
     own = torch.equal(source.get_state(), unused.get_state())
-    drawn = torch.randint(2**32, (), generator=source, device=source.device)
-    return source.initial_seed() if own else int(drawn)
+    drawn = torch.randint(DRAWN, (), generator=source, device=source.device)
+    return source.initial_seed() % DRAWN if own else int(drawn)

@@ -70,9 +70,9 @@ class SearchOptions:
     seed: int | None = option(
         None,
         "candidate i starts from seed + i",
-        python="Seeds are torch's on the CPU. By default `generator` gives the first one, and is advanced: its own "
-        "seed as long as nothing was drawn from it, so that candidate 0 is the image of the stock call, and a seed "
-        "drawn from it after that. Without a generator torch's global one does (torch.manual_seed).",
+        python="Seeds are torch's on the CPU. By default `generator` gives the first one, below 2^32, and is advanced: "
+        "its own seed modulo 2^32 as long as nothing was drawn from it, so that candidate 0 is the image of the stock "
+        "call, and a seed drawn from it after that. Without a generator torch's global one does (torch.manual_seed).",
         written=int,
         start=0,
         metavar="N",
