@@ -47,5 +47,5 @@ def test_two_hundred_requests_by_fifty_clients() -> None:
         until(lambda: metric(server, "ttsnap_active") == metric(server, "ttsnap_queue") == 0)
         gc.collect()
         assert memory().rss < before + 100 * 2**20
-        assert not server.worker._callers
+        assert not server.worker._open
         assert len(server.worker._searches) <= 4

@@ -79,7 +79,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--active", type=int, default=32, help="searches at a time; more need more memory")
     p.add_argument("--queue-size", type=int, default=64, help="requests that wait beside them; others get status 429")
     p.add_argument("--per-key", type=int, default=32, help="requests of one caller that wait or run")
-    p.add_argument("--drain", type=float, default=30.0, help="seconds that searches have to end on SIGTERM")
+    p.add_argument("--drain", type=float, default=30.0, help="seconds within which searches end on SIGTERM")
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
     arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay beside the engines
     return p

@@ -25,7 +25,7 @@ from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Asked, Generation, Offer, asked_of, parse
 from ttsnap.service.tickets import Done, News, Ticket
-from ttsnap.service.worker import Worker
+from ttsnap.service.worker import Worker, stopping
 from ttsnap.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,8 @@ async def body_of(request: Request, limits: Limits, most: int) -> bytes:
                 body += part
                 if len(body) > most:
                     raise RequestError(413, f"a request has at most {most} bytes here", code="too_large")
+    except asyncio.CancelledError:  # by uvicorn, whose time to end is up
+        raise stopping() from None
     except TimeoutError:
         raise RequestError(408, f"the request was not whole after {limits.body_seconds:g} s") from None
     return bytes(body)

@@ -93,8 +93,9 @@ class OneDevice:
     steps and rewards alone share the denoiser's batches as well."""
 
     def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, RewardModel]) -> None:
+        self.pipe = pipe
         # By their own names, clients would be told what the operator's files and servers are called.
-        self.pipe, self.rewards = pipe, {name: reward.called(name) for name, reward in rewards.items()}
+        self.rewards: Mapping[str, RewardModel] = {name: reward.called(name) for name, reward in rewards.items()}
         self._networks: WeakValueDictionary[Hashable, Network] = WeakValueDictionary()
 
     @contextmanager

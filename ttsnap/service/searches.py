@@ -29,6 +29,9 @@ from ttsnap.service.tickets import Done, PartialImages, Ticket
 
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
+RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
+"""The weight of a batch's measurement when the next one is there; by how much finishing is thought to take longer than
+measured; how many searches are in an order when all end."""
 
 
 class Searches:
@@ -48,6 +51,7 @@ class Searches:
             raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, Request] = {}
+        self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
 
     def close(self) -> None:
@@ -100,14 +104,35 @@ class Searches:
             self._fitted[key] = spec.algorithm
         return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
 
+    def measure(self, seconds: float, nfe: int, room: int) -> None:
+        """A batch took so long, of so many evaluations in so many places; the last ten or so count."""
+        self._seconds = RECENT * self._seconds + seconds
+        self._nfe = RECENT * self._nfe + nfe
+        self._room = RECENT * self._room + room
+
+    @property
+    def seconds_to_end(self) -> float:
+        """How long it takes until every search has an image, by what was measured: as long as an image each, or as long
+        as their batches one after the other, whichever is more; with a reserve for decodes and rewards. 0 where every
+        search has one, or nothing ran yet."""
+        bare = sum(not request.jobs[0].finished for request in self.under_way.values())
+        if not bare or not self._nfe or not self._room:
+            return 0.0
+        places = max(1, self.engine.capacity // 2)
+        each, batch = self._seconds / self._nfe, places * self._seconds / self._room
+        return RESERVE * self.engine.grid.nfe * max(bare * each, -(-bare // places) * batch)
+
     def cancel(self, ticket: Ticket) -> None:
         """End a search at once, without an image."""
         self.run.cancel(self.under_way.pop(ticket))
 
     def stop(self) -> None:
-        """End all searches with their best images."""
-        for request in self.under_way.values():
-            self.run.stop(request)
+        """End all searches with their best images, the oldest first: where time is short, some come in time, and not
+        all too late."""
+        for rank, request in enumerate(self.under_way.values()):
+            if not request.stopping:
+                self.engine.weigh(request.jobs[0].index, 0.5 ** min(rank, FIRST))
+                self.run.stop(request)
 
     def turn(self) -> dict[Ticket, Done | RequestError]:
         """One batch. The requests that are done by it, and what to tell them; what fails in making it, fails alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -37,9 +38,20 @@ class Connection(Guarded):
 
 
 class Server(uvicorn.Server):
-    """Drains its worker when it is told to stop; told again, it ends searches with what they have."""
+    """Drains its worker when it is told to stop; told again, it ends searches with what they have. Every request has an
+    answer before uvicorn ends those that have none, which would be a bare status of 500, or half a stream."""
 
     worker: Worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        giving_up = asyncio.create_task(self._give_up())
+        await super().shutdown(sockets)
+        giving_up.cancel()
+
+    async def _give_up(self) -> None:
+        while (seconds := self.worker.patience) > 0:  # which is less once the server is told again
+            await asyncio.sleep(min(seconds, 0.5))
+        self.worker.give_up()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.worker.drain(now=self.should_exit)

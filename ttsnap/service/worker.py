@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
@@ -21,6 +21,8 @@ from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Done, Ticket
 
 logger = logging.getLogger(__name__)
+LATE = 5.0
+"""Seconds after the time to end by, after which nothing is waited for."""
 
 
 class Worker(threading.Thread):
@@ -40,7 +42,8 @@ class Worker(threading.Thread):
         self._first = first
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._callers: Counter[str] = Counter()
+        self._open: set[Ticket] = set()
+        """All that were submitted and have not ended."""
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[Configuration, Searches] = OrderedDict()
         self._shares: FairShare[Configuration] = FairShare()
@@ -53,14 +56,14 @@ class Worker(threading.Thread):
         ticket = Ticket(asked, caller, loop)
         with self._wake:
             if self.draining or not self.is_alive():
-                raise RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
-            if self._callers[caller.name] >= self.limits.per_key:
+                raise stopping()
+            if sum(other.caller.name == caller.name for other in self._open) >= self.limits.per_key:
                 most = f"{self.limits.per_key} requests of yours wait or run already, the most that one key may have"
                 raise RequestError(429, f"{most}; try again when one is done", code="too_many_requests", retry_after=2)
             if len(self._waiting) >= self.limits.queue:
                 most = f"{self.limits.queue} requests wait already, the most that are taken"
                 raise RequestError(429, f"{most}; try again later", code="queue_full", retry_after=5)
-            self._callers[caller.name] += 1
+            self._open.add(ticket)
             self._waiting.append(ticket)
             self._wake.notify()
         return ticket
@@ -72,10 +75,22 @@ class Worker(threading.Thread):
             self._wake.notify()
 
     def drain(self, *, now: bool = False) -> None:
-        """Take no more requests: those that wait are refused, those that run get Limits.drain seconds, or none, and
-        end with their best images then. The thread ends with the last one. Callable from a signal's handler."""
+        """Take no more requests: those that wait are refused. Those that run end with their best images, early enough
+        for each to have one within Limits.drain seconds, or at once. The thread ends with the last one. Callable from a
+        signal's handler."""
         self._deadline = min(self._deadline, time.monotonic() + (0 if now else self.limits.drain))
         self.draining = True  # seen within a batch, or a second
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which to wait for searches still, once they were told to end."""
+        return self._deadline + LATE - time.monotonic()
+
+    def give_up(self) -> None:
+        """Refuse all requests that have no answer yet, whatever the thread is doing."""
+        with self._wake:
+            for ticket in self._open:
+                ticket.tell(stopping())
 
     # --- the thread -------------------------------------------------------------------------------------------
 
@@ -109,8 +124,9 @@ class Worker(threading.Thread):
             self._end(ticket, "cancelled")
         for ticket in self._taken():
             self._begin(ticket)
-        if time.monotonic() >= self._deadline:
-            for searches in set(self._active.values()):
+        active = set(self._active.values())
+        if time.monotonic() + sum(searches.seconds_to_end for searches in active) >= self._deadline:
+            for searches in active:
                 searches.stop()
         busy = list(dict.fromkeys(searches.configuration for searches in self._active.values()))
         self._shares.wait(busy)
@@ -129,8 +145,7 @@ class Worker(threading.Thread):
             room = max(0, self.limits.active - len(self._active))
             self._waiting = deque(stay[room:])
         for ticket in gone:
-            stopping = RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
-            self._end(ticket, "cancelled" if ticket.cancelled else "refused", stopping)
+            self._end(ticket, "cancelled" if ticket.cancelled else "refused", stopping())
         return stay[:room]
 
     def _begin(self, ticket: Ticket) -> None:
@@ -196,8 +211,9 @@ class Worker(threading.Thread):
             for ticket in list(searches.under_way):
                 self._end(ticket, "failed", failure(error, searches.configuration))
             return
-        self._shares.serve(searches.configuration, (time.monotonic() - begin) / weight)
-        made = self._nfe() - nfe
+        seconds, made = time.monotonic() - begin, self._nfe() - nfe
+        self._shares.serve(searches.configuration, seconds / weight)
+        searches.measure(seconds, made, engine.room - rooms)
         if made > 0:
             self.metrics.nfe.inc(made)
         if engine.room > rooms:
@@ -217,8 +233,7 @@ class Worker(threading.Thread):
         """A request is over. error: what it is told, where it was not told already."""
         self._active.pop(ticket, None)
         with self._wake:
-            self._callers[ticket.caller.name] -= 1
-            self._callers = +self._callers
+            self._open.discard(ticket)
         if error is not None:
             ticket.tell(error)
         self.metrics.requests.labels(outcome).inc()
@@ -231,6 +246,11 @@ class Worker(threading.Thread):
         lost = [key for key in idle if self._searches[key].run.lost]
         for key in {*lost, *idle[: max(0, len(idle) - self.limits.idle)]}:
             self._searches.pop(key).close()
+
+
+def stopping() -> RequestError:
+    """What is told while the service ends."""
+    return RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
 
 
 def failure(error: Exception, configuration: Configuration) -> RequestError:

@@ -1,0 +1,149 @@
+"""The end of a service under load: every request that it took has an answer, an image or one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.test_service import PROMPT, metric, until
+from ttsnap.rewards.registry import make_rewards
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Configuration, Offer
+from ttsnap.service.server import GenerationServer
+
+OWN = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 10}
+CLIENTS, STREAMS = 24, 6
+
+
+class Slow(OneDevice):
+    """Every batch takes a little longer. left: how many there are until one hangs, which ends when it may `go`."""
+
+    left = 10**6
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe, {"brightness": make_rewards("brightness")[0]})
+        self.go = threading.Event()
+
+    @contextmanager
+    def engine(self, configuration: Configuration) -> Iterator[Any]:
+        with super().engine(configuration) as made:
+            engine: Any = made
+            tick = engine.tick
+
+            def slow() -> Any:
+                time.sleep(0.05)
+                self.left -= 1
+                assert self.left >= 0 or self.go.wait(60)
+                return tick()
+
+            engine.tick = slow
+            yield engine
+
+
+def ask(pool: ThreadPoolExecutor, url: str) -> list[Future[httpx.Response]]:
+    """Many clients at once, of which the first few want streams."""
+    bodies = [{**OWN, "stream": number < STREAMS, "seed": number} for number in range(CLIENTS)]
+    return [pool.submit(httpx.post, f"{url}/v1/images/generations", json=body, timeout=90) for body in bodies]
+
+
+def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
+    """How a request ended, and what it was told then: "image", or the code of an error in OpenAI's shape."""
+    streamed = reply.headers["content-type"].startswith("text/event-stream")
+    told = json.loads(reply.text.rpartition("data: ")[2] if streamed else reply.text)
+    if "error" in told:
+        assert set(told["error"]) == {"message", "type", "param", "code"}
+        assert streamed or (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+        assert not streamed or told["type"] == "error"
+        return told["error"]["code"], told
+    image = told if streamed else told["data"][0]
+    assert image["b64_json"]
+    return "image", told
+
+
+@contextmanager
+def serving(engines: OneDevice, offer: Offer, drain: float) -> Iterator[GenerationServer]:
+    limits, offer = Limits(drain=drain, per_key=99), Offer("embedded", offer.call, ("brightness",))
+    with GenerationServer(engines, offer, limits, None, ("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_searches_wind_up_early_enough_to_finish_an_image_each(
+    pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.server.GRACE", 0)
+    engines, drain = Slow(pipe), 5
+    with ThreadPoolExecutor(CLIENTS) as pool, serving(engines, offer, drain) as server:
+        asked = ask(pool, server.url)
+        until(lambda: metric(server, "ttsnap_active") == CLIENTS and metric(server, "ttsnap_nfe_total") > 0)
+        begin = time.monotonic()
+        server.__exit__()
+        assert time.monotonic() - begin < drain + 10
+        ends = [last_of(reply.result()) for reply in asked]
+    assert [end for end, _ in ends] == ["image"] * CLIENTS
+    assert all("stopped early" in " ".join(told["warnings"]) for _, told in ends)
+
+
+def test_what_cannot_be_finished_is_told_so(pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttsnap.service.worker.LATE", 0.5)
+    engines = Slow(pipe)
+    with ThreadPoolExecutor(CLIENTS + 1) as pool, serving(engines, offer, 0.5) as server:
+        asked = ask(pool, server.url)
+        until(lambda: metric(server, "ttsnap_active") == CLIENTS)
+        engines.left = 0
+        ending = pool.submit(server.__exit__)
+        ends = [last_of(reply.result(timeout=30))[0] for reply in asked]
+        engines.go.set()
+        ending.result(timeout=30)
+    assert ends == ["stopping"] * CLIENTS
+
+
+def test_where_time_is_short_the_oldest_finish_and_the_rest_is_told_so(
+    pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.worker.LATE", 5.0)
+    engines = Slow(pipe)
+    with ThreadPoolExecutor(CLIENTS + 1) as pool, serving(engines, offer, 0.01) as server:
+        asked = ask(pool, server.url)
+        until(lambda: metric(server, "ttsnap_active") == CLIENTS)
+        engines.left = 15  # batches of 16 rows: the first 16 images of 10 steps take 11, all take 20
+        ending = pool.submit(server.__exit__)
+        ends = [last_of(reply.result(timeout=30))[0] for reply in asked]
+        engines.go.set()
+        ending.result(timeout=30)
+    assert ends.count("image") >= 12
+    assert ends.count("stopping") >= 2
+
+
+@pytest.mark.slow
+def test_sigterm_under_load() -> None:
+    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "4"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+            assert found is not None
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                asked = ask(pool, found[1])
+                until(lambda: f"ttsnap_active {CLIENTS}.0" in httpx.get(f"{found[1]}/metrics").text, 60)
+                process.send_signal(signal.SIGTERM)
+                ends = [last_of(reply.result(timeout=60))[0] for reply in asked]
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert set(ends) <= {"image", "stopping"}
+    assert ends.count("image") > CLIENTS // 2
