@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ttsnap import SeedPruning, make_algorithm, search
+from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.smc.smc import SMC
@@ -108,7 +109,7 @@ NESTED = [
     make_algorithm("ttsnap-rbf", n=9),
     make_algorithm("svdd", n=2),
     Nested(TopNoises(3), SMC(4), n=5),
-    Nested(SeedPruning(None, (0.5,), (0.8,)), make_algorithm("code", n=2), share=0.3),
+    Nested(SeedPruning(None, (0.5,), (0.8,)), CoDe(2), share=0.3),
     Refined(SeedPruning(6, (0.5,), (0.8,)), ZeroOrder(2, rounds=3)),
     {"name": "nested", "first": {"name": "top-noises", "n": 7}, "second": "code"},
     {"name": "nested", "first": TopNoises(7), "second": {"name": "code", "n": 3}},
@@ -127,7 +128,7 @@ def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options
         "prompt": "a",
         "seed": 3,
     }
-    save_image(tmp_path / "x.png", np.zeros((8, 8, 3), np.uint8), plain(payload))  # type: ignore[arg-type]
+    save_image(tmp_path / "x.png", np.zeros((3, 8, 8)), plain(payload))  # type: ignore[arg-type]
     search = read_payload(tmp_path / "x.png")["search"]
     assert make_algorithm(search["algorithm"], **search["options"]) == make_algorithm(asked)
 
