@@ -64,9 +64,13 @@ class ModularDenoiser(LimitedDenoiser):
             raise ValueError(f"the text encoder's block of {self.pipe.stock_class().__name__} fails without guidance; "
                              "set guidance_scale to more than 1")  # fmt: skip
         blocks.check_decoder(self.pipe.vae, call)
-        trial = blocks.start(whole, {**self._call, "prompt": ""})
-        drawing, self._trial = blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
-        guiders.doubt(self.pipe, self._trial.get("negative_prompt_embeds"))
+        drawing, self._trial = self._tried()
+        if (
+            guiders.idle(self.pipe, self._trial.get("negative_prompt_embeds"))
+            and "negative_prompt" in whole.input_names
+        ):
+            self._call["negative_prompt"] = ""  # as the classic pipeline has it
+            drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
@@ -76,6 +80,11 @@ class ModularDenoiser(LimitedDenoiser):
         values = self._parts.loop.get_block_state(self._trial).as_dict()
         shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
         self.text_length = tuple(shapes.items())
+
+    def _tried(self) -> tuple[int, State]:
+        """Which block is the first that draws noise, and the state after all that come before the loop."""
+        trial = blocks.start(self._whole, {**self._call, "prompt": ""})
+        return blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
         super()._use(schedule, guided=guided)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
-from ttsnap.pipelines.mixin import warn_once
 
 OF_SOUND = "audio_guider"
 """The guider of a video's sound, which goes through the network in the video's passes."""
@@ -47,13 +46,10 @@ def passes(pipe: Any) -> int:
     return each.pop() if each else 1
 
 
-def doubt(pipe: Any, negative: Any) -> None:
-    """Warn, once, where a second pass changes nothing. negative: what the blocks encoded of the negative prompt; where
-    that is None, the guider makes both passes on the prompt, as stock Stable Diffusion 3 does (diffusers 0.42)."""
-    if negative is None and passes(pipe) > 1:
-        name = pipe.stock_class().__name__
-        warn_once(f"without negative_prompt, {name} guides by two passes on the same text, which is no guidance at "
-                  'twice the price; give negative_prompt="", or guidance_scale=1')  # fmt: skip
+def idle(pipe: Any, negative: Any) -> bool:
+    """Whether a second pass changes nothing. negative: what the blocks encoded of the negative prompt; where that is
+    None, the guider makes both passes on the prompt, as stock Stable Diffusion 3 does (diffusers 0.42)."""
+    return negative is None and passes(pipe) > 1
 
 
 def _guiders(pipe: Any) -> dict[str, Any]:

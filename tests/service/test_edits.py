@@ -98,6 +98,19 @@ def test_such_a_server_makes_images_from_texts_too(client: OpenAI) -> None:
     assert len(reply.data) == 1
 
 
+def test_an_absent_negative_prompt_leaves_a_request_guided(client: OpenAI, drawn: Image.Image) -> None:
+    def rewards(**more: object) -> list[object]:
+        own = {**{name: value for name, value in OWN.items() if name != "negative_prompt"}, **more}
+        edited = client.images.edit(image=("drawn.png", png(drawn)), prompt=PROMPT, extra_body=own)
+        own.pop("strength")
+        made = client.images.generate(prompt=PROMPT, extra_body=own)
+        return [reply.to_dict()["data"][0]["reward"] for reply in (edited, made)]  # type: ignore[index]
+
+    absent, empty, unguided = rewards(), rewards(negative_prompt=""), rewards(guidance_scale=1)
+    assert absent == pytest.approx(empty, abs=1e-6)
+    assert all(abs(a - b) > 1e-4 for a, b in zip(absent, unguided, strict=True))
+
+
 def test_a_size_that_the_model_does_not_draw_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"does not draw 17x33.*leave size out for 32x32") as error:
         client.images.generate(prompt=PROMPT, size="17x33", extra_body={"budget": "8nfe"})
@@ -129,7 +142,7 @@ def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
 )
 def test_what_is_no_edit_is_refused(editing: GenerationServer, files: Any, fields: Any, words: str) -> None:
     sent = {name: (f"{name}.png", data) for name, data in files.items()} or {"other": ("other.png", b"x")}
-    reply = httpx.post(f"{editing.url}/v1/images/edits", data=fields, files=sent)
+    reply = httpx.post(f"{editing.url}/v1/images/edits", data=fields, files=sent, timeout=60)
     assert reply.status_code == 400
     assert words in reply.json()["error"]["message"]
 

@@ -129,6 +129,8 @@ STEPS = {"num_inference_steps": 4}
 SIZE = {"height": 16, "width": 32, **STEPS}
 REDRAWN = {"image": picture(), "strength": 0.6}
 PAINTED = {"image": picture(), "mask_image": mask(), "strength": 0.8}
+# Without a negative prompt stock blocks guide by the prompt itself, and a search by an empty one.
+GUIDED = {"max_sequence_length": 8, "negative_prompt": ""}
 CLIP = {"height": 8, "width": 16, "num_frames": 5, **STEPS, "max_sequence_length": 16}
 LTX = {**CLIP, "height": 16, "width": 32}
 KLEIN = {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}
@@ -136,8 +138,8 @@ EDITED = {"num_inference_steps": 2, "image": picture()}
 CASES: dict[str, Case] = {
     "sdxl": Case("StableDiffusionXLModularPipeline", tiny.sdxl, SIZE),
     "sdxl image2image": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **REDRAWN}),
-    "sd3": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, "max_sequence_length": 8}),
-    "sd3 image2image": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, **REDRAWN, "max_sequence_length": 8}),
+    "sd3": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, **GUIDED}),
+    "sd3 image2image": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, **REDRAWN, **GUIDED}),
     "flux": Case("FluxModularPipeline", tiny.flux, {**SIZE, "max_sequence_length": 32}),
     "flux image2image": Case("FluxModularPipeline", tiny.flux, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
     "flux kontext": Case(
