@@ -13,6 +13,7 @@ from typing import Any
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.names import did_you_mean
+from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO
 from ttsnap.results.payload import checked_call
@@ -133,6 +134,8 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
             check_class(getattr(diffusers, kind), task)
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
+        if "cache_dir" not in options:
+            require_repository(str(model))
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 
 SAFE_PEFT = "0.20"
@@ -67,6 +68,7 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
         raise ValueError(f"{said}: not a LoRA: there is no .safetensors file in that folder")
     named = {} if file is None else {"weight_name": file}
     with foreign(f"{said}: cannot load it into a {family}"), _quiet():
+        require_repository(source)
         pipe.load_lora_weights(source, adapter_name=adapter, use_safetensors=True, **named)
     if not any(adapter in names for names in pipe.get_list_adapters().values()):
         raise ValueError(f"{said}: nothing in it belongs to a {family}; was it made for another family?")

@@ -12,6 +12,7 @@ from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
 
 from ttsnap.core.names import did_you_mean, unknown
+from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 
@@ -122,6 +123,7 @@ def _preview_vae(name: str) -> Any:
     if where.suffix == ".safetensors":
         return TinyVideoVAE.from_file(where)
     with foreign(f"cannot load --preview-vae {name}"):
+        require_repository(name)
         return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
 
 

@@ -67,6 +67,13 @@ def as_long(guided: Tensor, conditional: Tensor) -> Tensor:
     return rescaled
 
 
+def check_sides(pipe: Any, net: Any, height: int, width: int) -> None:
+    """ValueError for an image, in pixels, that is larger than the network has positions for, where they are a table."""
+    most = net.config.get("pos_embed_max_size")
+    if most is not None and max(height, width) > (pixels := most * net.config["patch_size"] * pipe.vae_scale_factor):
+        raise ValueError(f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height {height}")
+
+
 def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of so many tokens of a picture of this size. ValueError where they are none of one picture."""
     down = round((tokens * height / width) ** 0.5)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, reason
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ def explained(load: Callable[[], T], source: str) -> T:
     All of them, as in ttsnap.files.reading.foreign: what is raised for damaged files is different with every library.
     """
     try:
+        require_repository(source)
         return load()
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

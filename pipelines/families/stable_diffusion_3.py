@@ -11,7 +11,7 @@ from torch import Tensor
 from ttsnap.pipelines.given import Given
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.paired import PairedDenoiser
-from ttsnap.pipelines.rows import tokens, unscaled
+from ttsnap.pipelines.rows import check_sides, tokens, unscaled
 from ttsnap.pipelines.schedule import make_schedule
 
 
@@ -49,6 +49,7 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         super().__init__(pipe)
         self.cfg_scale = guidance_scale
         self.height, self.width = self.native_size(height, width)
+        check_sides(self.pipe, self.net, self.height, self.width)
         texts = {
             "prompt_2": prompt_2,
             "prompt_3": prompt_3,

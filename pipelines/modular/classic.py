@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+from ttsnap.pipelines.modular.guiders import unwarned
 from ttsnap.pipelines.modular.pipeline import modular_search_class
 from ttsnap.pipelines.modular.workflows import workflows_of
 from ttsnap.pipelines.twins import copied
@@ -81,7 +82,8 @@ def modular(pipe: Any, task: str | None = None) -> Any:
         raise ValueError(f"search does not support this {name}: it denoises the frame that is given at a time of its "
                          "own (expand_timesteps, as Wan 2.2 TI2V does), and modular blocks do not; take Wan 2.1, or "
                          "2.2 A14B")  # fmt: skip
-    made = getattr(diffusers, _modular_class(pipe))()
+    with unwarned():
+        made = getattr(diffusers, _modular_class(pipe))()
     parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
     boundary = pipe.config.get("boundary_ratio")
     made.update_components(**parts, **({} if boundary is None else {"boundary_ratio": boundary}))

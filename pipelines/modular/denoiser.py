@@ -22,7 +22,7 @@ from ttsnap.pipelines.modular.workflows import (
     listed_for_prompts,
     workflow_for,
 )
-from ttsnap.pipelines.rows import grid_of
+from ttsnap.pipelines.rows import check_sides, grid_of
 from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
 
 from ttsnap.files.pictured import opened, own_of
@@ -73,6 +73,7 @@ class ModularDenoiser(LimitedDenoiser):
             drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
+        check_sides(self.pipe, self.net, self.height, self.width)
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": call["eta"]} if "eta" in call else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)

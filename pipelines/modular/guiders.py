@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +32,20 @@ def own(pipe: Any, scale: float | None) -> dict[str, Any]:
             raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but "
                              "rows of a batch are at different steps; set start 0 and stop 1")  # fmt: skip
     changes = {} if scale is None else {"guidance_scale": scale}
-    return {name: guider.new(**({} if name == OF_SOUND else changes)) for name, guider in guiders.items()}
+    with unwarned():
+        return {name: guider.new(**({} if name == OF_SOUND else changes)) for name, guider in guiders.items()}
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without diffusers' word at every guider that guiders are experimental: only tested `versions` are accepted."""
+    logger = logging.getLogger("diffusers.guiders.guider_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def passes(pipe: Any) -> int:

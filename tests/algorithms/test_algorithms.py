@@ -119,7 +119,7 @@ def test_algorithm_from_json(tmp_path: Path) -> None:
         ({"name": "seed-pruning", "n": 2.5}, "seed-pruning: n must be of type int, got 2.5"),
         ({"name": "seed-pruning", "n": True}, "n must be of type int, got True"),
         ({"name": "seed-pruning", "n": [3]}, r"n must be of type int, got \[3\]"),
-        ({"name": "seed-pruning", "keep": "half"}, "keep must be of type"),
+        ({"name": "seed-pruning", "keep": "half"}, "keep must be a list of numbers, got 'half'"),
         ({"name": "seed-pruning", "keep": [{}]}, r"keep\[0\] must be of type float, got {}"),
         ({"name": "seed-pruning", "levels": [None]}, r"levels\[0\] must be of type float, got None"),
         ({"name": "smc", "potential": 3}, "potential must be of type str, got 3"),

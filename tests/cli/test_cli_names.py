@@ -98,3 +98,37 @@ def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     check_here(torch.device("mps:0"))
     with pytest.raises(ValueError, match="there is no device 'mps:1' here; choose cpu or mps or mps:0"):
         check_here(torch.device("mps:1"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["genrate", "x"], r"unknown command 'genrate'; did you mean generate\? Choose one of generate, "),
+        ([], "no command is given"),
+        (["generate", "x", "--buget", "5nfe"], "unknown arguments --buget 5nfe; did you mean --budget?"),
+        (["generate", "x", "--num-inference-steps", "4"], "--num-inference-steps 4; it is --steps here"),
+        (
+            ["generate", "x", "--offload", "modell"],
+            r"unknown --offload 'modell'; did you mean model\? Choose one of none, ",
+        ),
+        (["generate", "x", "--seed", "a"], "--seed must be a whole number, got a"),
+        (["generate", "x", "--steps", "a"], "--steps must be a whole number, got a"),
+        (["generate", "x", "--strength", "a"], "--strength must be a number, got a"),
+        (["generate", "x", "--batch-size", "a"], "--batch-size must be a whole number, got a"),
+        (["generate", "x", "--call", "5"], "--call must be keys and values, as --call.clip_skip 1, got 5"),
+        (["generate", "x", "--keep"], "--keep: a value has to follow"),
+        (["record", "x", "--out", "o", "--score-steps", "a"], r"must be a list of whole numbers, as '\[2, 6\]', got a"),
+        (["record", "x", "--out", "o", "--looks", "a"], "must be a list"),
+        (["tune"], "RECORDING must be given"),
+    ],
+    ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
+)
+def test_what_cannot_be_parsed_is_said_in_words(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not re.search(r"<class|typing\.|Union|subtypes", error), error

@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import save
 
 from ttsnap.files import reading as files
+from ttsnap.files.hub import require_repository
 from ttsnap.files.pictures import texts_in
 from ttsnap.files.plain_yaml import parse_yaml, read_yaml
 
@@ -158,8 +159,11 @@ def test_only_regular_files_of_bounded_size_are_read(make: Callable[[Path], Any]
 
 
 BAD_PICTURES: dict[str, tuple[bytes, str | None]] = {
-    "empty": (b"", "cannot identify"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
+    "empty": (b"", "it is no PNG, or it is damaged"),
+    "postscript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "it is no PNG, or it is damaged",
+    ),
     "bomb": (png(12_000, 12_000, pixels=b""), "more than 67,108,864 pixels"),
     "larger bomb": (png(2**31 - 1, 2**31 - 1, pixels=b""), "decompression bomb"),
     "text bomb": (png(2, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))), "too large"),
@@ -176,7 +180,29 @@ def test_bad_pictures_are_one_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=why) as caught:
         files.picture_pixels(data, "x.png")
     assert str(caught.value).startswith("cannot read x.png as an image: ")
-    assert "\n" not in str(caught.value)
+    assert not set("\n<>") & set(str(caught.value))
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def nothing(*_: object, **__: object) -> None:
+        raise errors.LocalEntryNotFoundError("none")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(
+        ValueError, match=r"no copy of a/b is in the cache, and https?://\S+ cannot be reached: no route"
+    ):
+        require_repository("a/b")
+    for name in ("name", "./a", "a/b/c", "/a/b", str(tmp_path)):
+        require_repository(name)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: "folder")
+    require_repository("a/b")
 
 
 def test_pictures_and_their_text() -> None:

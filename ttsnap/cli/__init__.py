@@ -32,7 +32,7 @@ from ttsnap.cli import (
 )
 from ttsnap.cli.common import check_names
 from ttsnap.cli.configs import refuse_nulls
-from ttsnap.cli.help import Formatter
+from ttsnap.cli.help import Formatter, Parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.files.reading import printable
 from ttsnap.rewards.registry import RewardError
@@ -73,7 +73,7 @@ COMMANDS: dict[str, Command] = {
 
 def build_parser() -> ArgumentParser:
     """The whole command line, without importing torch."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="ttsnap",
         version=__version__,
         formatter_class=Formatter,

@@ -6,9 +6,12 @@ import argparse
 import re
 import textwrap
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from ttsnap.core.names import did_you_mean, unknown
+from ttsnap.options.call import WRITTEN
 
 COLUMN = 26
 
@@ -89,6 +92,54 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
 
 
+class Parser(ArgumentParser):
+    """A parser whose errors are in words: without Python's types, and with what was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(self._worded(message), ex)
+
+    def _worded(self, message: str) -> str:
+        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            names = re.findall(r"'([^']*)'", found[2])
+            return unknown("command" if "command:" in message else "choice", found[1], names)
+        if message.startswith("unrecognized arguments: "):
+            known = [name for action in self._actions for name in action.option_strings if not name.endswith("+")]
+            words = message.partition(": ")[2].split()
+            flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+            name = flag.removeprefix("--").replace("-", "_")
+            meant = f"; it is {WRITTEN[name].dashed} here" if name in WRITTEN else did_you_mean(flag, known)
+            return f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)[:200]}{meant}"
+        if message.startswith("the following arguments are required: "):
+            missing = [name.rpartition(".")[2].upper() for name in message.partition(": ")[2].split(", ")]
+            return f"{' and '.join(missing)} must be given"
+        if message.startswith('expected "command"'):
+            return "no command is given; --help lists all, and ttsnap generate PROMPT is where to begin"
+        if found := re.match(r'Parser key "([\w.]+)":\s+Expected an? (.*)\. Got value: (.*)', message, re.S):
+            flag, kind, value = found.groups()
+            names = re.findall(r"'([^']*)'", kind) if "Literal" in kind else []
+            if names:
+                return unknown(f"--{flag.replace('_', '-')}", value, names)
+            return f"--{flag.replace('_', '-')} must be {_IN_WORDS.get(kind, kind)}, got {value:.80}"
+        if found := re.match(r'Parser key "([\w.]+)":.*Subtypes: \[(.*?)\]\n.*Given value: (.*)', message, re.S):
+            flag, kinds, value = found.groups()
+            words = [said for kind, said in _IN_WORDS.items() if kind in kinds]
+            must = f"must be {' or '.join(words)}" if words else "cannot be read"
+            return f"--{flag.replace('_', '-')} {must}, got {value:.80}"
+        return message.replace("expected one argument", "a value has to follow")
+
+
+_IN_WORDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'list'>": "a list, as '[2, 6]'",
+    "list[int]": "a list of whole numbers, as '[2, 6]'",
+    "list[float]": "a list of numbers, as '[0.5, 0.25]'",
+    "list[str]": "a list, as '[clip, hpsv2.1]'",
+    "<class 'dict'>": "keys and values, as --call.clip_skip 1",
+}
+
+
 def new_parser(description: str, epilog: str | None = None) -> ArgumentParser:
     """An empty parser for a command, whose help looks so."""
-    return ArgumentParser(description=description, epilog=epilog, formatter_class=Formatter)
+    return Parser(description=description, epilog=epilog, formatter_class=Formatter)

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ttsnap.files.typed import Json
 
@@ -230,7 +230,10 @@ def opened_picture(data: bytes, where: object, formats: Sequence[str], most: int
     with foreign(f"cannot read {where} as an image"):
         with warnings.catch_warnings():  # of what is refused right below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=list(formats))
+            try:
+                picture = Image.open(io.BytesIO(data), formats=list(formats))
+            except UnidentifiedImageError:  # which names the object in memory
+                raise ValueError(f"it is no {' or '.join(formats)}, or it is damaged") from None
         with picture:
             if picture.width * picture.height > most:
                 raise ValueError(f"{picture.width} x {picture.height} are more than {most:,} pixels")

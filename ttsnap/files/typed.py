@@ -52,8 +52,18 @@ def typed(name: str, value: object, hint: object) -> object:
         raise ValueError(f"{name} must be a finite number, got {_short(value)}")
     if hint is Any or (hint not in _FITS and origin not in (tuple, Literal) and not _plain(value)):
         return value
-    wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    raise ValueError(f"{name} must be of type {wanted}, got {_short(value)}")
+    raise ValueError(f"{name} must be {_wanted(hint)}, got {_short(value)}")
+
+
+def _wanted(hint: object) -> str:
+    """What a type asks for, in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        named = {int: "whole numbers", float: "numbers", str: "texts", bool: "true and false"}.get(inner[0], "values")
+        return f"a list of {named}" if inner[1:] == (Ellipsis,) else f"{len(inner)} {named}"
+    return f"of type {hint.__name__ if isinstance(hint, type) else str(hint).replace('typing.', '')}"
 
 
 def _is(value: object, kind: object) -> bool:

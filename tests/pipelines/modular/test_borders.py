@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import torch
 from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
 from ttsnap.pipelines import downgrade, load, upgrade
 from ttsnap.pipelines.modular.blocks import parts_of
+from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
 from ttsnap.pipelines.modular.versions import check_version
 from ttsnap.pipelines.modular.workflows import workflow_for
@@ -69,6 +71,26 @@ def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
     assert (denoiser.pipe.guider.guidance_scale, denoiser.passes_per_nfe) == (2.5, 2)
     assert pipe.guider.guidance_scale == 7.0
     assert pipe.denoiser(guidance_scale=1.0, **CASES["sd3"].call).passes_per_nfe == 1
+
+
+def test_engines_are_made_without_a_word_on_experimental_guiders(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("diffusers.guiders.guider_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        ClassifierFreeGuidance()
+        assert "experimental" in caplog.text, "if this fails, diffusers says it no more, and `unwarned` can go"
+        caplog.clear()
+        modular(shared("sd3"), "image-to-image").denoiser(**CASES["sd3"].call)
+        assert "experimental" not in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+def test_images_larger_than_the_table_of_positions_are_refused() -> None:
+    pipe = twin("sd3")
+    most = pipe.transformer.config.pos_embed_max_size * pipe.transformer.config.patch_size * pipe.vae_scale_factor
+    with pytest.raises(ValueError, match=f"draws at most {most} x {most} pixels, got width 8 and height {2 * most}"):
+        pipe.denoiser(**{**CASES["sd3"].call, "height": 2 * most, "width": 8})
 
 
 def test_an_absent_negative_prompt_is_empty_where_it_would_be_the_prompt_itself() -> None:
