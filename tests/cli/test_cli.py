@@ -53,7 +53,7 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     assert main(["replay", str(images[0])]) == 0
     assert "largest difference" in capsys.readouterr().out
-    replayed = images[0].with_suffix(".replay.png")
+    replayed = images[0].parent / "replays" / images[0].name
     assert abs(np.asarray(Image.open(replayed), int) - np.asarray(Image.open(images[0]), int)).max() <= 1
     assert main(["replay", str(images[0])]) == 2
     assert "exists" in capsys.readouterr().err

@@ -145,15 +145,15 @@ def test_nothing_is_loaded_because_a_picture_names_it(
     error = capsys.readouterr().err
     assert both in error
     assert "add --model 'someone/their model' --lora someone/lora:2, name others, or add --trust" in error
-    assert main(["replay", path, "--model", "mine"]) == 2
+    assert main(["replay", path, "--model", "someone/mine"]) == 2
     assert "asks for the LoRA 'someone/lora:2'" in capsys.readouterr().err
     assert main(["replay", path, "--lora", "mine"]) == 2
     assert "asks for the model 'someone/their model';" in capsys.readouterr().err
     assert not loaded
-    assert main(["replay", path, "--model", "mine", "--lora", "too"]) == 0
+    assert main(["replay", path, "--model", "someone/mine", "--lora", "too"]) == 0
     assert main(["replay", path, "--trust", "--overwrite"]) == 0
     assert [(model, lora) for model, lora, _ in loaded] == [
-        ("mine", "too"), ("someone/their model", "someone/lora:2")]  # fmt: skip
+        ("someone/mine", "too"), ("someone/their model", "someone/lora:2")]  # fmt: skip
 
 
 def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: list[Any], tmp_path: Path) -> None:
@@ -162,7 +162,37 @@ def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: 
     ((_, _, pipe),) = loaded
     assert "draft" not in pipe.calls[0]
     assert pipe.calls[0]["noises"] == "antithetic"
-    assert read_payload(tmp_path / "theirs.replay.png")["draft"] == "someone/draft:2"
+    assert read_payload(tmp_path / "replays" / "theirs.png")["draft"] == "someone/draft:2"
+
+
+def test_a_replay_is_found_by_no_pattern_that_found_the_image(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [forged(tmp_path / name, lora=lora) for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))]
+    argv = [str(path) for path in paths]
+    assert main(["replay", *argv, "--trust"]) == 0
+    assert [lora for _, lora, _ in loaded] == ["x:1", "y:1"], "a model is loaded once for files that follow each other"
+    assert capsys.readouterr().out.count("wrote") == 3
+    assert sorted(tmp_path.glob("*/*.png")) == paths
+    assert sorted(tmp_path.glob("*/replays/*.png")) == [path.parent / "replays" / path.name for path in paths]
+    assert main(["replay", *argv, "--trust", "--out", str(tmp_path / "all")]) == 2
+    assert "several of the files are named theirs.png" in capsys.readouterr().err
+    assert main(["replay", argv[0], "--trust", "--out", str(tmp_path / "one.png")]) == 0
+    assert main(["replay", argv[0], "--trust", "--out", str(tmp_path)]) == 0
+    assert main(["replay", argv[0], "--trust"]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "theirs.png"}
+
+
+def test_of_several_files_all_are_looked_at_before_a_model_is_loaded(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = forged(tmp_path)
+    (tmp_path / "other.png").write_bytes(path.read_bytes()[:-20])
+    assert main(["replay", str(path), str(tmp_path / "other.png")]) == 2
+    assert "other.png" in capsys.readouterr().err
+    assert not loaded
+    assert not (tmp_path / "replays").exists()
 
 
 def test_arguments_of_another_family_are_refused(

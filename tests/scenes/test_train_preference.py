@@ -283,7 +283,7 @@ def test_generate_record_and_replay_with_it(
     assert ttsnap(["replay", str(image)]) == 2  # a picture does not decide what is loaded
     assert f"asks for the LoRA '{option}'" in capsys.readouterr().err
     assert ttsnap(["replay", str(image), "--trust"]) == 0
-    assert largest(image, image.with_suffix(".replay.png")) <= 1
+    assert largest(image, image.parent / "replays" / image.name) <= 1
     assert ttsnap(["replay", str(image), "--lora", f"{trained}:-3", "--out", "other.png"]) == 0
     assert largest(image, Path("other.png")) > 1
 

@@ -1,11 +1,11 @@
-"""`ttsnap replay`: one image again, from its PNG."""
+"""`ttsnap replay`: images again, each from its PNG."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -15,10 +15,16 @@ from ttsnap.cli.help import new_parser
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.pictures import PictureOptions
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 WITH_FILES = ("image", "mask_image", "control_image")
 """Arguments of the models' calls that are pictures, and files here."""
-HELP = "make one image again from its PNG"
-DESCRIPTION = """Make one image again, alone, from the metadata in its PNG.
+REPLAYS = "replays"
+"""The folder beside an image that its replay goes to, where no pattern that found the image finds the replay."""
+HELP = "make images again, each from its PNG"
+DESCRIPTION = """Make images again, each alone, from the metadata in its PNG.
 
 One that was made of pictures notes their digests: name the pictures again, by --image and the like.
 
@@ -27,6 +33,7 @@ loaded until you name one with --model and --lora, or say with --trust that you 
 
 examples:
   ttsnap replay outputs/0001-two-red-circles/01-seed7.png
+  ttsnap replay outputs/0001-*/0*.png
   ttsnap replay theirs.png --model stabilityai/stable-diffusion-3.5-medium
   ttsnap replay outputs/0002-a-blue-circle/01-seed3.png --image red.png
 """
@@ -35,46 +42,103 @@ examples:
 def parser() -> ArgumentParser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
-    p.add_argument("file", type=str, metavar="FILE", help="a PNG, or a video, written by ttsnap")
+    p.add_argument("files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap")
     arguments.add_options(p, PictureOptions, without=("strength",))
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
     p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
     p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
-    p.add_argument("--out", type=str | None, help="where to write (default: NAME.replay.png beside the image)")
+    p.add_argument("--out", type=str | None, help=f"file to write, or a folder (default: {REPLAYS}/ beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
 
 
-def run(a: Namespace) -> int:
-    """Make the image again, write it, and say how far it is from the original."""
-    import numpy as np
+class Wanted(NamedTuple):
+    """An image to make again: its file, read once, and what the file notes."""
 
-    from ttsnap import BestOfN
+    path: Path
+    data: bytes
+    payload: dict[str, Any]
+    pictures: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        return str(self.payload.get("task", TEXT))
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """(T, H, W, 3) of the file, one frame where it is an image."""
+        from ttsnap.files.pictures import video_pixels
+        from ttsnap.options.call import MOST_SIDE
+
+        return video_pixels(self.data, self.path, ("PNG", "WEBP"), MOST_SIDE**2)
+
+
+def run(a: Namespace) -> int:
+    """Make the images again, write them, and say how far each is from its original."""
+    wanted = [_wanted(Path(name), a) for name in a.files]
+    places = _places([w.path for w in wanted], a.out, a.overwrite)
+    models = [_named(w, a) for w in wanted]
+    pipe, what = None, None
+    for w, place, (model, lora) in zip(wanted, places, models, strict=True):
+        if what != (model, lora, w.task):
+            pipe = None  # one model at a time
+            pipe, what = load_model(model, a.device, a.dtype, lora=lora, task=w.task), (model, lora, w.task)
+        _replay(w, place, pipe)
+    return 0
+
+
+def _wanted(path: Path, a: Namespace) -> Wanted:
+    """What a file asks for. ValueError where its seed alone does not make it, or it takes other pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
-    from ttsnap.files.pictures import video_pixels
-    from ttsnap.options.call import MOST_SIDE
     from ttsnap.results import outputs
-    from ttsnap.results.folders import new_file
-    from ttsnap.results.pixels import to_uint8
 
-    path = Path(a.file)
-    payload = outputs.read_payload(path)
-    out = new_file(a.out or path.with_suffix(f".replay{path.suffix}"), a.overwrite)
+    data = files.read_bytes(path, files.PICTURE_BYTES, "image")
+    payload = outputs.parse_payload(data, path)
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
                          "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
-    task = payload.get("task", TEXT)
-    pictures = arguments.read(PictureOptions, a).read(task)
+    pictures = arguments.read(PictureOptions, a).read(payload.get("task", TEXT))
     _check_pictures(path, payload.get("pictures", {}), digests(pictures))
-    call = {**payload["call"], **pictures}
-    model, lora = _named(payload, a)
-    data = files.read_bytes(path, files.PICTURE_BYTES, "image")
-    before = video_pixels(data, path, ("PNG", "WEBP"), MOST_SIDE**2).astype(np.int16)
-    pipe = load_model(model, a.device, a.dtype, lora=lora, task=task)
-    check_call(pipe, call, task)
+    wanted = Wanted(path, data, payload, pictures)
+    wanted.pixels()  # refuses a damaged or a huge picture before a model is loaded
+    return wanted
+
+
+def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Path]:
+    """Where each replay goes. ValueError where something is there, two have one name, or nothing can be written."""
+    from ttsnap.results.folders import new_file
+
+    if out is None:
+        places = [path.parent / REPLAYS / path.name for path in paths]
+    elif len(paths) == 1 and not Path(out).is_dir():
+        places = [Path(out)]
+    else:
+        places = [Path(out, path.name) for path in paths]
+    for place in places:
+        if places.count(place) > 1:
+            raise ValueError(f"several of the files are named {place.name}, and would all be written to {place}; "
+                             "replay them one by one, or without --out")  # fmt: skip
+        if place.parent.is_dir():
+            new_file(place, overwrite)
+        else:
+            new_file(place.parent, overwrite=False)
+    return places
+
+
+def _replay(wanted: Wanted, place: Path, pipe: Any) -> None:
+    """Make one image again, write it, and say how far it is from the original."""
+    import numpy as np
+
+    from ttsnap import BestOfN
+    from ttsnap.results import outputs
+    from ttsnap.results.pixels import to_uint8
+
+    path, payload = wanted.path, wanted.payload
+    before = wanted.pixels().astype(np.int16)
+    call = {**payload["call"], **wanted.pictures}
+    check_call(pipe, call, wanted.task)
     output = pipe(
         prompt=payload["prompt"],
         search=BestOfN(1),
@@ -85,12 +149,12 @@ def run(a: Namespace) -> int:
         **call,
     )
     made = output.search[0].best.pixels
-    outputs.save_made(out, made, payload)
+    place.parent.mkdir(exist_ok=True)
+    outputs.save_made(place, made, payload)
     after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)
     if before.shape != after.shape:
         raise ValueError(f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original file?")
-    print(f"wrote {out}; largest difference from {path.name}: {abs(before - after).max()} of 255")
-    return 0
+    print(f"wrote {place}; largest difference from {path.name}: {abs(before - after).max()} of 255")
 
 
 def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Mapping[str, str | list[str]]) -> None:
@@ -110,21 +174,21 @@ def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Map
                              f"was changed had {noted[name]}")  # fmt: skip
 
 
-def _named(payload: dict[str, Any], a: Namespace) -> tuple[str, str | None]:
+def _named(wanted: Wanted, a: Namespace) -> tuple[str, str | None]:
     """The model and the LoRA to load: the user's, or the PNG's where it may be. ValueError that says what it asks for.
 
     Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this
     machine: a picture from somewhere must not decide on that.
     """
-    model, lora = payload["model"], payload.get("lora")
+    model, lora = wanted.payload["model"], wanted.payload.get("lora")
     strange = {"model": model} if a.model is None and model not in PACKAGED else {}
     strange |= {"lora": lora} if a.lora is None and lora is not None else {}
     if strange and not a.trust:
         asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange.items())
         again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange.items())
         raise ValueError(
-            f"{a.file} asks for the {asked}; nothing is loaded because a picture names it. If that is what you want, "
-            f"add {again}, name others, or add --trust"
+            f"{wanted.path} asks for the {asked}; nothing is loaded because a picture names it. If that is what you "
+            f"want, add {again}, name others, or add --trust"
         )
     return a.model or model, a.lora or lora
 

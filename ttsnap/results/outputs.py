@@ -161,9 +161,14 @@ def _save_sheet(path: Path, sheet: Image.Image) -> None:
 
 
 def read_payload(path: Path) -> dict[str, Any]:
+    """The "ttsnap" metadata of a file, as of `parse_payload`. ValueError also where it cannot be read."""
+    return parse_payload(files.read_bytes(path, files.PICTURE_BYTES, "image"), path)
+
+
+def parse_payload(data: bytes, path: Path) -> dict[str, Any]:
     """The "ttsnap" metadata of an image or a video that anyone may have written (payload.py). ValueError that says what
     is wrong."""
-    text = texts_in(files.read_bytes(path, files.PICTURE_BYTES, "image"), path, ("PNG", "WEBP")).get("ttsnap")
+    text = texts_in(data, path, ("PNG", "WEBP")).get("ttsnap")
     if text is None:
         raise ValueError(f"{path} carries no ttsnap metadata; only files written by ttsnap can be replayed")
     return checked(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
