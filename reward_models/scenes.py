@@ -16,6 +16,7 @@ class ScenesReward(RewardModel):
     """How much of the caption the image fulfils, in [0, 1]: objects, colours, shapes, counts, relation, background."""
 
     name = "scenes"
+    example = "a red circle"
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a prompt outside the grammar, before anything is computed."""
