@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
+import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +20,11 @@ from PIL import Image, ImageFile
 from ttsnap.pipelines import defaults
 
 from tests.service.test_edits import PROMPT, editor, png
+from tests.service.test_service import until
 from ttsnap.files.pictured import Picture
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.service.engines import OneDevice
+from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
@@ -132,3 +137,129 @@ def test_pictures_are_decoded_beside_the_event_loop(
         assert httpx.get(f"{attacked.url}/health", timeout=5).status_code == 200
         go.set()
         assert reply.result().json()["error"]["message"] == "it is damaged"
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+KEY = "k" * 20
+HEAD = (
+    f"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: multipart/form-data; "
+)
+SLOW = {
+    "nothing": b"",
+    "half a head": b"POST /v1/images/edits HTTP/1.1\r\nHost:",
+    "half a body": (HEAD + "boundary=x\r\nContent-Length: 999\r\n\r\n--x\r\n").encode(),
+    "half a chunk": (HEAD + "boundary=x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n--x").encode(),
+    "a body after a refusal": b"POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def strict(editor: Any) -> Iterator[GenerationServer]:
+    """Has little patience and few places."""
+    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
+    limits = Limits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ttsnap.service.server.IDLE", 1)
+        server = GenerationServer(engines, offer, limits, Keys.of(KEY), ("127.0.0.1", 0))
+    with server:
+        yield server
+
+
+def connected(server: GenerationServer, received: int | None = None) -> socket.socket:
+    """A connection. received: bytes that it takes in before they are read."""
+    made = socket.socket()
+    if received is not None:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, received)
+    made.settimeout(10)
+    made.connect(("127.0.0.1", server.port))
+    return made
+
+
+def gone(server: GenerationServer) -> bool:
+    return not server._server.server_state.connections
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: GenerationServer, kind: str) -> None:
+    until(lambda: gone(strict))
+    clients = [connected(strict) for _ in range(6)]
+    begin = time.monotonic()
+    for client in clients:
+        client.sendall(SLOW[kind])
+    until(lambda: len(strict._server.server_state.connections) == 6)
+    assert httpx.get(f"{strict.url}/health").status_code == 503, "all places are taken"
+    while not gone(strict):
+        assert time.monotonic() - begin < 8
+        for client in clients[::2]:
+            try:
+                client.sendall(b"x")  # every second one drips
+            except OSError:
+                client.close()
+        time.sleep(0.1)
+    assert httpx.get(f"{strict.url}/health").status_code == 200
+    for client in clients:
+        client.close()
+
+
+def test_clients_that_do_not_read_are_let_go(strict: GenerationServer) -> None:
+    until(lambda: gone(strict))
+    client = connected(strict, received=4096)
+    client.settimeout(1)
+    ask = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    with pytest.raises((TimeoutError, ConnectionError)):  # all buffers between the two are full
+        client.sendall(ask * 10**6)
+    until(lambda: gone(strict))
+    client.close()
+
+
+def test_what_is_read_at_a_time_is_bounded(strict: GenerationServer) -> None:
+    until(lambda: gone(strict))
+    large = (HEAD + f"boundary=x\r\nContent-Length: {2**20}\r\n\r\n").encode() + bytes(2**19 + 2**17)
+    with connected(strict) as first, connected(strict) as second:
+        first.sendall(large)
+        second.sendall(large)
+        replies = sorted(client.recv(4096)[9:12] for client in (first, second))
+    assert replies == [b"408", b"503"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "said"),
+    [
+        ([("f{}", "x")] * 10_000, "", "Too many fields"),
+        ([('f{}"; filename="a', "x")] * 10_000, "", "Too many files"),
+        ([("prompt", "x" * (2**20 + 1))], "", "maximum size"),
+        ([("prompt", "9" * 80_000)], "; charset=punycode", "must be UTF-8"),
+        ([("prompt", "x")], "; charset=utf-8", "needs a picture"),
+        ([("x" * 2**19, "x")], "", "cannot be read"),
+    ],
+)
+def test_forms_are_bounded(attacked: GenerationServer, parts: list[tuple[str, str]], more: str, said: str) -> None:
+    lines = [
+        f'--x\r\nContent-Disposition: form-data; name="{name.format(number)}"\r\n\r\n{value}\r\n'
+        for number, (name, value) in enumerate(parts)
+    ]
+    headers = {"Content-Type": f"multipart/form-data; boundary=x{more}"}
+    begin = time.monotonic()
+    body = "".join([*lines, "--x--\r\n"])
+    reply = httpx.post(f"{attacked.url}/v1/images/edits", content=body, headers=headers, timeout=30)
+    assert time.monotonic() - begin < 10
+    assert reply.status_code == 400
+    assert said in reply.json()["error"]["message"]
+
+
+def test_keys_in_addresses_open_nothing_and_are_not_logged(
+    strict: GenerationServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    until(lambda: gone(strict))
+    caplog.set_level(logging.DEBUG)
+    for name in ("api_key", "key", "authorization", "token"):
+        for path in ("/v1/models", "/v1/images/edits", "/v1/images/generations", "/docs", "/nothing", "/metrics"):
+            ask = f"POST {path}?{name}={KEY} HTTP/1.1" if "images" in path else f"GET {path}?{name}={KEY} HTTP/1.1"
+            with connected(strict) as client:
+                client.sendall(f"{ask}\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                reply = b"".join(iter(lambda: client.recv(65536), b""))
+            assert reply[9:12] == {"/nothing": b"404", "/metrics": b"200"}.get(path, b"401")
+            assert KEY.encode() not in reply
+    assert KEY not in caplog.text

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ def make_app(
     `keys.open_docs`."""
     # FastAPI's own pages of documentation ask for no key.
     app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
-    created = int(time.time())
+    created, bodies = int(time.time()), Bodies(limits)
     model: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
 
     def caller_of(request: Request) -> Caller:
@@ -53,7 +53,8 @@ def make_app(
     async def generate(request: Request) -> Response:
         with counted(worker):
             caller = caller_of(request)
-            wanted = parse(await body_of(request, limits, limits.bytes))
+            async with bodies.of(request, limits.bytes) as body:
+                wanted = parse(bytes(body))
             asked = asked_of(wanted, offer, limits)
         return await answered(request, caller, wanted, asked)
 
@@ -65,7 +66,8 @@ def make_app(
                 raise RequestError(
                     404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model"
                 )
-            wanted, pictures = await form_of(await body_of(request, limits, limits.form_bytes), request.headers, limits)
+            async with bodies.of(request, limits.form_bytes) as body:
+                wanted, pictures = await form_of(body, request.headers, limits)
             strength = {} if wanted.strength is None else {"strength": wanted.strength}
             asked = asked_of(wanted, offer, limits, {**pictures, **strength})
         return await answered(request, caller, wanted, asked)
@@ -186,20 +188,39 @@ def in_words_of_the_model(asked: Asked, canonical: Callable[[str], str]) -> Aske
         raise RequestError(400, str(error), "prompt", "invalid_value") from None
 
 
-async def body_of(request: Request, limits: Limits, most: int) -> bytes:
-    """The whole body, of at most so many bytes. RequestError for a large or a slow one."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > most:
-                    raise RequestError(413, f"a request has at most {most} bytes here", code="too_large")
-    except asyncio.CancelledError:  # by uvicorn, whose time to end is up
-        raise stopping() from None
-    except TimeoutError:
-        raise RequestError(408, f"the request was not whole after {limits.body_seconds:g} s") from None
-    return bytes(body)
+class Bodies:
+    """What clients send, while it is read. All of it together is bounded, however many send at once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.held = limits, 0
+
+    @asynccontextmanager
+    async def of(self, request: Request, most: int) -> AsyncGenerator[bytearray, None]:
+        """The whole body of a request, of at most so many bytes, until the block ends. RequestError for a large or a
+        slow one, and where others hold too much."""
+        body = bytearray()
+        try:
+            await self._read(request, most, body)
+            yield body
+        finally:
+            self.held -= len(body)
+
+    async def _read(self, request: Request, most: int, body: bytearray) -> None:
+        seconds = self.limits.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                async for part in request.stream():
+                    body += part
+                    self.held += len(part)
+                    if len(body) > most:
+                        raise RequestError(413, f"a request has at most {most} bytes here", code="too_large")
+                    if self.held > self.limits.held:
+                        busy = "others send too much at this moment; try again later"
+                        raise RequestError(503, busy, code="busy", retry_after=5)
+        except asyncio.CancelledError:  # by uvicorn, whose time to end is up
+            raise stopping() from None
+        except TimeoutError:
+            raise RequestError(408, f"the request was not whole after {seconds:g} s") from None
 
 
 async def news_of(request: Request, ticket: Ticket, worker: Worker) -> AsyncGenerator[News, None]:

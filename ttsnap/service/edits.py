@@ -31,17 +31,19 @@ class Edit(Generation):
 
 
 async def form_of(
-    body: bytes, headers: Headers, limits: Limits
+    body: bytearray, headers: Headers, limits: Limits
 ) -> tuple[Edit, dict[str, Picture | tuple[Picture, ...]]]:
     """The fields of a form, and its pictures by argument of a pipeline's call: one, or several of which one result is
     made. RequestError that names the parameter."""
 
     async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
+        yield bytes(body)
 
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise RequestError(400, f"edits come as multipart/form-data, got {kind[:60]!r}", code="invalid_form")
+    kind, _, more = headers.get("content-type", "").lower().partition(";")
+    if kind.strip() != "multipart/form-data":
+        raise RequestError(400, f"edits come as multipart/form-data, got {kind.strip()[:60]!r}", code="invalid_form")
+    if "charset" in more.replace("charset=utf-8", ""):  # some take hours to decode a megabyte, as punycode
+        raise RequestError(400, "the text of a form must be UTF-8; leave charset out", code="invalid_form")
     try:
         form = await MultiPartParser(headers, whole(), max_files=PARTS, max_fields=PARTS).parse()
     except (MultiPartException, KeyError, ValueError) as error:

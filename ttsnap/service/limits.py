@@ -33,9 +33,9 @@ class Limits(SearchLimits):
     """What the service takes: of one search, and of all of them.
 
     active: searches at a time; queue: requests that wait beside them, the next one being answered with status 429;
-    per_key: requests of one caller that wait or run. bytes: of a request, form_bytes: of one with pictures, and
-    body_seconds for it to arrive;
-    connections: open ones. drain: seconds that searches have to end once the service is told to stop. idle:
+    per_key: requests of one caller that wait or run. bytes: of a request, form_bytes: of one with pictures, held: of
+    all that are being read; body_seconds: for one to arrive, and for a client to read the next half megabyte of a
+    reply. connections: open ones. drain: seconds that searches have to end once the service is told to stop. idle:
     configurations (sizes, steps, rewards ...) that are kept ready unused.
     """
 
@@ -44,6 +44,7 @@ class Limits(SearchLimits):
     per_key: int = 32
     bytes: int = 2**16
     form_bytes: int = 2**24
+    held: int = 2**28
     body_seconds: float = 30.0
     connections: int = 256
     drain: float = 30.0
