@@ -230,7 +230,7 @@ def test_keep_writes_once_where_it_can() -> None:
 
 
 @pytest.fixture
-def handlers() -> Any:
+def handlers(ctrl_c: None) -> Any:
     """Handlers that tell when the command leaves signals to them; afterwards those from before."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}

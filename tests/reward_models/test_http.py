@@ -338,6 +338,7 @@ def test_scores_must_be_finite_numbers(scores: str, message: str) -> None:
             client(IMAGES[:1], ["a"])
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_control_c_ends_the_wait() -> None:
     def interrupt(connection: socket.socket) -> None:
         while sys._current_frames()[threading.main_thread().ident or 0].f_code.co_filename != threading.__file__:

@@ -405,6 +405,7 @@ def test_a_failure_of_the_server_itself_is_logged_and_told(
     assert record.exc_info
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
