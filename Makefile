@@ -52,7 +52,8 @@ measure:
 
 # Warnings are errors, broken links and references among them. Nothing is fetched, and no notebook is run.
 docs: $(VENV)/.installed
-	$(BIN)/sphinx-build -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "building the documentation, a minute or two"
+	$(BIN)/sphinx-build -W --keep-going -n -d build/doctrees docs build/docs
 	@echo "open build/docs/index.html"
 
 clean:

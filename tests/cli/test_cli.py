@@ -145,7 +145,7 @@ def test_bad_input_gets_a_clear_message(
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["generate", "--help"])
+        main(["generate", "--help-all"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     for word in ("examples:", "--budget", "400nfe", "best-of-n", "seed-pruning", "file.py:function"):

@@ -34,14 +34,33 @@ def printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_fits_a_terminal_and_is_free_of_noise(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed([*command.split(), "--help"], capsys)
+    text = printed([*command.split(), "--help-all" if command else "--help"], capsys)
     assert max(map(len, text.splitlines())) <= 80
     assert not re.search(r"type: |default: (null|None|False|\[\]|\{\})|default: \)|==SUPPRESS==", text)
     assert len(text.split("\n\n")[0].splitlines()) <= 2, "the usage is a line or two"
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_a_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page, whole = printed([command, "--help"], capsys), printed([command, "--help-all"], capsys)
+    assert len(page.splitlines()) <= 30
+    assert max(map(len, page.splitlines())) <= 80
+    assert f"ttsnap {command} --help-all" in page
+    options = re.findall(r"^  (--[\w.-]+)", page, re.M)
+    assert set(options) <= set(re.findall(r"^  (?:-h, )?(--[\w.-]+)", whole, re.M))
+    assert "  ttsnap" in page, "an example"
+    assert not re.search(r"\\\n\n", page), "whole commands"
+
+
+def test_the_page_of_generate_has_what_most_people_need(capsys: pytest.CaptureFixture[str]) -> None:
+    page = printed(["generate", "--help"], capsys)
+    for option in ("PROMPT", "--budget", "--algorithm", "--reward", "--model", "--keep", "--seed", "--device", "--out"):
+        assert f"\n  {option} " in page
+    assert "--decode-batch-size" not in page
+
+
 def test_options_of_generate_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(["generate", "--help"], capsys)
+    text = printed(["generate", "--help-all"], capsys)
     titles = ["what to make:", "search:", "sampler:", "model and memory:", "output:", "algorithms:"]
     places = [text.index(f"\n{title}\n") for title in titles]
     assert places == sorted(places)

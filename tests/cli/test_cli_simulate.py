@@ -229,7 +229,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         "calibrate": ["20 prompts x 40 seeds suffice", "example:"],
     }.items():
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all"])
         out = capsys.readouterr().out
         assert all(word in out for word in words)
         assert max(len(line) for line in out.splitlines()) <= 160

@@ -33,7 +33,7 @@ for argv in (["generate", "x", "--mirrored"], ["record", "x", "--out", "o", "--m
     given = build_parser().parse_args(argv)[argv[0]]
     assert arguments.read(SamplerOptions, given) == SamplerOptions(mirrored=True), argv
 with pytest.raises(SystemExit):
-    build_parser().parse_args(["generate", "x", "--mirrored", "--help"])
+    build_parser().parse_args(["generate", "x", "--mirrored", "--help-all"])
 
 sampler = SamplerOptions(mirrored=True)
 assert not sampler.stock

@@ -81,7 +81,10 @@ def build_parser() -> ArgumentParser:
         description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
     )
     commands = parser.add_subcommands(
-        required=True, dest="command", title="commands", description="ttsnap COMMAND --help tells all about one."
+        required=True,
+        dest="command",
+        title="commands",
+        description="ttsnap COMMAND --help is a page about one, --help-all tells all.",
     )
     for name, command in COMMANDS.items():
         commands.add_subcommand(name, command.parser(), help=command.HELP)

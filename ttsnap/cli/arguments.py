@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from jsonargparse import Namespace
 
 from ttsnap.cli.configs import ConfigFile
+from ttsnap.cli.help import Common
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -40,7 +41,9 @@ def add_prompts(p: Any) -> None:
         "--prompts-file",
         type=str | None,
         metavar="FILE",
-        help="a prompt set: text with a prompt a line, where # starts a comment, or any that ttsnap bench reads",
+        help=Common(
+            "a prompt set: text with a prompt a line, where # starts a comment, or any that ttsnap bench reads"
+        ),
     )
 
 
@@ -56,8 +59,9 @@ def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (
 
 def add_option(p: Any, option: Option, start: Any = None) -> None:
     """One option; start: its default, where it is another than the declared one."""
+    marked = Common if option.common else str
     if option.written is bool:
-        p.add_argument(option.dashed, action="store_true", help=option.help)
+        p.add_argument(option.dashed, action="store_true", help=marked(option.help))
         return
     unset, kind = option.help, option.written
     if start is not None:
@@ -65,7 +69,7 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
         kind = typing.Union[tuple(k for k in typing.get_args(kind) if k is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
-    p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=unset)
+    p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=marked(unset))
 
 
 def add_call(p: Any, *names: str) -> None:

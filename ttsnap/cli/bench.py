@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
@@ -67,7 +67,7 @@ def parser() -> ArgumentParser:
     arguments.add_config(p)
     make = p.add_argument_group("what to make")
     make.add_argument(
-        "--prompts-file", type=str, required=True, metavar="FILE", help="the prompt set, a file or a folder"
+        "--prompts-file", type=str, required=True, metavar="FILE", help=Common("the prompt set, a file or a folder")
     )
     make.add_argument("--prompts", type=str, default=":", metavar="RANGE", help="which of its prompts, as 0:20")
     arguments.add_call(make, "negative_prompt", "height", "width")
@@ -80,8 +80,10 @@ def parser() -> ArgumentParser:
         type=str,
         nargs="+",
         default=list(ALGORITHMS),
-        help="names (ttsnap algorithms lists them) or .json files, each with options where it needs them; the others "
-        "are compared with the first",
+        help=Common(
+            "names (ttsnap algorithms lists them) or .json files, each with options where it needs them; the others "
+            "are compared with the first"
+        ),
     )
     arguments.add_options(find, SearchOptions, without=("search", "seed"))
     arguments.add_sampler(p.add_argument_group("sampler"))
@@ -92,7 +94,7 @@ def parser() -> ArgumentParser:
     arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a benchmark to go on with"
+        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a benchmark to go on with")
     )
     return p
 

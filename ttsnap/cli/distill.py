@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.loading import loading
 
 HELP = "train a noise-aware reward on recordings with images"
@@ -28,6 +28,8 @@ examples:
       --config recipe.yaml --out aware
   ttsnap generate "a red circle" --reward noise-aware:aware/reward
 """
+COMMON = ("recordings", "record", "reward", "student.kind", "steps", "steps_per_level", "lr", "device")
+"""The settings that most people need, for the page of --help."""
 
 
 def parser() -> ArgumentParser:
@@ -37,9 +39,10 @@ def parser() -> ArgumentParser:
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
-    p.add_argument("--out", type=str, required=True, help="folder to write to, or to go on with")
+    p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or to go on with"))
     for key, kind, default, text in options(DistillConfig):
         flag = "--" + key.replace("_", "-")
+        text = Common(text) if key in COMMON else text
         if key == "recordings":
             p.add_argument(flag, type=str, nargs="+", default=[], help=text)
         elif kind is bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.loading import loading
 from ttsnap.options.model import PACKAGED, ModelOptions
 
@@ -38,6 +38,8 @@ examples:
       --config sd35/config.yaml --trust --prompts-file prompts.txt --out again
   ttsnap generate "two red circles" --draft mine/draft:2
 """
+COMMON = ("model", "trajectories.count", "training.rank", "training.steps", "evaluation.reward", "evaluation.prompts")
+"""The settings that most people need, for the page of --help."""
 _NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")
 
 
@@ -48,13 +50,17 @@ def parser() -> ArgumentParser:
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
-    p.add_argument("--out", type=str, required=True, metavar="FOLDER", help="folder to write to, or to go on with")
+    p.add_argument(
+        "--out", type=str, required=True, metavar="FOLDER", help=Common("folder to write to, or to go on with")
+    )
     p.add_argument(
         "--prompts-file",
         type=str | None,
         metavar="FILE",
-        help="text file, one prompt a line: the first evaluation.prompts of them are held out, the others trained on "
-        "(default: captions of the embedded model)",
+        help=Common(
+            "text file, one prompt a line: the first evaluation.prompts of them are held out, the others trained on "
+            "(default: captions of the embedded model)"
+        ),
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
     groups: dict[str, Any] = {"": p}
@@ -63,7 +69,9 @@ def parser() -> ArgumentParser:
         if section not in groups:
             groups[section] = p.add_argument_group(section)
         flag, told = "--" + key.replace("_", "-"), f"true or false: {text}" if kind is bool else text
-        groups[section].add_argument(flag, type=arguments.written_type(kind), default=default, help=told)
+        groups[section].add_argument(
+            flag, type=arguments.written_type(kind), default=default, help=Common(told) if key in COMMON else told
+        )
     return p
 
 

@@ -14,7 +14,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import Run, compare, describe, tabulate, write_runs
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.core.protocols import Algorithm
@@ -52,7 +52,9 @@ def parser() -> ArgumentParser:
     make = p.add_argument_group("what to make")
     arguments.add_prompts(make)
     arguments.add_call(make, "negative_prompt", "height", "width")
-    make.add_argument("--keep", type=int, default=1, metavar="N", help="how many of the best images to write, ranked")
+    make.add_argument(
+        "--keep", type=int, default=1, metavar="N", help=Common("how many of the best images to write, ranked")
+    )
     arguments.add_options(make, SearchOptions, "seed")
     arguments.add_options(p.add_argument_group("pictures to start from"), PictureOptions)
     add_search(p.add_argument_group("search"))
@@ -63,7 +65,7 @@ def parser() -> ArgumentParser:
     arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str | None, metavar="FOLDER", help="where to write (default: a new folder in outputs/)"
+        "--out", type=str | None, metavar="FOLDER", help=Common("where to write (default: a new folder in outputs/)")
     )
     output.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
     arguments.add_options(output, VideoOptions)

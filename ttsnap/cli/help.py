@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -92,8 +95,36 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
 
 
+class Common(str):
+    """The help of an option that most people need: the page of --help has it, others are in --help-all."""
+
+
 class Parser(ArgumentParser):
-    """A parser whose errors are in words: without Python's types, and with what was probably meant."""
+    """A parser whose --help is a page, and whose errors are in words: no Python types, but what was probably meant."""
+
+    def print_help(self, file: Any = None) -> None:
+        """The page: usage, what the command is for, an example or two, and the options that most people need."""
+        self._print_message(self._page(), sys.stdout if file is None else file)
+
+    def _page(self) -> str:
+        whole = str(self.format_help())
+        if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return whole
+        options = [a for a in self._actions if a.option_strings and a.option_strings[0] not in _ELSEWHERE]
+        if len(options) > MOST_OPTIONS:
+            options = [action for action in options if isinstance(action.help, Common)]
+        first, *examples = re.split(r"^examples?:\n", self.description or "", flags=re.M)
+        page = self._get_formatter()
+        page.add_text(first.split("\n\n")[0])
+        if examples:
+            page.add_text("examples:\n" + "\n".join(_whole_commands(examples[0].rstrip().splitlines(), EXAMPLE_LINES)))
+        page.start_section("options")
+        page.add_arguments([_in_a_line(a) for a in self._actions if not a.option_strings or a in options])
+        page.end_section()
+        name = self.prog.replace(" [options]", "")
+        page.add_text(f"{name} --help-all tells more, and lists all of its options.")
+        usage = whole.partition("\n\n")[0]
+        return f"{usage}\n\n{page.format_help()}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(self._worded(message), ex)
@@ -128,6 +159,36 @@ class Parser(ArgumentParser):
         return message.replace("expected one argument", "a value has to follow")
 
 
+_ELSEWHERE = ("-h", "--help-all", "--print_config", "--trust")
+"""Options that the page of --help leaves to --help-all."""
+MOST_OPTIONS, EXAMPLE_LINES = 18, 3
+"""What fits on a page: of commands with more options it lists the common ones, and of the examples the first."""
+
+
+def _whole_commands(lines: list[str], most: int) -> list[str]:
+    """The first lines of examples, as many as fit, without a command that is cut off."""
+    return lines if len(lines) <= most else lines[: max(i for i in range(most + 1) if not lines[i - 1].endswith("\\"))]
+
+
+def _in_a_line(action: argparse.Action) -> argparse.Action:
+    """The same option with as much of its help as fits beside it."""
+    short = copy.copy(action)
+    text = (action.help or "").split(" (default: ")[0]
+    room = shutil.get_terminal_size().columns - 2 - COLUMN
+    if len(text) > room:
+        text = textwrap.shorten(text, room, placeholder=" ...")
+    short.help, short.default = text, argparse.SUPPRESS
+    return short
+
+
+class _HelpAll(argparse.Action):
+    """--help-all: the whole help, and the end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser._print_message(parser.format_help(), sys.stdout)
+        parser.exit()
+
+
 _IN_WORDS = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -142,4 +203,6 @@ _IN_WORDS = {
 
 def new_parser(description: str, epilog: str | None = None) -> ArgumentParser:
     """An empty parser for a command, whose help looks so."""
-    return Parser(description=description, epilog=epilog, formatter_class=Formatter)
+    p = Parser(description=description, epilog=epilog, formatter_class=Formatter)
+    p.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all options and exit")
+    return p

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.configs import parse_values
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.help import Common, new_parser
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
@@ -66,7 +66,7 @@ def parser() -> ArgumentParser:
     arguments.add_options(model, BatchOptions, without=arguments.unrecorded(BatchOptions), batch_size=32)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help="where to write, or a recording to go on with"
+        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a recording to go on with")
     )
     arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps", "looks"))
     arguments.add_options(p.add_argument_group("workers"), WorkerOptions)

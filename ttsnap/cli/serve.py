@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
@@ -46,16 +46,18 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
-    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
-    p.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free one")
+    p.add_argument("--host", type=str, default="127.0.0.1", help=Common("address to listen on; 0.0.0.0 for all"))
+    p.add_argument("--port", type=int, default=8000, help=Common("port to listen on; 0 for any free one"))
     p.add_argument(
         "--rewards",
         type=str,
         nargs="+",
         default=[],
         metavar="REWARD",
-        help="what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD offers one by another "
-        "name (default: scenes for the embedded model)",
+        help=Common(
+            "what clients choose from: names, file.py:function, http://HOST:PORT; NAME=REWARD offers one by another "
+            "name (default: scenes for the embedded model)"
+        ),
     )
     p.add_argument(
         "--searches",
@@ -68,13 +70,15 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "--draft",
         type=str | None,
-        help="a drafter that clients may use by draft: true, as ttsnap generate --draft takes it",
+        help=Common("a drafter that clients may use by draft: true, as ttsnap generate --draft takes it"),
     )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
-    p.add_argument("--keys", type=str | None, metavar="FILE", help="API keys, one caller a line: NAME KEY [WEIGHT]")
+    p.add_argument(
+        "--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY [WEIGHT]")
+    )
     p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
-    p.add_argument("--max-budget", type=int, default=4000, help="most denoiser evaluations for one request")
-    p.add_argument("--max-seconds", type=float, default=300.0, help="most seconds for one search")
+    p.add_argument("--max-budget", type=int, default=4000, help=Common("most denoiser evaluations for one request"))
+    p.add_argument("--max-seconds", type=float, default=300.0, help=Common("most seconds for one search"))
     p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
     p.add_argument("--active", type=int, default=32, help="searches at a time; more need more memory")
     p.add_argument("--queue-size", type=int, default=64, help="requests that wait beside them; others get status 429")

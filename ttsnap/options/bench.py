@@ -20,6 +20,7 @@ class BenchOptions(Bounded):
         "searches per prompt and algorithm, each with seeds of its own; each gives one image, so that GenEval's four "
         "images a prompt are 4",
         metavar="N",
+        common=True,
     )
     together: Count = option(
         16,

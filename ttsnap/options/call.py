@@ -18,8 +18,8 @@ MOST_STEPS, MOST_SIDE = 1000, 4096
 class CallArgument:
     """kind: what a file may give; null, which stands for a model's own default, passes for all.
 
-    title: what tables for people call it. text, written, flag, metavar, loads: as in Option, where the command line has
-    an option for it beside --call.
+    title: what tables for people call it. text, written, flag, metavar, loads, common: as in Option, where the command
+    line has an option for it beside --call.
     """
 
     kind: Kind
@@ -30,6 +30,7 @@ class CallArgument:
     metavar: str | None = None
     unset: str = ""
     loads: str = ""
+    common: bool = False
 
     def option(self, name: str) -> Option:
         """As an option of the command line, which is None where it is left to the model."""
@@ -42,6 +43,7 @@ class CallArgument:
             flag=self.flag or name,
             metavar=self.metavar,
             loads=self.loads,
+            common=self.common,
         )
 
 
@@ -61,13 +63,33 @@ _ATTENTION = Kind(
 )
 CALL: dict[str, CallArgument] = {
     "negative_prompt": CallArgument(
-        _TEXT, "Negative prompt", "what not to show, for all prompts", str | None, metavar="TEXT", loads="text"
+        _TEXT,
+        "Negative prompt",
+        "what not to show, for all prompts",
+        str | None,
+        metavar="TEXT",
+        loads="text",
+        common=True,
     ),
     "num_inference_steps": CallArgument(
-        whole(1, MOST_STEPS), "Denoising steps", "denoising steps", int | None, "steps", "N", "the model's own"
+        whole(1, MOST_STEPS),
+        "Denoising steps",
+        "denoising steps",
+        int | None,
+        "steps",
+        "N",
+        "the model's own",
+        common=True,
     ),
     "guidance_scale": CallArgument(
-        _GUIDANCE, "Guidance", "classifier-free guidance", float | None, "guidance", "SCALE", "the model's own"
+        _GUIDANCE,
+        "Guidance",
+        "classifier-free guidance",
+        float | None,
+        "guidance",
+        "SCALE",
+        "the model's own",
+        common=True,
     ),
     "height": _side("Height"),
     "width": _side("Width"),

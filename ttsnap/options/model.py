@@ -36,7 +36,7 @@ class ModelOptions:
     Raises ValueError for an unknown task.
     """
 
-    model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id", loads="model")
+    model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id", loads="model", common=True)
     lora: str | None = option(
         None,
         "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",
@@ -46,9 +46,10 @@ class ModelOptions:
         TEXT,
         "what the model does, by the pictures that it is given: image-to-image, inpainting, editing, ...",
         metavar="TASK",
+        common=True,
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    dtype: str = option("auto", "auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16")
+    device: str = option("auto", "auto, cpu, gpu, cuda, cuda:1, mps", common=True)
+    dtype: str = option("auto", "auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16", common=True)
     offload: Literal["none", "model", "group"] = option(
         "none",
         "keep in RAM what the GPU does not need just now: none, whole networks (model) or single layers (group)",

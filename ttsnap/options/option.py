@@ -30,6 +30,7 @@ class Option:
     bounds: of a number, from the type. loads: "reward" or "model" where its value makes ttsnap load something
     that the value names, which a file from elsewhere must not decide, "address" where ttsnap connects to it; "text"
     where it is for models to read.
+    common: whether most people need it, so that the page of `--help` has it; others are in `--help-all`.
     recorded: whether `ttsnap record` has it. noted: whether a recording with another kernel than the pipeline's own
     notes it even at its default.
     """
@@ -46,6 +47,7 @@ class Option:
     metavar: str | None = None
     bounds: Bounds | None = None
     loads: str = ""
+    common: bool = False
     recorded: bool = True
     noted: bool = False
 

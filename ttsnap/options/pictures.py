@@ -16,7 +16,9 @@ class PictureOptions:
     Raises ValueError for a strength out of (0, 1].
     """
 
-    image: str | None = option(None, "the picture to change, or the first frame, for all prompts", metavar="FILE")
+    image: str | None = option(
+        None, "the picture to change, or the first frame, for all prompts", metavar="FILE", common=True
+    )
     mask_image: str | None = option(None, "white where it is painted anew", metavar="FILE")
     control_image: str | None = option(None, "what a ControlNet is shown", metavar="FILE")
     strength: float | None = option(None, "how much of the picture is redrawn, from 0 to 1", metavar="SHARE")

@@ -17,7 +17,7 @@ class RecordOptions:
     Raises ValueError for latents or features without images.
     """
 
-    seeds: int = option(40, "seeds per prompt: --seed and those that follow it", metavar="N")
+    seeds: int = option(40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True)
     seed: int = option(0, "the first seed", metavar="N")
     steps: Sequence[int] | None = option(
         None,
@@ -35,7 +35,7 @@ class RecordOptions:
         written=list[str] | None,
         metavar="LOOKS",
     )
-    images: bool = option(False, "keep the decoded estimates, too, as tar files of PNGs")
+    images: bool = option(False, "keep the decoded estimates, too, as tar files of PNGs", common=True)
     latents: bool = option(False, "with --images: keep each estimate's latent as well")
     features: int | None = option(
         None,

@@ -73,6 +73,7 @@ class SamplerOptions:
         unset="nothing",
         written=str | None,
         loads="model",
+        common=True,
     )
 
     @property

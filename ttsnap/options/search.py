@@ -22,6 +22,7 @@ class SearchOptions:
         flag="algorithm",
         start="seed-pruning",
         metavar="NAME",
+        common=True,
     )
     reward: Spec = option(
         None,
@@ -32,6 +33,7 @@ class SearchOptions:
         python="Functions and Reward objects are taken as they are.",
         written=str | list[str] | None,
         loads="reward",
+        common=True,
     )
     reward_prompts: str | Sequence[str] | None = option(
         None,
@@ -45,6 +47,7 @@ class SearchOptions:
         "several as 400nfe,30s",
         python="A ttsnap.loop.budget.Budget is taken as it is.",
         written=str | int | None,
+        common=True,
     )
     effort: str | float | None = option(
         None,
@@ -76,6 +79,7 @@ class SearchOptions:
         written=int,
         start=0,
         metavar="N",
+        common=True,
     )
     on_event: Callable[[Event], None] | None = option(
         None, "called with every Event of the search (ttsnap.core.results)", written=None

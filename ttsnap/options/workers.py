@@ -20,6 +20,7 @@ class WorkerOptions(Bounded):
         "processes that share the work, as many as there are CPU cores, or GPUs for a model",
         shell="what comes out is the same",
         metavar="N",
+        common=True,
     )
     ray_address: str | None = option(
         None,

@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["distill-draft", "--help"])
+        main(["distill-draft", "--help-all"])
     said = capsys.readouterr().out
     for word in ("Ctrl-C is safe", "--training.first-time", "--trajectories.skipped", "accelerate launch"):
         assert word in said
