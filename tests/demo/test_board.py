@@ -229,7 +229,13 @@ def test_two_searches_are_drawn_on_one_scale_within_the_plot() -> None:
     Well(html)
     assert "Best-of-N <b>.700</b>" in html
     assert "Seed pruning <b>.900</b>" in html
-    points = [(float(x), float(y)) for x, y in re.findall(r'tt-end tt-c\d" d="M([\d.]+) ([\d.]+)h0', html)]
+    # The dot at the end of a line means what the legend says: hollow where the image is wrong, full where it is right.
+    assert re.findall(r'class="tt-end (tt-\w+)', html) == ["tt-hollow", "tt-full"]
+    hoped = Board((1.0, 0.5, 0.0))
+    hoped.move({"uids": [0], "parents": [-1], "start": [0], "stop": [1], "seeds": [5], "drop": []})
+    hoped.score(0, 1, [0.5])
+    assert re.findall(r'class="tt-end (tt-\w+)', render_chart([("Search", hoped)], 120)) == ["tt-faint"]
+    points = [(float(x), float(y)) for x, y in re.findall(r'tt-end tt-\w+ tt-c\d" d="M([\d.]+) ([\d.]+)h0', html)]
     assert len(points) == 2
     assert all(1 < x < 99 and 3 < y < 97 for x, y in points)
 

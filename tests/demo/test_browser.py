@@ -226,6 +226,15 @@ def test_stopping_and_comparing(visit: Opener) -> None:
     assert page.locator("#stage .tt-best img").count() == 2
     assert page.locator("#stage .tt-plot .tt-end").count() == 2
     page.wait_for_function("document.querySelector('#status').innerText.indexOf('done') >= 0")
+    choose(page, "20nfe")
+    page.click("#others")
+    page.wait_for_selector("#tally .tt-pair2")
+    assert page.locator("#stage .tt-winner").count() == 2  # the comparison stays
+    page.click("#stop")
+    page.wait_for_function("document.querySelector('#status').innerText.indexOf('other seeds') >= 0")
+    page.wait_for_selector("#stop[disabled]")
+    page.click("#compare")
+    page.wait_for_selector("#tally .tt-pair2", state="detached")
 
 
 def test_closing_the_page_stops_its_search(visit: Opener) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import itertools
 import json
+import re
 import socket
 import tempfile
 import threading
@@ -27,6 +29,7 @@ from ttsnap.demo.folder import read_folder
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.models import Models
 from ttsnap.demo.stream import PERIOD, stream
+from ttsnap.demo.tally import tally
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import sample_prompts
 
@@ -114,7 +117,7 @@ def test_compare_gives_both_at_the_same_budget(client: Any) -> None:
     traces = [json.loads(Path(n).read_text()) for n in answer[3] if n.endswith("trace.json")]
     assert [t["settings"]["algorithm"] for t in traces] == ["best-of-n", "ttsnap"]
     assert {t["settings"]["budget"] for t in traces} == {"80nfe"}
-    assert answer[0].count('class="tt-end tt-c0"') == answer[0].count('class="tt-end tt-c1"') == 1
+    assert [len(re.findall(rf'tt-end tt-\w+ tt-c{i}"', answer[0])) for i in range(2)] == [1, 1]
     with pytest.raises(Exception, match="choose another"):
         ask(client, "/compare", algorithm="best-of-n")
 
@@ -487,3 +490,62 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
     assert 3 <= len(told) <= 3 + (time.monotonic() - begin) / PERIOD  # throttled
     assert "0.9 seconds" in told[-1].status
     assert told[-1].files
+
+
+def known(**changes: Any) -> tuple[Any, Models]:
+    """What was asked for, and a server's models with a judge to whom every second image is right."""
+    verdicts = itertools.cycle((True, False))
+    models = Models(load, defaults, lambda prompt, name: prompt, lambda prompt, name: lambda image: next(verdicts))
+    offer = Offer("embedded", False, ("scenes", "brightness"))
+    return read({**FIELDS, **changes}, offer, Limits(), defaults), models
+
+
+def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_path: Path) -> None:
+    asked, models = known(budget="40nfe", steps=5, rewards=["brightness"])
+    frames = list(stream(asked, models, Limits(), threading.Event(), tmp_path, compare=True))
+    stages = [frame.stage for frame in frames if "tt-two" in frame.stage]
+    assert len(stages) == len(frames) - 1, "all but the one that waits for the device"
+    for stage in stages:
+        assert stage.count('class="tt-best') - stage.count('class="tt-bests') == 2
+        base, chosen = map(int, re.findall(r"([\d,]+) of 40 evaluations", stage))
+        assert abs(base - chosen) <= 4 or chosen == 40 or stage is stages[-1], "two batches of two"
+        assert not re.search(r"\d s<", stage), "one clock"
+    seconds = [json.loads(path.read_text())["results"][0]["spent"]["seconds"] for path in tmp_path.glob("*/trace.json")]
+    assert len(seconds) == 2
+    assert all(0 < each < 60 for each in seconds)
+    asked, models = known(budget="5s")
+    with pytest.raises(ValueError, match="equal evaluations"):
+        next(stream(asked, models, Limits(), threading.Event(), tmp_path, compare=True))
+
+
+def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
+    asked, models = known(budget="1600nfe", steps=20)
+    stop = threading.Event()
+    frames = stream(asked, models, Limits(), stop, tmp_path, compare=True)
+    while "tt-grid" not in next(frames).stage:
+        pass
+    stop.set()
+    last = list(frames)[-1]
+    assert len([path for path in last.files if path.name.startswith("01-seed")]) == 2
+    assert not models.lock.locked()
+
+
+def test_other_seeds_are_tallied(tmp_path: Path) -> None:
+    asked, models = known(budget="15nfe", steps=5, rewards=["brightness"])
+    pages = list(tally(asked, [7, 70, 700], models, Limits(), threading.Event()))
+    assert [status for _, status in pages[1:]] == [*(f"{n} of 3 other seeds" for n in (1, 2, 3)),
+                                                   "done: 3 of 3 other seeds"]  # fmt: skip
+    counts = [int(n) for n in re.findall(r"<b class=\"tt-p-\w+\">(\d+)</b>", pages[-1][0])]
+    assert sum(counts) == 3
+    assert "Best-of-N <b>3</b> of 3" in pages[-1][0], "the judge sees best-of-N's image first"
+    assert [f"from {first}" in pages[-1][0] for first in (7, 70, 700)] == [True] * 3
+    stop = threading.Event()
+    pages_ = tally(asked, range(20), models, Limits(), stop)
+    next(pages_), next(pages_)
+    stop.set()
+    assert "stopped: " in list(pages_)[-1][1]
+    assert not models.lock.locked()
+    late = list(tally(asked, range(20), models, Limits(seconds=0.01), threading.Event()))
+    assert "the most that this demo allows" in late[-1][1]
+    with pytest.raises(ValueError, match="choose another"):
+        next(tally(known(algorithm="best-of-n")[0], [1], models, Limits(), threading.Event()))

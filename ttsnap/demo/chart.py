@@ -30,8 +30,7 @@ def render_chart(boards: Sequence[tuple[str, Board]], allowed: int) -> str:
         paths += [_dots(board.marks[-MOST_MARKS:], kind, scale)]
         if board.curve:
             ends += [_line(board.curve, kind, scale)]
-            x, y = scale.at(board.curve[-1])
-            ends += [f'<path class="tt-end tt-c{kind}" d="M{x:.2f} {y:.2f}h0"/>']
+            ends += [_end(board.curve[-1], kind, scale)]
     grid = "".join(f'<path class="tt-rule" d="M0 {scale.y(y):.2f}H100"/>' for y in ys)
     labels = "".join(f'<span class="tt-ytick" style="top:{scale.y(y):.2f}%">{tick(y)}</span>' for y in ys)
     labels += "".join(f'<span class="tt-xtick" style="left:{scale.x(x):.2f}%">{x:,.0f}</span>' for x in xs)
@@ -84,14 +83,26 @@ def _dots(marks: Sequence[Mark], kind: int, scale: Scale) -> str:
     parts: dict[str, list[str]] = {}
     for mark in marks:
         if math.isfinite(mark.score):
-            name = next(
-                n for n, (finished, right) in STROKES.items() if finished == mark.finished and right is mark.right
-            )
             x, y = scale.at(mark)
-            parts.setdefault(name, []).append(f"M{x:.2f} {y:.2f}h0")
+            parts.setdefault(_stroke(mark), []).append(f"M{x:.2f} {y:.2f}h0")
     drawn = [(name, "".join(parts[name])) for name in STROKES if name in parts]
     holes = "".join(f'<path class="tt-hole" d="{path}"/>' for name, path in drawn if name == "hollow")
     return "".join(f'<path class="tt-{name} tt-c{kind}" d="{path}"/>' for name, path in drawn) + holes
+
+
+def _stroke(mark: Mark) -> str:
+    """The class of a mark's dot."""
+    return next(
+        name for name, (finished, right) in STROKES.items() if finished == mark.finished and right is mark.right
+    )
+
+
+def _end(mark: Mark, kind: int, scale: Scale) -> str:
+    """The dot at the end of a line, larger than the others and of their meaning: full only where the image is right."""
+    x, y = scale.at(mark)
+    dot = f'<path class="tt-end tt-{_stroke(mark)} tt-c{kind}" d="M{x:.2f} {y:.2f}h0"/>'
+    hole = f'<path class="tt-hole tt-large" d="M{x:.2f} {y:.2f}h0"/>' if _stroke(mark) == "hollow" else ""
+    return dot + hole
 
 
 def _line(curve: Sequence[Mark], kind: int, scale: Scale) -> str:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -24,6 +25,7 @@ from ttsnap.demo.models import Models
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.settings import restored
 from ttsnap.demo.stream import Frame, stream
+from ttsnap.demo.tally import PAIRS, tally
 from ttsnap.files import reading as files
 from ttsnap.options.model import PACKAGED
 
@@ -76,35 +78,55 @@ class Handlers:
         self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
         keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        """Best-of-N first, then the chosen algorithm on the same budget and seeds."""
+        """Best-of-N beside the chosen algorithm, on the same budget and seeds, evaluation by evaluation."""
         values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft)
         yield from self._run(request, values, compare=True)
 
+    def tally(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """The comparison from 20 first seeds drawn at random, and who won; streams the tally and a line."""
+        draw = random.SystemRandom()
+        with self._stoppable(request) as stop:
+            try:
+                wanted = self._read(request, values)
+                firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
+                for page, status in tally(wanted, firsts, self.models, self.limits, stop):
+                    yield page, _line(status), gr.update(interactive=True)
+                yield gr.skip(), gr.skip(), gr.update(interactive=False)
+            except Exception as error:
+                yield _told(error), _line(""), gr.update(interactive=False)
+                raise _raised(error) from None
+
     def _run(self, request: gr.Request, values: tuple[Any, ...], *, compare: bool) -> Iterator[tuple[Any, ...]]:
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.root))
+        with self._stoppable(request) as stop:
+            try:
+                wanted = self._read(request, values)
+                for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare):
+                    yield _shown(frame)
+            except Exception as error:
+                yield _failed(error)
+                raise _raised(error) from None
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
+
+    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> forms.Asked:
+        """What was asked for. ValueError for what is not allowed, and where nobody listens any more."""
+        if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
+            raise ValueError(UNHEARD)
+        return forms.read(dict(zip(FIELDS, values, strict=True)), self.offer, self.limits, self.models.defaults)
+
+    @contextmanager
+    def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
+        """An event that this visitor's button sets, and the end of this call."""
         session, stop = str(request.session_hash), threading.Event()
         self.stops.setdefault(session, set()).add(stop)
-        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.root))
         try:
-            if self.listeners is not None and not self.listeners.arrived(session):
-                raise ValueError(UNHEARD)
-            fields = dict(zip(FIELDS, values, strict=True))
-            wanted = forms.read(fields, self.offer, self.limits, self.models.defaults)
-            for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare):
-                yield _shown(frame)
-        except ValueError as error:
-            yield _failed("That cannot be searched", str(error))
-            raise refusal(error, shown=False) from None
-        except Exception as error:
-            logger.exception("a search failed")
-            text = f"The search failed ({type(error).__name__}); the server's log says why."
-            yield _failed("The search failed", text)
-            raise gr.Error(text, visible=False, print_exception=False) from None
+            yield stop
         finally:
             stop.set()
             self.stops[session].discard(stop)
             if not self.stops[session]:
                 self.stops.pop(session, None)
-            shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
 
     def stop(self, request: gr.Request) -> None:
         """End this visitor's search with its best finished image."""
@@ -145,8 +167,7 @@ class Handlers:
         line = "Settings restored; search again to repeat or change them."
         if left:
             line = f"Settings restored but for: {'; '.join(left)}"
-        note = f'<div class="tt-word">{escape(line[:1500])}</div>'
-        return (*(accepted.get(name, gr.skip()) for name in RESTORED), note)
+        return (*(accepted.get(name, gr.skip()) for name in RESTORED), _line(line[:1500]))
 
 
 def refusal(error: ValueError, title: str = "That cannot be searched", *, shown: bool = True) -> gr.Error:
@@ -160,7 +181,7 @@ def refusal(error: ValueError, title: str = "That cannot be searched", *, shown:
 
 def _shown(frame: Frame) -> tuple[Any, ...]:
     """A frame as values of stage, status, winner, files, Python, command line, and the button that stops."""
-    status = f'<div class="tt-word">{escape(frame.status)}</div>'
+    status = _line(frame.status)
     if frame.files:
         paths = [str(path) for path in frame.files]
         winner = gr.update(value=paths[0], interactive=True, visible=True)
@@ -170,10 +191,32 @@ def _shown(frame: Frame) -> tuple[Any, ...]:
     return frame.stage, status, *[gr.skip()] * 5
 
 
-def _failed(head: str, text: str) -> tuple[Any, ...]:
+def _failed(error: Exception) -> tuple[Any, ...]:
     """The same after an error: what an earlier search left goes."""
-    stage = render_plain(head, text[:1500], error=True)
-    return stage, '<div class="tt-word"></div>', *_NOTHING, gr.update(interactive=False)
+    return _told(error), _line(""), *_NOTHING, gr.update(interactive=False)
+
+
+def _told(error: Exception) -> str:
+    """A stage that says what was wrong; of a failure inside only the kind, since its text may tell too much."""
+    if isinstance(error, ValueError):
+        return render_plain("That cannot be searched", str(error)[:1500], error=True)
+    return render_plain("The search failed", _inside(error), error=True)
+
+
+def _raised(error: Exception) -> gr.Error:
+    """The error as gradio takes it; a failure inside is logged."""
+    if isinstance(error, ValueError):
+        return refusal(error, shown=False)
+    logger.error("a search failed", exc_info=error)
+    return gr.Error(_inside(error), visible=False, print_exception=False)
+
+
+def _inside(error: Exception) -> str:
+    return f"The search failed ({type(error).__name__}); the server's log says why."
+
+
+def _line(text: str) -> str:
+    return f'<div class="tt-word">{escape(text)}</div>'
 
 
 _NOTHING = (gr.update(value=None, visible=False), None, "", "")

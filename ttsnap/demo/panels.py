@@ -103,11 +103,12 @@ def _kept(view: View, named: bool) -> str:
 
 
 def _meters(view: View, place: int | None) -> str:
-    """What was spent: as meters, or in a line that begins with the search's name where it is one of two."""
+    """What was spent: as meters, or in a line that begins with the search's name where it is one of two. These have one
+    clock, the evaluations: seconds would say which of them ran while the machine was busy."""
     spent, caps = view.board.spent, view.allowed
     if place is not None:
         cap = "" if caps.nfe is None else f" of {caps.nfe:,}"
-        words = f"{spent.nfe:,}{cap} evaluations, {spent.reward_calls:,} scored, {view.board.seconds:,.1f} s"
+        words = f"{spent.nfe:,}{cap} evaluations, {spent.reward_calls:,} scored"
         return f'<div class="tt-line tt-c{place}"><b>{escape(view.title)}</b> {words}{_bar(spent.nfe, caps.nfe)}</div>'
     rows = [
         ("evaluations", spent.nfe, caps.nfe),

@@ -43,10 +43,11 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 for text in prompts:
                     _fills(gr.Button(text, size="sm", min_width=0), prompt, text)
                 surprise = gr.Button("Surprise me", size="sm", min_width=0, elem_id="surprise")
+            compare = gr.Button("Compare with best-of-N", variant="primary", elem_id="compare")
             with gr.Row(elem_classes="tt-buttons"):
-                go = gr.Button("Search", variant="primary", min_width=100, elem_id="search")
-                stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop", interactive=False)
-            compare = gr.Button("Compare with best-of-N", variant="secondary", elem_id="compare")
+                others = gr.Button("20 other seeds", min_width=110, elem_id="others")
+                go = gr.Button("Search", min_width=64, elem_id="search")
+                stop = gr.Button("Stop", variant="stop", min_width=56, elem_id="stop", interactive=False)
             status = html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status",
                           label="Status")  # fmt: skip
         with gr.Column(elem_classes="tt-set"):
@@ -54,6 +55,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
             restore = gr.UploadButton("Restore settings from a PNG, or drop one here", file_types=[".png"], size="sm",
                                       elem_id="restore")  # fmt: skip
         with gr.Column(elem_classes="tt-show"):
+            tally = html("", elem_id="tally")
             stage = html(intro(), elem_id="stage", label="Board")
             winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
@@ -62,17 +64,14 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 python = gr.Code(label="In Python", language="python", interactive=False, show_line_numbers=False)
                 command = gr.Code(label="On the command line", language="shell", interactive=False,
                                   show_line_numbers=False, wrap_lines=True)  # fmt: skip
-    run: dict[str, Any] = {
-        "inputs": [form[name] for name in FIELDS],
-        "outputs": [stage, status, winner, files, python, command, stop],
-        "show_progress": "minimal",
-        "show_progress_on": status,
-        "concurrency_id": "device",
-        "concurrency_limit": 1,
-        "trigger_mode": "once",
-    }
-    gr.on([go.click, prompt.submit], handlers.search, api_name="search", **run)
-    compare.click(handlers.compare, api_name="compare", **run)
+    inputs = [form[name] for name in FIELDS]
+    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status}
+    device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "trigger_mode": "once"}
+    outputs = [stage, status, winner, files, python, command, stop]
+    go.click(handlers.search, inputs, outputs, api_name="search", **shown, **device)
+    gr.on([compare.click, prompt.submit], handlers.compare, inputs, outputs, api_name="compare", **shown, **device)
+    others.click(handlers.tally, inputs, [tally, status, stop], api_visibility="private", **shown, **device)
+    gr.on([go.click, compare.click, prompt.submit], None, None, tally, js="() => ''", **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
     surprise.click(handlers.surprise, None, [prompt, form["seed"]], queue=False, **PRIVATE)
     filled = [*(form[name] for name in RESTORED), status]

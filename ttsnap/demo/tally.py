@@ -1,0 +1,154 @@
+"""Twenty other seeds: both searches of a comparison from first seeds that nobody chose, and who won, pair by pair."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from ttsnap.core.results import Candidate
+from ttsnap.demo.asked import Asked, Limits, title_of
+from ttsnap.demo.board_html import short, verdict
+from ttsnap.demo.models import Models
+from ttsnap.demo.pictures import thumbnail_uri
+from ttsnap.demo.stream import check_comparable
+from ttsnap.demo.worker import found, opened
+
+PAIRS = 20
+EQUAL = 1e-9
+"""Rewards that differ by less are a tie: both searches mostly found the same image."""
+OUTCOMES = ("won", "tied", "lost")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The best image of one search: its seed and reward, whether it is strictly right (None where nobody can tell), and
+    a small copy as a data URI."""
+
+    seed: int
+    reward: float
+    right: bool | None
+    picture: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What best-of-N and the chosen algorithm found from the same first seed."""
+
+    first: int
+    base: Side
+    chosen: Side
+
+    @property
+    def outcome(self) -> str:
+        """Of the chosen algorithm, by the reward: won, tied or lost."""
+        gain = self.chosen.reward - self.base.reward
+        return OUTCOMES[1] if abs(gain) <= EQUAL else OUTCOMES[0] if gain > 0 else OUTCOMES[2]
+
+
+class Tallying(threading.Thread):
+    """Runs both searches from each of these first seeds and puts into `news` a Pair for each, an error, None at the
+    end. All of them together may take as long as one comparison."""
+
+    def __init__(
+        self, asked: Asked, firsts: Sequence[int], models: Models, limits: Limits, stop: threading.Event
+    ) -> None:
+        super().__init__(daemon=True, name="tally")
+        self.asked, self.firsts, self.models, self.limits, self.stop = asked, firsts, models, limits, stop
+        self.news: queue.SimpleQueue[Pair | Exception | None] = queue.SimpleQueue()
+        self.late = False
+
+    def run(self) -> None:
+        try:
+            with self.models.lock:
+                self._run()
+        except Exception as error:  # shown to the visitor; the server lives on
+            self.news.put(error)
+        finally:
+            self.news.put(None)
+
+    def _run(self) -> None:
+        pipe, deadline = self.models.pipeline(self.asked.model), time.monotonic() + 2 * self.limits.seconds
+        judge = self.models.judge(self.asked.prompt, self.asked.model)
+        searches = [opened(pipe, asked, self.limits).asked for asked in (self.asked.baseline(), self.asked)]
+
+        def should_stop() -> bool:
+            self.late = self.late or time.monotonic() > deadline
+            return self.late or self.stop.is_set()
+
+        def side(best: Candidate) -> Side:
+            return Side(best.seed, best.reward, judge(best.pixels), thumbnail_uri(best.pixels))
+
+        for first in self.firsts:
+            results = [found(pipe, replace(asked, seed=first), should_stop) for asked in searches]
+            if should_stop():  # neither search of a pair may have had less than the other
+                return
+            self.news.put(Pair(first, *(side(result.best) for result in results)))
+
+
+def tally(
+    asked: Asked, firsts: Sequence[int], models: Models, limits: Limits, stop: threading.Event
+) -> Iterator[tuple[str, str]]:
+    """HTML of the tally after each pair, and a line on how far it is. Closing the iterator stops it.
+
+    ValueError for what the model or the search refuses.
+    """
+    check_comparable(asked)
+    asked = replace(asked, prompt=models.canonical(asked.prompt, asked.model))
+    work, pairs = Tallying(asked, firsts, models, limits, stop), list[Pair]()
+    work.start()
+    try:
+        yield render_tally(asked, pairs, len(firsts)), "waiting for the first pair"
+        while (news := work.news.get()) is not None:
+            if isinstance(news, Exception):
+                raise news
+            pairs.append(news)
+            yield render_tally(asked, pairs, len(firsts)), f"{len(pairs)} of {len(firsts)} other seeds"
+        ended = "done" if len(pairs) == len(firsts) else "stopped"
+        if work.late:
+            ended = f"stopped after {2 * limits.seconds:g} seconds, the most that this demo allows"
+        yield render_tally(asked, pairs, len(firsts)), f"{ended}: {len(pairs)} of {len(firsts)} other seeds"
+    finally:
+        stop.set()
+
+
+def render_tally(asked: Asked, pairs: Sequence[Pair], wanted: int) -> str:
+    """Wins, ties and losses, and every pair of images. All text in it is escaped."""
+    name, base = escape(title_of(asked.algorithm)), escape(title_of(asked.baseline().algorithm))
+    counts = {outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in OUTCOMES}
+    words = "".join(f'<b class="tt-p-{outcome}">{count}</b> {outcome} ' for outcome, count in counts.items())
+    bar = "".join(f'<i class="tt-p-{outcome}" style="flex:{count}"></i>' for outcome, count in counts.items() if count)
+    rest = f'<i style="flex:{wanted - len(pairs)}"></i>' if len(pairs) < wanted else ""
+    judged = [pair for pair in pairs if pair.base.right is not None and pair.chosen.right is not None]
+    right = ""
+    if judged:
+        ours, theirs = (sum(bool(side.right) for side in sides) for sides in zip(*map(_sides, judged), strict=True))
+        right = (
+            f"<p>Strictly right, by a check that neither search sees: {name} <b>{ours}</b>, {base} <b>{theirs}</b> of "
+            f"{len(judged)}.</p>"
+        )
+    figures = "".join(_figure(pair) for pair in pairs)
+    return (
+        f'<div class="tt-stage tt-tally"><div class="tt-prompt">{escape(asked.prompt)}</div>'
+        f"<p>{name} (right) against {base} (left), by the reward, from first seeds drawn at random: {words}</p>"
+        f'<div class="tt-score">{bar}{rest}</div>{right}<div class="tt-pairs">{figures}</div></div>'
+    )
+
+
+def _sides(pair: Pair) -> tuple[Side, Side]:
+    return pair.chosen, pair.base
+
+
+def _figure(pair: Pair) -> str:
+    images = "".join(
+        f'<span><img src="{side.picture}" alt="{who}: seed {side.seed}, reward {short(side.reward)}" tabindex="0" '
+        f'decoding="sync">{short(side.reward)}{verdict(side.right)}</span>'
+        for who, side in (("best-of-N", pair.base), ("the chosen algorithm", pair.chosen))
+    )
+    return (
+        f'<figure class="tt-pair2 tt-p-{pair.outcome}" title="seeds from {pair.first}">{images}'
+        f"<figcaption>from {pair.first}: {pair.outcome}</figcaption></figure>"
+    )
