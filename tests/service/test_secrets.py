@@ -112,9 +112,7 @@ def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_a_reward_that_a_device_cannot_load_is_told_by_its_offered_name(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = {name: make_rewards("scenes")[0] for name in ("vault-a", "vault-b")}
     specs = {"vault-a": "scenes", "vault-b": "scenes"}
     engines = ManyDevices(
@@ -132,6 +130,12 @@ def test_a_reward_that_a_device_cannot_load_is_told_by_its_offered_name(
         reply = sent(server, reward="vault-b")
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "reward_failed")
         check(reply)
+        monkeypatch.setattr("ttsnap.cluster.sharing._pipe", gone)
+        reply = sent(server, reward="vault-b")
+        assert (reply.status_code, reply.json()["error"]["message"]) == (
+            500,
+            "the search could not begin: RuntimeError",
+        )
 
 
 def test_the_log_holds_no_credentials() -> None:

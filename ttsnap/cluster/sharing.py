@@ -23,14 +23,19 @@ class Sharing:
     names: tuple[str, ...]
 
     def build(self) -> LiveEngine:
-        """As Recipe.build; but RewardError where a reward cannot be loaded, which is no mistake of the recipe."""
+        """As Recipe.build; but RuntimeError where the model cannot be loaded here, and RewardError where a reward
+        cannot, which is no mistake of whoever wants this engine."""
         model = self.recipe.model
+        try:
+            pipe = _pipe(model)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
         try:
             made = [_reward(spec, model) for spec in self.recipe.reward]
         except ValueError as error:
             raise RewardError(str(error)) from error
         rewards = [reward.called(name) for name, reward in zip(self.names, made, strict=True)]
-        return replace(self.recipe, reward=rewards).engine_of(_pipe(model))
+        return replace(self.recipe, reward=rewards).engine_of(pipe)
 
 
 @cache
