@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/ttsnap generate "$(PROMPT)" --budget "$(BUDGET)" --seed $(SEED) --compare best-of-n
+	$(BIN)/ttsnap generate "$(PROMPT)" --budget "$(BUDGET)" --seed $(SEED) --compare best-of-n --draft none
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n auto -m "not slow and not gpu"

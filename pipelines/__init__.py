@@ -11,12 +11,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_in
+
 from ttsnap.core.loading import load_object
 from ttsnap.core.names import did_you_mean
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO
-from ttsnap.results.payload import checked_call
 
 # Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
 FAMILIES: dict[str, str] = {
@@ -204,9 +205,16 @@ def check_class(stock: Any, task: str | None = None) -> None:
 
 
 def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
-    """The call arguments that a model recommends in its folder's ttsnap.json; {} where there is none."""
-    path = _folder(model) / "ttsnap.json"
-    return checked_call(read_json(path), path) if path.is_file() else {}
+    """The call arguments that a model recommends in its folder's ttsnap.json; {} where there is none.
+
+    A search takes them by itself; they are of use for a call without `search=`.
+    """
+    return dict(model_defaults(model).call)
+
+
+def model_defaults(model: str | Path) -> ModelDefaults:
+    """All that a model recommends: arguments of its call, a reward, a drafter. ValueError for a damaged ttsnap.json."""
+    return defaults_in(_folder(model))
 
 
 def _folder(model: str | Path) -> Path:

@@ -33,8 +33,9 @@ class Asked(NamedTuple):
 
     @property
     def changed(self) -> list[str]:
-        """The names of those that are not at their defaults."""
-        return sorted(name for part in self for name in changed(part))
+        """The names of those that are not at their defaults; no drafter is none to speak of."""
+        given = sorted(name for part in self for name in changed(part))
+        return [name for name in given if name != "draft" or self.sampler.draft is not None]
 
 
 DECLARED = [

@@ -102,7 +102,7 @@ def shared_copy(net: nn.Module) -> nn.Module:
 def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
     """A copy of the network that shares its weights and carries the LoRA beside the adapters that are in force."""
     base = _bare(getattr(pipe, network))
-    if _hooked(pipe):
+    if hooked(pipe):
         raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
                          "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
     before = {name: (layer.active_adapters, layer.disable_adapters) for name, layer in _tuned(base)}
@@ -158,7 +158,7 @@ def _state(net: nn.Module) -> Hashable:
     return tensors[0].dtype, tensors[0].device, tuple(map(id, tensors)), tuple(adapters)
 
 
-def _hooked(pipe: Any) -> bool:
+def hooked(pipe: Any) -> bool:
     """Whether hooks stand before calls of the pipeline's parts, which loading a LoRA takes off and puts on again."""
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return any("_hf_hook" in vars(part) or _registered(part) for network in networks for part in network.modules())

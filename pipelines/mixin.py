@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, seeds, twins
+from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_of
+from ttsnap.pipelines.own_draft import drafting
 from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.pipelines.spread import Wanted, engine_for
 
@@ -45,6 +47,10 @@ class SearchMixin:
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
     shares_networks: ClassVar[bool] = True
     """Whether engines of calls that differ in their steps alone can fill each other's batches (Denoiser.take_in)."""
+    can_draft: ClassVar[bool] = True
+    """Whether a drafter can guess for its denoiser."""
+    own_defaults: ModelDefaults | None = None
+    """What its searches take where their users say nothing, in place of what the model's folder says."""
     model_options: ModelOptions | None = None
     """What it was opened by, where that was ttsnap (pipelines/opening.py)."""
     check_prompt: Callable[[str], Any] | None = None
@@ -132,12 +138,13 @@ class SearchMixin:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
         network: of engines whose calls differ in their steps alone, so that they share batches. given: SamplerOptions
-        and EngineOptions (ttsnap.options), and arguments of `denoiser`. Where the
+        and EngineOptions (ttsnap.options), and arguments of `denoiser`; those that are missing are the model's
+        defaults, but there is no drafter that is not named. Where the
         pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that `compile_denoiser`
         compiled are padded. ValueError for an unknown kernel, and one that does not fit.
         """
         sampler, options = taken(SamplerOptions, given), taken(EngineOptions, given)
-        denoiser = self.sampling_denoiser(sampler, **given)
+        denoiser = self.sampling_denoiser(sampler, **completed(self, given))
         return LiveEngine(
             denoiser,
             self._rewards(reward),
@@ -149,7 +156,8 @@ class SearchMixin:
         )
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any:
-        """The same as `denoiser`, told of the sampler. ValueError for a path where the kernel keeps to its own."""
+        """The same as `denoiser`, told of the sampler, without a drafter where that is left open. ValueError for a path
+        where the kernel keeps to its own."""
         denoiser = self.denoiser(**call)
         if sampler.kernel != "pipeline":
             denoiser.convert(sampler.path, sampler.times)
@@ -158,8 +166,8 @@ class SearchMixin:
                              f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
         if sampler.estimate_guidance is not None:
             denoiser.guide_estimates(sampler.estimate_guidance)
-        if sampler.draft is not None:
-            denoiser.use_drafter(sampler.draft)
+        if (drafter := sampler.drafted_by(None).draft) is not None:
+            denoiser.use_drafter(drafter)
         return denoiser
 
     def _rewards(self, rewards: Any) -> Any:
@@ -169,6 +177,7 @@ class SearchMixin:
     def _search(self, asked: arguments.Asked, known: Any, call: dict[str, Any]) -> Any:
         pipe: Any = self
         wanted = asked.search
+        call = completed(self, call)
         stock_call = dict(call)
         generator, keep = call.pop("generator", None), call.pop("num_images_per_prompt", None)
         keep = 1 if keep is None else keep
@@ -179,6 +188,8 @@ class SearchMixin:
         same = prompts == texts
         prompts, shared = self.apart(prompts, call)
         texts = prompts if same else texts
+        if wanted.reward is None and (recommended := defaults_of(self).reward) is not None:
+            wanted = replace(wanted, reward=recommended)
         if wanted.reward is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
         if output_type not in output.TYPES:
@@ -191,16 +202,14 @@ class SearchMixin:
         utility = wanted.utility if callable(wanted.utility) else utilities.make(wanted.utility)
         report = self._rewards(wanted.report) if wanted.report else ()
         arguments.refuse_step_caches(pipe.components)
+        shared = {name: value for name, value in shared.items() if name in takes}
+        sampler = drafting(self, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
-        want = Wanted(
-            wanted.reward,
-            asked.sampler,
-            asked.batches,
-            ("latents",) if latent or sounds else (),
-            {name: value for name, value in shared.items() if name in takes},
-        )
+        kept = ("latents",) if latent or sounds else ()
+        want = Wanted(wanted.reward, sampler, asked.batches, kept, shared)
         with engine_for(self, want, asked.devices, same_texts=same) as (engine, denoiser):
-            if (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
+            doubt = denoiser.doubt_of_draft(model_name(self))
+            if doubt is not None and sampler is asked.sampler:  # the model's own is taken where it was checked
                 warn_once(doubt)
             denoiser.encode_instead(prompts, of=texts)
             shown = shown_of(denoiser, asked.batches.frames)
@@ -240,7 +249,7 @@ class SearchMixin:
                 pixels = [candidate.pixels for _, candidate in best]
                 images = output.converted(pixels, output_type, denoiser.image_dtype, pipe._execution_device)
             if output_type == "pil" and isinstance(images, list):
-                told = settings_of(self, wanted.search, asked.sampler, call, budget, prompts)
+                told = settings_of(self, wanted.search, sampler, call, budget, prompts)
                 output.label_images(images, results, told)
             output.warn_of_missing(results, keep)
             known = {"nsfw_content_detected": flags, "audio": audio}

@@ -24,7 +24,7 @@ def noted(
         **({"task": model.task} if model.task != TEXT else {}),
         "sampler": type(pipe.scheduler).__name__,
         **sampler.noted(),
-        **({"draft_guidance": denoiser.scale} if sampler.draft is not None else {}),
+        **({"draft_guidance": denoiser.scale} if sampler.drafted_by(None).draft is not None else {}),
         "call": {**call, **digests(call)},
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),

@@ -36,7 +36,7 @@ def settings_of(
     return {
         "ttsnap": __version__,
         "model": model_name(pipe),
-        "lora": _adapters(pipe),
+        "lora": adapters(pipe),
         "task": pipe.task_of(call),
         "pictures": pictures if any(pictures) else None,
         "sampler": type(pipe.scheduler).__name__,
@@ -82,7 +82,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
 
 
-def _adapters(pipe: Any) -> str | None:
+def adapters(pipe: Any) -> str | None:
     """The names of adapters in force: without them the image cannot be made again. Without peft there are none."""
     names = pipe.get_active_adapters() if USE_PEFT_BACKEND and isinstance(pipe, LoraBaseMixin) else []
     return ", ".join(names) or None

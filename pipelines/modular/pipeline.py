@@ -28,6 +28,7 @@ class SearchModularMixin(SearchMixin):
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
     shares_networks: ClassVar[bool] = False
+    can_draft: ClassVar[bool] = False
 
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import re
 from itertools import chain
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from ttsnap.reward_models.scorer import Scorer
-
-from ttsnap.extras import install
 
 
 def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
     """base.network again, with LoRA or DoRA on `base.adapted`, or (kind "full") with `base.trained` of its own.
 
     Every other tensor is the original's, so that memory holds the weights once, and the original never changes. At
-    first both compute the same. Adapters are float32 whatever the network's dtype; ValueError where peft is missing.
+    first both compute the same. Adapters are float32 whatever the network's dtype.
     """
     if kind == "full":
         network = share(base.network, base.trained)
@@ -33,22 +30,14 @@ def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
     matches = [name for name, _ in network.named_modules() if re.fullmatch(base.adapted, name)]
     if not matches:
         raise ValueError(f"no module of {base.name} matches {base.adapted!r}; is it another architecture?")
-    peft = import_peft()
+    import peft  # it takes seconds to import
+
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=base.adapted, use_dora=kind == "dora")
     adapted: nn.Module = peft.inject_adapter_in_model(config, network)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
-
-
-def import_peft() -> Any:
-    """The peft module, or a ValueError that says how to install it."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError(f"low-rank adapters need peft ({error}): {install('distill')}") from error
-    return peft
 
 
 def share(network: nn.Module, own: str = "") -> nn.Module:

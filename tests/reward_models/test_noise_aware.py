@@ -407,13 +407,6 @@ def test_bases_that_do_not_fit(base_of: Callable[..., Scorer]) -> None:
             NoiseAware(Odd(base.network, base.preprocess), kind)
 
 
-def test_without_peft_it_says_what_to_install(base_of: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"pip install .*'peft>="):
-        NoiseAware(base_of("clip"))
-    NoiseAware(base_of("clip"), "full")
-
-
 def test_nearly_clean_estimates_may_be_left_to_the_base(base_of: Callable[..., Scorer], tmp_path: Path) -> None:
     base = base_of("pickscore")
     made = shake(student(base, "lora"))

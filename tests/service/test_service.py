@@ -24,7 +24,6 @@ import openai
 import pytest
 from openai import OpenAI
 from PIL import Image
-from ttsnap.pipelines import defaults
 
 from tests.service.conftest import client_of
 from ttsnap.service.keys import Keys
@@ -56,7 +55,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 def test_a_generation_is_what_the_pipeline_gives(client: OpenAI, pipe: Any) -> None:
     own = {"seed": 3, "budget": "60nfe", "search": "seed-pruning", "reward": "scenes", "report": "brightness"}
     reply = client.images.generate(prompt=PROMPT, n=2, extra_body=own)
-    out = pipe(PROMPT, num_images_per_prompt=2, **own, **defaults())
+    out = pipe(PROMPT, num_images_per_prompt=2, draft=None, **own)
     assert reply.data is not None
     found = [image.to_dict() for image in reply.data]
     best = out.search[0].images

@@ -73,10 +73,13 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
 
 
 def require_reward(a: Namespace) -> Any:
-    """--reward as given, or the embedded world's checker for the embedded model; ValueError for other models."""
-    if a.reward is None and a.model not in PACKAGED:
+    """--reward as given, or the one that the model's folder names; ValueError where there is neither."""
+    from ttsnap.pipelines import model_defaults
+
+    reward = a.reward if a.reward is not None else model_defaults(a.model).reward
+    if reward is None:
         raise ValueError(f"model {a.model} needs a --reward: file.py:function, module:attribute or a known name")
-    return "scenes" if a.reward is None else a.reward
+    return reward
 
 
 def load_rewards(spec: Any, **where: Any) -> Any:
@@ -93,11 +96,11 @@ def load_rewards(spec: Any, **where: Any) -> Any:
 
 
 def call_arguments(a: Namespace) -> dict[str, Any]:
-    """Arguments of the pipeline call: the model's recommended ones, overridden by what was given."""
-    from ttsnap.pipelines import defaults
+    """Arguments of the pipeline call: those that were given, and the model's defaults for the others."""
+    from ttsnap.pipelines import model_defaults
 
     given = {name: a[option.flag] for name, option in WRITTEN.items()}
-    return {**defaults(a.model), **{k: v for k, v in given.items() if v is not None}, **a.call}
+    return model_defaults(a.model).completed({**{k: v for k, v in given.items() if v is not None}, **a.call})
 
 
 def picture_arguments(a: Namespace, prompts: Sequence[str]) -> dict[str, Any]:

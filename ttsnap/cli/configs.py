@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import typing
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
@@ -18,7 +19,7 @@ from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
-from ttsnap.options.sampler import HOT, SamplerOptions
+from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.workers import WorkerOptions
 from ttsnap.rewards.registry import REWARDS
@@ -34,6 +35,7 @@ def _loading(what: str) -> set[str]:
 
 _REWARDS, _MODELS, _ADDRESSES = {*_loading("reward"), "base"}, _loading("model"), _loading("address")
 _TEXTS = {*_loading("text"), "prompts", "call"}
+_NULLABLE = {option.flag for option in _DECLARED if type(None) in typing.get_args(option.written)}
 _AS_IT_IS = "as it is"
 set_loader(_AS_IT_IS, lambda text: text, exceptions=())
 
@@ -82,7 +84,7 @@ def parse_values(parser: ArgumentParser, data: dict[str, Any], where: object, **
 def refuse_nulls(given: Namespace, defaults: Namespace) -> None:
     """ValueError for null where an option has a value by default: the parser lets it pass for every type."""
     for name, default in defaults.items():
-        if default is not None and given.get(name, default) is None:
+        if default is not None and name not in _NULLABLE and given.get(name, default) is None:
             raise ValueError(f"{name} is null; leave it out for its default, {default!r:.80}")
 
 
@@ -136,7 +138,7 @@ def _strange(data: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(value, str):
             continue
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
-        ours = value.partition(":")[0] in (HOT, EMBEDDED) if key == "draft" else value in PACKAGED
+        ours = value.partition(":")[0] in (AUTO, NONE, HOT, EMBEDDED) if key == "draft" else value in PACKAGED
         model = key in _MODELS and not ours
         code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
         address = key in _ADDRESSES and value != "auto"

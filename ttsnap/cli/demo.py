@@ -17,7 +17,7 @@ from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import loading
 from ttsnap.extras import install
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
-from ttsnap.options.sampler import HOT
+from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
 HELP = "open a web page to run searches on and watch them"
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
@@ -61,9 +61,10 @@ def parser() -> ArgumentParser:
     )
     p.add_argument(
         "--draft",
-        type=str | None,
-        help="a drafter that visitors may use, as `ttsnap generate --draft` takes it (default: embedded "
-        "for the embedded model, else hot)",
+        type=str,
+        default=AUTO,
+        help="the drafter that visitors may use, as `ttsnap generate --draft` takes it: auto (the model's own, which "
+        "is preset, or hot), none, or another",
     )
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int | None, help="port to listen on (default: the first free one from 7860)")
@@ -142,6 +143,7 @@ def judged(prompt: str, name: str) -> Any:
 def offered(a: Namespace) -> Any:
     """What visitors may choose: the operator's word, and less where strangers can reach the page."""
     from ttsnap.demo.asked import Offer
+    from ttsnap.pipelines import model_defaults
 
     model = a.model or EMBEDDED
     alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
@@ -150,7 +152,9 @@ def offered(a: Namespace) -> Any:
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
         rewards = embedded if model in PACKAGED else [*LEARNED, *CLOSED_FORMS]
-    return Offer(model, any_model, tuple(rewards), a.draft or (EMBEDDED if model == EMBEDDED else HOT))
+    own = model_defaults(model).draft
+    draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
+    return Offer(model, any_model, tuple(rewards), draft, drafts_first=draft is not None and draft == own)
 
 
 def limited(a: Namespace) -> Any:

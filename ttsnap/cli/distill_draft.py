@@ -120,10 +120,10 @@ def run(a: Namespace) -> int:
 
 
 def _call(a: Namespace) -> dict[str, Any]:
-    """Arguments of the pipeline's call: the model's recommended ones, overridden by what was given."""
-    from ttsnap.pipelines import defaults
+    """Arguments of the pipeline's call: those that were given, and the model's defaults for the others."""
+    from ttsnap.pipelines import model_defaults
 
-    return {**defaults(a.model), **(a.call or {})}
+    return model_defaults(a.model).completed(a.call or {})
 
 
 def _prompts(a: Namespace, config: DraftConfig) -> tuple[Prompts, tuple[str, ...]]:

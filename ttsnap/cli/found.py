@@ -95,11 +95,19 @@ def tabulate(out: Path, runs: Sequence[Run]) -> None:
 def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
     """Print the winners of all runs for a prompt, a line each."""
     print(f"  at the same budget of {runs[0].results[index].spent.budget}:")
-    wide = max(len(run.name) for run in runs)
-    for run, paths in zip(runs, written, strict=True):
+    names = [run.name + (" with drafts" if _drafted(run, index) else "") for run in runs]
+    wide = max(map(len, names))
+    for name, run, paths in zip(names, runs, written, strict=True):
         result = run.results[index]
         best = f"{_scores(result.best)}   {paths[index][0]}" if result.images else "no image"
-        print(f"    {run.name:<{wide}}  {best}")
+        print(f"    {name:<{wide}}  {best}")
+    if len({_drafted(run, index) for run in runs}) > 1:
+        print("  drafts count in the budget; --draft none compares the searches without them")
+
+
+def _drafted(run: Run, index: int) -> bool:
+    """Whether the search for a prompt looked at drafts."""
+    return run.results[index].spent.cost.draft_calls > 0
 
 
 def _scored(candidate: Candidate) -> dict[str, float]:
@@ -130,6 +138,8 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
             print(f"  the best, {TIMES} times as large: {large}")
     print(f"  spent {_counts(s)} of a budget of {s.budget}")
     print(f"  {s.seeds} seeds started, {s.finished} finished")
+    if _drafted(run, index):
+        print(f"  drafts by {run.settings['draft']} said which seeds to denoise (--draft none searches without)")
     if result.saturated:
         gain = s.gain_of_second_half
         print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")

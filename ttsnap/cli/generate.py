@@ -23,7 +23,7 @@ from ttsnap.files.pictured import digests, own_of
 from ttsnap.loop.budget import Budget
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
-from ttsnap.options.model import TEXT, ModelOptions
+from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -131,7 +131,7 @@ def _asked(a: Namespace) -> Asked:
     """ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
     reward = common.require_reward(a)
-    report = a.report or ("scenes-strict" if a.reward is None else None)
+    report = a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
     algorithms = {a.algorithm: make_algorithm(a.algorithm, **a.options)}
     if a.compare is not None:
         if a.compare in algorithms:
@@ -166,6 +166,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     common.check_call(pipe, call, a.task)
     common.prepare_model(pipe, a)
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
+    from ttsnap.pipelines.own_draft import drafting
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = asked.sampler.stock and a.task == TEXT
@@ -176,6 +177,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
+            sampler = drafting(pipe, asked.sampler, algorithm, rewards, call)
             try:
                 output = pipe(
                     prompt=asked.prompts,
@@ -204,7 +206,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 "model": a.model,
                 "lora": a.lora,
                 "sampler": type(pipe.scheduler).__name__,
-                **asked.sampler.told(),
+                **sampler.told(),
                 "call": plain,
                 "task": None if a.task == TEXT else a.task,
                 "pictures": shown if any(shown) else None,

@@ -88,7 +88,7 @@ def run_with(options: dict[str, Any]) -> None:
 def run(a: Namespace) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
     prompts, reward = common.read_prompts(a, "record", a.task), common.require_reward(a)
-    sampler, batches = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a)
+    sampler, batches = arguments.read(SamplerOptions, a).drafted_by(None), arguments.read(BatchOptions, a)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
     common.placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.cluster.recipe import Recipe

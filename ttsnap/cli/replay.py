@@ -132,12 +132,14 @@ def _replay(wanted: Wanted, place: Path, pipe: Any) -> None:
     import numpy as np
 
     from ttsnap import BestOfN
+    from ttsnap.pipelines.model_defaults import ModelDefaults
     from ttsnap.results import outputs
     from ttsnap.results.pixels import to_uint8
 
     path, payload = wanted.path, wanted.payload
     before = wanted.pixels().astype(np.int16)
     call = {**payload["call"], **wanted.pictures}
+    pipe.own_defaults = ModelDefaults()  # the PNG says all; what the model recommends may have changed since
     check_call(pipe, call, wanted.task)
     output = pipe(
         prompt=payload["prompt"],

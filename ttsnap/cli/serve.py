@@ -16,6 +16,7 @@ from ttsnap.cli.loading import load_torch, loading
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
+from ttsnap.options.sampler import AUTO
 
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are known to be right
     from ttsnap.service.engines import Engines
@@ -69,8 +70,12 @@ def parser() -> ArgumentParser:
     )
     p.add_argument(
         "--draft",
-        type=str | None,
-        help=Common("a drafter that clients may use by draft: true, as ttsnap generate --draft takes it"),
+        type=str,
+        default=AUTO,
+        help=Common(
+            "the drafter that requests may use, as ttsnap generate --draft takes it: auto (the model's own, by which "
+            "requests are searched where it is known to help), none, or another, for those that say draft: true"
+        ),
     )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
     p.add_argument(
@@ -98,11 +103,10 @@ def run(a: Namespace) -> int:
         from ttsnap.service.server import GenerationServer
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
-    from ttsnap.options.sampler import SamplerOptions
     from ttsnap.pipelines import defaults
     from ttsnap.service.algorithms import searches_of
     from ttsnap.service.limits import Limits
-    from ttsnap.service.opening import canonical_of, model_called, offered
+    from ttsnap.service.opening import canonical_of, model_called, offered, with_drafts
     from ttsnap.service.requests import Offer
 
     limits = Limits(
@@ -117,10 +121,9 @@ def run(a: Namespace) -> int:
     keys = replace(Keys.chosen(a["keys"]), open_docs=a.open_docs)  # a.keys is the namespace's own method
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
-    offer = Offer(name, defaults(a.model), tuple(specs), searches, a.draft, edits=a.task != TEXT)
+    offer = Offer(name, defaults(a.model), tuple(specs), searches, edits=a.task != TEXT)
     with engines(a, devices, specs) as made:
-        if a.draft is not None:  # what is wrong with it is said at once
-            made.pipe.sampling_denoiser(SamplerOptions(draft=a.draft), **defaults(a.model))
+        offer = with_drafts(offer, a.draft, made.pipe, made.rewards)
         try:
             with loading("the service"):
                 server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))

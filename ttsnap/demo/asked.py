@@ -12,7 +12,7 @@ from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
 from ttsnap.loop.budget import EFFORTS, Budget
 from ttsnap.options.model import PACKAGED
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.service.algorithms import OFFERED, kernel_for
 from ttsnap.service.limits import SearchLimits, line_of
 
@@ -35,12 +35,14 @@ class Limits(SearchLimits):
 
 @dataclass(frozen=True)
 class Offer:
-    """What the operator offers: the model, whether visitors may name another, the rewards, and a drafter, if any."""
+    """What the operator offers: the model, whether visitors may name another, the rewards, and a drafter, if any.
+    drafts_first: whether visitors have it unless they leave it out."""
 
     model: str
     any_model: bool
     rewards: tuple[str, ...]
     draft: str | None = None
+    drafts_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,12 @@ def drafts(algorithm: str) -> bool:
 
 
 def _read_draft(wanted: Any, algorithm: str, model: str, offer: Offer) -> str | None:
-    """The drafter, where the visitor wants it and the algorithm uses it."""
+    """The drafter, where the visitor wants it and the algorithm uses it. One that is preset is left to the model, which
+    takes it where it is known to help."""
     if not wanted or not drafts(algorithm):
         return None
+    if wanted is True and offer.drafts_first:
+        return AUTO  # of another model that a visitor named as well
     if not isinstance(wanted, bool) or offer.draft is None or model != offer.model:
         raise ValueError(f"there is no drafter for {_short(model)} here; search without drafts")
     return offer.draft

@@ -6,9 +6,10 @@ import json
 import shlex
 from typing import Any
 
-from ttsnap.demo.asked import Asked
+from ttsnap.demo.asked import Asked, drafts
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, changed, options_of, values
+from ttsnap.options.sampler import NONE
 
 
 def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
@@ -42,7 +43,7 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
     options: dict[str, Any] = {
         "--model": None if asked.model == "embedded" else asked.model,
         "--algorithm": asked.algorithm,
-        **{option.dashed: value for option, value in _changed(asked)},
+        **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
         "--reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
         "--budget": budget or str(asked.budget),
         **{option.dashed: asked.call.get(name) for name, option in WRITTEN.items()},
@@ -59,4 +60,6 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
 def _changed(asked: Asked) -> list[tuple[Option, Any]]:
     """Options of the sampler that are not at their defaults, with their values."""
     names, given = changed(asked.sampler), values(asked.sampler)
+    if given["draft"] is None and not drafts(asked.algorithm):  # then there is none to leave out
+        names.remove("draft")
     return [(option, given[option.name]) for option in options_of(type(asked.sampler)) if option.name in names]

@@ -73,7 +73,8 @@ def stream(
             if searches:
                 views = [search.view for search in searches]
                 names = " and ".join(view.title for view in views)
-                yield Frame(render_stage(asked.prompt, views, about(asked, both=compare)), f"searching: {names}")
+                how = about(searches[-1].asked, both=compare)
+                yield Frame(render_stage(asked.prompt, views, how), f"searching: {names}")
         yield _last(searches, results, worker, folder)
     finally:
         stop.set()

@@ -106,7 +106,8 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     negative = gr.Textbox("", label="Negative prompt: what not to show", lines=1, max_length=limits.prompt,
                           elem_id="negative")  # fmt: skip
     drafter = "A drafter guesses each seed's image first; pruning goes on with the best"
-    draft = gr.Checkbox(False, label="Draft seeds first", info=drafter, elem_id="draft", visible=bool(offer.draft))
+    draft = gr.Checkbox(offer.drafts_first, label="Draft seeds first", info=drafter, elem_id="draft",
+                        visible=bool(offer.draft))  # fmt: skip
     with gr.Accordion("Rewards, image size, how many to keep", open=False):
         rewards = gr.Dropdown(list(offer.rewards), value=[offer.rewards[0]], multiselect=True, label="Reward",
                               max_choices=limits.rewards, info="What is searched for, or their mean")  # fmt: skip

@@ -160,7 +160,11 @@ class Worker(threading.Thread):
 
 
 def opened(pipe: Any, asked: Asked, limits: Limits) -> Search:
-    """A search that has not begun, its budget in evaluations and within the limits."""
+    """A search that has not begun, its budget in evaluations and within the limits, its drafter decided on."""
+    from ttsnap.pipelines.own_draft import drafting  # loaded with the model
+
+    algorithm = make_algorithm(asked.algorithm)
+    asked = replace(asked, sampler=drafting(pipe, asked.sampler, algorithm, asked.rewards, asked.call))
     denoiser = pipe.denoiser(**asked.call)
     if asked.sampler.kernel != "pipeline":
         denoiser.convert(asked.sampler.path, asked.sampler.times)

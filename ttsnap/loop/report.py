@@ -33,7 +33,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         seconds_by={phase: value * share for phase, value in engine.timings.items()},
         seconds_all_prompts=seconds,
         usage=_shared(usage, share, len(images)),
-        seeds=int(((particles.parent < 0) & ((particles.step > 0) | (particles.scored >= 0) | particles.cached)).sum()),
+        seeds=_started(particles),
         finished=int(particles.finished.sum()),
         gain_of_second_half=_second_half(particles),
         calibration=engine.probed,
@@ -69,10 +69,17 @@ def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) ->
         told.append(Notice("no image has a score: which of them is the best is not known"))
     if 0 < len(images) < keep:
         told.append(Notice(f"{len(images)} of the {keep} images asked for were finished"))
-    if engine.draft_calls and images and not job.ledger.spent.draft_calls:
+    drafts = _started(job.particles) > 1  # of one seed, none is chosen
+    if engine.draft_calls and images and drafts and not job.ledger.spent.draft_calls:
         why = "this search looks at none; seed-pruning with draft_share > 0 does"
         told.append(Notice(f"the draft was not used: {why}"))
     return told
+
+
+def _started(particles: Particles) -> int:
+    """How many seeds were begun."""
+    begun = (particles.step > 0) | (particles.scored >= 0) | particles.cached
+    return int(((particles.parent < 0) & begun).sum())
 
 
 def _shared(usage: Usage, share: float, images: int) -> Usage:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ttsnap.files.settings import NotNegative
 from ttsnap.files.typed import Json
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
+AUTO, NONE = "auto", "none"
+"""As a drafter: the one that the model's folder names, where it is known to help; and none."""
 HOT = "hot"
 """The name of the model itself as its own drafter, told that there is less noise than there is."""
 Noises = Literal["independent", "orthogonal", "antithetic"]
@@ -65,16 +67,25 @@ class SamplerOptions:
         metavar="SCALE",
     )
     draft: Spec = option(
-        None,
-        "what guesses finished images, for searches that look at such guesses: embedded (the embedded model's own), "
+        AUTO,
+        "what guesses finished images, for searches that look at such guesses: auto (the model's own, in searches for "
+        "images that are known to gain by it; record and bench take none), none, embedded (the embedded model's own), "
         "hot (the model itself; also the .json file in which it was checked), or a LoRA or a network made for it "
         "(folder, .safetensors file or hub id), with its calls as in FOLDER:2",
-        python="A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafters).",
-        unset="nothing",
+        python="None is none. A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafters).",
         written=str | None,
         loads="model",
         common=True,
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.draft, str) and self.draft == NONE:
+            object.__setattr__(self, "draft", None)
+
+    def drafted_by(self, drafter: Spec) -> SamplerOptions:
+        """The same with this drafter, or None for none, where it was left open (`AUTO`)."""
+        left_open = isinstance(self.draft, str) and self.draft == AUTO
+        return replace(self, draft=drafter) if left_open else self
 
     @property
     def stock(self) -> bool:
@@ -82,15 +93,16 @@ class SamplerOptions:
         return not set(changed(self)) - {"estimate_guidance", "draft"}
 
     def told(self) -> dict[str, Json]:
-        """The values for metadata; an object that was given in place of a text goes by its class's name."""
+        """The values for metadata; an object that was given in place of a text goes by its class's name. A drafter that
+        was left open is none."""
         return {
             name: value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
-            for name, value in values(self).items()
+            for name, value in values(self.drafted_by(None)).items()
         }
 
     def noted(self) -> dict[str, Json]:
         """What a recording notes: the kernel, what belongs to it, and what else is not at its default."""
-        names = {"kernel", *changed(self)}
+        names = {"kernel", *changed(self)} - ({"draft"} if self.drafted_by(None).draft is None else set())
         if self.kernel != "pipeline":
             names |= {option.name for option in options_of(type(self)) if option.noted}
         return {name: value for name, value in self.told().items() if name in names}

@@ -213,6 +213,25 @@ def heavy(spec: Spec) -> bool:
     return plain and bool(getattr(spec, "heavy", False))
 
 
+def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
+    """Whether rewards that a user gives may score drafts that nobody asked for: none reads hidden features, which a
+    draft lacks, or asks a model behind an API, where each of many drafts costs tokens. Nothing is loaded for it, as for
+    `heavy`. ValueError for an unknown one."""
+    many = specs if isinstance(specs, list | tuple) else [specs]
+    return all(map(_suits_drafts, many))
+
+
+def _suits_drafts(spec: Spec) -> bool:
+    if isinstance(spec, str):
+        if " then " in spec:
+            return all(_suits_drafts(part.strip()) for part in spec.split(" then ", 1))
+        name = spec.partition(":")[0]
+        if name == JUDGE or spec.startswith(("http://", "https://")):
+            return name != JUDGE
+        return _suits_drafts(_load(REWARDS.get(name, spec), spec))
+    return getattr(spec, "estimates", "pixels") != "features" and not getattr(spec, "tokens", 0)
+
+
 def _adapted(given: Any) -> RewardModel:
     """The complete interface of an object that a user gives."""
     if isinstance(given, RewardModel):

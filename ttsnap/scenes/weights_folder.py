@@ -24,4 +24,5 @@ def draft_path() -> Path:
 
 def defaults(folder: Path | None = None) -> dict[str, Any]:
     """Recommended arguments of the pipeline call, from a folder's `ttsnap.json`."""
-    return dict(json.loads(((folder or weights_path()) / DEFAULTS_FILE).read_text()))
+    told = json.loads(((folder or weights_path()) / DEFAULTS_FILE).read_text())
+    return {name: value for name, value in told.items() if name not in ("reward", "draft")}

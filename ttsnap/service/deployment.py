@@ -18,6 +18,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from ttsnap.options.model import ModelOptions
+from ttsnap.options.sampler import AUTO
 from ttsnap.pipelines import defaults
 from ttsnap.pipelines.opening import opened, placement
 from ttsnap.rewards.registry import make_rewards
@@ -28,7 +29,7 @@ from ttsnap.service.keys import Keys
 from ttsnap.service.limits import Limits
 from ttsnap.service.logs import log_to_stderr
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.opening import canonical_of, model_called, offered
+from ttsnap.service.opening import canonical_of, model_called, offered, with_drafts
 from ttsnap.service.requests import Offer, plain
 from ttsnap.service.worker import Worker
 
@@ -41,7 +42,7 @@ class Settings(BaseModel):
     model: str = Field("embedded", description="embedded, a diffusers folder, or a hub id")
     rewards: str = Field("", description="what clients choose from, separated by spaces, as --rewards of ttsnap serve")
     searches: str = Field("", description="NAME=FILE.json, separated by spaces, as --searches of ttsnap serve")
-    draft: str | None = Field(None, description="a drafter that clients may use, as --draft of ttsnap serve")
+    draft: str = Field(AUTO, description="the drafter that requests may use, as --draft of ttsnap serve")
     name: str | None = Field(None, description="what clients call the model")
     device: str = Field("auto", pattern="^(auto|cuda|cpu)$", description="of each replica: a GPU, or a core of the CPU")
     dtype: str = "auto"
@@ -65,7 +66,8 @@ class Replica:
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
         self._limits, self._keys, self._canonical = settings.limits, keys, canonical_of(settings.model)
         name, searches = model_called(settings.name, settings.model), searches_of(settings.searches.split())
-        self._offer = Offer(name, defaults(settings.model), tuple(rewards), searches, settings.draft)
+        offer = Offer(name, defaults(settings.model), tuple(rewards), searches)
+        self._offer = with_drafts(offer, settings.draft, pipe, rewards)
         self._worker = Worker(OneDevice(pipe, rewards), settings.limits, Metrics(), plain(self._offer, settings.limits))
         self._worker.start()
 

@@ -107,7 +107,7 @@ class OneDevice:
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
         rewards = [self.rewards[name] for name in configuration.rewards]
         how = {**values(configuration.sampler), **values(FAIR)}
-        block, drafts = block_to_capture(rewards, (), None), configuration.sampler.draft is not None
+        block, drafts = block_to_capture(rewards, (), None), configuration.sampler.drafted_by(None).draft is not None
         alone = drafts or not self.pipe.shares_networks
         network = None if alone else self._network(configuration, block)
         engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))

@@ -1,20 +1,28 @@
-"""What an operator offers, from a few words: rewards by name, and prompts in the model's own words."""
+"""What an operator offers, from a few words: rewards by name, a drafter, and prompts in the model's own words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ttsnap.options.model import PACKAGED
-from ttsnap.rewards.registry import refuse_credentials
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import model_defaults
+from ttsnap.pipelines.own_draft import own_draft
+from ttsnap.rewards.registry import refuse_credentials, suits_drafts
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse
+from ttsnap.service.requests import Offer
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
     """The rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
-    if not given and model not in PACKAGED:
+    recommended = model_defaults(model).reward
+    if not given and recommended is None:
         raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
     rewards: dict[str, str] = {}
-    for text in given or ["scenes"]:
+    for text in given or ([] if recommended is None else [recommended]):
         refuse_credentials(text)
         name, equals, spec = text.partition("=")
         if not equals or not name.replace("-", "").replace("_", "").isalnum():
@@ -23,6 +31,18 @@ def offered(given: Sequence[str], model: str) -> dict[str, str]:
             raise ValueError(f"clients would see {name!r}; offer it by another name, as --rewards NAME={name}")
         rewards[name] = spec
     return rewards
+
+
+def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> Offer:
+    """The offer with a drafter, as --draft names it: of this pipeline, for these rewards by the names of clients.
+    ValueError for a drafter that does not fit the model."""
+    own, named = own_draft(pipe), SamplerOptions(draft=draft)
+    drafter = named.drafted_by(None if own is None else own.name).draft
+    if drafter is not None:  # what is wrong with it is said at once
+        pipe.sampling_denoiser(replace(named, draft=drafter), **offer.call)
+    own = own if own is not None and own.name == drafter else None
+    draftable = [name for name, reward in rewards.items() if suits_drafts(reward)]
+    return replace(offer, draft=drafter, own=own, draftable=draftable)
 
 
 def model_called(name: str | None, model: str) -> str:

@@ -7,9 +7,9 @@ searches that the operator offers, and no file, model or address.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,9 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.service.algorithms import Search, kernel_for, search_of
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits, line_of
+
+if TYPE_CHECKING:
+    from ttsnap.pipelines.own_draft import OwnDraft
 
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto"]
@@ -51,7 +54,9 @@ class Generation(BaseModel):
     search: Word | dict[str, Any] = Field(
         "seed-pruning", description='an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
     )
-    draft: bool = Field(False, description="look at drafts, where the operator offers a drafter")
+    draft: bool | None = Field(
+        None, description="look at drafts of the drafter that is offered; by default where it is known to help"
+    )
     reward: Word | list[Word] | None = Field(None, description="names of rewards that are offered, the first if none")
     report: Word | list[Word] | None = Field(None, description="rewards that only score the returned images")
     budget: Annotated[str, Field(max_length=60)] | int | None = Field(None, description="400nfe, 20images, 10s, ...")
@@ -68,13 +73,16 @@ GenerationT = TypeVar("GenerationT", bound=Generation)
 @dataclass(frozen=True)
 class Offer:
     """What the operator offers: the model's name, the arguments of its call, the rewards by name, searches of files by
-    name, and a drafter, if any. edits: whether the model can change pictures."""
+    name, and a drafter, if any. own: what requests take that say nothing of drafts, where their rewards are all
+    `draftable` and it is known to help. edits: whether the model can change pictures."""
 
     model: str
     call: Mapping[str, object]
     rewards: tuple[str, ...]
     searches: Mapping[str, Algorithm] = field(default_factory=dict)
     draft: str | None = None
+    own: OwnDraft | None = None
+    draftable: Collection[str] = ()
     edits: bool = False
 
 
@@ -145,10 +153,11 @@ def asked_of(wanted: Generation, offer: Offer, limits: Limits, more: Mapping[str
     call = {**_call(wanted, offer, limits), **(more or {})}
     steps = call.get("num_inference_steps")
     budget = _budget(wanted, steps if isinstance(steps, int) else limits.steps, limits)
+    rewards = _rewards(wanted.reward, offer, limits, "reward")
     arguments = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))
     return Asked(
         _line(wanted.prompt, "prompt", limits),
-        Configuration(arguments, _sampler(wanted, search, offer), _rewards(wanted.reward, offer, limits, "reward")),
+        Configuration(arguments, _sampler(wanted, search, offer, call, rewards), rewards),
         search,
         replace(budget, seconds=None),
         min(budget.seconds or limits.seconds, limits.seconds),
@@ -251,12 +260,18 @@ def _rewards(names: str | list[str] | None, offer: Offer, limits: Limits, param:
     return tuple(dict.fromkeys(wanted))
 
 
-def _sampler(wanted: Generation, search: Search, offer: Offer) -> SamplerOptions:
-    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted."""
+def _sampler(
+    wanted: Generation, search: Search, offer: Offer, call: Mapping[str, object], rewards: tuple[str, ...]
+) -> SamplerOptions:
+    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps."""
     if wanted.draft and offer.draft is None:
         raise _refused("draft", "no drafter is offered here; leave draft out")
-    kernel = wanted.kernel or kernel_for(make_algorithm(search.spec))
-    return SamplerOptions(kernel=kernel, draft=offer.draft if wanted.draft else None)
+    algorithm = make_algorithm(search.spec)
+    sampler = SamplerOptions(wanted.kernel or kernel_for(algorithm), draft=offer.draft if wanted.draft else None)
+    left_open = wanted.draft is None and offer.own is not None and set(rewards) <= set(offer.draftable)
+    if left_open and offer.own is not None and offer.own.suits(algorithm, sampler, (), call):
+        return replace(sampler, draft=offer.own.name)
+    return sampler
 
 
 def _line(text: str, param: str, limits: Limits) -> str:

@@ -1,0 +1,86 @@
+"""What a model recommends for its searches: the `ttsnap.json` in its folder, which stock diffusers ignores.
+
+    {"num_inference_steps": 20, "guidance_scale": 4.0, "reward": "scenes", "draft": "embedded"}
+
+Anyone may have written that file. It holds arguments of the model's own call, the name of a known reward, and a
+drafter: the packaged one, or a folder inside the model's, with its calls as in "draft:2".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ttsnap.files.reading import read_object
+from ttsnap.options.model import EMBEDDED
+from ttsnap.results.payload import checked_call
+from ttsnap.rewards.registry import REWARDS
+
+DEFAULTS_FILE = "ttsnap.json"
+_DRAFT = re.compile(r"(?P<where>[^:\\]{1,200})(?P<calls>:([1-9]|1[0-6]))?")
+_INSTEAD_OF = {"num_inference_steps": {"sigmas", "timesteps"}, "negative_prompt": {"negative_prompt_embeds"}}
+"""Arguments in whose presence a default of another one would contradict them."""
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What is taken where a user says nothing.
+
+    call: arguments of the model's own call, as steps and guidance. reward: a name of ttsnap.rewards.registry.REWARDS.
+    draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.own_draft decides.
+    """
+
+    call: Mapping[str, Any] = field(default_factory=dict)
+    reward: str | None = None
+    draft: str | None = None
+
+    def completed(self, given: Mapping[str, Any], takes: Collection[str] | None = None) -> dict[str, Any]:
+        """The arguments of a call with those that are not given. takes: what the call takes; None for all."""
+        more = {
+            name: value
+            for name, value in self.call.items()
+            if (takes is None or name in takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
+        }
+        return {**more, **given}
+
+
+def defaults_in(folder: Path) -> ModelDefaults:
+    """What the file in a model's folder says; nothing where there is none. ValueError for what no such file may say."""
+    path = folder / DEFAULTS_FILE
+    if not path.is_file():
+        return ModelDefaults()
+    told = read_object(path, what="file of a model's defaults")
+    call = checked_call({name: value for name, value in told.items() if name not in ("reward", "draft")}, path)
+    reward, draft = told.get("reward"), told.get("draft")
+    if reward is not None and (not isinstance(reward, str) or reward not in REWARDS):
+        raise ValueError(f"the reward of {path} must be one of {', '.join(REWARDS)}, got {str(reward)[:60]!r}")
+    return ModelDefaults(call, reward, None if draft is None else _drafter(draft, folder, path))
+
+
+def _drafter(draft: object, folder: Path, path: Path) -> str:
+    """The drafter as `draft=` takes it. ValueError for any but the packaged one and a folder inside this folder."""
+    found = _DRAFT.fullmatch(draft) if isinstance(draft, str) else None
+    where = found["where"] if found else ""
+    if found and where == EMBEDDED:
+        return found[0]
+    inside = (folder / where).resolve()
+    plain = where.isprintable() and not PurePosixPath(where).is_absolute() and inside.is_dir()
+    if not found or not plain or inside == folder.resolve() or not inside.is_relative_to(folder.resolve()):
+        raise ValueError(f"the draft of {path} must be {EMBEDDED!r} or the name of a folder beside it, with its calls "
+                         f"as in 'draft:2', got {str(draft)[:60]!r}")  # fmt: skip
+    return f"{inside}{found['calls'] or ''}"
+
+
+def defaults_of(pipe: Any) -> ModelDefaults:
+    """Those of a search pipeline: its `own_defaults`, or what the folder says from which it was loaded."""
+    if pipe.own_defaults is not None or not pipe.name_or_path:
+        return pipe.own_defaults or ModelDefaults()
+    return defaults_in(Path(pipe.name_or_path))
+
+
+def completed(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a search pipeline's call, with its defaults for those that are not given."""
+    return defaults_of(pipe).completed(call, pipe.call_arguments())

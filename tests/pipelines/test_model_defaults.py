@@ -1,0 +1,267 @@
+"""What a model recommends is what its searches take, from any door; what a user gives wins; a stranger's file names
+no code, no address, and no file outside its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from ttsnap.pipelines import load, model_defaults, upgrade
+from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_in, defaults_of
+from ttsnap.pipelines.own_draft import OwnDraft, drafting, own_draft
+
+from tests.shallow import shallow
+from ttsnap import BestOfN, SeedPruning, make_algorithm
+from ttsnap.cli import main
+from ttsnap.core.protocols import Algorithm
+from ttsnap.options.sampler import AUTO, SamplerOptions
+from ttsnap.results.outputs import read_payload
+from ttsnap.sampling.drafts import read_draft
+from ttsnap.scenes import draft_path, weights_path
+
+PROMPT = "a red circle"
+FULL = {"num_inference_steps": 20, "guidance_scale": 4.0, "max_sequence_length": 1}
+PRUNING: Algorithm = SeedPruning()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    with shallow():
+        made = load()
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's folder, of which nothing but the defaults is read."""
+    made = tmp_path / "model"
+    (made / "draft").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (made / "link").symlink_to(tmp_path / "elsewhere")
+    return made
+
+
+def written(folder: Path, **told: Any) -> Path:
+    (folder / "ttsnap.json").write_text(json.dumps(told))
+    return folder
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path) -> None:
+    assert defaults_in(folder) == ModelDefaults()
+    found = defaults_in(written(folder, num_inference_steps=8, reward="clip", draft="draft:2"))
+    assert found == ModelDefaults({"num_inference_steps": 8}, "clip", f"{(folder / 'draft').resolve()}:2")
+    assert defaults_in(written(folder, draft="embedded:2")).draft == "embedded:2"
+    assert model_defaults("embedded") == ModelDefaults(FULL, "scenes", "embedded")
+    assert model_defaults("scenes-turbo").draft is None
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "evil.py:score",
+        "os:system",
+        "http://10.0.0.1:80",
+        "judge:yes",
+        "clip:/etc",
+        "clip then scenes",
+        "",
+        ["clip"],
+        3,
+        {},
+    ],
+)
+def test_a_folder_names_no_reward_but_a_known_one(folder: Path, reward: Any) -> None:
+    with pytest.raises(ValueError, match=r"the reward of .*ttsnap\.json must be one of scenes, "):
+        defaults_in(written(folder, reward=reward))
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        "../elsewhere", "/etc", "~/draft", "link", ".", "", "draft/..", "draft/../../elsewhere", "owner/name", "none",
+        "hot", "C:\\x", "draft\\..", "draft:0", "draft:17", "draft:2:2", "http://x/y", "draft\n", ["draft"], 3, {},
+    ],
+)  # fmt: skip
+def test_a_folder_names_no_draft_outside_itself(folder: Path, draft: Any) -> None:
+    with pytest.raises(ValueError, match=r"the draft of .*ttsnap\.json must be 'embedded' or the name of a folder"):
+        defaults_in(written(folder, draft=draft))
+
+
+def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
+    defaults = ModelDefaults({"num_inference_steps": 8, "negative_prompt": "blurred", "clip_skip": 1})
+    assert defaults.completed({"num_inference_steps": 4})["num_inference_steps"] == 4
+    assert "num_inference_steps" not in defaults.completed({"sigmas": [1.0, 0.5]})
+    assert "negative_prompt" not in defaults.completed({"negative_prompt_embeds": None})
+    assert defaults.completed({}, takes=["clip_skip"]) == {"clip_skip": 1}
+
+
+# --- Python -------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
+    search: dict[str, Any] = {"search": BestOfN(1), "seed": 3, "output_type": "pt"}
+    out, told = pipe(PROMPT, **search), pipe(PROMPT, reward="scenes", **search, **FULL)
+    assert out.search[0].spent.nfe == 20
+    assert list(out.search[0].best.scores) == ["scenes"]
+    assert torch.equal(out.images, told.images)
+    assert pipe(PROMPT, num_inference_steps=2, **search).search[0].spent.nfe == 2
+    assert pipe.engine("scenes").grid.steps == 20
+    stock = DiffusionPipeline.from_pretrained(weights_path())
+    stock.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    twin = upgrade(stock)
+    plain, again = (one(PROMPT, generator=torch.Generator().manual_seed(0), **call).images for one in (stock, twin))
+    assert torch.equal(plain, again)
+    assert defaults_of(twin) == model_defaults("embedded")
+    assert completed(twin, {}) == FULL
+
+
+def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> None:
+    search: dict[str, Any] = {"search": "seed-pruning", "budget": "25nfe", "seed": 0}
+    out = pipe(PROMPT, **search)
+    assert out.search[0].spent.cost.draft_calls > 1
+    assert not out.search[0].warnings
+    told = json.loads(out.images[0].info["ttsnap"])
+    assert (told["draft"], told["call"]) == ("embedded", FULL)
+    named = pipe(PROMPT, draft="embedded", **search).search[0]
+    assert (named.best.seed, named.spent.cost) == (out.search[0].best.seed, out.search[0].spent.cost)
+    for none in (None, "none"):
+        without = pipe(PROMPT, draft=none, **search)
+        assert without.search[0].spent.cost.draft_calls == 0
+        assert "draft" not in json.loads(without.images[0].info["ttsnap"])
+    alone = pipe(PROMPT, **{**search, "budget": "1image"}).search[0]  # which leaves nothing for drafts
+    assert (alone.spent.nfe, alone.spent.cost.draft_calls, alone.warnings) == (20, 0, ())
+
+
+# --- where the model's own draft is left out ----------------------------------------------------------------------
+
+
+def brightest(images: Any, prompts: Any) -> Any:
+    return images.mean((1, 2, 3))
+
+
+class Hidden:
+    name, estimates, tokens = "hidden", "features", 0
+
+
+class Judge:
+    name, estimates, tokens = "judge", "pixels", 100
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sampler", "reward", "call", "drafted"),
+    [
+        (PRUNING, {}, "scenes", {}, True),
+        (SeedPruning(draft_share=0.4, draft_calls=2), {}, [brightest], {}, True),
+        (make_algorithm("keep-all", n=2, looks=["draft:1@0"]), {}, "scenes", {}, True),
+        (PRUNING, {"estimate_guidance": 2.0}, "scenes-noise-aware", {}, True),
+        (PRUNING, {}, "http://127.0.0.1:9", {"negative_prompt": "", "height": 32, "width": None}, True),
+        (SeedPruning(draft_share=0), {}, "scenes", {}, False),
+        (SeedPruning(n=8), {}, "scenes", {}, False),
+        (SeedPruning(keep=(0.5,)), {}, "scenes", {}, False),
+        (make_algorithm("ttsnap"), {}, "scenes", {}, False),
+        (make_algorithm("best-of-n"), {}, "scenes", {}, False),
+        (make_algorithm("evolution"), {}, "scenes", {}, False),
+        (PRUNING, {"kernel": "ode"}, "scenes", {}, False),
+        (PRUNING, {"kernel": "sde", "path": "vp"}, "scenes", {}, False),
+        (PRUNING, {"noises": "orthogonal"}, "scenes", {}, False),
+        (PRUNING, {"guide": "dps:1"}, "scenes", {}, False),
+        (PRUNING, {}, ["scenes", Hidden()], {}, False),
+        (PRUNING, {}, Judge(), {}, False),
+        (PRUNING, {}, "judge:yes", {}, False),
+        (PRUNING, {}, "brightness then judge:yes", {}, False),
+        (PRUNING, {}, "scenes", {"num_inference_steps": 10}, False),
+        (PRUNING, {}, "scenes", {"guidance_scale": 3.0}, False),
+        (PRUNING, {}, "scenes", {"negative_prompt": "blue"}, False),
+        (PRUNING, {}, "scenes", {"height": 16}, False),
+        (PRUNING, {}, "scenes", {"sigmas": [1.0, 0.5]}, False),
+    ],
+)
+def test_it_is_taken_where_it_was_measured_to_help(
+    algorithm: Algorithm, sampler: dict[str, Any], reward: Any, call: dict[str, Any], drafted: bool
+) -> None:
+    own = OwnDraft("embedded", read_draft(draft_path()), {**FULL, "height": 32, "width": 32})
+    assert own.suits(algorithm, SamplerOptions(**sampler), reward, {**FULL, **call}) is drafted
+
+
+def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any, tmp_path: Path) -> None:
+    own = own_draft(pipe)
+    assert own is not None
+    assert (own.name, own.call) == ("embedded", {**FULL, "height": 32, "width": 32})
+    left_open, named = SamplerOptions(), SamplerOptions(draft="hot")
+    assert left_open.draft == AUTO
+    assert drafting(pipe, left_open, PRUNING, "scenes", FULL).draft == "embedded"
+    assert drafting(pipe, named, make_algorithm("svdd"), "scenes", {}) is named
+
+    other = upgrade(pipe)
+    other = type(pipe).from_pipe(
+        pipe, scheduler=FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=3.0)
+    )
+    assert own_draft(other) is None
+    lora = type(pipe).from_pipe(pipe)
+    vars(lora)["get_active_adapters"] = lambda: ["style"]
+    assert own_draft(lora) is None
+    network = type(pipe).from_pipe(pipe, transformer=load("scenes-turbo").transformer)
+    assert own_draft(network) is None
+    said = type(pipe).from_pipe(pipe)
+    said.own_defaults = ModelDefaults(FULL, "scenes")
+    assert own_draft(said) is None
+    hooked = upgrade(DiffusionPipeline.from_pretrained(weights_path()))
+    hooked.enable_sequential_cpu_offload(device="meta")
+    assert own_draft(hooked) is None
+    assert own_draft(load(task="image-to-image")) is None
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(weights_path(), model)
+    written(model, **{**FULL, "num_inference_steps": 3}, reward="brightness")
+    assert main(["generate", PROMPT, "--model", str(model), "--budget", "1images", "--out", str(out)]) == 0
+    (png,) = out.glob("01-*.png")
+    payload = read_payload(png)
+    assert payload["call"] == {**FULL, "num_inference_steps": 3}
+    assert list(payload["search"]["scores"]) == ["brightness"]
+    assert "draft" not in payload
+    written(
+        model,
+        num_inference_steps=5,
+        guidance_scale=1.0,
+        max_sequence_length=7,
+        negative_prompt="blue",
+        draft="embedded",
+    )
+    capsys.readouterr()
+    assert main(["replay", str(png), "--model", str(model)]) == 0
+    assert "largest difference from" in (said := capsys.readouterr().out)
+    assert f"{png.name}: 0 of 255" in said
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_the_command_line_says_which_searches_had_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", PROMPT, "--budget", "25nfe", "--compare", "best-of-n"]
+    assert main([*words, "--out", str(tmp_path / "with")]) == 0
+    said = capsys.readouterr().out
+    assert "drafts by embedded said which seeds to denoise (--draft none searches without)" in said
+    assert "seed-pruning with drafts  scenes" in said
+    assert "drafts count in the budget; --draft none compares the searches without them" in said
+    (png,) = (tmp_path / "with").glob("01-*.png")
+    assert read_payload(png)["draft"] == "embedded"
+    config = tmp_path / "config.yaml"
+    config.write_text("draft: none\n")
+    assert main([*words, "--config", str(config), "--out", str(tmp_path / "without")]) == 0
+    assert "drafts" not in capsys.readouterr().out
