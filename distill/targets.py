@@ -13,8 +13,9 @@ from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json
+from ttsnap.files.writing import write_whole
 from ttsnap.recordings.header import differences
-from ttsnap.recordings.journal import Journal, split
+from ttsnap.recordings.journal import Journal, frame, split
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
@@ -38,8 +39,7 @@ def final_scores(
     main = accelerator is None or accelerator.is_main_process
     path = out / TARGETS
     if main and not path.exists():
-        with Journal(path) as journal:
-            journal.append(header)
+        write_whole(path, lambda file: file.write(frame(header)))  # an empty journal would say nothing of its run
     if accelerator is not None:
         accelerator.wait_for_everyone()
     records = split(path.read_bytes())[0]

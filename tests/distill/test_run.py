@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.evaluate import Evaluation
 from ttsnap.distill.run import base_below, distill, exported, read_evaluation
 
+from .kills import ended, killed
 from .world import TinyStudent, settings, write_recording
 
 NAN = float("nan")
@@ -96,6 +98,45 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
     blind = exported(ranked([0.9] * 3, [0.1] * 3, held_out=False), 0.0)
     assert "at every noise level, as no prompt was held out" in report.usage(blind)
     assert report.usage(raw) == ""
+
+
+@pytest.fixture(scope="module")
+def quick(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, dict[str, Any]]:
+    """A run of a dozen steps, and what it leaves undisturbed."""
+    changes = {"steps_per_level": 3, "checkpoint_every": 4, "warmup": 1, "group_size": 2}
+    config = DistillConfig.from_dict(settings(recording, **changes))
+    out = tmp_path_factory.mktemp("quick") / "out"
+    distill(config, out)
+    return config, left_by(out)
+
+
+def left_by(out: Path) -> dict[str, Any]:
+    """Every file of a run: its bytes, of the metrics all but the seconds. Of checkpoints the last two, as one that is
+    older may be left where there was no time to remove it."""
+    old = sorted((out / "checkpoints").iterdir())[:-2]
+    paths = [p for p in out.rglob("*") if p.is_file() and p.name != "spearman.png" and p.parent not in old]
+    files = {str(p.relative_to(out)): p.read_bytes() for p in paths}
+    lines = [json.loads(line) for line in files.pop("metrics.jsonl").splitlines()]
+    return {**files, "metrics": [{**line, "seconds": 0} for line in lines]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_path: Path, seed: int) -> None:
+    config, expected = quick
+    assert ended(lambda: distill(config, tmp_path / "out"), tmp_path, seed) >= 2
+    assert left_by(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_path: Path) -> None:
+    config, expected = quick
+    for moment in itertools.count(1):
+        out = tmp_path / str(moment)
+        if not killed(lambda out=out: distill(config, out), out, moment):  # type: ignore[misc]
+            break
+        distill(config, out)
+        assert left_by(out) == expected
+    assert moment > 40
 
 
 def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import Ranked
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
+from ..kills import ended, killed  # noqa: TID252
 from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, pipe_of, stock_of
 
 pytestmark = pytest.mark.usefixtures("any_flops")
@@ -86,6 +88,42 @@ def test_a_finished_run_is_not_made_again_and_others_give_the_same_bytes(
     card = (tmp_path / "one" / "draft" / "README.md").read_text()
     assert "| draft, 2 calls" in card
     assert "4 steps of 4 rows, rank 2" in card
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(config_of(), out, "sd3")
+    return left_by(out)
+
+
+def left_by(out: Path) -> dict[str, bytes]:
+    """What a run leaves for its user, the seconds in it aside, and its last checkpoint."""
+    last = max((out / "checkpoints").iterdir())
+    return {
+        name: data
+        for name, data in bytes_in(out).items()
+        if name.startswith(("draft/", "trajectories/", f"checkpoints/{last.name}", "config"))
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
+    undisturbed: dict[str, bytes], tmp_path: Path, seed: int
+) -> None:
+    assert ended(lambda: run(config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
+    assert left_by(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    for moment in itertools.count(1, 7):
+        out = tmp_path / str(moment)
+        if not killed(lambda out=out: run(config_of(), out, "sd3"), out, moment):  # type: ignore[misc]
+            break
+        run(config_of(), out, "sd3")
+        assert left_by(out) == undisturbed
+    assert moment > 40
 
 
 def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:

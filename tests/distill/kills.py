@@ -1,0 +1,53 @@
+"""Processes that end by SIGKILL, as when the power fails: at one of the moments when they touch a file of a folder."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+
+
+def ended(work: Callable[[], object], folder: Path, seed: int) -> int:
+    """Do this again and again, each time killed at a moment drawn from the seed, later ones as it goes on, until it
+    ends; how often it was killed."""
+    dice = random.Random(seed)
+    for kills in itertools.count():
+        if not killed(work, folder, dice.randint(2, 20 + 10 * kills)):
+            return kills
+    raise AssertionError
+
+
+def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
+    """Do this in a forked process, which is killed just before it touches files in `folder` for the time `moment`,
+    counted from 1; whether it was, as it may have ended before."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+        return os.WIFSIGNALED(status)
+    code = 1
+    try:
+        left = moment
+
+        def listen(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            # What lies in a folder that is removed goes by its name alone.
+            if event in EVENTS and (str(arguments[0]).startswith(str(folder)) or event in ("os.remove", "os.rmdir")):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.set_num_threads(1)  # others do not outlive a fork
+        sys.addaudithook(listen)
+        work()
+        code = 0
+    finally:
+        os._exit(code)
