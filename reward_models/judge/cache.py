@@ -57,14 +57,25 @@ class Cache:
 
     def _shorten(self) -> None:
         """Remove the oldest entries, and a tenth more, so that it is not done again at once."""
-        entries = sorted(self._entries(), key=lambda path: path.stat().st_mtime)
+        entries = sorted(self._entries(), key=_written)
         kept = self.most - self.most // 10
         for path in entries[: len(entries) - kept]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         self._files = min(len(entries), kept)
 
     def _entries(self) -> list[Path]:
-        return list(self.folder.glob("??/*.json"))
+        """Entries alone: the folder may hold files of others, and links to where they are."""
+        folders = [folder for folder in self.folder.glob(2 * "[0-9a-f]") if not folder.is_symlink()]
+        paths = [path for folder in folders for path in folder.glob(f"{folder.name}{62 * '[0-9a-f]'}.json")]
+        return [path for path in paths if path.is_symlink() or path.is_file()]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
+
+
+def _written(path: Path) -> float:
+    """When; long ago where another process has removed it since."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0

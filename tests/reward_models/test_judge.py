@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import logging
 import os
+import time
 import traceback
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -242,6 +244,39 @@ def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engi
     assert result.spent.cost.reward_calls == 6
 
 
+@pytest.mark.parametrize("after", ["0", "-5", "nan", "inf", "1e9", "99999999999999999999", "soon",
+                                   "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 99 Foo 99999 99:99:99 GMT"])  # fmt: skip
+def test_a_storm_of_429_ends_in_time_whatever_it_asks_for(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """A question waits as long as the server wants, within its own time, and is not asked for ever."""
+    monkeypatch.undo()
+    for name, value in {"OPENAI_BASE_URL": stub.url, "OPENAI_API_KEY": KEY, "TTSNAP_JUDGE_MODEL": "tiny"}.items():
+        monkeypatch.setenv(name, value)
+    stub.default = raw("{}", 429, Retry_After=after, X_Should_Retry="true")
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"gave no answer within 0\.3 s|refused with status 429"):
+        judge(retries=20, timeout=0.3, cache="none", concurrency=8)(IMAGES[[0, 1, 2] * 5], list("abcdefghijklmno"))
+    assert time.monotonic() - begin < 5
+    assert len(stub.bodies) <= 15 * 21
+
+
+def test_a_storm_of_429_costs_what_it_refused_and_nothing_else(stub: Stub, engine: Any) -> None:
+    """Two of three requests are refused: no question is asked too often, and what came is scored and paid as ever."""
+    answers = itertools.cycle([raw("{}", 429), likely({"Yes": 0.6, "No": 0.2}), raw("{}", 429)])
+    stub.default = lambda handler, body: next(answers)(handler, body)
+    reward = make_reward("judge:yes:image_tokens=150,cache=none,retries=1,concurrency=4")
+    asked = engine(4, rewards=[reward], batch_size=4)
+    (result,) = search(["a"], make_algorithm("best-of-n", n=24), asked, "96nfe,5000tokens")
+    usage = reward.usage  # type: ignore[attr-defined]
+    assert usage.answered + usage.failed == 24
+    assert usage.answered > 0
+    assert len(stub.bodies) <= 2 * 24
+    assert stub.most_at_once <= 4
+    assert result.spent.cost.tokens == 101 * usage.answered
+    assert result.best.reward == pytest.approx(0.75)
+
+
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +391,53 @@ def test_a_cache_keeps_its_size(tmp_path: Path) -> None:
         assert len(list(tmp_path.rglob("*.json"))) <= 20
     assert cache.get(keys[-1], 0, 1) == 49 / 50
     assert cache.get(keys[0], 0, 1) is None
+
+
+def poison(entry: Path, kind: str, elsewhere: Path) -> None:
+    """Put something else in the place of an entry."""
+    entry.unlink()
+    if kind == "folder":
+        entry.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(entry)
+    elif kind == "huge":
+        entry.write_bytes(b'{"score": 0.5}' + b" " * 2**20)
+    elif kind == "deep":
+        entry.write_text('{"score": ' + "[" * 900)
+    else:
+        entry.symlink_to({"device": Path("/dev/zero"), "loop": entry, "dangling": elsewhere / "none"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "huge", "deep", "device", "loop", "dangling"])
+def test_a_poisoned_entry_is_as_if_it_were_not_there(stub: Stub, tmp_path: Path, kind: str) -> None:
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    judge(cache=str(cache))(IMAGES[:1], ["a"])
+    (entry,) = cache.rglob("*.json")
+    poison(entry, kind, elsewhere)
+    for _ in range(2):
+        assert judge(cache=str(cache), cache_entries=1)(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
+    assert len(stub.bodies) == (3 if kind == "folder" else 2)  # in whose place nothing can be written
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
+    """Not what others keep in its folder, nor through links; what cannot be removed stops nothing."""
+    cache, elsewhere = Cache(tmp_path / "cache", 2), tmp_path / "elsewhere"
+    keys = [f"{i:02x}" * 32 for i in range(20)]
+    others = [cache.folder / "en" / "texts.json", cache.folder / "ab" / "texts.json", elsewhere / f"{'ee' * 32}.json"]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        os.utime(path, (1, 1))
+    (cache.folder / "ee").symlink_to(elsewhere)
+    (cache.folder / keys[0][:2] / f"{keys[0]}.json").mkdir(parents=True)
+    (cache.folder / "01").mkdir()
+    (cache.folder / "01" / f"{keys[1]}.json").symlink_to(tmp_path / "none")
+    for key in keys[2:]:
+        cache.put(key, 0.5)
+    assert [path.read_text() for path in others] == ["mine"] * 3
+    assert [key for key in keys if cache.get(key, 0, 1) is not None] == keys[-2:]
 
 
 def test_a_cache_that_cannot_be_written_costs_no_score(stub: Stub, tmp_path: Path) -> None:
