@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import io
 import json
+import struct
+import tracemalloc
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -254,3 +258,84 @@ def test_frames_carry_what_made_them(tmp_path: Path, finished: Any) -> None:
     outputs.label(frames[0], outputs.payload_of(finished[0][0], 0, SETTINGS))
     save_video(tmp_path / "best.webp", frames, fps=12)
     assert outputs.read_payload(tmp_path / "best.webp")["seed"] == best.seed
+
+
+# --- bombs ----------------------------------------------------------------------------------------------------------
+
+
+def webp_of(frames: int, side: int) -> bytes:
+    """An animation of black frames, of which the second is repeated."""
+    file, black = io.BytesIO(), Image.new("RGB", (side, side))
+    black.save(file, "WEBP", save_all=True, append_images=[Image.new("RGB", (side, side), 255)], duration=9, quality=0)
+    data = file.getvalue()
+    at = data.rindex(b"ANMF")
+    data += (data[at:]) * (frames - 2)
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+def png_of(frames: int, side: int) -> bytes:
+    """A picture that says that it has so many frames, and has one."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    data, body = file.getvalue(), b"acTL" + struct.pack(">II", frames, 0)
+    return data[:33] + struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body)) + data[33:]
+
+
+def gif_of(side: int, inner: int) -> bytes:
+    """A GIF whose second frame is larger than its screen."""
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, "GIF", save_all=True, append_images=[Image.new("L", (side, side), 9)])
+    data = bytearray(file.getvalue())
+    at = data.rindex(b"\x2c")
+    data[at + 5 : at + 9] = struct.pack("<HH", inner, inner)
+    return bytes(data)
+
+
+def mp4_of(frames: int, side: int) -> bytes:
+    import av
+
+    file, black = io.BytesIO(), av.VideoFrame.from_image(Image.new("RGB", (side, side))).reformat(format="yuv420p")
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for _ in range(frames):
+            container.mux(stream.encode(black))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "formats", "message"),
+    [
+        (partial(webp_of, 300, 1024), READ, "300 frames of 1024 x 1024 pixels are more than is read here"),
+        (partial(webp_of, 5000, 16), READ, "5000 frames of 16 x 16 pixels are more than is read here"),
+        (partial(png_of, 2**31 - 1, 16), READ, r"cannot read x as an image|frames of 16 x 16"),
+        (partial(png_of, 300, 1024), READ, r"30\d frames of 1024 x 1024 pixels are more than is read here"),
+        (partial(png_of, 9, 16), READ, "cannot read x as an image"),
+        (partial(gif_of, 16, 16), READ, "cannot identify image file"),
+        (partial(gif_of, 16, 9000), ("GIF",), r"2 frames of 9000 x 9000 pixels are more than is read here"),
+        (partial(gif_of, 16, 65535), ("GIF",), "decompression bomb"),
+    ],
+)
+def test_animated_bombs_are_refused_before_they_are_decoded(data: Any, formats: Any, message: str) -> None:
+    bomb = data()
+    assert len(bomb) < 10 * 2**20
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
+        video_pixels(bomb, "x", formats)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * len(bomb) + 2**22
+
+
+@pytest.mark.parametrize("make", [webp_of, *([mp4_of] if importlib.util.find_spec("av") else [])])
+def test_a_video_is_decoded_as_far_as_its_limit(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(40, 256)
+    pixels = video_pixels(data, "x", READ)
+    assert pixels.shape == (40, 256, 256, 3)
+    monkeypatch.setattr("ttsnap.files.pictures.ALL_PIXELS", 10 * 256 * 256)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="frames of 256 x 256 pixels are more than is read here"):
+        video_pixels(data, "x", READ)
+    assert tracemalloc.get_traced_memory()[1] < pixels.nbytes / 2
+    tracemalloc.stop()

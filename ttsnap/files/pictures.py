@@ -16,8 +16,9 @@ from ttsnap.files.reading import PIXELS, foreign, opened_picture
 
 FRAMES = 4096
 """Most frames of a video that are looked at."""
-ALL_PIXELS = 2**30
-"""Most pixels of all frames of one video."""
+ALL_PIXELS = 2**28
+"""Most pixels of all frames of one video, which take three bytes each: 291 frames of 1280 x 720. A few kilobytes may
+hold thousands of large frames of one colour."""
 _UTF16 = b"UNICODE\0"
 _OURS = "ttsnap:"
 """What the description of a picture begins with that holds the JSON of ttsnap."""
@@ -82,8 +83,17 @@ def video_pixels(data: bytes, where: object, formats: Sequence[str], most: int =
         frames = []
         for i in range(count):
             picture.seek(i)
+            _check(count, picture.width, picture.height, most)  # a frame may be larger than the first one
             frames.append(np.array(picture.convert("RGB")))
-    return np.stack(frames)
+    return _stacked(frames)
+
+
+def _stacked(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """(T, H, W, 3) of T frames of one size, each forgotten as it is copied, so that they are not there twice."""
+    stack = np.empty((len(frames), *frames[0].shape), np.uint8)
+    for i, frame in enumerate(frames):
+        stack[i], frames[i] = frame, frame[:0]
+    return stack
 
 
 def _check(frames: int, wide: int, high: int, most: int) -> None:
@@ -111,10 +121,12 @@ def _mp4_pixels(data: bytes, where: object, most: int) -> NDArray[np.uint8]:
     with foreign(f"cannot read {where} as an mp4"), _opened_mp4(data) as container:
         if not container.streams.video:
             raise ValueError("it holds no video")
-        _check(1, container.streams.video[0].width, container.streams.video[0].height, most)
+        stream = container.streams.video[0]
+        _check(1, stream.width, stream.height, most)
+        stream.codec_context.options = {"max_pixels": str(2 * most)}  # a later frame may say that it is larger
         for frame in container.decode(video=0):
             _check(len(frames) + 1, frame.width, frame.height, most)
             frames.append(frame.to_ndarray(format="rgb24"))
         if not frames or len({frame.shape for frame in frames}) > 1:
             raise ValueError(f"it holds {len(frames)} frames, which must be of one size")
-    return np.stack(frames)
+    return _stacked(frames)
