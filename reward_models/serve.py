@@ -160,13 +160,20 @@ def _refused_by_starlette(request: Request, error: Exception) -> Response:
     return _error(error.status_code, f"{error.detail}: GET describes the reward, POST scores images")
 
 
+LEAST = 2**19
+"""Bytes of a long reply that a client reads within Limits.seconds, or it is taken for gone."""
+
+
 class Guarded(H11Protocol):
-    """A connection: one of Limits.connections, and given Limits.seconds for the head of each request."""
+    """A connection: one of Limits.connections, and given Limits.seconds for the head of each request. It is cut where
+    the client reads too slowly what it was sent, as it would hold its place and the reply for as long as it likes."""
 
     limits = Limits()
     _deadline: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.set_write_buffer_limits(high=0)  # so that writing is paused while anything waits to be read
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"{self.limits.connections} connections are open, the most that are served; try again")
@@ -180,7 +187,16 @@ class Guarded(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+        self._expect(0)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._expect(0)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, f"{msg} Content-Length must be one whole number, and lines must be as HTTP/1.1 has them.")
@@ -188,6 +204,19 @@ class Guarded(H11Protocol):
     def error_of(self, status: int, sentence: str) -> dict[str, Json]:
         """The error as clients of this server read it."""
         return {"error": sentence}
+
+    def _expect(self, unread: int) -> None:
+        """Look again later whether less of this is unread; look no more where there is nothing."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._reading = self.loop.call_later(self.limits.seconds, self._look, unread) if unread else None
+
+    def _look(self, before: int) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if before - unread < LEAST:
+            self.transport.abort()
+        else:
+            self._expect(unread)
 
     def _watch(self) -> None:
         """Start the clock where a request's head is waited for; stop it where one is answered."""

@@ -30,44 +30,8 @@ which a connection without a request stays open. OpenAI's clients keep theirs fo
 now and then send a request into a connection that is being closed."""
 
 
-LEAST = 2**19
-"""Bytes of a long reply that a client reads within Limits.body_seconds, or it is taken for gone."""
-
-
 class Connection(Guarded):
-    """One connection, whose errors are in OpenAI's shape. It is cut where the client reads too slowly what it was sent,
-    as it would hold its place, and the reply in memory, for as long as it likes."""
-
-    _reading: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        transport.set_write_buffer_limits(high=0)  # so that writing is paused while anything waits to be read
-        super().connection_made(transport)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._expect(self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._expect(0)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._expect(0)
-        super().connection_lost(exc)
-
-    def _expect(self, unread: int) -> None:
-        """Look again later whether less of this is unread; look no more where there is nothing."""
-        if self._reading is not None:
-            self._reading.cancel()
-        self._reading = self.loop.call_later(self.limits.seconds, self._look, unread) if unread else None
-
-    def _look(self, before: int) -> None:
-        unread = self.transport.get_write_buffer_size()
-        if before - unread < LEAST:
-            self.transport.abort()
-        else:
-            self._expect(unread)
+    """One connection, whose errors are in OpenAI's shape."""
 
     def error_of(self, status: int, sentence: str) -> dict[str, Json]:
         return RequestError(status, sentence).body()
