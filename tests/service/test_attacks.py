@@ -145,6 +145,23 @@ def test_pictures_are_decoded_beside_the_event_loop(
         assert reply.result().json()["error"]["message"] == "it is damaged"
 
 
+@pytest.mark.parametrize(
+    ("own", "param"), [({"kernel": "my.py:x"}, "kernel"), ({"size": "17x33"}, "size"), ({"budget": "3nfe"}, "budget")]
+)
+def test_what_is_refused_is_refused_at_once(
+    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], param: str
+) -> None:
+    """Counting the seeds of a search takes up to 17 s, in which no other search goes on."""
+
+    def slow(*_: object) -> None:
+        raise AssertionError("seeds were counted for nothing")
+
+    monkeypatch.setattr("ttsnap.loop.search.fit", slow)
+    body = {"prompt": PROMPT, "search": "epsilon-greedy", "budget": "4000nfe", "steps": 20, **own}
+    reply = httpx.post(f"{attacked.url}/v1/images/generations", json=body, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
 # --- connections --------------------------------------------------------------------------------------------------
 
 KEY = "k" * 20

@@ -75,7 +75,14 @@ def search(
 
 
 def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
-    """The same search, checked, with as many seeds as its budget affords; its engine is ready for it.
+    """The same search, checked, with as many seeds as its budget affords; its engine is ready for it. ValueError as of
+    `check_spec`."""
+    check_spec(spec, engine)
+    return dataclasses.replace(spec, algorithm=fit(spec.algorithm, engine, spec.budget, spec.keep))
+
+
+def check_spec(spec: SearchSpec, engine: Engine) -> None:
+    """Get the engine ready for a search, as far as its number of seeds does not matter.
 
     ValueError where the algorithm needs what the engine cannot do, or does not fit the grid; where the budget is too
     small for an image.
@@ -99,7 +106,6 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
     if untimed:
         engine.calibrate()
         check_budget(budget, engine)
-    return dataclasses.replace(spec, algorithm=fit(algorithm, engine, budget, spec.keep))
 
 
 def check_budget(budget: Budget, engine: Engine) -> None:

@@ -15,7 +15,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import Request, Stopwatch
 from ttsnap.loop.run import Run
-from ttsnap.loop.search import prepared
+from ttsnap.loop.search import check_spec, prepared
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import settings_of
@@ -66,6 +66,11 @@ class Searches:
     def warm_up(self, asked: Asked) -> None:
         """Have everything ready for a request like this one."""
         self._prepared(asked, self._budget(asked))
+
+    def check(self, asked: Asked) -> None:
+        """ValueError where a request like this one cannot begin. Its seeds are not counted, which may take seconds."""
+        algorithm = make_algorithm(asked.search.spec)
+        check_spec(SearchSpec(algorithm, self._budget(asked), keep=asked.keep), self.engine)
 
     def _budget(self, asked: Asked) -> Budget:
         budget = asked.budget.on(self.engine.grid)

@@ -185,7 +185,7 @@ class Worker(threading.Thread):
         except (ValueError, TypeError, RewardError, RequestError):
             return False
         try:
-            searches.warm_up(asked)
+            searches.check(asked)
         except (ValueError, TypeError, RewardError, RequestError):
             return False
         finally:
