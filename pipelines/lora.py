@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from ttsnap.files.reading import foreign
 SAFE_PEFT = "0.20"
 """The first peft that does not import whatever module a LoRA's file names (its `megatron_core`)."""
 _ADAPTER = "lora"
+HEAD_BYTES = 2**23
+"""Most bytes of a LoRA's file before its tensors: names, shapes and metadata. Trainers write a megabyte at most."""
+MOST_ALPHA = 1e6
+_MATCHED = {"target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"}
+_RANKS, _ALPHAS = {"r", "rank_pattern"}, {"lora_alpha", "alpha_pattern"}
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -66,12 +72,50 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
     source, file = (str(path), None) if path.exists() else hub_file(where, said)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise ValueError(f"{said}: not a LoRA: there is no .safetensors file in that folder")
+    for local in (path, *path.glob("*.safetensors")):
+        _check_head(local, said)
     named = {} if file is None else {"weight_name": file}
     with foreign(f"{said}: cannot load it into a {family}"), _quiet():
         require_repository(source)
+        weights, *_, about = pipe.lora_state_dict(source, use_safetensors=True, return_lora_metadata=True, **named)
+        ranks = [w.shape[0] for name, w in weights.items() if ".lora_A" in name]
+        _check_config(about or {}, max(ranks or (max(w.shape, default=1) for w in weights.values()), default=1))
         pipe.load_lora_weights(source, adapter_name=adapter, use_safetensors=True, **named)
     if not any(adapter in names for names in pipe.get_list_adapters().values()):
         raise ValueError(f"{said}: nothing in it belongs to a {family}; was it made for another family?")
+
+
+def _check_head(path: Path, said: str) -> None:
+    """ValueError for a file with more than HEAD_BYTES before its tensors, since JSON takes 35 times that parsed."""
+    if path.is_file():
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > HEAD_BYTES:
+            raise ValueError(f"{said}: {path.name} has {size:,} bytes before its tensors; at most {HEAD_BYTES:,}")
+
+
+def _check_config(about: Mapping[str, Any], rank: int) -> None:
+    """ValueError for a configuration in a LoRA's metadata that peft would never be done with.
+
+    about: by "transformer.r" and the like. rank: the highest that the file's tensors have. Its patterns are matched
+    with the names of all modules, and some take for ever; for its ranks memory is taken before any tensor is read.
+    """
+    for key, value in about.items():
+        name = key.rpartition(".")[2]
+        numbers = list(value.values()) if isinstance(value, dict) else [value]
+        patterns = list(value) if isinstance(value, dict) else [value] if isinstance(value, str) else []
+        bad = name in _MATCHED and not all(_is_tame(pattern) for pattern in patterns)
+        bad |= name in _RANKS and not all(type(n) is int and 0 <= n <= rank for n in numbers)
+        bad |= name in _ALPHAS and not all(type(n) in (int, float) and abs(n) <= MOST_ALPHA for n in numbers)
+        if bad:
+            raise ValueError(f"its metadata says {key} = {value!r:.80}, which is not taken: no trainer writes that; "
+                             "remove lora_adapter_metadata from the file where you trust it")  # fmt: skip
+
+
+def _is_tame(pattern: str) -> bool:
+    """Whether matching it with a name takes little, whatever the name: few groups and repetitions, none in another."""
+    few = len(pattern) <= 2000 and pattern.count("(") <= 2 and pattern.count("*") <= 2
+    return few and ")*" not in pattern and re.fullmatch(r"[\w.^$|()\\*-]*", pattern) is not None
 
 
 def hub_file(where: str, said: str) -> tuple[str, str | None]:
