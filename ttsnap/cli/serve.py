@@ -82,6 +82,7 @@ def parser() -> ArgumentParser:
         "--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY [WEIGHT]")
     )
     p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
+    p.add_argument("--no-access-log", action="store_true", help="write no line to stderr for each request")
     p.add_argument("--max-budget", type=int, default=4000, help=Common("most denoiser evaluations for one request"))
     p.add_argument("--max-seconds", type=float, default=300.0, help=Common("most seconds for one search"))
     p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
@@ -124,12 +125,13 @@ def run(a: Namespace) -> int:
     offer = Offer(name, defaults(a.model), tuple(specs), searches, edits=a.task != TEXT)
     with engines(a, devices, specs) as made:
         offer = with_drafts(offer, a.draft, made.pipe, made.rewards)
+        offer = replace(offer, true_cfg="true_cfg_scale" in made.pipe.call_arguments())
         try:
             with loading("the service"):
                 server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
         except (OSError, OverflowError) as error:
             raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
-        log_to_stderr()
+        log_to_stderr(requests=not a.no_access_log)
         _serve(server, offer, keys)
     print("stopped")
     return 0

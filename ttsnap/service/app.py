@@ -23,6 +23,7 @@ from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import Limits
+from ttsnap.service.logs import GONE, AccessLog
 from ttsnap.service.requests import Asked, Generation, Offer, asked_of, parse
 from ttsnap.service.tickets import Done, News, Ticket
 from ttsnap.service.worker import Worker, stopping
@@ -41,11 +42,14 @@ def make_app(
     `keys.open_docs`."""
     # FastAPI's own pages of documentation ask for no key.
     app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(AccessLog)
     created, bodies = int(time.time()), Bodies(limits)
     model: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
 
     def caller_of(request: Request) -> Caller:
-        return keys.caller(request.headers.get("authorization"))
+        caller = keys.caller(request.headers.get("authorization"))
+        request.state.caller = caller if keys.callers else None
+        return caller
 
     keyed = [Depends(HTTPBearer(auto_error=False))]  # said in the documentation; `caller_of` is what looks at keys
 
@@ -75,7 +79,7 @@ def make_app(
     async def answered(request: Request, caller: Caller, wanted: Generation, asked: Asked) -> Response:
         with counted(worker):
             asked = in_words_of_the_model(asked, canonical)
-            ticket = worker.submit(asked, caller, asyncio.get_running_loop())
+            ticket = request.state.ticket = worker.submit(asked, caller, asyncio.get_running_loop())
         logger.info("%s: %s by %s", caller.name, asked.search.label, asked.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
@@ -152,7 +156,7 @@ def make_app(
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response()
+        return Response(status_code=GONE)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

@@ -67,6 +67,7 @@ class Replica:
         self._limits, self._keys, self._canonical = settings.limits, keys, canonical_of(settings.model)
         name, searches = model_called(settings.name, settings.model), searches_of(settings.searches.split())
         offer = Offer(name, defaults(settings.model), tuple(rewards), searches)
+        offer = replace(offer, true_cfg="true_cfg_scale" in pipe.call_arguments())
         self._offer = with_drafts(offer, settings.draft, pipe, rewards)
         self._worker = Worker(OneDevice(pipe, rewards), settings.limits, Metrics(), plain(self._offer, settings.limits))
         self._worker.start()

@@ -12,8 +12,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ttsnap.files.pictured import Picture
 from ttsnap.service.errors import RequestError
+from ttsnap.service.fields import validated
 from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Generation, validated
+from ttsnap.service.requests import Generation
 
 PARTS = 40
 """Fields of a form, and files, that are read at most."""
@@ -58,7 +59,8 @@ async def form_of(
     for picture in (*given["image"], *given["mask_image"]):
         await asyncio.to_thread(_check, picture, limits)  # decoding would hold up the event loop, and all clients
     pictures = {name: several if len(several) > 1 else several[0] for name, several in given.items() if several}
-    return validated(Edit, _fields(form)), pictures
+    made, unused = validated(Edit, _fields(form))
+    return made.without(unused), pictures
 
 
 def _check(picture: Picture, limits: Limits) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -38,6 +38,8 @@ class SearchPipeline(Protocol):
     def engine(self, reward: Sequence[Reward], *, network: Network | None, **given: Any) -> LiveEngine: ...
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any: ...
+
+    def call_arguments(self) -> Collection[str]: ...
 
 
 class Engines(Protocol):

@@ -1,9 +1,15 @@
-"""The service's log: what went wrong in detail, without what must not be read there."""
+"""The service's logs: what went wrong in detail, without what must not be read there; and a line for each request."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+access = logging.getLogger("ttsnap.service.access")
 
 _HIDDEN = (
     (re.compile(r"(?<=://)[^\s'\"]*@"), ""),
@@ -24,8 +30,47 @@ class Discreet(logging.Formatter):
         return text
 
 
-def log_to_stderr() -> None:
-    """Have warnings and errors of ttsnap, and nobody else's, written to stderr in one format."""
+class AccessLog:
+    """The application, with a line in the log `access` for each request once it has been answered:
+
+        POST /v1/images/generations 200 1.284 s key=alice nfe=400
+
+    key is the name beside the key that was sent, and nfe what the request's search took; - stands for none. Of the
+    address, only the path is written: a query may hold a key. 499 is the status of a request whose client went away.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status, begin, state = 500, time.monotonic(), scope.setdefault("state", {})
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        finally:
+            caller, ticket = state.get("caller"), state.get("ticket")
+            key, nfe = caller.name if caller else "-", ticket.nfe if ticket else "-"
+            path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
+            access.info("%s %s %d %.3f s key=%s nfe=%s", scope["method"], path, status, seconds, key, nfe)
+
+
+GONE = 499
+"""The status of a request whose client went away before it was answered, as nginx has it."""
+
+
+def log_to_stderr(*, requests: bool = True) -> None:
+    """Have warnings and errors of ttsnap, and nobody else's, written to stderr in one format; requests: as well as a
+    line for each of these."""
     handler = logging.StreamHandler()
     handler.setFormatter(Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("ttsnap").addHandler(handler)
+    access.setLevel(logging.INFO if requests else logging.WARNING)

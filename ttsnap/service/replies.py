@@ -57,7 +57,7 @@ def reply_of(done: Done, wanted: Generation, model: str) -> dict[str, Json]:
         "created": int(time.time()),
         "background": "opaque",
         "output_format": wanted.output_format,
-        "quality": _quality(wanted),
+        "quality": wanted.effort,
         "size": _size(result.images[0].pixels),
         "data": data,
         "usage": usage_of(result),
@@ -99,7 +99,10 @@ def event(name: str, data: dict[str, Json]) -> bytes:
 def _image(done: Done, rank: int, wanted: Generation, model: str) -> dict[str, Json]:
     candidate = done.result.images[rank]
     payload = outputs.payload_of(done.result, rank, {**done.settings, "model": model})
-    return {"b64_json": encoded(candidate.pixels, wanted, payload), **_told(candidate)}
+    data = encoded(candidate.pixels, wanted, payload)
+    if wanted.response_format == "url" and not wanted.stream:  # OpenAI's events have no addresses
+        return {"url": f"data:image/{wanted.output_format};base64,{data}", **_told(candidate)}
+    return {"b64_json": data, **_told(candidate)}
 
 
 def _told(candidate: Candidate) -> dict[str, Json]:
@@ -113,13 +116,9 @@ def _common(pixels: Tensor, wanted: Generation) -> dict[str, Json]:
         "background": "opaque",
         "created_at": int(time.time()),
         "output_format": wanted.output_format,
-        "quality": _quality(wanted),
+        "quality": wanted.effort,
         "size": _size(pixels),
     }
-
-
-def _quality(wanted: Generation) -> str:
-    return "medium" if wanted.quality == "auto" else wanted.quality
 
 
 def _size(pixels: Tensor) -> str:

@@ -7,11 +7,11 @@ searches that the operator offers, and no file, model or address.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.protocols import Algorithm
@@ -21,13 +21,16 @@ from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.service.algorithms import Search, kernel_for, search_of
 from ttsnap.service.errors import RequestError
+from ttsnap.service.fields import validated
 from ttsnap.service.limits import Limits, line_of
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.own_draft import OwnDraft
 
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
-Quality: TypeAlias = Literal["low", "medium", "high", "auto"]
+Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
+EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
+"""The effort of qualities that go by another name."""
 Word = Annotated[str, Field(max_length=100)]
 
 
@@ -42,15 +45,16 @@ class Generation(BaseModel):
     model: Word | None = Field(None, description="the name of the model that is served")
     n: int = Field(1, ge=1, description="images to keep of those that the search finishes, best first")
     size: str = Field("auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT, or auto")
-    quality: Quality = Field("auto", description="the effort: compute of 5, 20 or 80 images; auto is medium")
-    response_format: Literal["b64_json"] = Field("b64_json", description="images come in the reply")
+    quality: Quality = Field(
+        "auto", description="the effort: compute of 5, 20 or 80 images; auto and standard are medium, hd is high"
+    )
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="images in base64, or as data: URLs")
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100, description="of jpeg and webp: 100 is the best quality")
     background: Literal["auto", "opaque"] = "auto"
-    moderation: Literal["auto"] = "auto"
+    moderation: Literal["auto", "low"] = Field("auto", description="taken and not used")
     stream: bool = Field(False, description="send events while the search runs")
     partial_images: int = Field(0, ge=0, le=3, description="how often a stream shows the best estimate so far")
-    user: Annotated[str, Field(max_length=256)] | None = Field(None, description="taken and not used")
     search: Word | dict[str, Any] = Field(
         "seed-pruning", description='an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
     )
@@ -63,18 +67,33 @@ class Generation(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63, description="candidate i starts from seed + i; else a random one")
     steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = None
+    true_cfg_scale: float | None = Field(None, description="guidance_scale, but for models that have both")
     negative_prompt: str | None = None
     kernel: Word | None = Field(None, description="how steps are made: pipeline, ode, sde, ...")
+    _unused: list[str] = PrivateAttr(default_factory=list)
 
+    @property
+    def effort(self) -> str:
+        """low, medium or high."""
+        return EFFORT.get(self.quality, self.quality)
 
-GenerationT = TypeVar("GenerationT", bound=Generation)
+    def without(self, unused: list[str]) -> Self:
+        """The same, which remembers the names of what was sent and is not used."""
+        self._unused = unused
+        return self
+
+    @property
+    def unused(self) -> list[str]:
+        """What was sent and changes nothing here, by name."""
+        return self._unused + ["moderation"] * (self.moderation == "low")
 
 
 @dataclass(frozen=True)
 class Offer:
     """What the operator offers: the model's name, the arguments of its call, the rewards by name, searches of files by
     name, and a drafter, if any. own: what requests take that say nothing of drafts, where their rewards are all
-    `draftable` and it is known to help. edits: whether the model can change pictures."""
+    `draftable` and it is known to help. edits: whether the model can change pictures; true_cfg: whether its call has a
+    true_cfg_scale beside another guidance."""
 
     model: str
     call: Mapping[str, object]
@@ -84,6 +103,7 @@ class Offer:
     own: OwnDraft | None = None
     draftable: Collection[str] = ()
     edits: bool = False
+    true_cfg: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,8 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it runs. seconds: after which it ends with its best image; partial_images: to send meanwhile."""
+    """A request as it runs. seconds: after which it ends with its best image; partial_images: to send meanwhile; notes:
+    what the client is told of it."""
 
     prompt: str
     configuration: Configuration
@@ -108,6 +129,7 @@ class Asked:
     keep: int
     report: tuple[str, ...] = ()
     partial_images: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def parse(body: bytes) -> Generation:
@@ -118,23 +140,8 @@ def parse(body: bytes) -> Generation:
         raise RequestError(400, str(error), code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RequestError(400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json")
-    return validated(Generation, fields)
-
-
-def validated(kind: type[GenerationT], fields: Mapping[str, Any]) -> GenerationT:
-    """The fields of a request of this kind. RequestError that names the parameter."""
-    try:
-        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        name = str(first["loc"][0])[:60]
-        if first["type"] == "extra_forbidden":
-            message = f"unknown parameter {name!r}; there are {', '.join(kind.model_fields)}"
-            raise RequestError(400, message, name, "unknown_parameter") from None
-        said = f"{name}: {first['msg']}, got {str(fields.get(name))[:60]!r}"
-        if name == "response_format":
-            said = "response_format must be 'b64_json': images come in the reply, none is stored under an address"
-        raise RequestError(400, said, name, "invalid_value") from None
+    made, unused = validated(Generation, fields)
+    return made.without(unused)
 
 
 def asked_of(wanted: Generation, offer: Offer, limits: Limits, more: Mapping[str, object] | None = None) -> Asked:
@@ -165,44 +172,24 @@ def asked_of(wanted: Generation, offer: Offer, limits: Limits, more: Mapping[str
         wanted.n,
         _rewards(wanted.report, offer, limits, "report") if wanted.report else (),
         wanted.partial_images,
+        _notes(wanted, budget, steps if isinstance(steps, int) else 1, limits),
     )
+
+
+def _notes(wanted: Generation, budget: Budget, steps: int, limits: Limits) -> tuple[str, ...]:
+    """What a client is told of a request that runs otherwise than it was asked for."""
+    notes = [f"not used here: {', '.join(unused)}"] if (unused := wanted.unused) else []
+    if budget.images is not None and budget.images * steps > limits.nfe:
+        notes.append(f"a request has at most {limits.nfe} evaluations here, which are {limits.nfe / steps:.3g} of the "
+                     f"{budget.images:g} images' worth that was asked for")  # fmt: skip
+    if budget.seconds is not None and budget.seconds > limits.seconds:
+        notes.append(f"a search ends after {limits.seconds:g} s here, not after {budget.seconds:g} s")
+    return tuple(notes)
 
 
 def plain(offer: Offer, limits: Limits) -> Asked:
     """A request that says nothing but its prompt."""
     return asked_of(Generation.model_validate({"prompt": "-"}), offer, limits)
-
-
-ARGUMENTS = {
-    "size": ("width", "height"),
-    "guidance_scale": ("guidance_scale",),
-    "negative_prompt": ("negative_prompt",),
-    "strength": ("strength",),
-}
-"""Arguments of a pipeline's call by the parameters that set them."""
-
-
-def each_left_out(asked: Asked, usual: Asked) -> Iterator[tuple[str, Asked]]:
-    """A request with one of its parameters as a plain one has it, by the parameter's name, for each of them. Without
-    its steps a request has the usual budget as well, which may count them."""
-    call, plain = dict(asked.configuration.call), dict(usual.configuration.call)
-
-    def without(names: tuple[str, ...]) -> Configuration:
-        own = {name: plain[name] for name in names if name in plain}
-        rest = {name: value for name, value in call.items() if name not in names} | own
-        return replace(asked.configuration, call=tuple(sorted(rest.items())))
-
-    for param, names in ARGUMENTS.items():
-        yield param, replace(asked, configuration=without(names))
-    sampler = asked.configuration.sampler
-    for param, other in (
-        ("kernel", replace(sampler, kernel=kernel_for(make_algorithm(asked.search.spec)))),
-        ("draft", replace(sampler, draft=None)),
-    ):
-        yield param, replace(asked, configuration=replace(asked.configuration, sampler=other))
-    yield "search", replace(asked, search=usual.search)
-    yield "budget", replace(asked, budget=usual.budget)
-    yield "steps", replace(asked, configuration=without(("num_inference_steps",)), budget=usual.budget)
 
 
 def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]:
@@ -211,6 +198,7 @@ def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]
     given = {
         "num_inference_steps": ("steps", wanted.steps),
         "guidance_scale": ("guidance_scale", wanted.guidance_scale),
+        **_true_cfg(wanted, offer),
         "negative_prompt": ("negative_prompt", wanted.negative_prompt),
     }
     for name, (param, value) in given.items():
@@ -230,13 +218,22 @@ def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]
     return call
 
 
+def _true_cfg(wanted: Generation, offer: Offer) -> dict[str, tuple[str, float | None]]:
+    """The argument that true_cfg_scale sets, and its value; nothing where it was not given."""
+    if wanted.true_cfg_scale is None:
+        return {}
+    if not offer.true_cfg and wanted.guidance_scale is not None:
+        raise _refused("true_cfg_scale", "give guidance_scale or true_cfg_scale, not both: they are one for this model")
+    return {"true_cfg_scale" if offer.true_cfg else "guidance_scale": ("true_cfg_scale", wanted.true_cfg_scale)}
+
+
 def _budget(wanted: Generation, steps: int, limits: Limits) -> Budget:
     """What the search may spend, always capped in evaluations or images: by the usual effort beside a budget in units
     that evaluations need not use up, as tokens and gradients, and else by the limit."""
     if wanted.budget is not None and wanted.quality != "auto":
         raise _refused("budget", "give a budget or a quality, not both")
     if wanted.budget is None:
-        return Budget.of_effort("medium" if wanted.quality == "auto" else wanted.quality)
+        return Budget.of_effort(wanted.effort)
     try:
         budget = Budget.parse(wanted.budget)
     except ValueError as error:

@@ -5,33 +5,84 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.protocols import Algorithm
+from ttsnap.core.results import Result
 from ttsnap.core.spent import Usage
-from ttsnap.loop.budget import Budget
+from ttsnap.files.pictured import Picture
+from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import Request, Stopwatch
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_spec, prepared
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.pipelines.output import checked, reported
-from ttsnap.pipelines.settings import settings_of
+from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.results.outputs import for_prompt
-from ttsnap.service.algorithms import Isolated
+from ttsnap.service.algorithms import Isolated, kernel_for
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
 from ttsnap.service.requests import Asked, Configuration
-from ttsnap.service.tickets import Done, PartialImages, Ticket
+from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
 RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
 """The weight of a batch's measurement when the next one is there; by how much finishing is thought to take longer than
 measured; how many searches are in an order when all end."""
+
+
+ARGUMENTS = {
+    "size": ("width", "height"),
+    "guidance_scale": ("guidance_scale",),
+    "true_cfg_scale": ("true_cfg_scale",),
+    "negative_prompt": ("negative_prompt",),
+    "strength": ("strength",),
+}
+"""Arguments of a pipeline's call by the parameters that set them."""
+
+
+def each_left_out(asked: Asked, usual: Asked) -> Iterator[tuple[str, Asked]]:
+    """A request with one of its parameters as a plain one has it, by the parameter's name, for each of them. Without
+    its steps a request has the usual budget as well, which may count them."""
+    call, plain = dict(asked.configuration.call), dict(usual.configuration.call)
+
+    def without(names: tuple[str, ...]) -> Configuration:
+        own = {name: plain[name] for name in names if name in plain}
+        rest = {name: value for name, value in call.items() if name not in names} | own
+        return replace(asked.configuration, call=tuple(sorted(rest.items())))
+
+    for param, names in ARGUMENTS.items():
+        yield param, replace(asked, configuration=without(names))
+    sampler = asked.configuration.sampler
+    for param, other in (
+        ("kernel", replace(sampler, kernel=kernel_for(make_algorithm(asked.search.spec)))),
+        ("draft", replace(sampler, draft=None)),
+    ):
+        yield param, replace(asked, configuration=replace(asked.configuration, sampler=other))
+    yield "search", replace(asked, search=usual.search)
+    yield "budget", replace(asked, budget=usual.budget)
+    yield "steps", replace(asked, configuration=without(("num_inference_steps",)), budget=usual.budget)
+
+
+UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
+
+
+def taken_as(configuration: Configuration, result: Result) -> list[str]:
+    """What a client should know of a picture that is not of the size in which images are made of it."""
+    picture = dict(configuration.call).get("image")
+    first = picture[0] if isinstance(picture, tuple) else picture
+    if not isinstance(first, Picture):
+        return []
+    (width, height), (rows, columns) = first.size, result.images[0].pixels.shape[-2:]
+    if (width, height) == (columns, rows):
+        return []
+    return [f"the picture of {width}x{height} was taken as one of {columns}x{rows}"]
 
 
 class Searches:
@@ -47,12 +98,20 @@ class Searches:
         except ValueError as error:
             if configuration.sampler.draft is None:
                 raise
+            with engines.engine(replace(configuration, sampler=replace(configuration.sampler, draft=None))):
+                pass  # what cannot be done without drafts either says so itself
             logger.warning("drafts cannot be used", exc_info=error)  # which may name the operator's files
             raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, Request] = {}
         self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
+        self._unchecked = configuration.sampler.draft is not None and self._has_doubts()
+
+    def _has_doubts(self) -> bool:
+        """Whether drafts were not checked for this configuration. Why is not told: it names the operator's files."""
+        denoiser = self.pipe.sampling_denoiser(self.configuration.sampler, **dict(self.configuration.call))
+        return denoiser.doubt_of_draft(model_name(self.pipe)) is not None
 
     def close(self) -> None:
         """Give the engine up; its searches have ended."""
@@ -84,7 +143,7 @@ class Searches:
         for name in self.configuration.rewards:
             self._check(name, asked.prompt)
         now = time.monotonic()
-        listener = PartialImages(ticket, float(budget.nfe or 0)) if asked.partial_images else None
+        listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
         request = self.run.add([asked.prompt], spec, Stopwatch(time.monotonic, now, now + asked.seconds), listener)
         engine.weigh(request.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = request
@@ -160,7 +219,9 @@ class Searches:
         (result,), _ = checked(self.pipe, report(request, self.engine, Usage()))
         if not result.images:
             return RequestError(500, "no image was finished")
-        told = [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
+        ticket.nfe = result.spent.nfe
+        told = [*asked.notes, *taken_as(self.configuration, result), *[UNCHECKED] * self._unchecked]
+        told += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
         before = len(result.warnings)
         result = reported(result, [self.rewards[name] for name in asked.report])
         for warning in result.warnings[before:]:

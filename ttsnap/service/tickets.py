@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -41,12 +41,14 @@ News: TypeAlias = Partial | Done | RequestError
 
 class Ticket:
     """One request. The application waits for `news`, on its event loop; the thread tells them by `tell`, once it has
-    ended with a Done or an error. `cancelled` is set by the application, and read by the thread before each batch."""
+    ended with a Done or an error. `cancelled` is set by the application, and read by the thread before each batch.
+    nfe: evaluations that it took so far, of rows that have arrived."""
 
     def __init__(self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop) -> None:
         self.asked, self.caller, self.cancelled = asked, caller, False
         self.news: asyncio.Queue[News] = asyncio.Queue()
         self.came = time.monotonic()
+        self.nfe = 0
         self._loop = loop
 
     def tell(self, news: News) -> None:
@@ -55,25 +57,42 @@ class Ticket:
             self._loop.call_soon_threadsafe(self.news.put_nowait, news)
 
 
-class PartialImages:
-    """Listens to a search and tells its ticket of the best estimate so far, at most as often as was asked for: the
-    first as soon as there is one, the others as the budget's evaluations are used, evenly."""
+class Progress:
+    """Listens to a search: counts its ticket's evaluations, and tells it of the best estimate so far, at most as often
+    as was asked for. The first comes as soon as there is one, the others evenly over the search.
 
-    def __init__(self, ticket: Ticket, nfe: float) -> None:
-        self.ticket, self.most, self.nfe = ticket, ticket.asked.partial_images, nfe
-        self.told, self.charged = 0, 0
+    allowance: evaluations that the budget affords. A move's evaluations count as its rows arrive: they are charged all
+    at once, before any of them runs.
+    """
+
+    def __init__(self, ticket: Ticket, allowance: float) -> None:
+        self.ticket, self.most, self.allowance = ticket, ticket.asked.partial_images, allowance
+        self.told = 0
+        self.arrived = 0.0
         self.best = -math.inf
         self.picture: Decoded | None = None
         """The best estimate, where it was not told yet."""
+        self._under_way: dict[int, float] = {}
+        """Evaluations of the rows that are under way, by their particles."""
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "move":
-            self.charged += event.nfe
-        if event.kind != "score" or event.picture is None or self.told == self.most:
-            return
+        if event.kind == "move":  # the one before has arrived, also its rows that nothing scored
+            self._arrive(list(self._under_way))
+            self._under_way = dict.fromkeys(event.uids, event.nfe / max(1, len(event.uids)))
+        elif event.kind == "score":
+            self._arrive(event.uids)
+            if event.picture is not None and self.told < self.most:
+                self._tell(event, event.picture)
+
+    def _arrive(self, uids: Sequence[int]) -> None:
+        self.arrived += sum(self._under_way.pop(uid, 0.0) for uid in uids)
+        self.ticket.nfe = round(self.arrived)
+
+    def _tell(self, event: Event, picture: Decoded) -> None:
         value = sum(event.scores) / len(event.scores)
         if math.isfinite(value) and value > self.best:
-            self.best, self.picture = value, event.picture
-        if self.picture is not None and self.charged >= self.nfe * self.told / self.most:
+            self.best, self.picture = value, picture
+        share = max(self.arrived / self.allowance, event.seconds / self.ticket.asked.seconds)
+        if self.picture is not None and (self.told == 0 or share >= self.told / self.most):
             self.ticket.tell(Partial(self.told, self.picture.fetch().detach().float().cpu()))
             self.told, self.picture = self.told + 1, None

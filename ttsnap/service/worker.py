@@ -16,8 +16,8 @@ from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import Limits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Asked, Configuration, each_left_out
-from ttsnap.service.searches import Searches
+from ttsnap.service.requests import Asked, Configuration
+from ttsnap.service.searches import Searches, each_left_out
 from ttsnap.service.tickets import Done, Ticket
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,218 @@
+"""What clients of OpenAI's older models, of vLLM-Omni and of SGLang send, and what operators read of it all."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from openai import OpenAI
+from PIL import Image
+
+from tests.service.conftest import client_of
+from tests.service.test_service import LARGE, PROMPT
+from ttsnap.core.results import Event
+from ttsnap.service.errors import RequestError
+from ttsnap.service.fields import in_our_names
+from ttsnap.service.keys import Keys
+from ttsnap.service.limits import Limits
+from ttsnap.service.requests import Generation, Offer, asked_of, parse
+from ttsnap.service.server import GenerationServer
+from ttsnap.service.tickets import Partial, Progress
+
+OWN: dict[str, object] = {"seed": 3, "budget": "12nfe", "steps": 4, "search": "best-of-n"}
+
+
+def made(client: OpenAI, **own: object) -> dict[str, Any]:
+    reply: dict[str, Any] = client.images.generate(prompt=PROMPT, extra_body=own).to_dict()
+    return reply
+
+
+def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
+    ours = made(client, **OWN, size="32x32", guidance_scale=2.5)
+    theirs = {name: value for name, value in OWN.items() if name != "steps"}
+    theirs |= {"num_inference_steps": 4, "width": 32, "height": 32, "true_cfg_scale": 2.5}
+    unused = {"generator_device": "cuda", "vae_use_tiling": True, "enable_teacache": True, "user": "u-1"}
+    off = {"enable_upscaling": False, "lora": None, "diffusers_kwargs": {}, "layers": 0}
+    reply = made(client, **theirs, **unused, **off)
+    assert [image["b64_json"] for image in reply["data"]] == [image["b64_json"] for image in ours["data"]]
+    assert ours["warnings"] == []
+    assert reply["warnings"] == [
+        f"not used here: {', '.join((*unused, 'enable_upscaling', 'diffusers_kwargs', 'layers'))}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"steps": 4, "num_inference_steps": 5}, "num_inference_steps", "give steps or num_inference_steps, not both"),
+        ({"size": "32x32", "width": 32, "height": 32}, "width", "give size or width, not both"),
+        ({"width": 32}, "height", "whole numbers of pixels, got no height"),
+        ({"width": "wide", "height": 32}, "width", "got 'wide'"),
+        ({"width": -32, "height": 32}, "width", "got '-32'"),
+        ({"width": 32.5, "height": 32}, "width", "got '32.5'"),
+        ({"width": 32, "height": 10**9}, "width", "pattern"),
+        (
+            {"num_inference_steps": "many"},
+            "num_inference_steps",
+            "num_inference_steps: Input should be a valid integer",
+        ),
+        ({"guidance_scale": 2, "true_cfg_scale": 3}, "true_cfg_scale", "not both"),
+        ({"true_cfg_scale": 1e9}, "true_cfg_scale", "a number from"),
+        ({"flow_shift": 3.0}, "flow_shift", "unknown parameter 'flow_shift'"),
+        ({"lora": {"name": "x"}}, "lora", "unknown parameter 'lora'"),
+        ({"enable_upscaling": True}, "enable_upscaling", "unknown parameter"),
+        ({"negative_promt": "x"}, "negative_promt", "did you mean negative_prompt?"),
+        ({"qualty": "high"}, "qualty", "did you mean quality?"),
+        ({"response_format": "file"}, "response_format", "must be 'b64_json' or 'url'"),
+        ({"quality": "max"}, "quality", "'low', 'medium', 'high'"),
+    ],
+)
+def test_what_changes_images_and_is_not_known_is_refused_by_name(
+    offer: Offer, fields: dict[str, object], param: str, said: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)) as error:
+        asked_of(parse(json.dumps({"prompt": PROMPT, **fields}).encode()), offer, Limits())
+    assert (error.value.status, error.value.param) == (400, param)
+
+
+def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: Offer) -> None:
+    wanted = Generation(prompt=PROMPT, guidance_scale=2.0, true_cfg_scale=3.0)
+    call = dict(asked_of(wanted, replace(offer, true_cfg=True), Limits()).configuration.call)
+    assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
+
+
+def test_forms_take_the_same_names() -> None:
+    ours, called, unused = in_our_names({"width": "64", "height": "32", "num_inference_steps": "4", "rollout": "false"})
+    assert ours == {"size": "64x32", "steps": "4"}
+    assert called["steps"] == "num_inference_steps"
+    assert unused == ["rollout"]
+
+
+def test_an_address_holds_the_image_itself(client: OpenAI) -> None:
+    plain = client.images.generate(prompt=PROMPT, extra_body=OWN)
+    reply = client.images.generate(prompt=PROMPT, response_format="url", extra_body=OWN)
+    assert reply.data is not None
+    assert plain.data is not None
+    assert reply.data[0].b64_json is None
+    url = reply.data[0].url
+    assert url is not None
+    assert url.startswith("data:image/png;base64,")
+    with urllib.request.urlopen(url) as file:
+        image = Image.open(io.BytesIO(file.read()))
+    assert image.size == (32, 32)
+    assert url.partition(",")[2] == plain.data[0].b64_json
+
+
+@pytest.mark.parametrize(("quality", "effort", "images"), [("standard", "medium", 20), ("hd", "high", 80)])
+def test_older_qualities_are_efforts(client: OpenAI, quality: Any, effort: str, images: int) -> None:
+    own = {"seed": 3, "steps": 2, "search": "best-of-n"}
+    reply = client.images.generate(prompt=PROMPT, quality=quality, moderation="low", extra_body=own)
+    assert reply.quality == effort
+    assert reply.usage is not None
+    assert reply.usage.to_dict()["nfe"] == 2 * images
+    assert reply.to_dict()["warnings"] == ["not used here: moderation"]
+
+
+def test_what_limits_take_away_is_told(offer: Offer) -> None:
+    limits = Limits(nfe=100, seconds=5)
+    notes = asked_of(Generation(prompt=PROMPT, quality="high"), offer, limits).notes
+    assert notes == (
+        "a request has at most 100 evaluations here, which are 5 of the 80 images' worth that was asked for",
+    )
+    assert asked_of(Generation(prompt=PROMPT, budget="60s"), offer, limits).notes == (
+        "a search ends after 5 s here, not after 60 s",
+    )
+    assert asked_of(Generation(prompt=PROMPT, quality="low"), offer, limits).notes == ()
+
+
+# --- partial images -------------------------------------------------------------------------------------------------
+
+
+class Heard(list[tuple[int, float]]):
+    """A ticket that notes how much of the search had arrived when it was told of a partial image."""
+
+    nfe = 0
+
+    def __init__(self, most: int) -> None:
+        self.asked = SimpleNamespace(partial_images=most, seconds=100.0)
+
+    def tell(self, news: Partial) -> None:
+        self.append((news.index, self.nfe))
+
+
+class Picture:
+    def fetch(self) -> torch.Tensor:
+        return torch.zeros(3, 1, 1)
+
+
+def test_partial_images_come_evenly_though_a_move_is_charged_at_once() -> None:
+    heard = Heard(3)
+    progress = Progress(heard, 100.0)  # type: ignore[arg-type]
+    progress(Event("move", uids=tuple(range(20)), nfe=80))
+    for uid in range(20):
+        progress(Event("score", uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+    progress(Event("move", uids=(20, 21), nfe=20))
+    progress(Event("score", uids=(21,), scores=(99.0,), picture=Picture()))  # type: ignore[arg-type]
+    assert list(heard) == [(0, 4), (1, 36), (2, 68)], "not (0, 4), (1, 8), (2, 12), as when all 80 count from the start"
+    assert heard.nfe == 90
+
+
+def test_a_budget_in_seconds_shares_partial_images_out_by_the_clock() -> None:
+    heard = Heard(2)
+    progress = Progress(heard, 4000.0)  # type: ignore[arg-type]
+    progress(Event("move", uids=tuple(range(10)), nfe=10))
+    for uid in range(10):
+        progress(Event("score", seconds=10.0 * uid, uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+    assert list(heard) == [(0, 1), (1, 6)]
+
+
+# --- the access log -------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_a_line_without_its_query(
+    serving: Callable[..., GenerationServer], caplog: pytest.LogCaptureFixture, tmp_path: Any
+) -> None:
+    key = "a" * 20
+    (tmp_path / "keys").write_text(f"alice {key}\n")
+    server = serving(keys=Keys.read(tmp_path / "keys"))
+    with caplog.at_level(logging.INFO, "ttsnap.service.access"):
+        made(client_of(server, key), **OWN)
+        client_of(server, key).images.generate(prompt=PROMPT, stream=True, extra_body=OWN).response.read()
+        for own in ({"size": "17x33"}, {"steps": 0}):
+            with pytest.raises(openai.BadRequestError):
+                made(client_of(server, key), **own)
+        with pytest.raises(openai.AuthenticationError):
+            made(client_of(server, "b" * 20))
+        httpx.get(f"{server.url}/health?key={key}")
+        httpx.get(f"{server.url}/no%0athing%20here")
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/images/generations", json=LARGE, timeout=0.5,
+                       headers={"Authorization": f"Bearer {key}"})  # fmt: skip
+        server.__exit__()
+    lines = [record.getMessage() for record in caplog.records if record.name == "ttsnap.service.access"]
+    seconds = r"\d+\.\d{3} s"
+    expected = [
+        rf"POST /v1/images/generations 200 {seconds} key=alice nfe=12",
+        rf"POST /v1/images/generations 200 {seconds} key=alice nfe=12",
+        rf"POST /v1/images/generations 400 {seconds} key=alice nfe=0",
+        rf"POST /v1/images/generations 400 {seconds} key=alice nfe=-",
+        rf"POST /v1/images/generations 401 {seconds} key=- nfe=-",
+        rf"GET /health 200 {seconds} key=- nfe=-",
+        rf"GET /no%0Athing%20here 404 {seconds} key=- nfe=-",
+        rf"POST /v1/images/generations 499 {seconds} key=alice nfe=\d+",
+    ]
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), (line, pattern)
+    assert key not in caplog.text
