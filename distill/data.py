@@ -24,9 +24,9 @@ from torch import Tensor
 from ttsnap.files import reading as files
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import sha256, write_text
-from ttsnap.recordings.folder import IMAGES, SCORES, load_recording
+from ttsnap.recordings.folder import IMAGES, load_shards
 from ttsnap.recordings.header import Header
-from ttsnap.recordings.shards import NAME, Shard, read_shards
+from ttsnap.recordings.shards import NAME, Shard
 
 EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.npy"}
 """What each space is stored as."""
@@ -199,12 +199,7 @@ def _flag(space: str) -> str:
 def _open(folder: Path) -> _Part:
     if not folder.is_dir():
         raise ValueError(f"no such recording: {folder}; a recording with images is a folder")
-    load_recording(folder)  # every check of it
-    _, metadata = files.read_tensors(folder / SCORES, "recording")
-    header, extra = Header.read(metadata["recording"], folder / SCORES)
-    if not header.images:
-        raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
-    return _Part(folder, header, read_shards(extra["shards"], folder / SCORES))
+    return _Part(folder, *load_shards(folder))
 
 
 def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
@@ -259,7 +254,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
             try:
                 size = int(head[124:136].rstrip(b" \0") or b"0", 8)
                 name = head[:100].rstrip(b"\0").decode()
-                if size < 0:  # which would be read for ever
+                if not 0 <= size <= files.PICTURE_BYTES:  # which would be read for ever, or fill the memory
                     raise ValueError(size)
             except ValueError:
                 raise ValueError(f"the images {path} are damaged: no tar entry at byte {at}") from None

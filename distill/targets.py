@@ -15,7 +15,7 @@ from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json
 from ttsnap.files.writing import write_whole
 from ttsnap.recordings.header import differences
-from ttsnap.recordings.journal import Journal, frame, split
+from ttsnap.recordings.journal import Journal, frame, read_journal
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
@@ -42,7 +42,7 @@ def final_scores(
         write_whole(path, lambda file: file.write(frame(header)))  # an empty journal would say nothing of its run
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    records = split(path.read_bytes())[0]
+    records = read_journal(path)
     done = _read(records, header, path, scores)
     if accelerator is not None:
         accelerator.wait_for_everyone()  # all have read before one writes

@@ -26,7 +26,7 @@ from ttsnap.files.typed import Json
 
 DEPTH = 64
 """Most levels of lists and objects inside each other."""
-JSON_BYTES, PICTURE_BYTES = 64 * 2**20, 2**28
+JSON_BYTES, PICTURE_BYTES, TENSOR_BYTES = 64 * 2**20, 2**28, 2**33
 PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of millions."""
 HUGE = 2**64
@@ -244,10 +244,13 @@ def opened_picture(data: bytes, where: object, formats: Sequence[str], most: int
 
 
 def read_tensors(path: str | Path, what: str = "file") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata. ValueError where there is none, or a damaged one."""
+    """The tensors of a safetensors file by name, and its metadata. ValueError where there is none or a damaged one, and
+    for more than TENSOR_BYTES."""
     from safetensors import safe_open
 
     if not Path(path).is_file():
         raise ValueError(f"no such {what}: {path}")
+    if Path(path).stat().st_size > TENSOR_BYTES:  # perhaps mostly holes, which take no room on the disk
+        raise ValueError(f"{path} is too large: at most {TENSOR_BYTES:,} bytes are read of a {what}")
     with foreign(f"cannot read {path} as safetensors"), safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,14 +19,18 @@ T = TypeVar("T")
 def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
     """Let `save` write to a temporary file beside `path`, and give it that name once it is on the disk.
 
-    Returns what `save` returned. Where it raises, no file is left.
+    Returns what `save` returned. Where it raises, no file is left. OSError also where another process writes the same
+    file, which it then has whole.
     """
     temporary = part_of(path)
+    temporary.unlink(missing_ok=True)  # of a process that was killed, or a link, which leads to a file elsewhere
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             value = save(file)
             file.flush()
             os.fsync(file.fileno())
+            if not (temporary.exists() and os.path.samestat(os.fstat(file.fileno()), temporary.stat())):
+                raise OSError(errno.EBUSY, "another process writes the same file", str(path))
         os.replace(temporary, path)
         _sync_folder(path.parent)
         return value

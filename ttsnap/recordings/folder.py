@@ -28,7 +28,7 @@ from ttsnap.files.reading import Tensor
 from ttsnap.files.typed import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
-from ttsnap.recordings.journal import Journal, split
+from ttsnap.recordings.journal import Journal, read_journal
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.reward_tensors import PUBLISHED, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
@@ -73,13 +73,20 @@ def read_images(folder: str | Path) -> Iterator[RecordedImage]:
 
     Raises ValueError where the recording is unfinished, has no images, or a file is missing or damaged.
     """
+    for shard in load_shards(folder)[1]:
+        yield from read_shard(Path(folder) / IMAGES / shard.name, shard)
+
+
+def load_shards(folder: str | Path) -> tuple[Header, list[Shard]]:
+    """The settings of a finished recording, and the tars of its images. ValueError as of `load_recording`, and where it
+    has no images."""
     folder = Path(folder)
     _require_finished(folder)
-    header, _, shards = _check_scores(folder / SCORES, *_read_tensors(folder / SCORES))
+    header, scores, shards = _check_scores(folder / SCORES, *_read_tensors(folder / SCORES))
+    header.recording(scores)  # every check of it
     if not header.images:
         raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
-    for shard in shards:
-        yield from read_shard(folder / IMAGES / shard.name, shard)
+    return header, shards
 
 
 def progress(folder: str | Path) -> tuple[int, int]:
@@ -89,8 +96,8 @@ def progress(folder: str | Path) -> tuple[int, int]:
     units = header.units()
     if (folder / SCORES).exists():
         return len(units), len(units)
-    records = split((folder / JOURNAL).read_bytes())[0] if (folder / JOURNAL).exists() else []
-    return len({done.unit for done in _unpack(records, header, units, folder)}), len(units)
+    done = _unpack(read_journal(folder / JOURNAL), header, units, folder)
+    return len({each.unit for each in done}), len(units)
 
 
 def shard_path(folder: Path, unit: Unit) -> Path:

@@ -1,0 +1,152 @@
+"""Folders from strangers that are gone on with: links, files of holes, and what is no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from ttsnap.bench.folder import OpenBench
+from ttsnap.core.grid import Grid
+from ttsnap.files import reading
+from ttsnap.files.lock import LOCK, locked
+from ttsnap.files.writing import part_of, write_text
+from ttsnap.recordings.folder import OpenRecording, load_recording, progress, save_recording
+from ttsnap.recordings.header import Header
+from ttsnap.recordings.journal import MOST_BYTES, Journal, frame, read_journal
+from ttsnap.recordings.replay import Recording
+
+RECORDING = Recording(("a", "b"), np.random.default_rng(0).random((2, 2, 3, 1)), Grid((1.0, 0.5, 0.0)), ("r",))
+HEADER = Header.of(RECORDING)
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    """A file elsewhere, as one of the user's."""
+    path = tmp_path / "precious.txt"
+    path.write_text("mine")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recording that was begun, as somebody hands it on."""
+    path = tmp_path / "theirs"
+    path.mkdir()
+    (path / "recording.json").write_text(json.dumps(HEADER.to_json()))
+    return path
+
+
+def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None:
+    for name in ("journal.bin", LOCK):
+        (folder / name).symlink_to(precious)
+        with pytest.raises((ValueError, OSError), match=r"is a link to another file|symbolic links"):
+            OpenRecording(folder, HEADER)
+        assert precious.read_text() == "mine"
+        (folder / name).unlink()
+    for name in ("recording.json", "scores.safetensors"):
+        part_of(folder / name).symlink_to(precious)
+    (folder / "recording.json").unlink()
+    part_of(folder / "scores.safetensors").unlink()
+    with OpenRecording(folder, HEADER):
+        part_of(folder / "scores.safetensors").symlink_to(precious)
+    save_recording(RECORDING, folder)
+    assert precious.read_text() == "mine"
+    assert np.array_equal(load_recording(folder).scores, RECORDING.scores)
+
+
+def test_no_benchmark_is_written_through_a_link(tmp_path: Path, precious: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "bench.json").write_text("{}")
+    (tmp_path / "b" / "journal.bin").symlink_to(precious)
+    with pytest.raises(ValueError, match="is a link to another file"):
+        OpenBench(tmp_path / "b", {})
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("read", [progress, lambda folder: OpenRecording(folder, HEADER).__exit__()])
+def test_a_journal_is_a_file_of_bounded_size(folder: Path, read: Callable[[Path], object]) -> None:
+    path = folder / "journal.bin"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"journal\.bin is no file"):
+        read(folder)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(ValueError, match=r"journal\.bin is too large: at most 4,294,967,296 bytes"):
+        read(folder)
+
+
+def test_a_record_that_claims_more_than_there_is_takes_no_memory(folder: Path) -> None:
+    path = folder / "journal.bin"
+    path.write_bytes(frame(b"one") + struct.pack("<II", 2**32 - 1, 0) + b"two")
+    assert read_journal(path) == [b"one"]
+    with Journal(path) as journal:
+        assert journal.records == [b"one"]
+    assert path.read_bytes() == frame(b"one")
+
+
+def test_scores_that_are_mostly_holes_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "scores.safetensors").write_bytes(save({"scores": RECORDING.scores}))
+    monkeypatch.setattr(reading, "TENSOR_BYTES", 100)
+    with pytest.raises(
+        ValueError, match=r"scores\.safetensors is too large: at most 100 bytes are read of a recording"
+    ):
+        load_recording(folder)
+
+
+def test_a_journal_from_another_recording_or_of_other_units_is_refused(folder: Path) -> None:
+    path = folder / "journal.bin"
+    for head, data, said in (
+        ({"header": "0" * 64}, b"", "begun with other settings"),
+        ({"unit": 10**9, "shape": [2, 2, 3, 1], "shard": None}, bytes(96), "does not belong to"),
+        ({"unit": True, "shape": [2, 2, 3, 1], "shard": None}, bytes(90), "does not belong to"),
+        ({"unit": 0, "shape": [10**9, 10**9, 3, 1], "shard": None}, b"", "does not belong to"),
+        (
+            {"unit": 0, "shape": [2, 2, 3, 1], "shard": {"name": "../x.tar", "size": 0, "sha256": ""}},
+            bytes(96),
+            "names",
+        ),
+    ):
+        path.write_bytes(frame(json.dumps(head).encode() + b"\n" + data))
+        with pytest.raises(ValueError, match=said):
+            progress(folder)
+        with pytest.raises(ValueError, match=said):
+            OpenRecording(folder, HEADER)
+
+
+def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+
+    def meanwhile(file: object) -> None:
+        write_text(path, "theirs")
+        file.write(b"ours")  # type: ignore[attr-defined]
+
+    from ttsnap.files.writing import write_whole
+
+    with pytest.raises(OSError, match="another process writes the same file"):
+        write_whole(path, meanwhile)
+    assert path.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["benchmark", "recording"])
+def test_one_process_at_a_time_is_in_a_folder(kind: str, tmp_path: Path) -> None:
+    begin = {
+        "benchmark": lambda: OpenBench(tmp_path / "b", {}),
+        "recording": lambda: OpenRecording(tmp_path / "b", HEADER),
+    }
+    with (
+        begin[kind](),
+        pytest.raises(ValueError, match=rf"another process is writing to .*b \(process {os.getpid()} on "),
+    ):
+        begin[kind]()
+    with locked(tmp_path / "b"), pytest.raises(ValueError, match="another process is writing"):
+        begin[kind]()
+    begin[kind]().__exit__()
