@@ -28,7 +28,7 @@ from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.frames import Shown
-from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.registry import make_reward, refuse_credentials
 from ttsnap.version import versions
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -54,6 +54,7 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
     changed there, and for everything that does not fit. OSError where the disk is full: nothing that was there is lost.
     """
     out = Path(out)
+    refuse_credentials(config.reward)  # before it is written into a file
     if config.record is not None and record is None:
         raise ValueError(
             "the configuration has a record section, which `ttsnap distill` carries out; in Python, record first and "

@@ -15,12 +15,15 @@ import traceback
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.run import distill
 from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
@@ -194,6 +197,23 @@ def test_an_address_with_credentials_is_refused_unseen(spec: str, capsys: pytest
         assert "secret" not in text
     assert "address" in told[0]
     assert "TTSNAP_REWARD_KEY" in told[0] or "base_url" in told[0]
+
+
+def test_no_file_of_a_run_is_written_with_credentials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({"reward": CREDENTIALS[0]}))
+    assert main(["generate", "a red circle", "--config", str(config)]) == 2
+    with pytest.raises(ValueError, match="a reward's address holds a name or a password"):
+        distill(DistillConfig.from_dict({"recordings": ["r"], "reward": CREDENTIALS[0]}), tmp_path / "out")
+    (tmp_path / "p.txt").write_text("a red circle")
+    bench = ["bench", "--prompts-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
+    assert main([*bench, "--reward", f"[clip, '{CREDENTIALS[0]}']", "--budget", "8nfe"]) == 2
+    with pytest.raises(SystemExit):
+        main(["generate", "--rewrad", CREDENTIALS[0]])
+    assert not (tmp_path / "out").exists()
+    printed = capsys.readouterr()
+    assert "TTSNAP_REWARD_KEY" in printed.err
+    assert "secret" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize(

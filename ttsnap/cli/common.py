@@ -75,7 +75,9 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
 def require_reward(a: Namespace) -> Any:
     """--reward as given, or the one that the model's folder names; ValueError where there is neither."""
     from ttsnap.pipelines import model_defaults
+    from ttsnap.rewards.registry import refuse_credentials
 
+    refuse_credentials(a.reward)  # before it is written into a file
     reward = a.reward if a.reward is not None else model_defaults(a.model).reward
     if reward is None:
         raise ValueError(f"model {a.model} needs a --reward: file.py:function, module:attribute or a known name")
@@ -87,8 +89,7 @@ def load_rewards(spec: Any, **where: Any) -> Any:
     from ttsnap.rewards.registry import make_rewards, refuse_credentials
 
     names = [spec] if isinstance(spec, str) else list(spec)
-    for name in names:
-        refuse_credentials(name)
+    refuse_credentials(spec)
     if where.get("device") is not None:
         check_here(where["device"])
     with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):

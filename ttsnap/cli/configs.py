@@ -22,7 +22,7 @@ from ttsnap.options.option import options_of
 from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.options.workers import WorkerOptions
-from ttsnap.rewards.registry import REWARDS
+from ttsnap.rewards.registry import REWARDS, refuse_credentials
 
 _KINDS = (SearchOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
 _DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())
@@ -56,6 +56,8 @@ class ConfigFile(ActionConfigFile):  # type: ignore[misc]
         words = list(itertools.takewhile(lambda word: word != "--", parser.args))
         given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
         strange = {k: value for k, value in _strange(found.as_dict()) if f"--{k.replace('_', '-')}" not in given}
+        for value in strange.values():
+            refuse_credentials(value)
         if strange and "--trust" not in given:
             named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
             raise ValueError(

@@ -127,7 +127,7 @@ class Parser(ArgumentParser):
         return f"{usage}\n\n{page.format_help()}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(self._worded(message), ex)
+        super().error(re.sub(r"://[^/\s]*@", "://***@", self._worded(message)), ex)  # what is typed may hold a password
 
     def _worded(self, message: str) -> str:
         if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):

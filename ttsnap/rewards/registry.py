@@ -73,11 +73,14 @@ _OR = ", or write file.py:function or module:attribute"
 
 
 def refuse_credentials(spec: object) -> None:
-    """ValueError, which does not show it, for a reward at an address with a name or a password.
+    """ValueError, which does not show it, for a reward, or one of several, at an address with a name or a password.
 
     To be called before a reward that a user names is printed. The values of a judge's options are looked at apart, as
     names of models may have an @.
     """
+    if isinstance(spec, list | tuple):
+        for one in spec:
+            refuse_credentials(one)
     if not isinstance(spec, str):
         return
     parts = re.split(r",\w+=", spec) if f"{JUDGE}:" in spec else [spec]
