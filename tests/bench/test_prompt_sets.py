@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,48 @@ def test_what_is_no_prompt_set_is_refused(name: str, data: bytes, said: str, tmp
         path.write_bytes(data)
     with pytest.raises(ValueError, match=said):
         read_prompt_set(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.txt", b"a\n" * 200_001, r"at most 100,000 are run as one benchmark"),
+        ("a.txt", b"\n" * 1_000_001, r"holds 1,000,001 lines, lists and objects; at most 1,000,000 are read"),
+        ("a.json", b"[" + b"[]," * 1_000_000 + b"[]]", r"lists and objects; at most 1,000,000 are read"),
+        ("a.json", b"[" + b"{}," * 1_000_000 + b"{}]", r"lists and objects; at most 1,000,000 are read"),
+        ("a.txt", b"a" * (2**24 + 1), r"is too large: at most 16,777,216 bytes are read of a prompt set"),
+        ("a.tsv", b"prompt" + b"\ta" * 40_000 + b"\n", r"which is no TSV with prompts"),
+    ],
+    ids=["prompts", "lines", "lists", "objects", "bytes", "columns"],
+)
+def test_what_would_fill_the_memory_is_not_read(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    for path in (tmp_path / name, tmp_path):
+        if path.is_dir() and (name != "a.txt" or "benchmark" in said):
+            continue
+        with pytest.raises(ValueError, match=said):
+            read_prompt_set(path)
+
+
+def test_a_folder_is_bounded_as_a_file_is_and_holds_its_own_texts(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(2):
+        (folder / f"{i}.txt").write_bytes(b"a" * 2**23 + b"b" * i)
+    with pytest.raises(ValueError, match=r"1\.txt is too large: at most 8,388,608 bytes"):
+        read_prompt_set(folder)
+    (tmp_path / "key").write_text("secret")
+    (folder / "0.txt").write_text("a cup")
+    (folder / "1.txt").unlink()
+    (folder / "1.txt").symlink_to(tmp_path / "key")
+    with pytest.raises(ValueError, match=r"1\.txt is a link that leads out of"):
+        read_prompt_set(folder)
+    (folder / "1.txt").unlink()
+    (folder / "1.txt").symlink_to(folder / "0.txt")
+    (folder / "2.txt").symlink_to(folder / "2.txt")
+    os.mkfifo(folder / "3.txt")
+    (folder / "4.txt").symlink_to("/dev/zero")
+    assert [prompt.text for prompt in read_prompt_set(folder).prompts] == ["a cup", "a cup"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ttsnap.bench import pictures
 from ttsnap.bench.pictures import pictured
 from ttsnap.bench.prompts import read_prompt_set
 from ttsnap.files.pictured import Picture, Pictured, digest_of, digests, opened, own_of, reworded
@@ -55,7 +56,7 @@ def test_a_prompt_takes_its_pictures_along() -> None:
 def a_set(folder: Path, **entry: object) -> str:
     RED.save(folder / "red.png")
     (folder / "set.jsonl").write_text(json.dumps({"instruction": "make it blue", **entry}))
-    return pictured(read_prompt_set(folder / "set.jsonl").prompts[0], folder)
+    return pictured(read_prompt_set(folder / "set.jsonl").prompts, folder)[0]
 
 
 @pytest.mark.parametrize("name", ["image", "input_image"])
@@ -65,6 +66,22 @@ def test_a_set_names_pictures_beside_it(name: str, tmp_path: Path) -> None:
     assert list(digests(own_of(found))) == ["image", "mask_image"]
     assert digests(own_of(a_set(tmp_path, image=["red.png", "red.png"])))["image"] == [digest_of(RED)] * 2
     assert type(a_set(tmp_path)) is str
+
+
+def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RED.save(tmp_path / "red.png")
+    RED.save(tmp_path / "too.png")
+    entries = [{"prompt": f"{i}", "image": ["red.png"] * 4} for i in range(100)]
+    (tmp_path / "set.json").write_text(json.dumps(entries))
+    size = (tmp_path / "red.png").stat().st_size
+    monkeypatch.setattr(pictures, "MOST_BYTES", size)
+    found = pictured(read_prompt_set(tmp_path / "set.json").prompts, tmp_path)
+    assert len({id(picture) for prompt in found for picture in own_of(prompt)["image"]}) == 1  # type: ignore[attr-defined]
+    (tmp_path / "set.json").write_text(json.dumps([*entries, {"prompt": "x", "image": "too.png"}]))
+    with pytest.raises(ValueError, match=f"image of entry 101 of the prompt set have more than {size} bytes"):
+        pictured(read_prompt_set(tmp_path / "set.json").prompts, tmp_path)
 
 
 @pytest.mark.parametrize(

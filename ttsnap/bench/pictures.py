@@ -6,6 +6,7 @@ word for the first (stepfun-ai/GEdit-Bench, looked up in November 2026).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from ttsnap.bench.prompts import Prompt
@@ -18,11 +19,34 @@ MOST = 16
 """Pictures of one prompt, where a model takes several."""
 
 
-def pictured(prompt: Prompt, folder: Path) -> str:
-    """What is searched for: the prompt's text, with the pictures that its entry names, from files inside of a folder.
+MOST_BYTES = 2**32
+"""Of all pictures of a set, which are kept in memory as their files hold them."""
 
-    ValueError that says which entry, for a name that is none or leads out of the folder, and a file that is no picture.
+
+def pictured(prompts: Sequence[Prompt], folder: Path) -> list[str]:
+    """What is searched for: the prompts' texts, each with the pictures that its entry names, from files inside of a
+    folder. A file that several entries name is read once.
+
+    ValueError that says which entry, for a name that is none or leads out of the folder, a file that is no picture, and
+    pictures of more than MOST_BYTES in all.
     """
+    read: dict[tuple[Path, bool], Picture] = {}
+    left = MOST_BYTES
+
+    def picture(path: Path, where: str, mask: bool) -> Picture:
+        nonlocal left
+        if (path, mask) not in read:
+            read[path, mask] = Picture.read(path, mask=mask)
+            left -= len(read[path, mask].data)
+            if left < 0:
+                raise ValueError(f"the pictures up to {where} have more than {MOST_BYTES:,} bytes; make several sets")
+        return read[path, mask]
+
+    return [_pictured(prompt, folder, picture) for prompt in prompts]
+
+
+def _pictured(prompt: Prompt, folder: Path, picture: Callable[[Path, str, bool], Picture]) -> str:
+    """One prompt's text with its pictures. picture: reads one, of which entry, and whether it is a mask."""
     own: dict[str, object] = {}
     for argument, words in NAMES.items():
         named = next((value for word in words if (value := prompt.metadata.get(word)) is not None), None)
@@ -31,8 +55,8 @@ def pictured(prompt: Prompt, folder: Path) -> str:
         names = named if isinstance(named, list) else [named]
         if not 0 < len(names) <= MOST:
             raise ValueError(f"{_where(prompt, argument)} names {len(names)} pictures; 1 to {MOST} are taken")
-        mask = argument == "mask_image"
-        read = [Picture.read(_inside(folder, name, _where(prompt, argument)), mask=mask) for name in names]
+        where, mask = _where(prompt, argument), argument == "mask_image"
+        read = [picture(_inside(folder, name, where), where, mask) for name in names]
         own[argument] = read if isinstance(named, list) else read[0]
     return Pictured(prompt.text, own) if own else prompt.text
 

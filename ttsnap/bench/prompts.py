@@ -20,13 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ttsnap.files.reading import JSON_BYTES, foreign, parse_json, read_bytes
+from ttsnap.files.reading import foreign, parse_json, read_bytes
 from ttsnap.files.typed import Json
 
 KEYS = ("prompt", "prompts", "prompt_en", "text", "caption", "instruction")
 """Under which of these, in any case, an object or a table has its prompts; the first that there is counts."""
 MOST = 100_000
 """Prompts of a set: GenEval's folders have numbers of five digits."""
+MOST_BYTES, MOST_PARTS, MOST_HEADER = 2**24, 10**6, 2**16
+"""Of a set, with all files of a folder: bytes; lines, lists and objects, which take up to forty times as much memory as
+room in the file; characters of a table's header."""
 KNOWN = (
     "a prompt set is text with a prompt a line, JSON Lines or JSON with prompts or objects that have one, CSV or TSV "
     f"with a header, or a folder of .txt files; objects and tables name their prompts {', '.join(KEYS)}"
@@ -72,15 +75,17 @@ def read_prompt_set(path: Path) -> PromptSet:
     return PromptSet(kind, tuple(Prompt(index, record) for index, record in enumerate(records)))
 
 
-def _text(path: Path) -> str:
-    """A file's text. ValueError where it is none."""
-    data = read_bytes(path, JSON_BYTES, "prompt set")
+def _text(path: Path, most: int = MOST_BYTES) -> str:
+    """A file's text. ValueError where it is none, or more than `most` bytes, or of more parts than are read."""
+    data = read_bytes(path, most, "prompt set")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}); {KNOWN}") from None
     if strange := re.search(r"[\x00-\x08\x0e-\x1f]", text):
         raise ValueError(f"{path} is no text (it holds the character {strange.group()!r}); {KNOWN}")
+    if (parts := sum(map(text.count, "\n\r[{"))) > MOST_PARTS:
+        raise ValueError(f"{path} holds {parts:,} lines, lists and objects; at most {MOST_PARTS:,} are read")
     return text
 
 
@@ -180,7 +185,9 @@ def _table(rows: Sequence[str], delimiter: str, path: Path) -> Records:
 
 
 def _row(line: str, delimiter: str) -> list[str]:
-    """The cells of a header."""
+    """The cells of a header; none of a line that is longer than headers are."""
+    if len(line) > MOST_HEADER:
+        return []
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
@@ -188,9 +195,18 @@ def _row(line: str, delimiter: str) -> list[str]:
 
 
 def _folder(path: Path) -> tuple[str, Records]:
-    """The prompts of a folder's .txt files: one a file, where each has one line, else one a line."""
+    """The prompts of a folder's .txt files: one a file, where each has one line, else one a line. ValueError for links
+    that lead out of the folder: what is read elsewhere would stand in the images' metadata."""
     files = sorted((p for p in path.glob("*.txt") if p.is_file()), key=lambda p: _natural(p.stem))
-    texts = [(file.stem, [line.strip() for line in re.split(r"[\r\n]", _text(file)) if line.strip()]) for file in files]
+    if len(files) > MOST:
+        raise ValueError(f"{path} holds {len(files):,} .txt files; at most {MOST:,} are read")
+    texts, left = [], MOST_BYTES
+    for file in files:
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{file} is a link that leads out of {path}; put the text itself there")
+        text = _text(file, left)
+        left -= file.stat().st_size
+        texts.append((file.stem, [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]))
     if all(len(lines) <= 1 for _, lines in texts):
         return FOLDER, [{"prompt": line, "id": stem} for stem, lines in texts for line in lines]
     return FOLDER, [{"prompt": line, "category": stem} for stem, lines in texts for line in lines]

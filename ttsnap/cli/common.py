@@ -46,7 +46,7 @@ def with_pictures(prompts: Sequence[Prompt], file: Path, task: str) -> list[str]
         return [prompt.text for prompt in prompts]
     from ttsnap.bench.pictures import pictured
 
-    return [pictured(prompt, file if file.is_dir() else file.parent) for prompt in prompts]
+    return pictured(prompts, file if file.is_dir() else file.parent)
 
 
 def _given(a: Namespace) -> list[str]:
