@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from embedded_curve import REWARDS, SOFT, rows_of, table
+from embedded_curve import REWARDS, SOFT, plot, rows_of, table
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.compilation import compile_denoiser
 
@@ -80,6 +80,7 @@ def main() -> None:
     )
     p.add_argument("--kernel-seeds", type=int, default=16, help="recorded for each of them")
     p.add_argument("--json", type=Path)
+    p.add_argument("--plot", type=Path, help="the share of winners that are right, of the first drafter")
     a = p.parse_args()
 
     call, rewards = {**defaults(), "num_inference_steps": a.steps}, [a.reward, REWARDS[1]]
@@ -105,7 +106,7 @@ def main() -> None:
             noisy[spec] = record(
                 engine, prompts, there, options, info={**call, "kernel": spec}, progress_bar=True
             ).final
-    setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
+    setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("json", "plot")}
     found: dict[str, Any] = {"ttsnap": __version__, "setting": setting, "drafters": {}}
     budgets = [Budget(nfe=b) for b in a.budgets]
     known = [("best-of-n", best_of_n_curve(test, budgets, utility=SOFT))]
@@ -129,6 +130,8 @@ def main() -> None:
             curves.append(("pot", curve(drafted, priced, shareable, a.repeats, shared=True, utility=SOFT)))
         rows = [row for label, c in curves for row in rows_of(label, c)]
         print(f"\n{table(rows)}")
+        if a.plot and name == a.draft[0]:
+            plot(shown(rows), a.plot, {"strict": "share of winners that are right"})
         equal = equal_flops(drafted, a.budgets, a.repeats)
         print(f"\nat the FLOPs of so many evaluations, decodes and rewards included\n\n{table(equal)}")
         found["drafters"][name] = {
@@ -141,6 +144,15 @@ def main() -> None:
         }  # fmt: skip
         if a.json:
             a.json.write_text(json.dumps(found, indent=1))
+
+
+SHOWN = {"best-of-n": "best-of-N", "pruning, no drafts": "seed pruning", "1 call, cut": "drafts, then pruning"}
+"""The rows that are plotted, and what their curves are called."""
+
+
+def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of SHOWN under their names there."""
+    return [{**row, "algorithm": SHOWN[row["algorithm"]]} for row in rows if row["algorithm"] in SHOWN]
 
 
 def under_noise(drafted: Recording, noisy: dict[str, FloatArray]) -> list[dict[str, Any]]:

@@ -113,16 +113,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+PANELS = {"reward": "reward (soft checker)", "strict": "strictly right"}
+
+
+def plot(rows: list[dict[str, Any]], path: Path, panels: dict[str, str] = PANELS) -> None:
+    """Curves of the algorithms over budgets, with their standard errors; a panel for each of these keys of a row."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.2 + 3.9 * len(panels), 3.6), constrained_layout=True, squeeze=False
+    )
     names = list(dict.fromkeys(r["algorithm"] for r in rows))
     colors = ("#777777", "#1a7f37", "#0969da", "#bc4c00", "#8250df")
-    for axis, key, title in zip(axes, ("reward", "strict"), ("reward (soft checker)", "strictly right"), strict=True):
+    for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
         for name, color in zip(names, colors, strict=False):
             mine = [r for r in rows if r["algorithm"] == name]
             x, y, e = (np.array([r[k] for r in mine]) for k in ("budget", key, f"{key}_se"))
@@ -133,7 +139,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
-    axes[0].legend(frameon=False)
+    axes[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 

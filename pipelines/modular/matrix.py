@@ -14,6 +14,8 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from ttsnap.pipelines import FAMILIES
 from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, WORKFLOWS
 
+YES, NO, REFUSED = "✓", "–", "✗"
+"""Marks in the table: a search does it, diffusers has no such pipeline or a search cannot, a search refuses it."""
 MODELS: dict[str, str] = {
     "StableDiffusion": "Stable Diffusion 1, 2",
     "StableDiffusionXL": "SDXL",
@@ -102,11 +104,6 @@ def markdown() -> str:
     return _table(["model", *tasks, *ABILITIES], lines)
 
 
-def short() -> str:
-    """The families, and what a search makes with each."""
-    return _table(["model", "a search does"], [[f.name, ", ".join(f.tasks)] for f in families() if f.tasks])
-
-
 def refusals() -> str:
     """A list of what search refuses though diffusers has a workflow for it, with the reasons; empty where nothing."""
     lines = [f"- {f.name}, {task}: {why}." for f in families() for task, why in f.refused.items()]
@@ -124,15 +121,15 @@ def _ways() -> Iterator[tuple[str, str, str | None]]:
 
 def _done(family: Family, task: str) -> str:
     if task in family.tasks:
-        return "yes"
-    return "refused" if task in family.refused else "no"
+        return YES
+    return REFUSED if task in family.refused else NO
 
 
 def _able(family: Family, can: Callable[[str], bool]) -> str:
-    """For which tasks: yes where for all, no where for none."""
+    """For which tasks; a mark where for all, or for none."""
     able = [task for task, pipeline_class in family.tasks.items() if can(pipeline_class)]
     if len(able) in (0, len(family.tasks)):
-        return "yes" if able else "no"
+        return YES if able else NO
     return ", ".join(able)
 
 
