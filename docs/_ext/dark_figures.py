@@ -55,14 +55,18 @@ def dark_sheet(paper: Pixels) -> Pixels:
 
 
 FIGURES: dict[str, Callable[[Pixels], Pixels]] = {
+    "drafts_curve.png": dark_plot,
     "embedded_curve.png": dark_plot,
     "noise_aware.png": dark_plot,
     "sheet.png": dark_sheet,
+    **{f"searches/{name}.png": dark_plot for name in ("seeds", "steps", "particles", "trees", "noise", "combined")},
 }
+"""By their path below docs/."""
 
 
 def darken_of(name: str, page: str, paper: Pixels) -> Callable[[Pixels], Pixels] | None:
-    """How to darken a figure; None where it keeps a white card. Of notebooks plots are darkened, and pictures not."""
+    """How to darken a figure, named by its path below docs/; None where it keeps a white card. Of notebooks plots are
+    darkened, and pictures not."""
     if name in FIGURES:
         return FIGURES[name]
     white, colours = (paper.min(-1) >= 250).mean(), len(np.unique(paper.reshape(-1, 3), axis=0))
@@ -77,7 +81,8 @@ def show_twins(app: Sphinx, tree: nodes.document) -> None:
         if "only-dark" in image["classes"] or source.suffix != ".png" or not source.is_file():
             continue
         paper = np.asarray(Image.open(source).convert("RGB"))
-        darken = darken_of(source.name, page, paper)
+        inside = source.is_relative_to(root)
+        darken = darken_of(source.relative_to(root).as_posix() if inside else source.name, page, paper)
         if darken is None:
             continue
         twin = root / FOLDER / source.name

@@ -1,7 +1,7 @@
 """The embedded world's little language: specifications, captions and a forgiving parser (numpy only).
 
-A caption names objects by count, colour and shape, sometimes a spatial relation or a background. Six are the most that it
-may name, and five the most that the embedded model was ever seen to draw right::
+A caption names objects by count, colour and shape, sometimes a spatial relation or a background. It may name six, and
+five are the most that the embedded model was ever seen to draw right::
 
     a red circle                                    single
     three blue squares on a black background        count
