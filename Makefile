@@ -8,7 +8,7 @@ PROMPT ?= a green circle and three red squares
 BUDGET ?= 6images
 SEED ?= 48
 
-.PHONY: demo test test-slow gpu notebooks lint docs measure format clean
+.PHONY: demo showcase test test-slow gpu notebooks lint docs measure format clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,12 @@ test-slow: $(VENV)/.installed
 # rehearses it without a GPU.
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu.py $(GPU)
+
+# A page of evidence with released weights, on a GPU: make showcase MODEL=stabilityai/stable-diffusion-3.5-medium
+# REWARD=imagereward. Without MODEL it is a rehearsal on the embedded model.
+showcase: $(VENV)/.installed
+	$(BIN)/python scripts/showcase.py $(if $(MODEL),--model "$(MODEL)") $(if $(REWARD),--reward "$(REWARD)") \
+		$(if $(REPORT),--report "$(REPORT)") $(if $(DRAFT),--draft "$(DRAFT)") $(SHOWCASE)
 
 # Executes them in place and strips what differs from run to run.
 notebooks: $(VENV)/.installed

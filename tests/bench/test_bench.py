@@ -87,8 +87,11 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
     monkeypatch.setattr(ScenesReward, "__call__", score)
     gone = "best-of-n/00001/samples/00000.png"
     Path("part", gone).write_bytes(b"cut off")
-    assert main([*ARGV, "--out", "part"]) == 0
+    assert main([*ARGV, "--sheets", "--out", "part"]) == 0  # may be asked for on the way: they decide nothing
     assert images("part") == images("whole")
+    sheets = {path.name for path in Path("part").glob("*/*/sheet-*.png")}
+    assert sheets == {"sheet-00000.png", "sheet-00001.png"}
+    assert not list(Path("whole").glob("*/*/sheet-*.png"))
     assert len(images("whole")) == 8
     # Finished already: no model is asked for.
     monkeypatch.setattr(common, "load_model", None)

@@ -6,6 +6,7 @@ results.jsonl                       the same to read: a line an image, with its 
 summary.json, .md, .png             means, errors, differences and costs
 ALGORITHM/00000/metadata.jsonl      what the prompt set says of prompt 0
 ALGORITHM/00000/samples/00000.png   the image of the first repeat, 00001.png that of the second
+ALGORITHM/00000/sheet-00000.png     with --sheets, the contact sheet of the search that made it
 ALGORITHM/evalscope.jsonl           the same images as evalscope's text-to-image benchmarks read them
 ALGORITHM/image_paths.json          the first image of each prompt, as GenEval 2's scorer reads them
 
@@ -35,6 +36,11 @@ CATEGORIES = ("category", "tag", "challenge", "dimension", "task_type", "edit_ty
 def image_path(folder: Path, arm: str, index: int, repeat: int) -> Path:
     """Where the image of a repeat is; arm: the name of the algorithm's folder."""
     return folder / arm / f"{index:05d}" / SAMPLES / f"{repeat:05d}.png"
+
+
+def sheet_path(image: Path) -> Path:
+    """Where the contact sheet of the search that made this image is: not among the samples, which scorers read."""
+    return image.parents[1] / f"sheet-{image.name}"
 
 
 def category(metadata: Mapping[str, Json]) -> str:

@@ -11,17 +11,19 @@ from typing import NamedTuple, Protocol
 
 from ttsnap.bench.arms import Arm
 from ttsnap.bench.folder import Found, OpenBench
-from ttsnap.bench.layout import image_path, write_metadata
+from ttsnap.bench.layout import image_path, sheet_path, write_metadata
 from ttsnap.bench.prompts import Prompt
 from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
+from ttsnap.files.writing import write_whole
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import prepared, search
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.bench import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results.outputs import payload_of, plain, save_image
+from ttsnap.results.outputs import Recorder, Thumbnails, payload_of, plain, save_image
+from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
 """Repeat r starts from the seed r times so far on: more seeds than any search starts."""
@@ -52,8 +54,10 @@ class Model(Protocol):
     def engine(self, sampler: SamplerOptions) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
-    def finished(self, results: list[Result], texts: Sequence[str]) -> list[Result]:
-        """The same with the metrics that are only reported; texts: what was searched for, by result."""
+    def finished(self, results: list[Result], texts: Sequence[str], seen: Thumbnails) -> list[Result]:
+        """The same with the metrics that are only reported, and with thumbnails, as far as the safety checker lets them
+        pass. texts: the prompt of each result. seen: thumbnails by result, as Recorder keeps them.
+        """
 
     def pictures(self, text: str) -> Mapping[str, object]:
         """The digests of the pictures that this text is about, by argument of the call; none where there are none."""
@@ -137,7 +141,11 @@ def _search(
     engine, model, on_done = how
     seed = (bench.seed + STRIDE * work.repeat) % 2**64
 
+    recorder = Recorder()
+
     def listen(event: Event) -> None:
+        if bench.options.sheets:
+            recorder(event)
         if event.kind == "end":
             on_done(1)
 
@@ -161,9 +169,12 @@ def _search(
     }
     prompts = [bench.prompts[place] for place in work.places]
     images = []
-    for prompt, text, result in zip(prompts, texts, model.finished(results, texts), strict=True):
+    for prompt, text, result in zip(prompts, texts, model.finished(results, texts, recorder.thumbnails), strict=True):
         write_metadata(there.folder, work.arm.folder, prompt)
         path = image_path(there.folder, work.arm.folder, prompt.index, work.repeat)
+        if result.thumbnails:
+            sheet = contact_sheet(result, result.thumbnails)
+            write_whole(sheet_path(path), lambda file, sheet=sheet: sheet.save(file, format="PNG"))
         save_image(
             path, result.best.pixels, payload_of(result, 0, {**settings, "pictures": model.pictures(text) or None})
         )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ttsnap.core.protocols import Engine
     from ttsnap.core.results import Result
     from ttsnap.files.typed import Json
+    from ttsnap.results.outputs import Thumbnails
 
 HELP = "run a prompt set by several algorithms at equal budgets"
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
@@ -176,7 +177,7 @@ def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
         "utility": a.utility,
         "report": asked.report,
         "seed": bench.seed,
-        **values(bench.options),
+        **{name: value for name, value in values(bench.options).items() if name != "sheets"},  # they decide nothing
         **values(dataclasses.replace(model, device=place.type, dtype=str(kind).removeprefix("torch."))),
         "call": {**asked.call, **digests(asked.call)},
         **values(arguments.read(BatchOptions, a)),
@@ -243,12 +244,13 @@ class _Model:
             self._denoiser = denoiser
             yield engine
 
-    def finished(self, results: list[Result], texts: Sequence[str]) -> list[Result]:
+    def finished(self, results: list[Result], texts: Sequence[str], seen: Thumbnails) -> list[Result]:
         """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
-        from ttsnap.pipelines.output import checked, reported, sources_of
+        from ttsnap.pipelines.output import checked, reported, sources_of, with_thumbnails
 
         sources = sources_of(self._denoiser, texts, self._metrics)
-        passed = checked(self.pipe, results)[0]
+        passed, flags = checked(self.pipe, results)
+        passed = with_thumbnails(passed, seen, flags)
         return [reported(r, self._metrics, source=source) for r, source in zip(passed, sources, strict=True)]
 
     def pictures(self, text: str) -> Mapping[str, object]:

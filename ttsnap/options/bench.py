@@ -28,3 +28,6 @@ class BenchOptions(Bounded):
         "an interruption costs at most the work on so many",
         metavar="N",
     )
+    sheets: bool = option(
+        False, "write a contact sheet of each search into its prompt's folder: what it scored, dropped and finished"
+    )

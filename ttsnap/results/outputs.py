@@ -39,11 +39,15 @@ MAKING = tuple(option.name for option in options_of(SamplerOptions) if not optio
 """Those that make an image from its seed. What else is loaded (a drafter) only helps to choose the seed."""
 
 
+Thumbnails = dict[int, dict[tuple[int, int], Image.Image]]
+"""Small pictures of scored estimates, by the number of the prompt, then by candidate (uid) and step."""
+
+
 @dataclass
 class Recorder:
     """Listens to a search and keeps a thumbnail of every scored estimate. `rewards` combine as in the search."""
 
-    thumbnails: dict[int, dict[tuple[int, int], Image.Image]] = field(default_factory=dict)
+    thumbnails: Thumbnails = field(default_factory=dict)
 
     def __call__(self, event: Event) -> None:
         if event.kind == "score" and event.picture is not None:
