@@ -84,3 +84,12 @@ def test_make_demo_shows_what_was_measured() -> None:
     assert Budget.parse(values["BUDGET"]) == Budget.parse(showcase.BUDGET)
     assert int(values["SEED"]) == showcase.SEED
     assert "--seed $(SEED) --compare best-of-n" in makefile
+    assert 'ttsnap.scenes.showcase "$(PROMPT)" "$(BUDGET)" $(SEED)' in makefile
+
+
+def test_the_odds_are_told_of_the_showcase_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    showcase.main(showcase.PROMPT, showcase.BUDGET.replace(" ", ""), str(showcase.SEED))
+    assert showcase.odds() in capsys.readouterr().out
+    assert all(f"{name} {share} ± {error} %" in showcase.odds() for name, (share, error) in showcase.ODDS.items())
+    showcase.main("three green crosses", showcase.BUDGET, str(showcase.SEED))
+    assert capsys.readouterr().out == ""
