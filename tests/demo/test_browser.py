@@ -271,3 +271,24 @@ def test_looking_at_a_finished_search_on_a_phone(visit: Opener, written: Path, t
     page.wait_for_selector("#search", state="visible")
     page.wait_for_function("document.querySelector('#status').innerText.indexOf('restored') >= 0")
     assert page.input_value("#prompt textarea") == PROMPT
+
+
+def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Opener) -> None:
+    page = visit()
+    choose(page, "1600nfe", 20)
+    page.click("#by-hand button")
+    page.wait_for_selector("#candidate", state="visible")
+    page.click("#search")
+    page.wait_for_selector("#stage .tt-grid")
+    page.locator("#stage .tt-col").nth(1).dispatch_event("click")
+    page.wait_for_function("/^[0-9]/.test(document.querySelector('#candidate input, #candidate textarea').value)")
+    name = page.input_value("#candidate input, #candidate textarea")
+    page.click("#finish")
+    page.wait_for_function(
+        """name => [...document.querySelectorAll('#stage .tt-cell')].some(
+            cell => cell.title.startsWith(`seed ${name}, step 20`))""",
+        arg=name,
+    )
+    page.click("#best")
+    page.wait_for_selector("#download", state="visible")
+    assert "2 wishes by hand" in page.inner_text("#stage .tt-note")

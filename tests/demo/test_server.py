@@ -23,7 +23,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 from ttsnap.pipelines import defaults, load
 
-from ttsnap.demo.asked import Limits, Offer, read
+from ttsnap.algorithms.by_hand import Wish
+from ttsnap.demo.asked import Limits, Offer, read, read_wish
 from ttsnap.demo.border import FORM, Border, held, uploaded
 from ttsnap.demo.folder import read_folder
 from ttsnap.demo.listeners import Listeners
@@ -549,3 +550,41 @@ def test_other_seeds_are_tallied(tmp_path: Path) -> None:
     assert "the most that this demo allows" in late[-1][1]
     with pytest.raises(ValueError, match="choose another"):
         next(tally(known(algorithm="best-of-n")[0], [1], models, Limits(), threading.Event()))
+
+
+def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path) -> None:
+    asked, models = known(budget="60nfe", steps=10, rewards=["brightness"])
+    wishes: list[Wish] = []
+    for frame in stream(asked, models, Limits(), threading.Event(), tmp_path, wishes=wishes):
+        if "tt-grid" in frame.stage and not wishes:
+            wishes += [read_wish("drop", "3", None, Limits()), read_wish("best", None, 2, Limits())]
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    noted = trace["settings"]["by_hand"]
+    assert [verb for _, verb, *_ in noted["taken"]][-1] == "best"
+    assert "by hand" in frame.stage
+    assert "led by hand" in frame.python
+    assert frame.files
+    assert trace["results"][0]["spent"]["nfe"] <= 60
+
+
+@pytest.mark.parametrize(
+    "candidate", [None, "", "x", "1e3", "-1", "12 ↳", "↳3", ["3"], "9" * 30, "12 ↳40 <b>", {"a": 1}]
+)
+def test_bad_wishes_are_refused(candidate: Any) -> None:
+    with pytest.raises(ValueError, match="name a candidate"):
+        read_wish("drop", candidate, None, Limits())
+    with pytest.raises(ValueError, match="whole number from 1 to 8"):
+        read_wish("best", None, candidate, Limits())
+
+
+def test_candidates_are_named_as_on_the_board() -> None:
+    assert read_wish("drop", " 12 ", None, Limits()) == Wish("drop", seed=12)
+    assert read_wish("finish", "12 ↳40", None, Limits()) == Wish("finish", 40)
+    assert read_wish("best", None, 3, Limits()) == Wish("best", number=3)
+
+
+def test_wishes_and_tallies_are_no_part_of_the_api(server: tuple[str, Path]) -> None:
+    dependencies = httpx.get(f"{server[0]}config").json()["dependencies"]
+    assert not {"drop", "finish", "best", "tally"} & {
+        d["api_name"] for d in dependencies if d["api_visibility"] == "public"
+    }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.algorithms.by_hand import BEST, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
 from ttsnap.loop.budget import EFFORTS, Budget
@@ -234,6 +236,17 @@ def budget_words(text: Any, steps: Any, limits: Limits) -> str:
     if budget.seconds is not None:
         caps.append(f"{budget.seconds:g} seconds")
     return f"At most {' and '.join(caps)}."
+
+
+def read_wish(verb: str, candidate: Any, number: Any, limits: Limits) -> Wish:
+    """A wish by hand: a candidate as the board names it, `12` by its seed or `12 ↳40` by its number, or how many to
+    finish. ValueError for anything else."""
+    if verb == BEST:
+        return Wish(BEST, number=whole("images to finish", number, 1, limits.images))
+    match = re.fullmatch(r"\s*(\d{1,20})(?:\s*↳\s*(\d{1,9}))?\s*", candidate if isinstance(candidate, str) else "")
+    if not match:
+        raise ValueError(f"name a candidate as the board does, 12 or 12 ↳40; got {_short(candidate)}")
+    return Wish(verb, int(match[2])) if match[2] else Wish(verb, seed=int(match[1]))
 
 
 def _short(value: Any) -> str:

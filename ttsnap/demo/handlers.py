@@ -16,6 +16,7 @@ from typing import Any
 
 import gradio as gr
 
+from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
 from ttsnap.demo import asked as forms
 from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.border import uploaded
@@ -40,6 +41,7 @@ PROMPTS = (
     "a fox reading a newspaper in a train, watercolour",
     "an isometric cutaway of a small bakery",
 )
+MOST_WISHES = 1000
 UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
 
@@ -55,6 +57,7 @@ class Handlers:
     models: Models
     root: Path
     stops: dict[str, set[threading.Event]] = field(default_factory=dict)
+    wishes: dict[str, list[Wish]] = field(default_factory=dict)
     listeners: Listeners | None = None
 
     @property
@@ -101,7 +104,8 @@ class Handlers:
         with self._stoppable(request) as stop:
             try:
                 wanted = self._read(request, values)
-                for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare):
+                wishes = self.wishes[str(request.session_hash)] = []
+                for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare, wishes=wishes):
                     yield _shown(frame)
             except Exception as error:
                 yield _failed(error)
@@ -127,6 +131,7 @@ class Handlers:
             self.stops[session].discard(stop)
             if not self.stops[session]:
                 self.stops.pop(session, None)
+                self.wishes.pop(session, None)
 
     def stop(self, request: gr.Request) -> None:
         """End this visitor's search with its best finished image."""
@@ -136,6 +141,32 @@ class Handlers:
         """End a session's searches with their best finished images."""
         for event in list(self.stops.get(session, ())):
             event.set()
+
+    def drop(self, request: gr.Request, candidate: Any) -> None:
+        """Give up a candidate of this visitor's search."""
+        self._wish(request, DROP, candidate)
+
+    def finish(self, request: gr.Request, candidate: Any) -> None:
+        """Finish a candidate of this visitor's search at once."""
+        self._wish(request, FINISH, candidate)
+
+    def best(self, request: gr.Request, number: Any) -> None:
+        """Finish the best few candidates of this visitor's search, and end it."""
+        self._wish(request, BEST, number=number)
+
+    def _wish(self, request: gr.Request, verb: str, candidate: Any = None, number: Any = None) -> None:
+        try:
+            wish, wishes = (
+                forms.read_wish(verb, candidate, number, self.limits),
+                self.wishes.get(str(request.session_hash)),
+            )
+            if wishes is None:
+                raise ValueError("no search of yours is running; press Search first")
+            if len(wishes) >= MOST_WISHES:
+                raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
+            wishes.append(wish)
+        except ValueError as error:
+            raise refusal(error, "That cannot be done") from None
 
     def surprise(self) -> tuple[str, int]:
         """A prompt and a seed that nobody chose."""

@@ -1,4 +1,5 @@
-// What the page does by itself: images open large, and a PNG dropped anywhere restores its settings.
+// What the page does by itself: images open large, a candidate's name is taken for wishes by hand, and a PNG
+// dropped anywhere restores its settings.
 () => {
   const dialog = document.createElement("dialog");
   dialog.className = "tt-zoom";
@@ -16,6 +17,14 @@
   document.addEventListener("click", (event) => shown(event) && open(event.target));
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && shown(event)) open(event.target);
+  });
+
+  document.addEventListener("click", (event) => {
+    const name = event.target.closest?.("#stage .tt-col");
+    const field = document.querySelector("#candidate input, #candidate textarea");
+    if (!name || !field) return;
+    field.value = name.textContent;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
   });
 
   const pngs = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.type === "image/png");

@@ -5,11 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ttsnap.algorithms.by_hand import State, Wish
 from ttsnap.core.results import Result
 from ttsnap.demo import snippet
 from ttsnap.demo.asked import BASELINE, Asked, Limits, title_of
@@ -41,16 +42,26 @@ class Frame:
 
 
 def stream(
-    asked: Asked, models: Models, limits: Limits, stop: threading.Event, folder: Path, *, compare: bool = False
+    asked: Asked,
+    models: Models,
+    limits: Limits,
+    stop: threading.Event,
+    folder: Path,
+    *,
+    compare: bool = False,
+    wishes: Sequence[Wish] = (),
 ) -> Iterator[Frame]:
     """Run what was asked (beside best-of-N, to compare) and write what was found to `folder`.
 
+    wishes: those of the visitor so far, which may grow meanwhile. A comparison takes none: it is one of algorithms.
     Closing the iterator stops the search. ValueError for what the model or the search refuses.
     """
     if compare:
         check_comparable(asked)
     asked = replace(asked, prompt=models.canonical(asked.prompt, asked.model))
-    worker = Worker([asked.baseline(), asked] if compare else [asked], models, limits, stop)
+    worker = Worker(
+        [asked.baseline(), asked] if compare else [asked], models, limits, stop, None if compare else wishes
+    )
     searches: list[Search] = []
     results: dict[int, Result] = {}
     busy = models.lock.locked()
@@ -115,6 +126,11 @@ def _batches(worker: Worker) -> Iterator[list[Any]]:
         yield [item for item in items if item is not None]
 
 
+def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
+    """What was done as the visitor wished, with the turns."""
+    return result.state.taken if isinstance(result.state, State) else ()
+
+
 def _settle(search: Search, result: Result, *, ended: bool) -> None:
     """The ledger has the last word on what was spent, and the result on who won. `ended`: nobody stopped it."""
     spent, view = result.spent, search.view
@@ -123,8 +139,10 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
     board.spent = replace(spent.cost, nfe=round(spent.price.evaluations(spent.cost)))
     board.seconds = float(spent.seconds)
     board.end()
-    why = why_unspent(search.asked, search.grid, spent) if ended else ""
-    view.note = "; ".join([*result.warnings, *([why] if why else [])])
+    taken = by_hand(result)
+    why = why_unspent(search.asked, search.grid, spent) if ended and not taken else ""
+    hand = f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out" if taken else ""
+    view.note = "; ".join([*result.warnings, *(words for words in (why, hand) if words)])
     if result.images:
         view.winner = result.images[0].uid
         board.picture = full_uri(result.images[0].pixels)
@@ -145,6 +163,8 @@ def _last(searches: list[Search], results: dict[int, Result], worker: Worker, fo
     status, caveat = "done", ""
     if worker.stop.is_set() or worker.late:
         caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
+    elif any(by_hand(result) for result in results.values()):
+        caveat = "# The search on the page was led by hand, as its trace.json says; this one goes on without.\n"
     if worker.stop.is_set():
         status = "stopped; this is the best image so far"
     elif worker.late:
@@ -164,7 +184,7 @@ def _last(searches: list[Search], results: dict[int, Result], worker: Worker, fo
 def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path]:
     """Images, contact sheet and trace, as `ttsnap generate` writes them."""
     asked = search.asked
-    settings = {
+    settings: dict[str, Any] = {
         "ttsnap": __version__,
         "model": asked.model,
         "sampler": type(pipe.scheduler).__name__,
@@ -177,5 +197,7 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "utility": "mean",
         "seed": asked.seed,
     }
+    if taken := by_hand(result):
+        settings["by_hand"] = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
     images = outputs.write_results(folder, [result], search.recorder, settings)[0]
     return [*images, folder / "sheet.png", folder / "trace.json"]

@@ -50,6 +50,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 stop = gr.Button("Stop", variant="stop", min_width=56, elem_id="stop", interactive=False)
             status = html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status",
                           label="Status")  # fmt: skip
+            _by_hand(handlers)
         with gr.Column(elem_classes="tt-set"):
             form = _settings(handlers, prompt)
             restore = gr.UploadButton("Restore settings from a PNG, or drop one here", file_types=[".png"], size="sm",
@@ -78,6 +79,21 @@ def search_tab(handlers: Handlers) -> list[Any]:
     restore.upload(handlers.restore, restore, filled, preprocess=False, api_name="restore",
                    api_visibility="undocumented", show_progress="hidden")  # fmt: skip
     return filled
+
+
+def _by_hand(handlers: Handlers) -> None:
+    """What a visitor may wish of a search while it runs."""
+    run: dict[str, Any] = {"queue": False, **PRIVATE}
+    with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
+        candidate = gr.Textbox("", label="Candidate", max_lines=1, max_length=40, elem_id="candidate",
+                               placeholder="click its name on the board")  # fmt: skip
+        with gr.Row(elem_classes="tt-buttons"):
+            gr.Button("Drop it", min_width=60, elem_id="drop").click(handlers.drop, candidate, None, **run)
+            gr.Button("Finish it", min_width=60, elem_id="finish").click(handlers.finish, candidate, None, **run)
+        with gr.Row(elem_classes="tt-pair"):
+            number = gr.Number(1, label="How many", precision=0, min_width=70, elem_id="number")
+            end = gr.Button("Stop, finish the best", size="sm", min_width=120, elem_id="best")
+            end.click(handlers.best, number, None, **run)
 
 
 def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:

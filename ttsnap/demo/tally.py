@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from ttsnap.algorithms import make_algorithm
 from ttsnap.core.results import Candidate
 from ttsnap.demo.asked import Asked, Limits, title_of
 from ttsnap.demo.board_html import short, verdict
@@ -83,7 +84,10 @@ class Tallying(threading.Thread):
             return Side(best.seed, best.reward, judge(best.pixels), thumbnail_uri(best.pixels))
 
         for first in self.firsts:
-            results = [found(pipe, replace(asked, seed=first), should_stop) for asked in searches]
+            results = [
+                found(pipe, replace(asked, seed=first), make_algorithm(asked.algorithm), should_stop)
+                for asked in searches
+            ]
             if should_stop():  # neither search of a pair may have had less than the other
                 return
             self.news.put(Pair(first, *(side(result.best) for result in results)))

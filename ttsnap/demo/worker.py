@@ -5,12 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.by_hand import ByHand, Wish
 from ttsnap.core.grid import Grid
+from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.asked import Asked, Limits, title_of
 from ttsnap.demo.board import Board
@@ -93,11 +95,16 @@ class Turns:
 
 class Worker(threading.Thread):
     """Runs searches beside each other and puts what happens into `news`: a Search for each before any of them begins,
-    Scored, Found, an error, None at the end."""
+    Scored, Found, an error, None at the end.
 
-    def __init__(self, asked: list[Asked], models: Models, limits: Limits, stop: threading.Event) -> None:
+    wishes: those of the visitor so far, which may grow meanwhile; None where the searches take none.
+    """
+
+    def __init__(
+        self, asked: list[Asked], models: Models, limits: Limits, stop: threading.Event, wishes: Sequence[Wish] | None
+    ) -> None:
         super().__init__(daemon=True, name="searches")
-        self.asked, self.models, self.limits, self.stop = asked, models, limits, stop
+        self.asked, self.models, self.limits, self.stop, self.wishes = asked, models, limits, stop, wishes
         self.news: queue.SimpleQueue[Search | Scored | Found | Exception | None] = queue.SimpleQueue()
         self.pipe: Any = None
         self.late = False
@@ -147,7 +154,10 @@ class Worker(threading.Thread):
 
         try:
             turns.begin(place)
-            result = found(self.pipe, asked, should_stop, listen, rows=_rows(self.pipe, asked.budget))
+            rows, algorithm = _rows(self.pipe, asked.budget), make_algorithm(asked.algorithm)
+            if (wishes := self.wishes) is not None:
+                algorithm = ByHand(algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
+            result = found(self.pipe, asked, algorithm, should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.news.put(error)
             return
@@ -179,6 +189,7 @@ def opened(pipe: Any, asked: Asked, limits: Limits) -> Search:
 def found(
     pipe: Any,
     asked: Asked,
+    algorithm: Algorithm,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
@@ -186,7 +197,7 @@ def found(
     """Run one search to its end. rows: the most candidates per batch; None for as many as fit."""
     output = pipe(
         [asked.prompt],
-        search=make_algorithm(asked.algorithm),
+        search=algorithm,
         reward=list(asked.rewards),
         budget=asked.budget,
         seed=asked.seed,
