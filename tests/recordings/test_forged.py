@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None:
     for name in ("journal.bin", LOCK):
         (folder / name).symlink_to(precious)
-        with pytest.raises((ValueError, OSError), match=r"is a link to another file|symbolic links"):
+        with pytest.raises(ValueError, match="is a link to another file"):
             OpenRecording(folder, HEADER)
         assert precious.read_text() == "mine"
         (folder / name).unlink()

@@ -137,6 +137,7 @@ def test_edits_are_compared_with_their_source(folder: Path, tmp_path: Path, caps
     [
         (["--prompt", "x", "--prompts-file", "p.txt"], "not both"),
         (["--prompts-file", "nowhere.txt"], "cannot read prompts file nowhere.txt"),
+        (["--prompts-file", "/dev/zero"], "cannot read prompts file /dev/zero: no such prompts file"),
         (["--utility", "lovely"], "unknown utility 'lovely'"),
         (["--batch-size", "0"], "batch size must be at least 1"),
     ],

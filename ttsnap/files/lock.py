@@ -20,10 +20,13 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes, and other threads of this one, out of `folder`; it is made where it is missing.
 
     Whatever was found out about the folder before is to be checked again inside, as another process may have been
-    there in between. Raises ValueError that names the holder where there is one, OSError where nothing can be written.
+    there in between. Raises ValueError that names the holder where there is one, and for a lock that is a link; OSError
+    where nothing can be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to another file, which would be written to; remove it")
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()

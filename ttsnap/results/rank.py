@@ -67,9 +67,10 @@ def find_prompts(paths: Sequence[Path], prompt: str | None = None, file: Path | 
         return [prompt] * len(paths)
     if file is not None:
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
+            text = files.read_bytes(file, files.JSON_BYTES, "prompts file").decode()
+        except ValueError as error:
             raise ValueError(f"cannot read prompts file {file}: {error}") from None
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         if len(lines) != len(paths):
             raise ValueError(
                 f"prompts file {file} holds {len(lines)} prompts for {len(paths)} images; one line an image"

@@ -14,6 +14,7 @@ from ttsnap.distill.draft.prompts import Listed
 from ttsnap.distill.draft.run import Measured, distill_draft
 from ttsnap.pipelines import upgrade
 
+from ttsnap.files.lock import locked
 from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import Ranked
 
@@ -162,3 +163,9 @@ def test_other_settings_are_refused_before_anything_is_changed(tmp_path: Path) -
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):
         run(config_of(), tmp_path / "other", "sd3")
+
+
+def test_one_run_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    with locked(tmp_path / "out"), pytest.raises(ValueError, match=r"another process is writing to .*out"):
+        run(config_of(), tmp_path / "out", "sd3")
+    assert not list((tmp_path / "out").iterdir())
