@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 from embedded_curve import REWARDS, SOFT, plot, rows_of, table
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.compilation import compile_denoiser
@@ -72,7 +73,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
+    add_dtype(p)
     p.add_argument("--compile", action="store_true", help="compile the network first: minutes, then faster")
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument(

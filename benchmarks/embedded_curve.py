@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, __version__, make_algorithm
@@ -49,7 +50,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
+    add_dtype(p)
     p.add_argument("--recordings", type=Path, help="folder to keep the recordings in, and to go on from")
     p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 from embedded_curve import REWARDS, SOFT, rows_of, table
 from ttsnap.pipelines import defaults, load
 
@@ -55,7 +56,7 @@ def main() -> None:
     p.add_argument("--trials", type=int, default=0, help="schedules that `tune` tries; 0: without")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
+    add_dtype(p)
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()

@@ -40,7 +40,11 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--repeats", type=int, default=2, help="searches of every prompt, from other seeds")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu")
-    p.add_argument("--dtype", default="auto", help="auto (cpu: float32, else bfloat16), float32, bfloat16, float16")
+    p.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (bfloat16; float32 on a CPU without its instructions), float32, bfloat16, float16",
+    )
     p.add_argument("--json", type=Path, metavar="OUT", help="write all figures there, after every run")
     return p.parse_args()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, __version__, search
@@ -39,7 +40,7 @@ def main() -> None:
     p.add_argument("--reward", default="scenes-learned")
     p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16")
+    add_dtype(p)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     pipe, prompts = load(dtype=getattr(torch, a.dtype)), sample_prompts(a.prompts, a.prompt_seed)

@@ -393,7 +393,11 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     p.add_argument("--repeats", type=int, default=7, help="pairs of runs (default 7)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu")
-    p.add_argument("--dtype", default="auto", help="auto (cpu: float32, else bfloat16), float32, bfloat16, float16")
+    p.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (bfloat16; float32 on a CPU without its instructions), float32, bfloat16, float16",
+    )
     p.add_argument("--json", type=Path, metavar="OUT", help="write all figures there")
     loop = p.add_argument_group("loop")
     loop.add_argument("--families", nargs="+", choices=known, help="default: all that have the size")

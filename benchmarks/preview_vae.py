@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 from torch import Tensor
 from tqdm import tqdm
 from ttsnap.pipelines import defaults, load
@@ -73,7 +74,7 @@ def main() -> None:
     p.add_argument("--live", type=int, default=8, help="captions of the live searches")
     p.add_argument("--vae", type=Path, help="folder of a trained preview VAE; trains one by default")
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
+    add_dtype(p)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--work", type=Path, help="folder to keep the training and the recording in, and to go on from")
     p.add_argument("--json", type=Path)

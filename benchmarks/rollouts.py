@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
@@ -70,7 +71,7 @@ def main() -> None:
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16")
+    add_dtype(p)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     call = {**defaults(), "num_inference_steps": a.steps}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dtypes import add_dtype
 
 from ttsnap import __version__
 from ttsnap.core.results import Result
@@ -29,7 +30,7 @@ def parser(description: str | None, seeds: int = 3) -> argparse.ArgumentParser:
     p.add_argument("--reward", default="scenes-learned")
     p.add_argument("--held-out", nargs="+", default=["scenes", "scenes-strict"])
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
+    add_dtype(p)
     p.add_argument("--json", type=Path, help="file to keep runs in, and to go on from")
     return p
 

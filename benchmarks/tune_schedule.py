@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from dtypes import add_dtype
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning
@@ -33,7 +34,7 @@ def main() -> None:
     p.add_argument("--trials", type=int, default=300)
     p.add_argument("--prompt-seed", type=int, default=1)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32; which is faster depends on the CPU")
+    add_dtype(p)
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if device in ("auto", "gpu"):
         device = accelerator.type if accelerator is not None else "cpu" if device == "auto" else "cuda"
     if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
+        dtype = "float32" if device == "cpu" and not cpu_multiplies_bfloat16() else "bfloat16"
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
         raise ValueError(unknown("dtype", dtype, ("auto", *known)))
@@ -43,6 +44,25 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     except RuntimeError:  # which lists dozens of back-ends
         raise ValueError(unknown("device", device, ("auto", "gpu", "cuda:1", *_devices(accelerator)))) from None
     return place, known[dtype]
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16, by which the embedded model takes half of float32's time or less;
+    without them it takes several times as long as float32."""
+    found = torch.cpu.get_capabilities() if "get_capabilities" in dir(torch.cpu) else {}  # older torch cannot tell
+    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
+def reward_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The same for a reward, whose scores differ by little: by default in float32 on any CPU."""
+    place, kind = placement(device, dtype)
+    return place, torch.float32 if dtype == "auto" and place.type == "cpu" else kind
+
+
+def settled(options: ModelOptions, kind: str) -> ModelOptions:
+    """A model for processes with devices of one kind, "cuda" or "cpu"; on CPUs in the dtype that fits this machine."""
+    dtype = str(placement(kind, options.dtype)[1]).removeprefix("torch.") if kind == "cpu" else options.dtype
+    return replace(options, device=kind, dtype=dtype)
 
 
 def check_here(place: torch.device) -> None:

@@ -38,6 +38,7 @@ def settings_of(
         "model": model_name(pipe),
         "lora": adapters(pipe),
         "task": pipe.task_of(call),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
         "pictures": pictures if any(pictures) else None,
         "sampler": type(pipe.scheduler).__name__,
         "call": {name: value for name, value in call.items() if _is_plain(value)},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +62,8 @@ def recipe_of(pipe: Any, wanted: Wanted, kind: str, *, previews: bool = False) -
 
     kind: of the devices, "cuda" or "cpu". previews: whether a preview VAE decodes unfinished estimates.
     """
+    from ttsnap.pipelines.opening import settled
+
     model = pipe.model_options
     if model is None:
         if not pipe.name_or_path:
@@ -76,9 +77,7 @@ def recipe_of(pipe: Any, wanted: Wanted, kind: str, *, previews: bool = False) -
         dtype = str(pipe.dtype).removeprefix("torch.")
         task = pipe.task_of(wanted.call) or TEXT
         model = ModelOptions(str(Path(name).resolve()) if local else name, task=task, dtype=dtype)
-    return Recipe(
-        replace(model, device=kind), wanted.reward, wanted.sampler, wanted.options, wanted.call, pipe.scheduler
-    )
+    return Recipe(settled(model, kind), wanted.reward, wanted.sampler, wanted.options, wanted.call, pipe.scheduler)
 
 
 def _kind(model: ModelOptions) -> str:

@@ -29,6 +29,14 @@ torch.set_num_threads(1)
 os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32_on_every_cpu() -> Iterator[None]:
+    """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        yield
+
+
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
 """What takes longest begins first, so that no process of `make test` is left alone with it at the end."""
 TOGETHER = ("tests/demo", "tests/cluster", "tests/service")

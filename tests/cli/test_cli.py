@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ttsnap.cli import main
+from ttsnap.options.model import ModelOptions
 from ttsnap.results.outputs import read_payload
 
 from ..said import error_of  # noqa: TID252
@@ -150,3 +151,24 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in ("examples:", "--budget", "400nfe", "best-of-n", "seed-pruning", "file.py:function"):
         assert word in out
+
+
+def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtype(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttsnap.pipelines.opening import placement, reward_placement, settled
+
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    assert placement("cpu", "auto")[1] == torch.bfloat16
+    assert reward_placement("cpu", "auto")[1] == torch.float32, "scores differ by little"
+    assert settled(ModelOptions(), "cpu") == ModelOptions(device="cpu", dtype="bfloat16"), "on other machines, too"
+    assert settled(ModelOptions(), "cuda").dtype == "auto"
+    assert main(["generate", PROMPT, "--budget", "12nfe", *QUICK]) == 0
+    assert "the winner in plain diffusers, the pipeline in bfloat16:" in capsys.readouterr().out
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})
+    assert placement("cpu", "auto")[1] == torch.float32
+    (image,) = tmp_path.glob("outputs/*/01-*.png")
+    assert read_payload(image)["dtype"] == "bfloat16"
+    assert main(["replay", str(image), "--device", "cpu"]) == 0
+    assert "largest difference" in (out := capsys.readouterr().out)
+    assert f"from {image.name}: 0 of 255" in out

@@ -117,7 +117,7 @@ def test_a_driver_that_dies_leaves_no_actor_running() -> None:
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
         from ttsnap.cluster.recipe import Recipe
         from ttsnap.options.model import ModelOptions
-        pool = RayPool(Recipe(ModelOptions(device="cpu"), "scenes"), Hosts(1, Share(gpus=0, cpus=1)))
+        pool = RayPool(Recipe(ModelOptions(device="cpu", dtype="float32"), "scenes"), Hosts(1, Share(gpus=0, cpus=1)))
         ClusterEngine(pool)
         print(*pids(pool), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

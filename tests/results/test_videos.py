@@ -312,7 +312,7 @@ def mp4_of(frames: int, side: int) -> bytes:
         (partial(png_of, 2**31 - 1, 16), READ, r"cannot read x as an image|frames of 16 x 16"),
         (partial(png_of, 300, 1024), READ, r"30\d frames of 1024 x 1024 pixels are more than is read here"),
         (partial(png_of, 9, 16), READ, "cannot read x as an image"),
-        (partial(gif_of, 16, 16), READ, "cannot identify image file"),
+        (partial(gif_of, 16, 16), READ, "it is no PNG or WEBP, or it is damaged"),
         (partial(gif_of, 16, 9000), ("GIF",), r"2 frames of 9000 x 9000 pixels are more than is read here"),
         (partial(gif_of, 16, 65535), ("GIF",), "decompression bomb"),
     ],

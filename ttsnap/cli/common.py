@@ -203,6 +203,14 @@ def placement(device: str, dtype: str) -> tuple[Any, Any]:
     return opening.placement(device, dtype)
 
 
+def reward_placement(device: str, dtype: str) -> tuple[Any, Any]:
+    """The same for a reward, which is in float32 on a CPU by default."""
+    load_torch()
+    from ttsnap.pipelines import opening
+
+    return opening.reward_placement(device, dtype)
+
+
 def check_here(place: Any) -> None:
     """ValueError for a device that this machine does not have, with those that it has."""
     from ttsnap.pipelines import opening

@@ -95,11 +95,12 @@ def run(a: Namespace) -> int:
         from ttsnap.distill.draft.evaluate import DRAFT, table
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
     place = common.placement(a.device, a.dtype)[0]
+    dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained
     accelerator = processes.start(out, COMMAND, cpu=place.type == "cpu", shown=True)
     if accelerator.num_processes > 1:
         place = processes.device_of(accelerator)
     rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and processes.is_main() else []
-    pipe = common.load_model(a.model, str(place), a.dtype)
+    pipe = common.load_model(a.model, str(place), dtype)
     common.check_call(pipe, dict(config.call or {}))
     try:
         measured = Measured(held_out, rewards[0]) if rewards else None

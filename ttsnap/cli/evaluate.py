@@ -65,7 +65,7 @@ def run(a: Namespace) -> int:
     frames = Frames(a.recordings)
     steps = frames.select(a.steps)
     prompts, held_out = _prompts(a.prompts, frames.prompts)
-    place, kind = common.placement(a.device, a.dtype)
+    place, kind = common.reward_placement(a.device, a.dtype)
     common.check_here(place)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=place, dtype=kind)

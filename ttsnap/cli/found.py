@@ -161,7 +161,8 @@ def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], 
     if result.images and plain and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
-        print("  the winner in plain diffusers:")
+        dtype = run.settings.get("dtype")
+        print(f"  the winner in plain diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:")
         if a.lora is not None:
             from ttsnap.pipelines.lora import parse_lora
 

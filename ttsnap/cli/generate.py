@@ -153,7 +153,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
     from ttsnap.results.folders import keep
 
-    place, _ = common.placement(a.device, a.dtype)
+    place, kind = common.placement(a.device, a.dtype)
     # Where others search, they load what they need themselves, and this process keeps off the devices.
     alone = common.alone(asked.devices, place.type)
     rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
@@ -209,6 +209,7 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
                 **sampler.told(),
                 "call": plain,
                 "task": None if a.task == TEXT else a.task,
+                "dtype": str(kind).removeprefix("torch."),
                 "pictures": shown if any(shown) else None,
                 "algorithm": name,
                 "options": dict(a.options) if name == a.algorithm else {},

@@ -90,13 +90,16 @@ def run(a: Namespace) -> int:
     prompts, reward = common.read_prompts(a, "record", a.task), common.require_reward(a)
     sampler, batches = arguments.read(SamplerOptions, a).drafted_by(None), arguments.read(BatchOptions, a)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
-    common.placement(a.device, a.dtype)  # says that torch is loaded
+    place, kind = common.placement(a.device, a.dtype)
+    model = arguments.read(ModelOptions, a)
+    if place.type == "cpu":  # the same for all workers, whatever their CPUs can do
+        model = dataclasses.replace(model, dtype=str(kind).removeprefix("torch."))
     from ttsnap.cluster.recipe import Recipe
     from ttsnap.recordings.folder import RECORDING, progress
 
     options = EngineOptions(**values(batches), keep=what.keep, features_block=what.features)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
-    recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, call)
+    recipe = Recipe(model, reward, sampler, options, call)
     asked = Asked(recipe, common.canonical(prompts, a.model), Path(a.out), what)
     make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
     out = asked.out

@@ -80,9 +80,10 @@ def run(a: Namespace) -> int:
     models = [_named(w, a) for w in wanted]
     pipe, what = None, None
     for w, place, (model, lora) in zip(wanted, places, models, strict=True):
-        if what != (model, lora, w.task):
+        asked = model, lora, w.task, _dtype(w, a)
+        if what != asked:
             pipe = None  # one model at a time
-            pipe, what = load_model(model, a.device, a.dtype, lora=lora, task=w.task), (model, lora, w.task)
+            pipe, what = load_model(model, a.device, asked[3], lora=lora, task=w.task), asked
         _replay(w, place, pipe)
     return 0
 
@@ -104,6 +105,16 @@ def _wanted(path: Path, a: Namespace) -> Wanted:
     wanted = Wanted(path, data, payload, pictures)
     wanted.pixels()  # refuses a damaged or a huge picture before a model is loaded
     return wanted
+
+
+def _dtype(wanted: Wanted, a: Namespace) -> str:
+    """That of --dtype, else the one that the file was made in; files that do not say are in float32 on a CPU."""
+    from ttsnap.pipelines.opening import placement
+
+    if a.dtype != "auto":
+        return str(a.dtype)
+    old = "float32" if placement(a.device, "auto")[0].type == "cpu" else "auto"
+    return str(wanted.payload.get("dtype", old))
 
 
 def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Path]:

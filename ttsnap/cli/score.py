@@ -60,7 +60,7 @@ def _score(a: Namespace, out: Path) -> int:
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)
     prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
-    device, dtype = common.placement(a.device, a.dtype)
+    device, dtype = common.reward_placement(a.device, a.dtype)
     rewards = with_source(
         common.load_rewards(a.reward, device=device, dtype=dtype), Path(a.source) if a.source else None
     )

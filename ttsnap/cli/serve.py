@@ -152,20 +152,21 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
 def engines(a: Namespace, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
     """What is served, on the device of this process or on several; specs: of the rewards, by the names of clients."""
     from ttsnap.cluster.spreading import alone, hosts
+    from ttsnap.pipelines.opening import settled
     from ttsnap.service.engines import ManyDevices, OneDevice
 
     place, _ = common.placement(a.device, a.dtype)
     spread = not alone(devices, place.type)
     # Where other processes search, this one keeps off the devices.
     device = "cpu" if spread else a.device
-    where, dtype = common.placement(device, "auto" if spread else a.dtype)
+    where, dtype = common.reward_placement(device, "auto" if spread else a.dtype)
     pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)
     common.prepare_model(pipe, a)
     here = OneDevice(pipe, {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()})
     if not spread:
         yield here
         return
-    model = replace(arguments.read(ModelOptions, a), device=place.type)
+    model = settled(arguments.read(ModelOptions, a), place.type)
     with hosts(devices, place.type) as there:
         from ttsnap.cluster.ray_pool import RayPool
 

@@ -44,7 +44,7 @@ def run(a: Namespace) -> int:
 
     refuse_credentials(a.reward)
     limits = Limits(max_images=a.max_images)
-    device, dtype = common.placement(a.device, a.dtype)
+    device, dtype = common.reward_placement(a.device, a.dtype)
     common.check_here(device)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=device, dtype=dtype)

@@ -45,6 +45,6 @@ def _pipe(model: ModelOptions) -> Any:
 
 @cache
 def _reward(spec: str, model: ModelOptions) -> RewardModel:
-    place, dtype = load_object("ttsnap.pipelines.opening:placement")(model.device, model.dtype)
+    place, dtype = load_object("ttsnap.pipelines.opening:reward_placement")(model.device, model.dtype)
     (reward,) = make_rewards(spec, device=place, dtype=dtype)
     return reward

@@ -49,7 +49,9 @@ class ModelOptions:
         common=True,
     )
     device: str = option("auto", "auto, cpu, gpu, cuda, cuda:1, mps", common=True)
-    dtype: str = option("auto", "auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16", common=True)
+    dtype: str = option(
+        "auto", "auto (bfloat16; float32 on a CPU without its instructions), float32, bfloat16, float16", common=True
+    )
     offload: Literal["none", "model", "group"] = option(
         "none",
         "keep in RAM what the GPU does not need just now: none, whole networks (model) or single layers (group)",

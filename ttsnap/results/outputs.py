@@ -107,7 +107,7 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dic
     candidate = result.images[rank]
     payload = {
         **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
-        **{k: settings[k] for k in ("lora", "task", "pictures", *SAMPLER) if settings.get(k) is not None},
+        **{k: settings[k] for k in ("lora", "task", "dtype", "pictures", *SAMPLER) if settings.get(k) is not None},
         "prompt": result.prompt,
         "seed": candidate.seed,
         "branched": bool(result.particles.parent[candidate.uid] >= 0),

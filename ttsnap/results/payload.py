@@ -33,6 +33,8 @@ _PICTURES = Kind(
     f"digests of pictures by {', '.join(sorted(_SHOWN))}",
     lambda v: isinstance(v, dict) and bool(v) and set(v) <= _SHOWN and all(map(_DIGESTS.fits, v.values())),
 )
+DTYPES = ("float32", "bfloat16", "float16")
+_DTYPE = Kind("one of " + ", ".join(DTYPES), lambda v: v in DTYPES)
 _OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 _SAMPLER = {option.name: _PLACE if option.loads else kind_of(option) for option in options_of(SamplerOptions)}
 NEEDED: dict[str, Kind] = {
@@ -48,6 +50,7 @@ NEEDED: dict[str, Kind] = {
 OPTIONAL: dict[str, Kind] = {
     "lora": _PLACE,
     "task": WORD,
+    "dtype": _DTYPE,
     "pictures": _PICTURES,
     **_SAMPLER,
     "branched": FLAG,

@@ -20,7 +20,7 @@ from ray.serve.config import AutoscalingConfig
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import AUTO
 from ttsnap.pipelines import defaults
-from ttsnap.pipelines.opening import opened, placement
+from ttsnap.pipelines.opening import opened, placement, reward_placement
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.service.algorithms import searches_of
 from ttsnap.service.app import make_app
@@ -61,7 +61,7 @@ class Replica:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         log_to_stderr()
         specs = offered(settings.rewards.split(), settings.model)
-        device, dtype = placement(settings.device, settings.dtype)
+        device, dtype = reward_placement(settings.device, settings.dtype)
         pipe = opened(ModelOptions(settings.model, settings.lora, device=settings.device, dtype=settings.dtype))
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
         self._limits, self._keys, self._canonical = settings.limits, keys, canonical_of(settings.model)
