@@ -15,7 +15,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 
-CPU = ModelOptions(device="cpu")
+CPU = ModelOptions(device="cpu", dtype="float32")
 
 
 def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:

@@ -81,7 +81,7 @@ def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: 
 def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: Image.Image) -> None:
     offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
     here = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
-    model = ModelOptions(device="cpu", task="image-to-image")
+    model = ModelOptions(device="cpu", dtype="float32", task="image-to-image")
     served = ManyDevices(here, model, {"brightness": "brightness"}, lambda recipe: LocalPool(recipe, 2))
     where = ("127.0.0.1", 0)
     with GenerationServer(served, offer, Limits(drain=0.1), None, where, lambda p: caption(parse(p))) as server:

@@ -24,7 +24,7 @@ from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
 
 OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "steps": 4}
-CPU = ModelOptions(device="cpu")
+CPU = ModelOptions(device="cpu", dtype="float32")
 
 
 def one_device(pipe: Any) -> OneDevice:
