@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, diversity, parser, read, winners, write
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora, parse_lora
 
 from ttsnap import Budget, make_algorithm, search
@@ -51,7 +51,7 @@ def main() -> None:
     if a.lora is not None:
         tuned = pipes[f"LoRA {fingerprint(a.lora)}"] = load(dtype=getattr(torch, a.dtype))
         load_lora(tuned, a.lora)
-    call = {**defaults(), "num_inference_steps": a.steps}
+    call = {"num_inference_steps": a.steps}
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     reward, metrics = make_rewards(a.reward), make_rewards(a.held_out)
     # Seed by seed, so that what is there when it is interrupted compares everything.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from dtypes import add_dtype
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 
 from ttsnap import BestOfN, __version__, search
 from ttsnap.rewards.registry import make_rewards
@@ -44,7 +44,7 @@ def main() -> None:
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     pipe, prompts = load(dtype=getattr(torch, a.dtype)), sample_prompts(a.prompts, a.prompt_seed)
-    call = {**defaults(), "num_inference_steps": a.steps}
+    call = {"num_inference_steps": a.steps}
     rewards, setting = make_rewards([a.reward, *a.held_out]), {k: str(v) for k, v in vars(a).items() if k != "json"}
     scores: dict[str, list[Any]] = {kind: [] for kind in a.noises} | read(a.json, setting)
     for repetition in range(a.seeds):  # by turns, so that what is there when it is interrupted compares all kinds

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.options.model import EMBEDDED, PACKAGED
@@ -100,7 +100,7 @@ def main() -> None:
     settings = {k: getattr(a, k) for k in (*SETTINGS, "model")}
     done = read(a.json, settings)
     pipe = load(a.model, dtype=getattr(torch, a.dtype))
-    call = {**defaults(a.model), "num_inference_steps": a.steps}
+    call = {"num_inference_steps": a.steps}
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     reward, metrics = make_rewards(a.reward), make_rewards(a.held_out)
     # Seed by seed, so that what is there when it is interrupted compares all methods.

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from dtypes import add_dtype
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
 from ttsnap.algorithms.keep_all import KeepAll
@@ -74,7 +74,7 @@ def main() -> None:
     add_dtype(p)
     p.add_argument("--json", type=Path)
     a = p.parse_args()
-    call = {**defaults(), "num_inference_steps": a.steps}
+    call = {"num_inference_steps": a.steps}
     engine = load(dtype=getattr(torch, a.dtype)).engine(a.reward, batch_size=a.batch_size, **call)
     test, fit = sample_prompts(a.prompts, a.prompt_seed), sample_prompts(a.fit_prompts, 1, held_out=False)
     out: dict[str, Any] = {"ttsnap": __version__, "setting": {k: str(v) for k, v in vars(a).items()}}

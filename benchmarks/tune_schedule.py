@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from dtypes import add_dtype
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.options.record import RecordOptions
@@ -38,7 +38,7 @@ def main() -> None:
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
-    engine = load(dtype=getattr(torch, a.dtype)).engine(["scenes"], batch_size=a.batch_size, **defaults())
+    engine = load(dtype=getattr(torch, a.dtype)).engine(["scenes"], batch_size=a.batch_size)
     prompts = sample_prompts(a.prompts, a.prompt_seed, held_out=False)
     with tempfile.TemporaryDirectory() as temporary:
         recording = record(

@@ -74,6 +74,21 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
         asked(draft=True)
 
 
+def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
+    offer, none = Offer("embedded", True, ("scenes", "brightness"), "embedded", drafts_first=True), lambda model: {}
+    assert read({**FIELDS, "draft": True}, offer, Limits(), none).sampler.draft == "auto"
+    left_out = read({**FIELDS, "draft": False}, offer, Limits(), none)
+    assert left_out.sampler.draft is None
+    assert "draft=None" in python_lines(left_out)
+    assert "--draft none" in command_line(left_out)
+    for changes in ({"algorithm": "best-of-n"}, {"algorithm": "svdd"}):
+        other = read({**FIELDS, "draft": True, **changes}, offer, Limits(), none)
+        assert other.sampler.draft is None
+        assert "draft" not in python_lines(other) + command_line(other)
+    free = read({**FIELDS, "draft": True, "model": "some/model", "rewards": ["brightness"]}, offer, Limits(), none)
+    assert free.sampler.draft == "auto"
+
+
 def test_visitors_choose_models_only_where_they_may() -> None:
     assert asked(model="evil/weights").model == "embedded"
     free = Offer("embedded", True, ("brightness", "scenes"))

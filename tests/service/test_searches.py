@@ -29,8 +29,10 @@ from ttsnap.rewards.registry import make_reward, make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.algorithms import OFFERED, Isolated, search_of, searches_of
 from ttsnap.service.engines import OneDevice
+from ttsnap.service.errors import RequestError
 from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Configuration, Offer
+from ttsnap.service.opening import with_drafts
+from ttsnap.service.requests import Configuration, Generation, Offer, asked_of
 from ttsnap.service.server import GenerationServer
 
 STEPS = 6
@@ -116,6 +118,30 @@ def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any
     assert str(files["tuned"].parent) not in json.dumps(told)
     kinds = {"tuned": "seed-pruning", "priced": "price-of-compute"}
     assert told["search"]["algorithm"] == kinds.get(str(search), "best-of-n")
+
+
+def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
+    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
+    offer, limits = Offer("embedded", defaults(), tuple(rewards)), Limits()
+
+    def draft(offer: Offer, **own: Any) -> Any:
+        wanted = Generation.model_validate({"prompt": PROMPT, **own})
+        return asked_of(wanted, offer, limits).configuration.sampler.draft
+
+    auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
+    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"
+    left_out: list[dict[str, Any]] = [
+        {"draft": False}, {"steps": 10}, {"guidance_scale": 2.0}, {"negative_prompt": "blue"}, {"search": "best-of-n"},
+        {"search": "svdd"}, {"kernel": "ode"}, {"size": "16x16"}, {"search": {"name": "seed-pruning", "n": 8}},
+    ]  # fmt: skip
+    assert [draft(auto, **own) for own in left_out] == [None] * len(left_out)
+    assert draft(auto, draft=True, steps=10) == "embedded"
+    assert draft(none) is None
+    with pytest.raises(RequestError, match="no drafter is offered"):
+        draft(none, draft=True)
+    other = with_drafts(offer, "hot:2", pipe, rewards)
+    assert (draft(other), draft(other, draft=True)) == (None, "hot:2")
+    assert draft(replace(auto, draftable=["moody"])) is None
 
 
 def test_drafts_are_looked_at_where_they_are_asked_for(service: GenerationServer, client: Any) -> None:
