@@ -162,10 +162,24 @@ def test_partial_images_come_evenly_though_a_move_is_charged_at_once() -> None:
     progress(Event("move", uids=tuple(range(20)), nfe=80))
     for uid in range(20):
         progress(Event("score", uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+        progress(Event("tick", nfe=4))
     progress(Event("move", uids=(20, 21), nfe=20))
     progress(Event("score", uids=(21,), scores=(99.0,), picture=Picture()))  # type: ignore[arg-type]
+    progress(Event("tick", nfe=4))
     assert list(heard) == [(0, 4), (1, 36), (2, 68)], "not (0, 4), (1, 8), (2, 12), as when all 80 count from the start"
     assert heard.nfe == 90
+
+
+def test_of_what_a_batch_brought_the_best_is_shown() -> None:
+    heard = Heard(3)
+    progress = Progress(heard, 100.0)  # type: ignore[arg-type]
+    progress(Event("move", uids=tuple(range(20)), nfe=100))
+    for uid in range(16):  # as best-of-N, whose candidates are scored when they are finished, all at once
+        progress(Event("score", uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+    progress(Event("tick", nfe=4))
+    progress(Event("score", uids=(16,), scores=(99.0,), picture=Picture()))  # type: ignore[arg-type]
+    progress(Event("tick", nfe=4))
+    assert list(heard) == [(0, 80)], "one third has one"
 
 
 def test_a_budget_in_seconds_shares_partial_images_out_by_the_clock() -> None:
@@ -173,7 +187,8 @@ def test_a_budget_in_seconds_shares_partial_images_out_by_the_clock() -> None:
     progress = Progress(heard, 4000.0)  # type: ignore[arg-type]
     progress(Event("move", uids=tuple(range(10)), nfe=10))
     for uid in range(10):
-        progress(Event("score", seconds=10.0 * uid, uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+        progress(Event("score", uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+        progress(Event("tick", seconds=10.0 * uid))
     assert list(heard) == [(0, 1), (1, 6)]
 
 
@@ -187,11 +202,12 @@ def test_a_request_is_a_line_without_its_query(
     (tmp_path / "keys").write_text(f"alice {key}\n")
     server = serving(keys=Keys.read(tmp_path / "keys"))
     with caplog.at_level(logging.INFO, "ttsnap.service.access"):
-        made(client_of(server, key), **OWN)
-        client_of(server, key).images.generate(prompt=PROMPT, stream=True, extra_body=OWN).response.read()
+        alice = client_of(server, key)  # kept, as it closes its connection when it goes
+        made(alice, **OWN)
+        assert len(list(alice.images.generate(prompt=PROMPT, stream=True, extra_body=OWN))) == 1
         for own in ({"size": "17x33"}, {"steps": 0}):
             with pytest.raises(openai.BadRequestError):
-                made(client_of(server, key), **own)
+                made(alice, **own)
         with pytest.raises(openai.AuthenticationError):
             made(client_of(server, "b" * 20))
         httpx.get(f"{server.url}/health?key={key}")

@@ -59,7 +59,8 @@ class Ticket:
 
 class Progress:
     """Listens to a search: counts its ticket's evaluations, and tells it of the best estimate so far, at most as often
-    as was asked for. The first comes as soon as there is one, the others evenly over the search.
+    as was asked for. The first comes as soon as there is one, the others evenly over the search: of three at most one
+    in each third, and of what one batch brought only the best.
 
     allowance: evaluations that the budget affords. A move's evaluations count as its rows arrive: they are charged all
     at once, before any of them runs.
@@ -68,6 +69,8 @@ class Progress:
     def __init__(self, ticket: Ticket, allowance: float) -> None:
         self.ticket, self.most, self.allowance = ticket, ticket.asked.partial_images, allowance
         self.told = 0
+        self.due = 0.0
+        """From which share of the search on the next one is told."""
         self.arrived = 0.0
         self.best = -math.inf
         self.picture: Decoded | None = None
@@ -81,18 +84,19 @@ class Progress:
             self._under_way = dict.fromkeys(event.uids, event.nfe / max(1, len(event.uids)))
         elif event.kind == "score":
             self._arrive(event.uids)
-            if event.picture is not None and self.told < self.most:
-                self._tell(event, event.picture)
+            value = sum(event.scores) / len(event.scores)
+            if self.most and event.picture is not None and math.isfinite(value) and value > self.best:
+                self.best, self.picture = value, event.picture
+        elif event.kind == "tick" and self.picture is not None:  # all that the batch before brought is known
+            self._tell(self.picture, event.seconds)
 
     def _arrive(self, uids: Sequence[int]) -> None:
         self.arrived += sum(self._under_way.pop(uid, 0.0) for uid in uids)
         self.ticket.nfe = round(self.arrived)
 
-    def _tell(self, event: Event, picture: Decoded) -> None:
-        value = sum(event.scores) / len(event.scores)
-        if math.isfinite(value) and value > self.best:
-            self.best, self.picture = value, picture
-        share = max(self.arrived / self.allowance, event.seconds / self.ticket.asked.seconds)
-        if self.picture is not None and (self.told == 0 or share >= self.told / self.most):
-            self.ticket.tell(Partial(self.told, self.picture.fetch().detach().float().cpu()))
+    def _tell(self, picture: Decoded, seconds: float) -> None:
+        share = max(self.arrived / self.allowance, seconds / self.ticket.asked.seconds)
+        if self.told < self.most and share >= self.due:
+            self.ticket.tell(Partial(self.told, picture.fetch().detach().float().cpu()))
             self.told, self.picture = self.told + 1, None
+            self.due = (math.floor(share * self.most) + 1) / self.most
