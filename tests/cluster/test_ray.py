@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_two_processes_find_what_one_does_and_so_they_do_when_one_of_them_is_kil
     assert together[0].spent.lost == Cost()
     assert cluster.crew.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
     assert victim not in pids(pool)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", ["seed-pruning", "zero-order"])
+def test_both_processes_are_killed_at_any_event_and_nothing_changes(pool: Any, name: str, seed: int) -> None:
+    dice, algorithm, at = random.Random(seed), make_algorithm(name, n=8), 0
+    alone = search(PROMPTS, algorithm, tiny.Tiny().build(), "60nfe")
+    cluster, victims = ClusterEngine(pool), pids(pool)
+    moments = dict(zip(dice.sample(range(1, 12), 2), victims, strict=True))
+
+    def kill(event: Event) -> None:
+        nonlocal at
+        at += 1
+        if at in moments:
+            os.kill(moments[at], signal.SIGKILL)
+
+    disturbed = search(PROMPTS, algorithm, cluster, "60nfe", on_event=kill)
+    assert at >= max(moments)
+    for a, b in zip(alone, disturbed, strict=True):
+        assert [(c.uid, c.seed) for c in a.images] == [(c.uid, c.seed) for c in b.images]
+        assert [c.reward for c in a.images] == pytest.approx([c.reward for c in b.images], abs=1e-4)
+        assert a.spent.cost == b.spent.cost
+    assert cluster.crew.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
+    assert not set(victims) & set(pids(pool))
 
 
 def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(pool: Any) -> None:
