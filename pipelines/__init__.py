@@ -41,20 +41,18 @@ def upgrade(pipe: Any) -> Any:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
 
     A subclass of a supported pipeline gets a twin of its own, unless it has its own `__call__`. Classic pipelines for
-    images, masks and edits (StableDiffusionXLImg2ImgPipeline, FluxKontextPipeline, ...) become modular pipelines of the
-    same parts. Raises ValueError for a family that is not supported, with those that are.
+    images, masks, edits and videos (StableDiffusionXLImg2ImgPipeline, WanPipeline, ...) stay what they are; searches
+    with them run over modular pipelines of the same parts. Raises ValueError for a family that is not supported, with
+    those that are.
     """
-    stock: Any = type(pipe)
-    if stock.__name__ not in FAMILIES and stock.__module__.startswith("diffusers.pipelines."):
-        from ttsnap.pipelines.modular.classic import MODULAR, modular
-
-        if stock.__name__ in MODULAR:
-            return modular(pipe)
-    cls = search_class(stock)
-    if cls is stock:
+    cls = search_class(type(pipe))
+    if cls is type(pipe):
         return pipe
+    from ttsnap.pipelines.modular.classic import SearchClassicMixin, modular
     from ttsnap.pipelines.twins import copied
 
+    if issubclass(cls, SearchClassicMixin):
+        modular(pipe)  # refuses settings that its blocks do not know
     return copied(pipe, cls)
 
 
@@ -90,6 +88,11 @@ def search_class(cls: Any) -> Any:
         from ttsnap.pipelines.modular.pipeline import modular_search_class
 
         return modular_search_class(cls)
+    if cls.__name__ not in FAMILIES and cls.__module__.startswith("diffusers.pipelines."):
+        from ttsnap.pipelines.modular.classic import MODULAR, classic_search_class
+
+        if cls.__name__ in MODULAR:
+            return classic_search_class(cls)
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None:
         raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(_alike(cls.__name__))}")

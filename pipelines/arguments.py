@@ -57,20 +57,47 @@ not finish as many: `.search[i].images` are those of prompt i. The output is the
 `.search`, the list of ttsnap.core.results.Result, one per prompt; with return_dict=False it is (images, results). With
 output_type="latent" its images are the winners' final latents.
 """
+_SKIP_LAYER = ("guidance_layers", "layer_guidance_scale", "layer_guidance_stop", "layer_guidance_start")
 # What to do instead, where a family's search does not take an argument of the stock call.
 INSTEAD: dict[str, str] = {
     "latents": "every candidate draws its own from its seed",
-    "callback_on_step_end": "use on_event",
+    "audio_latents": "every candidate draws its own from its seed",
+    **dict.fromkeys(
+        ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps"), "use on_event"
+    ),
     "prompt_embeds": "pass prompts",
     "negative_prompt_embeds": "pass negative_prompt",
     "pooled_prompt_embeds": "pass prompts",
     "negative_pooled_prompt_embeds": "pass negative_prompt",
-    "ip_adapter_image": "image prompts are not supported",
-    "ip_adapter_image_embeds": "image prompts are not supported",
-    "skip_guidance_layers": "skip-layer guidance is not supported",
+    **dict.fromkeys(("prompt_embeds_mask", "prompt_attention_mask"), "pass prompts"),
+    **dict.fromkeys(("negative_prompt_embeds_mask", "negative_prompt_attention_mask"), "pass negative_prompt"),
+    **{
+        f"{sign}ip_adapter_image{form}": "image prompts are not supported"
+        for sign in ("", "negative_")
+        for form in ("", "_embeds")
+    },
+    **{f"skip_{what}": "skip-layer guidance is not supported" for what in _SKIP_LAYER},
+    "image_embeds": "pass image",
+    "masked_image_latents": "pass image and mask_image",
+    "padding_mask_crop": "images are not cropped to their mask; crop image and mask_image before",
+    "timesteps": "its steps are set by num_inference_steps",
+    "denoising_start": "a search redraws an image from where strength says",
+    "denoising_end": "a search scores finished images, not latents for a refiner",
+    "prompt_2": "this search gives one text to all encoders; leave it out",
+    "negative_prompt": "this search takes no negative prompts",
+    "negative_prompt_2": "this search takes no negative prompts",
+    "true_cfg_scale": "it guides by a negative prompt, and this search takes none",
+    "guidance_scale": "this model is not guided by a scale; leave it out",
+    "guidance_scale_2": "this model has one network; use guidance_scale",
+    "cfg_normalization": "this search guides without a limit; leave it out",
+    "cfg_truncation": "this search guides every step; leave it out",
+    "caption_upsample_temperature": "this search reads prompts as they are; rewrite them before",
     "state": "pass its values by name, as prompt=",
     "output": "a search returns its images",
 }
+_SAME = (("guidance_scale", "true_cfg_scale"), ("attention_kwargs", "joint_attention_kwargs"))
+# What one call names so and another so.
+ALIASES = {**dict(_SAME), **{there: here for here, there in _SAME}}
 
 
 def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
@@ -97,10 +124,19 @@ def bound(
     return arguments
 
 
+def number_kept(call: dict[str, Any]) -> int:
+    """How many images, or videos, of each prompt are returned. Takes num_..._per_prompt out of the call; one by
+    default."""
+    asked = [call.pop(name, None) for name in ("num_images_per_prompt", "num_videos_per_prompt")]
+    return next((number for number in asked if number is not None), 1)
+
+
 def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:
     """ValueError for arguments, other than at their defaults, that the family's denoiser does not take."""
     refused = [n for n, v in call.items() if n not in takes and not (n in known and same(v, known[n].default))]
     for name in refused:
+        if ALIASES.get(name) in takes and "negative_prompt" in takes:
+            raise ValueError(f"{name}= cannot be used with search=: use {ALIASES[name]}")
         if name in INSTEAD:
             raise ValueError(f"{name}= cannot be used with search=: {INSTEAD[name]}")
     if refused:

@@ -45,6 +45,7 @@ class SearchMixin:
     denoiser_class: ClassVar[Callable[..., Any]]
     output_class: ClassVar[type[Any]]
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
+    output_types: ClassVar[tuple[str, ...]] = output.TYPES
     shares_networks: ClassVar[bool] = True
     """Whether engines of calls that differ in their steps alone can fill each other's batches (Denoiser.take_in)."""
     can_draft: ClassVar[bool] = True
@@ -130,6 +131,10 @@ class SearchMixin:
         what the first has of its own stands in for the others'. ValueError for lists of other lengths."""
         return list(prompts), dict(call)
 
+    def backend(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The pipeline whose engine runs a search of this call, over the same parts, and the call as it takes it."""
+        return self, dict(call)
+
     def denoiser(self, **call: Any) -> Any:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
@@ -179,21 +184,22 @@ class SearchMixin:
         wanted = asked.search
         call = completed(self, call)
         stock_call = dict(call)
-        generator, keep = call.pop("generator", None), call.pop("num_images_per_prompt", None)
-        keep = 1 if keep is None else keep
-        output_type, return_dict = call.pop("output_type", "pil"), call.pop("return_dict", True)
+        generator, keep = call.pop("generator", None), arguments.number_kept(call)
+        default_type = known["output_type"].default if "output_type" in known else "pil"
+        output_type, return_dict = call.pop("output_type", default_type), call.pop("return_dict", True)
         takes = self.call_arguments()
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
         same = prompts == texts
-        prompts, shared = self.apart(prompts, call)
+        backend, call = self.backend({name: value for name, value in call.items() if name in takes})
+        prompts, shared = backend.apart(prompts, call)
         texts = prompts if same else texts
         if wanted.reward is None and (recommended := defaults_of(self).reward) is not None:
             wanted = replace(wanted, reward=recommended)
         if wanted.reward is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
-        if output_type not in output.TYPES:
-            raise ValueError(f"output_type must be one of {output.TYPES} under search, got {output_type!r}")
+        if output_type not in self.output_types:
+            raise ValueError(f"output_type must be one of {self.output_types} under search, got {output_type!r}")
         if wanted.budget is not None and wanted.effort is not None:
             raise ValueError(f"give budget= or effort=, not both: {wanted.budget!r} and {wanted.effort!r}")
         budget = Budget.parse(wanted.budget) if wanted.effort is None else Budget.of_effort(wanted.effort)
@@ -202,12 +208,11 @@ class SearchMixin:
         utility = wanted.utility if callable(wanted.utility) else utilities.make(wanted.utility)
         report = self._rewards(wanted.report) if wanted.report else ()
         arguments.refuse_step_caches(pipe.components)
-        shared = {name: value for name, value in shared.items() if name in takes}
-        sampler = drafting(self, asked.sampler, algorithm, wanted.reward, shared)
+        sampler = drafting(backend, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
         kept = ("latents",) if latent or sounds else ()
         want = Wanted(wanted.reward, sampler, asked.batches, kept, shared)
-        with engine_for(self, want, asked.devices, same_texts=same) as (engine, denoiser):
+        with engine_for(backend, want, asked.devices, same_texts=same) as (engine, denoiser):
             doubt = denoiser.doubt_of_draft(model_name(self))
             if doubt is not None and sampler is asked.sampler:  # the model's own is taken where it was checked
                 warn_once(doubt)
@@ -249,7 +254,7 @@ class SearchMixin:
                 pixels = [candidate.pixels for _, candidate in best]
                 images = output.converted(pixels, output_type, denoiser.image_dtype, pipe._execution_device)
             if output_type == "pil" and isinstance(images, list):
-                told = settings_of(self, wanted.search, sampler, call, budget, prompts)
+                told = settings_of(backend, wanted.search, sampler, call, budget, prompts)
                 output.label_images(images, results, told)
             output.warn_of_missing(results, keep)
             known = {"nsfw_content_detected": flags, "audio": audio}

@@ -8,7 +8,7 @@ for any latents.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
@@ -62,10 +62,11 @@ def start(workflow: Block, given: Mapping[str, Any]) -> State:
     return state
 
 
-def check_inputs(workflow: Block, task: str, call: Mapping[str, Any]) -> None:
+def check_inputs(workflow: Block, task: str, call: Mapping[str, Any], besides: Collection[str] = ()) -> None:
     """ValueError for arguments that no block of this workflow reads, which the stock call would leave out in silence,
-    and for videos of no given length."""
-    if unread := sorted({name for name, value in call.items() if value is not None} - set(workflow.input_names)):
+    and for videos of no given length. besides: inputs that its blocks take and do not use."""
+    read = set(workflow.input_names) - set(besides)
+    if unread := sorted({name for name, value in call.items() if value is not None} - read):
         raise ValueError(f"{unread} cannot be used here: a call with these images does {task}, whose blocks do not "
                          "read them")  # fmt: skip
     if any("num_frames" in block.intermediate_output_names for block in workflow.sub_blocks.values()):

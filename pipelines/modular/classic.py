@@ -1,14 +1,24 @@
-"""Classic pipelines, which people load, as modular ones over the same parts."""
+"""Classic pipelines, which people load: searches with them run over modular ones of the same parts."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import types
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import diffusers
-from ttsnap.pipelines.modular.guiders import unwarned
+from PIL import Image
+from ttsnap.pipelines.memo import Memo
+from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.pipeline import modular_search_class
 from ttsnap.pipelines.modular.workflows import workflows_of
+from ttsnap.pipelines.output import TYPES
 from ttsnap.pipelines.twins import copied
+
+from ttsnap.files.pictured import opened
 
 MODULAR: dict[str, str] = {
     **dict.fromkeys(
@@ -52,6 +62,10 @@ EXPERTS = {
 """The modular pipeline in place of another where a boundary parts the steps among two networks."""
 
 
+SET = ("_all_hooks", "_search_buckets", "_search_memo", "model_options", "preview_vae")
+"""What was set on a pipeline object, or is kept there, for searches."""
+
+
 def tasks_of(classic: str) -> tuple[str, ...]:
     """What the modular pipeline of a classic class can do; nothing where there is none."""
     if classic not in MODULAR:
@@ -76,18 +90,20 @@ def modular(pipe: Any, task: str | None = None) -> Any:
 
     task: what it is to do, if that has to be sure. ValueError where no modular pipeline does it, with what they do.
     """
-    name = type(pipe).__name__
+    name = _stock_name(pipe)
     check_task(name, task)
     if pipe.config.get("expand_timesteps"):
         raise ValueError(f"search does not support this {name}: it denoises the frame that is given at a time of its "
                          "own (expand_timesteps, as Wan 2.2 TI2V does), and modular blocks do not; take Wan 2.1, or "
                          "2.2 A14B")  # fmt: skip
-    with unwarned():
+    with guiders.unwarned():
         made = getattr(diffusers, _modular_class(pipe))()
     parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
-    boundary = pipe.config.get("boundary_ratio")
-    made.update_components(**parts, **({} if boundary is None else {"boundary_ratio": boundary}))
+    settings = made.config.keys() - made.components.keys()
+    config = {name: pipe.config[name] for name in settings if pipe.config.get(name) is not None}
+    made.update_components(**parts, **config)
     made._pretrained_model_name_or_path = pipe.name_or_path or None
+    vars(made).update({name: value for name, value in vars(pipe).items() if name in SET})
     kind: Any = type(made)
     return copied(made, modular_search_class(kind))
 
@@ -95,8 +111,126 @@ def modular(pipe: Any, task: str | None = None) -> Any:
 def _modular_class(pipe: Any) -> str:
     """The class that its settings ask for: FLUX.2 klein comes distilled, and as a base model that is guided, Wan with
     one network or two."""
-    name = MODULAR[type(pipe).__name__]
+    name = MODULAR[_stock_name(pipe)]
     if pipe.config.get("boundary_ratio") is not None:
         return EXPERTS[name]
     base = name == "Flux2KleinModularPipeline" and not pipe.config.get("is_distilled", False)
     return "Flux2KleinBaseModularPipeline" if base else name
+
+
+def _stock_name(pipe: Any) -> str:
+    return (pipe.stock_class() if isinstance(pipe, SearchMixin) else type(pipe)).__name__
+
+
+class SearchClassicMixin(SearchMixin):
+    """First base of the search twin of a classic pipeline, before its stock class, whose searches run over blocks.
+
+    Without `search=` the call is the stock one. With it, the arguments of that call, at its defaults, are translated
+    for the modular pipeline of the same parts, which is made anew for each search, so that it has the present ones.
+    """
+
+    shares_networks = False
+    can_draft = False
+
+    def backend(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        pipe: Any = self
+        vars(pipe).setdefault("_search_memo", Memo())
+        made = modular(self)
+        return made, translated(self.stock_class(), made, call)
+
+    def call_arguments(self) -> Collection[str]:
+        return honoured(self.stock_class(), _modular_class(self))
+
+    def task_of(self, call: Mapping[str, object]) -> str | None:
+        made, translation = self.backend(call)
+        task: str | None = made.task_of(translation)
+        return task
+
+    def denoiser(self, **call: Any) -> Any:
+        made, translation = self.backend(call)
+        return made.denoiser(**translation)
+
+
+@functools.cache
+def classic_search_class(stock: Any) -> Any:
+    """The search twin of a classic class in MODULAR. ValueError for a version of diffusers that was not tested."""
+    modular_search_class(getattr(diffusers, MODULAR[stock.__name__]))
+    tokens = MODULAR[stock.__name__] == "LTX2ModularPipeline"  # latents of video and sound are one row
+    members = {"output_types": tuple(kind for kind in TYPES if kind != "latent" or not tokens)}
+    bases = (SearchClassicMixin, stock)
+    return types.new_class(f"Search{stock.__name__}", bases, exec_body=lambda namespace: namespace.update(members))
+
+
+RENAMED = {
+    "StableDiffusionXLControlNetPipeline": {"image": "control_image"},
+    "Flux2Pipeline": {"attention_kwargs": "joint_attention_kwargs"},
+}
+"""What blocks call an argument of a classic call, where they call it otherwise."""
+SHARED_BY_SOUND = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale")
+"""Settings of a video that are those of its sound as well, where that has none of its own."""
+
+
+def _renamed(stock: Any) -> dict[str, str]:
+    return RENAMED.get(stock.__name__, {})
+
+
+@functools.cache
+def honoured(stock: Any, modular_class: str) -> frozenset[str]:
+    """The arguments of a classic class's call that a search over this modular class honours."""
+    with guiders.unwarned():
+        made = modular_search_class(getattr(diffusers, modular_class))()
+    known, renamed = inspect.signature(stock.__call__).parameters, _renamed(stock)
+    inputs = made.call_arguments()
+    takes = {name for name in known if renamed.get(name, name) in inputs}
+    if stock.__name__.startswith("LTX"):  # they set sigmas themselves, and refuse times beside these
+        takes -= {"timesteps"}
+    if "true_cfg_scale" in known and "guidance_scale" in guiders.settings(made):
+        takes = takes - {"guidance_scale"} | {"true_cfg_scale"}
+    return frozenset(takes)
+
+
+def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a modular pipeline with which it does what a call of the classic class with `call` does."""
+    known, takes, renamed = (
+        inspect.signature(stock.__call__).parameters,
+        honoured(stock, type(made).stock_class().__name__),
+        _renamed(stock),
+    )
+    given = {renamed.get(name, name): value for name, value in call.items() if value is not None}
+    guided = guiders.settings(made)
+    reads = {"true_cfg_scale", *guided, *made.blocks.get_execution_blocks(**given, prompt="").input_names}
+    defaults = {renamed.get(name, name): known[name].default for name in takes}
+    given = {n: v for n, v in defaults.items() if n in reads and v not in (None, inspect.Parameter.empty)} | given
+    if stock.__name__ == "StableDiffusion3Img2ImgPipeline":  # its blocks would guide by the prompt itself
+        given.setdefault("negative_prompt", "")
+    if stock.__name__ == "WanImageToVideoPipeline":  # its blocks would keep to the shape of the image
+        size = int(given["width"]), int(given["height"])
+        if "last_image" in given and size[0] != size[1]:
+            raise ValueError(f"last_image= cannot be used with search= for a video of {size[0]} x {size[1]}: "
+                             "diffusers' blocks crop it with its sides exchanged; give a square size")  # fmt: skip
+        given |= {name: _resized(opened(given)[name], size) for name in ("image", "last_image") if name in given}
+    if "true_cfg_scale" in takes:
+        scale = given.pop("true_cfg_scale")
+        given["guidance_scale"] = scale if "negative_prompt" in given else 1.0
+    for name in SHARED_BY_SOUND:
+        if f"audio_{name}" in takes:
+            given[f"audio_{name}"] = given.get(f"audio_{name}") or given[name]
+    perturbed = max(given.get("stg_scale", 0.0), given.get("audio_stg_scale", 0.0)) > 0
+    if perturbed and not given.get("spatio_temporal_guidance_blocks"):
+        raise ValueError("spatio_temporal_guidance_blocks= must name the blocks that are perturbed; give stg_scale=0 "
+                         "and audio_stg_scale=0 to perturb none")  # fmt: skip
+    none = float(not workflows_of(type(made).stock_class().__name__)[0].scale_from_zero)
+    scales = [name for name in guided if name.startswith(("guidance_scale", "audio_guidance_scale")) and name in given]
+    if scales and all(given[name] <= none for name in scales if name != "guidance_scale_2"):
+        given |= dict.fromkeys(scales, none)
+    return given
+
+
+def _resized(image: Any, size: tuple[int, int]) -> Any:
+    """A picture, or each of a list, of this width and height, as the classic pipeline makes it. ValueError for what is
+    no picture."""
+    if isinstance(image, list | tuple):
+        return [_resized(each, size) for each in image]
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image= must be a picture of PIL with search=, got {type(image).__name__}")
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -35,29 +35,29 @@ NOISE = "initial noise"
 
 
 class ModularDenoiser(LimitedDenoiser):
-    """One call of a modular pipeline, open to search. Arguments are the inputs of the workflow's blocks.
+    """One call of a modular pipeline, open to search. Arguments are the inputs of the workflow's blocks, and settings
+    of the pipeline's guiders (guiders.py), which stay as they are where nothing is given.
 
-    guidance_scale: of classifier-free guidance, for pipelines whose guider does that; None leaves the pipeline's guider
-    as it is. ValueError for workflows, schedulers and guiders that search cannot use, and for what the blocks refuse.
+    ValueError for workflows, schedulers and guiders that search cannot use, and for what the blocks refuse.
 
     Which blocks run once for a prompt, and which once for a seed, is found by a trial run for an empty prompt, whose
     state also says what size images have and when steps are made.
     """
 
-    def __init__(self, pipe: Any, *, guidance_scale: float | None = None, **call: Any) -> None:
+    def __init__(self, pipe: Any, **call: Any) -> None:
         super().__init__(pipe)
         self.workflow = workflow_for(self.pipe.stock_class().__name__, call)
         self.network = self.workflow.network  # type: ignore[misc]
         whole = self.pipe.blocks.get_execution_blocks(**{**call, "prompt": ""})
         self._whole, self._parts = whole, blocks.parts_of(whole)
-        blocks.check_inputs(whole, self.workflow.task, call)
-        if guidance_scale is not None and "guidance_scale" in whole.input_names:
-            call["guidance_scale"] = guidance_scale
-        self._call, self.cfg_scale = opened(call), 1.0 if guidance_scale is None else guidance_scale
+        guidance, call = guiders.parted(self.pipe, call, whole.input_names)
+        blocks.check_inputs(whole, self.workflow.task, call, self.workflow.unread)
+        self._call, self.cfg_scale = opened(call), guidance.get("guidance_scale", 1.0)
         self._check_lists(call)
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
-        vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **guiders.own(self.pipe, guidance_scale))
+        own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)
+        vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **own)
         if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
             self.pipe.guider.disable()
         if self.workflow.always_guided and guiders.passes(self.pipe) == 1:
@@ -65,10 +65,8 @@ class ModularDenoiser(LimitedDenoiser):
                              "set guidance_scale to more than 1")  # fmt: skip
         blocks.check_decoder(self.pipe.vae, call)
         drawing, self._trial = self._tried()
-        if (
-            guiders.idle(self.pipe, self._trial.get("negative_prompt_embeds"))
-            and "negative_prompt" in whole.input_names
-        ):
+        reads_negative = "negative_prompt" in whole.input_names
+        if reads_negative and guiders.idle(self.pipe, self._trial.get("negative_prompt_embeds")):
             self._call["negative_prompt"] = ""  # as the classic pipeline has it
             drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,38 @@ USABLE = (ClassifierFreeGuidance, LTX2Guidance)
 """Guiders that remember nothing of the rows that they guided before."""
 
 
-def own(pipe: Any, scale: float | None) -> dict[str, Any]:
-    """New guiders like the pipeline's, for one call: they keep a step and, some of them, more. Those of the image or
-    the video at this scale; that of its sound keeps its own.
+PLACES = {"guider": ("", ""), "guider_2": ("", "_2"), OF_SOUND: ("audio_", "")}
+"""What stands before and after a guider's setting in the argument of a call that sets it: guidance_scale_2."""
+SETTINGS = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale", "spatio_temporal_guidance_blocks")
+"""Those settings of guiders that a call may give."""
 
+
+def settings(pipe: Any) -> dict[str, tuple[str, str]]:
+    """The arguments of a call that set the pipeline's guiders, and of each the guider and its setting.
+
+    For example guidance_scale, guidance_scale_2 where there are two experts, and audio_guidance_scale.
+    """
+    return {
+        f"{before}{setting}{after}": (name, setting)
+        for name, guider in _guiders(pipe).items()
+        for before, after in [PLACES[name]]
+        for setting in SETTINGS
+        if setting in guider.config
+    }
+
+
+def parted(pipe: Any, call: Mapping[str, Any], inputs: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `settings` among the arguments of a call, and the others, with those that are inputs of its blocks, too."""
+    names = settings(pipe)
+    given = {name: call[name] for name in names if call.get(name) is not None}
+    return given, {name: value for name, value in call.items() if name not in names or name in inputs}
+
+
+def own(pipe: Any, given: Mapping[str, Any], *, from_zero: bool = False) -> dict[str, Any]:
+    """New guiders like the pipeline's, for one call: they keep a step and, some of them, more.
+
+    given: the call's `settings`. guidance_scale is that of both experts unless guidance_scale_2 is given, and a guider
+    that is disabled is enabled by it. from_zero: whether a scale of 0 is no guidance, where others count from 1.
     ValueError for guiders that search cannot use.
     """
     guiders = _guiders(pipe)
@@ -31,9 +59,17 @@ def own(pipe: Any, scale: float | None) -> dict[str, Any]:
         if (guider.config.start, guider.config.stop) != (0.0, 1.0):
             raise ValueError(f"{name} guides steps from {guider.config.start} to {guider.config.stop} alone, but "
                              "rows of a batch are at different steps; set start 0 and stop 1")  # fmt: skip
-    changes = {} if scale is None else {"guidance_scale": scale}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in guiders}
+    if "guider_2" in guiders and "guidance_scale" in given:
+        given = {"guidance_scale_2": given["guidance_scale"], **given}
+    for argument, (name, setting) in settings(pipe).items():
+        if argument in given:
+            changes[name] |= {setting: given[argument]}
+    for change in changes.values():
+        if "guidance_scale" in change:
+            change |= {"enabled": True, **({"use_original_formulation": True} if from_zero else {})}
     with unwarned():
-        return {name: guider.new(**({} if name == OF_SOUND else changes)) for name, guider in guiders.items()}
+        return {name: guider.new(**changes[name]) for name, guider in guiders.items()}
 
 
 @contextmanager

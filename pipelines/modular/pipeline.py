@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.streams import ONE
 from ttsnap.pipelines.modular.versions import check_version
@@ -16,7 +17,22 @@ from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
 from ttsnap.files.pictured import Pictured, own_of
 
-NOT_TAKEN = {"latents", "generator", "output_type", "num_images_per_prompt", "padding_mask_crop"}
+NOT_TAKEN = {
+    "latents",
+    "audio_latents",
+    "generator",
+    "output_type",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "padding_mask_crop",
+    "masked_image_latents",
+    "ip_adapter_image",
+    "image_embeds",
+    "denoising_start",
+    "denoising_end",
+    "prompt_embeds_mask",
+    "negative_prompt_embeds_mask",
+}
 """Inputs of blocks that a search does not hand on: seeds make latents, images are never cropped to their mask."""
 
 
@@ -32,7 +48,8 @@ class SearchModularMixin(SearchMixin):
 
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]
-        return {"guidance_scale", *(name for name in inputs if name is not None)} - NOT_TAKEN
+        unread = {name for workflow in workflows_of(self.stock_class().__name__) for name in workflow.unread}
+        return {*guiders.settings(self), *(name for name in inputs if name is not None)} - NOT_TAKEN - unread
 
     def apart(self, prompts: Sequence[str], call: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         listed = listed_for_prompts(workflow_for(self.stock_class().__name__, call), call)

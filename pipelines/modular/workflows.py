@@ -36,7 +36,9 @@ class Workflow:
     network, `transformer_2`, denoises below the pipeline's boundary. scratch: fields that the loop itself makes, empty
     dicts that its blocks fill at every step. keeps: what stays as the image has it: what lies outside of "mask", or the
     "first frame" of a video, which is without noise at every step. references: whether a list of images is that of one
-    prompt, and not one image for each. always_guided: whether its blocks fail without guidance. steps_in_float32:
+    prompt, and not one image for each. always_guided: whether its blocks fail without guidance.
+    scale_from_zero: whether a guidance_scale of 0 is no guidance, as in the classic pipeline, and not one of 1. unread:
+    inputs that its blocks take and do not use. steps_in_float32:
     whether the loop hands the network's output to the scheduler in float32. frames_every: of videos, the pipeline's
     property that says how many frames one latent frame stands for. ends_with: what the blocks after the loop are told,
     so that they make tensors. why_not: why search refuses it, where it does.
@@ -55,6 +57,8 @@ class Workflow:
     keeps: str | None = None
     references: bool = False
     always_guided: bool = False
+    scale_from_zero: bool = False
+    unread: tuple[str, ...] = ()
     steps_in_float32: bool = False
     frames_every: str | None = None
     ends_with: Mapping[str, Any] = field(default_factory=lambda: {"output_type": "pt"})
@@ -68,7 +72,7 @@ class Workflow:
 
 IMAGE, MASKED = frozenset({"image"}), frozenset({"image", "mask_image"})
 CONTROL, ENDS = frozenset({"control_image"}), frozenset({"image", "last_image"})
-_FLUX = {"txt_ids": alike, "img_ids": alike}
+_FLUX: dict[str, Any] = {"rules": {"txt_ids": alike, "img_ids": alike}, "unread": ("prompt_2",)}
 _QWEN = {
     **dict.fromkeys(
         ("prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds", "negative_prompt_embeds_mask"), pad
@@ -87,7 +91,11 @@ _DRAWS = (
     "its decoder is a diffusion model that draws noise, so that an estimate would differ from the video that it stands "
     "for; make a LTX2ModularPipeline of its parts where it has a VAE as well"
 )
-_Z_IMAGE = {"prompt_embeds": joined, "negative_prompt_embeds": joined}
+_Z_IMAGE: dict[str, Any] = {
+    "rules": {"prompt_embeds": joined, "negative_prompt_embeds": joined},
+    "scale_from_zero": True,
+    "steps_in_float32": True,
+}
 
 WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
     "StableDiffusionXLModularPipeline": (
@@ -101,12 +109,12 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
         Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True),
     ),
     "FluxModularPipeline": (
-        Workflow(TEXT_TO_IMAGE, rules=_FLUX),
-        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_FLUX),
+        Workflow(TEXT_TO_IMAGE, **_FLUX),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, **_FLUX),
     ),
     "FluxKontextModularPipeline": (
-        Workflow(TEXT_TO_IMAGE, rules=_FLUX),
-        Workflow(EDITING, IMAGE, rules=_FLUX),
+        Workflow(TEXT_TO_IMAGE, **_FLUX),
+        Workflow(EDITING, IMAGE, **_FLUX),
     ),
     "Flux2ModularPipeline": (
         Workflow(TEXT_TO_IMAGE),
@@ -137,8 +145,8 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
     "QwenImageEditModularPipeline": (Workflow(EDITING, IMAGE, rules=_QWEN, scratch=_MORE),),
     "QwenImageEditPlusModularPipeline": (Workflow(EDITING, IMAGE, rules=_QWEN, scratch=_MORE, references=True),),
     "ZImageModularPipeline": (
-        Workflow(TEXT_TO_IMAGE, rules=_Z_IMAGE, steps_in_float32=True),
-        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, rules=_Z_IMAGE, steps_in_float32=True),
+        Workflow(TEXT_TO_IMAGE, **_Z_IMAGE),
+        Workflow(IMAGE_TO_IMAGE, IMAGE, redraws=True, **_Z_IMAGE),
     ),
     "WanModularPipeline": (Workflow(TEXT_TO_VIDEO, **_WAN),),
     "WanImage2VideoModularPipeline": (

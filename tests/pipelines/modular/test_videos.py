@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar
 
 import diffusers
@@ -12,6 +11,7 @@ from diffusers import LTX2Guidance
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.streams import WITH_SOUND
 from ttsnap.pipelines.modular.workflows import workflow_for
 
@@ -19,7 +19,7 @@ from ttsnap import BestOfN
 from ttsnap.sampling.rng import seeded
 
 from .test_borders import twin
-from .test_workflows import bright, stock
+from .test_workflows import bright
 from .tiny import CASES, built
 
 
@@ -206,33 +206,8 @@ def test_in_bfloat16_images_are_those_of_the_stock_pipeline_to_the_bit(name: str
     assert torch.equal(result.images[0].image, made[0].float())
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "settings"),
-    [
-        pytest.param("WanPipeline", "wan", {}, marks=pytest.mark.slow),
-        ("WanPipeline", "wan22", {"boundary_ratio": 0.875}),
-        ("LTXImageToVideoPipeline", "ltx image2video", {}),
-        pytest.param("WanImageToVideoPipeline", "wan image2video", {}, marks=pytest.mark.slow),
-        pytest.param("WanImageToVideoPipeline", "wan22 image2video", {"boundary_ratio": 0.875}, marks=pytest.mark.slow),
-    ],
-)
-def test_classic_pipelines_become_modular_ones(kind: str, name: str, settings: dict[str, Any]) -> None:
-    parts, absent = CASES[name].parts().components, {"image_encoder": None, "image_processor": None}
-    takes = inspect.signature(getattr(diffusers, kind).__init__).parameters
-    pipe = upgrade(
-        getattr(diffusers, kind)(**{n: part for n, part in {**absent, **parts, **settings}.items() if n in takes})
-    )
-    assert type(pipe).__name__ == f"Search{CASES[name].pipeline}"
-    pipe.set_progress_bar_config(disable=True)
-    if "video_processor" in parts:
-        pipe.update_components(video_processor=parts["video_processor"])
-    call = CASES[name].call
-    (result,) = pipe(prompt="a cat", search=BestOfN(1), reward=bright, seed=2, batch_size=1, **call).search
-    assert torch.equal(result.images[0].image, stock(name, 2, "a cat"))
-
-
 def test_boundaries_are_those_of_the_classic_pipeline_and_other_kinds_of_wan_are_refused() -> None:
     parts = CASES["wan22"].parts().components
-    assert upgrade(diffusers.WanPipeline(**parts, boundary_ratio=0.7)).config.boundary_ratio == 0.7
+    assert modular(diffusers.WanPipeline(**parts, boundary_ratio=0.7)).config.boundary_ratio == 0.7
     with pytest.raises(ValueError, match=r"at a time of its own \(expand_timesteps, as Wan 2.2 TI2V"):
         upgrade(diffusers.WanPipeline(**parts, expand_timesteps=True))
