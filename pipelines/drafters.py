@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ttsnap.pipelines import twins
 from ttsnap.pipelines.lora import add_lora, hub_file
 
+from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
@@ -76,6 +77,9 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
 
 def _loaded(pipe: Any, network: str, where: str) -> Drafter:
     said, base = f"draft {where}", _bare(getattr(pipe, network))
+    if not Path(where).expanduser().exists():
+        with foreign(f"{said}: cannot load it"):
+            require_repository("/".join(where.split("/")[:2]))
     config, subfolder = _config(base, where, network)
     if config is None:
         return Drafter(_under_lora(pipe, network, where, said), _settings(where, said))

@@ -269,6 +269,21 @@ def test_a_single_file_drafts_by_the_settings_beside_it(lora: Callable[..., str]
     assert torch.equal(base.draft(x, steps, at, 1), whole)
 
 
+def test_a_draft_on_a_hub_that_cannot_be_reached_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unreachable(name: str) -> None:
+        asked.append(name)
+        raise ValueError("no copy")
+
+    monkeypatch.setattr("ttsnap.pipelines.drafters.require_repository", unreachable)
+    base = denoiser(shared("sd3"), "sd3")
+    for where in ("a/b", "a/b/draft.safetensors", "a/b:2"):
+        with pytest.raises(ValueError, match=r"draft a/b\S*: cannot load it: no copy"):
+            base.use_drafter(where)
+    assert asked == ["a/b"] * 3
+
+
 def test_the_settings_of_a_draft_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
