@@ -78,8 +78,9 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
 def _loaded(pipe: Any, network: str, where: str) -> Drafter:
     said, base = f"draft {where}", _bare(getattr(pipe, network))
     if not Path(where).expanduser().exists():
+        repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):
-            require_repository("/".join(where.split("/")[:2]))
+            require_repository(repository)
     config, subfolder = _config(base, where, network)
     if config is None:
         return Drafter(_under_lora(pipe, network, where, said), _settings(where, said))
