@@ -26,6 +26,8 @@ FIELDS: dict[str, Any] = {
     "negative": "",
     "guidance": None,
     "draft": False,
+    "picture": None,
+    "strength": 0.7,
 }
 
 

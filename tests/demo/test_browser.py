@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ttsnap.results.outputs import read_payload
 
@@ -292,3 +293,20 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
     page.click("#best")
     page.wait_for_selector("#download", state="visible")
     assert "2 wishes by hand" in page.inner_text("#stage .tt-note")
+
+
+def test_a_picture_is_changed_with_a_wipe_between_before_and_after(visit: Opener, tmp_path: Path) -> None:
+    page = visit()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    choose(page, "24nfe", 8)
+    page.click("#change button")
+    page.set_input_files("#picture input[type=file]", str(tmp_path / "red.png"))
+    page.locator("#picture", has_text="red.png").wait_for()
+    page.fill("#prompt textarea", "a blue circle")
+    page.click("#search")
+    page.wait_for_selector("#stage .tt-wipe .tt-after")
+    page.locator("#stage .tt-wipe input").fill("20")
+    clip = "e => getComputedStyle(e).clipPath"
+    assert "20%" in page.locator("#stage .tt-wipe .tt-after").evaluate(clip)
+    page.wait_for_selector("#download", state="visible")
+    no_sideways_scroll(page)

@@ -31,6 +31,7 @@ from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.models import Models
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
+from ttsnap.files.pictured import Picture
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import sample_prompts
 
@@ -588,3 +589,92 @@ def test_wishes_and_tallies_are_no_part_of_the_api(server: tuple[str, Path]) -> 
     assert not {"drop", "finish", "best", "tally"} & {
         d["api_name"] for d in dependencies if d["api_visibility"] == "public"
     }
+
+
+def picture(side: int = 32) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    asked, models = known(prompt="a blue circle", picture=picture(), strength=0.5, steps=4, budget="12nfe")
+    assert asked.sampler.draft is None
+    frames = list(stream(asked, models, Limits(), threading.Event(), tmp_path))
+    assert frames[1].stage.count("tt-wipe") == 1
+    assert "tt-after" not in frames[1].stage
+    last = frames[-1]
+    assert "tt-after" in last.stage
+    assert "--task image-to-image --image picture.png --strength 0.5" in last.command
+    payload = read_payload(last.files[0])
+    assert (payload["task"], payload["call"]["strength"]) == ("image-to-image", 0.5)
+    assert payload["pictures"] == {"image": Picture(picture()).digest}
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_bytes(picture())
+    capsys.readouterr()
+    exec(last.python, {})
+    assert capsys.readouterr().out.split()[-2] == str(payload["seed"])
+
+
+def bomb(kind: str) -> bytes:
+    """A picture that is none, or that is far too large, in few bytes."""
+    whole = bytearray(picture(64))
+    if kind == "wide":
+        whole[16:20] = (60_000).to_bytes(4, "big")
+    if kind == "beyond":
+        whole = bytearray(picture(2000))
+    if kind in ("gif", "tiff", "bmp"):
+        out = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(out, kind)
+        return out.getvalue()
+    return {"cut": bytes(whole[:60]), "text": b"<svg/>", "empty": b""}.get(kind, bytes(whole))
+
+
+@pytest.mark.parametrize("kind", ["wide", "beyond", "gif", "tiff", "bmp", "cut", "text", "empty"])
+def test_what_is_no_picture_or_too_large_is_refused_before_it_is_decoded(kind: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"\w{3}") as caught:
+        known(picture=bomb(kind))
+    assert len(str(caught.value)) < 600
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("strength", [0, -1, 1.1, float("nan"), None, "0.5", True, [1]])
+def test_a_strength_out_of_range_is_refused(strength: Any) -> None:
+    with pytest.raises(ValueError, match="strength must be above 0 and at most 1"):
+        known(picture=picture(), strength=strength)
+
+
+def test_a_picture_of_another_visitor_or_of_the_machine_is_refused(server: tuple[str, Path]) -> None:
+    """Only files in the server's own cache are read, whatever the page is told the picture is."""
+    for path in ("/etc/passwd", str(Path(__file__)), str(server[1]), "http://127.0.0.1:9/x.png", "\0", "a" * 5000):
+        answer = post(server[0], "search", [*{**FIELDS, "budget": "20nfe", "picture": {"path": path}}.values()])
+        assert "error" in answer
+        assert "root:" not in answer
+
+
+def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
+    """Twice as many calls as may wait: some are refused with a sentence, nothing is lost for those that listen."""
+    address = server[0]
+
+    def begin(i: int) -> httpx.Response:
+        values = [*{**FIELDS, "budget": "10nfe", "steps": 5, "seed": i}.values()]
+        return httpx.post(f"{address}gradio_api/call/search", json={"data": values}, timeout=60)
+
+    with ThreadPoolExecutor(8) as pool:
+        begun = list(pool.map(begin, range(48)))
+    assert {answer.status_code for answer in begun} <= {200, 503}
+    taken = [answer.json()["event_id"] for answer in begun if answer.status_code == 200]
+    assert 1 <= len(taken) < 48
+    last = httpx.get(f"{address}gradio_api/call/search/{taken[0]}", timeout=60).text
+    assert "complete" in last or "nobody listened" in last
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        answer = begin(99)
+        if answer.status_code == 200:
+            told = httpx.get(f"{address}gradio_api/call/search/{answer.json()['event_id']}", timeout=60).text
+            assert "01-seed" in told
+            return
+        time.sleep(1)
+    raise AssertionError("the queue never emptied")

@@ -113,7 +113,7 @@ def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
     from ttsnap.pipelines import defaults
 
     models = Models(
-        lambda name: common.load_model(name, a.device, a.dtype),
+        lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
         defaults,
         lambda prompt, name: common.canonical([prompt], name)[0],
         judged,

@@ -12,6 +12,7 @@ from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.algorithms.by_hand import BEST, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
+from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import EFFORTS, Budget
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import AUTO, SamplerOptions
@@ -19,6 +20,8 @@ from ttsnap.service.algorithms import OFFERED, kernel_for
 from ttsnap.service.limits import SearchLimits, line_of
 
 BASELINE = "best-of-n"
+REDRAW = "image-to-image"
+"""The task of a search with a picture."""
 BUDGETS = f"12images, {', '.join(EFFORTS)}, 200nfe (evaluations), 5s"
 """How a budget may be written."""
 
@@ -60,6 +63,17 @@ class Asked:
     keep: int
     call: Mapping[str, Any] = field(default_factory=dict)
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    picture: Picture | None = None
+
+    @property
+    def task(self) -> str | None:
+        """What is done with the picture; None without one."""
+        return None if self.picture is None else REDRAW
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The whole call, with the picture."""
+        return dict(self.call) if self.picture is None else {**self.call, "image": self.picture.opened()}
 
     def baseline(self) -> Asked:
         """Best-of-N at the same budget, on the same seeds and sampler. It looks at no drafts."""
@@ -82,8 +96,8 @@ def read(
     limits: Limits,
     defaults: Callable[[str], Mapping[str, Any]],
 ) -> Asked:
-    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance,
-    draft).
+    """The form's fields (prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance, draft;
+    and picture, the bytes of a file or None, with strength, how much of it is redrawn).
 
     size and guidance may be None: the model's own. defaults: the call arguments that a model recommends. ValueError
     that says what was wrong with a field.
@@ -98,13 +112,17 @@ def read(
     if size and size < 16:
         raise ValueError(f"image size is 16 to {limits.side} pixels, or empty for the model's own, got {size}")
     negative, guidance = _read_negative(fields["negative"], limits), _read_guidance(fields["guidance"], limits)
+    picture = None if fields.get("picture") is None else _read_picture(fields["picture"], limits)
     call = {
         **defaults(model),
         "num_inference_steps": steps,
         **({"height": size, "width": size} if size else {}),
-        **({"negative_prompt": negative} if negative else {}),
+        # Where a picture is redrawn, some models guide by a negative prompt only where there is one.
+        **({"negative_prompt": negative} if negative or picture is not None else {}),
+        **({} if picture is None else {"strength": _read_strength(fields.get("strength"))}),
         **({"guidance_scale": guidance} if guidance is not None else {}),
     }
+    draft = None if picture is not None else _read_draft(fields["draft"], algorithm, model, offer)
     return Asked(
         prompt,
         model,
@@ -114,8 +132,25 @@ def read(
         whole("seed", fields["seed"], 0, 2**31 - 1),
         whole("images to keep", fields["keep"], 1, limits.images),
         call,
-        SamplerOptions(kernel=kernel_of(algorithm), draft=_read_draft(fields["draft"], algorithm, model, offer)),
+        SamplerOptions(kernel=kernel_of(algorithm), draft=draft),
+        picture,
     )
+
+
+def _read_picture(data: Any, limits: Limits) -> Picture:
+    """ValueError for what is no picture, and for a large one, before that is decoded."""
+    picture = Picture(bytes(data))
+    width, height = picture.size
+    if max(width, height) > limits.side:
+        raise ValueError(f"pictures have sides of at most {limits.side} pixels here, got {width} x {height}")
+    picture.opened()  # damage shows where it is decoded
+    return picture
+
+
+def _read_strength(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {_short(value)}")
+    return float(value)
 
 
 def read_prompt(text: Any, most: int) -> str:

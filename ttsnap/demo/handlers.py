@@ -32,7 +32,7 @@ from ttsnap.options.model import PACKAGED
 
 logger = logging.getLogger(__name__)
 FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
-          "draft")  # fmt: skip
+          "draft", "picture", "strength")  # fmt: skip
 RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
 """The fields that a picture's settings fill in."""
 PROMPTS = (
@@ -72,17 +72,21 @@ class Handlers:
     def search(
         self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
         keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
+        picture: Any = None, strength: Any = 0.7,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
-        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft)
+        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft,
+                  picture, strength)  # fmt: skip
         yield from self._run(request, values, compare=False)
 
     def compare(
         self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
         keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
+        picture: Any = None, strength: Any = 0.7,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Best-of-N beside the chosen algorithm, on the same budget and seeds, evaluation by evaluation."""
-        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft)
+        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft,
+                  picture, strength)  # fmt: skip
         yield from self._run(request, values, compare=True)
 
     def tally(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
@@ -117,7 +121,11 @@ class Handlers:
         """What was asked for. ValueError for what is not allowed, and where nobody listens any more."""
         if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
             raise ValueError(UNHEARD)
-        return forms.read(dict(zip(FIELDS, values, strict=True)), self.offer, self.limits, self.models.defaults)
+        fields = dict(zip(FIELDS, values, strict=True))
+        if (name := fields["picture"]) is not None:
+            path = uploaded({"path": str(name)}, self.cache)
+            fields["picture"] = path and files.read_bytes(path, self.limits.upload, "picture")
+        return forms.read(fields, self.offer, self.limits, self.models.defaults)
 
     @contextmanager
     def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:

@@ -27,6 +27,11 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
   });
 
+  document.addEventListener("input", (event) => {
+    const wipe = event.target.closest?.(".tt-wipe");
+    if (wipe) wipe.style.setProperty("--tt-x", `${event.target.value}%`);
+  });
+
   const pngs = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.type === "image/png");
   document.addEventListener("dragover", (event) => pngs(event) && event.preventDefault());
   document.addEventListener("drop", (event) => {

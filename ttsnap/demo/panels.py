@@ -30,7 +30,8 @@ METERS = {
 class View:
     """One search on the page: its name, its board, and what it may spend.
 
-    Once it is over: the winner's uid, warnings, and the other kept images (data URI, what it is), best first.
+    source: the picture that is changed, as a data URI. Once it is over: the winner's uid, warnings, and the other kept
+    images (data URI, what it is), best first.
     """
 
     title: str
@@ -40,6 +41,7 @@ class View:
     winner: int | None = None
     note: str = ""
     kept: tuple[tuple[str, str], ...] = ()
+    source: str = ""
 
 
 def intro() -> str:
@@ -58,7 +60,7 @@ def render_plain(head: str, text: str, *, error: bool = False) -> str:
 def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     """The whole stage. All text in it is escaped."""
     many = len(views) > 1
-    best = "".join(_best(view, many) for view in views)
+    best = _wipe(views[0].source, views) + "".join(_best(view, many) for view in views)
     meters = "".join(_meters(view, i if many else None) for i, view in enumerate(views))
     boards = "".join(render_board(v.board, v.title if many else "", v.winner) for v in reversed(views))
     allowed = max(view.allowed.nfe or 1 for view in views)
@@ -69,6 +71,20 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     return (
         f'<div class="tt-stage{" tt-two" if many else ""}"><div class="tt-top"><div class="tt-bests">{best}</div>'
         f'<div class="tt-side">{head}{meters}{chart}</div></div>{notes}{kept}{boards}</div>'
+    )
+
+
+def _wipe(source: str, views: Sequence[View]) -> str:
+    """The picture that is changed; over it, once there is one, the best image of the last view, with a wipe between."""
+    if not source:
+        return ""
+    after = views[-1].board.picture
+    over = f'<img class="tt-after" src="{after}" alt="after">' if after else ""
+    wipe = '<input type="range" value="50" aria-label="how much of the image before is shown">' if after else ""
+    words = "before, and after: move the slider" if after else "before"
+    return (
+        f'<figure class="tt-best tt-wipe"><div><img src="{source}" alt="before">{over}</div>{wipe}'
+        f"<figcaption><span>{words}</span></figcaption></figure>"
     )
 
 

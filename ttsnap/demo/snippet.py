@@ -11,6 +11,9 @@ from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, changed, options_of, values
 from ttsnap.options.sampler import NONE
 
+PICTURE = "picture.png"
+"""What the visitor's picture is called in these lines."""
+
 
 def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
     """Lines that run this search and save its winner; `budget` as counted on the grid."""
@@ -29,10 +32,14 @@ def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budg
     head = "" if plain else "import torch\n"
     options = ", ".join(part for part in (model, "" if plain else f"dtype=torch.{dtype}") if part)
     place = "" if device == "cpu" else f".to({device!r})"
+    if asked.picture is not None:
+        head += "from diffusers.utils import load_image\n"
+        options = ", ".join(part for part in (options, f"task={asked.task!r}") if part)
+        lines += f"    image=load_image({PICTURE!r}),\n"
     return (
         f"{head}from ttsnap.pipelines import load\n\n"
         f"pipe = load({options}){place}\n"
-        f"out = pipe(\n    {asked.prompt!r},\n{lines})\n"
+        f"out = pipe(\n    {'' if asked.picture is None else 'prompt='}{asked.prompt!r},\n{lines})\n"
         f'out.images[0].save("best.png")\n'
         f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
     )
@@ -42,6 +49,9 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
     """The same search by `ttsnap generate`."""
     options: dict[str, Any] = {
         "--model": None if asked.model == "embedded" else asked.model,
+        "--task": asked.task,
+        "--image": None if asked.picture is None else PICTURE,
+        "--strength": asked.call.get("strength"),
         "--algorithm": asked.algorithm,
         **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
         "--reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),

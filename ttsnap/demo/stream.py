@@ -20,6 +20,7 @@ from ttsnap.demo.panels import render_plain, render_stage
 from ttsnap.demo.pictures import full_uri, large_uri
 from ttsnap.demo.unspent import why_unspent
 from ttsnap.demo.worker import Found, Scored, Search, Worker
+from ttsnap.files.pictured import digests
 from ttsnap.results import outputs
 from ttsnap.version import __version__
 
@@ -190,6 +191,8 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "sampler": type(pipe.scheduler).__name__,
         **asked.sampler.told(),
         "call": dict(asked.call),
+        "task": asked.task,
+        "pictures": None if asked.picture is None else [digests({"image": asked.picture})],
         "algorithm": asked.algorithm,
         "options": {},
         "budget": str(asked.budget),

@@ -124,6 +124,10 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     drafter = "A drafter guesses each seed's image first; pruning goes on with the best"
     draft = gr.Checkbox(offer.drafts_first, label="Draft seeds first", info=drafter, elem_id="draft",
                         visible=bool(offer.draft))  # fmt: skip
+    with gr.Accordion("Change a picture", open=False, elem_id="change"):
+        picture = gr.File(label="PNG, JPEG or WebP", file_types=[".png", ".jpg", ".jpeg", ".webp"], height=110,
+                          elem_id="picture")  # fmt: skip
+        strength = gr.Slider(0.05, 1, 0.7, step=0.05, label="Strength: how much of it is redrawn", elem_id="strength")
     with gr.Accordion("Rewards, image size, how many to keep", open=False):
         rewards = gr.Dropdown(list(offer.rewards), value=[offer.rewards[0]], multiselect=True, label="Reward",
                               max_choices=limits.rewards, info="What is searched for, or their mean")  # fmt: skip
@@ -139,7 +143,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     random.click(None, None, seed, js=RANDOM, **PRIVATE)
     return {"prompt": prompt, "algorithm": algorithm, "rewards": rewards, "budget": budget, "steps": steps,
             "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
-            "guidance": guidance, "draft": draft}  # fmt: skip
+            "guidance": guidance, "draft": draft, "picture": picture, "strength": strength}  # fmt: skip
 
 
 def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:

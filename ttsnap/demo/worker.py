@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.by_hand import ByHand, Wish
 from ttsnap.core.grid import Grid
@@ -18,7 +20,7 @@ from ttsnap.demo.asked import Asked, Limits, title_of
 from ttsnap.demo.board import Board
 from ttsnap.demo.models import Models
 from ttsnap.demo.panels import View
-from ttsnap.demo.pictures import large_uri, thumbnail_uri
+from ttsnap.demo.pictures import LARGE, large_uri, shrunk_uri, thumbnail_uri
 from ttsnap.loop.budget import Budget
 from ttsnap.options.option import values
 from ttsnap.results import outputs
@@ -112,7 +114,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             with self.models.lock:
-                self.pipe = self.models.pipeline(self.asked[0].model)
+                self.pipe = self.models.pipeline(self.asked[0].model, self.asked[0].task)
                 searches = [opened(self.pipe, asked, self.limits) for asked in self.asked]
                 for search in searches:
                     self.news.put(search)
@@ -175,7 +177,7 @@ def opened(pipe: Any, asked: Asked, limits: Limits) -> Search:
 
     algorithm = make_algorithm(asked.algorithm)
     asked = replace(asked, sampler=drafting(pipe, asked.sampler, algorithm, asked.rewards, asked.call))
-    denoiser = pipe.denoiser(**asked.call)
+    denoiser = pipe.denoiser(**asked.arguments)
     if asked.sampler.kernel != "pipeline":
         denoiser.convert(asked.sampler.path, asked.sampler.times)
     grid: Grid = denoiser.grid
@@ -183,6 +185,8 @@ def opened(pipe: Any, asked: Asked, limits: Limits) -> Search:
     budget = replace(budget, nfe=min(budget.nfe or limits.nfe, limits.nfe))
     seconds = min(budget.seconds or limits.seconds, limits.seconds)
     view = View(title_of(asked.algorithm), Board(grid.levels), budget, seconds)
+    if asked.picture is not None:
+        view.source = shrunk_uri(np.asarray(asked.picture.opened()), LARGE)
     return Search(replace(asked, budget=budget), grid, view, outputs.Recorder())
 
 
@@ -196,7 +200,7 @@ def found(
 ) -> Result:
     """Run one search to its end. rows: the most candidates per batch; None for as many as fit."""
     output = pipe(
-        [asked.prompt],
+        prompt=[asked.prompt],
         search=algorithm,
         reward=list(asked.rewards),
         budget=asked.budget,
@@ -207,7 +211,7 @@ def found(
         should_stop=should_stop,
         output_type="pt",
         **values(asked.sampler),
-        **asked.call,
+        **asked.arguments,
     )
     result: Result = output.search[0]
     return result
