@@ -45,8 +45,9 @@ def upgrade(pipe: Any) -> Any:
     with them run over modular pipelines of the same parts. Raises ValueError for a family that is not supported, with
     those that are.
     """
-    cls = search_class(type(pipe))
-    if cls is type(pipe):
+    stock: Any = type(pipe)
+    cls = search_class(stock)
+    if cls is stock:
         return pipe
     from ttsnap.pipelines.modular.classic import SearchClassicMixin, modular
     from ttsnap.pipelines.twins import copied

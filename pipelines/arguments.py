@@ -124,11 +124,13 @@ def bound(
     return arguments
 
 
-def number_kept(call: dict[str, Any]) -> int:
-    """How many images, or videos, of each prompt are returned. Takes num_..._per_prompt out of the call; one by
-    default."""
+def returned(call: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> tuple[int, str, bool]:
+    """How many images, or videos, of each prompt are returned, in which form (output_type), and whether in an output
+    object (return_dict): taken out of the call, at the stock call's defaults."""
     asked = [call.pop(name, None) for name in ("num_images_per_prompt", "num_videos_per_prompt")]
-    return next((number for number in asked if number is not None), 1)
+    keep = next((number for number in asked if number is not None), 1)
+    form = known["output_type"].default if "output_type" in known else "pil"
+    return keep, call.pop("output_type", form), call.pop("return_dict", True)
 
 
 def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:

@@ -184,9 +184,7 @@ class SearchMixin:
         wanted = asked.search
         call = completed(self, call)
         stock_call = dict(call)
-        generator, keep = call.pop("generator", None), arguments.number_kept(call)
-        default_type = known["output_type"].default if "output_type" in known else "pil"
-        output_type, return_dict = call.pop("output_type", default_type), call.pop("return_dict", True)
+        generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
         takes = self.call_arguments()
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
@@ -210,8 +208,7 @@ class SearchMixin:
         arguments.refuse_step_caches(pipe.components)
         sampler = drafting(backend, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
-        kept = ("latents",) if latent or sounds else ()
-        want = Wanted(wanted.reward, sampler, asked.batches, kept, shared)
+        want = Wanted(wanted.reward, sampler, asked.batches, ("latents",) if latent or sounds else (), shared)
         with engine_for(backend, want, asked.devices, same_texts=same) as (engine, denoiser):
             doubt = denoiser.doubt_of_draft(model_name(self))
             if doubt is not None and sampler is asked.sampler:  # the model's own is taken where it was checked

@@ -139,7 +139,8 @@ class SearchClassicMixin(SearchMixin):
         return made, translated(self.stock_class(), made, call)
 
     def call_arguments(self) -> Collection[str]:
-        return honoured(self.stock_class(), _modular_class(self))
+        stock: Any = self.stock_class()
+        return honoured(stock, _modular_class(self))
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
         made, translation = self.backend(call)
