@@ -142,11 +142,10 @@ class SearchMixin:
     def engine(self, reward: Any, *, network: Network | None = None, **given: Any) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
-        network: of engines whose calls differ in their steps alone, so that they share batches. given: SamplerOptions
-        and EngineOptions (ttsnap.options), and arguments of `denoiser`; those that are missing are the model's
-        defaults, but there is no drafter that is not named. Where the
-        pipeline has a `preview_vae` it decodes unfinished estimates; batches of a network that `compile_denoiser`
-        compiled are padded. ValueError for an unknown kernel, and one that does not fit.
+        network: of engines whose calls differ in their steps alone, so that they share batches. given: SamplerOptions,
+        EngineOptions, and arguments of `denoiser`, for which the model has defaults; drafters are named. The pipeline's
+        `preview_vae` decodes unfinished estimates; batches of a compiled network are padded. ValueError for a kernel
+        that is unknown or does not fit.
         """
         sampler, options = taken(SamplerOptions, given), taken(EngineOptions, given)
         denoiser = self.sampling_denoiser(sampler, **completed(self, given))
@@ -161,8 +160,7 @@ class SearchMixin:
         )
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any:
-        """The same as `denoiser`, told of the sampler, without a drafter where that is left open. ValueError for a path
-        where the kernel keeps to its own."""
+        """`denoiser`, told of the sampler; no drafter where that is left open. ValueError for a path that cannot be."""
         denoiser = self.denoiser(**call)
         if sampler.kernel != "pipeline":
             denoiser.convert(sampler.path, sampler.times)
@@ -210,9 +208,8 @@ class SearchMixin:
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
         want = Wanted(wanted.reward, sampler, asked.batches, ("latents",) if latent or sounds else (), shared)
         with engine_for(backend, want, asked.devices, same_texts=same) as (engine, denoiser):
-            doubt = denoiser.doubt_of_draft(model_name(self))
-            if doubt is not None and sampler is asked.sampler:  # the model's own is taken where it was checked
-                warn_once(doubt)
+            if sampler is asked.sampler and (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
+                warn_once(doubt)  # the model's own is taken where it was checked
             denoiser.encode_instead(prompts, of=texts)
             shown = shown_of(denoiser, asked.batches.frames)
             shown.check(report)
