@@ -22,7 +22,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.asked import Asked, kernel_of
-from ttsnap.demo.board import Board
+from ttsnap.demo.board import MOST_LANES, Board
 from ttsnap.demo.board_html import render_board, short
 from ttsnap.demo.chart import render_chart, ticks
 from ttsnap.demo.panels import View, render_stage
@@ -308,3 +308,22 @@ def test_drafts_are_called_so_live_and_from_a_trace() -> None:
         assert ">draft<small>noise 1.00" in html
         assert ">step 3<small>" in html
         assert ">step 0<" not in html
+
+
+def test_of_many_finished_candidates_some_pruned_ones_are_shown_too() -> None:
+    board = Board((1.0, 0.5, 0.0))
+    uids = list(range(60))
+    board.move({"uids": uids, "parents": [-1] * 60, "start": [0] * 60, "stop": [1] * 60, "seeds": uids, "drop": []})
+    for uid in uids:
+        board.score(uid, 1, [uid / 60])
+    board.move({"uids": uids[30:], "parents": uids[30:], "start": [1] * 30, "stop": [2] * 30, "seeds": uids[30:],
+                "drop": uids[:30]})  # fmt: skip
+    for uid in uids[30:]:
+        board.score(uid, 2, [uid / 60])
+    board.end()
+    shown = board.shown()
+    pruned = [lane.uid for lane in shown if lane.state == "dropped"]
+    assert len(shown) == MOST_LANES
+    assert len(pruned) == MOST_LANES // 4
+    assert min(pruned) < 10
+    assert shown[0].uid == 59

@@ -182,7 +182,8 @@ class Board:
         return ancestry
 
     def shown(self, most: int | None = None) -> list[Lane]:
-        """The candidates that got furthest with their ancestors, at most `most`; each family side by side.
+        """The candidates that got furthest with their ancestors, at most `most`; each family side by side. Where those
+        that were finished would take all room, a quarter of it shows some that were pruned.
 
         By default as many as the page has room for, and a few more beside a deep lineage. While the search goes on they
         stand in the order in which they were started; once it is over, the winner comes first, then what it came of,
@@ -193,7 +194,7 @@ class Board:
             deep = len(self.lineage(ranked[0].uid, most=MOST_OF_DEEP)) if ranked else 0
             most = min(MOST_OF_DEEP, max(MOST_LANES, deep + 8))
         chosen: set[int] = set()
-        for lane in ranked:
+        for lane in _mixed(ranked, most):
             chain = self.lineage(lane.uid, chosen, most + 1)
             if len(chosen) + len(chain) <= most or not chosen:
                 chosen.update(chain[:most])
@@ -218,3 +219,16 @@ class Board:
 
         order = [each for root in children.get(-1, []) for each in family(root)]
         return [self.lanes[uid] for uid in order]
+
+
+def _mixed(ranked: Sequence[Lane], most: int) -> list[Lane]:
+    """Candidates in the order in which they get room: where most of it would go to finished ones, some that were
+    dropped come before the last of these, from all over their ranking."""
+    finished = [lane for lane in ranked if lane.state == "finished"]
+    dropped = [lane for lane in ranked if lane.state == "dropped" and lane.scores]
+    some = most // 4
+    if len(finished) <= most - some or not dropped:
+        return list(ranked)
+    spread = dropped[:: max(1, len(dropped) // max(1, some))][:some]
+    first = finished[: most - len(spread)]
+    return [*first, *spread, *ranked]

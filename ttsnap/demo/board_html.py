@@ -43,7 +43,7 @@ def _head(board: Board, title: str, shown: int) -> str:
     state = Counter(lane.state for lane in board.lanes.values() if lane.uid not in forks or lane.state != "dropped")
     words = [f"{len(board.lanes)} candidates", f"{state['dropped']} pruned", f"{state['finished']} finished"]
     words += [f"{state['going']} under way"] if state["going"] else []
-    words += [f"the {shown} that got furthest are shown"] if 0 < shown < len(board.lanes) else []
+    words += [f"{shown} of them are shown"] if 0 < shown < len(board.lanes) else []
     words += (
         ["↳ marks a branch: same seed, other steps"] if any(lane.parent >= 0 for lane in board.lanes.values()) else []
     )
