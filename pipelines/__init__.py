@@ -139,8 +139,7 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
             check_class(getattr(diffusers, kind), task)
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
-        if "cache_dir" not in options:
-            require_repository(str(model))
+        require_repository(str(model), options.get("revision"), options.get("cache_dir"))
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )

@@ -312,9 +312,12 @@ def test_no_code_of_a_model_runs_unasked(saved: Path) -> None:
 
 def test_a_revision_may_be_pinned(stock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
+    there: list[Any] = []
+    monkeypatch.setattr("ttsnap.pipelines.require_repository", lambda *which: there.append(which))
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda model, **options: seen.update(options) or stock)
     load("someone/model", revision="abc123")
     assert seen == {"use_safetensors": True, "revision": "abc123"}
+    assert there == [("someone/model", "abc123", None)], "a copy of that revision will do, of another it will not"
 
 
 def test_pickled_weights_are_refused(saved: Path) -> None:

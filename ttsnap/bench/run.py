@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -174,7 +175,7 @@ def _search(
         path = image_path(there.folder, work.arm.folder, prompt.index, work.repeat)
         if result.thumbnails:
             sheet = contact_sheet(result, result.thumbnails)
-            write_whole(sheet_path(path), lambda file, sheet=sheet: sheet.save(file, format="PNG"))
+            write_whole(sheet_path(path), partial(sheet.save, format="PNG"))
         save_image(
             path, result.best.pixels, payload_of(result, 0, {**settings, "pictures": model.pictures(text) or None})
         )
