@@ -212,10 +212,10 @@ def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
 
     A search takes them by itself; they are of use for a call without `search=`.
     """
-    return dict(model_defaults(model).call)
+    return dict(recommended(model).call)
 
 
-def model_defaults(model: str | Path) -> ModelDefaults:
+def recommended(model: str | Path) -> ModelDefaults:
     """All that a model recommends: arguments of its call, a reward, a drafter. ValueError for a damaged ttsnap.json."""
     return defaults_in(_folder(model))
 

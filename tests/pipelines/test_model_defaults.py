@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from ttsnap.pipelines import load, model_defaults, upgrade
+from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_in, defaults_of
 from ttsnap.pipelines.own_draft import OwnDraft, drafting, own_draft
 
@@ -60,8 +60,8 @@ def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path) 
     found = defaults_in(written(folder, num_inference_steps=8, reward="clip", draft="draft:2"))
     assert found == ModelDefaults({"num_inference_steps": 8}, "clip", f"{(folder / 'draft').resolve()}:2")
     assert defaults_in(written(folder, draft="embedded:2")).draft == "embedded:2"
-    assert model_defaults("embedded") == ModelDefaults(FULL, "scenes", "embedded")
-    assert model_defaults("scenes-turbo").draft is None
+    assert recommended("embedded") == ModelDefaults(FULL, "scenes", "embedded")
+    assert recommended("scenes-turbo").draft is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     twin = upgrade(stock)
     plain, again = (one(PROMPT, generator=torch.Generator().manual_seed(0), **call).images for one in (stock, twin))
     assert torch.equal(plain, again)
-    assert defaults_of(twin) == model_defaults("embedded")
+    assert defaults_of(twin) == recommended("embedded")
     assert completed(twin, {}) == FULL
 
 

@@ -74,11 +74,11 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
 
 def require_reward(a: Namespace) -> Any:
     """--reward as given, or the one that the model's folder names; ValueError where there is neither."""
-    from ttsnap.pipelines import model_defaults
+    from ttsnap.pipelines import recommended
     from ttsnap.rewards.registry import refuse_credentials
 
     refuse_credentials(a.reward)  # before it is written into a file
-    reward = a.reward if a.reward is not None else model_defaults(a.model).reward
+    reward = a.reward if a.reward is not None else recommended(a.model).reward
     if reward is None:
         raise ValueError(f"model {a.model} needs a --reward: file.py:function, module:attribute or a known name")
     return reward
@@ -98,10 +98,10 @@ def load_rewards(spec: Any, **where: Any) -> Any:
 
 def call_arguments(a: Namespace) -> dict[str, Any]:
     """Arguments of the pipeline call: those that were given, and the model's defaults for the others."""
-    from ttsnap.pipelines import model_defaults
+    from ttsnap.pipelines import recommended
 
     given = {name: a[option.flag] for name, option in WRITTEN.items()}
-    return model_defaults(a.model).completed({**{k: v for k, v in given.items() if v is not None}, **a.call})
+    return recommended(a.model).completed({**{k: v for k, v in given.items() if v is not None}, **a.call})
 
 
 def picture_arguments(a: Namespace, prompts: Sequence[str]) -> dict[str, Any]:

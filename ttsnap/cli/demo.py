@@ -143,7 +143,7 @@ def judged(prompt: str, name: str) -> Any:
 def offered(a: Namespace) -> Any:
     """What visitors may choose: the operator's word, and less where strangers can reach the page."""
     from ttsnap.demo.asked import Offer
-    from ttsnap.pipelines import model_defaults
+    from ttsnap.pipelines import recommended
 
     model = a.model or EMBEDDED
     alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
@@ -152,7 +152,7 @@ def offered(a: Namespace) -> Any:
     if not rewards:
         embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
         rewards = embedded if model in PACKAGED else [*LEARNED, *CLOSED_FORMS]
-    own = model_defaults(model).draft
+    own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     return Offer(model, any_model, tuple(rewards), draft, drafts_first=draft is not None and draft == own)
 

@@ -122,9 +122,9 @@ def run(a: Namespace) -> int:
 
 def _call(a: Namespace) -> dict[str, Any]:
     """Arguments of the pipeline's call: those that were given, and the model's defaults for the others."""
-    from ttsnap.pipelines import model_defaults
+    from ttsnap.pipelines import recommended
 
-    return model_defaults(a.model).completed(a.call or {})
+    return recommended(a.model).completed(a.call or {})
 
 
 def _prompts(a: Namespace, config: DraftConfig) -> tuple[Prompts, tuple[str, ...]]:

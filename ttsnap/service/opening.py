@@ -8,7 +8,7 @@ from typing import Any
 
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines import model_defaults
+from ttsnap.pipelines import recommended
 from ttsnap.pipelines.own_draft import own_draft
 from ttsnap.rewards.registry import refuse_credentials, suits_drafts
 from ttsnap.rewards.reward_model import RewardModel
@@ -18,11 +18,11 @@ from ttsnap.service.requests import Offer
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
     """The rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
-    recommended = model_defaults(model).reward
-    if not given and recommended is None:
+    own = recommended(model).reward
+    if not given and own is None:
         raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
     rewards: dict[str, str] = {}
-    for text in given or ([] if recommended is None else [recommended]):
+    for text in given or ([] if own is None else [own]):
         refuse_credentials(text)
         name, equals, spec = text.partition("=")
         if not equals or not name.replace("-", "").replace("_", "").isalnum():
