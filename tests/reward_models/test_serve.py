@@ -121,6 +121,9 @@ ONE = encode_image(IMAGES[0])
         (b'{"prompts": ["a"], "prompts": ["a"], "images": []}', 400, "stands twice"),
         (asking(ONE, prompts=["image 0"], images=["image 0"]), 400, "not a PNG in base64"),
         (asking(ONE, prompts=[ONE], images=["?"]), 400, "not a PNG in base64"),
+        (asking(ONE + "é"), 400, "not a PNG in base64"),
+        (asking(ONE).replace(b"=", rb"\x"), 400, "not a PNG in base64"),
+        (asking(ONE).replace(b"=", rb"\ud800"), 400, "not a PNG in base64"),
         (b'{"images": []}', 400, "'prompts' must be a list of texts"),
         (b'{"prompts": "ab", "images": ["", ""]}', 400, "'prompts' must be a list of texts"),
         (json.dumps({"prompts": ["a"], "images": []}).encode(), 400, "lists of one length"),
@@ -214,9 +217,18 @@ def test_a_prompt_takes_no_more_room_than_it_has() -> None:
     assert asked.prompts == ["\U0001f600" * 20_000]
     assert asked.images == [image]
     assert most < 2 * len(body)
-    escaped = asking(ONE, prompts=['say "\\" or \n']).replace(b"/", rb"\/")
-    assert parse(escaped, Limits()).prompts == ['say "\\" or \n']
-    assert parse(escaped, Limits()).images == [ONE.encode()]
+
+
+@pytest.mark.parametrize(("sign", "escape"), [(b"/", rb"\/"), (b"+", rb"\u002B"), (b"A", rb"\u0041")])
+def test_escapes_of_json_change_neither_prompts_nor_images(sign: bytes, escape: bytes) -> None:
+    """What some languages write in the place of signs of base64."""
+    image = ONE.encode().replace(b"=", b"/+A=")
+    prompt = r'say "\" or \/, a\\/b' + "\n"
+    body = asking("image", prompts=[prompt]).replace(b'"image"', b'"%b"' % image.replace(sign, escape))
+    assert sign != b"+" or escape in body
+    asked = parse(body, Limits())
+    assert asked.prompts == [prompt]
+    assert asked.images == [image]
 
 
 def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
