@@ -61,9 +61,10 @@ def test_damaged_json_is_one_sentence(text: str | bytes, why: str) -> None:
 
 
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+keys = st.text(st.characters(codec="utf-8"), max_size=80)  # YAML has keys of 1024 characters at most, escapes counted
 values = st.recursive(
     plain | st.text(st.characters(codec="utf-8")),
-    lambda v: st.lists(v) | st.dictionaries(st.text(st.characters(codec="utf-8")), v),
+    lambda v: st.lists(v) | st.dictionaries(keys, v),
 )
 
 
@@ -129,12 +130,14 @@ def test_damaged_yaml_is_one_sentence(text: str, why: str, tmp_path: Path) -> No
 
 
 def test_yaml_is_plain_values() -> None:
-    text = "{a: 1, b: [x, 2.5], c: 2001-01-01, d: 1e-4, e: 0x10, f: yes, g: ~, h: '5', i: 1E+5, j: a*b}"
+    text = "{a: 1, b: [x, 2.5], c: 2001-01-01, d: 1e-4, e: 0x10, f: yes, g: ~, h: '5', i: 1E+5, j: a*b, k: 12:30}"
     assert parse_yaml(text, "x") == {
         "a": 1, "b": ["x", 2.5], "c": "2001-01-01", "d": 1e-4, "e": 16, "f": True, "g": None, "h": "5", "i": 1e5,
-        "j": "a*b",
+        "j": "a*b", "k": "12:30",
     }  # fmt: skip
     assert parse_yaml("", "x") is None
+    digits = ":".join(["1"] * 2**12)  # as one number, in base 60, a megabyte of them took ten minutes
+    assert parse_yaml(digits, "x") == digits
 
 
 @given(values)

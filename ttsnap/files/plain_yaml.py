@@ -22,9 +22,9 @@ def read_yaml(path: str | Path, what: str = "file") -> Json:
 def parse_yaml(text: str | bytes, where: object) -> Json:
     """The value that YAML text stands for: mappings, sequences, texts, numbers, booleans and null.
 
-    A plain date is a text, and 1e-4 a number, as in YAML 1.2. ValueError where it is damaged, nested too deeply, holds
-    a key twice, any other tag (!!set, !!binary, << that merges), numbers that are not finite or beyond 64 bits, or
-    repeats parts by aliases, with which a few lines can stand for thousands of millions of values.
+    A plain date or time (12:30) is a text, and 1e-4 a number, as in YAML 1.2. ValueError where it is damaged, nested
+    too deeply, holds a key twice, any other tag (!!set, !!binary, << that merges), numbers that are not finite or
+    beyond 64 bits, or repeats parts by aliases, with which a few lines can stand for thousands of millions of values.
     """
     with foreign(f"cannot read {where}"):
         depth = 0
@@ -67,6 +67,8 @@ def _yaml_value(node: yaml.Node, loader: yaml.SafeLoader) -> Json:
                          "are read here: mappings, sequences, texts, numbers, true, false and null")  # fmt: skip
     if kind == "str":  # JSON writes two halves of a character, which YAML does not join; half of one fails
         return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+    if ":" in node.value:  # YAML 1.1 makes 750 of 12:30, and takes minutes for a megabyte of such digits
+        return str(node.value)
     with foreign(f"line {node.start_mark.line + 1}"):
         value: Json = loader.construct_object(node)
     if abs(value) >= HUGE if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value):
