@@ -62,6 +62,7 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
         ({"width": -32, "height": 32}, "width", "got '-32'"),
         ({"width": 32.5, "height": 32}, "width", "got '32.5'"),
         ({"width": 32, "height": 10**9}, "width", "pattern"),
+        ({"width": "9" * 5000, "height": 32}, "width", "pattern"),
         (
             {"num_inference_steps": "many"},
             "num_inference_steps",

@@ -77,7 +77,7 @@ def _size(given: Mapping[str, Any]) -> str:
         if not str(given.get(name, "")).isdecimal():
             got = f"got {str(given[name])[:60]!r}" if name in given else f"got no {name}"
             raise RequestError(400, f"width and height are whole numbers of pixels, {got}", name, "invalid_value")
-    return f"{int(given['width'])}x{int(given['height'])}"
+    return f"{given['width']}x{given['height']}"
 
 
 def _no_rival(given: Mapping[str, Any], name: str, *others: str) -> None:
