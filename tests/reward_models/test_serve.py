@@ -222,10 +222,10 @@ def test_a_prompt_takes_no_more_room_than_it_has() -> None:
 @pytest.mark.parametrize(("sign", "escape"), [(b"/", rb"\/"), (b"+", rb"\u002B"), (b"A", rb"\u0041")])
 def test_escapes_of_json_change_neither_prompts_nor_images(sign: bytes, escape: bytes) -> None:
     """What some languages write in the place of signs of base64."""
-    image = ONE.encode().replace(b"=", b"/+A=")
+    image = ONE.encode() + b"/+A"
     prompt = r'say "\" or \/, a\\/b' + "\n"
     body = asking("image", prompts=[prompt]).replace(b'"image"', b'"%b"' % image.replace(sign, escape))
-    assert sign != b"+" or escape in body
+    assert escape in body
     asked = parse(body, Limits())
     assert asked.prompts == [prompt]
     assert asked.images == [image]
