@@ -19,11 +19,11 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from numpy.typing import NDArray
 from torch import Tensor
-from ttsnap.pipelines.scheduler_kernel import CandidateKernel, NoisyKernel, RowKernel
+from ttsnap.pipelines.scheduler_kernel import CandidateKernel, FlowEuler, NoisyKernel, RowKernel
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant, Linear, rows
-from ttsnap.sampling.kernels import FlowEuler, Kernel
+from ttsnap.sampling.kernels import Kernel
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 # One evaluation a step, nothing remembered but noise.

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Prediction, Stateless
+from ttsnap.sampling.interpolants import rows
+from ttsnap.sampling.kernels import Prediction, State, Stateless
 
 
 class Memory(NamedTuple):
@@ -42,6 +43,26 @@ class Memory(NamedTuple):
                             "noise; choose a kernel that draws noise by key (sde, ddim)")  # fmt: skip
         owner = key[:-1]
         return owner, self.generator.clone_state() if owner == self.owner else rng.generator(key)
+
+
+@dataclass(frozen=True)
+class FlowEuler(Stateless):
+    """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
+
+    sigmas (K+1,) float32 from the scheduler. Its `stochastic_sampling` is another kernel: see schedule.py.
+    """
+
+    sigmas: Tensor
+    stochastic: bool = False
+
+    def step(
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
+    ) -> tuple[Tensor, Sequence[State]]:
+        out, wide = prediction.out, x.float()
+        now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
+        # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
+        moved = wide + (after - now).to(out.dtype) * out
+        return moved.to(out.dtype), state
 
 
 @dataclass(frozen=True)

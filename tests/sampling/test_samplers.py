@@ -8,11 +8,12 @@ from unittest import mock
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from ttsnap.pipelines.scheduler_kernel import FlowEuler
 
 from ttsnap.sampling.diffusions import DIFFUSIONS as NAMES
 from ttsnap.sampling.diffusions import power
 from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, rows
-from ttsnap.sampling.kernels import Ddim, FlowEuler, Kernel, Ode, Prediction, Renoise, Sde, forward, make_kernel
+from ttsnap.sampling.kernels import Ddim, Kernel, Ode, Prediction, Renoise, Sde, forward, make_kernel
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.rng import noise, seeded
 

@@ -109,26 +109,6 @@ def draw(
 
 
 @dataclass(frozen=True)
-class FlowEuler(Stateless):
-    """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
-
-    sigmas (K+1,) float32 from the scheduler. Its `stochastic_sampling` is another kernel: see pipelines/schedule.py.
-    """
-
-    sigmas: Tensor
-    stochastic: bool = False
-
-    def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
-    ) -> tuple[Tensor, Sequence[State]]:
-        out, wide = prediction.out, x.float()
-        now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
-        # The step is rounded to the model's dtype, as torch does to diffusers' scalar.
-        moved = wide + (after - now).to(out.dtype) * out
-        return moved.to(out.dtype), state
-
-
-@dataclass(frozen=True)
 class Ode(Stateless):
     """Deterministic step along the probability-flow ODE: x_s = alpha_s x0 + sigma_s eps with the estimate held.
 
@@ -177,8 +157,7 @@ class Sde(Stateless):
         wide, x0 = _wide(x), _wide(prediction.x0)
         t, h = self.times[k], self.times[k] - self.times[k + 1]
         g = self.g(t) if self.begin == 1 else torch.where(t <= self.begin + 1e-9, self.g(t), 0.0)
-        drift = velocity_from_x0(self.path, wide, x0, t)
-        drift = drift - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
+        drift = velocity_from_x0(self.path, wide, x0, t) - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
         return _ending(self.times, k, wide - drift * rows(h, wide), x0, g * h.sqrt())
 
     step = draw
@@ -188,12 +167,10 @@ class Sde(Stateless):
         marginals. Steps that are too long for their noise multiply x; inf is an overflow."""
         k = torch.arange(len(self.times) - 2)  # without the last step, which is the x0 estimate
         one, none = torch.ones(len(k), dtype=torch.float64), torch.zeros(len(k), dtype=torch.float64)
-        factors, noise = self.moments(one, Prediction(none, none), k)
-        std = largest = 1.0
-        for factor, drawn in zip(factors.tolist(), noise.tolist(), strict=True):
-            std = math.hypot(factor * std, drawn)
-            largest = max(largest, std)
-        return largest
+        stds = [1.0]
+        for factor, drawn in zip(*self.moments(one, Prediction(none, none), k), strict=True):
+            stds.append(math.hypot(factor * stds[-1], drawn))
+        return max(stds)
 
 
 @dataclass(frozen=True)
@@ -300,9 +277,8 @@ def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
         return spec
     kernel = _parsed(spec, denoiser)
     if isinstance(kernel, Sde) and kernel.growth() > MOST_GROWTH:
-        steps = len(kernel.times) - 1
-        raise ValueError(f"kernel {spec!r} draws so much noise that latents overflow in {steps} steps; give a smaller "
-                         "SCALE (the default is 3)")  # fmt: skip
+        overflow = f"draws so much noise that latents overflow in {len(kernel.times) - 1} steps"
+        raise ValueError(f"kernel {spec!r} {overflow}; give a smaller SCALE (the default is 3)")
     return kernel
 
 
