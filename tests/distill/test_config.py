@@ -49,7 +49,7 @@ def test_yaml_reads_1e_minus_4_as_text(tmp_path: Path) -> None:
         ({"groups": "many"}, "groups must be of type int, got 'many'"),
         ({"groups": 1.5}, "groups must be of type int, got 1.5"),
         ({"groups": True}, "groups must be of type int, got True"),
-        ({"recordings": "r"}, "recordings must be of type"),
+        ({"recordings": "r"}, "recordings must be a list of texts, got 'r'"),
         ({"lr": 0}, "lr must be above 0, got 0"),
         ({"lr": float("nan")}, "lr must be a finite number, got nan"),
         ({"earlier": 1.5}, "earlier must be in [0, 1], got 1.5"),
