@@ -90,7 +90,7 @@ def _check_head(path: Path, said: str) -> None:
     if path.is_file():
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-        if HEAD_BYTES < size < path.stat().st_size:  # a file that is shorter than it says is damaged, and read by nobody
+        if HEAD_BYTES < size < path.stat().st_size:  # damaged where the file is shorter than it says
             raise ValueError(f"{said}: {path.name} has {size:,} bytes before its tensors; at most {HEAD_BYTES:,}")
 
 
