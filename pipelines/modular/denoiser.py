@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -14,14 +14,7 @@ from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, State
 from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
 from ttsnap.pipelines.modular.limits import LimitedDenoiser
-from ttsnap.pipelines.modular.workflows import (
-    ANY,
-    DRAWN,
-    ONE_EXPERT,
-    TAKEN_OUT,
-    listed_for_prompts,
-    workflow_for,
-)
+from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 from ttsnap.pipelines.rows import check_sides, grid_of
 from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
 
@@ -53,7 +46,7 @@ class ModularDenoiser(LimitedDenoiser):
         guidance, call = guiders.parted(self.pipe, call, whole.input_names)
         blocks.check_inputs(whole, self.workflow.task, call, self.workflow.unread)
         self._call, self.cfg_scale = opened(call), guidance.get("guidance_scale", 1.0)
-        self._check_lists(call)
+        check_lists(self.workflow, self.pipe.stock_class().__name__, call)
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
         own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)
@@ -113,17 +106,11 @@ class ModularDenoiser(LimitedDenoiser):
     def _of_prompt(self, prompt: str) -> dict[str, Any]:
         """The arguments of the call for a prompt, with those that are its own."""
         own = opened(own_of(prompt))
-        self._check_lists(own)
+        check_lists(self.workflow, self.pipe.stock_class().__name__, own)
         if more := sorted(own.keys() - self._call.keys()):
             raise ValueError(f"the prompt {str(prompt)[:60]!r} has {', '.join(more)} of its own, and this call is for "
                              "none; give all prompts of a search the same kinds of pictures")  # fmt: skip
         return {**self._call, **own, "prompt": str(prompt)}
-
-    def _check_lists(self, call: Mapping[str, Any]) -> None:
-        """ValueError for lists where the workflow takes one picture, or text, for a prompt."""
-        for name, values in listed_for_prompts(self.workflow, call).items():
-            raise ValueError(f"{self.workflow.task} by {self.pipe.stock_class().__name__} takes one {name} for each "
-                             f"prompt, got {len(values)}")  # fmt: skip
 
     @property
     def edits(self) -> bool:

@@ -205,6 +205,12 @@ def listed_for_prompts(workflow: Workflow, call: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in call.items() if name in of_each and isinstance(value, list | tuple)}
 
 
+def check_lists(workflow: Workflow, pipeline_class: str, call: Mapping[str, Any]) -> None:
+    """ValueError for lists where the workflow of this class takes one picture, or text, for a prompt."""
+    for name, values in listed_for_prompts(workflow, call).items():
+        raise ValueError(f"{workflow.task} by {pipeline_class} takes one {name} for each prompt, got {len(values)}")
+
+
 def _images(known: Collection[Workflow], call: Mapping[str, Any]) -> frozenset[str]:
     """The arguments of a call that choose among workflows."""
     choosing = frozenset[str]().union(*(workflow.given for workflow in known))
