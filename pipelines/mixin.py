@@ -180,18 +180,18 @@ class SearchMixin:
     def _search(self, asked: arguments.Asked, known: Any, call: dict[str, Any]) -> Any:
         pipe: Any = self
         wanted = asked.search
-        call = completed(self, call)
+        takes, recommended = self.call_arguments(), defaults_of(self)
+        call = recommended.completed(call, takes)
         stock_call = dict(call)
         generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
-        takes = self.call_arguments()
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
         same = prompts == texts
         backend, call = self.backend({name: value for name, value in call.items() if name in takes})
         prompts, shared = backend.apart(prompts, call)
         texts = prompts if same else texts
-        if wanted.reward is None and (recommended := defaults_of(self).reward) is not None:
-            wanted = replace(wanted, reward=recommended)
+        if wanted.reward is None:
+            wanted = replace(wanted, reward=recommended.reward)
         if wanted.reward is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
         if output_type not in self.output_types:

@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from ttsnap.pipelines.drafters import hooked
-from ttsnap.pipelines.model_defaults import completed, defaults_of
+from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.settings import adapters
 
 from ttsnap.algorithms.seed_pruning import SeedPruning
@@ -86,7 +86,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
         return None
     where, _ = calls_of(defaults.draft)
     settings = read_draft(draft_path() if where == EMBEDDED else where)
-    height, width = pipe.denoiser(**completed(pipe, {})).native_size(None, None)
+    height, width = pipe.denoiser(**defaults.completed({}, pipe.call_arguments())).native_size(None, None)
     return OwnDraft(defaults.draft, settings, {"height": height, "width": width, **defaults.call})
 
 

@@ -12,6 +12,7 @@ import diffusers
 from PIL import Image
 from ttsnap.pipelines.memo import Memo
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.model_defaults import ModelDefaults
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.pipeline import modular_search_class
 from ttsnap.pipelines.modular.workflows import workflows_of
@@ -136,6 +137,7 @@ class SearchClassicMixin(SearchMixin):
         pipe: Any = self
         vars(pipe).setdefault("_search_memo", Memo())
         made = modular(self)
+        made.own_defaults = ModelDefaults()  # the call is complete
         return made, translated(self.stock_class(), made, call)
 
     def call_arguments(self) -> Collection[str]:
@@ -192,11 +194,8 @@ def honoured(stock: Any, modular_class: str) -> frozenset[str]:
 
 def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments for a modular pipeline with which it does what a call of the classic class with `call` does."""
-    known, takes, renamed = (
-        inspect.signature(stock.__call__).parameters,
-        honoured(stock, type(made).stock_class().__name__),
-        _renamed(stock),
-    )
+    known, renamed = inspect.signature(stock.__call__).parameters, _renamed(stock)
+    takes = honoured(stock, type(made).stock_class().__name__)
     given = {renamed.get(name, name): value for name, value in call.items() if value is not None}
     guided = guiders.settings(made)
     reads = {"true_cfg_scale", *guided, *made.blocks.get_execution_blocks(**given, prompt="").input_names}

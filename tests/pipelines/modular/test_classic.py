@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
 from torch import Tensor
 from ttsnap.pipelines import downgrade, upgrade
+from ttsnap.pipelines.model_defaults import ModelDefaults
 from ttsnap.pipelines.modular.classic import MODULAR, modular
 
 from tests.pipelines import tiny
@@ -172,6 +174,18 @@ def test_defaults_of_the_classic_call_are_those_of_a_search() -> None:
         check_same(name, pipe(**given, **ONE).images, plain(**given, generator=seeded(2)).images)
     wan = twin("wan")(prompt="a cat", **ONE, **CLASSIC["wan"].call)
     assert wan.frames.shape == (1, 5, 32, 64, 3)  # "np"
+
+
+def test_a_search_keeps_to_the_defaults_that_were_set_on_the_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "ttsnap.json").write_text('{"negative_prompt": "snow"}')
+    name = "sdxl img2img"
+    short = {n: v for n, v in CLASSIC[name].call.items() if n != "negative_prompt"}
+    plain, pipe = stock(name), twin(name)
+    pipe.register_to_config(_name_or_path=str(tmp_path))
+    given = {"prompt": "a cat", "output_type": "pt", **short}
+    check_same(name, pipe(**given, **ONE).images, classic(name))
+    pipe.own_defaults = ModelDefaults()
+    check_same(name, pipe(**given, **ONE).images, plain(**given, generator=seeded(2)).images)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
