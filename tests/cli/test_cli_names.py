@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 
 from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
 from ttsnap.loop.budget import Budget
+from ttsnap.rewards.registry import named
 
 from ..said import error_of  # noqa: TID252
 
@@ -64,6 +66,12 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
     assert main(argv) == 2
     assert re.search(message, error_of(capsys)), message
+
+
+def test_the_address_of_an_offered_reward_may_hold_an_equals_sign() -> None:
+    common.check_names(Namespace(rewards=["mine=http://127.0.0.1:9/?kind=theirs", "clip"]))
+    assert named("mine=http://127.0.0.1:9/?kind=theirs") == ("mine", "http://127.0.0.1:9/?kind=theirs")
+    assert named("a/b=c.py:score") == ("a/b=c.py:score", "a/b=c.py:score")
 
 
 def test_budgets_that_may_pay_for_an_image_pass() -> None:

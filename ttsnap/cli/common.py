@@ -17,6 +17,7 @@ from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.rewards.registry import check_names as check_rewards
+from ttsnap.rewards.registry import named
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import Prompt
@@ -149,8 +150,7 @@ def check_names(given: Namespace) -> None:
         located(given.model)
     for name in ("reward", "report", "base"):
         check_rewards(given.get(name) or None)
-    for named in given.get("rewards", []):  # NAME=REWARD offers one by another name
-        check_rewards(named.rpartition("=")[2])
+    check_rewards([named(text)[1] for text in given.get("rewards", [])])
 
 
 def check_affordable(budget: Budget, call: Mapping[str, Any]) -> None:

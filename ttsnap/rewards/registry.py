@@ -177,6 +177,12 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     return made
 
 
+def named(text: str) -> tuple[str, str]:
+    """The name by which a reward is offered, and the reward: of NAME=REWARD. A reward alone is its own name."""
+    name, equals, spec = text.partition("=")
+    return (name, spec) if equals and name.replace("-", "").replace("_", "").isalnum() else (text, text)
+
+
 def check_names(specs: object) -> None:
     """ValueError where a reward that a user names, or one of a list, is surely none: an unknown name, or a function of
     a file or a module that is not there. Nothing is loaded for it, and nothing is imported."""

@@ -10,7 +10,7 @@ from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.own_draft import own_draft
-from ttsnap.rewards.registry import refuse_credentials, suits_drafts
+from ttsnap.rewards.registry import named, refuse_credentials, suits_drafts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse
 from ttsnap.service.requests import Offer
@@ -24,9 +24,7 @@ def offered(given: Sequence[str], model: str) -> dict[str, str]:
     rewards: dict[str, str] = {}
     for text in given or ([] if own is None else [own]):
         refuse_credentials(text)
-        name, equals, spec = text.partition("=")
-        if not equals or not name.replace("-", "").replace("_", "").isalnum():
-            name, spec = text, text
+        name, spec = named(text)
         if any(sign in name for sign in "/\\:"):
             raise ValueError(f"clients would see {name!r}; offer it by another name, as --rewards NAME={name}")
         rewards[name] = spec
