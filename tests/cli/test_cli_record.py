@@ -85,6 +85,24 @@ def test_interrupted_resumed_and_replayed(
             assert {k: told[k] for k in timeless} == {k: again_told[k] for k in timeless}
 
 
+@pytest.mark.parametrize(("there", "dtype"), [("num_gpus", "auto"), ("num_cpus", "bfloat16")])
+def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
+    there: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def record(recipe: Any, *_: Any, **__: Any) -> None:
+        asked.append(recipe.model.dtype)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("ttsnap.cluster.session.connect", lambda *_: None)
+    monkeypatch.setattr("ttsnap.cluster.recorders.resources_of", lambda *_: {there: 1})
+    monkeypatch.setattr("ttsnap.cluster.recorders.record", record)
+    assert main(["record", PROMPTS[0], "--workers", "2", "--out", "o"]) == 130
+    assert asked == [dtype]
+
+
 def test_settings_that_differ_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["record", PROMPTS[0], "--seeds", "2", "--steps", "2", "--device", "cpu", "--out", "r"]
     assert main([*argv, "--score-steps", "[1]"]) == 0

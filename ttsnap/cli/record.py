@@ -90,16 +90,13 @@ def run(a: Namespace) -> int:
     prompts, reward = common.read_prompts(a, "record", a.task), common.require_reward(a)
     sampler, batches = arguments.read(SamplerOptions, a).drafted_by(None), arguments.read(BatchOptions, a)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
-    place, kind = common.placement(a.device, a.dtype)
-    model = arguments.read(ModelOptions, a)
-    if place.type == "cpu":  # the same for all workers, whatever their CPUs can do
-        model = dataclasses.replace(model, dtype=str(kind).removeprefix("torch."))
+    common.placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.cluster.recipe import Recipe
     from ttsnap.recordings.folder import RECORDING, progress
 
     options = EngineOptions(**values(batches), keep=what.keep, features_block=what.features)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
-    recipe = Recipe(model, reward, sampler, options, call)
+    recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, call)
     asked = Asked(recipe, common.canonical(prompts, a.model), Path(a.out), what)
     make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
     out = asked.out
@@ -161,9 +158,14 @@ def _together(asked: Asked, by: WorkerOptions) -> Callable[[], Recording]:
         from ttsnap.cluster.session import connect
 
         connect(by.ray_address, by.workers)
-        from ttsnap.cluster.recorders import record
+        from ttsnap.cluster.recorders import record, resources_of
+        from ttsnap.pipelines.opening import settled
 
-        return record(asked.recipe, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
+        model = asked.recipe.model
+        if "num_cpus" in resources_of(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
+            model = settled(model, "cpu")
+        recipe = dataclasses.replace(asked.recipe, model=model)
+        return record(recipe, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
 
     return make
 
