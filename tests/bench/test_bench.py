@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ttsnap.cli import common, main
+from ttsnap.results.outputs import read_payload
 
 from ..said import error_of  # noqa: TID252
 
@@ -93,6 +94,7 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
     assert sheets == {"sheet-00000.png", "sheet-00001.png"}
     assert not list(Path("whole").glob("*/*/sheet-*.png"))
     assert len(images("whole")) == 8
+    assert read_payload(Path("whole", gone))["dtype"] == "float32"
     # Finished already: no model is asked for.
     monkeypatch.setattr(common, "load_model", None)
     assert main([*ARGV, "--out", "part"]) == 0

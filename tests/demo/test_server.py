@@ -609,6 +609,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeyp
     assert "--task image-to-image --image picture.png --strength 0.5" in last.command
     payload = read_payload(last.files[0])
     assert (payload["task"], payload["call"]["strength"]) == ("image-to-image", 0.5)
+    assert payload["dtype"] == "float32"
     assert payload["pictures"] == {"image": Picture(picture()).digest}
     monkeypatch.chdir(tmp_path)
     Path("picture.png").write_bytes(picture())

@@ -211,7 +211,7 @@ class _Model:
     """The pipeline, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
 
     def __init__(self, a: Namespace, asked: Asked) -> None:
-        place, _ = common.placement(a.device, a.dtype)
+        place, kind = common.placement(a.device, a.dtype)
         self._devices = arguments.read(DeviceOptions, a)
         # Where others search, they load what they need themselves, and this process keeps off the devices.
         here = common.alone(self._devices, place.type)
@@ -228,6 +228,7 @@ class _Model:
             "ttsnap": __version__, "model": a.model, "lora": a.lora, "sampler": type(self.pipe.scheduler).__name__,
             "call": {name: value for name, value in asked.call.items() if name not in digests(asked.call)},
             "task": None if a.task == TEXT else a.task,
+            "dtype": str(kind).removeprefix("torch."),
         }  # fmt: skip
 
     @contextmanager

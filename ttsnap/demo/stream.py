@@ -192,6 +192,7 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         **asked.sampler.told(),
         "call": dict(asked.call),
         "task": asked.task,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
         "pictures": None if asked.picture is None else [digests({"image": asked.picture})],
         "algorithm": asked.algorithm,
         "options": {},
