@@ -25,6 +25,7 @@ from PIL import Image
 
 from ttsnap.cli import main as ttsnap
 from ttsnap.options.model import EMBEDDED, PACKAGED
+from ttsnap.options.sampler import NONE
 from ttsnap.version import versions
 
 PROMPTS = Path(__file__).with_name("showcase_prompts.txt")
@@ -49,21 +50,21 @@ def main() -> int:
     if a.reward is None and not packaged:
         p.error(f"--reward: by what are images of {a.model} to be chosen? For example imagereward")
     draft = a.draft or (EMBEDDED if a.model == EMBEDDED else None)
-    arms = [*PLAIN, *([DRAFTED] if draft else [])]
+    arms = [*PLAIN, *([DRAFTED] if draft not in (None, NONE) else [])]
     a.out.mkdir(parents=True, exist_ok=True)
-    report = a.report or (None if packaged else "imagereward" if a.reward == "hpsv2.1" else "hpsv2.1")
+    report = a.report or ("scenes-strict" if packaged else "imagereward" if a.reward == "hpsv2.1" else "hpsv2.1")
     argv = ["bench", "--model", a.model, "--prompts-file", str(prompts_of(a)), "--algorithms", *arms]
     argv += [
         "--budget",
         a.budget or ("50nfe" if packaged else "20images"),
         "--draft",
-        draft or "none",
+        draft or NONE,
         "--sheets",
         "--out",
         str(a.out / "bench"),
         *others,
     ]
-    argv += [*(["--reward", a.reward] if a.reward else []), *(["--report", report] if report else [])]
+    argv += ["--report", report, *(["--reward", a.reward] if a.reward else [])]
     print(f"ttsnap {shlex.join(argv)}")
     status = ttsnap(argv)
     if status == 0:

@@ -22,7 +22,7 @@ from ttsnap.files.pictured import digests, own_of
 from ttsnap.options.bench import BenchOptions
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
-from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -143,7 +143,7 @@ def _asked(a: Namespace) -> Asked:
     if not prompts:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
     reward = common.require_reward(a)
-    report = a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
+    report = common.report_of(a)
     texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
     call = {**common.call_arguments(a), **common.picture_arguments(a, texts)}
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))

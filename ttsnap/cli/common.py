@@ -85,6 +85,11 @@ def require_reward(a: Namespace) -> Any:
     return reward
 
 
+def report_of(a: Namespace) -> Any:
+    """--report as given, or the strict checker beside the checker by which packaged models are searched; else None."""
+    return a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
+
+
 def load_rewards(spec: Any, **where: Any) -> Any:
     """The rewards of --reward, on a device and in a dtype. ValueError for unknown ones."""
     from ttsnap.rewards.registry import make_rewards, refuse_credentials

@@ -23,7 +23,7 @@ from ttsnap.files.pictured import digests, own_of
 from ttsnap.loop.budget import Budget
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
-from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -131,7 +131,7 @@ def _asked(a: Namespace) -> Asked:
     """ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
     reward = common.require_reward(a)
-    report = a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
+    report = common.report_of(a)
     algorithms = {a.algorithm: make_algorithm(a.algorithm, **a.options)}
     if a.compare is not None:
         if a.compare in algorithms:
