@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from ttsnap.algorithms.by_hand import Wish
 from ttsnap.demo.asked import Limits, Offer, read, read_wish
 from ttsnap.demo.border import FORM, Border, held, uploaded
 from ttsnap.demo.folder import read_folder
+from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.models import Models
 from ttsnap.demo.stream import PERIOD, stream
@@ -582,6 +584,23 @@ def test_candidates_are_named_as_on_the_board() -> None:
     assert read_wish("drop", " 12 ", None, Limits()) == Wish("drop", seed=12)
     assert read_wish("finish", "12 ↳40", None, Limits()) == Wish("finish", 40)
     assert read_wish("best", None, 3, Limits()) == Wish("best", number=3)
+
+
+def test_a_comparison_takes_no_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, models = known()
+    handlers = Handlers(Offer("embedded", False, ("scenes",)), Limits(), models, tmp_path)
+    request: Any = SimpleNamespace(session_hash="a")
+    taken: list[bool] = []
+
+    def searched(*_: Any, **__: Any) -> Iterator[Any]:
+        taken.append("a" in handlers.wishes)
+        yield from ()
+
+    monkeypatch.setattr("ttsnap.demo.handlers.stream", searched)
+    monkeypatch.setattr(handlers, "_read", lambda *_: asked)
+    for run in (handlers.search, handlers.compare):
+        assert not list(run(request, *[None] * 7))
+    assert taken == [True, False]
 
 
 def test_wishes_and_tallies_are_no_part_of_the_api(server: tuple[str, Path]) -> None:

@@ -108,7 +108,9 @@ class Handlers:
         with self._stoppable(request) as stop:
             try:
                 wanted = self._read(request, values)
-                wishes = self.wishes[str(request.session_hash)] = []
+                wishes: list[Wish] = []
+                if not compare:  # a comparison, which is one of algorithms, takes none
+                    self.wishes[str(request.session_hash)] = wishes
                 for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare, wishes=wishes):
                     yield _shown(frame)
             except Exception as error:
@@ -164,10 +166,8 @@ class Handlers:
 
     def _wish(self, request: gr.Request, verb: str, candidate: Any = None, number: Any = None) -> None:
         try:
-            wish, wishes = (
-                forms.read_wish(verb, candidate, number, self.limits),
-                self.wishes.get(str(request.session_hash)),
-            )
+            wish = forms.read_wish(verb, candidate, number, self.limits)
+            wishes = self.wishes.get(str(request.session_hash))
             if wishes is None:
                 raise ValueError("no search of yours is running; press Search first")
             if len(wishes) >= MOST_WISHES:

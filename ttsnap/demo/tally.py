@@ -72,10 +72,8 @@ class Tallying(threading.Thread):
             self.news.put(None)
 
     def _run(self) -> None:
-        pipe, deadline = (
-            self.models.pipeline(self.asked.model, self.asked.task),
-            time.monotonic() + 2 * self.limits.seconds,
-        )
+        pipe = self.models.pipeline(self.asked.model, self.asked.task)
+        deadline = time.monotonic() + 2 * self.limits.seconds
         judge = self.models.judge(self.asked.prompt, self.asked.model)
         searches = [opened(pipe, asked, self.limits).asked for asked in (self.asked.baseline(), self.asked)]
 
