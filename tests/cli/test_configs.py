@@ -124,6 +124,15 @@ def test_plain_settings_need_no_word() -> None:
     parsed(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}))
 
 
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_a_number_of_many_parts_is_refused_unread(quote: str) -> None:
+    Path("c.yaml").write_text(f"seed: {quote}{':'.join(['1'] * 2**16)}{quote}")
+    with pytest.raises(
+        ValueError, match=r"c\.yaml holds a number in base 60 in seed, 1:1:1:1:1:1:1:1:1:1:\.\.\.; write"
+    ):
+        parsed(["generate", "a red circle", "--config", "c.yaml"])
+
+
 @pytest.mark.parametrize("text", ["3", "[1, 2]", "words", '"' + "x" * 10_000 + '"'])
 def test_a_configuration_is_keys_and_values(text: str) -> None:
     Path("c.yaml").write_text(text)

@@ -90,12 +90,18 @@ def refuse_nulls(given: Namespace, defaults: Namespace) -> None:
             raise ValueError(f"{name} is null; leave it out for its default, {default!r:.80}")
 
 
+_BASE_60 = re.compile(r"[-+]?[0-9_]+(:[0-9_.]+){9,}")
+"""Of a megabyte of digits such as 1:1:1, YAML 1.1 makes one number, in ten minutes."""
+
+
 def refuse_hidden(data: Any, where: object) -> None:
     """ValueError for keys by which the parser would import what a file names, or read another file, and for texts that
-    would fill the memory: where a number belongs, the parser reads them as YAML of its own."""
+    would fill the memory or take minutes: where a number belongs, the parser reads them as YAML of its own."""
     for name, value in _leaves(data):
         if isinstance(value, str) and _repeats(value):
             raise ValueError(f"{where} holds a text in {name[:80]} that uses YAML aliases (*name); write it in full")
+        if isinstance(value, str) and _BASE_60.fullmatch(value):
+            raise ValueError(f"{where} holds a number in base 60 in {name[:80]}, {value[:20]}...; write it in base 10")
         keys = name.split(".")
         if "class_path" in keys:
             raise ValueError(f"{where} holds {name[:80]}, which would import code; there is no such setting")
