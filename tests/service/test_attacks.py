@@ -254,7 +254,9 @@ def test_what_is_read_at_a_time_is_bounded(strict: GenerationServer) -> None:
         ([('f{}"; filename="a', "x")] * 10_000, "", "Too many files"),
         ([("prompt", "x" * (2**20 + 1))], "", "maximum size"),
         ([("prompt", "9" * 80_000)], "; charset=punycode", "must be UTF-8"),
+        ([("prompt", "x")], "; charset*=utf-8''punycode", "must be UTF-8"),
         ([("prompt", "x")], "; charset=utf-8", "needs a picture"),
+        ([("prompt", "x")], '; charset="UTF-8"', "needs a picture"),
         ([("x" * 2**19, "x")], "", "cannot be read"),
     ],
 )

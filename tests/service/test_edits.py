@@ -155,8 +155,9 @@ def test_two_pictures_a_mask_and_json_are_refused_where_the_model_takes_one(
         match="StableDiffusion3ModularPipeline takes one image for each prompt, got 2",
     ):
         client.images.edit(image=[("a.png", png(drawn)), ("b.png", png(drawn))], prompt=PROMPT)
-    with pytest.raises(openai.BadRequestError, match="cannot be used here: a call with these images does"):
+    with pytest.raises(openai.BadRequestError, match="a call with these images does image-to-image") as refused:
         client.images.edit(image=("a.png", png(drawn)), mask=("m.png", png(drawn)), prompt=PROMPT, extra_body=OWN)
+    assert refused.value.param == "mask"
     reply = httpx.post(f"{editing.url}/v1/images/edits", json={"prompt": PROMPT})
     assert "edits come as multipart/form-data, got 'application/json'" in reply.json()["error"]["message"]
 

@@ -43,7 +43,8 @@ async def form_of(
     kind, _, more = headers.get("content-type", "").lower().partition(";")
     if kind.strip() != "multipart/form-data":
         raise RequestError(400, f"edits come as multipart/form-data, got {kind.strip()[:60]!r}", code="invalid_form")
-    if "charset" in more.replace("charset=utf-8", ""):  # some take hours to decode a megabyte, as punycode
+    # Some take hours to decode a megabyte, as punycode.
+    if "charset" in more.replace('"', "").replace("charset=utf-8", ""):
         raise RequestError(400, "the text of a form must be UTF-8; leave charset out", code="invalid_form")
     try:
         form = await MultiPartParser(headers, whole(), max_files=PARTS, max_fields=PARTS).parse()

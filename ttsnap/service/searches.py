@@ -43,6 +43,7 @@ ARGUMENTS = {
     "true_cfg_scale": ("true_cfg_scale",),
     "negative_prompt": ("negative_prompt",),
     "strength": ("strength",),
+    "mask": ("mask_image",),
 }
 """Arguments of a pipeline's call by the parameters that set them."""
 
