@@ -225,5 +225,6 @@ def stock(name: str) -> Any:
 
 def arguments(name: str) -> list[str]:
     """The arguments of a classic call that a table has to tell of."""
-    parameters = inspect.signature(type(stock(name)).__call__).parameters.values()
+    kind = getattr(diffusers, {**CLASSIC, **TEXT_TO_IMAGE}[name].kind)
+    parameters = inspect.signature(kind.__call__).parameters.values()
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in HANDLED | EMBEDDED | PICTURES]
