@@ -117,8 +117,7 @@ def read(
         **defaults(model),
         "num_inference_steps": steps,
         **({"height": size, "width": size} if size else {}),
-        # Where a picture is redrawn, some models guide by a negative prompt only where there is one.
-        **({"negative_prompt": negative} if negative or picture is not None else {}),
+        **({"negative_prompt": negative} if negative else {}),
         **({} if picture is None else {"strength": _read_strength(fields.get("strength"))}),
         **({"guidance_scale": guidance} if guidance is not None else {}),
     }
