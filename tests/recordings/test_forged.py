@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from ttsnap.bench.folder import OpenBench
 from ttsnap.core.grid import Grid
 from ttsnap.files import reading
 from ttsnap.files.lock import LOCK, locked
-from ttsnap.files.writing import part_of, write_text
+from ttsnap.files.writing import part_of, write_whole
 from ttsnap.recordings.folder import OpenRecording, load_recording, progress, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.journal import MOST_BYTES, Journal, frame, read_journal
@@ -121,17 +123,31 @@ def test_a_journal_from_another_recording_or_of_other_units_is_refused(folder: P
             OpenRecording(folder, HEADER)
 
 
-def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["ours", "theirs"])
+def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, last: str) -> None:
+    """The other one begins while we write, and ends before us or after."""
     path = tmp_path / "x.json"
+    begun, go = threading.Event(), threading.Event()
 
-    def meanwhile(file: object) -> None:
-        write_text(path, "theirs")
-        file.write(b"ours")  # type: ignore[attr-defined]
+    def theirs(file: BinaryIO) -> None:
+        begun.set()
+        assert go.wait(20)
+        file.write(b"theirs")
 
-    from ttsnap.files.writing import write_whole
+    other = threading.Thread(target=write_whole, args=(path, theirs))
+
+    def ours(file: BinaryIO) -> None:
+        other.start()
+        assert begun.wait(20)
+        if last == "ours":
+            go.set()
+            other.join()
+        file.write(b"ours")
 
     with pytest.raises(OSError, match="another process writes the same file"):
-        write_whole(path, meanwhile)
+        write_whole(path, ours)
+    go.set()
+    other.join()
     assert path.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [path]
 

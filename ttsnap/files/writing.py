@@ -19,23 +19,28 @@ T = TypeVar("T")
 def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
     """Let `save` write to a temporary file beside `path`, and give it that name once it is on the disk.
 
-    Returns what `save` returned. Where it raises, no file is left. OSError also where another process writes the same
-    file, which it then has whole.
+    Returns what `save` returned. Where it raises, no file is left. OSError also where another process has begun to
+    write the same file since: that one goes on.
     """
     temporary = part_of(path)
     temporary.unlink(missing_ok=True)  # of a process that was killed, or a link, which leads to a file elsewhere
+    ours = False
     try:
         with temporary.open("xb") as file:
-            value = save(file)
-            file.flush()
-            os.fsync(file.fileno())
-            if not (temporary.exists() and os.path.samestat(os.fstat(file.fileno()), temporary.stat())):
+            try:
+                value = save(file)
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                ours = temporary.exists() and os.path.samestat(os.fstat(file.fileno()), temporary.stat())
+            if not ours:
                 raise OSError(errno.EBUSY, "another process writes the same file", str(path))
         os.replace(temporary, path)
         _sync_folder(path.parent)
         return value
     finally:
-        temporary.unlink(missing_ok=True)
+        if ours:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
