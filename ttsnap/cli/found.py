@@ -79,8 +79,7 @@ def _rows(out: Path, runs: Sequence[Run], written: Sequence[Sequence[Sequence[Pa
 def tabulate(out: Path, runs: Sequence[Run]) -> None:
     """Print the winners of all prompts, a line each, and means over the prompts that have an image, for each run."""
     for run in runs:
-        wide = max(len(result.prompt) for result in run.results)
-        wide = min(wide, 60)
+        wide = min(60, max(len(result.prompt) for result in run.results))
         print(f"\n{len(run.results)} prompts, {run.name}:")
         for result in run.results:
             best = f"{_scores(result.best)}, seed {result.best.seed}" if result.images else "no image"

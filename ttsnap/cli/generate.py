@@ -41,7 +41,7 @@ examples:
       --model stabilityai/stable-diffusion-3.5-medium --reward mine.py:score
   ttsnap generate --prompts-file prompts.txt --budget 200nfe --keep 4
   ttsnap generate "a blue circle" --task image-to-image --image red.png \\
-      --strength 0.7 --negative-prompt ""
+      --strength 0.7
 """
 
 
