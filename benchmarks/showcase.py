@@ -53,7 +53,7 @@ def main() -> None:
     p.add_argument("--repeats", type=int, default=20_000, help="draws of seeds from the recording, for both algorithms")
     p.add_argument("--bootstraps", type=int, default=50, help="of the recorded seeds, for the standard errors")
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--dtype", default="float32", help="as the demo and the command line run it on a CPU")
+    p.add_argument("--dtype", default="float32", help="as `make demo` runs it")
     p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
