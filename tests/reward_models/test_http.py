@@ -177,6 +177,8 @@ CREDENTIALS = [
     "clip then http://me:sk-secret@host",
     "judge:yes:model=x,base_url=http://me:sk-,secret@host/v1",
     "noise-aware:folder on http://me:sk-secret@host",
+    "http:/user:secret@127.0.0.1:9",
+    "https:user:secret@127.0.0.1:9",
 ]
 
 

@@ -84,7 +84,7 @@ def refuse_credentials(spec: object) -> None:
     if not isinstance(spec, str):
         return
     parts = re.split(r",\w+=", spec) if f"{JUDGE}:" in spec else [spec]
-    if any("@" in part.partition("://")[2] for part in parts):
+    if any(re.search(r"(://|\bhttps?:).*@", part, re.IGNORECASE | re.DOTALL) for part in parts):  # also http:/NAME
         raise ValueError(
             "a reward's address holds a name or a password, which would show in messages and files: leave out what is "
             "before the @, and set TTSNAP_REWARD_KEY=NAME:PASSWORD, for a judge OPENAI_API_KEY (an @ of a path is %40)"
