@@ -79,8 +79,8 @@ class SearchMixin:
                     if isinstance(text, str):  # the call itself refuses others
                         self.check_prompt(text)
             if asked.search.search is None:
-                if asked.changed:
-                    raise ValueError(f"{asked.changed} given without search=; name one, as search='best-of-n'")
+                if given_names := " and ".join(asked.changed):
+                    raise ValueError(f"{given_names} given without search=; name one, as search='best-of-n'")
                 return stock(self, *args, **kwargs)
             given.pop("self")
             return self._search(asked, parameters, given)

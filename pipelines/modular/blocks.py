@@ -67,8 +67,8 @@ def check_inputs(workflow: Block, task: str, call: Mapping[str, Any], besides: C
     and for videos of no given length. besides: inputs that its blocks take and do not use."""
     read = set(workflow.input_names) - set(besides)
     if unread := sorted({name for name, value in call.items() if value is not None} - read):
-        raise ValueError(f"{unread} cannot be used here: a call with these images does {task}, whose blocks do not "
-                         "read them")  # fmt: skip
+        raise ValueError(f"{' and '.join(unread)} cannot be used here: a call with these images does {task}, whose "
+                         "blocks read nothing of the kind")  # fmt: skip
     if any("num_frames" in block.intermediate_output_names for block in workflow.sub_blocks.values()):
         raise ValueError("give num_frames: without it a network chooses the length for each prompt, but videos of one "
                          "search have one length")  # fmt: skip

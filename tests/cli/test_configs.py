@@ -141,6 +141,25 @@ def test_a_configuration_is_keys_and_values(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("command", "values", "said"),
+    [
+        ("generate", {"kep": 2}, r"c\.yaml: unknown option 'kep'; did you mean keep\? Choose one of .*budget"),
+        ("generate", {"generate": {"keep": 2}}, r"c\.yaml: unknown option 'generate'; choose one of"),
+        ("generate", {"help": True}, r"c\.yaml: unknown option 'help'"),
+        ("distill", {"recrod": {"seeds": 2}}, r"c\.yaml: unknown option 'recrod'; did you mean record\?"),
+    ],
+    ids=str,
+)
+def test_what_a_configuration_misspells_is_said(command: str, values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parsed([command, *config(**values)[1:]])
+
+
+def test_a_configuration_may_write_dashes() -> None:
+    assert parsed(config(**{"negative-prompt": "a circle"})).negative_prompt == "a circle"
+
+
 SCORE = f"{MODULE}.py:score"
 
 

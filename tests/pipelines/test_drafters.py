@@ -454,7 +454,7 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
     assert not caplog.text
     with pytest.raises(ValueError, match="draft hut: there is no such folder"):
         pipe("a cat", search=BestOfN(1), reward=dark, draft="hut", **call)
-    with pytest.raises(ValueError, match=r"\['draft'\] given without search="):
+    with pytest.raises(ValueError, match=r"^draft given without search="):
         pipe("a cat", draft="hot", **call)
 
 

@@ -74,6 +74,7 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
         ({"lora": {"name": "x"}}, "lora", "unknown parameter 'lora'"),
         ({"enable_upscaling": True}, "enable_upscaling", "unknown parameter"),
         ({"negative_promt": "x"}, "negative_promt", "did you mean negative_prompt?"),
+        ({"num_inference_step": 3}, "num_inference_step", "did you mean num_inference_steps? Choose one of prompt"),
         ({"qualty": "high"}, "qualty", "did you mean quality?"),
         ({"response_format": "file"}, "response_format", "must be 'b64_json' or 'url'"),
         ({"quality": "max"}, "quality", "'low', 'medium', 'high'"),

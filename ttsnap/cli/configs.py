@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader  # type: ignore[attr-defined]
 
+from ttsnap.core.names import unknown
 from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.options.call import WRITTEN
@@ -52,6 +53,10 @@ class ConfigFile(ActionConfigFile):  # type: ignore[misc]
         data = parse_yaml(read_once(values, YAML_BYTES, "configuration file"), where)
         if not isinstance(data, dict | None):
             raise ValueError(f"{where} holds no configuration: expected keys and values, got {data!r:.80}")
+        refuse_hidden(data or {}, where)
+        for name in data or {}:
+            if name.partition(".")[0].replace("-", "_") not in (known := parser.settings()):
+                raise ValueError(f"{where}: {unknown('option', name, known)}")
         found = parse_values(parser, data or {}, where, defaults=False, _skip_validation=True)
         words = list(itertools.takewhile(lambda word: word != "--", parser.args))
         given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}

@@ -106,6 +106,11 @@ class Parser(ArgumentParser):
         """The page: usage, what the command is for, an example or two, and the options that most people need."""
         self._print_message(self._page(), sys.stdout if file is None else file)
 
+    def settings(self) -> list[str]:
+        """The names of what a configuration may set, as keep; of those with parts, as record.model, the first part."""
+        names = [action.dest.partition(".")[0] for action in self._actions]
+        return list(dict.fromkeys(name for name in names if name not in _NO_SETTINGS))
+
     def _page(self) -> str:
         whole = str(self.format_help())
         if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
@@ -161,6 +166,8 @@ class Parser(ArgumentParser):
 
 _ELSEWHERE = ("-h", "--help-all", "--print_config", "--trust")
 """Options that the page of --help leaves to --help-all."""
+_NO_SETTINGS = ("help", "help_all", "print_config", "config")
+"""What the command line alone takes."""
 MOST_OPTIONS, EXAMPLE_LINES = 18, 3
 """What fits on a page: of commands with more options it lists the common ones, and of the examples the first."""
 

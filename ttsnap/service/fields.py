@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ttsnap.core.names import did_you_mean
+from ttsnap.core.names import unknown
 from ttsnap.service.errors import RequestError
 
 Fields = TypeVar("Fields", bound=BaseModel)
@@ -40,8 +40,7 @@ def validated(kind: type[Fields], fields: Mapping[str, Any]) -> tuple[Fields, li
         field = str(first["loc"][0])
         name = called.get(field, field)[:60]
         if first["type"] == "extra_forbidden":
-            message = f"unknown parameter {name!r}{did_you_mean(name, kind.model_fields)}; there are"
-            message = f"{message} {', '.join(kind.model_fields)}"
+            message = unknown("parameter", name, [*kind.model_fields, *ALIASES, "width", "height"])
             raise RequestError(400, message, name, "unknown_parameter") from None
         said = f"{name}: {first['msg']}, got {str(ours.get(field))[:60]!r}"
         if name == "response_format":

@@ -259,5 +259,5 @@ def test_a_scale_is_refused_where_nothing_reads_it() -> None:
     pipe = upgrade(built(case.pipeline, case.parts))
     with pytest.raises(ValueError, match=r"guidance_scale= .*: this model is not guided by a scale; leave it out"):
         pipe(prompt="a cat", guidance_scale=3.0, **ONE, **case.call)
-    with pytest.raises(ValueError, match=r"\['guidance_scale'\] cannot be used here"):
+    with pytest.raises(ValueError, match=r"^guidance_scale cannot be used here"):
         pipe.denoiser(guidance_scale=3.0, **case.call)
