@@ -117,6 +117,7 @@ def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     for moment in itertools.count(1, 7):
         out = tmp_path / str(moment)

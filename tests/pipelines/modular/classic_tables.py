@@ -103,7 +103,7 @@ TEXT_TO_IMAGE = {
         ("sd15", "StableDiffusionPipeline", {}),
         ("sdxl", "StableDiffusionXLPipeline", NEGATIVE),
         ("sd3", "StableDiffusion3Pipeline", {}),
-        ("flux", "FluxPipeline", NEGATIVE),
+        ("flux", "FluxPipeline", {**NEGATIVE, "true_cfg_scale": 1.5}),
         ("pixart_sigma", "PixArtSigmaPipeline", {}),
         ("sana", "SanaPipeline", {}),
         ("qwen_image", "QwenImagePipeline", {"max_sequence_length": 400}),
