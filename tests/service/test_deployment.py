@@ -73,7 +73,9 @@ def test_two_replicas_serve_openai_s_client(ray_session: None, client: OpenAI, t
             replies = list(pool.map(ask, range(8)))
         assert {reply["data"][0]["seed"] for reply in replies} == {alone["data"][0]["seed"]}
         assert picture(replies[0]["data"][0]["b64_json"]).size == (32, 32)
-        stream = alice.images.generate(prompt=PROMPT, stream=True, partial_images=1, extra_body=OWN)
+        stream = alice.images.generate(
+            prompt=PROMPT, stream=True, partial_images=1, extra_body={**OWN, "search": "seed-pruning"}
+        )
         kinds = [event.type for event in stream]
         assert kinds == ["image_generation.partial_image", "image_generation.completed"]
         with pytest.raises(openai.BadRequestError, match="no search"):
