@@ -38,17 +38,21 @@ from .test_serve import IMAGES, PROMPTS, serving
 Act = Callable[[socket.socket], None]
 
 
+def head_of(connection: socket.socket) -> bytes:
+    """The head of a request, which is read to its end: closing with something unread would reset the connection."""
+    head, _, rest = connection.recv(65536).partition(b"\r\n\r\n")
+    lengths = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+    while lengths and len(rest) < lengths[0]:
+        rest += connection.recv(65536)
+    return head
+
+
 def reply(body: Any, status: str = "200 OK", fields: str = "") -> Act:
     """Read the whole request, and send this."""
     text = body if isinstance(body, str) else json.dumps(body)
 
     def act(connection: socket.socket) -> None:
-        head, _, rest = connection.recv(65536).partition(b"\r\n\r\n")
-        lengths = [
-            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
-        ]
-        while lengths and len(rest) < lengths[0]:
-            rest += connection.recv(65536)
+        head_of(connection)
         connection.sendall(f"HTTP/1.1 {status}\r\nConnection: close\r\n{fields}\r\n{text}".encode())
 
     return act
@@ -232,7 +236,7 @@ def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch: pytest.Mon
 
     def echo(answer: str, status: str = "200 OK", head: str = "HTTP/1.1") -> Act:
         def act(connection: socket.socket) -> None:
-            heard.append(connection.recv(65536))
+            heard.append(head_of(connection))
             connection.sendall(f"{head} {status}\r\nConnection: close\r\n\r\n{answer}".encode())
 
         return act
