@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from ttsnap import SeedPruning, make_algorithm
-from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.cli import main
 from ttsnap.core.grid import Grid
@@ -143,18 +142,6 @@ def test_names_that_meet_are_told_apart(inside: str, capsys: pytest.CaptureFixtu
         (Path(name) / "t.json").write_text(json.dumps({"name": "seed-pruning", "keep": [keep], "levels": [0.6]}))
     assert main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["budget", "best-of-n", "a/t.json", "b/t.json"]
-
-
-def test_the_pruning_half_of_ttsnap_rbf(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", inside, "--algorithm", "ttsnap-rbf", "--trials", "5", *FEW]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"in Python: ttsnap_rbf\(keep=\(.*, 1.0\), levels=\(.*, 0.667\)\)", out), out
-    assert "for 0.5 of 8nfe, 16nfe, 40nfe, and the best survivor finished)\n3 prompts x 20 seeds" in out
-    assert re.search(r"budget +best-of-n +ttsnap-rbf +tuned\n", out), out
-    tuned = make_algorithm("tuned.json")
-    assert isinstance(tuned, Nested)
-    assert isinstance(tuned.first, SeedPruning)
-    assert tuned.share == 0.5
 
 
 @pytest.mark.parametrize("command", ["simulate", "tune", "calibrate"])

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from ttsnap.files.typed import Json
     from ttsnap.simulation.tune import Tuned
 
-HANDED_OVER = "ttsnap-rbf"
-"""The search whose first half is fitted, where it is not a pruning alone."""
+PRUNING = "seed-pruning"
+"""The algorithm whose schedule is fitted."""
+DEFAULT = "seed pruning as it is by default"
+"""What a schedule has to beat."""
 HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
 
@@ -37,10 +39,6 @@ take is fitted, too, none included, and whether what they leave is finished with
 The last prompts are kept out of the fit and tell what the schedule is worth on prompts that it was not chosen on: the
 table is the one that `ttsnap simulate` prints of them. The result is an algorithm file for `ttsnap generate
 --algorithm`, `ttsnap simulate --algorithms` and the pipelines.
-
-Of `ttsnap-rbf` the checks before the hand-over are fitted: a recording tells in what image the best survivor of a
-pruning ends, but not what branching from it finds, so that the level of the hand-over, the share of the budget and the
-streams stay what they are by default. Record with the kernel that it is to run with (`ttsnap record --kernel sde`).
 
 example:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
@@ -54,9 +52,6 @@ def parser() -> ArgumentParser:
     p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
-    p.add_argument(
-        "--algorithm", default="seed-pruning", choices=["seed-pruning", HANDED_OVER], help="whose schedule to fit"
-    )
     p.add_argument("--trials", type=int, default=400, help="schedules to try")
     p.add_argument("--checks", type=int, default=5, help="most checks in a schedule")
     p.add_argument("--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit")
@@ -69,11 +64,9 @@ def run(a: Namespace) -> int:
     """Search, write the winner, say what it is worth."""
     from tqdm import tqdm
 
-    from ttsnap.algorithms.nested import ttsnap_rbf
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
-    from ttsnap.simulation.handover import Handover
     from ttsnap.simulation.sizing import short_of_seeds
     from ttsnap.simulation.tune import split, tune
 
@@ -82,7 +75,6 @@ def run(a: Namespace) -> int:
     out = new_file(a.out, a.overwrite)
     recording, combine = read_recording(a), utility.make(a.utility)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    handover = Handover.of(ttsnap_rbf(), recording) if a.algorithm == HANDED_OVER else None
     with left_by_sigterm(), tqdm(total=a.trials, unit="schedule") as bar:
 
         def progress(done: int, of: int) -> None:
@@ -90,44 +82,33 @@ def run(a: Namespace) -> int:
 
         tuned = tune(
             recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=combine,
-            handover=handover, seed=a.seed, on_progress=progress, workers=arguments.read(WorkerOptions, a).workers,
+            seed=a.seed, on_progress=progress, workers=arguments.read(WorkerOptions, a).workers,
         )  # fmt: skip
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
     keep, steps = schedule.keep, schedule.steps or ()
-    if handover is not None:  # streams start from the best of those that come there, so that none need be dropped
-        keep, steps = (*keep, 1.0), (*steps, handover.step)
     levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps]
     settings: dict[str, Json] = {"keep": keep, "levels": tuple(levels)}
-    if handover is None and recording.drafts:
+    if recording.drafts:
         settings |= {"draft_share": schedule.draft_share, "draft_calls": schedule.draft_calls}
         print(_about_drafts(schedule))
-    write_json(out, {"name": a.algorithm, **settings})
+    write_json(out, {"name": PRUNING, **settings})
     print(f"checks at steps {list(steps)} (noise levels {levels}), keeping {list(keep)}")
-    made = "ttsnap_rbf" if handover else "SeedPruning"
-    print(f"in Python: {made}({', '.join(f'{name}={value}' for name, value in settings.items())})")
+    print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
     to_fit, rest = split(recording, a.holdout)
-    name = out.stem if out.stem not in (BASE, a.algorithm) else str(out)
+    name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
     if tuned.held_out is not None:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
         print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
-        if handover is not None:
-            print(f"(pruning up to step {handover.step} for {handover.share:g} of {', '.join(map(str, budgets))}, and "
-                  "the best survivor finished)")  # fmt: skip
         worth = tuned.held_out
-        curves = dict(zip((BASE, a.algorithm, name), (worth.base, worth.default, worth.schedule), strict=True))
+        curves = dict(zip((BASE, PRUNING, name), (worth.base, worth.default, worth.schedule), strict=True))
         reward = utility.described(a.utility, recording.reward_names)
         print_curves({key: curve for key, curve in curves.items() if curve is not None}, rest, combine, reward)
-    rival = "seed pruning" if handover is None else f"the pruning of {a.algorithm}"
-    print(f"\n{_verdict(tuned, name, len(rest.prompts), f'{rival} as it is by default')}")
+    print(f"\n{_verdict(tuned, name, len(rest.prompts))}")
     if not math.isnan(tuned.fitted.omega):
         omega = f"{tuned.fitted.omega:.1f} ± {tuned.fitted.error:.1f}"
         print(f"on the {len(to_fit.prompts)} prompts that it was fitted on, its omega is {omega}")
-    short = (
-        short_of_seeds(recording, schedule, budgets)
-        if handover is None
-        else short_of_seeds(recording, handover.searched(schedule), [handover.budget(b, recording) for b in budgets])
-    )
+    short = short_of_seeds(recording, schedule, budgets)
     if short is not None:
         print(too_few_seeds("it", short, recording.seeds))
     print(f"wrote {out}; use it with: ttsnap generate PROMPT --algorithm {out}")
@@ -143,7 +124,7 @@ def _about_drafts(schedule: SeedPruning) -> str:
     return f"drafts of {calls} for {schedule.draft_share:.1%} of the cost{then}"
 
 
-def _verdict(found: Tuned, name: str, kept_out: int, default: str) -> str:
+def _verdict(found: Tuned, name: str, kept_out: int) -> str:
     """Whether the schedule is better than the default that it is compared with, in a sentence, or why none can say."""
     worth = found.held_out
     if not kept_out:
@@ -154,14 +135,14 @@ def _verdict(found: Tuned, name: str, kept_out: int, default: str) -> str:
             "it is worth on others; record more prompts or seeds"
         )
     if worth.default is None:
-        return f"the recording lacks a step at which {default} checks, so the two are not compared"
+        return f"the recording lacks a step at which {DEFAULT} checks, so the two are not compared"
     if math.isnan(worth.lead):
         why = "three budgets or more, further apart" if len(worth.base.budgets) > 2 else "three budgets or more"
-        return f"whether it is better than {default} takes {why}, to say"
+        return f"whether it is better than {DEFAULT} takes {why}, to say"
     side = "higher" if worth.lead > 0 else "lower"
     if math.isnan(worth.lead_error):
         return f"its omega is {abs(worth.lead):.1f} {side}, but a single prompt tells no error; record more prompts"
     by = f"its omega is {abs(worth.lead):.1f} ± {worth.lead_error:.1f} {side}"
     if worth.better:
-        return f"{name} is better on them than {default}: {by}"
-    return f"{name} is no better on them than {default}: {by}; keep that, or fit on more prompts"
+        return f"{name} is better on them than {DEFAULT}: {by}"
+    return f"{name} is no better on them than {DEFAULT}: {by}; keep that, or fit on more prompts"

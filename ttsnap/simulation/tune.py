@@ -18,7 +18,6 @@ from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.foresight import one_by_one
-from ttsnap.simulation.handover import Handover
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
@@ -74,7 +73,6 @@ def tune(
     checks: int = 5,
     seeds: int = 200,
     utility: Utility = utilities.mean,
-    handover: Handover | None = None,
     seed: int = 0,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -85,9 +83,7 @@ def tune(
     included, with how many of the recorded calls, and whether other checks are to follow at all.
     The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
     prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
-    that large budgets do not use up what was recorded; judging uses the recorded seeds only. handover: fit the checks
-    of a search that hands its survivors on there; it is the curves of pruning up to it, with the best survivor
-    finished, that are compared, under `handover.budget`s. workers: processes that
+    that large budgets do not use up what was recorded; judging uses the recorded seeds only. workers: processes that
     try schedules side by side (`processes.working`); the winner is the same. on_progress: called with (i, trials) when
     trial i is judged. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and where the
     rewards to fit on do not vary.
@@ -100,12 +96,8 @@ def tune(
     rng = np.random.default_rng(seed)
     wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one has the last word
     space = Space(np.flatnonzero(wide.scored[:-1]), checks, recording.drafts)
-    if handover is not None:
-        budgets = [handover.budget(b, recording) for b in budgets]
-        space = Space(space.steps[space.steps < handover.step], checks, ())
     if not len(space.steps) and not space.drafts:
-        before = f"no estimates before step {handover.step}" if handover else "only finished images"
-        raise ValueError(f"the recording scored {before}: there is nothing to prune on")
+        raise ValueError("the recording scored only finished images: there is nothing to prune on")
     if len(budgets) > 2:
         rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
 
@@ -118,7 +110,7 @@ def tune(
 
     repeats = max(1, 600 // len(to_fit.prompts))
     first, last = ((wide, repeats), (again, 3 * repeats))
-    judges = _Judges(*(_Judge(r, tuple(budgets), times, seed, handover) for r, times in (first, last)))
+    judges = _Judges(*(_Judge(r, tuple(budgets), times, seed) for r, times in (first, last)))
     with working(judges, workers) as crew:
         for trial, (tried, gained) in enumerate(one_by_one(draw, rng, trials, crew)):
             pool.append((gained, tried.schedule))
@@ -129,8 +121,8 @@ def tune(
         best = finals[int(np.argmax(list(crew.each(finals))))].schedule
     held_out = None
     if len(rest.prompts) and varied(utility(rest.final)).any():
-        held_out = judge(rest, best, budgets, utility, seed, handover)
-    return Tuned(best, judge(to_fit, best, budgets, utility, seed, handover), held_out, trials)
+        held_out = judge(rest, best, budgets, utility, seed)
+    return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
 
 
 class _Trial(NamedTuple):
@@ -148,11 +140,9 @@ class _Judge:
     budgets: tuple[Budget | str, ...]
     repeats: int
     seed: int
-    handover: Handover | None
 
     def gained(self, schedule: SeedPruning) -> float:
-        searched = self.handover.searched(schedule) if self.handover else schedule
-        found = curve(self.recording, searched, self.budgets, self.repeats, orders=self._orders)
+        found = curve(self.recording, schedule, self.budgets, self.repeats, orders=self._orders)
         return gain(found.mean, self._base)
 
     @cached_property
@@ -192,16 +182,14 @@ def judge(
     budgets: Sequence[Budget | str],
     utility: Utility,
     seed: int,
-    handover: Handover | None = None,
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
 
     def curve_of(algorithm: SeedPruning) -> Curve:
-        searched = handover.searched(algorithm) if handover else algorithm
-        return curve(recording, searched, budgets, REPEATS, utility=utility, seed=seed)
+        return curve(recording, algorithm, budgets, REPEATS, utility=utility, seed=seed)
 
     base, mine = best_of_n_curve(recording, budgets, utility=utility), curve_of(schedule)
-    plain = handover.default if handover else SeedPruning()
+    plain = SeedPruning()
     steps = [recording.grid.step_at(level) for level in plain.levels] if plain.steps is None else plain.steps
     default = curve_of(plain) if all(recording.scored[step] for step in steps) else None
     omega = error = above = above_error = float("nan")
