@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -17,9 +18,8 @@ from ttsnap.core.particles import Utility
 from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
-from ttsnap.simulation.foresight import one_by_one
 from ttsnap.simulation.orders import Orders, draw_orders
-from ttsnap.simulation.processes import working
+from ttsnap.simulation.processes import Workers, working
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 
 REPEATS = 20
@@ -84,9 +84,9 @@ def tune(
     The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
     prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
     that large budgets do not use up what was recorded; judging uses the recorded seeds only. workers: processes that
-    try schedules side by side (`processes.working`); the winner is the same. on_progress: called with (i, trials) when
-    trial i is judged. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and where the
-    rewards to fit on do not vary.
+    judge the schedules drawn at random, and the last ones, side by side (`processes.working`); the winner is the
+    same. on_progress: called with (i, trials) when trial i is judged. Raises ValueError with too few prompts, seeds or
+    budgets, for failed scores, and where the rewards to fit on do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
@@ -103,17 +103,20 @@ def tune(
 
     pool: list[tuple[float, SeedPruning]] = []
 
-    def draw(trial: int) -> _Trial:
-        if trial < trials * EXPLORED or not pool:
-            return _Trial(_draw(rng, space))
-        return _Trial(_change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space))
+    def judged(crew: Workers[_Trial, float]) -> Iterator[tuple[SeedPruning, float]]:
+        explored = [_Trial(_draw(rng, space)) for _ in range(math.ceil(trials * EXPLORED))]
+        for trial, gained in zip(explored, crew.each(explored), strict=True):
+            yield trial.schedule, gained
+        for _ in range(trials - len(explored)):  # each drawn once those before it are judged
+            changed = _change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space)
+            yield changed, crew.submit(_Trial(changed)).result()
 
     repeats = max(1, 600 // len(to_fit.prompts))
     first, last = ((wide, repeats), (again, 3 * repeats))
     judges = _Judges(*(_Judge(r, tuple(budgets), times, seed) for r, times in (first, last)))
     with working(judges, workers) as crew:
-        for trial, (tried, gained) in enumerate(one_by_one(draw, rng, trials, crew)):
-            pool.append((gained, tried.schedule))
+        for trial, (schedule, gained) in enumerate(judged(crew)):
+            pool.append((gained, schedule))
             pool.sort(key=lambda entry: -entry[0])
             if on_progress is not None:
                 on_progress(trial, trials)
