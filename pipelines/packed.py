@@ -81,9 +81,5 @@ class PackedDenoiser(PipelineDenoiser):
         tokens: Tensor = states[1]
         return tokens
 
-    def low_frequencies(self, noise: Tensor) -> Tensor:
-        picture = noise.T.unflatten(1, self._tokens)  # (D, h, w)
-        return super().low_frequencies(picture).flatten(1).T
-
     def token_grid(self, x: Tensor) -> tuple[int, int]:
         return self._tokens

@@ -72,11 +72,3 @@ def check_sides(pipe: Any, net: Any, height: int, width: int) -> None:
     most = net.config.get("pos_embed_max_size")
     if most is not None and max(height, width) > (pixels := most * net.config["patch_size"] * pipe.vae_scale_factor):
         raise ValueError(f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height {height}")
-
-
-def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of so many tokens of a picture of this size. ValueError where they are none of one picture."""
-    down = round((tokens * height / width) ** 0.5)
-    if down == 0 or tokens % down or down * width != tokens // down * height:
-        raise ValueError(f"{tokens} tokens are no picture of {height} x {width}: its low frequencies are not known")
-    return down, tokens // down

@@ -15,7 +15,7 @@ from ttsnap.pipelines.modular.blocks import SOUND, Block, State
 from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
 from ttsnap.pipelines.modular.limits import LimitedDenoiser
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
-from ttsnap.pipelines.rows import check_sides, grid_of
+from ttsnap.pipelines.rows import check_sides
 from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
 
 from ttsnap.files.pictured import opened, own_of
@@ -153,12 +153,6 @@ class ModularDenoiser(LimitedDenoiser):
 
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
         return torch.cat([self._seeded(0, generator)[NOISE] for generator in generators])
-
-    def low_frequencies(self, noise: Tensor) -> Tensor:
-        if noise.dim() != 2:  # channels, perhaps frames, rows and columns
-            return super().low_frequencies(noise)
-        picture = noise.T.unflatten(1, grid_of(len(noise), self.height, self.width))
-        return super().low_frequencies(picture).flatten(1).T
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if self._holds_first_frame:

@@ -30,7 +30,6 @@ def drafts_of(result: Result) -> Any:
     n=st.integers(1, 9),
     generations=st.integers(1, 4),
     parents=st.floats(0.05, 1),
-    low=st.booleans(),
     levels=st.sampled_from([(), (0.6,), (0.9, 0.4)]),
     draft_share=st.sampled_from([0, 0.3]),
     budget=st.none() | st.integers(8, 120),
@@ -38,11 +37,11 @@ def drafts_of(result: Result) -> Any:
 )
 @settings(max_examples=40, deadline=None)
 def test_ledger_equals_counter(
-    n: int, generations: int, parents: float, low: bool, levels: Any, draft_share: float, budget: Any, batch: int
+    n: int, generations: int, parents: float, levels: Any, draft_share: float, budget: Any, batch: int
 ) -> None:
     live = made(batch=batch, error=1.0)
     keep = (0.5,) * len(levels)
-    algorithm = Evolution(n, generations, parents, 0.7, low, keep, levels, draft_share)
+    algorithm = Evolution(n, generations, parents, 0.7, keep, levels, draft_share)
     results = search(["a", "b"], algorithm, live, None if budget is None else f"{budget}nfe")
     assert sum(r.spent.nfe for r in results) == counted(live).calls
     assert sum(r.spent.cost.draft_calls for r in results) == counted(live).drafted
@@ -83,9 +82,8 @@ def test_one_generation_is_seed_pruning() -> None:
     assert [r.trace for r in one] == [r.trace for r in plain]
 
 
-@pytest.mark.parametrize("low", [False, True])
-def test_batches_change_nothing(low: bool) -> None:
-    one, many = (search(["a", "b"], Evolution(6, mix=0.8, low=low), made(batch=b, error=1.0)) for b in (1, 9))
+def test_batches_change_nothing() -> None:
+    one, many = (search(["a", "b"], Evolution(6, mix=0.8), made(batch=b, error=1.0)) for b in (1, 9))
     for x, y in zip(one, many, strict=True):
         np.testing.assert_array_equal(x.particles.parent, y.particles.parent)
         np.testing.assert_allclose(drafts_of(x), drafts_of(y), atol=1e-12)

@@ -184,13 +184,6 @@ ALGORITHMS: dict[str, Entry] = {
         "breed noises from the best, finish the best of all",
         "after arXiv 2505.17618",
     ),
-    "spectral-evolution": _entry(
-        "evolution:spectral_evolution",
-        "noise",
-        "Spectral evolution",
-        "evolution in the low frequencies of the noise alone",
-        "after arXiv 2602.03208",
-    ),
     "noise-ascent": _entry(
         "noise_ascent:NoiseAscent",
         "noise",

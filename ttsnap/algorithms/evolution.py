@@ -2,12 +2,6 @@
 
 EvoSearch scores every generation by finished images, which is dear. Here it may be scored by drafts of the noise, each
 at a fraction of one image, or by x0 estimates on the way.
-
-Spectral Evolution Search (arXiv 2602.03208) searches the low frequencies of one noise by the cross-entropy method: it
-draws from a Gaussian that is fitted to the elites, whose mean is not 0 and whose variance falls below 1. A row of a
-move names one parent, and noise of another distribution than a model was trained for is none it should be given. So
-`spectral_evolution` draws from a mixture around the elites, each of them shrunk towards 0 by as much as the spread
-around it needs for standard normal noise (a kernel estimate with shrinkage, in place of the fitted Gaussian).
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ import numpy as np
 
 from ttsnap.algorithms.seed_pruning import SeedPruning, State
 from ttsnap.core.grid import Task
-from ttsnap.core.moves import Move, fresh, perturb, perturb_low
+from ttsnap.core.moves import Move, fresh, perturb
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 
@@ -34,7 +28,6 @@ class Evolution:
     generations: how many there are; the first is of fresh seeds [ours].
     parents: share of all noises so far, the best, that the next generation descends from, in (0, 1] [ours].
     mix: share of a parent's noise in a child's, in [0, 1) [arXiv 2505.17618].
-    low: whether only the low frequencies of the noise are mixed, and the others are the parent's.
     keep: share kept at each check, in (0, 1].
     levels: where the checks are, as noise levels in (0, 1], falling. Generations are scored by drafts where there is a
         drafter, else at the first of these; without any levels, by finished images, as in EvoSearch.
@@ -46,7 +39,6 @@ class Evolution:
     generations: int = 4
     parents: float = 0.1
     mix: float = 0.98
-    low: bool = False
     keep: tuple[float, ...] = (0.3,)
     levels: tuple[float, ...] = (0.6,)
     draft_share: float = 0.35
@@ -82,21 +74,5 @@ class Evolution:
             return self._pruning().step(state, particles, rng)
         ranked = particles.ranked()
         parents = ranked[: max(1, math.floor(self.parents * len(ranked) + 0.5))]
-        move = (perturb_low if self.low else perturb)(np.resize(parents, self.n or 1), self.mix, check.step)
+        move = perturb(np.resize(parents, self.n or 1), self.mix, check.step)
         return dataclasses.replace(move, look=check.look), State(state.least, tuple(ahead))
-
-
-def spectral_evolution(
-    n: int | None = None,
-    generations: int = 4,
-    parents: float = 0.1,
-    mix: float = 0.5,
-    draft_share: float = 0.35,
-    draft_calls: int | None = None,
-) -> Evolution:
-    """Evolution in the low frequencies of the noise alone, after Spectral Evolution Search (arXiv 2602.03208).
-
-    n: noises of a generation; None for as many as the budget affords.
-    mix: share of the parent's low frequencies in a child's, in [0, 1) [ours].
-    """
-    return Evolution(n, generations, parents, mix, low=True, draft_share=draft_share, draft_calls=draft_calls)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from ttsnap.cluster.placement import Bundle
-from ttsnap.core.moves import BRANCH, FRESH, MIX, MIX_LOW, NEAR, RENOISE
+from ttsnap.core.moves import BRANCH, FRESH, MIX, NEAR, RENOISE
 from ttsnap.core.plans import Plan
 
 
@@ -54,7 +54,7 @@ def parted(bundle: Bundle, plan: Plan, row: Mapping[int, int], most: int, *, gui
             break
         i, kind = row[uid], int(rows.kind[row[uid]])
         shares = kind in (BRANCH, NEAR) and bool(plan.paid[i]) and not guided
-        if kind in (MIX, MIX_LOW, RENOISE) or shares:
+        if kind in (MIX, RENOISE) or shares:
             off.append(uid)
     bundle.uids = tuple(uid for uid in bundle.uids if uid not in off)
     return [Bundle(bundle.job, (uid,), _sources(plan, row[uid])) for uid in off]

@@ -7,7 +7,7 @@ from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Estimate, Look, Rollout
-from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, perturb_low, renoise
+from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
@@ -52,7 +52,6 @@ __all__ = [
     "ascend",
     "fresh",
     "perturb",
-    "perturb_low",
     "renoise",
     "take",
 ]

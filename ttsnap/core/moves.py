@@ -35,11 +35,9 @@ class Kind(IntEnum):
     """A new particle at step 0 from `share` times the parent's initial noise and sqrt(1 - share^2) fresh noise."""
     ASCEND = 6
     """As MIX, of a finished parent, with the direction in which its rewards rise in place of the fresh noise."""
-    MIX_LOW = 7
-    """As MIX, in the low frequencies of the parent's initial noise alone; the others stay the parent's."""
 
 
-FRESH, CONTINUE, BRANCH, NEAR, RENOISE, MIX, ASCEND, MIX_LOW = (kind.value for kind in Kind)
+FRESH, CONTINUE, BRANCH, NEAR, RENOISE, MIX, ASCEND = (kind.value for kind in Kind)
 """The same as plain numbers, which numpy compares faster."""
 
 
@@ -128,13 +126,6 @@ def renoise(parents: IntArray | Sequence[int], start: int, stop: int, *, drop: I
 def perturb(parents: IntArray | Sequence[int], share: float, stop: int, *, drop: IntArray | Sequence[int] = ()) -> Move:
     """A new particle for each of these parents, from initial noise with this `share` of theirs, to `stop`."""
     return _restarted(MIX, parents, 0, share, stop, drop)
-
-
-def perturb_low(
-    parents: IntArray | Sequence[int], share: float, stop: int, *, drop: IntArray | Sequence[int] = ()
-) -> Move:
-    """As perturb, in the low frequencies of the initial noise alone (sampling/frequencies.py)."""
-    return _restarted(MIX_LOW, parents, 0, share, stop, drop)
 
 
 def ascend(parents: IntArray | Sequence[int], share: float, stop: int, *, drop: IntArray | Sequence[int] = ()) -> Move:

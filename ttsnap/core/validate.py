@@ -9,7 +9,7 @@ import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, MIX_LOW, NEAR, RENOISE, Kind, Move, Rows
+from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, RENOISE, Kind, Move, Rows
 from ttsnap.core.needs import Need, declared
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
@@ -35,7 +35,6 @@ RULES: dict[int, tuple[Begins, str]] = {
         "a renoised particle starts after step 0 and before the parent's step",
     ),
     MIX: (lambda rows, at, end: rows.start == 0, "mixed initial noise starts at step 0"),
-    MIX_LOW: (lambda rows, at, end: rows.start == 0, "initial noise with other low frequencies starts at step 0"),
     ASCEND: (
         lambda rows, at, end: (rows.start == 0) & (at == end),
         "rows that ascend start at step 0, from finished parents",
@@ -51,7 +50,6 @@ NEED_OF: dict[int, Need] = {
     NEAR: Need.NEAR,
     RENOISE: Need.RENOISE,
     MIX: Need.MIX,
-    MIX_LOW: Need.MIX,
     ASCEND: Need.ASCEND,
 }
 """What rows of a kind need of an engine."""

@@ -35,17 +35,17 @@ class InitialNoise:
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
         x = noises.initial(self.kind, [node.seed], self.denoiser.init_latents)[0][0]
-        for share, rest, low in node.mixed_in:
-            x = self._changed(x, share, rest if isinstance(rest, Tensor) else self._fresh(rng.generator(rest)), low)
+        for share, rest in node.mixed_in:
+            x = mixed(x, share, rest if isinstance(rest, Tensor) else self._fresh(rng.generator(rest)))
         return x
 
-    def near(self, node: Node, share: float, key: rng.Key, *, low: bool = False) -> Node:
+    def near(self, node: Node, share: float, key: rng.Key) -> Node:
         """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
-        branch, step). low: the low frequencies of that noise, and the others as they are."""
+        branch, step)."""
         generator = rng.generator(key)
-        x = self._changed(self.of(node), share, self._fresh(generator), low)
+        x = mixed(self.of(node), share, self._fresh(generator))
         state = self.kernel.init(key[:-1], generator)
-        return self.begun(Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key, low))))
+        return self.begun(Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key))))
 
     def begun(self, node: Node) -> Node:
         """A particle whose latent is its initial noise, with the latent that it starts from in place of that."""
@@ -59,12 +59,6 @@ class InitialNoise:
             for node, latent in zip(nodes, self.denoiser.impose(x, at, self.prompts.rows(nodes)), strict=True):
                 node.latent = latent
         return nodes
-
-    def _changed(self, x: Tensor, share: float, other: Tensor, low: bool) -> Tensor:
-        """Noise x (...) mixed with another, or its low frequencies alone: an orthogonal part of it, so that the whole
-        is standard normal again."""
-        new = mixed(x, share, other)
-        return x + self.denoiser.low_frequencies(new - x) if low else new
 
     def _fresh(self, generator: torch.Generator) -> Tensor:
         return self.denoiser.init_latents([generator])[0]

@@ -51,9 +51,9 @@ def near_sibling(parent: Node, key: rng.Key, near: NearNoise) -> Beginning:
     return Beginning(parent, key, branched_at=parent.position, near=near)
 
 
-def from_mixed_noise(parent: Node, key: rng.Key, share: float, noise: InitialNoise, *, low: bool = False) -> Beginning:
-    """From `share` of the initial noise that the parent came from; the rest is fresh. low: of its low frequencies."""
-    return Beginning(noise.near(parent, share, _beyond_last(key, noise.denoiser), low=low), key)
+def from_mixed_noise(parent: Node, key: rng.Key, share: float, noise: InitialNoise) -> Beginning:
+    """From `share` of the initial noise that the parent came from; the rest is fresh."""
+    return Beginning(noise.near(parent, share, _beyond_last(key, noise.denoiser)), key)
 
 
 def renoised(parent: Node, key: rng.Key, start: int, noise: InitialNoise) -> Beginning:
@@ -122,8 +122,8 @@ class Intake:
         node, key = particle.node, (seed, int(plan.uid[i]) + 1)
         if kind == Kind.RENOISE:
             return renoised(node, key, int(plan.rows.start[i]), self.noise)
-        if kind in (Kind.MIX, Kind.MIX_LOW):
-            return from_mixed_noise(node, key, share, self.noise, low=kind == Kind.MIX_LOW)
+        if kind == Kind.MIX:
+            return from_mixed_noise(node, key, share, self.noise)
         if kind == Kind.ASCEND:
             return ascending(node, key, share)
         if kind == Kind.BRANCH:

@@ -17,11 +17,10 @@ from ttsnap.sampling.kernels import Prediction, State
 
 class Mixed(NamedTuple):
     """A change of an initial noise: the share of it that was kept, and the key of fresh noise, or a direction to turn
-    in, that makes up the rest. low: whether that is so for the low frequencies alone, and all others were kept."""
+    in, that makes up the rest."""
 
     share: float
     rest: rng.Key | Tensor
-    low: bool = False
 
 
 @dataclass(slots=True, eq=False)

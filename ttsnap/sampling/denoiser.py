@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.sampling.frequencies import low_frequencies
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Kernel, Prediction
 
@@ -46,13 +45,6 @@ class Denoiser(ABC):
     @abstractmethod
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Initial noise (N, ...), row i as stock diffusers draws it from generators[i]."""
-
-    def low_frequencies(self, noise: Tensor) -> Tensor:
-        """The part of one latent (...) that is of low frequency across the picture: an orthogonal projection.
-
-        By default of latents (channels, rows, columns), or of vectors.
-        """
-        return low_frequencies(noise)
 
     @abstractmethod
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:

@@ -19,14 +19,12 @@ from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
 from ttsnap.pipelines.modular.versions import check_version
 from ttsnap.pipelines.modular.workflows import workflow_for
-from ttsnap.pipelines.rows import grid_of
 
 from tests.pipelines.tiny import shared
 from ttsnap import BestOfN, search
 from ttsnap.files.pictured import Picture, Pictured
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards import make_rewards
-from ttsnap.sampling.frequencies import low_frequencies
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.requests import Configuration
 
@@ -310,19 +308,6 @@ def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
         ValueError, match="no modular pipeline does inpainting with the parts of a StableDiffusion3Pipeline; it can be"
     ):
         load(tmp_path, task="inpainting")
-
-
-def test_low_frequencies_of_packed_latents_are_those_of_the_picture() -> None:
-    denoiser = twin("flux").denoiser(**CASES["flux"].call)
-    denoiser.encode(["a cat"])
-    tokens = denoiser.init_latents([torch.Generator().manual_seed(1)])[0].double()
-    rows, columns = grid_of(len(tokens), 16, 32)
-    assert (2 * rows, rows * columns) == (columns, len(tokens))
-    picture = tokens.reshape(rows, columns, -1).permute(2, 0, 1)
-    expected = low_frequencies(picture).permute(1, 2, 0).reshape(tokens.shape)
-    torch.testing.assert_close(denoiser.low_frequencies(tokens), expected)
-    with pytest.raises(ValueError, match="15 tokens are no picture of 16 x 32"):
-        grid_of(15, 16, 32)
 
 
 @pytest.mark.usefixtures("real_flops")
