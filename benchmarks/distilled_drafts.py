@@ -30,7 +30,7 @@ import torch
 from dtypes import add_dtype
 from embedded_curve import REWARDS, SOFT, plot, rows_of, table
 from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.compilation import compile_denoiser
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute

@@ -40,7 +40,7 @@ from ttsnap.distill.draft.prompts import SceneCaptions
 from ttsnap.distill.draft.sampler import begin
 from ttsnap.distill.draft.student import DraftStudent, start_from
 from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.compilation import compile_denoiser
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray

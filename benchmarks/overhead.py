@@ -36,9 +36,8 @@ import transformers
 from diffusers import schedulers as stock_schedulers
 from families import FAMILIES, Case, build
 from torch import Tensor
-from ttsnap.pipelines.attention import network, use_attention
-from ttsnap.pipelines.compilation import compile_denoiser
-from ttsnap.pipelines.schedule import make_schedule
+from ttsnap.pipelines.latents.schedule import make_schedule
+from ttsnap.pipelines.memory.acceleration import compile_denoiser, network, use_attention
 
 from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
 from ttsnap.cli.common import placement

@@ -50,7 +50,7 @@ def upgrade(pipe: Any) -> Any:
     if cls is stock:
         return pipe
     from ttsnap.pipelines.modular.classic import SearchClassicMixin, modular
-    from ttsnap.pipelines.twins import copied
+    from ttsnap.pipelines.pipeline_copy import copied
 
     if issubclass(cls, SearchClassicMixin):
         modular(pipe)  # refuses settings that its blocks do not know
@@ -60,7 +60,7 @@ def upgrade(pipe: Any) -> Any:
 def downgrade(pipe: Any) -> Any:
     """The stock pipeline that shares the weights of a search pipeline, for code that checks the name of the class."""
     from ttsnap.pipelines.mixin import SearchMixin
-    from ttsnap.pipelines.twins import copied
+    from ttsnap.pipelines.pipeline_copy import copied
 
     return copied(pipe, type(pipe).stock_class()) if isinstance(pipe, SearchMixin) else pipe
 

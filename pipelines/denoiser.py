@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from ttsnap.pipelines.convert import convert
-from ttsnap.pipelines.counted import CountedDenoiser
-from ttsnap.pipelines.encodings import Encodings
-from ttsnap.pipelines.given import Given
-from ttsnap.pipelines.hooks import captured
-from ttsnap.pipelines.memo import Memo
-from ttsnap.pipelines.rows import spread, unscaled
-from ttsnap.pipelines.schedule import Schedule
+from ttsnap.pipelines.latents.convert import convert
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
+from ttsnap.pipelines.latents.rows import spread, unscaled
+from ttsnap.pipelines.latents.schedule import Schedule
+from ttsnap.pipelines.memory.counted import CountedDenoiser
+from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory.hooks import captured
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant
@@ -48,7 +47,7 @@ class PipelineDenoiser(CountedDenoiser):
     times: Tensor
     kernel: Kernel
     passes_per_nfe: int
-    _given: Given
+    _given: EncoderInputs
     _text: Any
     """The encoded prompts: a tensor (P, L, D), or a list with one tensor a prompt."""
     _estimate_scale: float | None = None
@@ -88,7 +87,7 @@ class PipelineDenoiser(CountedDenoiser):
         return start
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
-        """Go over to another path and other times (pipelines/convert.py), with one evaluation a step."""
+        """Go over to another path and other times (pipelines/latents/convert.py), with one evaluation a step."""
         self._use(convert(self.schedule, path, times), guided=self.guided)
 
     @property

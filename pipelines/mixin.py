@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from tqdm.auto import tqdm
-from ttsnap.pipelines import arguments, output, seeds, twins
+from ttsnap.pipelines import arguments, output, pipeline_copy
+from ttsnap.pipelines.drafting.own_draft import drafting
+from ttsnap.pipelines.engine_factory import Wanted, engine_for
+from ttsnap.pipelines.latents import seeds
 from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_of
-from ttsnap.pipelines.own_draft import drafting
 from ttsnap.pipelines.settings import model_name, settings_of
-from ttsnap.pipelines.spread import Wanted, engine_for
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core import utility as utilities
@@ -107,9 +108,9 @@ class SearchMixin:
             raise ValueError(f"from_pipe makes a {cls.__name__}; for {other!r} use DiffusionPipeline.from_pipe")
         theirs = pipeline.stock_class() if isinstance(pipeline, SearchMixin) else type(pipeline)
         if theirs is cls.stock_class() and not changes:
-            pipe = twins.copied(pipeline, cls)
+            pipe = pipeline_copy.copied(pipeline, cls)
         else:
-            pipe = twins.rebuilt(pipeline, cls, changes)
+            pipe = pipeline_copy.rebuilt(pipeline, cls, changes)
         return pipe if dtype is None and old is None else pipe.to(dtype=old if dtype is None else dtype)
 
     def to_json_string(self) -> str:

@@ -30,7 +30,7 @@ class ModelDefaults:
     """What is taken where a user says nothing.
 
     call: arguments of the model's own call, as steps and guidance. reward: a name of ttsnap.rewards.registry.REWARDS.
-    draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.own_draft decides.
+    draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.drafting.own_draft decides.
     """
 
     call: Mapping[str, Any] = field(default_factory=dict)

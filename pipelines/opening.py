@@ -107,8 +107,7 @@ def placed(pipe: Any, place: torch.device, offload: str) -> Any:
 
 def prepare(pipe: Any, options: ModelOptions) -> None:
     """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
-    from ttsnap.pipelines.attention import use_attention
-    from ttsnap.pipelines.compilation import compile_denoiser
+    from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 
     pipe.model_options = options
     if options.preview_vae is not None:
@@ -137,7 +136,7 @@ def check_task(pipe: Any, call: Mapping[str, Any], task: str) -> None:
 
 def _preview_vae(name: str) -> Any:
     from diffusers import AutoencoderTiny
-    from ttsnap.pipelines.tiny_video_vae import TinyVideoVAE
+    from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 
     where = Path(name).expanduser()
     if where.suffix == ".safetensors":

@@ -21,7 +21,7 @@ from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
 from ttsnap.distill.draft.train import CHECKPOINTS, check, last_validation, train
 from ttsnap.distill.processes import Member
 from ttsnap.distill.settings import determining
-from ttsnap.pipelines.compilation import compile_denoiser
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap.files.lock import locked
 from ttsnap.files.settings import plain

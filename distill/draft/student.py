@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from ttsnap.pipelines.convert import own_path
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.drafters import Drafter, shared_copy
+from ttsnap.pipelines.drafting.drafters import Drafter, shared_copy
+from ttsnap.pipelines.latents.convert import own_path
 
 from ttsnap.files.reading import foreign
 from ttsnap.files.typed import Json

@@ -8,11 +8,11 @@ from typing import Any
 from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Generator, Tensor
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.packed import PackedDenoiser
+from ttsnap.pipelines.latents.rows import take, tokens, unscaled
+from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.packed import PackedDenoiser
-from ttsnap.pipelines.rows import take, tokens, unscaled
-from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 
 class FluxDenoiser(PackedDenoiser):
@@ -50,8 +50,8 @@ class FluxDenoiser(PackedDenoiser):
         embeds = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
         negative = {"prompt_embeds": negative_prompt_embeds, "pooled_prompt_embeds": negative_pooled_prompt_embeds}
         texts = {"prompt": negative_prompt, "prompt_2": negative_prompt_2 or None}
-        self._given = Given({"prompt_2": prompt_2 or None}, embeds, options)
-        self._negative_given = Given(texts, negative, options)
+        self._given = EncoderInputs({"prompt_2": prompt_2 or None}, embeds, options)
+        self._negative_given = EncoderInputs(texts, negative, options)
         self.pipe.check_inputs(
             self._given.checked,
             prompt_2,

@@ -10,11 +10,11 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.packed import PackedDenoiser
+from ttsnap.pipelines.latents.rows import take, tokens
+from ttsnap.pipelines.latents.schedule import falling, make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.packed import PackedDenoiser
-from ttsnap.pipelines.rows import take, tokens
-from ttsnap.pipelines.schedule import falling, make_schedule
 
 
 class Flux2KleinDenoiser(PackedDenoiser):
@@ -43,8 +43,8 @@ class Flux2KleinDenoiser(PackedDenoiser):
         self.cfg_scale = self.pipe._guidance_scale = guidance_scale
         height, width = self.native_size(height, width)
         options = {"max_sequence_length": max_sequence_length, "text_encoder_out_layers": text_encoder_out_layers}
-        self._given = Given({}, {"prompt_embeds": prompt_embeds}, options)
-        self._negative_given = Given({}, {"prompt_embeds": negative_prompt_embeds}, options)
+        self._given = EncoderInputs({}, {"prompt_embeds": prompt_embeds}, options)
+        self._negative_given = EncoderInputs({}, {"prompt_embeds": negative_prompt_embeds}, options)
         self.pipe.check_inputs(
             self._given.checked, height, width, prompt_embeds=prompt_embeds, guidance_scale=guidance_scale
         )

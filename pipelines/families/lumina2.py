@@ -9,11 +9,11 @@ from typing import Any, Self
 import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.guidance.partly_guided import PartlyGuidedDenoiser
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.rows import as_long, take, texts, unscaled
+from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.partly_guided import PartlyGuidedDenoiser
-from ttsnap.pipelines.rows import as_long, take, texts, unscaled
-from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 
 class Lumina2Denoiser(PartlyGuidedDenoiser):
@@ -55,7 +55,7 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
         }
         options = {"system_prompt": system_prompt, "max_sequence_length": max_sequence_length}
-        self._given = Given({"negative_prompt": negative_prompt}, embeds, options)
+        self._given = EncoderInputs({"negative_prompt": negative_prompt}, embeds, options)
         self.pipe.check_inputs(
             self._given.checked,
             self.height,

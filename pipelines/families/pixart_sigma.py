@@ -12,8 +12,8 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
 )
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from torch import Tensor
-from ttsnap.pipelines.binned import BinnedDenoiser
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.latents.binned import BinnedDenoiser
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.mixin import SearchMixin
 
 BINS = {256: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_256_BIN}
@@ -60,7 +60,7 @@ class PixArtSigmaDenoiser(BinnedDenoiser):
         }
         self.text_length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
         options = {"clean_caption": clean_caption, "max_sequence_length": self.text_length}
-        self._given = Given({"negative_prompt": negative_prompt or ""}, embeds, options)
+        self._given = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
         self.pipe.check_inputs(self._given.checked, self.height, self.width, negative_prompt or None, 1, **embeds)
         self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guidance_scale > 1)
 

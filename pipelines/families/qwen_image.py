@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.packed import PackedDenoiser
+from ttsnap.pipelines.latents.rows import as_long, take, texts, tokens
+from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.packed import PackedDenoiser
-from ttsnap.pipelines.rows import as_long, take, texts, tokens
-from ttsnap.pipelines.schedule import falling, make_schedule, token_shift
 
 
 class QwenImageDenoiser(PackedDenoiser):
@@ -45,8 +45,8 @@ class QwenImageDenoiser(PackedDenoiser):
         embeds = {"prompt_embeds": prompt_embeds, "prompt_embeds_mask": prompt_embeds_mask}
         negative = {"prompt_embeds": negative_prompt_embeds, "prompt_embeds_mask": negative_prompt_embeds_mask}
         options = {"max_sequence_length": max_sequence_length}
-        self._given = Given({}, embeds, options)
-        self._negative_given = Given({"prompt": negative_prompt}, negative, options)
+        self._given = EncoderInputs({}, embeds, options)
+        self._negative_given = EncoderInputs({"prompt": negative_prompt}, negative, options)
         self.pipe.check_inputs(
             self._given.checked,
             height,

@@ -11,10 +11,10 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
-from ttsnap.pipelines.binned import BinnedDenoiser
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.latents.binned import BinnedDenoiser
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.rows import tokens
 
 # By the transformer's sample_size.
 BINS = {16: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_4096_BIN}
@@ -69,7 +69,7 @@ class SanaDenoiser(BinnedDenoiser):
             "complex_human_instruction": complex_human_instruction,
             "lora_scale": (attention_kwargs or {}).get("scale"),
         }
-        self._given = Given({"negative_prompt": negative_prompt or ""}, embeds, options)
+        self._given = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
         # The stock default, "", counts as given there, which would refuse all negative embeddings.
         negative = negative_prompt or None
         self.pipe.check_inputs(self._given.checked, self.height, self.width, negative_prompt=negative, **embeds)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from ttsnap.pipelines.families.unet import UNetDenoiser
+from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.rows import tokens
-from ttsnap.pipelines.unet import UNetDenoiser
 
 
 class StableDiffusionDenoiser(UNetDenoiser):

@@ -8,11 +8,11 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.guidance.paired import PairedDenoiser
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.rows import check_sides, tokens, unscaled
+from ttsnap.pipelines.latents.schedule import make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.paired import PairedDenoiser
-from ttsnap.pipelines.rows import check_sides, tokens, unscaled
-from ttsnap.pipelines.schedule import make_schedule
 
 
 class StableDiffusion3Denoiser(PairedDenoiser):
@@ -65,7 +65,7 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         }
         scale = (joint_attention_kwargs or {}).get("scale")
         options = {"clip_skip": clip_skip, "max_sequence_length": max_sequence_length, "lora_scale": scale}
-        self._given, self._joint_attention_kwargs = Given(texts, embeds, options), joint_attention_kwargs
+        self._given, self._joint_attention_kwargs = EncoderInputs(texts, embeds, options), joint_attention_kwargs
         self.pipe.check_inputs(
             self._given.checked,
             None,

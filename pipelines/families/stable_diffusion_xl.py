@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
+from ttsnap.pipelines.families.unet import UNetDenoiser
+from ttsnap.pipelines.latents.rows import tokens, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.rows import tokens, unscaled
-from ttsnap.pipelines.unet import UNetDenoiser
 
 Size = tuple[int, int]
 

@@ -10,11 +10,11 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.guidance.partly_guided import PartlyGuidedDenoiser
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.rows import take, texts, tokens
+from ttsnap.pipelines.latents.schedule import make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.partly_guided import PartlyGuidedDenoiser
-from ttsnap.pipelines.rows import take, texts, tokens
-from ttsnap.pipelines.schedule import make_schedule, token_shift
 
 
 class ZImageDenoiser(PartlyGuidedDenoiser):
@@ -53,7 +53,7 @@ class ZImageDenoiser(PartlyGuidedDenoiser):
         embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         options = {"max_sequence_length": max_sequence_length}
         counted = {} if prompt_embeds is None else {"prompt": ""}  # the pipeline counts them beside embeddings, too
-        self._given = Given({"negative_prompt": negative_prompt, **counted}, embeds, options)
+        self._given = EncoderInputs({"negative_prompt": negative_prompt, **counted}, embeds, options)
         self._joint_attention_kwargs = joint_attention_kwargs
         given = (tokens(prompt_embeds), tokens(negative_prompt_embeds))
         self.text_length = (max_sequence_length, *(texts(negative_prompt, 1) or ()), *given)

@@ -10,14 +10,14 @@ from typing import Any
 
 import diffusers
 from PIL import Image
-from ttsnap.pipelines.memo import Memo
+from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.model_defaults import ModelDefaults
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.pipeline import modular_search_class
 from ttsnap.pipelines.modular.workflows import workflows_of
 from ttsnap.pipelines.output import TYPES
-from ttsnap.pipelines.twins import copied
+from ttsnap.pipelines.pipeline_copy import copied
 
 from ttsnap.files.pictured import opened
 

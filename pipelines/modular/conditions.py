@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
-from ttsnap.pipelines.flops import values_on_meta
+from ttsnap.pipelines.memory.flops import values_on_meta
 
 Rule = Callable[[Sequence[Any]], Any]
 """How one field of several rows' states becomes that of a batch."""

@@ -10,13 +10,13 @@ import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from torch.nn.functional import pad
+from ttsnap.pipelines.latents.rows import check_sides
+from ttsnap.pipelines.latents.schedule import Schedule, check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, State
 from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
 from ttsnap.pipelines.modular.limits import LimitedDenoiser
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
-from ttsnap.pipelines.rows import check_sides
-from ttsnap.pipelines.schedule import Schedule, check_scheduler, laid_open
 
 from ttsnap.files.pictured import opened, own_of
 from ttsnap.sampling.interpolants import Interpolant, rows

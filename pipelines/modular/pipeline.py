@@ -11,8 +11,13 @@ from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.streams import ONE
-from ttsnap.pipelines.modular.versions import check_version
-from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, listed_for_prompts, workflow_for, workflows_of
+from ttsnap.pipelines.modular.workflows import (
+    TEXT_TO_IMAGE,
+    check_version,
+    listed_for_prompts,
+    workflow_for,
+    workflows_of,
+)
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
 from ttsnap.files.pictured import Pictured, own_of

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
 from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 
@@ -215,3 +216,20 @@ def _images(known: Collection[Workflow], call: Mapping[str, Any]) -> frozenset[s
     """The arguments of a call that choose among workflows."""
     choosing = frozenset[str]().union(*(workflow.given for workflow in known))
     return frozenset(name for name in choosing if call.get(name) is not None)
+
+
+TESTED = ("0.42", "0.43")
+"""From the first of these versions on, and before the second."""
+
+
+def check_version(version: str = diffusers.__version__) -> None:
+    """ValueError for a version of diffusers whose blocks were not tested."""
+    first, end = (_numbers(text) for text in TESTED)
+    if not first <= _numbers(version) < end:
+        raise ValueError(f"searches over modular pipelines were tested with diffusers {TESTED[0]} and later, before "
+                         f"{TESTED[1]}, and this is {version}, whose blocks may differ: pip install "
+                         f"'diffusers>={TESTED[0]},<{TESTED[1]}'")  # fmt: skip
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

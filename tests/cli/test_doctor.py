@@ -38,7 +38,7 @@ def test_what_is_broken_is_a_line_and_the_exit_status_is_1(
     def untested() -> None:
         raise ValueError("diffusers 9.0 was not tested")
 
-    monkeypatch.setattr("ttsnap.pipelines.modular.versions.check_version", untested)
+    monkeypatch.setattr("ttsnap.pipelines.modular.workflows.check_version", untested)
     monkeypatch.setattr("importlib.metadata.requires", lambda _: ["numpy>=999", "torch>=2"])
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ttsnap.pipelines.noted import noted
+from ttsnap.pipelines.recording_info import recording_info
 
 from ttsnap.cli import main
 from ttsnap.cluster import recorders
@@ -35,7 +35,7 @@ def recorded_alone(recipe: ToyRecipe, folder: Path) -> dict[str, bytes]:
     """What one process writes."""
     pipe = recipe.opened()
     engine = recipe.engine_of(pipe)
-    info = noted(pipe, engine, recipe.model, recipe.sampler, recipe.call)
+    info = recording_info(pipe, engine, recipe.model, recipe.sampler, recipe.call)
     record(engine, PROMPTS, folder, WHAT, info=info)
     return contents(folder)
 
@@ -102,6 +102,7 @@ def test_what_workers_cannot_do_gets_one_line(
 
 
 def test_one_process_takes_no_ray() -> None:
-    code = ("import sys, ttsnap.cli.record, ttsnap.cluster.recipe, ttsnap.recordings.record, ttsnap.pipelines.noted\n"
+    code = ("import sys, ttsnap.cli.record, ttsnap.cluster.recipe, ttsnap.recordings.record\n"
+            "import ttsnap.pipelines.recording_info\n"
             "sys.exit('ray' in sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)

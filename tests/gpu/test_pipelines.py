@@ -12,9 +12,8 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.attention import use_attention
-from ttsnap.pipelines.compilation import compile_denoiser
-from ttsnap.pipelines.seeds import first_seed
+from ttsnap.pipelines.latents.seeds import first_seed
+from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc.smc import SMC

@@ -11,8 +11,9 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch, attention_processor
 from torch import Tensor
-from ttsnap.pipelines import attention, upgrade
-from ttsnap.pipelines.attention import dispatches, network, use_attention
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.memory import acceleration
+from ttsnap.pipelines.memory.acceleration import dispatches, network, use_attention
 
 from . import tiny
 
@@ -42,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return memory_efficient_attention(q, *args, **kwargs)
 
     ops = SimpleNamespace(memory_efficient_attention=counted)
-    monkeypatch.setattr(attention, "is_xformers_available", lambda: True)
+    monkeypatch.setattr(acceleration, "is_xformers_available", lambda: True)
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops), raising=False)
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_XFORMERS_ATTN", True)
     monkeypatch.setattr(attention_dispatch, "xops", ops, raising=False)
@@ -103,13 +104,13 @@ def test_diffusers_loses_boolean_masks_under_xformers(calls: list[tuple[int, ...
     """The reason for the refusal above. Should this fail, diffusers has mended it, and Qwen-Image and Z-Image pass."""
     q = torch.randn(1, 6, 2, 8, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[True, True, True, False, False, False]])
-    assert attention._error(attention._dispatched("native")(q, q, q, mask), q, q, q, mask) < 1e-6
-    assert attention._error(attention._dispatched("xformers")(q, q, q, mask), q, q, q, mask) > 0.3
+    assert acceleration._error(acceleration._dispatched("native")(q, q, q, mask), q, q, q, mask) < 1e-6
+    assert acceleration._error(acceleration._dispatched("xformers")(q, q, q, mask), q, q, q, mask) > 0.3
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
 def test_without_the_package_it_says_what_to_install(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "is_xformers_available", lambda: False)
+    monkeypatch.setattr(acceleration, "is_xformers_available", lambda: False)
     pipe = tiny.FAMILIES[family].build()
     expected = sample(pipe, family)
     with pytest.warns(UserWarning, match=r"stays with PyTorch's SDPA: .*pip install 'xformers>="):
@@ -159,7 +160,7 @@ def test_where_diffusers_would_silently_do_nothing_it_says_so(family: str) -> No
 def test_sdpa_mends_a_network_that_was_switched_by_hand(calls: list[tuple[int, ...]]) -> None:
     pipe = tiny.sd3()
     expected = sample(pipe, "sd3")
-    for module in attention._attention(network(pipe)):
+    for module in acceleration._attention(network(pipe)):
         module.set_processor(attention_processor.XFormersJointAttnProcessor())
     assert use_attention(pipe, "sdpa") == "sdpa"
     assert torch.equal(sample(pipe, "sd3"), expected)
@@ -168,7 +169,7 @@ def test_sdpa_mends_a_network_that_was_switched_by_hand(calls: list[tuple[int, .
 def test_twins_share_the_change(calls: list[tuple[int, ...]]) -> None:
     pipe = tiny.sd3()
     use_attention(upgrade(pipe), "xformers")
-    assert "XFormersJointAttnProcessor" in {type(m.processor).__name__ for m in attention._attention(network(pipe))}
+    assert "XFormersJointAttnProcessor" in {type(m.processor).__name__ for m in acceleration._attention(network(pipe))}
 
 
 def test_bad_input() -> None:

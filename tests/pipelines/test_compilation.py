@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.attention import network
-from ttsnap.pipelines.compilation import RECOMPILE_LIMIT, compile_denoiser
+from ttsnap.pipelines.memory.acceleration import RECOMPILE_LIMIT, compile_denoiser, network
 
 from ttsnap.profiling.buckets import bucket_of, buckets
 

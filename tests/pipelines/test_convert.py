@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.convert import convert
-from ttsnap.pipelines.schedule import make_schedule
+from ttsnap.pipelines.latents.convert import convert
+from ttsnap.pipelines.latents.schedule import make_schedule
 
 from ttsnap import BestOfN, search
 from ttsnap.sampling.interpolants import INTERPOLANTS, rows

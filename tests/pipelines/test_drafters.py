@@ -18,8 +18,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.compilation import compile_denoiser
-from ttsnap.pipelines.drafters import Drafter, _settings, shared_copy
+from ttsnap.pipelines.drafting.drafters import Drafter, _settings, shared_copy
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
@@ -276,7 +276,7 @@ def test_a_draft_on_a_hub_that_cannot_be_reached_is_refused_at_once(monkeypatch:
         asked.append(name)
         raise ValueError("no copy")
 
-    monkeypatch.setattr("ttsnap.pipelines.drafters.require_repository", unreachable)
+    monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.require_repository", unreachable)
     base = denoiser(shared("sd3"), "sd3")
     for where in ("a/b", "a/b/draft.safetensors", "a/b:2"):
         with pytest.raises(ValueError, match=r"draft a/b\S*: cannot load it: no copy"):

@@ -12,7 +12,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.memo import Memo
+from ttsnap.pipelines.memory.flops import Memo
 
 from .tiny import FAMILIES, jitter
 

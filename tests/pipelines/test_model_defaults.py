@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from ttsnap.pipelines import load, recommended, upgrade
+from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
 from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_in, defaults_of
-from ttsnap.pipelines.own_draft import OwnDraft, drafting, own_draft
 
 from tests.shallow import shallow
 from ttsnap import BestOfN, SeedPruning, make_algorithm

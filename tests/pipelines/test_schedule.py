@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ttsnap.pipelines.convert import convert
-from ttsnap.pipelines.schedule import SUPPORTED, make_schedule
-from ttsnap.pipelines.scheduler_kernel import _step
+from ttsnap.pipelines.latents.convert import convert
+from ttsnap.pipelines.latents.schedule import SUPPORTED, make_schedule
+from ttsnap.pipelines.latents.scheduler_kernel import _step
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.moves import advance, fresh

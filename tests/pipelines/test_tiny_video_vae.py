@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 from ttsnap.pipelines.modular import matrix
 from ttsnap.pipelines.opening import _preview_vae
-from ttsnap.pipelines.tiny_video_vae import TinyVideoVAE
 
 from ttsnap import SeedPruning
 from ttsnap.sampling.rng import seeded

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from ttsnap.pipelines.scheduler_kernel import FlowEuler
+from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
 
 from ttsnap.sampling.diffusions import DIFFUSIONS as NAMES
 from ttsnap.sampling.diffusions import power

@@ -235,7 +235,7 @@ class _Model:
     def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
         """An engine with this sampler, on one device or on many, until the block ends."""
         from ttsnap.engine.scoring import shown_of
-        from ttsnap.pipelines.spread import Wanted, engine_for
+        from ttsnap.pipelines.engine_factory import Wanted, engine_for
 
         wanted = Wanted(self._rewards, sampler, self._batches, (), self._call)
         with engine_for(self.pipe, wanted, self._devices, same_texts=True) as (engine, denoiser):

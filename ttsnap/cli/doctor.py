@@ -161,7 +161,7 @@ def _attention() -> Iterator[str]:
 
 
 def _modular() -> Iterator[str]:
-    from ttsnap.pipelines.modular.versions import check_version
+    from ttsnap.pipelines.modular.workflows import check_version
 
     check_version()
     yield "work with this version of diffusers"

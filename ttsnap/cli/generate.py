@@ -165,8 +165,8 @@ def _generate(a: Namespace, asked: Asked, out: Path) -> int:
     pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
     common.check_call(pipe, call, a.task)
     common.prepare_model(pipe, a)
+    from ttsnap.pipelines.drafting.own_draft import drafting
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
-    from ttsnap.pipelines.own_draft import drafting
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = asked.sampler.stock and a.task == TEXT

@@ -144,9 +144,9 @@ def _alone(asked: Asked) -> Callable[[], Recording]:
     pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
     common.check_call(pipe, recipe.call, model.task)
     engine = dataclasses.replace(recipe, reward=rewards).engine_of(pipe)
-    from ttsnap.pipelines.noted import noted
+    from ttsnap.pipelines.recording_info import recording_info
 
-    info = noted(pipe, engine, model, recipe.sampler, recipe.call)
+    info = recording_info(pipe, engine, model, recipe.sampler, recipe.call)
     return partial(record, engine, asked.prompts, asked.out, asked.what, info=info, progress_bar=True)
 
 

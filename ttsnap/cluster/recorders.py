@@ -58,7 +58,9 @@ class Recorder:
         """What it is about to record. ValueError where something does not fit."""
         recipe, (pipe, engine) = self.place.recipe, self._engine
         load_object("ttsnap.pipelines.opening:check_task")(pipe, recipe.call, recipe.model.task)
-        info = load_object("ttsnap.pipelines.noted:noted")(pipe, engine, recipe.model, recipe.sampler, recipe.call)
+        info = load_object("ttsnap.pipelines.recording_info:recording_info")(
+            pipe, engine, recipe.model, recipe.sampler, recipe.call
+        )
         return describe(engine, prompts, options, info)
 
     @ray.method

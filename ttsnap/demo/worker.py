@@ -173,7 +173,7 @@ class Worker(threading.Thread):
 
 def opened(pipe: Any, asked: Asked, limits: Limits) -> Search:
     """A search that has not begun, its budget in evaluations and within the limits, its drafter decided on."""
-    from ttsnap.pipelines.own_draft import drafting  # loaded with the model
+    from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
 
     algorithm = make_algorithm(asked.algorithm)
     asked = replace(asked, sampler=drafting(pipe, asked.sampler, algorithm, asked.rewards, asked.call))

@@ -32,14 +32,14 @@ class SamplerOptions:
         None,
         "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial",
         unset="the model's own",
-        python="An Interpolant is taken as it is (ttsnap.pipelines.convert).",
+        python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
         written=str | None,
         noted=True,
     )
     times: Spec = option(
         "pipeline",
         "for other kernels, the path's points: pipeline, uniform, sqrt",
-        python="A tensor of times is taken as it is (ttsnap.pipelines.convert).",
+        python="A tensor of times is taken as it is (ttsnap.pipelines.latents.convert).",
         written=str,
         noted=True,
     )
@@ -72,7 +72,7 @@ class SamplerOptions:
         "images that are known to gain by it; record and bench take none), none, embedded (the embedded model's own), "
         "hot (the model itself; also the .json file in which it was checked), or a LoRA or a network made for it "
         "(folder, .safetensors file or hub id), with its calls as in FOLDER:2",
-        python="None is none. A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafters).",
+        python="None is none. A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafting.drafters).",
         written=str | None,
         loads="model",
         common=True,

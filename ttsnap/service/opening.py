@@ -9,7 +9,7 @@ from typing import Any
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
-from ttsnap.pipelines.own_draft import own_draft
+from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.rewards.registry import named, refuse_credentials, suits_drafts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse

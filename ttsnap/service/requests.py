@@ -25,7 +25,7 @@ from ttsnap.service.fields import validated
 from ttsnap.service.limits import Limits, line_of
 
 if TYPE_CHECKING:
-    from ttsnap.pipelines.own_draft import OwnDraft
+    from ttsnap.pipelines.drafting.own_draft import OwnDraft
 
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]

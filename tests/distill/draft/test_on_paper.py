@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.flops import count
+from ttsnap.pipelines.memory.flops import count
 
 ROOT = Path(__file__).parents[3]
 

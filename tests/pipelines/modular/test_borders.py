@@ -17,8 +17,7 @@ from ttsnap.pipelines import downgrade, load, upgrade
 from ttsnap.pipelines.modular.blocks import parts_of
 from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
-from ttsnap.pipelines.modular.versions import check_version
-from ttsnap.pipelines.modular.workflows import workflow_for
+from ttsnap.pipelines.modular.workflows import check_version, workflow_for
 
 from tests.pipelines.tiny import shared
 from ttsnap import BestOfN, search

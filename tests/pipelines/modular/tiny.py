@@ -23,7 +23,7 @@ from transformers import (
     PixtralProcessor,
     Qwen2_5_VLForConditionalGeneration,
 )
-from ttsnap.pipelines.memo import Memo
+from ttsnap.pipelines.memory.flops import Memo
 
 from tests.golden import tiny_vlm
 from tests.pipelines import tiny

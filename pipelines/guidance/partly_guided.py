@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.schedule import Schedule
+from ttsnap.pipelines.latents.schedule import Schedule
 
 
 class PartlyGuidedDenoiser(PipelineDenoiser):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.rows import both, take
-from ttsnap.pipelines.schedule import make_schedule, refuse_flow_match
+from ttsnap.pipelines.latents.rows import both, take
+from ttsnap.pipelines.latents.schedule import make_schedule, refuse_flow_match
 
 
 class PairedDenoiser(PipelineDenoiser):

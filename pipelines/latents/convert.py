@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
-from ttsnap.pipelines.schedule import Schedule
+from ttsnap.pipelines.latents.schedule import Schedule
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import unknown

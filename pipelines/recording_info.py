@@ -12,7 +12,7 @@ from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 
 
-def noted(
+def recording_info(
     pipe: Any, engine: LiveEngine, model: ModelOptions, sampler: SamplerOptions, call: Mapping[str, Any]
 ) -> dict[str, Json]:
     """The `info` of a recording by an engine of this pipeline. call: what was given of the pipeline's own call, whose

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from ttsnap.pipelines import twins
+from ttsnap.pipelines import pipeline_copy
 from ttsnap.pipelines.lora import add_lora, hub_file
 
 from ttsnap.files.hub import require_repository
@@ -114,7 +114,7 @@ def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
     if any(layer.merged for _, layer in _tuned(base)):
         raise ValueError(f"{said}: a LoRA of the model is fused and still loaded; call pipe.unload_lora_weights()")
     trained = {p: p.requires_grad for p in base.parameters()}  # which loading a LoRA changes, also of shared weights
-    twin, words = twins.copied(pipe, type(pipe)), list[bool]()
+    twin, words = pipeline_copy.copied(pipe, type(pipe)), list[bool]()
     vars(twin)[network] = shared_copy(base)
     # Drafts read prompts as the model encoded them; layers for its text encoders stay away from those.
     vars(twin)["load_lora_into_text_encoder"] = lambda state, **_: words.append(any("text_encoder" in k for k in state))

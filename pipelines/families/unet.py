@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
-from ttsnap.pipelines.given import Given
-from ttsnap.pipelines.paired import PairedDenoiser
+from ttsnap.pipelines.guidance.paired import PairedDenoiser
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 
 class UNetDenoiser(PairedDenoiser):
@@ -32,10 +32,12 @@ class UNetDenoiser(PairedDenoiser):
         self.pipe._guidance_rescale = guidance_rescale
         self.pipe._clip_skip, self.pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
 
-    def given(self, texts: Mapping[str, Any], embeds: Mapping[str, Any]) -> Given:
+    def given(self, texts: Mapping[str, Any], embeds: Mapping[str, Any]) -> EncoderInputs:
         """What the text encoders read, with the settings that `settle` has made."""
         scale = (self.pipe.cross_attention_kwargs or {}).get("scale")
-        return Given(texts, embeds, {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": self.pipe.clip_skip})
+        return EncoderInputs(
+            texts, embeds, {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": self.pipe.clip_skip}
+        )
 
     def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:
         out: Tensor = self.net(

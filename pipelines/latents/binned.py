@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
-from ttsnap.pipelines.paired import PairedDenoiser
-from ttsnap.pipelines.rows import unscaled
+from ttsnap.pipelines.guidance.paired import PairedDenoiser
+from ttsnap.pipelines.latents.rows import unscaled
 
 
 class BinnedDenoiser(PairedDenoiser):

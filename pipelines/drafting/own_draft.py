@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from ttsnap.pipelines.drafters import hooked
+from ttsnap.pipelines.drafting.drafters import hooked
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.settings import adapters
 

@@ -19,7 +19,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from numpy.typing import NDArray
 from torch import Tensor
-from ttsnap.pipelines.scheduler_kernel import CandidateKernel, FlowEuler, NoisyKernel, RowKernel
+from ttsnap.pipelines.latents.scheduler_kernel import CandidateKernel, FlowEuler, NoisyKernel, RowKernel
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant, Linear, rows

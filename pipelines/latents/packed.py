@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.given import Given
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 
 class PackedDenoiser(PipelineDenoiser):
@@ -17,7 +17,7 @@ class PackedDenoiser(PipelineDenoiser):
 
     guidance_scale: float | None
     """For networks with the guidance distilled into them, which read it; `cfg_scale` is that of the two calls."""
-    _negative_given: Given
+    _negative_given: EncoderInputs
     _tokens: tuple[int, int]
     """Rows and columns of the picture's tokens."""
 
@@ -38,7 +38,7 @@ class PackedDenoiser(PipelineDenoiser):
         if self.guided:
             self._negative = self._encoded(self._negative_given, [""] * len(self._text))
 
-    def _encoded(self, given: Given, prompts: Sequence[str]) -> list[Any]:
+    def _encoded(self, given: EncoderInputs, prompts: Sequence[str]) -> list[Any]:
         """What encode_prompt returns, the embeddings first. One call, since it pads to the longest text."""
         return list(self.pipe.encode_prompt(**given.arguments(prompts), device=self.device))
 

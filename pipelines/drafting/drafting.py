@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.convert import own_path, timestep_unit
-from ttsnap.pipelines.drafters import Drafter, DraftSpec, make_drafter
-from ttsnap.pipelines.schedule import Schedule
+from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
+from ttsnap.pipelines.latents.convert import own_path, timestep_unit
+from ttsnap.pipelines.latents.schedule import Schedule
 
 from ttsnap.sampling.denoiser import Denoiser, no_drafter
 from ttsnap.sampling.drafts import call_times, guess, unchecked
@@ -36,7 +36,7 @@ class DraftingDenoiser(Denoiser):
         return False
 
     def use_drafter(self, spec: DraftSpec) -> None:
-        """Draft by this from now on (ttsnap.pipelines.drafters.make_drafter). ValueError where that cannot work."""
+        """Draft by this from now on (drafters.make_drafter). ValueError where that cannot work."""
         self.drafter = make_drafter(self.pipe, self.network, spec)
         self.drafting()  # refuses guidance that this call cannot make
 

@@ -6,9 +6,9 @@ import weakref
 from collections.abc import Hashable
 from typing import Any, Self, cast
 
-from ttsnap.pipelines import flops
-from ttsnap.pipelines.drafting import DraftingDenoiser
-from ttsnap.pipelines.memo import Memo
+from ttsnap.pipelines.drafting.drafting import DraftingDenoiser
+from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.memory.flops import Memo
 
 
 class CountedDenoiser(DraftingDenoiser):

@@ -1,0 +1,83 @@
+"""What a call gives its text encoders beside the prompts: further texts, embeddings, options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from ttsnap.pipelines.latents.rows import first, texts
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """Arguments of a pipeline's `encode_prompt`, by name.
+
+    texts: one for all prompts or a list with one a prompt; a "prompt" among them stands in place of the prompts (the
+    negative one, where a family encodes it by a call of its own). embeds: tensors, or lists with a tensor a prompt,
+    "prompt_embeds" first of all; None where there are none. options: passed as they are.
+    """
+
+    texts: Mapping[str, str | list[str] | None]
+    embeds: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def checked(self) -> str | None:
+        """What stands for the prompts where a pipeline checks its inputs: embeddings take no prompt beside them."""
+        return None if self.embeds["prompt_embeds"] is not None else ""
+
+    @property
+    def alike(self) -> bool:
+        """Whether all prompts get the same beside themselves."""
+        lists = any(isinstance(value, list) for value in self.texts.values())
+        return not lists and all(value is None for value in self.embeds.values())
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """For these prompts, or for all embeddings in their place. ValueError where a text or embedding is missing."""
+        given = self.embeds["prompt_embeds"]
+        n = len(prompts) if given is None else len(given)
+        return {
+            "prompt": list(prompts) if given is None else None,
+            **{name: texts(value, n) for name, value in self.texts.items()},
+            **{name: first(value, n) for name, value in self.embeds.items()},
+            **self.options,
+        }
+
+
+Parts: TypeAlias = "Sequence[Tensor | None]"
+"""What a pipeline's encode_prompt returns for P prompts: tensors (P, ...), or None where it makes none."""
+
+
+class Encodings:
+    """Of one denoiser, of a family that encodes each prompt as in any other company."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[Tensor | None, ...]] = {}
+
+    def __call__(self, prompts: Sequence[str], encode: Callable[[Sequence[str]], Parts]) -> Parts:
+        """What encode(prompts) returns, asked of those alone that the last call did not have; all others are forgotten.
+
+        Where none is known, all are encoded in one call, so that a search encodes its prompts as the stock call does.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        if len(new) == len(set(prompts)):
+            parts = encode(prompts)
+            self._rows = _by_prompt(prompts, parts)
+            return parts
+        known = self._rows | (_by_prompt(new, encode(new)) if new else {})
+        self._rows = {prompt: known[prompt] for prompt in prompts}
+        return [_stacked(column) for column in zip(*(known[prompt] for prompt in prompts), strict=True)]
+
+
+def _by_prompt(prompts: Sequence[str], parts: Parts) -> dict[str, tuple[Tensor | None, ...]]:
+    """The rows of each prompt, apart from those of the others, which may be forgotten sooner."""
+    rows = (tuple(None if part is None else part[i].clone() for part in parts) for i in range(len(prompts)))
+    return dict(zip(prompts, rows, strict=True))
+
+
+def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
+    there = [row for row in rows if row is not None]
+    return torch.stack(there) if there else None
