@@ -156,7 +156,6 @@ class SearchMixin:
             replace(options, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
-            noises=sampler.noises,
             network=network,
         )
 

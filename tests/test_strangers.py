@@ -203,7 +203,7 @@ class Pipe:
     def __call__(self, prompt: str, **call: Any) -> Any:
         assert type(call.pop("search")).__name__ == "BestOfN"
         assert call.pop("reward") is replay._no_reward
-        own = {"kernel", "path", "times", "noises", "seed", "output_type"}
+        own = {"kernel", "path", "times", "seed", "output_type"}
         assert set(call) - own <= set(self.call_arguments())
         assert all(isinstance(value, int | float | str | list | None) for value in call.values())
         return SimpleNamespace(

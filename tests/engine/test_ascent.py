@@ -69,7 +69,7 @@ def finished(denoiser: Plain, noise: Tensor, depth: int) -> Node:
 
 
 def stepper(denoiser: Plain, depth: int) -> AscentStepper:
-    noise = InitialNoise("independent", denoiser, denoiser.kernel, Prompts(denoiser, lambda: None))
+    noise = InitialNoise(denoiser, denoiser.kernel, Prompts(denoiser, lambda: None))
     return AscentStepper(noise, [FunctionReward(score)], Gradient(depth))
 
 

@@ -31,7 +31,7 @@ def noise(denoiser: MixtureDenoiser) -> InitialNoise:
     prompts = Prompts(denoiser, lambda: denoiser.encode(["", "", ""]))
     prompts.admit(["", "", ""])
     prompts.place(0)
-    return InitialNoise("independent", denoiser, Sde(denoiser.path, denoiser.times), prompts)
+    return InitialNoise(denoiser, Sde(denoiser.path, denoiser.times), prompts)
 
 
 def parent(denoiser: MixtureDenoiser, at: int = 4) -> Node:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.store import Node
+from ttsnap.sampling.rng import seeded
 
 shapes = st.sampled_from([(3,), (2, 8, 8), (1, 5, 7), (3, 2, 33), (4, 40, 1)])
 
@@ -32,7 +33,20 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
     prompts = Prompts(denoiser, lambda: None)
     prompts.admit([""])
     prompts.place(0)
-    return InitialNoise("independent", denoiser, kernel, prompts)
+    return InitialNoise(denoiser, kernel, prompts)
+
+
+def test_a_seeds_noise_depends_on_the_seed_alone() -> None:
+    noise, shape, begun = noise_of((2, 3)), (2, 3), []
+    noise.kernel.init = lambda key, generator: begun.append((key, torch.randn(3, generator=generator)))
+    nodes = [Node(0, seed, 0) for seed in (17, 3, 8, 16)]
+    noise.draw(nodes)
+    for node, (key, next_drawn) in zip(nodes, begun, strict=True):
+        expected = seeded(node.seed)
+        torch.testing.assert_close(node.x, torch.randn(shape, generator=expected, dtype=torch.float64), rtol=0, atol=0)
+        assert key == (node.seed, 0)
+        assert torch.equal(next_drawn, torch.randn(3, generator=expected))  # what a sampler draws goes on from there
+    torch.testing.assert_close(noise.of(nodes[2]), nodes[2].x, rtol=0, atol=0)
 
 
 @given(

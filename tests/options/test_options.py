@@ -126,7 +126,7 @@ def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
 
 
 def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
-    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "antithetic", "dps:1", 1.5, "someone/draft:2")
+    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "dps:1", 1.5, "someone/draft:2")
     words = json.loads(json.dumps(sampler.told()))
     kinds = {**payload.NEEDED, **payload.OPTIONAL}
     assert all(kinds[name].fits(value) for name, value in words.items())
@@ -140,18 +140,16 @@ def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
 def test_a_recording_notes_what_it_always_did() -> None:
     assert SamplerOptions().noted() == {"kernel": "pipeline"}
     assert SamplerOptions("ode").noted() == {"kernel": "ode", "path": None, "times": "pipeline"}
-    assert SamplerOptions(noises="orthogonal").noted() == {"kernel": "pipeline", "noises": "orthogonal"}
     assert SamplerOptions(estimate_guidance=2.0).noted() == {"kernel": "pipeline", "estimate_guidance": 2.0}
     assert SamplerOptions(estimate_guidance=2.0).stock  # it decides which seeds go on, not what they become
     assert SamplerOptions(draft="hot").noted() == {"kernel": "pipeline", "draft": "hot"}
     assert SamplerOptions(draft="hot").stock
-    assert not SamplerOptions(noises="orthogonal").stock
     assert SamplerOptions("sde", "vp", "sqrt").noted() == {"kernel": "sde", "path": "vp", "times": "sqrt"}
 
 
 def test_only_an_unchanged_sampler_is_that_of_plain_diffusers() -> None:
     assert SamplerOptions().stock
-    for name, value in {"kernel": "ode", "noises": "antithetic", "guide": "dps:1"}.items():
+    for name, value in {"kernel": "ode", "guide": "dps:1"}.items():
         assert not SamplerOptions(**{name: value}).stock
 
 

@@ -173,7 +173,6 @@ class Judge:
         (make_algorithm("evolution"), {}, "scenes", {}, False),
         (PRUNING, {"kernel": "ode"}, "scenes", {}, False),
         (PRUNING, {"kernel": "sde", "path": "vp"}, "scenes", {}, False),
-        (PRUNING, {"noises": "orthogonal"}, "scenes", {}, False),
         (PRUNING, {"guide": "dps:1"}, "scenes", {}, False),
         (PRUNING, {}, ["scenes", Hidden()], {}, False),
         (PRUNING, {}, Judge(), {}, False),

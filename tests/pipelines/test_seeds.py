@@ -18,7 +18,6 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.sampling.noises import NOISES, initial
 
 from .tiny import FAMILIES, shared
 
@@ -183,13 +182,3 @@ def test_a_recording_of_large_seeds_is_written_read_and_played_back(tmp_path: Pa
     assert again.best.seed == made[0].best.seed
     with pytest.raises(ValueError, match=r"recorded are 9223372036854775808\.\.9223372036854775811"):
         search(["a"], KeepAll(2), ReplayEngine(recording), seed=0)
-
-
-@pytest.mark.parametrize("kind", NOISES)
-def test_the_last_seed_has_every_kind_of_noise(kind: str) -> None:
-    def draw(generators: Any) -> torch.Tensor:
-        return torch.stack([torch.randn(12, generator=g) for g in generators])
-
-    together, _ = initial(kind, [LAST - 1, LAST, 0], draw)
-    alone, _ = initial(kind, [LAST], draw)
-    assert torch.allclose(together[1], alone[0], atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,8 @@ REFUSED = {
     "text seed": ({"seed": "7"}, "seed .* must be a whole number"),
     "model": ({"model": ["x"]}, "model .* must be text"),
     "steering": ({"model": "a\x1b[2J"}, "printable characters"),
+    "orthogonal": ({"noises": "orthogonal"}, "theirs.png cannot be made again: orthogonal .* found no better images"),
+    "no noises": ({"noises": ["a"]}, r"theirs.png cannot be made again: no version of ttsnap had noises \['a'\]"),
     "kernel": ({"kernel": 3}, "kernel .* must be text"),
     "reward score": ({"search__reward": "high"}, "search.reward .* must be a number"),
     "call": ({"call": [1]}, "call .* must be an object"),
@@ -90,7 +93,7 @@ def test_damaged_metadata_is_one_sentence(text: str, tmp_path: Path) -> None:
 
 def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:
     assert read_payload(forged(tmp_path)) == PLAIN
-    more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5", "noises": "x"}
+    more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5"}
     assert read_payload(forged(tmp_path, **more))["call"]["sigmas"] == [1.0, 0.5]
     pictures = {"image": ["a" * 64, "b" * 64], "mask_image": "0" * 64}
     assert read_payload(forged(tmp_path, pictures=pictures))["pictures"] == pictures
@@ -157,12 +160,26 @@ def test_nothing_is_loaded_because_a_picture_names_it(
 
 
 def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: list[Any], tmp_path: Path) -> None:
-    path = str(forged(tmp_path, draft="someone/draft:2", noises="antithetic"))
+    path = str(forged(tmp_path, draft="someone/draft:2", noises="independent"))
     assert main(["replay", path]) == 0
     ((_, _, pipe),) = loaded
     assert "draft" not in pipe.calls[0]
-    assert pipe.calls[0]["noises"] == "antithetic"
+    assert "noises" not in pipe.calls[0]  # an option of earlier versions, at its default
     assert read_payload(tmp_path / "replays" / "theirs.png")["draft"] == "someone/draft:2"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "advice"),
+    [("svdd", "run `ttsnap generate` with the settings in its trace.json"),
+     ("spectral-evolution", "evolution in the low frequencies of the noise .* found no better images")],
+)  # fmt: skip
+def test_an_image_from_a_branch_is_made_again_by_its_search_unless_that_was_removed(
+    algorithm: str, advice: str, loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(forged(tmp_path, branched=True, search__algorithm=algorithm))
+    assert main(["replay", path]) == 2
+    assert re.search(f"the seed alone does not make it again; {advice}", capsys.readouterr().err)
+    assert not loaded
 
 
 def test_a_replay_is_found_by_no_pattern_that_found_the_image(

@@ -93,13 +93,14 @@ def _wanted(path: Path, a: Namespace) -> Wanted:
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
     from ttsnap.results import outputs
+    from ttsnap.results.payload import removed
 
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
     payload = outputs.parse_payload(data, path)
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
-        raise ValueError(f"{path} {how}, so the seed alone does not make it again; run "
-                         "`ttsnap generate` with the settings in its trace.json")  # fmt: skip
+        again = removed(payload["search"]["algorithm"]) or "run `ttsnap generate` with the settings in its trace.json"
+        raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
     pictures = arguments.read(PictureOptions, a).read(payload.get("task", TEXT))
     _check_pictures(path, payload.get("pictures", {}), digests(pictures))
     wanted = Wanted(path, data, payload, pictures)

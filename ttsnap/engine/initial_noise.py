@@ -10,31 +10,30 @@ from torch import Tensor
 
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.store import Mixed, Node
-from ttsnap.sampling import noises, rng
+from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Kernel
 
 
 class InitialNoise:
-    """Of one engine, whose jobs have these prompts. kind: one of noises.NOISES; ValueError for another. No latent is
-    kept for it: noise is drawn again from the seeds and keys that made it."""
+    """Of one engine, whose jobs have these prompts. No latent is kept for it: noise is drawn again from the seeds and
+    keys that made it."""
 
-    def __init__(self, kind: str, denoiser: Denoiser, kernel: Kernel, prompts: Prompts) -> None:
-        noises.check(kind)
-        self.kind, self.denoiser, self.kernel, self.prompts = kind, denoiser, kernel, prompts
+    def __init__(self, denoiser: Denoiser, kernel: Kernel, prompts: Prompts) -> None:
+        self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
 
     def draw(self, nodes: Sequence[Node]) -> None:
         """Give these nodes, which have no latent yet, the noise of their seeds."""
         if not nodes:
             return
-        drawn, generators = noises.initial(self.kind, [node.seed for node in nodes], self.denoiser.init_latents)
-        begun = self.denoiser.begin(drawn, self.prompts.rows(nodes))
+        generators = [rng.seeded(node.seed) for node in nodes]
+        begun = self.denoiser.begin(self.denoiser.init_latents(generators), self.prompts.rows(nodes))
         for node, latent, generator in zip(nodes, begun, generators, strict=True):
             node.latent, node.kernel_state = latent, self.kernel.init((node.seed, 0), generator)
 
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
-        x = noises.initial(self.kind, [node.seed], self.denoiser.init_latents)[0][0]
+        x = self._fresh(rng.seeded(node.seed))
         for share, rest in node.mixed_in:
             x = mixed(x, share, rest if isinstance(rest, Tensor) else self._fresh(rng.generator(rest)))
         return x

@@ -52,9 +52,9 @@ class LiveEngine(Engine):
     options: how large batches are, and what is handed to listeners (each field says what it does). A batch size that is
     None is measured by a few throw-away calls (`probed`), where the device tells its memory; one that turns out too
     large is halved. With classifier-free guidance the network sees twice as many rows.
-    kernel: the pipeline's own by default. guidance: steps follow the rewards' gradient (guided_steps.py). noises:
-    "independent" initial noises, or "orthogonal" or "antithetic" ones (noises.py). network: that of engines which fill
-    each other's batches, until they `leave`; plain steps without drafts only, else ValueError.
+    kernel: the pipeline's own by default. guidance: steps follow the rewards' gradient (guided_steps.py). network:
+    that of engines which fill each other's batches, until they `leave`; plain steps without drafts only, else
+    ValueError.
     `stats` counts what ran.
     """
 
@@ -66,7 +66,6 @@ class LiveEngine(Engine):
         *,
         kernel: Kernel | None = None,
         guidance: Guidance | None = None,
-        noises: str = "independent",
         network: Network | None = None,
     ) -> None:
         options = options or EngineOptions()
@@ -80,7 +79,7 @@ class LiveEngine(Engine):
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.probed, self.draft_calls = Cost(), denoiser.draft_calls
         prompts = Prompts(self.network.denoiser, self.network.encode)
-        self.noise, self.store = InitialNoise(noises, denoiser, self.kernel, prompts), Store()
+        self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
         check_drafts(denoiser, self.kernel, self.rewards)

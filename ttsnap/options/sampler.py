@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ttsnap.files.settings import NotNegative
 from ttsnap.files.typed import Json
@@ -13,8 +12,6 @@ AUTO, NONE = "auto", "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and none."""
 HOT = "hot"
 """The name of the model itself as its own drafter, told that there is less noise than there is."""
-Noises = Literal["independent", "orthogonal", "antithetic"]
-"""How initial noises lie to one another (ttsnap.sampling.noises)."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,6 @@ class SamplerOptions:
         python="A tensor of times is taken as it is (ttsnap.pipelines.latents.convert).",
         written=str,
         noted=True,
-    )
-    noises: Noises = option(
-        "independent",
-        "initial noises: independent, as in diffusers, orthogonal in groups of 8 seeds, or antithetic in pairs",
-        python="ttsnap.sampling.noises tells how they are drawn.",
-        metavar="KIND",
     )
     guide: Spec = option(
         None,

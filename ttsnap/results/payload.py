@@ -66,12 +66,30 @@ SEARCH: dict[str, Kind] = {
 }
 
 
+REMOVED = {
+    "antithetic": "antithetic initial noises",
+    "orthogonal": "orthogonal initial noises",
+    "spectral-evolution": "evolution in the low frequencies of the noise",
+}
+"""What earlier versions could write, and what it was; none found better images (docs/measured.md)."""
+
+
+def removed(name: object) -> str:
+    """Why a file that names this cannot be followed; empty where nothing of that name was removed."""
+    what = REMOVED.get(name) if isinstance(name, str) else None
+    return f"{what} ({name}) found no better images, and ttsnap no longer has them" if what else ""
+
+
 def checked(payload: object, where: object) -> dict[str, Any]:
     """The payload, once everything in it is known and fits. ValueError that names what does not.
 
-    Optional keys that hold null are left out, so that one that is there holds a value.
+    Optional keys that hold null are left out, so that one that is there holds a value; so is what was removed since, at
+    the default that it had.
     """
-    fields = payload if isinstance(payload, dict) else {}
+    fields = dict(payload) if isinstance(payload, dict) else {}
+    if (noises := fields.pop("noises", "independent")) not in ("independent", None):  # an option of earlier versions
+        why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
+        raise ValueError(f"{where} cannot be made again: {why}")
     missing = sorted(set(NEEDED) - set(fields))
     if missing:
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing}")
