@@ -1,0 +1,82 @@
+"""Cuts a release: the version, its section of the changelog, a commit and a tag. Pushing the tag publishes it.
+
+python scripts/release.py 0.2.0           # or make release VERSION=0.2.0
+python scripts/release.py 0.2.0 --notes   # prints the section of the changelog, for the page of the release
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VERSION = ROOT / "ttsnap" / "version.py"
+CHANGELOG = ROOT / "CHANGELOG.md"
+NEXT = "Unreleased"
+
+
+def sections(changelog: str) -> dict[str, str]:
+    """Text of each section by its heading ("Unreleased", "0.1.0 - 2026-11-28"), newest first."""
+    parts = re.split(r"^## (.+)\n", changelog, flags=re.M)
+    return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def notes(changelog: str, version: str) -> str:
+    """What the changelog says of a version."""
+    for title, body in sections(changelog).items():
+        if title.split(" - ")[0] == version:
+            return body
+    raise ValueError(f"CHANGELOG.md has no section for {version}")
+
+
+def dated(changelog: str, version: str, day: datetime.date) -> str:
+    """The changelog in which what was unreleased is this version of this day."""
+    known = sections(changelog)
+    if not known.get(NEXT):
+        raise ValueError(f"nothing stands under {NEXT} in CHANGELOG.md")
+    if any(title.split(" - ")[0] == version for title in known):
+        raise ValueError(f"CHANGELOG.md has a section for {version} already")
+    return changelog.replace(f"## {NEXT}\n", f"## {NEXT}\n\n## {version} - {day.isoformat()}\n", 1)
+
+
+def following(version: str) -> str:
+    """What the code is called after a version: the next minor one, in development."""
+    major, minor, _ = version.split(".")
+    return f"{major}.{int(minor) + 1}.0.dev0"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _commit(version: str, message: str) -> None:
+    text = VERSION.read_text(encoding="utf-8")
+    VERSION.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', text), encoding="utf-8")
+    _git("commit", "-q", "-m", message, str(VERSION), str(CHANGELOG))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("version", help="such as 0.2.0")
+    parser.add_argument("--notes", action="store_true", help="print its section of the changelog and change nothing")
+    a = parser.parse_args()
+    changelog = CHANGELOG.read_text(encoding="utf-8")
+    if a.notes:
+        print(notes(changelog, a.version))
+        return
+    if not re.fullmatch(r"\d+\.\d+\.\d+", a.version):
+        parser.error(f"a version is three numbers such as 0.2.0, not {a.version!r}")
+    if _git("status", "--porcelain"):
+        parser.error("there are changes that are not committed")
+    CHANGELOG.write_text(dated(changelog, a.version, datetime.datetime.now(datetime.UTC).date()), encoding="utf-8")
+    _commit(a.version, f"Release {a.version}")
+    _git("tag", "-a", f"v{a.version}", "-m", f"ttsnap {a.version}")
+    _commit(following(a.version), f"Begin {following(a.version)}")
+    print(f"tagged v{a.version}; `git push --follow-tags` publishes it (.github/workflows/release.yml)")
+
+
+if __name__ == "__main__":
+    main()
