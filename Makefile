@@ -1,4 +1,4 @@
-# make demo: set up and generate; make test: set up and test; make lint, make docs: what CI checks besides.
+# make demo: set up and generate; make test: set up and test; make test-system, lint, docs: what CI checks besides.
 # make gpu: on a machine with an accelerator, tests and figures that only it can give.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,20 +8,36 @@ PROMPT ?= a green circle and three red squares
 BUDGET ?= 6images
 SEED ?= 8
 
-.PHONY: demo showcase test test-slow gpu notebooks lint docs measure format clean
+# The processes of a run share what Python compiles, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
-$(VENV)/.installed: pyproject.toml
+.PHONY: demo showcase test test-system test-slow gpu notebooks lint docs measure format release clean
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	touch $@
 
-demo: $(VENV)/.installed
+# What a search needs.
+$(VENV)/.search: pyproject.toml | $(BIN)/python
+	@echo "installing torch, diffusers and what else a search needs into $(VENV), a minute or two"
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+# What developers need, which includes what a search needs.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing what the tests, the linters and the documentation need into $(VENV), some minutes"
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $(VENV)/.search $@
+
+demo: $(VENV)/.search
 	$(BIN)/ttsnap generate "$(PROMPT)" --budget "$(BUDGET)" --seed $(SEED) --compare best-of-n --dtype float32
 	@$(BIN)/python -m ttsnap.scenes.showcase "$(PROMPT)" "$(BUDGET)" $(SEED)
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n auto -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu and not system"
+
+# Servers, Ray, a browser, notebooks, the site, a build of the package.
+test-system: $(VENV)/.installed
+	$(BIN)/pytest -n auto -m "system and not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"
@@ -62,6 +78,10 @@ docs: $(VENV)/.installed
 	@echo "building the documentation, a minute or two"
 	$(BIN)/sphinx-build -W --keep-going -n -d build/doctrees docs build/docs
 	@echo "open build/docs/index.html"
+
+# make release VERSION=0.2.0: dates the changelog, commits and tags.
+release:
+	$(PYTHON) scripts/release.py $(VERSION)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

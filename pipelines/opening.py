@@ -148,12 +148,16 @@ def _preview_vae(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loading bars of diffusers and transformers: the embedded model loads at once."""
+    """Without the loading bars of diffusers and transformers, as the embedded model loads at once, and without the
+    advice to install torchvision for image processors, of which it has none."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
     yield
     for library in (diffusers_logging, transformers_logging):
         library.enable_progress_bar()
+    transformers_logging.set_verbosity(verbosity)

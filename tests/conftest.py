@@ -1,50 +1,80 @@
-"""Shared test tools: a counted Gaussian mixture, a reward that fails on purpose."""
+"""The tiers of tests, what every test is held to, and fixtures that many tests share.
+
+No import here loads torch: the process that hands tests to others, with `-n`, reads this file and nothing else.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 import signal
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from ttsnap.engine.live import LiveEngine
-from ttsnap.options.engine import EngineOptions
-from ttsnap.options.option import taken
-from ttsnap.sampling.mixture import MixtureDenoiser
-from ttsnap.simulation.calibrate import calibrate
+if TYPE_CHECKING:
+    from tests.counted import Counted
+    from ttsnap.engine.live import LiveEngine
 
-# The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. The variable is read by
-# processes that are started from here: xdist's, in which numpy heeds it as well, and those of tests.
+# The tests' tensors are tiny, and threads that wait for each other are slow on busy machines. Read by torch as it is
+# imported, here and in processes that are started from here: xdist's and those of tests.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
 # glibc gives large tensors back to the system when they go, which zeroes each new one page by page: a sixth of the time
 # of a small model on a CPU. Read by processes that are started from here, too.
 os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+
+TESTS = Path(__file__).parent
+SYSTEM = (
+    # A browser, servers, Ray.
+    *("demo", "service", "cluster", "reward_models/test_serve.py", "reward_models/test_judge_server.py"),
+    # The documentation, run: notebooks, the site, how-tos in a copy of the package.
+    *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_look.py"),
+    *("engine/test_new_kind_of_row.py", "options/test_new_option.py", "pipelines/test_new_family.py"),
+    # Whole programs and what they are made of: the wheel, `make gpu`, compiled networks, processes that are killed,
+    # files from strangers.
+    *("test_wheel.py", "test_gpu_script.py", "test_strangers.py", "pipelines/test_compilation.py"),
+    *("simulation/test_processes.py",),
+)
+"""Files and folders of the tier `system`. All other tests are of the fast tier, but those that are marked `slow`."""
+FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
+"""What takes longest begins first, so that no process is left alone with it at the end."""
+TOGETHER = ("tests/demo", "tests/cluster", "tests/service")
+"""Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
+
+
+def is_system(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in SYSTEM)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of the other tier are not even imported: `make test` needs no gradio, and loads none."""
+    marked = config.getoption("markexpr")
+    if "not system" in marked:
+        return is_system(collection_path) or None
+    if marked.startswith("system"):
+        return (collection_path.suffix == ".py" and not is_system(collection_path)) or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_system(item.path):
+            item.add_marker("system")
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _float32_on_every_cpu() -> Iterator[None]:
     """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images on every machine."""
+    import torch
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
         yield
-
-
-FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
-"""What takes longest begins first, so that no process of `make test` is left alone with it at the end."""
-TOGETHER = ("tests/demo", "tests/cluster", "tests/service")
-"""Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,6 +103,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """A test that leaves torch more threads fails: all tests after it take many times as long in that process."""
+    import torch
+
     yield
     left = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -105,62 +137,6 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-class Counted(MixtureDenoiser):
-    """Counts what runs, row by row, independently of the engine and the ledger. Tests may set what it says it has."""
-
-    has_path, offloaded, frames = True, False, None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.calls = self.decodes = self.batches = 0
-
-    def predict(self, x: Any, step: Any, cond: Any) -> Any:
-        self.calls += len(x)
-        self.batches += 1
-        return super().predict(x, step, cond)
-
-    def decode(self, x0: Any) -> Any:
-        self.decodes += len(x0)
-        images = super().decode(x0)
-        if self.frames is None:
-            return images
-        return images[:, None] * torch.linspace(0.5, 1, self.frames)[:, None, None, None]  # each frame lighter
-
-
-class Brightness:
-    """Mean pixel value; fails (raises or gives nan) on a share of its calls, decided by the pixels alone.
-
-    `spared`: the first call never fails, so that the failures do not end the search at once. `times`: images of one
-    score, where they are frames of a video.
-    """
-
-    def __init__(
-        self, name: str = "brightness", nan: float = 0.0, broken: float = 0.0, spared: bool = False, times: int = 1
-    ) -> None:
-        self.name, self.nan, self.broken, self.spared, self.images = name, nan, broken, spared, 0
-        self.times = times
-        self.hopeless: bool | None = None
-        """Whether it failed on all of the first images (an exception, or eight nan); None before that is told."""
-
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
-        self.images += len(images)
-        scores = images.double().flatten(1).mean(1)
-        if self.spared and self.images == len(images):
-            return scores
-        draw = torch.tensor([zlib.crc32(i.numpy().tobytes()) / 2**32 for i in images.cpu()])
-        down = bool((draw < self.broken).any())
-        scores[draw < self.nan + self.broken] = float("nan")
-        if self.hopeless is None:
-            scored = not down and not bool(scores.reshape(-1, self.times).isnan().any(1).all())
-            self.hopeless = False if scored else True if down or self.images >= 8 * self.times else None
-        if down:
-            raise RuntimeError("the scorer is down")
-        return scores
-
-    def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
-        return images.double().mean((1, 2, 3))
-
-
 @pytest.fixture
 def shallow_model(request: pytest.FixtureRequest) -> Iterator[None]:
     """The embedded model is loaded as `shallow` says, but for tests with Ray, whose processes load the whole one."""
@@ -186,12 +162,18 @@ def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ttsnap calibrate` finds the prices of two budgets on 30 seeds, not of seven on 200, for other tests."""
+    from ttsnap.simulation.calibrate import calibrate
+
     quick = functools.partial(calibrate, images=(3, 8), seeds=30)
     monkeypatch.setattr("ttsnap.simulation.calibrate.calibrate", quick)
 
 
 @pytest.fixture
 def counted() -> Callable[..., Counted]:
+    import torch
+
+    from tests.counted import Counted
+
     def make(steps: int = 8, prompts: int = 3, **kwargs: Any) -> Counted:
         generator = torch.Generator().manual_seed(0)
         means = torch.randn(4, 3, generator=generator)
@@ -204,6 +186,11 @@ def counted() -> Callable[..., Counted]:
 
 @pytest.fixture
 def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
+    from tests.counted import Brightness
+    from ttsnap.engine.live import LiveEngine
+    from ttsnap.options.engine import EngineOptions
+    from ttsnap.options.option import taken
+
     def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, **kwargs: Any) -> LiveEngine:
         given = {"batch_size": batch_size, **kwargs}
         options = taken(EngineOptions, given)

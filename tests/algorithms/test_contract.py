@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from tests.counted import Brightness
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.pricing.fitting import fit
@@ -26,8 +27,6 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards import RewardError
 from ttsnap.sampling.kernels import KERNELS
-
-from ..conftest import Brightness  # noqa: TID252
 
 PROMPTS, STEPS = ["a", "b", "c"], 8
 LEVELS = tuple(np.linspace(1, 0, STEPS + 1))

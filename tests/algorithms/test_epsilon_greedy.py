@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.counted import Brightness
 from ttsnap import BestOfN, Budget, search
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
 from ttsnap.algorithms.nested import Nested
@@ -26,7 +27,6 @@ from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import KERNELS, Prediction, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser
 
-from ..conftest import Brightness  # noqa: TID252
 from ..scripted import Scripted, noisy  # noqa: TID252
 
 

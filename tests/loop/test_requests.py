@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.counted import Brightness, Counted
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.core.needs import Need
@@ -25,8 +26,6 @@ from ttsnap.loop.search import prepared
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.kernels import Sde
-
-from ..conftest import Brightness, Counted  # noqa: TID252
 
 PROMPTS = ["a", "b", "c"]
 relaxed = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

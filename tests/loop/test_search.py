@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ttsnap.reward_models.staged import Staged
 
+from tests.counted import Brightness
 from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
 from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import NOTHING, Need, Needs
@@ -27,8 +28,6 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.rng import seeded
-
-from ..conftest import Brightness  # noqa: TID252
 
 PROMPTS = ["a", "b", "c"]
 NAN = float("nan")

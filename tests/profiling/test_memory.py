@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.counted import Brightness
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.cost import Cost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.profiling.buckets import buckets
 from ttsnap.profiling.memory import fit_rows
-
-from ..conftest import Brightness  # noqa: TID252
 
 
 class FakeGauge:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from tests.counted import Brightness
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price, Rates
@@ -35,8 +36,6 @@ from ttsnap.results.pixels import to_uint8
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.interpolants import Linear
 from ttsnap.sampling.kernels import Sde
-
-from ..conftest import Brightness  # noqa: TID252
 
 PROMPTS = ["a", "b", "c"]
 BLOCK = (2, 3)

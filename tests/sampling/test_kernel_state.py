@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.counted import Brightness
 from ttsnap import search
 from ttsnap.core.moves import advance, fresh, perturb
 from ttsnap.core.needs import Gradient, Need, Needs
@@ -18,8 +19,6 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Ode, Prediction
 from ttsnap.sampling.mixture import MixtureDenoiser
-
-from ..conftest import Brightness  # noqa: TID252
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""The fast tier needs no browser, no Ray and no server; what conftest.py puts into the other tier is there."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.conftest import SYSTEM, TESTS, is_system
+
+HEAVY = {"gradio", "gradio_client", "nbclient", "playwright", "ray", "sphinx", "uvicorn"}
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_what_is_named_is_there(name: str) -> None:
+    assert (TESTS / name).exists()
+
+
+def test_the_fast_tier_imports_no_browser_server_or_ray() -> None:
+    for path in TESTS.rglob("test_*.py"):
+        if not is_system(path):
+            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+            modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+            modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+            assert not {module.split(".")[0] for module in modules} & HEAVY, path
