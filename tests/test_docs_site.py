@@ -153,7 +153,7 @@ def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
     from ttsnap.algorithms.options import options_of
 
     made = extension("algorithm_options")
-    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "algorithms").glob("*.md"))
     tables = [found.split() for found in re.findall(r"^```{algorithm-options} (.*)$", text, re.M)]
     assert sorted(name for names in tables for name in names) == sorted(ALGORITHMS)
     for names in tables:
