@@ -36,6 +36,7 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.metrics import best_of_n, rank_correlation
 from ttsnap.core.price import Price, Rates
 from ttsnap.core.utility import weighted
+from ttsnap.files.settings import build
 from ttsnap.loop.budget import task_of
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
@@ -133,7 +134,7 @@ def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
             "steps_per_level": a.steps_per_level, "precision": "bf16", "ema": 0.98, "validation": 0.25, "device": "cpu",
             "batch_size": 256, **change,
         }  # fmt: skip
-        evaluation = distill(DistillConfig.from_dict(setting), work / folder(name), bar=True)
+        evaluation = distill(build(DistillConfig, setting), work / folder(name), bar=True)
         base, student = evaluation.names
         found[name] = {
             "levels": [row["level"] for row in evaluation.rows],

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import part_of, sha256
 from ttsnap.recordings.header import differences
 
@@ -58,7 +58,7 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tens
     for path in reversed(_all(folder)):
         try:
             state = files.read_object(path / ABOUT)
-            step, there, digest = typed("step", state["step"], int), state["about"], state["sha256"]
+            step, there, digest = check("step", state["step"], int), state["about"], state["sha256"]
             if sha256(path / TENSORS) != digest:
                 raise ValueError("its tensors are not those that were written")
             with files.foreign(f"cannot read {path / TENSORS}"):

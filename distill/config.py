@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from ttsnap.distill.settings import RunSettings, option
 from ttsnap.reward_models.noise_aware import KINDS
 
-from ttsnap.files.settings import Bounded, Count, Decay, Natural, NotNegative, Positive, Share, one_of
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
+from ttsnap.options.option import option
 
-SPACES = ("pixels", "latents", "features")
-LOSSES = ("mse", "mse-uncertain", "pairwise", "listwise")
-SCHEDULES = ("linear", "cosine", "rex")
 TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 """Of accelerate, each with the modules one of which it needs."""
-ORDERS = ("clean-to-noisy", "uniform", "noisy-to-clean")
 
 
 @dataclass(frozen=True)
-class StudentConfig(Bounded):
+class StudentConfig(Settings):
     """The network that is trained."""
 
     kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class")
-    space: str = option("pixels", "what it reads: pixels, latents or features (recorded with --latents, --features)")
+    space: Literal["pixels", "latents", "features"] = option(
+        "pixels", "what it reads: pixels, latents or features (recorded with --latents, --features)"
+    )
     rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
     options: Mapping[str, Json] | None = option(None, "more arguments of its class, as a dictionary")
@@ -33,7 +31,6 @@ class StudentConfig(Bounded):
         super().__post_init__()
         if self.kind not in KINDS and ":" not in self.kind:
             raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
-        one_of("student.space", self.space, SPACES)
         if self.kind in KINDS and (self.kind == "head") != (self.space != "pixels"):
             raise ValueError(
                 f"student.kind {self.kind!r} does not read {self.space}: heads read latents or features, others pixels"
@@ -41,21 +38,19 @@ class StudentConfig(Bounded):
 
 
 @dataclass(frozen=True)
-class LossConfig(Bounded):
+class LossConfig(Settings):
     """What is minimised. Predictions and targets count in standard deviations of the targets within a prompt."""
 
-    name: str = option("mse", f"one of {', '.join(LOSSES)}")
+    name: Literal["mse", "mse-uncertain", "pairwise", "listwise"] = option(
+        "mse", "one of mse, mse-uncertain, pairwise, listwise"
+    )
     centred: bool = option(True, "mse, mse-uncertain: compare seeds of a prompt only, less their mean")
     plain: NotNegative = option(0.1, "weight of the plain mean squared error, which is added to keep the scores' scale")
     temperature: Positive = option(1.0, "pairwise, listwise: what scores are divided by to be compared")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("loss.name", self.name, LOSSES)
-
 
 @dataclass(frozen=True)
-class DistillConfig(RunSettings):
+class DistillConfig(Settings):
     """One run of distillation. Raises ValueError, with the value, for what does not fit."""
 
     recordings: tuple[str, ...] = option(
@@ -68,38 +63,39 @@ class DistillConfig(RunSettings):
     student: StudentConfig = field(default_factory=StudentConfig)
     steps: tuple[int, ...] | None = option(None, "recorded steps to train on (default: all that were scored)")
     levels: tuple[float, ...] | None = option(None, "in place of steps: noise levels to train on, to three digits")
-    order: str = option("clean-to-noisy", f"in which order levels are trained: {', '.join(ORDERS)}")
+    order: Literal["clean-to-noisy", "uniform", "noisy-to-clean"] = option(
+        "clean-to-noisy", "in which order levels are trained: clean-to-noisy, uniform, noisy-to-clean"
+    )
     steps_per_level: Count = option(200, "optimiser steps per noise level")
     earlier: Share = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
     loss: LossConfig = field(default_factory=LossConfig)
     groups: Count = option(8, "prompts per optimiser step, each at one noise level")
     group_size: Count = option(8, "seeds per prompt of a batch, compared with each other")
     lr: Positive = option(1e-4, "AdamW's learning rate")
-    schedule: str = option("rex", f"how the learning rate falls: {', '.join(SCHEDULES)}")
+    schedule: Literal["linear", "cosine", "rex"] = option("rex", "how the learning rate falls: linear, cosine, rex")
     final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
     warmup: Natural = option(20, "steps over which the learning rate rises")
-    span: str = option("run", "what the schedule runs over: run, or level (it starts anew with each level)")
+    span: Literal["run", "level"] = option(
+        "run", "what the schedule runs over: run, or level (it starts anew with each level)"
+    )
     weight_decay: NotNegative = option(0.01, "AdamW's weight decay, of matrices; vectors are not decayed")
     clip: NotNegative = option(1.0, "gradients with a larger norm are scaled down to it; 0 for no limit")
     ema: Decay = option(0.99, "decay of the running average of the weights, which is exported; 0 for none")
-    precision: str = option("no", "mixed precision: no or bf16")
+    precision: Literal["no", "bf16"] = option("no", "mixed precision: no or bf16")
     accumulation: Count = option(1, "in how many parts a batch is computed, one after the other, to save memory")
     seed: Natural = option(0, "decides the first weights, the batches and which prompts are held out")
     validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
     batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
     checkpoint_every: Count = option(100, "optimiser steps between checkpoints", determines=False)
-    trackers: tuple[str, ...] = option((), "where the run is reported: trackio, tensorboard, wandb", determines=False)
+    trackers: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = option(
+        (), "where the run is reported: trackio, tensorboard, wandb", determines=False
+    )
     workers: Natural = option(0, "processes that read images", determines=False)
     cache: Natural = option(256, "megabytes of compressed images to keep in memory", determines=False)
-    device: str = option("auto", "auto (as accelerate finds) or cpu", determines=False)
+    device: Literal["auto", "cpu"] = option("auto", "auto (as accelerate finds) or cpu", determines=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("recordings", "trackers"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("steps", "levels"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.reward:
             raise ValueError("reward is missing: name the base reward, as imagereward or my_reward.py:score")
         if not self.recordings and self.record is None:
@@ -110,13 +106,6 @@ class DistillConfig(RunSettings):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{name} must be different numbers, at least one, got {list(values)}")
-        one_of("order", self.order, ORDERS)
-        one_of("schedule", self.schedule, SCHEDULES)
-        one_of("span", self.span, ("run", "level"))
-        one_of("precision", self.precision, ("no", "bf16"))
-        one_of("device", self.device, ("auto", "cpu"))
-        for tracker in self.trackers:
-            one_of("tracker", tracker, tuple(TRACKERS))
         if self.groups % self.accumulation:
             raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
         compares = self.loss.name in ("pairwise", "listwise") or self.loss.centred

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256, write_text
 from ttsnap.recordings.folder import IMAGES, load_shards
 from ttsnap.recordings.header import Header

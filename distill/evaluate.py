@@ -15,7 +15,7 @@ from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.results.outputs import plain
 from ttsnap.rewards.registry import make_reward
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from ttsnap.distill.config import TRACKERS, DistillConfig
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json, to_json
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
@@ -147,7 +147,7 @@ def alone(accelerator: Accelerator, part: Callable[[], None]) -> None:
 def track(accelerator: Accelerator, config: DistillConfig) -> None:
     """Start the trackers that the configuration names."""
     if config.trackers:
-        accelerator.init_trackers("ttsnap-distill", _flat(config.to_dict()))
+        accelerator.init_trackers("ttsnap-distill", _flat(to_json(config)))
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, bool | int | float | str]:

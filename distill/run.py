@@ -16,15 +16,16 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frame, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.losses import Uncertainty
-from ttsnap.distill.settings import determining
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Curriculum, train
 
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.plain_yaml import load_settings, save_settings
+from ttsnap.files.settings import Json, check, to_json
 from ttsnap.files.writing import write_json
+from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.frames import Shown
@@ -76,7 +77,7 @@ def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder |
     """What the main process does before the others go on. It holds the folder until the run ends."""
     held.enter_context(locked(out))
     check_out(config, out)  # again: another process may have begun here just before
-    config.save(out / CONFIG)
+    save_settings(config, out / CONFIG)
     if record is not None and config.record is not None:
         record(_asked(config, config.record, out))
 
@@ -127,7 +128,7 @@ def check_out(config: DistillConfig, out: Path) -> None:
     """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
 
     def differing() -> list[str]:
-        mismatches = differences(determining(DistillConfig.load(out / CONFIG)), determining(config))
+        mismatches = differences(determining(load_settings(DistillConfig, out / CONFIG)), determining(config))
         return mismatches if (out / TARGETS).exists() else []  # before that nothing was computed: a slip may be mended
 
     check_same(out, CONFIG, differing, "run")
@@ -155,7 +156,7 @@ def export(
     evaluation.json comes last: that it is there says that the run is finished.
     """
     info: dict[str, Json] = {
-        "config": config.to_dict(),
+        "config": to_json(config),
         "recording": describe(frames),
         "versions": versions("torch", "accelerate", "peft", "transformers"),
         "target_spread": plan.scale,
@@ -208,11 +209,11 @@ def read_evaluation(path: Path) -> Evaluation:
             raise ValueError("its levels are no list of rows")
         return Evaluation(
             tuple(row for row in rows if isinstance(row, dict)),
-            typed("names", data["names"], tuple[str, ...]),
-            typed("prompts", data["prompts"], int),
-            typed("seeds", data["seeds"], int),
-            typed("held_out", data["held_out"], bool | None),
-            typed("base_below", data.get("base_below"), float | None),
+            check("names", data["names"], tuple[str, ...]),
+            check("prompts", data["prompts"], int),
+            check("seeds", data["seeds"], int),
+            check("held_out", data["held_out"], bool | None),
+            check("base_below", data.get("base_below"), float | None),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
@@ -220,7 +221,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
     """Those of `texts` that a run with this config.yaml held out, given that it was trained on these recordings."""
-    config = DistillConfig.load(path)
+    config = load_settings(DistillConfig, path)
     return curriculum.held_out(texts, config.validation, config.seed)[1]
 
 

@@ -14,7 +14,7 @@ from ttsnap.reward_models.noise_aware import KINDS
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.rewards.reward_model import RewardModel
 
 

@@ -21,13 +21,13 @@ from ttsnap.distill.curriculum import Group, Stage
 from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.losses import Objective
 from ttsnap.distill.scoring import progress
-from ttsnap.distill.settings import determining
 from ttsnap.distill.student import Student
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.files.reading import parse_object
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import write_text
+from ttsnap.options.option import determining
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
@@ -244,7 +244,7 @@ class _Log:
         self._accelerator, self._file = accelerator, None
         if not accelerator.is_main_process:
             return
-        kept = [line for line in _lines(path) if typed("step", line["step"], int) <= first]
+        kept = [line for line in _lines(path) if check("step", line["step"], int) <= first]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_text(path, text)
         self._file = path.open("a", encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictured import digests
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 

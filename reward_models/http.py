@@ -29,7 +29,7 @@ from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.rewards.registry import refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
 

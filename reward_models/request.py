@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json, picture_pixels
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.rewards.scoring import score_in_parts
 
 logger = logging.getLogger(__name__)

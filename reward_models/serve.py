@@ -29,7 +29,7 @@ from ttsnap.reward_models.request import Limits, RefusedError, parse, score
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ttsnap.core.protocols import Reward
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
 

@@ -17,7 +17,7 @@ import ttsnap.reward_models
 import ttsnap
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "files": set(),
+    "files": {"core"},
     "core": set(),
     "options": {"core", "files"},
     "profiling": {"core"},

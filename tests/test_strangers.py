@@ -53,6 +53,8 @@ from ttsnap.demo.asked import Limits, Offer
 from ttsnap.demo.folder import read_folder
 from ttsnap.demo.settings import render_settings, restored
 from ttsnap.demo.traces import board_at
+from ttsnap.files.plain_yaml import load_settings
+from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images
@@ -259,8 +261,8 @@ def parsed(command: str, folder: Path, *words: str) -> Any:
 
 def read_distill(folder: Path) -> None:
     a = parsed("distill", folder, "--out", "x")
-    config = DistillConfig.from_dict({k: v for k, v in a.as_dict().items() if k not in ("config", "trust", "out")})
-    assert config == DistillConfig.load(folder / "x.yaml")
+    config = build(DistillConfig, {k: v for k, v in a.as_dict().items() if k not in ("config", "trust", "out")})
+    assert config == load_settings(DistillConfig, folder / "x.yaml")
     assert config.reward in REWARDS
     assert ":" not in config.student.kind
 

@@ -13,7 +13,7 @@ from ttsnap.distill.draft import shards
 from ttsnap.distill.draft.config import TrainingConfig
 
 from ttsnap.core.arrays import IntArray
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.sampling.drafts import carried
 from ttsnap.sampling.interpolants import Interpolant, level, rows
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
-from ttsnap.distill.settings import RunSettings, option
-
-from ttsnap.files.settings import Bounded, Bounds, Count, Decay, Natural, NotNegative, Positive, Share, one_of
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Bounds, Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
 from ttsnap.options.model import EMBEDDED
+from ttsnap.options.option import option
 
-PRECISIONS = ("no", "bf16")
+Precision = Literal["no", "bf16"]
 
 
 @dataclass(frozen=True)
-class TrajectoryConfig(Bounded):
+class TrajectoryConfig(Settings):
     """The trajectories of the model that a draft learns from."""
 
     count: Count = option(
@@ -33,13 +31,11 @@ class TrajectoryConfig(Bounded):
     )
     shard: Count = option(256, "trajectories in one file")
     batch: Count = option(32, "trajectories per call of the network; a divisor of shard keeps batches full")
-    precision: str = option("no", "autocast of the network when making trajectories: no or bf16")
+    precision: Precision = option("no", "autocast of the network when making trajectories: no or bf16")
     compile: bool = option(False, "compile the network first: half a minute, then up to 1.5 times as fast")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "skipped", tuple(self.skipped))
-        one_of("trajectories.precision", self.precision, PRECISIONS)
         if list(self.skipped) != sorted(set(self.skipped)) or any(step < self.states for step in self.skipped):
             raise ValueError(
                 f"trajectories.skipped must be rising grid steps from {self.states} on (states before are kept), "
@@ -48,7 +44,7 @@ class TrajectoryConfig(Bounded):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(Bounded):
+class TrainingConfig(Settings):
     """How the LoRA is trained. Rows of a batch are first calls from noise, second calls, and first calls from later."""
 
     rank: Count = option(32, "rank of the LoRA, which is on every linear layer of the blocks")
@@ -69,7 +65,7 @@ class TrainingConfig(Bounded):
     final_lr: Share = option(0.02, "the share of the learning rate that is left at the end")
     clip: NotNegative = option(1.0, "gradients with a larger norm are scaled down to it; 0 for no limit")
     ema: Decay = option(0.99, "decay of the running average of the weights, which is exported; 0 for none")
-    precision: str = option("bf16", "autocast of the network: no or bf16; the LoRA itself stays in float32")
+    precision: Precision = option("bf16", "autocast of the network: no or bf16; the LoRA itself stays in float32")
     compile: bool = option(False, "compile the network's blocks first: a minute, then up to 1.5 times as fast")
     seed: Natural = option(0, "decides the first weights and the batches")
     validation: Count = option(192, "trajectories, the first ones, that are held back to validate on")
@@ -78,7 +74,6 @@ class TrainingConfig(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("training.precision", self.precision, PRECISIONS)
         if self.batch % self.parts:
             raise ValueError(f"training.batch ({self.batch}) must be a multiple of training.parts ({self.parts})")
         if self.from_noise + self.second > 1:
@@ -88,7 +83,7 @@ class TrainingConfig(Bounded):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Bounded):
+class EvaluationConfig(Settings):
     """On what the finished draft is measured: seeds of prompts that no trajectory was made of."""
 
     reward: str = option("", "what ranks the images, as imagereward (default for the embedded model: scenes)")
@@ -99,13 +94,9 @@ class EvaluationConfig(Bounded):
     seed: Natural = option(0, "decides the embedded world's held-out prompts")
     steps: tuple[int, ...] = option((0, 1, 2, 3, 4, 6, 8), "grid steps whose x0 estimates are ranked, to compare with")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "steps", tuple(self.steps))
-
 
 @dataclass(frozen=True)
-class DraftConfig(RunSettings):
+class DraftConfig(Settings):
     """One distillation of a draft. Raises ValueError, with the value, for what does not fit."""
 
     model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id")

@@ -10,7 +10,7 @@ from ttsnap.distill.draft.student import WEIGHTS
 
 from ttsnap.core.looks import Draft, Seen
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record

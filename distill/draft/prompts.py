@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.scenes import HARD_KINDS, KINDS, caption, is_held_out, sample_spec
 
 EASY_EVERY = 4

@@ -18,15 +18,15 @@ from ttsnap.distill.draft.evaluate import DRAFT, evaluate
 from ttsnap.distill.draft.export import CARD, export
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
-from ttsnap.distill.draft.train import CHECKPOINTS, check, last_validation, train
+from ttsnap.distill.draft.train import CHECKPOINTS, check_training, last_validation, train
 from ttsnap.distill.processes import Member
-from ttsnap.distill.settings import determining
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap.files.lock import locked
-from ttsnap.files.settings import plain
-from ttsnap.files.typed import Json
+from ttsnap.files.plain_yaml import load_settings, save_settings
+from ttsnap.files.settings import Json, plain
 from ttsnap.files.writing import write_text
+from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel
@@ -68,7 +68,7 @@ def distill_draft(
         processes.alone(accelerator, lambda: run.begin(held))
         if not (out / DRAFT / WEIGHTS).exists():
             files = trajectories.expected(config.trajectories, out / TRAJECTORIES)
-            check(config.training, len(files) * config.trajectories.shard, member)
+            check_training(config.training, len(files) * config.trajectories.shard, member)
             student = run.train(run.trajectories())
             processes.alone(accelerator, lambda: run.export(student))
         processes.alone(accelerator, lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))
@@ -79,7 +79,7 @@ def check_out(config: DraftConfig, out: Path) -> None:
     """ValueError unless `out` is free, or holds a run with the same settings, as far as it used them already."""
 
     def differing() -> list[str]:
-        there, begun = DraftConfig.load(out / CONFIG), any((out / TRAJECTORIES).glob("*.safetensors"))
+        there, begun = load_settings(DraftConfig, out / CONFIG), any((out / TRAJECTORIES).glob("*.safetensors"))
         trained = (out / CHECKPOINTS).exists() or (out / DRAFT).exists()
         return differences(_settled(there, begun, trained), _settled(config, begun, trained))
 
@@ -118,7 +118,7 @@ class _Run:
         check_out(self.config, self.out)  # again: another process may have begun here just before
         for made in sorted((self.out / TRAJECTORIES).glob("*.safetensors"))[:1]:
             shards.read(made, self._settings)  # other prompts are refused, too: held-out ones may be among those
-        self.config.save(self.out / CONFIG)
+        save_settings(self.config, self.out / CONFIG)
 
     def trajectories(self) -> Trajectories:
         config, folder = self.config.trajectories, self.out / TRAJECTORIES

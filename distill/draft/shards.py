@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import write_whole
 
 FORMAT = 1
@@ -64,15 +64,15 @@ def read(path: Path, settings: Mapping[str, Json]) -> TrajectoryShard:
     tensors, metadata = files.read_tensors(path, "file of trajectories")
     about = files.parse_object(metadata.get("trajectories", ""), path)
     try:
-        if typed("format", about["format"], int) != FORMAT:
+        if check("format", about["format"], int) != FORMAT:
             raise ValueError(f"its format is {about['format']}, this version of ttsnap reads {FORMAT}")
         if about["digest"] != digest(settings):
             raise ValueError(
                 "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same to go "
                 "on with it, or choose another folder"
             )
-        prompts = typed("prompts", about["prompts"], tuple[str, ...])
-        first, crc = typed("first_seed", about["first_seed"], int), typed("crc32", about["crc32"], int)
+        prompts = check("prompts", about["prompts"], tuple[str, ...])
+        first, crc = check("first_seed", about["first_seed"], int), check("crc32", about["crc32"], int)
         states, ends = (_half(tensors, name) for name in ("states", "ends"))
         if len(states) != len(prompts) or len(ends) != len(prompts) or states.shape[2:] != ends.shape[1:]:
             raise ValueError(

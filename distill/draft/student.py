@@ -14,7 +14,7 @@ from ttsnap.pipelines.drafting.drafters import Drafter, shared_copy
 from ttsnap.pipelines.latents.convert import own_path
 
 from ttsnap.files.reading import foreign
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.sampling.drafts import DraftSettings
 from ttsnap.sampling.interpolants import Interpolant, rows
 

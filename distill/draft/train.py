@@ -19,11 +19,11 @@ from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.settings import determining
 
 from ttsnap.files.reading import parse_object
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import write_text
+from ttsnap.options.option import determining
 from ttsnap.sampling.drafts import guess
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -41,10 +41,10 @@ def train(
     Of several processes each takes its share of every batch; gradients are averaged, and the first one validates and
     writes. settings: what else the result depends on, JSON-ready. On a CPU a run that was gone on with by as many
     processes ends with the same bits as one that never stopped, and another number of processes differs by rounding
-    only. Raises ValueError for what `check` refuses, a checkpoint of another run, and a loss that is no longer finite;
-    OSError where the disk is full.
+    only. Raises ValueError for what `check_training` refuses, a checkpoint of another run, and a loss that is no
+    longer finite; OSError where the disk is full.
     """
-    check(config, len(data), member)
+    check_training(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
     parameters = student.parameters
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -81,7 +81,7 @@ def train(
                 p.copy_(average[name])
 
 
-def check(config: TrainingConfig, trajectories: int, member: Member) -> None:
+def check_training(config: TrainingConfig, trajectories: int, member: Member) -> None:
     """ValueError where training on so many trajectories cannot begin, to be said before hours go into them."""
     if trajectories <= config.validation:
         raise ValueError(
@@ -223,7 +223,7 @@ def _average(average: Mapping[str, Tensor], parameters: Mapping[str, nn.Paramete
 
 def _log(path: Path, line: Mapping[str, Json]) -> None:
     """Add a line; those of the same step or later ones, of a run that was stopped after its last checkpoint, go."""
-    kept = [old for old in _lines(path) if typed("step", old.get("step"), int) < typed("step", line["step"], int)]
+    kept = [old for old in _lines(path) if check("step", old.get("step"), int) < check("step", line["step"], int)]
     write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
 
 
@@ -235,4 +235,4 @@ def _lines(path: Path) -> list[Mapping[str, Json]]:
 def last_validation(out: Path) -> dict[str, float]:
     """What was logged last: errors by their names; nothing where nothing was."""
     lines = _lines(out / METRICS)
-    return {name: typed(name, value, float) for name, value in lines[-1].items()} if lines else {}
+    return {name: check(name, value, float) for name, value in lines[-1].items()} if lines else {}

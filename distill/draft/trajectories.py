@@ -16,9 +16,9 @@ from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.sampler import begin, predict
 from ttsnap.distill.draft.shards import TrajectoryShard
 from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.settings import determining
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
+from ttsnap.options.option import determining
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Ode
 
@@ -31,7 +31,7 @@ def settings_of(
     return {"trajectories": determining(config), **about, "dtype": str(dtype).removeprefix("torch.")}
 
 
-def check(denoiser: Denoiser, config: TrajectoryConfig) -> None:
+def check_trajectories(denoiser: Denoiser, config: TrajectoryConfig) -> None:
     """ValueError where no draft can be made of this denoiser, or not with these settings."""
     grid, kernel = denoiser.grid, denoiser.kernel
     if kernel.stochastic:
@@ -62,10 +62,10 @@ def make(
     for what is in it, so that a run may go on with another number of processes.
 
     A shard appears whole or not at all, so that a run that was killed goes on after its last shard, and ends with the
-    same bytes where the network gives equal numbers for equal batches. ValueError for what `check` refuses, and for a
-    shard that is damaged or was made with other settings. OSError where the disk is full.
+    same bytes where the network gives equal numbers for equal batches. ValueError for what `check_trajectories` refuses
+    and for a shard that is damaged or was made with other settings. OSError where the disk is full.
     """
-    check(denoiser, config)
+    check_trajectories(denoiser, config)
     folder.mkdir(parents=True, exist_ok=True)
     paths = expected(config, folder)
     there = [path for path in paths if path.exists()]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ttsnap.files.reading import read_object
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json
 
 BYTES = 1000

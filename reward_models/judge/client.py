@@ -15,7 +15,7 @@ from ttsnap.reward_models.judge.options import BASE_URL, KEY, MODEL, OPENAI, Jud
 from ttsnap.reward_models.judge.questions import Question, parse_answer, read_reply, read_usage
 
 from ttsnap.extras import install
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 try:
     import openai

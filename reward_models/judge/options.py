@@ -6,12 +6,12 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from ttsnap.reward_models.http import read_key
 
-from ttsnap.files.settings import Bounded, Bounds, Count, Natural, NotNegative, Positive, build, one_of
+from ttsnap.files.settings import Bounds, Count, Natural, NotNegative, Positive, Settings, build
 
 MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
 """Variables of the environment. The last two are those of the openai package."""
@@ -20,7 +20,7 @@ OPENAI = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
-class JudgeOptions(Bounded):
+class JudgeOptions(Settings):
     """How a judge is asked. ValueError for values out of bounds.
 
     model, base_url: "" for what TTSNAP_JUDGE_MODEL and OPENAI_BASE_URL say. concurrency: most questions under way at
@@ -39,7 +39,7 @@ class JudgeOptions(Bounded):
     concurrency: Annotated[int, Bounds(1, 1000)] = 8
     timeout: Positive = 60.0
     retries: Annotated[int, Bounds(0, 100)] = 2
-    detail: str = "auto"
+    detail: Literal["auto", "low", "high"] = "auto"
     temperature: Annotated[float, Bounds(0, 2)] = 0.0
     answer_tokens: Count = 300
     image_tokens: Count = 2000
@@ -51,7 +51,6 @@ class JudgeOptions(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("detail", self.detail, ("auto", "low", "high"))
         for name, text in (("model", self.model), ("base_url", self.base_url)):
             if len(text) > 300 or not text.isprintable():
                 raise ValueError(f"{name} must be a printable text of at most 300 characters, got {text!r:.80}")

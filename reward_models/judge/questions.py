@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ttsnap.files.reading import parse_object
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 TOP = 20
 """So many of the likeliest first tokens are asked for, the most that common servers tell."""

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,11 +20,10 @@ from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.tournament import TournamentReward
 from ttsnap.reward_models.vqa import QUESTION
 
-from ttsnap.files.settings import one_of
+from ttsnap.files.settings import check
 from ttsnap.rewards.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
-KINDS = ("yes", "rubric", "pairs")
 
 
 class Judge(RewardModel):
@@ -38,7 +38,7 @@ class Judge(RewardModel):
     def __init__(
         self, kind: str = "yes", options: JudgeOptions | None = None, criteria: Mapping[str, str] = CRITERIA
     ) -> None:
-        one_of("kind of judge", kind, KINDS[:2])
+        check("kind of judge", kind, Literal["yes", "rubric"])
         if not criteria:
             raise ValueError("a rubric needs at least one criterion")
         self.kind, self.criteria = kind, dict(criteria)
@@ -113,6 +113,6 @@ def from_spec(spec: str) -> RewardModel:
     """Read "judge", "judge:rubric", "judge:yes:model=NAME,concurrency=4". ValueError for what cannot be read."""
     _, _, rest = spec.partition(":")
     kind, _, text = rest.partition(":")
-    one_of("kind of judge", kind or "yes", KINDS)
+    check("kind of judge", kind or "yes", Literal["yes", "rubric", "pairs"])
     options = JudgeOptions.parse(text)
     return PairJudge(options) if kind == "pairs" else Judge(kind or "yes", options)

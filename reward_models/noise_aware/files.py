@@ -18,7 +18,7 @@ from ttsnap.reward_models.weights import read_state
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256, write_text, write_whole
 from ttsnap.rewards.registry import REWARDS, make_reward
 

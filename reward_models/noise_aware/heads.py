@@ -21,7 +21,7 @@ from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
 from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.core.protocols import Reward
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
@@ -167,7 +167,7 @@ class Head(RewardModel):
         header = read_header(folder, ("head",))
         hints: dict[str, object] = {"space": str, "channels": int, "features_block": int | None}
         try:
-            settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
+            settings = {name: check(name, header.get(name), hint) for name, hint in hints.items()}
             if not 0 < settings["channels"] <= MOST_CHANNELS:
                 raise ValueError(f"channels {settings['channels']}")
         except ValueError as error:

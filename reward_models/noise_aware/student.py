@@ -23,7 +23,7 @@ from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
@@ -191,8 +191,8 @@ class NoiseAware(RewardModel):
             return other.from_pretrained(path, **options)
         hints: dict[str, object] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
         try:
-            settings = {name: typed(name, header.get(name), hint) for name, hint in hints.items()}
-            below = typed("base_below", header.get("base_below", 0.0), float)
+            settings = {name: check(name, header.get(name), hint) for name, hint in hints.items()}
+            below = check("base_below", header.get("base_below", 0.0), float)
             if not (settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
                 raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
         except ValueError as error:

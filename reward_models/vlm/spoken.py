@@ -16,7 +16,7 @@ from ttsnap.reward_models.vlm.weights import merge_adapters, read_weights, renam
 from ttsnap.reward_models.weights import explained, locate
 
 from ttsnap.files.reading import read_object
-from ttsnap.files.typed import typed
+from ttsnap.files.settings import check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -188,7 +188,7 @@ def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:
         raise ValueError(
             f"the adapters in {source} have {' and '.join(unread)}, which is not read here; merge them first"
         )
-    alpha, rank = (typed(name, settings.get(name), float) for name in ("lora_alpha", "r"))
+    alpha, rank = (check(name, settings.get(name), float) for name in ("lora_alpha", "r"))
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     return read_weights(source, ["adapter_model.safetensors"]), scale
 

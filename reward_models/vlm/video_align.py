@@ -15,7 +15,7 @@ from torch import Tensor
 from ttsnap.reward_models.vlm.headed import Headed, HeadedVLM
 
 from ttsnap.files.reading import read_object
-from ttsnap.files.typed import typed
+from ttsnap.files.settings import check
 
 CRITERIA = ("VQ", "MQ", "TA")
 """Visual quality, motion quality, text alignment."""
@@ -64,8 +64,8 @@ class VideoAlign(HeadedVLM):
         made = super().from_pretrained(name_or_path, **options)
         normal = _settings(str(name_or_path or cls.weights)).get("inference_config")
         if isinstance(normal, Mapping):
-            made.mean = tuple(typed(f"{c}_mean", normal.get(f"{c}_mean"), float) for c in CRITERIA)
-            made.std = tuple(typed(f"{c}_std", normal.get(f"{c}_std"), float) for c in CRITERIA)
+            made.mean = tuple(check(f"{c}_mean", normal.get(f"{c}_mean"), float) for c in CRITERIA)
+            made.std = tuple(check(f"{c}_std", normal.get(f"{c}_std"), float) for c in CRITERIA)
         return made
 
     @classmethod
@@ -73,7 +73,7 @@ class VideoAlign(HeadedVLM):
         lora = _settings(source).get("peft_lora_config")
         if not isinstance(lora, Mapping):
             return SCALE
-        alpha, rank = (typed(name, lora.get(name), float) for name in ("lora_alpha", "lora_r"))
+        alpha, rank = (check(name, lora.get(name), float) for name in ("lora_alpha", "lora_r"))
         return alpha / (rank**0.5 if lora.get("use_rslora") else rank)
 
     def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:

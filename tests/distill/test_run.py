@@ -15,6 +15,9 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.evaluate import Evaluation
 from ttsnap.distill.run import base_below, distill, exported, read_evaluation
 
+from ttsnap.files.plain_yaml import load_settings
+from ttsnap.files.settings import build
+
 from .kills import ended, killed
 from .world import TinyStudent, settings, write_recording
 
@@ -28,7 +31,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    config = DistillConfig.from_dict(settings(recording))
+    config = build(DistillConfig, settings(recording))
     found = distill(config, out)
     noisiest = found.rows[-1]
     assert (noisiest["level"], found.names, found.held_out) == (1.0, ("brightness", "tiny"), True)
@@ -40,7 +43,7 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_
     assert [line["step"] for line in lines] == list(range(1, 161))
     assert [lines[i]["level"] for i in (0, 40, 80, 120, 159)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert read_evaluation(out / "evaluation.json").to_json() == found.to_json()
-    assert DistillConfig.load(out / "config.yaml") == config
+    assert load_settings(DistillConfig, out / "config.yaml") == config
     assert (out / "spearman.png").read_bytes()[:4] == b"\x89PNG"
     # What was exported is what was evaluated, not the last weights.
     student = TinyStudent.load(out / "reward")
@@ -104,7 +107,7 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
 def quick(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, dict[str, Any]]:
     """A run of a dozen steps, and what it leaves undisturbed."""
     changes = {"steps_per_level": 3, "checkpoint_every": 4, "warmup": 1, "group_size": 2}
-    config = DistillConfig.from_dict(settings(recording, **changes))
+    config = build(DistillConfig, settings(recording, **changes))
     out = tmp_path_factory.mktemp("quick") / "out"
     distill(config, out)
     return config, left_by(out)
@@ -142,7 +145,7 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_p
 def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = DistillConfig.from_dict(settings(recording, steps_per_level=5, checkpoint_every=3))
+    config = build(DistillConfig, settings(recording, steps_per_level=5, checkpoint_every=3))
     distill(config, tmp_path / "alone")
     save, calls = checkpoints.save_file, []
 
@@ -170,7 +173,7 @@ def test_two_starts_at_once_do_not_mix_their_settings(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one runs when this one has just found the folder free."""
-    mine, others = (DistillConfig.from_dict(settings(recording, steps_per_level=n)) for n in (2, 1))
+    mine, others = (build(DistillConfig, settings(recording, steps_per_level=n)) for n in (2, 1))
     check, begun = run.check_out, []
 
     def slow(config: DistillConfig, out: Path) -> None:
@@ -182,4 +185,4 @@ def test_two_starts_at_once_do_not_mix_their_settings(
     monkeypatch.setattr(run, "check_out", slow)
     with pytest.raises(ValueError, match=r"holds a run with other settings: steps_per_level is 1, not 2"):
         distill(mine, tmp_path / "out")
-    assert DistillConfig.load(tmp_path / "out" / "config.yaml") == others
+    assert load_settings(DistillConfig, tmp_path / "out" / "config.yaml") == others

@@ -22,6 +22,8 @@ from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
 
+from ttsnap.files.settings import build
+
 from .world import WORLD, TinyStudent, settings, write_recording
 
 LAST = Path("checkpoints/00000160/state.safetensors")
@@ -38,7 +40,7 @@ def with_latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(recording: Path, **changes: Any) -> DistillConfig:
-    return DistillConfig.from_dict(settings(recording, **changes))
+    return build(DistillConfig, settings(recording, **changes))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ assert SamplerOptions().noted() == {"kernel": "pipeline"}
 found = {"prompt": "x", "seed": 1, "model": "embedded", "call": {}, "ttsnap": "1", "sampler": "S",
          "search": {"algorithm": "a", "budget": "1nfe", "reward": 1.0}, **sampler.told()}
 assert payload.checked(found, "x.png")["mirrored"] is True
-with pytest.raises(ValueError, match="mirrored in the ttsnap metadata of x.png must be true or false, got 'yes'"):
+with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored must be true or false, got 'yes'"):
     payload.checked({**found, "mirrored": "yes"}, "x.png")
 assert "mirrored" in outputs.SAMPLER
 

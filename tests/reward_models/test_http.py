@@ -29,6 +29,7 @@ from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
 
 from ttsnap.cli import main
+from ttsnap.files.settings import build
 from ttsnap.rewards.registry import FunctionReward, heavy, make_reward
 from ttsnap.rewards.scoring import score_images
 from ttsnap.service.opening import offered
@@ -210,7 +211,7 @@ def test_no_file_of_a_run_is_written_with_credentials(tmp_path: Path, capsys: py
     config.write_text(json.dumps({"reward": CREDENTIALS[0]}))
     assert main(["generate", "a red circle", "--config", str(config)]) == 2
     with pytest.raises(ValueError, match="a reward's address holds a name or a password"):
-        distill(DistillConfig.from_dict({"recordings": ["r"], "reward": CREDENTIALS[0]}), tmp_path / "out")
+        distill(build(DistillConfig, {"recordings": ["r"], "reward": CREDENTIALS[0]}), tmp_path / "out")
     (tmp_path / "p.txt").write_text("a red circle")
     bench = ["bench", "--prompts-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
     assert main([*bench, "--reward", f"[clip, '{CREDENTIALS[0]}']", "--budget", "8nfe"]) == 2

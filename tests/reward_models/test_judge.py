@@ -569,7 +569,7 @@ def test_a_key_is_in_no_file_message_or_log(stub: Stub, tmp_path: Path, caplog: 
         ("judge:yes:modle=x", "unknown key"),
         ("judge:yes:fast", "cannot read the judge's options 'fast'"),
         ("judge:yes:model=a,model=b", "cannot read the judge's options"),
-        ("judge:yes:concurrency=0", r"concurrency must be in \[1, 1000\], got 0"),
+        ("judge:yes:concurrency=0", r"concurrency must be from 1 to 1000, got 0"),
         ("judge:yes:timeout=inf", "timeout must be a finite number"),
         ("judge:yes:detail=none", "unknown detail 'none'"),
         ("judge:yes:api_key=sk-x", "a key is no option of a judge"),

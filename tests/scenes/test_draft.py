@@ -10,6 +10,7 @@ from safetensors import safe_open
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.pipelines import defaults, load
 
+from ttsnap.files.plain_yaml import load_settings
 from ttsnap.sampling.drafts import TrainedFor, read_draft
 from ttsnap.sampling.rng import seeded
 from ttsnap.scenes import draft_path, sample_prompts, weights_path
@@ -67,6 +68,6 @@ def test_its_guesses_are_nearer_to_the_ends_than_x0_estimates_are() -> None:
 
 
 def test_its_recipe_can_be_read() -> None:
-    config = DraftConfig.load(draft_path().parent / "draft_recipe.yaml")
+    config = load_settings(DraftConfig, draft_path().parent / "draft_recipe.yaml")
     assert config.trajectories.states == 5
     assert config.training.rank == 32

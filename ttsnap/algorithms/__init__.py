@@ -14,7 +14,7 @@ from ttsnap.core.loading import load_object
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 
 __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
 _PARTS = (Algorithm, Adopting, Refining)
@@ -28,7 +28,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     files. Raises ValueError that lists the names, or the options that the algorithm has, or their types.
     """
     if not isinstance(spec, str | Mapping):
-        typed("algorithm", spec, Algorithm)
+        check("algorithm", spec, Algorithm)
         return dataclasses.replace(spec, **options) if options else spec  # type: ignore[type-var]
     if isinstance(spec, str) and spec.endswith(".json"):
         spec = _read(Path(spec))
@@ -41,7 +41,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     hints = _hints(build)
     for key in options.keys() & hints.keys():
         if hints[key] not in _PARTS or not isinstance(options[key], str):  # a name, of which the algorithm makes one
-            options[key] = typed(f"{spec}: {key}", options[key], hints[key])
+            options[key] = check(f"{spec}: {key}", options[key], hints[key])
     try:
         return build(**options)
     except TypeError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.plain_yaml import parse_yaml
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import sha256
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -93,4 +93,4 @@ def _value(option: Option, text: str) -> object:
     """An option's value: as it stands where it is a text."""
     if str in {option.written, *typing.get_args(option.written)}:
         return text
-    return typed(option.name, parse_yaml(text, option.name), option.written)
+    return check(option.name, parse_yaml(text, option.name), option.written)

@@ -11,8 +11,7 @@ from pathlib import Path
 from ttsnap.bench.layout import BENCH, JOURNAL, image_path
 from ttsnap.files.lock import locked
 from ttsnap.files.reading import parse_object, read_object
-from ttsnap.files.settings import build, to_json
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json, build, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
 from ttsnap.recordings.journal import Journal

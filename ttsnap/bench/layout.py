@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ttsnap.bench.prompts import Prompt
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json, write_text
 
 BENCH, JOURNAL, RESULTS, SUMMARY = "bench.json", "journal.bin", "results.jsonl", "summary"

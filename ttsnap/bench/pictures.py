@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ttsnap.bench.prompts import Prompt
 from ttsnap.files.pictured import Picture, Pictured
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 NAMES = {"image": ("image", "input_image"), "mask_image": ("mask_image", "mask"), "control_image": ("control_image",)}
 """Under which of these an entry names the picture for an argument of the call; the first that there is counts."""

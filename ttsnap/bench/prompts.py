@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ttsnap.files.reading import foreign, parse_json, read_bytes
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 KEYS = ("prompt", "prompts", "prompt_en", "text", "caption", "instruction")
 """Under which of these, in any case, an object or a table has its prompts; the first that there is counts."""

@@ -21,7 +21,7 @@ from ttsnap.files.writing import write_whole
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import prepared, search
 from ttsnap.loop.spec import SearchSpec
-from ttsnap.options.bench import BenchOptions
+from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import Recorder, Thumbnails, payload_of, plain, save_image
 from ttsnap.results.sheet import contact_sheet

@@ -14,7 +14,7 @@ from ttsnap.bench.layout import category
 from ttsnap.bench.prompts import Prompt
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.results.outputs import plain
 
 REWARD = "reward"

@@ -63,7 +63,7 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
     if option.written is bool:
         p.add_argument(option.dashed, action="store_true", help=marked(option.help))
         return
-    unset, kind = option.help, option.written
+    unset, kind = option.help, typing._strip_annotations(option.written)  # type: ignore[attr-defined]
     if start is not None:
         unset = option.help.removesuffix(f" (default: {option.unset})")
         kind = typing.Union[tuple(k for k in typing.get_args(kind) if k is not type(None))]  # noqa: UP007
@@ -108,11 +108,13 @@ def read(kind: type[T], a: Namespace) -> T:
 
 def written_type(kind: Any) -> Any:
     """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
+    kind = typing._strip_annotations(kind)  # type: ignore[attr-defined]
     plain_types = {
         "collections.abc.Mapping[str, typing.Any] | None": Values | None,
         "collections.abc.Mapping[str, typing.Any]": Values,
         "tuple[int, ...] | None": list[int] | None,
         "tuple[float, ...] | None": list[float] | None,
         "tuple[str, ...]": list[str],
+        "tuple[typing.Literal['trackio', 'tensorboard', 'wandb'], ...]": list[str],
     }
     return plain_types.get(str(kind), kind)

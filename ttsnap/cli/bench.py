@@ -19,12 +19,12 @@ from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests, own_of
-from ttsnap.options.bench import BenchOptions
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
+from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.version import __version__, versions
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ttsnap.bench.run import Bench
     from ttsnap.core.protocols import Engine
     from ttsnap.core.results import Result
-    from ttsnap.files.typed import Json
+    from ttsnap.files.settings import Json
     from ttsnap.results.outputs import Thumbnails
 
 HELP = "run a prompt set by several algorithms at equal budgets"

@@ -10,7 +10,7 @@ from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import add_recording_arguments, read_recording
-from ttsnap.options.workers import WorkerOptions
+from ttsnap.options.devices import WorkerOptions
 
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.

@@ -17,12 +17,11 @@ from ttsnap.core.names import unknown
 from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.devices import DeviceOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.options.workers import WorkerOptions
 from ttsnap.rewards.registry import REWARDS, refuse_credentials
 
 _KINDS = (SearchOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)

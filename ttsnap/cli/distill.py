@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments
 from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.loading import loading
+from ttsnap.files.settings import build
 
 HELP = "train a noise-aware reward on recordings with images"
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
@@ -35,12 +36,13 @@ COMMON = ("recordings", "record", "reward", "student.kind", "steps", "steps_per_
 def parser() -> ArgumentParser:
     """The command's arguments: every key of distill.config.DistillConfig."""
     from ttsnap.distill.config import DistillConfig
-    from ttsnap.distill.settings import options
+    from ttsnap.options.option import options_of
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or to go on with"))
-    for key, kind, default, text in options(DistillConfig):
+    for option in options_of(DistillConfig):
+        key, kind, default, text = option.name, option.hint, option.default, option.text
         flag = "--" + key.replace("_", "-")
         text = Common(text) if key in COMMON else text
         if key == "recordings":
@@ -57,7 +59,7 @@ def run(a: Namespace) -> int:
     from ttsnap.distill.config import DistillConfig
 
     values = {key: value for key, value in a.as_dict().items() if key not in ("config", "trust", "out")}
-    config, out = DistillConfig.from_dict(values), Path(a.out)
+    config, out = build(DistillConfig, values), Path(a.out)
     with loading("torch and accelerate"):
         from ttsnap.distill import checkpoints, processes
         from ttsnap.distill.run import REWARD, distill

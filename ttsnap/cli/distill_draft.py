@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common, new_parser
 from ttsnap.cli.loading import loading
+from ttsnap.files.settings import build
 from ttsnap.options.model import PACKAGED, ModelOptions
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")
 def parser() -> ArgumentParser:
     """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model runs."""
     from ttsnap.distill.draft.config import DraftConfig
-    from ttsnap.distill.settings import options
+    from ttsnap.options.option import options_of
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
@@ -64,7 +65,8 @@ def parser() -> ArgumentParser:
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
     groups: dict[str, Any] = {"": p}
-    for key, kind, default, text in options(DraftConfig):
+    for option in options_of(DraftConfig):
+        key, kind, default, text = option.name, option.hint, option.default, option.text
         section = key.rpartition(".")[0]
         if section not in groups:
             groups[section] = p.add_argument_group(section)
@@ -83,7 +85,7 @@ def run(a: Namespace) -> int:
     values["call"] = _call(a)
     if not values["evaluation"]["reward"] and a.model in PACKAGED:
         values["evaluation"]["reward"] = "scenes"
-    config, out = DraftConfig.from_dict(values), Path(a.out)
+    config, out = build(DraftConfig, values), Path(a.out)
     if config.evaluation.prompts and not config.evaluation.reward:
         raise ValueError(
             "give --evaluation.reward, by which held-out prompts show how well the draft ranks, or no prompts to "

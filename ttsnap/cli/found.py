@@ -14,7 +14,7 @@ from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result
 from ttsnap.core.spent import Spent
 from ttsnap.files.writing import write_whole
-from ttsnap.options.videos import VideoOptions
+from ttsnap.options.pictures import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
 

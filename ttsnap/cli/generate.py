@@ -25,10 +25,9 @@ from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
-from ttsnap.options.pictures import PictureOptions
+from ttsnap.options.pictures import PictureOptions, VideoOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.options.videos import VideoOptions
 from ttsnap.version import __version__
 
 HELP = "find the best image for a prompt under a budget"

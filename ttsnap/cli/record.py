@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ttsnap.cli import arguments, common
 from ttsnap.cli.configs import parse_values
 from ttsnap.cli.help import Common, new_parser
+from ttsnap.options.devices import WorkerOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
@@ -21,11 +22,10 @@ from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.options.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from ttsnap.cluster.recipe import Recipe
-    from ttsnap.files.typed import Json
+    from ttsnap.files.settings import Json
     from ttsnap.recordings.replay import Recording
 
 HELP = "keep the scores of many seeds, to study searches on"

@@ -17,8 +17,8 @@ from ttsnap.cli import arguments
 from ttsnap.cli.help import new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
+from ttsnap.options.devices import WorkerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.options.workers import WorkerOptions
 
 HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.

@@ -19,11 +19,11 @@ from ttsnap.cli.simulate import (
     read_span,
     too_few_seeds,
 )
-from ttsnap.options.workers import WorkerOptions
+from ttsnap.options.devices import WorkerOptions
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning
-    from ttsnap.files.typed import Json
+    from ttsnap.files.settings import Json
     from ttsnap.simulation.tune import Tuned
 
 PRUNING = "seed-pruning"

@@ -1,15 +1,22 @@
-"""YAML that may come from strangers, read as plain values: those that JSON has."""
+"""YAML that may come from strangers, read as plain values: those that JSON has. Settings as such files."""
 
 from __future__ import annotations
 
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
 from ttsnap.files.reading import DEPTH, HUGE, foreign, read_bytes, reason, unique
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json, build, to_json
+from ttsnap.files.writing import write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S")
 
 YAML_BYTES = 2**20
 
@@ -17,6 +24,23 @@ YAML_BYTES = 2**20
 def read_yaml(path: str | Path, what: str = "file") -> Json:
     """The value in a YAML file. ValueError, as of `read_bytes` and `parse_yaml`."""
     return parse_yaml(read_bytes(path, YAML_BYTES, what), path)
+
+
+def load_settings(cls: type[S], path: Path) -> S:
+    """Settings of this dataclass from a YAML file. ValueError that names the file for what cannot be read or does not
+    fit, as `build` refuses it."""
+    data = read_yaml(path, "configuration")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
+    try:
+        return build(cls, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_settings(settings: DataclassInstance, path: Path) -> None:
+    """Write a dataclass as YAML, whole or not at all. `load_settings` reads it back."""
+    write_text(path, yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True))
 
 
 def parse_yaml(text: str | bytes, where: object) -> Json:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 DEPTH = 64
 """Most levels of lists and objects inside each other."""

@@ -1,6 +1,9 @@
-"""Settings as frozen dataclasses: built from plain values of YAML or JSON, held against types and bounds, written back.
+"""Plain values held against declared types: the one check that files, flags, requests and calls go through.
 
-A field says its type, and its bounds where it has any: `steps: Annotated[int, Bounds(1)] = 100`.
+    check("steps", 0, Annotated[int, Bounds(1)])  # ValueError: steps must be at least 1, got 0
+
+A dataclass of settings says its types once; `build` makes it of the plain values of YAML or JSON, `to_json` writes them
+back. It stands in files, the lowest room, because recordings, rewards and algorithms read values as options do.
 """
 
 from __future__ import annotations
@@ -9,45 +12,90 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
+from functools import cache
+from numbers import Integral, Real
+from typing import (
+    Annotated,
+    Any,
+    ForwardRef,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
-from ttsnap.files.plain_yaml import read_yaml
-from ttsnap.files.typed import Json, typed
-from ttsnap.files.writing import write_text
+from ttsnap.core.names import did_you_mean, unknown
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+"""A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and mappings."""
 S = TypeVar("S")
-
-
-class OutOfBoundsError(ValueError):
-    """A number that is not within the bounds of its field."""
+Scalar = TypeVar("Scalar", bool, int, float, str)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a number may be: from `low` to `high`, both included unless they are open."""
+    """What a number may be, or each of a list: from `low` to `high`, both included unless they are open."""
 
     low: float
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
 
-    def check(self, name: str, value: float) -> None:
-        """OutOfBoundsError with the value where it is outside."""
-        above = self.low < value if self.open_low else self.low <= value
-        below = value < self.high if self.open_high else value <= self.high
-        if not (above and below):
-            raise OutOfBoundsError(f"{name} must be {self}, got {value}")
+    def check(self, name: str, value: Any) -> None:
+        """ValueError with the value where it is outside."""
+        for number in value if isinstance(value, list | tuple) else (value,):
+            above = self.low < number if self.open_low else self.low <= number
+            below = number < self.high if self.open_high else number <= self.high
+            if not (above and below):
+                raise ValueError(f"{name} must be {self}, got {number}")
 
     def __str__(self) -> str:
+        low, high = (str(x) if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
         if math.isinf(self.high):
-            return f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            return f"above {low}" if self.open_low else f"at least {low}"
+        to = "to below" if self.open_high else "and at most" if self.open_low else "to"
+        return f"{'above' if self.open_low else 'from'} {low} {to} {high}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many characters a text has, how many values a list or a mapping."""
+
+    high: int
+    low: int = 0
+
+    def check(self, name: str, value: Any) -> None:
+        """ValueError where there are more or fewer."""
+        if not self.low <= len(value) <= self.high:
+            unit = "characters" if isinstance(value, str) else "values"
+            raise ValueError(f"{name} must have {self} {unit}, got {short(value)}")
+
+    def __str__(self) -> str:
+        return f"{f'{self.low} to ' if self.low else 'at most '}{self.high:,}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What else a value must be, in words that follow "must be", and whether one is."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """ValueError where one is not."""
+        if not self.fits(value):
+            raise ValueError(f"{name} must be {self}, got {short(value)}")
+
+    def __str__(self) -> str:
+        return self.words
 
 
 Count = Annotated[int, Bounds(1)]
@@ -57,26 +105,143 @@ NotNegative = Annotated[float, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 Decay = Annotated[float, Bounds(0, 1, open_high=True)]
 """Of a running average: what is kept of it in each step."""
+Word = Annotated[str, Size(200)]
+"""A text that names something."""
+
+_WORDS: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+                             type(None): "null", Any: "a value"}  # fmt: skip
+_SEVERAL = {bool: "a list of true and false", int: "a list of whole numbers", float: "a list of numbers",
+            str: "a list of texts"}  # fmt: skip
 
 
-class Bounded:
-    """Base of settings that check their bounds when they are made. OutOfBoundsError names the field and its value."""
+@overload
+def check(name: str, value: object, hint: type[Scalar]) -> Scalar: ...
+@overload
+def check(name: str, value: object, hint: object) -> Any: ...
+def check(name: str, value: object, hint: object) -> object:
+    """The value, once it fits its type: lists as tuples where a tuple is declared, whole numbers as floats.
+
+    A text is no number, and neither are true and false. Objects of a class pass as they are, and so do mappings in
+    their place. ValueError with the name, the value and what it must be.
+    """
+    kind, marks = bare(hint)
+    inner = get_args(kind)
+    if _is_union(kind):
+        kind, marks = bare(next((each for each in inner if _fits(value, each)), hint))
+        inner = get_args(kind)
+    if get_origin(kind) is Literal and value not in inner:
+        raise ValueError(unknown(name, value, list(map(str, inner))))
+    if not _fits(value, kind):
+        raise ValueError(f"{name} must be {words(hint)}, got {short(value)}")
+    checked = _inside(name, value, kind, inner)
+    for mark in marks:
+        mark.check(name, checked)
+    return checked
+
+
+def _inside(name: str, value: Any, kind: object, inner: tuple[Any, ...]) -> object:
+    """A value of this kind with all that it holds checked, and converted where nothing is lost."""
+    if isinstance(value, list | tuple) and get_origin(kind) in (tuple, list, Sequence):
+        fixed = get_origin(kind) is tuple and inner[1:] != (Ellipsis,)
+        if fixed and len(value) != len(inner):
+            raise ValueError(f"{name} must be {len(inner)} values, got {short(value)}")
+        items = (check(f"{name}[{i}]", item, inner[i if fixed else 0]) for i, item in enumerate(value))
+        return list(items) if isinstance(value, list) and get_origin(kind) is not tuple else tuple(items)
+    if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):
+        return {check(f"key of {name}", k, inner[0]): check(f"{name}.{k}", v, inner[1]) for k, v in value.items()}
+    if kind is float:
+        number = float(value) if abs(value) < 2**1023 else math.inf
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {short(value)}")
+        return number
+    return int(value) if kind is int else value
+
+
+def bare(hint: object) -> tuple[object, tuple[Bounds | Size | Rule, ...]]:
+    """A type without its marks, and these."""
+    if get_origin(hint) is not Annotated:
+        return hint, ()
+    kind, *marks = get_args(hint)
+    return kind, tuple(mark for mark in marks if isinstance(mark, Bounds | Size | Rule))
+
+
+def kinds_of(hint: object) -> list[object]:
+    """The types of a union without their marks, one by one; of any other type that alone."""
+    kind, _ = bare(hint)
+    return [part for each in get_args(kind) for part in kinds_of(each)] if _is_union(kind) else [kind]
+
+
+def words(hint: object) -> str:
+    """What a type asks for, as it follows "must be"."""
+    kind, marks = bare(hint)
+    inner, origin = get_args(kind), get_origin(kind)
+    if _is_union(kind):
+        return " or ".join(dict.fromkeys(map(words, (each for each in inner if each is not type(None)))))
+    if found := next((mark for mark in marks if isinstance(mark, Rule)), None):
+        return found.words
+    if origin is Literal:
+        said = f"one of {', '.join(map(str, inner))}"
+    elif origin is tuple and inner[1:] != (Ellipsis,):
+        said = f"{len(inner)} {_SEVERAL.get(bare(inner[0])[0], 'a list of values').removeprefix('a list of ')}"
+    elif origin in (tuple, list, Sequence):
+        said = _SEVERAL.get(bare(inner[0])[0], "a list")
+    elif origin in (dict, Mapping):
+        said = "keys and values"
+    else:
+        said = _WORDS.get(kind, f"of type {kind.__name__ if isinstance(kind, type) else kind}")
+    for mark in marks:
+        if isinstance(mark, Size):
+            said += f" of {mark} {'characters' if kind is str else 'values'}"
+        else:
+            said += f" of {mark}" if str(mark).startswith("at ") else f" {mark}"
+    return said
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value is of a type, whatever it holds inside."""
+    kind, _ = bare(hint)
+    origin = get_origin(kind)
+    if kind is Any or isinstance(kind, ForwardRef):
+        return True
+    if origin is Literal:
+        return value in get_args(kind)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if kind in (bool, str, type(None)):
+        return isinstance(value, typing.cast("type", kind))
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, list | tuple)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if _is_union(kind):
+        return any(_fits(value, each) for each in get_args(kind))
+    return value is not None and not isinstance(value, bool | int | float | str | list | tuple)
+
+
+def _is_union(kind: object) -> bool:
+    return get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def short(value: object) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their marks."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+class Settings:
+    """Base of frozen dataclasses whose fields are checked when they are made. ValueError names the field."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            bounds, value = bounds_of(hint), getattr(self, name)
-            if bounds is not None and value is not None:
-                for number in value if isinstance(value, tuple) else (value,):
-                    bounds.check(name, number)
-
-
-def bounds_of(hint: object) -> Bounds | None:
-    """The bounds in a type hint, or in one of the types of a union, as `Count | None`; None where it has none."""
-    inner = get_args(hint)
-    if get_origin(hint) is Annotated:
-        return next((part for part in inner[1:] if isinstance(part, Bounds)), None)
-    union = get_origin(hint) in (typing.Union, types.UnionType)
-    return next((bounds for part in inner if (bounds := bounds_of(part)) is not None), None) if union else None
+        given = dict(vars(self))
+        for name, hint in hints_of(type(self)).items():
+            object.__setattr__(self, name, check(name, given[name], hint))
 
 
 def build(cls: type[S], data: object, where: str = "") -> S:
@@ -87,59 +252,30 @@ def build(cls: type[S], data: object, where: str = "") -> S:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'the settings'} must hold keys and values, got {data!r:.80}")
-    hints = get_type_hints(cls)
-    unknown = [f"{where}{key}" for key in data if key not in hints]
-    if unknown:
-        known = ", ".join(where + key for key in hints)
-        raise ValueError(f"unknown key(s) {', '.join(unknown):.300}; known are {known}")
-    missing = [where + name for name in required(cls) if name not in data]
-    if missing:
+    hints, none = hints_of(cls), dataclasses.MISSING
+    if strange := [f"{where}{key}" for key in data if key not in hints]:
+        known = [where + key for key in hints]
+        meant = did_you_mean(strange[0], known)
+        raise ValueError(f"unknown key(s) {', '.join(strange):.300}{meant}; known are {', '.join(known)}")
+    needed = [f.name for f in dataclasses.fields(typing.cast("Any", cls)) if f.default is f.default_factory is none]
+    if missing := [where + name for name in needed if name not in data]:
         raise ValueError(f"missing key(s) {', '.join(missing)}")
-    values = {key: _value(where + key, value, hints[key]) for key, value in data.items()}
-    try:
-        return cls(**values)
-    except OutOfBoundsError as error:
-        raise OutOfBoundsError(f"{where}{error}") from None
+    return cls(**{key: _built(where + key, value, hints[key]) for key, value in data.items()})
 
 
-def required(cls: type) -> list[str]:
-    """The names of a dataclass's fields that have no default."""
-    none = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(cls) if f.default is none and f.default_factory is none]
-
-
-def _value(name: str, value: object, hint: typing.Any) -> object:
+def _built(name: str, value: object, hint: Any) -> object:
     """One field's value: of its type, a section of its own, or a tuple of sections."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, f"{name}.")
     item = get_args(hint)[0] if get_origin(hint) is tuple else None
     if isinstance(item, type) and dataclasses.is_dataclass(item) and isinstance(value, list | tuple):
         return tuple(build(item, part, f"{name}[{i}].") for i, part in enumerate(value))
-    return typed(name, value, hint)
+    return check(name, value, hint)
 
 
 def to_json(settings: DataclassInstance) -> dict[str, Json]:
     """A dataclass as plain values: sections as dictionaries, tuples as lists. `build` reads it back."""
     return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
-
-
-def load_settings(cls: type[S], path: Path) -> S:
-    """Settings of this dataclass from a YAML file. ValueError that names the file for what cannot be read or does not
-    fit, as `build` refuses it."""
-    data = read_yaml(path, "configuration")
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
-    try:
-        return build(cls, data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def save_settings(settings: DataclassInstance, path: Path) -> None:
-    """Write a dataclass as YAML, whole or not at all. `load_settings` reads it back."""
-    import yaml
-
-    write_text(path, yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True))
 
 
 def plain(value: object) -> Json:
@@ -151,9 +287,3 @@ def plain(value: object) -> Json:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"settings hold numbers, texts, lists and dictionaries, got {value!r:.80}")
-
-
-def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    """ValueError unless the value is one of these."""
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r:.80}; choose one of {', '.join(known)}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 T = TypeVar("T")
 

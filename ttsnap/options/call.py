@@ -1,4 +1,4 @@
-"""Arguments of the pipelines' own calls that a file may give, for all families: the bounds of each, and its words.
+"""Arguments of the pipelines' own calls that a file may give, for all families.
 
 Which of them one family takes is its denoiser's matter (ttsnap.pipelines.opening.check_call).
 """
@@ -6,110 +6,88 @@ Which of them one family takes is its denoiser's matter (ttsnap.pipelines.openin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
-from ttsnap.options.kinds import FLAG, MOST_LIST, Kind, either, number, several, text, whole
-from ttsnap.options.option import Option
+from ttsnap.files.settings import Bounds, Settings, Size
+from ttsnap.options.option import Option, option, options_of
 
 MOST_STEPS, MOST_SIDE = 1000, 4096
+Scale = Annotated[float, Bounds(-1000, 1000)]
+Side = Annotated[int, Bounds(8, MOST_SIDE)]
+Text = Annotated[str, Size(10_000)]
+Texts = Text | Annotated[list[Text], Size(64)]
+Pair = tuple[Annotated[int, Bounds(0, 2**16)], Annotated[int, Bounds(0, 2**16)]]
+Points = Annotated[list[Annotated[float, Bounds(0, 1e5)]], Size(1000)]
+Layers = Annotated[list[Annotated[int, Bounds(0, 1000)]], Size(64)]
+Attention = Annotated[dict[Literal["scale"], Scale], Size(1, 1)]
 
 
 @dataclass(frozen=True)
-class CallArgument:
-    """kind: what a file may give; null, which stands for a model's own default, passes for all.
+class CallOptions(Settings):
+    """Each argument by its name, those with a flag of their own first, in the order of tables. None stands for the
+    model's own default."""
 
-    title: what tables for people call it. text, written, flag, metavar, loads, common: as in Option, where the command
-    line has an option for it beside --call.
-    """
-
-    kind: Kind
-    title: str = ""
-    text: str = ""
-    written: Any = None
-    flag: str = ""
-    metavar: str | None = None
-    unset: str = ""
-    loads: str = ""
-    common: bool = False
-
-    def option(self, name: str) -> Option:
-        """As an option of the command line, which is None where it is left to the model."""
-        return Option(
-            name,
-            None,
-            self.text,
-            unset=self.unset,
-            written=self.written,
-            flag=self.flag or name,
-            metavar=self.metavar,
-            loads=self.loads,
-            common=self.common,
-        )
-
-
-def _side(title: str) -> CallArgument:
-    return CallArgument(
-        whole(8, MOST_SIDE), title, "of the image", int | None, metavar="PIXELS", unset="the model's own"
-    )
-
-
-_GUIDANCE = number()
-_TEXT = either(text(), several(text(), "", 64), f"{text().words}, or a short list of such")
-_PAIR = several(whole(0, 2**16), "two whole numbers up to 65536", 2, 2)
-_POINTS = several(number(0, 1e5), f"a list of at most {MOST_LIST} numbers from 0 to 100000")
-_ATTENTION = Kind(
-    'an object with nothing but a "scale"',
-    lambda v: isinstance(v, dict) and set(v) == {"scale"} and number().fits(v["scale"]),
-)
-CALL: dict[str, CallArgument] = {
-    "negative_prompt": CallArgument(
-        _TEXT,
-        "Negative prompt",
+    negative_prompt: Texts | None = option(
+        None,
         "what not to show, for all prompts",
-        str | None,
+        title="Negative prompt",
+        written=str | None,
         metavar="TEXT",
         loads="text",
         common=True,
-    ),
-    "num_inference_steps": CallArgument(
-        whole(1, MOST_STEPS),
-        "Denoising steps",
+    )
+    num_inference_steps: Annotated[int, Bounds(1, MOST_STEPS)] | None = option(
+        None,
         "denoising steps",
-        int | None,
-        "steps",
-        "N",
-        "the model's own",
+        title="Denoising steps",
+        flag="steps",
+        metavar="N",
+        unset="the model's own",
         common=True,
-    ),
-    "guidance_scale": CallArgument(
-        _GUIDANCE,
-        "Guidance",
+    )
+    guidance_scale: Scale | None = option(
+        None,
         "classifier-free guidance",
-        float | None,
-        "guidance",
-        "SCALE",
-        "the model's own",
+        title="Guidance",
+        flag="guidance",
+        metavar="SCALE",
+        unset="the model's own",
         common=True,
-    ),
-    "height": _side("Height"),
-    "width": _side("Width"),
-    **dict.fromkeys(("true_cfg_scale", "guidance_rescale", "eta", "mu"), CallArgument(_GUIDANCE)),
-    **dict.fromkeys(("cfg_trunc_ratio", "cfg_truncation"), CallArgument(_GUIDANCE)),
-    "cfg_normalization": CallArgument(either(FLAG, number(), "true, false or a number")),
-    **dict.fromkeys(("prompt_2", "prompt_3", "system_prompt", "complex_human_instruction"), CallArgument(_TEXT)),
-    **dict.fromkeys(("negative_prompt_2", "negative_prompt_3"), CallArgument(_TEXT)),
-    **dict.fromkeys(("clean_caption", "use_resolution_binning"), CallArgument(FLAG)),
-    **dict.fromkeys(("original_size", "crops_coords_top_left", "target_size"), CallArgument(_PAIR)),
-    **dict.fromkeys(
-        ("negative_original_size", "negative_crops_coords_top_left", "negative_target_size"), CallArgument(_PAIR)
-    ),
-    **dict.fromkeys(("sigmas", "timesteps"), CallArgument(_POINTS)),
-    "clip_skip": CallArgument(whole(0, 100)),
-    "strength": CallArgument(number(0, 1)),
-    "max_sequence_length": CallArgument(whole(1, 4096)),
-    "text_encoder_out_layers": CallArgument(several(whole(0, 1000), "a short list of whole numbers", 64)),
-    **dict.fromkeys(("joint_attention_kwargs", "attention_kwargs", "cross_attention_kwargs"), CallArgument(_ATTENTION)),
-}
-"""The arguments by name, those with an option of their own first, in the order of tables."""
-WRITTEN = {name: argument.option(name) for name, argument in CALL.items() if argument.written is not None}
-"""Options of the command line for some of them."""
+    )
+    height: Side | None = option(None, "of the image", title="Height", metavar="PIXELS", unset="the model's own")
+    width: Side | None = option(None, "of the image", title="Width", metavar="PIXELS", unset="the model's own")
+    true_cfg_scale: Scale | None = option(None, "guidance by a negative prompt, beside a distilled one")
+    guidance_rescale: Scale | None = option(None, "how far guided predictions keep the contrast of unguided ones")
+    eta: Scale | None = option(None, "noise of DDIM's steps")
+    mu: Scale | None = option(None, "shift of the noise levels")
+    cfg_trunc_ratio: Scale | None = option(None, "share of the steps that are guided (Lumina)")
+    cfg_truncation: Scale | None = option(None, "time from which steps are guided no more (Z-Image)")
+    cfg_normalization: bool | Scale | None = option(None, "limit of the guided prediction's norm")
+    prompt_2: Texts | None = option(None, "text for the second encoder")
+    prompt_3: Texts | None = option(None, "text for the third encoder")
+    system_prompt: Texts | None = option(None, "text before the prompt")
+    complex_human_instruction: Texts | None = option(None, "lines before the prompt, by which it is enhanced (Sana)")
+    negative_prompt_2: Texts | None = option(None, "what not to show, for the second encoder")
+    negative_prompt_3: Texts | None = option(None, "what not to show, for the third encoder")
+    clean_caption: bool | None = option(None, "take markup out of prompts")
+    use_resolution_binning: bool | None = option(None, "generate at the nearest trained size, and resize")
+    original_size: Pair | None = option(None, "SDXL's size conditioning")
+    crops_coords_top_left: Pair | None = option(None, "SDXL's crop conditioning")
+    target_size: Pair | None = option(None, "SDXL's target size conditioning")
+    negative_original_size: Pair | None = option(None, "the same of the unguided pass")
+    negative_crops_coords_top_left: Pair | None = option(None, "the same of the unguided pass")
+    negative_target_size: Pair | None = option(None, "the same of the unguided pass")
+    sigmas: Points | None = option(None, "noise levels of the steps")
+    timesteps: Points | None = option(None, "times of the steps")
+    clip_skip: Annotated[int, Bounds(0, 100)] | None = option(None, "layers of CLIP to leave out at its end")
+    strength: Annotated[float, Bounds(0, 1)] | None = option(None, "how much of the picture is redrawn")
+    max_sequence_length: Annotated[int, Bounds(1, 4096)] | None = option(None, "most tokens of a prompt")
+    text_encoder_out_layers: Layers | None = option(None, "layers of the text encoder that are read (FLUX.2)")
+    joint_attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
+    attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
+    cross_attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
+
+
+CALL: dict[str, Option] = {option.name: option for option in options_of(CallOptions)}
+WRITTEN = {name: argument for name, argument in CALL.items() if argument.metavar is not None}
+"""Those with a flag of their own; others are given with --call."""

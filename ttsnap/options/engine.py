@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttsnap.files.settings import Bounded, Count
+from ttsnap.files.settings import Count, Settings
 from ttsnap.options.option import option
 
 
 @dataclass(frozen=True)
-class BatchOptions(Bounded):
+class BatchOptions(Settings):
     """How much runs at once, which decides speed and memory; results differ by it in the last digits only. And how
     much of a video is scored, on which scores, and so results, do depend.
 

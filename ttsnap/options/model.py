@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ttsnap.core.names import nearest
+from ttsnap.files.settings import Settings
 from ttsnap.options.option import option
 
 EMBEDDED = "embedded"
@@ -30,7 +31,7 @@ PACKAGED = (EMBEDDED, TURBO)
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Settings):
     """A model, the device that it runs on, and what saves memory or time there.
 
     Raises ValueError for an unknown task.
@@ -70,6 +71,7 @@ class ModelOptions:
     compile: bool = option(False, "compile the denoiser: slow at first, then faster", recorded=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task not in TASKS:
             # img2img, txt2img, t2v: how other tools call them.
             words = "-to-".join(_SHORT.get(word, word) for word in self.task.casefold().split("2"))

@@ -1,4 +1,4 @@
-"""What a recording keeps of every seed."""
+"""What a recording keeps of every seed, and how large a benchmark is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttsnap.core.looks import Draft, Seen
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Count, Json, Settings
 from ttsnap.options.option import option
 
 
 @dataclass(frozen=True)
-class RecordOptions:
+class RecordOptions(Settings):
     """The settings of a recording beside its prompts and the sampler.
 
     Raises ValueError for latents or features without images.
@@ -50,6 +50,7 @@ class RecordOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.extras and not self.images:
             raise ValueError(f"{list(self.extras)} are kept beside images only; record with images, too (--images)")
 
@@ -72,3 +73,28 @@ class RecordOptions:
     def extras(self) -> tuple[str, ...]:
         """The same as recordings note it: features with their block."""
         return tuple(f"features:{self.features}" if kind == "features" else kind for kind in self.keep)
+
+
+@dataclass(frozen=True)
+class BenchOptions(Settings):
+    """The settings of `ttsnap bench` that other commands do not have.
+
+    Raises ValueError for numbers below 1.
+    """
+
+    repeats: Count = option(
+        1,
+        "searches per prompt and algorithm, each with seeds of its own; each gives one image, so that GenEval's four "
+        "images a prompt are 4",
+        metavar="N",
+        common=True,
+    )
+    together: Count = option(
+        16,
+        "prompts that are searched for at once, which share the denoiser's batches, and their budgets with --shared; "
+        "an interruption costs at most the work on so many",
+        metavar="N",
+    )
+    sheets: bool = option(
+        False, "write a contact sheet of each search into its prompt's folder: what it scored, dropped and finished"
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from ttsnap.files.settings import NotNegative
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Bounds, Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
 AUTO, NONE = "auto", "none"
@@ -15,7 +15,7 @@ HOT = "hot"
 
 
 @dataclass(frozen=True)
-class SamplerOptions:
+class SamplerOptions(Settings):
     """The sampler of a search. What it is made of goes into PNGs and recordings, so that it can be made again."""
 
     kernel: Spec = option(
@@ -23,21 +23,21 @@ class SamplerOptions:
         "how a step is made: pipeline (the model's own scheduler), ode, or one that draws noise: sde, "
         "sde:DIFFUSION:SCALE:BEGIN (noise from time BEGIN on), ddim:ETA, ancestral, renoise",
         python="An object of ttsnap.sampling.kernels is taken as it is.",
-        written=str,
+        written=Word,
     )
     path: Spec = option(
         None,
         "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial",
         unset="the model's own",
         python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
-        written=str | None,
+        written=Word | None,
         noted=True,
     )
     times: Spec = option(
         "pipeline",
         "for other kernels, the path's points: pipeline, uniform, sqrt",
         python="A tensor of times is taken as it is (ttsnap.pipelines.latents.convert).",
-        written=str,
+        written=Word,
         noted=True,
     )
     guide: Spec = option(
@@ -46,11 +46,11 @@ class SamplerOptions:
         "tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels "
         "than 0.75-0.3",
         python="A Guidance is taken as it is (ttsnap.sampling.guided_steps).",
-        written=str | None,
+        written=Word | None,
         recorded=False,
     )
 
-    estimate_guidance: NotNegative | None = option(
+    estimate_guidance: Annotated[float, Bounds(0, 1000)] | None = option(
         None,
         "classifier-free guidance at which unfinished estimates are scored, where the model makes two passes; it takes "
         "no evaluation more, and the image does not change",
@@ -70,6 +70,7 @@ class SamplerOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.draft, str) and self.draft == NONE:
             object.__setattr__(self, "draft", None)
 

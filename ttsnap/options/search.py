@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttsnap.core.results import Event
+from ttsnap.files.settings import Settings
 from ttsnap.options.option import Spec, option
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Settings):
     """A search, but for its prompts and its sampler."""
 
     search: Spec = option(

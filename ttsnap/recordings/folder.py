@@ -25,7 +25,7 @@ from ttsnap.core.price import Price
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
 from ttsnap.files.reading import Tensor
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.journal import Journal, read_journal

@@ -20,7 +20,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Seen
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
@@ -160,7 +160,7 @@ class Header:
     def _from(cls, data: Mapping[str, Json], where: Path) -> Header:
         hints = get_type_hints(cls)
         try:
-            plain = {name: typed(name, data[name], hints[name]) for name in data if name in hints and name != "price"}
+            plain = {name: check(name, data[name], hints[name]) for name in data if name in hints and name != "price"}
             return cls(**plain, price=_price(_object("price", data["price"])))
         except ValueError as error:
             raise ValueError(f"{where} is damaged: {error}") from None
@@ -208,26 +208,26 @@ def _price(data: Mapping[str, Json]) -> Price:
     return Price(
         _rates(_object("flops", data["flops"])),
         None if seconds is None else _rates(_object("seconds", seconds)),
-        typed("passes_per_nfe", data["passes_per_nfe"], int),
+        check("passes_per_nfe", data["passes_per_nfe"], int),
         str(estimates),
         None if guided is None else _guided(_object("guided", guided)),
-        typed("depth", data.get("depth", 0), int),
-        typed("asked", data.get("asked", 1), int),
-        typed("passes_per_draft", data.get("passes_per_draft", 0), int),
-        more_calls=typed("more_calls", data.get("more_calls", 0), int),
+        check("depth", data.get("depth", 0), int),
+        check("asked", data.get("asked", 1), int),
+        check("passes_per_draft", data.get("passes_per_draft", 0), int),
+        more_calls=check("more_calls", data.get("more_calls", 0), int),
     )
 
 
 def _guided(data: Mapping[str, Json]) -> Guided:
-    steps: tuple[bool, ...] = typed("guided.steps", data.get("steps"), tuple[bool, ...])
-    return Guided(steps, typed("guided.through", data.get("through"), bool))
+    steps: tuple[bool, ...] = check("guided.steps", data.get("steps"), tuple[bool, ...])
+    return Guided(steps, check("guided.through", data.get("through"), bool))
 
 
 def _rates(data: Mapping[str, Json]) -> Rates:
     names = {kind.one: kind.name for kind in KINDS} | {"call": "call"}
     if unknown := sorted(set(data) - set(names)):
         raise ValueError(f"prices are of {', '.join(names)}; this ttsnap knows no {unknown}, update it")
-    return Rates(**{names[key]: typed(f"the price of {key}", value, float) for key, value in data.items()})
+    return Rates(**{names[key]: check(f"the price of {key}", value, float) for key, value in data.items()})
 
 
 def _told(price: Price) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import digests, own_of
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import OpenRecording, shard_path

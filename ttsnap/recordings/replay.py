@@ -17,7 +17,7 @@ from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
 from ttsnap.core.results import Result
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.loop.dry import DryEngine
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.files import reading as files
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256
 from ttsnap.results.pixels import Pixels, to_uint8
 

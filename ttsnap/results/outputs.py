@@ -20,11 +20,11 @@ from ttsnap.core.frames import SHOWN
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json, write_whole
 from ttsnap.options.option import options_of
+from ttsnap.options.pictures import VideoOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.options.videos import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.payload import checked
 from ttsnap.results.pixels import Pixels, frames_of, still, to_uint8

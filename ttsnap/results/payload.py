@@ -9,60 +9,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from ttsnap.options.call import CALL
-from ttsnap.options.kinds import FLAG, NULL, WORD, Kind, either, kind_of, number, several, text, whole
+from ttsnap.files.settings import Bounds, Natural, Rule, Size, Word, check
+from ttsnap.options.call import CALL, Text
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
 
-_PLACE = Kind(
-    "text of at most 1000 printable characters",
-    lambda v: isinstance(v, str) and len(v) <= 1000 and v.isprintable() and v.strip() != "",
-)
-_SCORE = either(number(-1e300, 1e300), NULL, "a number")
-_SCORES = Kind(
-    "an object of numbers", lambda v: isinstance(v, dict) and len(v) <= 100 and all(map(_SCORE.fits, v.values()))
-)
-_COUNT = whole(0, 2**63, "a whole number from 0 on")
-_DIGEST = Kind("a digest", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None)
-_DIGESTS = either(_DIGEST, several(_DIGEST, "", 16, 1), "a digest, or a short list of such")
-_SHOWN = {"image", "mask_image", "control_image", "last_image"}
+Place = Annotated[
+    str,
+    Rule("text of at most 1000 printable characters", lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != ""),
+]
+Score = Annotated[float, Bounds(-1e300, 1e300)] | None
+Scores = Annotated[dict[str, Score], Size(100)]
+Object = dict[str, Any]
+Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
+Shown = Literal["control_image", "image", "last_image", "mask_image"]
 """Arguments of the models' own calls that are pictures."""
-_PICTURES = Kind(
-    f"digests of pictures by {', '.join(sorted(_SHOWN))}",
-    lambda v: isinstance(v, dict) and bool(v) and set(v) <= _SHOWN and all(map(_DIGESTS.fits, v.values())),
-)
-DTYPES = ("float32", "bfloat16", "float16")
-_DTYPE = Kind("one of " + ", ".join(DTYPES), lambda v: v in DTYPES)
-_OBJECT = Kind("an object", lambda v: isinstance(v, dict))
-_SAMPLER = {option.name: _PLACE if option.loads else kind_of(option) for option in options_of(SamplerOptions)}
-NEEDED: dict[str, Kind] = {
-    "prompt": text(),
-    "seed": whole(0, 2**64 - 1, "a whole number from 0 to 2^64 - 1"),
-    "model": _PLACE,
-    "call": _OBJECT,
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = get_args(Dtype)
+_SAMPLER = {option.name: Place if option.loads else option.written for option in options_of(SamplerOptions)}
+NEEDED: dict[str, Any] = {
+    "prompt": Text,
+    "seed": Annotated[int, Bounds(0, 2**64 - 1)],
+    "model": Place,
+    "call": Object,
     "kernel": _SAMPLER.pop("kernel"),
-    "ttsnap": WORD,
-    "sampler": WORD,
-    "search": _OBJECT,
+    "ttsnap": Word,
+    "sampler": Word,
+    "search": Object,
 }
-OPTIONAL: dict[str, Kind] = {
-    "lora": _PLACE,
-    "task": WORD,
-    "dtype": _DTYPE,
-    "pictures": _PICTURES,
+OPTIONAL: dict[str, Any] = {
+    "lora": Place,
+    "task": Word,
+    "dtype": Dtype,
+    "pictures": Annotated[dict[Shown, Digest | Annotated[list[Digest], Size(16, 1)]], Size(4, 1)],
     **_SAMPLER,
-    "branched": FLAG,
-    "fps": number(0.001, 240),
+    "branched": bool,
+    "fps": Annotated[float, Bounds(0.001, 240)],
 }
-SEARCH: dict[str, Kind] = {
-    "algorithm": text(1000),
-    "options": _OBJECT,
-    "budget": WORD,
-    "reward": _SCORE,
-    **dict.fromkeys(("scores", "metrics"), _SCORES),
-    **dict.fromkeys(("rank", "nfe", "seeds"), _COUNT),
+SEARCH: dict[str, Any] = {
+    "algorithm": Annotated[str, Size(1000)],
+    "options": Object,
+    "budget": Word,
+    "reward": Score,
+    **dict.fromkeys(("scores", "metrics"), Scores),
+    **dict.fromkeys(("rank", "nfe", "seeds"), Natural),
 }
 
 
@@ -107,11 +99,11 @@ def checked_call(call: object, where: object) -> dict[str, Any]:
     """Arguments of a model's own call from a file, as they are. ValueError that names what is none or does not fit."""
     if not isinstance(call, dict):
         raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
-    _check(call, {name: argument.kind for name, argument in CALL.items()}, "call.", where)
+    _check(call, {name: argument.hint for name, argument in CALL.items()}, "call.", where)
     return dict(call)
 
 
-def _check(found: Mapping[str, object], known: Mapping[str, Kind], prefix: str, where: object) -> None:
+def _check(found: Mapping[str, object], known: Mapping[str, Any], prefix: str, where: object) -> None:
     unknown = [f"{prefix}{name[:60]}" for name in sorted(set(found) - set(known))]
     if unknown:
         names = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
@@ -120,8 +112,8 @@ def _check(found: Mapping[str, object], known: Mapping[str, Kind], prefix: str, 
             "only (or this ttsnap is older than the file)"
         )
     for name, value in found.items():
-        kind = known[name]
-        if not kind.fits(value) and (value is not None or name in NEEDED):
-            shown = repr(value)
-            shown = shown if len(shown) <= 60 else shown[:60] + "..."
-            raise ValueError(f"{prefix}{name} in the ttsnap metadata of {where} must be {kind.words}, got {shown}")
+        if value is not None or name in NEEDED:
+            try:
+                check(f"{prefix}{name}", value, known[name])
+            except ValueError as error:
+                raise ValueError(f"the ttsnap metadata of {where}: {error}") from None

@@ -15,8 +15,7 @@ from typing import Annotated
 from torch import Tensor
 
 from ttsnap.files.reading import printable, read_object
-from ttsnap.files.settings import Bounded, Bounds, Count, build, to_json
-from ttsnap.files.typed import typed
+from ttsnap.files.settings import Bounds, Count, Settings, build, check, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 
@@ -29,7 +28,7 @@ Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class TrainedFor(Bounded):
+class TrainedFor(Settings):
     """The sampler whose ends a drafter was trained to guess; what is not known is empty or None.
 
     model: the name of the model. steps: of its grid. guidance_scale: as the pipeline's call takes it. path: of
@@ -43,7 +42,7 @@ class TrainedFor(Bounded):
 
 
 @dataclass(frozen=True)
-class Checked(Bounded):
+class Checked(Settings):
     """How well a drafter ranks seeds of one model at one number of steps and guidance: figures by their names."""
 
     model: str
@@ -69,7 +68,7 @@ class Checked(Bounded):
 
 
 @dataclass(frozen=True)
-class DraftSettings(Bounded):
+class DraftSettings(Settings):
     """How a drafter is called. The defaults are those of a LoRA that comes without a draft.json.
 
     first_time: what the network is told at its first call, as a share of the true time; distilled drafters learn sooner
@@ -134,7 +133,7 @@ def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
     too long.
     """
     try:
-        if typed("format", data.get("format"), int) != FORMAT:
+        if check("format", data.get("format"), int) != FORMAT:
             raise ValueError(f"it is of format {data['format']}; this version of ttsnap reads format {FORMAT}")
         settings = build(DraftSettings, {key: value for key, value in data.items() if key != "format"})
         texts = [settings.trained_for.model, settings.trained_for.path, *(entry.model for entry in settings.checked)]
@@ -185,9 +184,9 @@ def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) 
     that was trained adversarially it may have little to do with the seed.
     """
     here = f"{model} at {steps} steps and guidance {guidance:g}"
-    for check in settings.checked:
-        if (check.model, check.steps, check.guidance_scale) == (model, steps, guidance):
-            if check.pays:
+    for there in settings.checked:
+        if (there.model, there.steps, there.guidance_scale) == (model, steps, guidance):
+            if there.pays:
                 return None
             return (f"this draft was checked for {printable(here)}, and was found no better than x0 estimates there; "
                     "leave draft out, or check it on more prompts")  # fmt: skip

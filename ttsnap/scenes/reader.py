@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ttsnap.files.settings import Bounded, Bounds, Count
+from ttsnap.files.settings import Bounds, Count, Settings
 
 from .grammar import WORDS
 from .render import NUM_LABELS
@@ -110,7 +110,7 @@ class Compare(nn.Module):
 
 
 @dataclass(frozen=True)
-class ReaderSize(Bounded):
+class ReaderSize(Settings):
     """How large a reader is: width of the words and of the cells, residual blocks at 16 x 16 and at 8 x 8 cells,
     layers of text and of looking (so many of each), and attention heads."""
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from ttsnap.files.reading import foreign, read_object
-from ttsnap.files.settings import build
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json, build
 
 from .reader import ReaderSize, SceneReader
 

@@ -17,7 +17,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.errors import RequestError

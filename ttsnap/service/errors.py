@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 
 class RequestError(Exception):

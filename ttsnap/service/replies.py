@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ttsnap.core.results import Candidate, Result
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.results import outputs
 from ttsnap.results.pixels import to_uint8
 from ttsnap.service.requests import Generation

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import parse_json
+from ttsnap.files.settings import check
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
@@ -203,8 +204,10 @@ def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]
     }
     for name, (param, value) in given.items():
         if value is not None:
-            if not CALL[name].kind.fits(value):
-                raise _refused(param, f"{param} must be {CALL[name].kind.words}, got {str(value)[:60]}")
+            try:
+                check(param, value, CALL[name].hint)
+            except ValueError as error:
+                raise _refused(param, str(error)) from None
             call[name] = value
     if wanted.steps is not None and wanted.steps > limits.steps:
         raise _refused("steps", f"at most {limits.steps} steps are made here, got {wanted.steps}")

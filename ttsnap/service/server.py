@@ -12,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 from ttsnap.reward_models.request import Limits as ConnectionLimits
 from ttsnap.reward_models.serve import Guarded
 from ttsnap.service.app import make_app

@@ -11,6 +11,7 @@ from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
 from ttsnap.pipelines import upgrade
 
+from ttsnap.files.settings import build
 from ttsnap.rewards.reward_model import RewardModel
 
 from ...pipelines.tiny import FAMILIES, STABLE_DIFFUSION_BETAS, sd15, shared  # noqa: TID252
@@ -42,8 +43,9 @@ def config_of(name: str = "sd3", **sections: dict[str, Any]) -> DraftConfig:
     }
     evaluation = {"prompts": 2, "seeds": 3, "steps": (0, 1), "reward": "x", **sections.get("evaluation", {})}
     call = {**FAMILIES[name].call, "num_inference_steps": STEPS}
-    return DraftConfig.from_dict(
-        {"model": name, "call": call, "trajectories": trajectories, "training": training, "evaluation": evaluation}
+    return build(
+        DraftConfig,
+        {"model": name, "call": call, "trajectories": trajectories, "training": training, "evaluation": evaluation},
     )
 
 

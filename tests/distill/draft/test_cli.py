@@ -17,6 +17,8 @@ from ttsnap.distill.draft import train
 from ttsnap.distill.draft.config import DraftConfig
 
 from ttsnap.cli import main
+from ttsnap.files.plain_yaml import load_settings
+from ttsnap.files.settings import to_json
 from ttsnap.sampling.drafts import read_draft
 
 from ...said import error_of  # noqa: TID252
@@ -65,8 +67,8 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
     assert bytes_in(Path("parts/draft")) == bytes_in(Path("whole/draft"))
 
     # What it wrote down makes the same again; other settings are refused.
-    config = DraftConfig.load(Path("whole/config.yaml"))
-    assert config.to_dict() == yaml.safe_load(Path("whole/config.yaml").read_text())
+    config = load_settings(DraftConfig, Path("whole/config.yaml"))
+    assert to_json(config) == yaml.safe_load(Path("whole/config.yaml").read_text())
     other = ["--call", "{num_inference_steps: 5}"]
     assert main(["distill-draft", "--config", "small.yaml", *other, "--out", "whole"]) == 2
     assert "other settings: call.num_inference_steps is 4, not 5" in error_of(capsys)

@@ -150,7 +150,7 @@ def test_samplers_whose_end_noise_does_not_decide_are_refused(scheduler: Any, sa
     config = config_of("sd15")
     denoiser = upgrade(sd15(scheduler)).denoiser(**dict(config.call or {}))
     with pytest.raises(ValueError, match=said):
-        trajectories.check(denoiser, config.trajectories)
+        trajectories.check_trajectories(denoiser, config.trajectories)
 
 
 @pytest.mark.parametrize(("name", "section", "said"), [
@@ -162,7 +162,7 @@ def test_settings_that_do_not_fit_the_sampler_are_refused(name: str, section: di
     config = config_of(name, trajectories=section)
     denoiser = pipe_of(name).denoiser(**dict(config.call or {}))
     with pytest.raises(ValueError, match=said):
-        trajectories.check(denoiser, config.trajectories)
+        trajectories.check_trajectories(denoiser, config.trajectories)
 
 
 def test_prompts_are_the_same_whenever_they_are_asked_for_and_never_held_out() -> None:

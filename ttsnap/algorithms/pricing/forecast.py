@@ -19,7 +19,7 @@ import numpy as np
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import ESTIMATE, Look, Seen, estimates, read_look
-from ttsnap.files.typed import Json
+from ttsnap.files.settings import Json
 
 MOST_PATHS = 100_000
 """Trajectories that a file may hold: what is tabulated from them takes time in their number."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ttsnap.files.settings import Bounded, Bounds, Count, Decay, Natural, NotNegative, Positive, Share
+from ttsnap.files.settings import Bounds, Count, Decay, Natural, NotNegative, Positive, Settings, Share
 
 
 @dataclass(frozen=True)
-class Call(Bounded):
+class Call(Settings):
     """Arguments of the pipeline call; those of the recipe are recommended in the folder's ttsnap.json.
 
     max_sequence_length: zero tokens that the stock call appends to the text, 1 to 256.
@@ -21,7 +21,7 @@ class Call(Bounded):
 
 
 @dataclass(frozen=True)
-class Probe(Bounded):
+class Probe(Settings):
     """How often the model's pictures are checked on the way: every so many steps, `per_kind` captions of each kind.
 
     final_per_kind: captions of each kind for the table at the end; 0 for none.
@@ -33,7 +33,7 @@ class Probe(Bounded):
 
 
 @dataclass(frozen=True)
-class Data(Bounded):
+class Data(Settings):
     """Rendered pictures, their captions, and label maps in cells of `cell` x `cell` pixels."""
 
     images: Count = 300_000
@@ -42,7 +42,7 @@ class Data(Bounded):
 
 
 @dataclass(frozen=True)
-class VaeSize(Bounded):
+class VaeSize(Settings):
     """The autoencoder: channels of each stage (every one after the first halves the picture), layers in each, and
     groups of the group norms."""
 
@@ -53,7 +53,7 @@ class VaeSize(Bounded):
 
 
 @dataclass(frozen=True)
-class VaeRecipe(Bounded):
+class VaeRecipe(Settings):
     """How the autoencoder is trained.
 
     noise: largest noise level that the decoder sees, in latent standard deviations.
@@ -74,7 +74,7 @@ class VaeRecipe(Bounded):
 
 
 @dataclass(frozen=True)
-class TextSize(Bounded):
+class TextSize(Settings):
     """A CLIP text encoder."""
 
     width: Count
@@ -83,7 +83,7 @@ class TextSize(Bounded):
 
 
 @dataclass(frozen=True)
-class TransformerSize(Bounded):
+class TransformerSize(Settings):
     """The SD3 transformer; its width is heads * head_dim."""
 
     layers: Count = 5
@@ -96,7 +96,7 @@ class TransformerSize(Bounded):
 
 
 @dataclass(frozen=True)
-class NoiseLevels(Bounded):
+class NoiseLevels(Settings):
     """Which noise levels training sees: the sigmoid of a normal variable, and a uniform share besides.
 
     A mean above 0 leans to high noise, where the layout of a picture is decided.
@@ -108,7 +108,7 @@ class NoiseLevels(Bounded):
 
 
 @dataclass(frozen=True)
-class GeneratorRecipe(Bounded):
+class GeneratorRecipe(Settings):
     """How text encoders and transformer are trained.
 
     warmup: steps over which the learning rate rises.
@@ -144,7 +144,7 @@ class GeneratorRecipe(Bounded):
 
 
 @dataclass(frozen=True)
-class BaseRecipe(Bounded):
+class BaseRecipe(Settings):
     """The base model: data, autoencoder, and generator (about 25 minutes on two idle cores).
 
     shift: of the sampler's noise levels.

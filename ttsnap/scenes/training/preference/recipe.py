@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ttsnap.files.settings import Bounded, Bounds, Count, Natural, NotNegative, Positive
+from ttsnap.files.settings import Bounds, Count, Natural, NotNegative, Positive, Settings
 from ttsnap.scenes.training.base.recipe import NoiseLevels
 
 
 @dataclass(frozen=True)
-class PreferenceData(Bounded):
+class PreferenceData(Settings):
     """Pictures to choose from.
 
     prompts: captions to train on, none of them held out.
@@ -26,7 +26,7 @@ class PreferenceData(Bounded):
 
 
 @dataclass(frozen=True)
-class Lora(Bounded):
+class Lora(Settings):
     """The adapter: its rank, its scale alpha / rank, and the layers of the transformer that get one."""
 
     rank: Count = 8
@@ -38,7 +38,7 @@ class Lora(Bounded):
 
 
 @dataclass(frozen=True)
-class Validation(Bounded):
+class Validation(Settings):
     """When to stop: every so many steps the captions' pictures are made again, from `seeds` seeds in `steps` steps.
 
     patience: checks without a better reward before training ends.
@@ -51,7 +51,7 @@ class Validation(Bounded):
 
 
 @dataclass(frozen=True)
-class PreferenceRecipe(Bounded):
+class PreferenceRecipe(Settings):
     """How the LoRA is trained.
 
     bf16: bfloat16 autocast, a third faster on CPUs that have it.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ttsnap.files.settings import Bounded, Bounds, Count, Decay, Natural, NotNegative, Positive
+from ttsnap.files.settings import Bounds, Count, Decay, Natural, NotNegative, Positive, Settings
 
 
 @dataclass(frozen=True)
-class PreviewSize(Bounded):
+class PreviewSize(Settings):
     """The decoder: its width, residual blocks at each resolution from the latent's on, and how it grows pictures."""
 
     width: Count = 16
@@ -18,7 +18,7 @@ class PreviewSize(Bounded):
 
 
 @dataclass(frozen=True)
-class PreviewData(Bounded):
+class PreviewData(Settings):
     """Latents to learn from.
 
     clean: latents of renders, half of them with noise.
@@ -38,7 +38,7 @@ class PreviewData(Bounded):
 
 
 @dataclass(frozen=True)
-class PreviewRecipe(Bounded):
+class PreviewRecipe(Settings):
     """How the decoder is trained. l1: weight of the absolute error beside the squared one."""
 
     seed: Natural = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttsnap.files.settings import Bounded, Count, Decay, Natural, NotNegative, Positive, Share
+from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share
 from ttsnap.scenes.reader import ReaderSize
 
 _ALL_BUT_COMPARE = ("stem", "fine", "down", "coarse", "norm", "centres")
@@ -12,7 +12,7 @@ _ALL_BUT_COMPARE = ("stem", "fine", "down", "coarse", "norm", "centres")
 
 
 @dataclass(frozen=True)
-class RewardData(Bounded):
+class RewardData(Settings):
     """Pictures to learn from, each with so many captions.
 
     renders: ground-truth pictures.
@@ -27,7 +27,7 @@ class RewardData(Bounded):
 
 
 @dataclass(frozen=True)
-class Phase(Bounded):
+class Phase(Settings):
     """A part of the training, which begins with the weights that the part before left.
 
     recorded: share of pictures that the generator made.
@@ -49,7 +49,7 @@ class Phase(Bounded):
 
 
 @dataclass(frozen=True)
-class RewardRecipe(Bounded):
+class RewardRecipe(Settings):
     """How the reward is trained. batch: pictures in a step, each with all its captions."""
 
     seed: Natural = 0

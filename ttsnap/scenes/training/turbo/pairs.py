@@ -17,8 +17,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from ttsnap.files.reading import parse_object, read_tensors
-from ttsnap.files.settings import to_json
-from ttsnap.files.typed import Json, typed
+from ttsnap.files.settings import Json, check, to_json
 from ttsnap.files.writing import write_whole
 from ttsnap.scenes.grammar import caption
 from ttsnap.scenes.model import tokenize
@@ -174,7 +173,7 @@ def read(path: Path, recipe: TurboRecipe) -> Pairs:
     about = parse_object(metadata.get("pairs", ""), path)
     if about.get("recipe") != settings_of(recipe):
         raise ValueError(f"{path} was made by another recipe: use that one, or another folder for this one")
-    captions = typed("captions", about.get("captions"), tuple[str, ...])
+    captions = check("captions", about.get("captions"), tuple[str, ...])
     levels, starts, ends = (torch.from_numpy(np.array(tensors[name])) for name in ("levels", "starts", "ends"))
     if not len(captions) == len(levels) == len(starts) == len(ends):
         raise ValueError(f"{path} is damaged: it holds {len(captions)} captions, but {len(ends)} ends")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ttsnap.files.settings import Bounded, Bounds, Count, Decay, Natural, NotNegative, Positive, Share
+from ttsnap.files.settings import Bounds, Count, Decay, Natural, NotNegative, Positive, Settings, Share
 from ttsnap.scenes.training.base.recipe import Call
 
 Ascending = Annotated[tuple[int, ...], Bounds(0)]
 
 
 @dataclass(frozen=True)
-class PairsRecipe(Bounded):
+class PairsRecipe(Settings):
     """The teacher's trajectories: where each starts, and where the guided sampler ends from there.
 
     from_noise: those that start from pure noise.
@@ -33,7 +33,7 @@ class PairsRecipe(Bounded):
 
 
 @dataclass(frozen=True)
-class TurboRecipe(Bounded):
+class TurboRecipe(Settings):
     """How the base model is distilled: guidance and steps at once, by rectified flow on the teacher's own pairs.
 
     teacher: the guided call whose results are learnt.
