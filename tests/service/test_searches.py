@@ -164,7 +164,7 @@ def test_drafts_are_looked_at_where_they_are_asked_for(service: GenerationServer
         ({"name": "best-of-n", "n": 10**9}, "may multiply to 4000 here, got 1000000000"),
         ({"name": "svdd", "n": 100, "streams": 100}, "may multiply to 4000 here, got 10000"),
         ({"name": "best-of-n", "m": 3}, r"unknown option\(s\) \['m'\]"),
-        ({"name": "best-of-n", "n": "x"}, "best-of-n: n must be of type int"),
+        ({"name": "best-of-n", "n": "x"}, "best-of-n: n must be a whole number"),
         ({"name": "seed-pruning", "keep": [2.0]}, "keep"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Annotated
 from torch import Tensor
 
 from ttsnap.files.reading import printable, read_object
-from ttsnap.files.settings import Bounds, Count, Settings, build, check, to_json
+from ttsnap.files.settings import Bounds, Count, Settings, Size, build, check, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 
@@ -48,15 +48,7 @@ class Checked(Settings):
     model: str
     steps: Count
     guidance_scale: Guidance
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.figures, Mapping) or len(self.figures) > MOST_FIGURES:
-            raise ValueError(f"figures must be at most {MOST_FIGURES} numbers by their names")
-        for name, value in self.figures.items():
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ValueError(f"the figure {name[:60]!r} must be a number, got {value!r:.60}")
+    figures: Annotated[Mapping[str, float], Size(MOST_FIGURES)] = field(default_factory=dict)
 
     @property
     def pays(self) -> bool:
