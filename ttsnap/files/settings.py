@@ -150,7 +150,10 @@ def _inside(name: str, value: Any, kind: object, inner: tuple[Any, ...]) -> obje
     if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):
         return {check(f"key of {name}", k, inner[0]): check(f"{name}.{k}", v, inner[1]) for k, v in value.items()}
     if kind is float:
-        number = float(value) if abs(value) < 2**1023 else math.inf
+        try:
+            number = float(value)
+        except OverflowError:  # of a whole number
+            number = math.inf
         if not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {short(value)}")
         return number
