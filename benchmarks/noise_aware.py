@@ -5,7 +5,7 @@
 The base is the embedded world's learned reward; the noise-aware one is the packaged one. Three parts:
 
 1. Ablations. Short trainings on one recording, each with one setting changed: the curriculum's order, the loss, how the
-   level is told, LoRA, DoRA or all weights, and heads on latents and hidden features. Measured on prompts held out from
+   level is told, LoRA, DoRA or all weights. Measured on prompts held out from
    training: rank correlation within a prompt with the base's final reward.
 2. Rank correlation by step, on held-out captions that no part of the world was trained on.
 3. Search on these: budgets in FLOPs, decodes and rewards included. TTSp prunes by the base, TTSnap by the noise-aware
@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.run import REWARD, distill
+from ttsnap.distill.run import distill
 from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.noise_aware.student import NoiseAware
 
 from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
@@ -62,8 +61,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "loss: MSE with uncertainty": {"loss": {"name": "mse-uncertain"}},
     "loss: pairwise": {"loss": {"name": "pairwise"}},
     "loss: listwise": {"loss": {"name": "listwise"}},
-    "head on latents": {"student": {"kind": "head", "space": "latents"}, "lr": 1e-3},
-    "head on features": {"student": {"kind": "head", "space": "features"}, "lr": 1e-3},
 }
 STEPS = [0, 1, 2, 3, 4, 5, 6, 8, 10]
 SCORED = [*range(13), 14, 16]
@@ -78,8 +75,7 @@ def main() -> None:
     p.add_argument("--repeats", type=int, default=40, help="searches per caption and budget")
     p.add_argument("--train-prompts", type=int, default=160, help="of the ablations, a quarter of them held out")
     p.add_argument("--steps-per-level", type=int, default=30, help="of the ablations: short, to be compared")
-    p.add_argument("--block", type=int, default=2, help="transformer block whose hidden features are read")
-    p.add_argument("--no-ablations", action="store_true", help="skip part 1, and the heads with it")
+    p.add_argument("--no-ablations", action="store_true", help="skip part 1")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--work", type=Path, help="folder to keep recordings and trainings in, and to go on from")
     p.add_argument("--json", type=Path)
@@ -89,8 +85,7 @@ def main() -> None:
         work = a.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         ablations = {} if a.no_ablations else ablate(a, work)
-        heads = [] if a.no_ablations else [work / folder(n) / REWARD for n in ABLATIONS if n.startswith("head")]
-        test, fit, prices = record_all(a, work, [NoiseAware.from_pretrained(h) for h in heads])
+        test, fit, prices = record_all(a, work)
     print(ablation_table(ablations))
     by_step = correlations(test)
     print(correlation_table(by_step))
@@ -121,11 +116,9 @@ def folder(name: str) -> str:
 def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train every variant; per variant the levels' Spearman of base and student on the held-out share. The student is
     what was trained, at every level, though the exported one leaves some of them to the base."""
-    engine = load(dtype=torch.bfloat16).engine(
-        "scenes", batch_size=a.batch_size, keep=["latents", "features"], features_block=a.block, **defaults()
-    )
+    engine = load(dtype=torch.bfloat16).engine("scenes", batch_size=a.batch_size, **defaults())
     prompts = sample_prompts(a.train_prompts, 77, held_out=False)
-    options = RecordOptions(16, seed=5000, steps=[*STEPS, 20], images=True, latents=True, features=a.block)
+    options = RecordOptions(16, seed=5000, steps=[*STEPS, 20], images=True)
     record(engine, prompts, work / "train", options, progress_bar=True)
     found: dict[str, Any] = {}
     for name, change in ABLATIONS.items():
@@ -164,9 +157,9 @@ def ablation_table(found: dict[str, Any]) -> str:
 # --- parts 2 and 3 ------------------------------------------------------------------------------------------------
 
 
-def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Recording, Recording, dict[str, Price]]:
+def record_all(a: argparse.Namespace, work: Path) -> tuple[Recording, Recording, dict[str, Price]]:
     """Held-out captions, others to tune on, scored by every reward at every step; and what each costs."""
-    rewards = [make_reward(BASE), make_reward(AWARE), *heads, make_reward("scenes"), make_reward("scenes-strict")]
+    rewards = [make_reward(BASE), make_reward(AWARE), make_reward("scenes"), make_reward("scenes-strict")]
     engine = load(dtype=torch.bfloat16).engine(rewards, batch_size=a.batch_size, **defaults())
     steps = [*SCORED, 20]
     held_out = sample_prompts(a.prompts, a.prompt_seed)
@@ -180,7 +173,6 @@ def record_all(a: argparse.Namespace, work: Path, heads: list[Any]) -> tuple[Rec
         r.name: Price(
             Rates(flops.nfe, flops.decodes, float(r.flops) / 3),  # the two reporting columns cost nothing
             passes_per_nfe=2,
-            estimates="decode" if r.estimates == "pixels" else "nothing",
         )
         for r in rewards[:-2]
     }
@@ -215,9 +207,7 @@ def searches(
     reference = best_of_n_curve(base, budgets, utility=CHOICE)
     curves: dict[str, Any] = {"best-of-N": row(reference, reference, base)}
     tuned: dict[str, Any] = {}
-    labels = {BASE: "TTSp", AWARE: "TTSnap"} | {
-        n: f"TTSnap, {n.split('-')[-1]}" for n in prices if n not in (BASE, AWARE)
-    }
+    labels = {BASE: "TTSp", AWARE: "TTSnap"}
     for name, label in labels.items():
         on, few = searched(test, name, prices[name]), searched(fit, name, prices[name])
         schedule = tune(few, budgets, trials=200, holdout=0.0, checks=3, utility=CHOICE).schedule
@@ -226,7 +216,7 @@ def searches(
         for what, algorithm in (methods | {"tuned": schedule}).items():
             found = curve(on, algorithm, budgets, a.repeats, utility=CHOICE)
             curves[f"{label}, {what}"] = row(found, reference, on)
-    for name, label in ((BASE, "TTSp"), (AWARE, "TTSnap")):
+    for name, label in labels.items():
         on, few = searched(test, name, prices[name]), searched(fit, name, prices[name])
         task = task_of(budgets[0], ReplayEngine(few))
         priced = PriceOfCompute(calibrate(few, score_cost=task.score_cost, check_cost=task.check_cost, utility=CHOICE))
@@ -311,9 +301,7 @@ def plot(images: list[float], by_step: dict[str, list[float]], curves: dict[str,
     for name, r in by_step.items():
         color: Any = {BASE: "#bc4c00", AWARE: "#0969da", "scenes": "#999999"}
         color = color.get(name, "#8250df" if name.endswith("latents") else "#1a7f37")
-        axes[0].plot(
-            SCORED, r, "o-", label=names.get(name, name.removeprefix(f"{BASE}-") + " head"), color=color, markersize=3
-        )
+        axes[0].plot(SCORED, r, "o-", label=names[name], color=color, markersize=3)
     axes[0].set_xticks(range(0, 21, 4))
     axes[0].set(title="rank correlation with the final reward", xlabel="denoising step of 20")
     for axis, column, title in ((axes[1], 0, "learned reward (searched)"), (axes[2], 2, "strictly right (checker)")):

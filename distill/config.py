@@ -20,8 +20,8 @@ class StudentConfig(Settings):
     """The network that is trained."""
 
     kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class")
-    space: Literal["pixels", "latents", "features"] = option(
-        "pixels", "what it reads: pixels, latents or features (recorded with --latents, --features)"
+    space: Literal["pixels", "latents"] = option(
+        "pixels", "what it reads: pixels; a class of yours may read latents, recorded with --latents"
     )
     rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
@@ -31,10 +31,8 @@ class StudentConfig(Settings):
         super().__post_init__()
         if self.kind not in KINDS and ":" not in self.kind:
             raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
-        if self.kind in KINDS and (self.kind == "head") != (self.space != "pixels"):
-            raise ValueError(
-                f"student.kind {self.kind!r} does not read {self.space}: heads read latents or features, others pixels"
-            )
+        if self.kind in KINDS and self.space != "pixels":
+            raise ValueError(f"student.kind {self.kind!r} reads pixels, not {self.space}; a class of yours may")
 
 
 @dataclass(frozen=True)

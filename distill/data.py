@@ -1,4 +1,4 @@
-"""Random access to what recordings hold of every estimate: images, latents, features, in uncompressed tars.
+"""Random access to what recordings hold of every estimate: images and latents, in uncompressed tars.
 
 Only places and sizes are kept in memory (about 20 bytes per entry); a batch reads and decodes its own entries.
 """
@@ -28,8 +28,10 @@ from ttsnap.recordings.folder import IMAGES, load_shards
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.shards import NAME, Shard
 
-EXTENSIONS = {"pixels": "png", "latents": "latent.npy", "features": "features.npy"}
+EXTENSIONS = {"pixels": "png", "latents": "latent.npy"}
 """What each space is stored as."""
+FLAGS = {"pixels": "images", "latents": "latents"}
+"""The option of `ttsnap record` that keeps each space."""
 
 
 class Frame(NamedTuple):
@@ -67,8 +69,7 @@ class Frames:
     """The estimates of one or more recordings with the same noise levels, their prompts one after another.
 
     prompts (P,) texts; seeds (P,) how many each has; levels (K+1,); steps: those scored in all, without the last, K;
-    identity: a digest of prompts, seeds, levels and the files' SHA-256, whatever folder they lie in;
-    features_block: the transformer block that kept features come from.
+    identity: a digest of prompts, seeds, levels and the files' SHA-256, whatever folder they lie in.
 
     Raises ValueError for no recording, an unfinished or damaged one, one without images, and different levels.
     verified: a file that remembers which tars were checked against their SHA-256, so that it is done once;
@@ -102,10 +103,6 @@ class Frames:
         about = [[*(getattr(p.header, key) for key in keys), [s.sha256 for s in p.shards]] for p in self._parts]
         self.identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.info = [dict(p.header.info) for p in self._parts]
-        blocks = {extra for p in self._parts for extra in p.header.extras if extra.startswith("features:")}
-        if len(blocks) > 1:
-            raise ValueError(f"the recordings keep features of different blocks: {sorted(blocks)}; join those of one")
-        self.features_block = int(blocks.pop().partition(":")[2]) if blocks else None
         self._where = [(p, i) for p in self._parts for i in range(len(p.header.prompts))]
         self._left, self._cache, self._open = cache, {}, {}  # type: ignore[var-annotated]
 
@@ -137,7 +134,7 @@ class Frames:
         for part in self._parts:
             places = part.places.get(extension)
             if places is None:
-                raise ValueError(f"{part.folder} holds no {space}; record into another folder with --{_flag(space)}")
+                raise ValueError(f"{part.folder} holds no {space}; record into another folder with --{FLAGS[space]}")
             missing = np.argwhere(places.file[:, :, list(steps)] < 0)
             if len(missing):
                 p, s, k = missing[0]
@@ -171,7 +168,7 @@ class Frames:
         return data
 
     def load(self, entries: Sequence[Frame], space: str) -> Tensor:
-        """(N, ...) float32: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w), features (N, D, h, w)."""
+        """(N, ...) float32: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w)."""
         rows = [decode(self.read(entry, EXTENSIONS[space]), space) for entry in entries]
         shapes = {tuple(row.shape) for row in rows}
         if len(shapes) > 1:
@@ -190,10 +187,6 @@ def decode(data: bytes, space: str) -> Tensor:
         return pixels.permute(2, 0, 1).float() / 255
     with files.foreign(f"cannot read recorded {space}"):
         return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
-
-
-def _flag(space: str) -> str:
-    return {"pixels": "images", "latents": "latents", "features": "features BLOCK"}[space]
 
 
 def _open(folder: Path) -> _Part:

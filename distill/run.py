@@ -97,7 +97,7 @@ def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bo
     Shown().check([base])
     student = make_student(
         base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
-        features_block=frames.features_block, seed=config.seed,
+        seed=config.seed,
         channels=frames.load([Frame(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
     )  # fmt: skip
     spreading = {"batch_size": config.batch_size, "accelerator": accelerator, "bar": bar}
@@ -230,8 +230,6 @@ def _asked(config: DistillConfig, section: Mapping[str, Json], out: Path) -> dic
     asked = {"out": str(out / RECORDING), **section, "images": True}
     if config.student.space == "latents":
         asked["latents"] = True
-    if config.student.space == "features" and asked.get("features") is None:
-        raise ValueError("student.space is features: give record.features, the transformer block to keep")
     return asked
 
 

@@ -17,6 +17,9 @@ from ttsnap.core.protocols import Reward, Scores
 from ttsnap.files.settings import Json
 from ttsnap.rewards.reward_model import RewardModel
 
+NOISE_AWARE = "ttsnap.reward_models.noise_aware.student:NoiseAware"
+"""The student of all KINDS."""
+
 
 class Student(Protocol):
     """A noise-aware reward that can be trained. `ttsnap.reward_models.noise_aware.student` has the usual ones."""
@@ -25,7 +28,7 @@ class Student(Protocol):
     base: Reward
     """The frozen teacher: base(images, prompts) -> (N,) on clean images."""
     space: str
-    """What `predict` reads: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w) or features (N, D, h, w)."""
+    """What `predict` reads: pixels (N, 3, H, W) in [0, 1] or latents (N, C, h, w)."""
     network: nn.Module
     """Holds all parameters, frozen and trainable."""
 
@@ -68,27 +71,24 @@ class StudentReward(RewardModel):
 
 def make_student(
     base: RewardModel, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
-    features_block: int | None = None, batch_size: int = 64,
+    batch_size: int = 64,
 ) -> Student:  # fmt: skip
-    """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input;
-    features_block: where features come from.
+    """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input.
 
     A class of your own is called as Class(base, **student.options), and with those of spec, levels, channels,
-    features_block, seed and batch_size that it takes. ValueError for a base or options that do not fit.
+    seed and batch_size that it takes. ValueError for a base or options that do not fit.
     """
     try:
-        made = load_object(KINDS.get(config.kind, config.kind))
+        made = load_object(NOISE_AWARE if config.kind in KINDS else config.kind)
     except ImportError as error:
         raise ValueError(f"cannot load student {config.kind!r}: {error}") from error
     takes = inspect.signature(made).parameters
     offered: dict[str, object] = {"spec": spec, "seed": seed, "batch_size": batch_size}
     offered |= {"space": config.space, "channels": channels}
-    if config.space == "features":
-        offered["features_block"] = features_block
     if config.kind not in KINDS:
         offered["levels"] = tuple(levels)
     options = {key: value for key, value in offered.items() if key in takes}
-    if config.kind in KINDS and config.kind != "head":
+    if config.kind in KINDS:
         options |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
         options["levels"] = tuple(levels) if config.kind == "per-level" else ()
     options |= config.options or {}

@@ -1,4 +1,4 @@
-"""What the denoisers of all families share: the call's size and schedule, noise, x0 estimates, hidden features."""
+"""What the denoisers of all families share: the call's size and schedule, noise, x0 estimates."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
-from ttsnap.pipelines.latents.rows import spread, unscaled
+from ttsnap.pipelines.latents.rows import unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.counted import CountedDenoiser
 from ttsnap.pipelines.memory.flops import Memo
-from ttsnap.pipelines.memory.hooks import captured
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant
@@ -32,7 +31,7 @@ class PipelineDenoiser(CountedDenoiser):
     network: ClassVar[str] = "transformer"
     """The attribute of the pipeline that is the denoiser."""
     blocks: ClassVar[str | None] = "transformer_blocks"
-    """The network's attribute that is the list of its transformer blocks; None: hidden features cannot be captured."""
+    """The network's attribute that is the list of its transformer blocks; None: it has none."""
     judges_estimates: ClassVar[bool] = True
     """Whether `output` returns what `guided_output` gave it, so that estimates may be at a guidance of their own."""
     encodes_apart: ClassVar[bool] = False
@@ -62,7 +61,6 @@ class PipelineDenoiser(CountedDenoiser):
         vars(pipe).setdefault("_search_memo", Memo())
         # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
         self.pipe: Any = copy.copy(pipe)
-        self._block: int | None = None
         self._stepped: torch.dtype | None = None
         self._instead: tuple[list[str], list[str]] = ([], [])
         self._encodings = Encodings()
@@ -168,19 +166,6 @@ class PipelineDenoiser(CountedDenoiser):
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
         return self.postprocess(self.decoded(vae, unscaled(vae, x0.to(vae.dtype))))
 
-    def picture(self, states: Any, x: Tensor) -> Tensor:
-        """The picture's tokens (N, h * w, D) in what a block put out in a call on x (N, ...).
-
-        Where all prompts are passed in one call, the last N rows are those of the conditional pass.
-        """
-        tokens: Tensor = states[-len(x) :]
-        return tokens
-
-    def token_grid(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of the picture's tokens in a call on x."""
-        patch = self.net.config.patch_size
-        return x.shape[-2] // patch, x.shape[-1] // patch
-
     def finished(self, latents: Tensor) -> Tensor:
         """Finished latents (N, ...) as the pipeline puts them out for output_type="latent"."""
         return latents
@@ -224,13 +209,11 @@ class PipelineDenoiser(CountedDenoiser):
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
-        with captured(self._blocks(), self._block) as states:
-            out = self.output(self.schedule.scaled(x, step), t, step, cond)
+        out = self.output(self.schedule.scaled(x, step), t, step, cond)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        features = self.features(states[0], x) if states else None
         judged, self._judged = self._judged, None
         estimate = None if judged is None else self.schedule.x0(x, judged, step)
-        return Prediction(out, self.schedule.x0(x, out, step), features, estimate)
+        return Prediction(out, self.schedule.x0(x, out, step), estimate)
 
     def guide_estimates(self, scale: float) -> None:
         if not (self.guided and self.judges_estimates):
@@ -249,25 +232,6 @@ class PipelineDenoiser(CountedDenoiser):
 
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()
-
-    # --- hidden features ------------------------------------------------------------------------------------------
-
-    def _blocks(self) -> nn.ModuleList | None:
-        """The network's transformer blocks, or None where features cannot be captured."""
-        return None if self.blocks is None else self.net.get_submodule(self.blocks)
-
-    def features(self, states: Any, x: Tensor) -> Tensor:
-        """(N, D, h, w) of the conditional pass, from what a block put out in a call on x."""
-        return spread(self.picture(states, x), self.token_grid(x))
-
-    def capture(self, block: int) -> None:
-        """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
-        blocks = self._blocks()
-        if blocks is None:
-            return super().capture(block)
-        if not 0 <= block < len(blocks):
-            raise ValueError(f"this transformer has blocks 0 to {len(blocks) - 1}, got {block}")
-        self._block = block
 
     # --- gradients ------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,6 @@ class Aesthetics(Scorer):
         r"|clip\.vision_model\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])"
     )
     trained = r".*"
-    graft = "clip.vision_model.embeddings.patch_embedding"
     level_sites = r"clip\.vision_model\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
 
     def __init__(self, clip: Any, head: nn.Module, *, batch_size: int = 32) -> None:

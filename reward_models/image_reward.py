@@ -63,7 +63,6 @@ class ImageReward(Scorer):
         r"|text\.encoder\.layer\.\d+\.(intermediate|output)\.dense"
     )
     trained = r".*"
-    graft = "vision.embeddings.patch_embedding"
     level_sites = (
         r"vision\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
         r"|text\.(embeddings|encoder\.layer\.\d+\.attention\.output)\.LayerNorm"

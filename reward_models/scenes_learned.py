@@ -29,8 +29,6 @@ class ScenesLearned(Scorer):
     )
     trained = r"(stem|fine|down|coarse|norm|looks|think|compare|head)\..*"
     level_sites = r"stem|down|coarse\.\d+"
-    graft = "down"
-    skipped = ("stem", "fine")
     example = "a red circle"
 
     def __init__(self, network: SceneReader, *, batch_size: int = 256) -> None:

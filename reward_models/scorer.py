@@ -30,8 +30,6 @@ class Scorer(RewardModel):
     image side that low-rank adapters go into (an nn.MultiheadAttention as its .in_proj and .out_proj); `trained`, the
     parameters that full finetuning changes; `level_sites`, the modules to whose outputs, (N, C, h, w) or (N, T, C) with
     a row per image, an embedding of the noise level is added. Text towers that encode each prompt once stay out.
-    For heads.py: `graft`, the module with output (N, C, h, w) in whose place a stem goes, and `skipped`, modules before
-    it that then have nothing to do.
     """
 
     name: str = "scorer"
@@ -40,8 +38,6 @@ class Scorer(RewardModel):
     adapted: str = ""
     trained: str = ""
     level_sites: str = ""
-    graft: str = ""
-    skipped: tuple[str, ...] = ()
     network: nn.Module
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:

@@ -28,7 +28,7 @@ class Staged(RewardModel):
         self.needs = self.early.needs | self.final.needs
         if ("video" in self.early.needs) != ("video" in self.final.needs):
             raise ValueError(f"{self.name}: one scores videos and the other single frames; take two of one kind")
-        self.estimates, self.features_block = self.early.estimates, self.early.features_block
+        self.estimates = self.early.estimates
 
     @property
     def scores_estimates_apart(self) -> bool:
@@ -76,5 +76,5 @@ class Staged(RewardModel):
         return reward.differentiable(images, prompts, level)
 
     def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """The early reward's, where that reads latents or features."""
+        """The early reward's, where that reads latents."""
         return self.early.score_estimates(x, prompts, level)

@@ -49,7 +49,6 @@ class HFTowers(TwoTowers):
         r"|vision_model\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])"
     )
     trained = r"vision_model\..*|visual_projection\..*"
-    graft = "vision_model.embeddings.patch_embedding"
     level_sites = r"vision_model\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
 
     def __init__(self, network: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
@@ -103,7 +102,6 @@ class OpenClipTowers(TwoTowers):
 
     adapted = r"visual\.conv1|visual\.transformer\.resblocks\.\d+\.(attn\.in_proj|attn\.out_proj|mlp\.c_fc|mlp\.c_proj)"
     trained = r"visual\..*"
-    graft = "visual.conv1"
     level_sites = r"visual\.(conv1|transformer\.resblocks\.\d+\.ln_[12])"
 
     def __init__(self, network: nn.Module, tokenizer: Any, preprocess: Preprocess, *, batch_size: int = 32) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -88,7 +87,6 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         time = 1 - t / self.pipe.scheduler.config.num_train_timesteps
         mask = take(self._mask, at)
-        self._words = mask.sum(1).tolist()  # for `features`
         out = self._pass(x, time, take(self._text, at), mask)
         guided = self.guided_rows(step)
         if guided:
@@ -116,11 +114,6 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae)).to(vae.dtype)))
-
-    def picture(self, states: Any, x: Tensor) -> Tensor:
-        # The picture follows right after the text, whose length differs; states are those of the first pass.
-        n = math.prod(self.token_grid(x))
-        return torch.stack([row[k : k + n] for row, k in zip(states, self._words, strict=True)])
 
 
 class SearchLumina2Pipeline(SearchMixin, Lumina2Pipeline):

@@ -109,9 +109,6 @@ class StableDiffusion3Denoiser(PairedDenoiser):
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae))))
 
-    def picture(self, states: Any, x: Tensor) -> Tensor:
-        return super().picture(states[1], x)
-
 
 class SearchStableDiffusion3Pipeline(SearchMixin, StableDiffusion3Pipeline):
     """StableDiffusion3Pipeline whose call also takes `search=`, `reward=`, `budget=` and friends."""

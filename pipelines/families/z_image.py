@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
@@ -94,13 +92,6 @@ class ZImageDenoiser(PartlyGuidedDenoiser):
             return guided
         most, norm = torch.linalg.vector_norm(conditional) * self._limit, torch.linalg.vector_norm(guided)
         return torch.where(norm > most, guided * (most / norm), guided)
-
-    def token_grid(self, x: Tensor) -> tuple[int, int]:
-        return x.shape[-2] // 2, x.shape[-1] // 2
-
-    def picture(self, states: Any, x: Tensor) -> Tensor:
-        tokens: Tensor = states[: len(x), : math.prod(self.token_grid(x))]  # then come their padding and the text
-        return tokens
 
 
 class SearchZImagePipeline(SearchMixin, ZImagePipeline):

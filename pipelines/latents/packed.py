@@ -76,10 +76,3 @@ class PackedDenoiser(PipelineDenoiser):
         if self.guidance_scale is None or not self.net.config.guidance_embeds:
             return None
         return torch.full([1], self.guidance_scale, device=x.device, dtype=torch.float32).expand(len(x))
-
-    def picture(self, states: Any, x: Tensor) -> Tensor:
-        tokens: Tensor = states[1]
-        return tokens
-
-    def token_grid(self, x: Tensor) -> tuple[int, int]:
-        return self._tokens

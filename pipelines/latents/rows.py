@@ -23,11 +23,6 @@ def both(negative: Tensor, positive: Tensor, at: Tensor) -> Tensor:
     return torch.cat([take(negative, at), take(positive, at)])
 
 
-def spread(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (N, h * w, D), row by row, as a map (N, D, h, w)."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *size).contiguous()
-
-
 def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
     """One text for each of n prompts: of one for all, or of a list (its first n). ValueError for too short a list."""
     if value is None:

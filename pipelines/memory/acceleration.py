@@ -202,8 +202,6 @@ def compile_denoiser(
     dynamic: False compiles once per batch size, and `pipe._search_buckets = True` makes `SearchMixin.engine` fill
     batches up to a few sizes (ttsnap/profiling/buckets.py); True compiles for any size, and batches stay as they are.
     options: more arguments of torch.compile.
-
-    Hidden features cannot be read from a network that is compiled whole: it skips the hooks that capture them.
     """
     if mode in CUDA_GRAPHS:
         raise ValueError(f"mode {mode!r} reuses the memory of outputs; choose 'max-autotune-no-cudagraphs' or None")

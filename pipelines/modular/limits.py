@@ -19,8 +19,5 @@ class LimitedDenoiser(PipelineDenoiser):
     def use_drafter(self, spec: Any) -> None:
         raise ValueError("searches over modular pipelines have no drafts; leave draft out")
 
-    def capture(self, block: int) -> None:
-        raise ValueError("modular pipelines do not hand out hidden features; take a reward that sees pixels or latents")
-
     def check_differentiable(self, through: str) -> None:
         raise ValueError("the blocks of modular pipelines run without gradients; leave guide out")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,12 @@ from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
 
-from ttsnap.core.loading import load_object
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Json, check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 
-_HERE = KINDS["lora"]
 MOST_RANK, MOST_LEVELS = 4096, 1000
 """Of files: no adapter needs more, and every level has a copy of its own."""
 
@@ -64,8 +62,8 @@ class NoiseAware(RewardModel):
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
-        if KINDS.get(kind) != _HERE:
-            raise ValueError(f"kind is one of {', '.join(k for k in KINDS if KINDS[k] == _HERE)}, got {kind!r}")
+        if kind not in KINDS:
+            raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}")
         scorer = make_reward(base)
         if not isinstance(scorer, Scorer) or not (scorer.adapted and scorer.trained and scorer.level_sites):
             raise ValueError(
@@ -176,19 +174,11 @@ class NoiseAware(RewardModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
-    ) -> Any:
-        """Any student that `save_pretrained` wrote, on the base that it names, or on `base` where it is already.
+    ) -> Self:
+        """What `save_pretrained` wrote, on the base that it names, or on `base` where it is already.
         ValueError where the folder is damaged, or the base another one."""
         header = read_header(folder, KINDS)
         kind, path = str(header["kind"]), Path(str(folder))
-        where = KINDS[kind]
-        if where != _HERE:
-            options = {"base": base, "device": device, "dtype": dtype, "batch_size": batch_size}
-            try:
-                other = load_object(where)
-            except ImportError as error:
-                raise ValueError(f"cannot load this kind of reward: {error}") from error
-            return other.from_pretrained(path, **options)
         hints: dict[str, object] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
         try:
             settings = {name: check(name, header.get(name), hint) for name, hint in hints.items()}

@@ -55,8 +55,6 @@ def test_steps_and_levels(recording: Path) -> None:
     with pytest.raises(ValueError, match=r"level 0.6 was not recorded; these were: 1.000, 0.500"):
         frames.select(levels=[0.6])
     frames.require("latents", [0, 2, 4])
-    with pytest.raises(ValueError, match=r"holds no features; record into another folder with --features BLOCK"):
-        frames.require("features", [0])
     with pytest.raises(ValueError, match=r"lacks the pixels of prompt 0 \('prompt 0'\), seed 5, step 1, and 17 others"):
         frames.require("pixels", [1])
 

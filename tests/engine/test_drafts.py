@@ -193,15 +193,10 @@ def test_an_algorithm_that_drafts_undeclared_is_refused_without_a_drafter() -> N
         search(["a"], Sneaky(2), live)
 
 
-def test_kernels_that_draw_noise_and_rewards_on_features_are_refused() -> None:
+def test_kernels_that_draw_noise_are_refused() -> None:
     denoiser = made().denoiser
     with pytest.raises(ValueError, match="guesses where a deterministic sampler ends"):
         made(kernel=Sde(denoiser.path, denoiser.times))
-    reader = bright()
-    reader.estimates, reader.features_block = "features", 0
-    reader.score_estimates = reader.__call__
-    with pytest.raises(ValueError, match=r"features of the denoiser, which a draft lacks"):
-        made(rewards=[reader])
 
 
 def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:

@@ -1,4 +1,4 @@
-"""Rewards that read estimates as latents or hidden features: no decode is charged or made for those."""
+"""Rewards that read estimates as latents: no decode is charged or made for those."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from ttsnap.loop.search import fit
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.rewards.registry import make_reward
-from ttsnap.sampling.rng import seeded
 
 CALL = {**defaults(), "num_inference_steps": 6}
 PROMPTS = ["a red circle and a blue square", "three green crosses"]
@@ -34,8 +33,8 @@ class Peek:
     name = "peek"
     flops = 10.0
 
-    def __init__(self, estimates: str, features_block: int | None = None) -> None:
-        self.estimates, self.features_block = estimates, features_block
+    def __init__(self, estimates: str = "latents") -> None:
+        self.estimates = estimates
         self.shapes: list[tuple[int, ...]] = []
         self.calls = 0
 
@@ -57,15 +56,14 @@ def pipe() -> Any:
         return load()
 
 
-@pytest.mark.parametrize(("space", "block", "shape"), [("latents", None, (8, 8, 8)), ("features", 2, (192, 8, 8))])
-def test_no_decode_is_charged_or_made_for_estimates(pipe: Any, space: str, block: int | None, shape: Any) -> None:
-    reward = Peek(space, block)
+def test_no_decode_is_charged_or_made_for_estimates(pipe: Any) -> None:
+    reward = Peek()
     engine = pipe.engine(reward, batch_size=8, **CALL)
     events: list[Event] = []
     algorithm = make_algorithm("seed-pruning")
     results = search(PROMPTS, algorithm, engine, Budget(nfe=40), seed=3, on_event=events.append)
     finished = sum(r.spent.finished for r in results)
-    assert set(reward.shapes) == {shape}
+    assert set(reward.shapes) == {(8, 8, 8)}
     assert engine.stats["decodes"] == finished == reward.calls == sum(r.spent.cost.decodes for r in results)
     assert sum(r.spent.cost.reward_calls for r in results) == engine.stats["reward_calls"] > finished
     assert sum(r.spent.nfe for r in results) == engine.stats["nfe"]
@@ -74,7 +72,7 @@ def test_no_decode_is_charged_or_made_for_estimates(pipe: Any, space: str, block
 
 
 def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
-    engine = pipe.engine([Peek("latents"), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL)
+    engine = pipe.engine([Peek(), lambda images, prompts: images.mean((1, 2, 3))], batch_size=8, **CALL)
     results = search(PROMPTS, make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3)
     assert sum(r.spent.cost.decodes for r in results) * 2 == sum(r.spent.cost.reward_calls for r in results)
     assert engine.stats["decodes"] == sum(r.spent.cost.decodes for r in results)
@@ -89,7 +87,7 @@ def test_latents_are_the_estimates_that_would_be_decoded(pipe: Any) -> None:
             seen["image"].append(event.image)
             seen["latent"].append(event.kept["latent"])
 
-    engine = pipe.engine("scenes", batch_size=8, keep=["latents", "features"], features_block=1, **CALL)
+    engine = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL)
     search(PROMPTS[:1], make_algorithm("best-of-n", n=2), engine, Budget(nfe=20), seed=3)
     from ttsnap.algorithms.keep_all import KeepAll
 
@@ -99,41 +97,21 @@ def test_latents_are_the_estimates_that_would_be_decoded(pipe: Any) -> None:
     torch.testing.assert_close(decoded, torch.stack(seen["image"]), atol=1e-5, rtol=0)
 
 
-def test_features_are_the_conditional_half_of_the_block_and_leave_no_hook(pipe: Any) -> None:
-    denoiser = pipe.denoiser(**CALL)
-    denoiser.encode(PROMPTS)
-    x, step, cond = denoiser.init_latents([seeded(0), seeded(1)]), torch.tensor([0, 2]), torch.tensor([0, 1])
-    assert denoiser.predict(x, step, cond).features is None
-    denoiser.capture(1)
-    both = denoiser.predict(x, step, cond).features
-    assert both is not None
-    assert both.shape == (2, 192, 8, 8)
-    one = denoiser.predict(x[1:], step[1:], cond[1:]).features
-    torch.testing.assert_close(both[1:], one, atol=1e-4, rtol=1e-4)
-    denoiser.guidance_scale = 9.0  # guidance acts on the output alone
-    torch.testing.assert_close(denoiser.predict(x, step, cond).features, both)
-    assert not any(len(block._forward_hooks) for block in pipe.transformer.transformer_blocks)
-    with pytest.raises(ValueError, match="blocks 0 to"):
-        denoiser.capture(99)
+def test_unknown_spaces_are_refused(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="known are pixels and latents"):
+        pipe.engine(Peek("features"), **CALL)
+    with pytest.raises(ValueError, match="keep knows of latents, got"):
+        pipe.engine("scenes", keep=["features"], **CALL)
 
 
-def test_unknown_spaces_and_two_blocks_are_refused(pipe: Any) -> None:
-    with pytest.raises(ValueError, match="latents and features"):
-        pipe.engine(Peek("sound"), **CALL)
-    first, second = Peek("features", 0), Peek("features", 1)
-    second.name = "other"
-    with pytest.raises(ValueError, match="one block"):
-        pipe.engine([first, second], **CALL)
-
-
-def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_path: Path) -> None:
+def test_recordings_keep_latents_beside_the_images(pipe: Any, tmp_path: Path) -> None:
     import io
     import tarfile
 
     from ttsnap.recordings.folder import load_recording, read_images
 
-    engine = pipe.engine("scenes", batch_size=8, keep=["latents", "features"], features_block=2, **CALL)
-    options = RecordOptions(2, images=True, latents=True, features=2, steps=[1, 3, 6])
+    engine = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL)
+    options = RecordOptions(2, images=True, latents=True, steps=[1, 3, 6])
     record(engine, PROMPTS, tmp_path / "rec", options)
     tars = sorted((tmp_path / "rec" / "images").glob("*.tar"))
     names, shapes = [], {}
@@ -147,9 +125,9 @@ def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_p
                     array = np.load(io.BytesIO(file.read()), allow_pickle=False)
                     assert array.dtype == np.float16
                     shapes[entry.name.partition(".")[2]] = array.shape
-    assert shapes == {"latent.npy": (8, 8, 8), "features.npy": (192, 8, 8)}
-    # 2 prompts x 2 seeds x (2 estimates with image, latent, features; a finished one without features)
-    assert len(names) == 4 * (2 * 3 + 2)
+    assert shapes == {"latent.npy": (8, 8, 8)}
+    # 2 prompts x 2 seeds x 3 steps, each with image and latent
+    assert len(names) == 4 * 3 * 2
     assert len(list(read_images(tmp_path / "rec"))) == 4 * 3
     assert load_recording(tmp_path / "rec").seeds == 2
     with pytest.raises(ValueError, match="extras"):
@@ -158,9 +136,7 @@ def test_recordings_keep_latents_and_features_beside_the_images(pipe: Any, tmp_p
         record(engine, PROMPTS, tmp_path / "other", RecordOptions(2, latents=True))
 
 
-@pytest.mark.parametrize(
-    "early", ["brightness", Peek("latents"), Peek("features", 2)], ids=["pixels", "latents", "features"]
-)
+@pytest.mark.parametrize("early", ["brightness", Peek()], ids=["pixels", "latents"])
 def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
     staged = Staged(make_reward(early), make_reward("scenes"))
     engine = pipe.engine(staged, batch_size=8, **CALL)
@@ -175,12 +151,12 @@ def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
 
 def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:
     assert pipe.engine("scenes", **CALL).price.estimates == "decode"
-    assert pipe.engine(Peek("latents"), **CALL).price.estimates == "nothing"
+    assert pipe.engine(Peek(), **CALL).price.estimates == "nothing"
 
 
 def test_checks_without_a_decode_leave_more_to_seeds(pipe: Any) -> None:
     sizes = []
-    for reward in ("scenes", Peek("latents")):
+    for reward in ("scenes", Peek()):
         engine = pipe.engine(reward, **CALL)
         engine._price = replace(engine.price, flops=Rates(nfe=1.0, decodes=10.0))
         sizes.append(fit(SeedPruning(keep=(0.2,), steps=(2,)), engine, Budget(flops=400.0)).n)

@@ -182,8 +182,8 @@ def test_names_are_declared_once() -> None:
 
 
 def test_what_is_kept_beside_images_is_said_in_both_forms() -> None:
-    what = RecordOptions(2, images=True, latents=True, features=3)
-    assert (what.keep, what.extras) == (("latents", "features"), ("latents", "features:3"))
-    assert RecordOptions().extras == ()
-    with pytest.raises(ValueError, match=r"\['features:0'\] are kept beside images only.*--images"):
-        RecordOptions(features=0)
+    what = RecordOptions(2, images=True, latents=True)
+    assert what.keep == ("latents",)
+    assert RecordOptions().keep == ()
+    with pytest.raises(ValueError, match=r"\['latents'\] are kept beside images only.*--images"):
+        RecordOptions(latents=True)

@@ -120,22 +120,6 @@ def test_regions_are_compiled_where_diffusers_names_them(family: str) -> None:
     assert graphs() == first
 
 
-@pytest.mark.parametrize("regional", [True, False])
-def test_hidden_features_pass_through_compiled_blocks_but_not_through_a_compiled_network(regional: bool) -> None:
-    pipe = tiny.FAMILIES["flux"].build()
-    call = {**tiny.FAMILIES["flux"].call, "num_inference_steps": 1, "output_type": "latent"}
-    compile_denoiser(pipe, regional=regional, backend="eager")
-    pipe(prompt="a cat", **call)
-    before = graphs()
-    for _ in range(2):
-        states: list[Tensor] = []
-        hook = network(pipe).transformer_blocks[0].register_forward_hook(lambda _, __, out, s=states: s.append(out[1]))
-        pipe(prompt="a cat", **call)
-        hook.remove()
-        assert len(states) == int(regional)
-    assert graphs() == before
-
-
 def test_the_engine_is_told_to_fill_batches_up() -> None:
     pipe = tiny.sd3()
     assert not hasattr(pipe, "_search_buckets")

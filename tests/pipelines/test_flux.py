@@ -187,36 +187,6 @@ def test_embeddings_make_what_their_prompts_make(name: str, change: dict[str, An
     assert torch.equal(latents, by_stock(shared(name), None, "latent", given))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("guided", [False, True])
-def test_features_are_the_picture_tokens_of_the_conditional_pass(name: str, guided: bool) -> None:
-    on: dict[str, Any] = {"true_cfg_scale": 3.0, "negative_prompt": "bad"}
-    off: dict[str, Any] = {"true_cfg_scale": 1.0}
-    if name == "flux2_klein":
-        on, off = {"guidance_scale": 3.0}, {"guidance_scale": 1.0}
-    denoiser = upgrade(shared(name)).denoiser(**arguments(name, on if guided else off))
-    assert denoiser.passes_per_nfe == 1 + guided
-    plain = upgrade(shared(name)).denoiser(**arguments(name, off))
-    step, at = torch.tensor([0, 2, 1]), torch.tensor([1, 0, 0])
-    found = []
-    for each in (denoiser, plain):
-        each.capture(0)
-        with torch.no_grad():
-            each.encode(PROMPTS)
-            x = each.init_latents([generator(i) for i in range(3)])
-            found.append(each.predict(x, step, at).features)
-    (block,), states = plain._blocks()[:1], []
-    hook = block.register_forward_hook(lambda *call: states.append(call[2][1]))
-    with torch.no_grad():
-        plain.predict(x, step, at)
-    hook.remove()
-    rows, columns = (side // (2 * shared(name).vae_scale_factor) for side in (plain.height, plain.width))
-    assert rows != columns
-    expected = states[0].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-    assert torch.equal(found[0], expected)
-    assert torch.equal(found[1], expected)
-
-
 @pytest.mark.parametrize(
     ("name", "change"),
     [

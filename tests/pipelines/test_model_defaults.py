@@ -149,10 +149,6 @@ def brightest(images: Any, prompts: Any) -> Any:
     return images.mean((1, 2, 3))
 
 
-class Hidden:
-    name, estimates, tokens = "hidden", "features", 0
-
-
 class Judge:
     name, estimates, tokens = "judge", "pixels", 100
 
@@ -174,7 +170,6 @@ class Judge:
         (PRUNING, {"kernel": "ode"}, "scenes", {}, False),
         (PRUNING, {"kernel": "sde", "path": "vp"}, "scenes", {}, False),
         (PRUNING, {"guide": "dps:1"}, "scenes", {}, False),
-        (PRUNING, {}, ["scenes", Hidden()], {}, False),
         (PRUNING, {}, Judge(), {}, False),
         (PRUNING, {}, "judge:yes", {}, False),
         (PRUNING, {}, "brightness then judge:yes", {}, False),

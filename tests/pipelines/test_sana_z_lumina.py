@@ -332,34 +332,6 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(family: str, guid
 
 
 @pytest.mark.parametrize("family", CALLS)
-def test_features_are_the_picture_tokens_of_the_conditional_pass(family: str) -> None:
-    twin = upgrade(build(family))
-    guided, plain = (
-        twin.denoiser(**{**CALLS[family], "guidance_scale": g, "negative_prompt": "snow"}) for g in (3.0, 0.0)
-    )
-    for denoiser in (guided, plain):
-        denoiser.capture(0)
-        with torch.no_grad():
-            denoiser.encode(PROMPTS)
-    x = noise(guided, 3)
-    steps, at = [0, 2, 1], [0, 1, 1]
-    features = prediction(guided, x, steps, at).features
-    patch = 1 if family == "sana" else 2
-    assert features.shape[0] == 3
-    assert features.shape[2:] == (x.shape[2] // patch, x.shape[3] // patch)
-    for i in range(3):
-        assert relative(features[i : i + 1], prediction(plain, x[i : i + 1], [steps[i]], [at[i]]).features) < 1e-5
-    # They lie as the picture does: what changes in one corner of it shows most in that corner.
-    moved = x[:1].clone()
-    moved[..., :patch, -patch:] += 5
-    changed = (
-        prediction(plain, moved, steps[:1], at[:1]).features - prediction(plain, x[:1], steps[:1], at[:1]).features
-    )
-    where = changed.abs().sum(1)[0]
-    assert divmod(int(where.argmax()), where.shape[1]) == (0, where.shape[1] - 1)
-
-
-@pytest.mark.parametrize("family", CALLS)
 @pytest.mark.usefixtures("real_flops")
 def test_previews_are_decoded_by_the_scale_of_their_own_vae(family: str) -> None:
     twin = upgrade(build(family))

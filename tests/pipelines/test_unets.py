@@ -340,35 +340,7 @@ def test_previews_by_a_tiny_vae(name: str) -> None:
     assert denoiser.preview_flops() > 0
 
 
-# --- PixArt's features, FLOPs ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("change", [{}, {"guidance_scale": 1.0}], ids=str)
-def test_features_are_the_states_of_the_conditional_pass(change: dict[str, Any]) -> None:
-    pipe, call = shared("pixart_sigma"), arguments("pixart_sigma", change)
-    states: list[Tensor] = []
-    hook = pipe.transformer.transformer_blocks[1].register_forward_hook(lambda _, __, out: states.append(out))
-    by_stock(pipe, PROMPTS, "latent", call)
-    hook.remove()
-    expected = states[0][-len(PROMPTS) :]
-
-    denoiser = upgrade(pipe).denoiser(**call)
-    denoiser.capture(1)
-    with torch.no_grad():
-        denoiser.encode(PROMPTS)
-        x, at = denoiser.init_latents([generator(), generator()]), torch.arange(2)
-        features = denoiser.predict(x, torch.zeros(2, dtype=torch.long), at).features
-    assert features is not None
-    assert features.shape == (2, 24, 4, 6)
-    assert torch.equal(features.flatten(2).transpose(1, 2), expected)
-    with pytest.raises(ValueError, match="blocks 0 to 1, got 2"):
-        denoiser.capture(2)
-
-
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_unets_have_no_features(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot hand out hidden features"):
-        upgrade(shared(name)).denoiser(**arguments(name, {})).capture(0)
+# --- FLOPs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)

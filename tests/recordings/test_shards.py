@@ -37,12 +37,13 @@ def png(width: int) -> bytes:
     return file.getvalue()
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["latent", "features"])  # the latter by earlier versions
+def test_what_was_written_is_read(kept: str, tmp_path: Path) -> None:
     path = tmp_path / "unit-00000.tar"
     image = np.random.default_rng(0).random((3, 4, 5))
     with path.open("wb") as file:
         writer = ShardWriter(file)
-        writer.add(0, 7, 2, image, {"latent": np.zeros((2, 2, 2))})
+        writer.add(0, 7, 2, image, {kept: np.zeros((2, 2, 2))})
         writer.close()
     (found,) = read_shard(path, Shard.of(path))
     assert found[:3] == (0, 7, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.noise_aware.files import fingerprint
 from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding, fourier
-from ttsnap.reward_models.noise_aware.student import KINDS, NoiseAware
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.noise_aware.trained_copy import ProjectedAttention, share
 from ttsnap.reward_models.scorer import Scorer
 
@@ -367,6 +366,16 @@ def test_level_features_and_sites() -> None:
     assert torch.equal(network["conv"](x), plain)
 
 
+def test_heads_of_earlier_versions_are_told_what_became_of_them(base_of: Callable[..., Scorer], tmp_path: Path) -> None:
+    student(base_of("clip"), "lora").save_pretrained(tmp_path)
+    header = json.loads((tmp_path / "adapter.json").read_text())
+    (tmp_path / "adapter.json").write_text(json.dumps({**header, "kind": "head", "space": "features"}))
+    with pytest.raises(
+        ValueError, match="is of a head on 'features'; ttsnap no longer has heads, as they ranked worse"
+    ):
+        NoiseAware.from_pretrained(tmp_path, base=base_of("clip"))
+
+
 @pytest.mark.parametrize("level", [float("nan"), 999.0, torch.tensor([0.5, 2.0]), torch.zeros(3)])
 def test_levels_that_are_none_are_refused(level: Any, base_of: Callable[..., Scorer]) -> None:
     made = student(base_of("clip"), "lora")
@@ -522,24 +531,6 @@ def test_a_header_cannot_run_code(base_of: Callable[..., Scorer], tmp_path: Path
 def test_a_folder_is_needed(spec: str) -> None:
     with pytest.raises(ValueError, match=r"a noise-aware reward is a folder with adapter\.json, as noise-aware:FOLDER"):
         make_reward(spec)
-
-
-def test_other_kinds_are_loaded_by_their_classes(
-    base_of: Callable[..., Scorer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Other:
-        @classmethod
-        def from_pretrained(cls, folder: Path, **options: Any) -> Any:
-            return folder, options["batch_size"]
-
-    student(base_of("clip"), "lora").save_pretrained(tmp_path)
-    rewrite(tmp_path, kind="other")
-    monkeypatch.setitem(KINDS, "other", "nowhere:Other")
-    with pytest.raises(ValueError, match="cannot load this kind of reward: No module named 'nowhere'"):
-        NoiseAware.from_pretrained(tmp_path)
-    monkeypatch.setitem(sys.modules, "nowhere", type(sys)("nowhere"))
-    sys.modules["nowhere"].Other = Other  # type: ignore[attr-defined]
-    assert NoiseAware.from_pretrained(tmp_path, batch_size=5) == (tmp_path, 5)
 
 
 def test_a_failed_save_leaves_what_was_there(base_of: Callable[..., Scorer], tmp_path: Path) -> None:

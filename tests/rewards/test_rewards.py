@@ -115,7 +115,7 @@ class Bare:
 class Rich(Bare):
     """All that a user's class may have; `counted` says how often its FLOPs were asked for."""
 
-    name, estimates, features_block, example, device = "rich", "features", 3, "a red circle", "meta"
+    name, estimates, example, device = "rich", "latents", "a red circle", "meta"
     counted = 0
 
     @property
@@ -141,7 +141,7 @@ def test_a_bare_reward_gets_the_whole_interface() -> None:
     made = make_reward(mine)
     assert isinstance(made, AdaptedReward)
     assert made.given is mine
-    assert (made.name, made.estimates, made.features_block, made.flops) == ("bare", "pixels", None, 0.0)
+    assert (made.name, made.estimates, made.flops) == ("bare", "pixels", 0.0)
     assert (made.base, made.network, made.scores_estimates_apart) == (None, None, False)
     made.check(["anything"])
     assert made(IMAGES, ["a", "bc"]) == made.differentiable(IMAGES, ["a", "bc"]) == [1.0, 2.0]
@@ -157,7 +157,7 @@ def test_what_a_users_reward_has_takes_the_place_of_the_defaults() -> None:
     assert mine.counted == 0
     assert made.flops == made.flops == 5.0
     assert mine.counted == 1
-    assert (made.estimates, made.features_block, made.example) == ("features", 3, "a red circle")
+    assert (made.estimates, made.example) == ("latents", "a red circle")
     assert made.scores_estimates_apart
     assert made.score_estimates(IMAGES, [], None) == ["estimates"] * 2
     assert made.differentiable(IMAGES, [], None) == ["gradient"] * 2
@@ -176,7 +176,7 @@ def test_rewards_are_adapted_once() -> None:
 def test_unknown_spaces_are_refused() -> None:
     mine = Rich()
     mine.estimates = "sound"
-    with pytest.raises(ValueError, match="'rich' reads estimates as 'sound'; known are pixels, latents and features"):
+    with pytest.raises(ValueError, match="'rich' reads estimates as 'sound'; known are pixels and latents"):
         make_reward(mine)
 
 

@@ -13,15 +13,6 @@ from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
-class Peek:
-    """Reads the hidden features of a block."""
-
-    name, estimates, features_block = "peek", "features", 2
-
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
-        return images.mean((1, 2, 3))
-
-
 def lit(images: Any, prompts: Any) -> Any:
     return images.mean((1, 2, 3))
 
@@ -48,8 +39,6 @@ def test_defaults_are_those_of_a_denoiser_without_the_ability(plain: MixtureDeno
 def test_what_it_cannot_do_is_refused_before_a_search(plain: MixtureDenoiser) -> None:
     with pytest.raises(ValueError, match=r"MixtureDenoiser has no preview VAE; set pipe\.preview_vae"):
         LiveEngine(plain, [lit], EngineOptions(preview=True))
-    with pytest.raises(ValueError, match="MixtureDenoiser cannot hand out hidden features; use pixels or latents"):
-        LiveEngine(plain, [Peek()])
 
 
 def test_a_denoiser_must_define_what_every_search_needs() -> None:

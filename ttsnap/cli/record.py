@@ -94,7 +94,7 @@ def run(a: Namespace) -> int:
     from ttsnap.cluster.recipe import Recipe
     from ttsnap.recordings.folder import RECORDING, progress
 
-    options = EngineOptions(**values(batches), keep=what.keep, features_block=what.features)
+    options = EngineOptions(**values(batches), keep=what.keep)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
     recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, call)
     asked = Asked(recipe, common.canonical(prompts, a.model), Path(a.out), what)

@@ -114,7 +114,7 @@ class Engine(ABC):
     grid: Grid
     reward_names: tuple[str, ...]
     keep: tuple[str, ...] = ()
-    """What it hands to listeners of each scored row beside the image: "latents", "features"."""
+    """What it hands to listeners of each scored row beside the image: "latents"."""
     probed: Cost = Cost()
     """What it has spent before searches, on finding batch sizes and the like."""
     draft_calls: int = 0

@@ -48,7 +48,7 @@ class Event:
 
     kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
     batch ran; `nfe` evaluations), "score" (a particle was scored, an unfinished one by `look`, in so many
-    `reward_calls`; `picture` holds what was decoded, `kept` its latent and features where the engine keeps them),
+    `reward_calls`; `picture` holds what was decoded, `kept` its latent where the engine keeps it),
     "drop", "end" (a prompt is done).
     """
 

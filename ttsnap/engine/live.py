@@ -30,11 +30,11 @@ from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.intake import Intake
 from ttsnap.engine.looks import check_drafts
 from ttsnap.engine.network import Asking, Network
-from ttsnap.engine.outcomes import at_rest, kept_of, with_scores
+from ttsnap.engine.outcomes import at_rest, with_scores
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
-from ttsnap.engine.scoring import Scorer, block_to_capture
+from ttsnap.engine.scoring import Scorer
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.engine.trial_batches import seconds_of, sizes_for
@@ -82,14 +82,13 @@ class LiveEngine(Engine):
         self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
-        check_drafts(denoiser, self.kernel, self.rewards)
+        check_drafts(denoiser, self.kernel)
         self.scorer = Scorer(
             self.network.denoiser, self.rewards, self.grid, preview=options.preview, frames=options.frames
         )
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
-        block = block_to_capture(self.rewards, self.keep, options.features_block)
-        if block is not None:
-            self.network.denoiser.capture(block)
+        if set(self.keep) - {"latents"}:
+            raise ValueError(f"keep knows of latents, got {self.keep}")
         self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
         self._fair = options.fair
         self.scheduler: Scheduler[Row] = self._new_scheduler()
@@ -289,7 +288,7 @@ class LiveEngine(Engine):
         scored, n = self.executor.score(rows)
         batch, ended = rows[:n], by_job(rows[:n])
         pairs = zip(batch, scored.latents, strict=True)
-        kept = [kept_of(row, latent, self.keep) for row, latent in pairs] if self.keep else []
+        kept = [{"latent": latent} for _, latent in pairs] if self.keep else []
         return [with_scores(self._rest(job, [rows[i] for i in at]), scored, at, kept) for job, at in ended.items()], n
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:

@@ -17,7 +17,6 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Draft, Estimate, Look, Rollout
 from ttsnap.engine.store import Node, stacked
-from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Kernel, Ode, Prediction, Sde
 
@@ -178,17 +177,14 @@ def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> 
             look.arrive(Node(node.job, node.seed, point, latent))
 
 
-def check_drafts(denoiser: Denoiser, kernel: Kernel, rewards: Sequence[RewardModel]) -> None:
-    """ValueError where the denoiser has a drafter that is of no use with this kernel or these rewards."""
+def check_drafts(denoiser: Denoiser, kernel: Kernel) -> None:
+    """ValueError where the denoiser has a drafter that is of no use with this kernel."""
     if not denoiser.drafts:
         return
     if kernel.stochastic and not (isinstance(kernel, Sde) and kernel.begin < 1):
         raise ValueError("a draft guesses where a deterministic sampler ends, and this kernel draws noise from the "
                          "start, which leads to another image; leave draft out, take kernel ode, or let the noise "
                          "begin later: sde:square:3:0.7")  # fmt: skip
-    if readers := [reward.name for reward in rewards if reward.estimates == "features"]:
-        raise ValueError(f"{readers[0]} scores hidden features of the denoiser, which a draft lacks; leave draft out, "
-                         "or take a reward that sees pixels or latents")  # fmt: skip
 
 
 def look_run(look: Look, score: bool, stop: int, denoiser: Denoiser) -> LookRun:

@@ -40,12 +40,3 @@ def with_scores(outcome: Outcome, found: Scored, at: Sequence[int], kept: Sequen
         kept=[kept[i] for i in at] if kept else (),
         unspent=Cost(tokens=int(found.tokens_left[list(at)].sum())),
     )
-
-
-def kept_of(row: Row, latent: Tensor, keep: Sequence[str]) -> dict[str, Tensor]:
-    """What listeners get of one scored row, by the names in `keep`: its latent, and the hidden features of the
-    evaluation. A finished image has no features: no call was made there."""
-    kept = {"latent": latent} if "latents" in keep else {}
-    if "features" in keep and row.scored_node.features is not None:
-        kept["features"] = row.scored_node.features
-    return kept

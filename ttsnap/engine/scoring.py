@@ -150,33 +150,13 @@ class Scorer:
             for i, taken in zip(rows, self.shown.tokens(reward), strict=False):
                 tokens[i] = taken
         if ahead:
-            latents = reward.estimates == "latents"
-            x = of.latents[ahead] if latents else _features([of.batch[i] for i in ahead])
-            score(ahead, reward.score_estimates, x)
+            score(ahead, reward.score_estimates, of.latents[ahead])
         return scores, errors[0] if errors else None, tokens
 
 
 def shown_of(denoiser: Denoiser, frames: int) -> Shown:
     """What rewards are shown of what this denoiser makes; of a video, so many frames or all that there are."""
     return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), denoiser.edits)
-
-
-def block_to_capture(rewards: Sequence[RewardModel], keep: Sequence[str], block: int | None) -> int | None:
-    """The transformer block of the denoiser whose hidden features rewards read, or listeners get (`keep`, `block`).
-
-    None where nobody wants any. ValueError for names in `keep` other than latents and features, and where two want
-    different blocks.
-    """
-    if set(keep) - {"latents", "features"}:
-        raise ValueError(f"keep knows of latents and features, got {tuple(keep)}")
-    wanted = {r.features_block for r in rewards if r.estimates == "features"}
-    wanted |= {block} if "features" in keep or block is not None else set()
-    if not wanted:
-        return None
-    features_block, *others = sorted(wanted, key=str)
-    if others or features_block is None:
-        raise ValueError(f"features come from one block of the denoiser, got {[features_block, *others]}")
-    return features_block
 
 
 def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:
@@ -191,15 +171,6 @@ def _alike(images: Sequence[Tensor | None], rows: Sequence[int]) -> list[list[in
         if (image := images[i]) is not None:
             groups.setdefault(tuple(image.shape), []).append(i)
     return list(groups.values())
-
-
-def _features(rows: Sequence[Row]) -> Tensor:
-    """(n, D, h, w) of these n rows."""
-    found = [(row, row.scored_node.features) for row in rows]
-    for row, features in found:
-        if features is None:
-            raise RuntimeError(f"the denoiser captured no features for particle {row.uid} at step {row.stop}")
-    return torch.stack([features for _, features in found if features is not None])
 
 
 def _broken(latents: Tensor, images: list[Tensor | None]) -> BoolArray:

@@ -41,8 +41,6 @@ class Node:
     mixed_in: tuple[Mixed, ...] = ()
     prediction: Prediction | None = None
     """The evaluation of the denoiser here, None until it is made."""
-    features: Tensor | None = None
-    """Hidden states of that evaluation, where the denoiser hands them out."""
     gradient: Tensor | None = None
     """What a stepper that takes gradients computed here (stepper.py), None until it did. Under guidance: that of the
     rewards with respect to this latent. Of a finished particle that others ascend from: the direction in which to turn
@@ -80,8 +78,6 @@ class Node:
         """Keep one row of a batch's prediction."""
         estimate = None if batch.estimate is None else batch.estimate[row]
         self.prediction = Prediction(batch.out[row], batch.x0[row], estimate=estimate)
-        if batch.features is not None:
-            self.features = batch.features[row]
 
     def after_step(self, latent: Tensor, kernel_state: State) -> Node:
         """Where the step that follows one evaluation has brought this particle."""

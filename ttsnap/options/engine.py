@@ -49,13 +49,7 @@ class EngineOptions(BatchOptions):
     """All that an engine is told beside the denoiser, the rewards and the sampler."""
 
     keep: Sequence[str] = option(
-        (), 'what to hand to listeners beside the decoded estimates: "latents", "features", or both', written=None
-    )
-    features_block: int | None = option(
-        None,
-        "the transformer block of the denoiser whose hidden states the features are; rewards that read features name "
-        "their own",
-        written=None,
+        (), 'what to hand to listeners beside the decoded estimates: "latents", or nothing', written=None
     )
     padded: bool = option(
         False,

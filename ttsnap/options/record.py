@@ -14,7 +14,7 @@ from ttsnap.options.option import option
 class RecordOptions(Settings):
     """The settings of a recording beside its prompts and the sampler.
 
-    Raises ValueError for latents or features without images.
+    Raises ValueError for latents without images.
     """
 
     seeds: int = option(40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True)
@@ -37,11 +37,6 @@ class RecordOptions(Settings):
     )
     images: bool = option(False, "keep the decoded estimates, too, as tar files of PNGs", common=True)
     latents: bool = option(False, "with --images: keep each estimate's latent as well")
-    features: int | None = option(
-        None,
-        "with --images: keep the denoiser's hidden states after this transformer block as well (large)",
-        metavar="BLOCK",
-    )
     block: tuple[int, int] | None = option(
         None,
         "(prompts, seeds) of one unit of work, that is, of one search call",
@@ -51,13 +46,13 @@ class RecordOptions(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.extras and not self.images:
-            raise ValueError(f"{list(self.extras)} are kept beside images only; record with images, too (--images)")
+        if self.keep and not self.images:
+            raise ValueError(f"{list(self.keep)} are kept beside images only; record with images, too (--images)")
 
     @property
     def keep(self) -> tuple[str, ...]:
         """What the engine hands over beside the decoded estimates, as in EngineOptions."""
-        return ("latents",) * self.latents + ("features",) * (self.features is not None)
+        return ("latents",) * self.latents
 
     def looks_of(self, draft_calls: int) -> tuple[str, ...]:
         """Those that are recorded with an engine whose drafts take so many calls, 0 where it has no drafter."""
@@ -67,12 +62,7 @@ class RecordOptions(Settings):
 
     def noted(self) -> dict[str, Json]:
         """What recording.json says of it, by its keys there, as far as that does not depend on the model."""
-        return {"seeds": self.seeds, "first_seed": self.seed, "images": self.images, "extras": list(self.extras)}
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """The same as recordings note it: features with their block."""
-        return tuple(f"features:{self.features}" if kind == "features" else kind for kind in self.keep)
+        return {"seeds": self.seeds, "first_seed": self.seed, "images": self.images, "extras": list(self.keep)}
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class Header:
 
     Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
     grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
-    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", "features:BLOCK"), `evals`
-    the grid's where a step takes more than one evaluation, `looks` those beside estimates, as "draft:1@0", `info` what
-    else is known (model, call, versions), JSON-ready.
+    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", in earlier versions also
+    "features:BLOCK"), `evals` the grid's where a step takes more than one evaluation, `looks` those beside estimates,
+    as "draft:1@0", `info` what else is known (model, call, versions), JSON-ready.
 
     Raises ValueError for settings that do not fit together.
     """

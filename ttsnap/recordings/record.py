@@ -49,7 +49,7 @@ def record(
     """Denoise all seeds of every prompt with KeepAll on `engine`, and score on the way.
 
     options: which seeds and steps, and what is kept beside the scores (each field says what it does); the engine must
-    have been told to keep the same latents and features (EngineOptions). info: what else to note, JSON-ready (model,
+    have been told to keep the same latents (EngineOptions). info: what else to note, JSON-ready (model,
     call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
 
     Called again with the same arguments after an interruption (any exception, Ctrl-C, a kill) it goes on after the
@@ -90,7 +90,7 @@ def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, inf
         rewards=names,
         block=options.block or _block(len(prompts), options.seeds, engine.capacity),
         images=options.images,
-        extras=options.extras,
+        extras=options.keep,
         price=replace(engine.price, seconds=None, tokens=0),
         info={
             "versions": versions("torch", "diffusers"),
@@ -100,7 +100,7 @@ def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, inf
         },
     )
     if not set(options.keep) <= set(engine.keep):
-        raise ValueError(f"the engine does not keep {list(options.extras)}; make it with keep={sorted(options.keep)}")
+        raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
     every = KeepAll(steps=header.steps, looks=looks)
     return Described(header, engine.price.evaluations(dry_costs(every, engine)(1)))
 

@@ -1,6 +1,7 @@
 """Images of one unit of a recording as one tar of PNGs, named as webdataset names them.
 
-Beside an image may lie its latent and the denoiser's hidden features, as float16 .npy of the same name.
+Beside an image may lie its latent, as float16 .npy of the same name; earlier versions also kept hidden states of the
+denoiser there (features.npy).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class ShardWriter:
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, prompt: int, seed: int, step: int, image: Pixels, kept: Mapping[str, Pixels] | None = None) -> None:
-        """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent" and "features", each (C, h, w)."""
+        """image: (3, H, W) in [0, 1], an array or a tensor; kept: "latent", (C, h, w)."""
         name, file = f"{prompt:05d}-{seed}-{step:03d}", io.BytesIO()
         Image.fromarray(to_uint8(image)).save(file, format="PNG")
         self._write(f"{name}.png", file)

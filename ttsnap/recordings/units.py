@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -52,7 +52,6 @@ def _scores(
 ) -> FloatArray:
     """The scores of a unit; its images go to `shard`, where there is one."""
     first = header.first_seed + unit.seeds.start
-    singular = {"latent" if kind == "latents" else kind for kind in _kinds(header.extras)}
     prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
     column = {seen: i for i, seen in enumerate(header.seen)}
     looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
@@ -68,7 +67,7 @@ def _scores(
                                  "without images")  # fmt: skip
             if event.image.ndim > 3:
                 raise ValueError("recordings keep pictures of images, not videos; record without images")
-            kept = {name: value for name, value in event.kept.items() if name in singular}
+            kept = event.kept if "latents" in header.extras else {}
             shard.add(unit.prompts.start + event.job, first + event.uids[0], event.step, event.image, kept)
 
     algorithm = KeepAll(len(unit.seeds), header.steps, header.looks)
@@ -83,8 +82,3 @@ def _scores(
             raise ValueError(f"the reward {name!r} gave no score at all for {final.size} images: {why}")
     scores[:, :, [k for k in range(scores.shape[2]) if k not in header.steps]] = np.nan  # by looks, if by anything
     return np.concatenate([scores, looked], axis=2)
-
-
-def _kinds(extras: Sequence[str]) -> set[str]:
-    """latents, features."""
-    return {extra.partition(":")[0] for extra in extras}

@@ -223,8 +223,8 @@ def heavy(spec: Spec) -> bool:
 
 
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
-    """Whether rewards that a user gives may score drafts that nobody asked for: none reads hidden features, which a
-    draft lacks, or asks a model behind an API, where each of many drafts costs tokens. Nothing is loaded for it, as for
+    """Whether rewards that a user gives may score drafts that nobody asked for: none asks a
+    model behind an API, where each of many drafts costs tokens. Nothing is loaded for it, as for
     `heavy`. ValueError for an unknown one."""
     many = specs if isinstance(specs, list | tuple) else [specs]
     return all(map(_suits_drafts, many))
@@ -238,7 +238,7 @@ def _suits_drafts(spec: Spec) -> bool:
         if name == JUDGE or spec.startswith(("http://", "https://")):
             return name != JUDGE
         return _suits_drafts(_load(REWARDS.get(name, spec), spec))
-    return getattr(spec, "estimates", "pixels") != "features" and not getattr(spec, "tokens", 0)
+    return not getattr(spec, "tokens", 0)
 
 
 def _adapted(given: Any) -> RewardModel:

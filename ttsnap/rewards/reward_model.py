@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # those who only plan searches import this room, too, and hav
     import torch
     from torch import Tensor, nn
 
-SPACES = ("pixels", "latents", "features")
-"""What a reward may read of an unfinished x0 estimate: its image, itself, or the hidden states that made it."""
+SPACES = ("pixels", "latents")
+"""What a reward may read of an unfinished x0 estimate: its image, or itself."""
 NEEDS = ("source", "video")
 """What a reward may need beside images and prompts: the image that a prompt edits, or videos whole."""
 
@@ -35,8 +35,6 @@ class RewardModel(ABC):
     videos (N, T, 3, H, W); other rewards see single frames of a video (frames.py)."""
     estimates: str = "pixels"
     """What it reads of an unfinished x0 estimate, one of SPACES. Other than pixels, no estimate is decoded for it."""
-    features_block: int | None = None
-    """The denoiser's transformer block whose hidden states it reads, where `estimates` is "features"."""
     example: str = "a photo"
     """A prompt that it can read, for trial calls."""
     network: nn.Module | None = None
@@ -64,7 +62,7 @@ class RewardModel(ABC):
         """
 
     def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """As a call, of unfinished estimates in the space `estimates`: x (N, C, h, w) latents or hidden features."""
+        """As a call, of unfinished estimates in the space `estimates`: x (N, C, h, w) latents."""
         raise NotImplementedError(f"reward {self.name!r} reads {self.estimates}: it needs a method score_estimates")
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
@@ -105,7 +103,7 @@ class AdaptedReward(RewardModel):
 
     device: torch.device | str = "cpu"
     """Where it wants images of trial calls."""
-    _OPTIONAL = ("estimates", "features_block", "example", "device", "network", "base", "heavy",
+    _OPTIONAL = ("estimates", "example", "device", "network", "base", "heavy",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
     def __init__(self, given: Reward) -> None:

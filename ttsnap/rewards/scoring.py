@@ -18,7 +18,7 @@ SILENT = 8
 """So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
 fewer may be chance where a reward answers nan now and then."""
 Call = Callable[[Tensor, list[str], Tensor], Scores]
-"""(images, videos, latents or features (N, ...), N prompts, levels (N,)) -> N scores."""
+"""(images, videos or latents (N, ...), N prompts, levels (N,)) -> N scores."""
 
 
 def score_images(

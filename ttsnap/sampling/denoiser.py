@@ -169,12 +169,6 @@ class Denoiser(ABC):
         """
         raise ValueError(f"{type(self).__name__} evaluates rows of one call only; let each have a network of its own")
 
-    # --- hidden features ------------------------------------------------------------------------------------------
-
-    def capture(self, block: int) -> None:
-        """Let `predict` hand out the picture's hidden states after this transformer block; ValueError without one."""
-        raise ValueError(f"{type(self).__name__} cannot hand out hidden features; use pixels or latents")
-
     # --- estimates ------------------------------------------------------------------------------------------------
 
     def guide_estimates(self, scale: float) -> None:

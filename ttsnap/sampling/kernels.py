@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 class Prediction(NamedTuple):
     """One guided evaluation: `out` in the scheduler's own parametrisation, and the x0 estimate; both (N, ...).
 
-    features: (N, D, h, w) hidden states of the conditional pass, where the denoiser was asked to capture them.
     estimate: (N, ...) the x0 estimate at the guidance at which estimates are scored, where that is another one.
     """
 
     out: Tensor
     x0: Tensor
-    features: Tensor | None = None
     estimate: Tensor | None = None
 
 

@@ -18,7 +18,6 @@ from ttsnap.cluster.sharing import Sharing
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.network import Network
-from ttsnap.engine.scoring import block_to_capture
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
@@ -109,9 +108,9 @@ class OneDevice:
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
         rewards = [self.rewards[name] for name in configuration.rewards]
         how = {**values(configuration.sampler), **values(FAIR)}
-        block, drafts = block_to_capture(rewards, (), None), configuration.sampler.drafted_by(None).draft is not None
+        drafts = configuration.sampler.drafted_by(None).draft is not None
         alone = drafts or not self.pipe.shares_networks
-        network = None if alone else self._network(configuration, block)
+        network = None if alone else self._network(configuration)
         engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
         if engine.denoiser.frames is not None:
             raise ValueError("this model makes videos, and what is served here are images; use ttsnap generate")
@@ -120,11 +119,11 @@ class OneDevice:
         finally:
             engine.leave()
 
-    def _network(self, configuration: Configuration, block: int | None) -> Network:
-        """That of all engines which agree in this but for the steps. block: whose hidden features rewards read."""
+    def _network(self, configuration: Configuration) -> Network:
+        """That of all engines which agree in this but for the steps."""
         call = dict(configuration.call)
         size = tuple((name, value) for name, value in configuration.call if name != "num_inference_steps")
-        key = (size, configuration.sampler, block)
+        key = (size, configuration.sampler)
         network = self._networks.get(key)
         if network is None:
             network = self._networks[key] = Network(self.pipe.sampling_denoiser(configuration.sampler, **call))
