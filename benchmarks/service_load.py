@@ -36,11 +36,11 @@ import torch
 from openai import OpenAI
 from ttsnap.pipelines import defaults, load
 
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Offer
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
 PROMPTS = ("two green crosses", "a red circle", "three blue squares", "a yellow triangle above a red square")
@@ -49,12 +49,12 @@ GUIDANCE = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 """Configurations of a long run: more than the service keeps ready."""
 
 
-def server_of(limits: Limits) -> GenerationServer:
+def server_of(limits: ServiceLimits) -> GenerationServer:
     """A server for the embedded model, on any free port."""
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     rewards = {"scenes": make_rewards("scenes")[0]}
-    offer = Offer("embedded", defaults(), tuple(rewards))
+    offer = Offer("embedded", tuple(rewards), lambda _: defaults())
     return GenerationServer(
         OneDevice(pipe, rewards),
         offer,
@@ -213,7 +213,7 @@ def main() -> None:
         print(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
         return
     torch.set_num_threads(1)
-    with server_of(Limits(per_key=100, queue=100, active=64)) as server:
+    with server_of(ServiceLimits(per_key=100, queue=100, active=64)) as server:
         steady(server.url, 1, 2)  # the engine is made
         rows = [steady(server.url, clients, a.requests) for clients in (1, 4, 16, 50)]
     if a.json:

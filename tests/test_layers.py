@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": {"core"},
     "algorithms": {"core", "files"},
     "loop": {"core", "algorithms"},
+    "request": {"core", "files", "options", "algorithms", "loop"},
     "sampling": {"core", "files", "options"},
     "rewards": {"core"},
     "engine": {"core", "options", "sampling", "rewards", "profiling"},
@@ -43,11 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service": {
         *("core", "files", "options", "algorithms", "loop", "engine", "results", "pipelines", "reward_models"),
-        *("cluster", "rewards", "scenes"),
+        *("cluster", "rewards", "scenes", "request"),
     },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
-LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation", "bench")
+LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation", "bench", "request")
 """Rooms without torch: what decides, prices, records and simulates must run where there is none, and start at once."""
 FLAT = {"__init__", "__main__", "extras", "version"}
 """Modules that stand in no room; any room may import them."""

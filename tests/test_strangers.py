@@ -49,9 +49,8 @@ from ttsnap.cli import distill, generate, replay
 from ttsnap.cli.configs import refuse_nulls
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Seen, estimates
-from ttsnap.demo.asked import Limits, Offer
-from ttsnap.demo.folder import read_folder
-from ttsnap.demo.settings import render_settings, restored
+from ttsnap.demo.folder import read_folder, render_settings
+from ttsnap.demo.form import DemoLimits, restored
 from ttsnap.demo.traces import board_at
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
@@ -61,6 +60,7 @@ from ttsnap.recordings.folder import OpenRecording, load_recording, progress, re
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.journal import frame
 from ttsnap.recordings.replay import Recording
+from ttsnap.request.offer import Offer
 from ttsnap.results.videos import save_video
 from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
@@ -390,7 +390,8 @@ def read_upload(path: Path) -> None:
         found.kept(told)
     for picture in found.images:
         render_settings(picture.settings or {})
-        values, _ = restored(picture.settings or {}, Offer("embedded", True, ("scenes",)), Limits(), lambda model: {})
+        offer = Offer("embedded", ("scenes",), lambda model: {}, any_model=True)
+        values, _ = restored(picture.settings or {}, offer, DemoLimits())
         assert values.get("rewards", ["scenes"]) == ["scenes"]
         assert "model" not in values
 

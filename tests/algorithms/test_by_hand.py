@@ -12,8 +12,8 @@ from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, Wish
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.request.searches import OFFERED
 from ttsnap.sampling.kernels import Sde
-from ttsnap.service.algorithms import OFFERED
 
 
 def hand(when: Callable[[Event], Sequence[Wish]]) -> tuple[list[Wish], Callable[[Event], None]]:

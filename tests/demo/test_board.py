@@ -21,19 +21,20 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.asked import Asked, kernel_of
 from ttsnap.demo.board import MOST_LANES, Board
 from ttsnap.demo.board_html import render_board, short
 from ttsnap.demo.chart import render_chart, ticks
+from ttsnap.demo.folder import render_settings
 from ttsnap.demo.panels import View, render_stage
 from ttsnap.demo.pictures import thumbnail_uri
-from ttsnap.demo.settings import render_settings
+from ttsnap.demo.stream import why_unspent
 from ttsnap.demo.traces import board_at, parse_trace
-from ttsnap.demo.unspent import why_unspent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.offer import Asked
+from ttsnap.request.searches import OfferedSearch, kernel_for
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -183,8 +184,8 @@ def test_a_written_trace_replays_to_its_winner(written: Path) -> None:
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
-    names = "board board_html panels chart settings choices folder listeners unspent"
-    names += " pictures asked snippet traces models border stream"
+    names = "board board_html panels chart form folder listeners"
+    names += " pictures snippet traces worker guard stream"
     code = f"import sys\nfor n in {names.split()!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -278,7 +279,13 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
 
 def asked_for(algorithm: str, nfe: int) -> Asked:
     return Asked(
-        "p", "embedded", algorithm, ("reward",), Budget(nfe=nfe), 0, 1, {}, SamplerOptions(kernel_of(algorithm))
+        "p",
+        "embedded",
+        OfferedSearch(algorithm, algorithm),
+        ("reward",),
+        Budget(nfe=nfe),
+        0,
+        sampler=SamplerOptions(kernel_for(algorithm)),
     )
 
 

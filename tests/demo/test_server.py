@@ -25,15 +25,16 @@ from PIL import Image, PngImagePlugin
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.algorithms.by_hand import Wish
-from ttsnap.demo.asked import Limits, Offer, read, read_wish
-from ttsnap.demo.border import FORM, Border, held, uploaded
 from ttsnap.demo.folder import read_folder
+from ttsnap.demo.form import DemoLimits, read, read_wish
+from ttsnap.demo.guard import FORM, RequestGuard, held, uploaded
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
-from ttsnap.demo.models import Models
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
+from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
+from ttsnap.request.offer import Offer
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import sample_prompts
 
@@ -275,10 +276,11 @@ def test_large_bodies_are_refused(server: tuple[str, Path]) -> None:
 
 
 def middleware_of(server: tuple[str, Path]) -> Any:
-    """The border of the running server."""
+    """The guard of the running server."""
     import gc
 
-    return next(found for found in gc.get_objects() if isinstance(found, Border) and found.cache == server[1] / "cache")
+    guards = (found for found in gc.get_objects() if isinstance(found, RequestGuard))
+    return next(found for found in guards if found.cache == server[1] / "cache")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -300,19 +302,19 @@ def test_a_full_cache_takes_no_more(tmp_path: Path) -> None:
     async def send(message: Any) -> None:
         said.append(message.get("status", "body"))
 
-    border = Border(app, tmp_path, 100, 1000, Listeners(None, lambda session: None))
+    guard = RequestGuard(app, tmp_path, 100, 1000, Listeners(None, lambda session: None))
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
-    asyncio.run(border(scope, receive, send))
+    asyncio.run(guard(scope, receive, send))
     assert said == ["/gradio_api/upload"]
     (tmp_path / "full").write_bytes(b"x" * 101)
-    asyncio.run(border(scope, receive, send))
+    asyncio.run(guard(scope, receive, send))
     assert said[1:] == [507, "body"]
 
 
-def wait_for_uploads(border: Any) -> None:
+def wait_for_uploads(guard: Any) -> None:
     """Until the server has swept what uploads left, which it may do after it has answered; a minute at most."""
     until = time.monotonic() + 60
-    while border.uploads and time.monotonic() < until:
+    while guard.uploads and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -321,13 +323,13 @@ def test_the_quota_is_checked_while_an_upload_comes_in(
 ) -> None:
     """With many small files in one request, with several requests at once, and with what broken uploads leave."""
     address, root = server
-    border = middleware_of(server)
-    monkeypatch.setattr(border, "quota", held(root / "cache") + 3 * 2**20)
+    guard = middleware_of(server)
+    monkeypatch.setattr(guard, "quota", held(root / "cache") + 3 * 2**20)
     many = [("files", (f"{i}.json", bytes([i]) * 2**20)) for i in range(8)]
     with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
         assert httpx.post(f"{address}gradio_api/upload", files=many).status_code == 507
-    wait_for_uploads(border)
-    assert held(root / "cache") <= border.quota
+    wait_for_uploads(guard)
+    assert held(root / "cache") <= guard.quota
     assert not list((root / "cache").glob("tmp*"))
 
     def send(i: int) -> int:
@@ -339,12 +341,12 @@ def test_the_quota_is_checked_while_an_upload_comes_in(
 
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(send, range(8)))
-    wait_for_uploads(border)
-    assert held(root / "cache") <= border.quota
+    wait_for_uploads(guard)
+    assert held(root / "cache") <= guard.quota
     assert set(statuses) <= {200, 507}
     assert 507 in statuses
-    monkeypatch.setattr(border, "most", 1000)
-    monkeypatch.setattr(border, "quota", 2**40)
+    monkeypatch.setattr(guard, "most", 1000)
+    monkeypatch.setattr(guard, "quota", 2**40)
     assert httpx.post(f"{address}gradio_api/upload", files={"files": ("a.json", b" " * 5000)}).status_code == 413
 
 
@@ -451,8 +453,8 @@ def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path]
     trace = upload((written / "trace.json").read_bytes(), "../../trace.json")
     assert Path(trace["path"]).is_relative_to(server[1] / "cache")
     assert "tt-grid" in post(address, "draw_trace", [[trace], 0, 2])
-    assert "whole number" in post(address, "draw_trace", [[trace], 0, 10**9])
-    assert "whole number" in post(address, "draw_trace", [[trace], -1, 1])
+    assert "move must be from 0" in post(address, "draw_trace", [[trace], 0, 10**9])
+    assert "prompt must be from 0" in post(address, "draw_trace", [[trace], -1, 1])
     bad = upload(b'{"levels": [NaN], "results": [{}]}', "trace.json")
     assert "finite" in post(address, "open_files", [[bad]])
     picture = upload(next(written.glob("01-*.png")).read_bytes(), "x.png")
@@ -476,11 +478,11 @@ def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path]
 
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:
     """The iterator is closed, the thread ends, and the next visitor is served."""
-    models = Models(load, defaults, lambda prompt, name: prompt)
+    models = Models(load, lambda prompt, name: prompt)
     fields = {**FIELDS, "budget": "1600nfe", "steps": 20}
-    asked = read(fields, Offer("embedded", False, ("scenes",)), Limits(), defaults)
+    asked = read(fields, Offer("embedded", ("scenes",), defaults), DemoLimits())
     stop = threading.Event()
-    frames = stream(asked, models, Limits(), stop, tmp_path)
+    frames = stream(asked, models, DemoLimits(), stop, tmp_path)
     while "tt-grid" not in next(frames).stage:
         pass
     frames.close()
@@ -490,7 +492,7 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
         time.sleep(0.05)
     assert not models.lock.locked()
     begin = time.monotonic()
-    told = list(stream(asked, models, Limits(seconds=0.9), threading.Event(), tmp_path))
+    told = list(stream(asked, models, DemoLimits(seconds=0.9), threading.Event(), tmp_path))
     assert 3 <= len(told) <= 3 + (time.monotonic() - begin) / PERIOD  # throttled
     assert "0.9 seconds" in told[-1].status
     assert told[-1].files
@@ -499,14 +501,14 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
 def known(**changes: Any) -> tuple[Any, Models]:
     """What was asked for, and a server's models with a judge to whom every second image is right."""
     verdicts = itertools.cycle((True, False))
-    models = Models(load, defaults, lambda prompt, name: prompt, lambda prompt, name: lambda image: next(verdicts))
-    offer = Offer("embedded", False, ("scenes", "brightness"))
-    return read({**FIELDS, **changes}, offer, Limits(), defaults), models
+    models = Models(load, lambda prompt, name: prompt, lambda prompt, name: lambda image: next(verdicts))
+    offer = Offer("embedded", ("scenes", "brightness"), defaults)
+    return read({**FIELDS, **changes}, offer, DemoLimits()), models
 
 
 def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_path: Path) -> None:
     asked, models = known(budget="40nfe", steps=5, rewards=["brightness"])
-    frames = list(stream(asked, models, Limits(), threading.Event(), tmp_path, compare=True))
+    frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path, compare=True))
     stages = [frame.stage for frame in frames if "tt-two" in frame.stage]
     assert len(stages) == len(frames) - 1, "all but the one that waits for the device"
     for stage in stages:
@@ -519,13 +521,13 @@ def test_both_searches_of_a_comparison_are_there_at_once_and_spend_alike(tmp_pat
     assert all(0 < each < 60 for each in seconds)
     asked, models = known(budget="5s")
     with pytest.raises(ValueError, match="equal evaluations"):
-        next(stream(asked, models, Limits(), threading.Event(), tmp_path, compare=True))
+        next(stream(asked, models, DemoLimits(), threading.Event(), tmp_path, compare=True))
 
 
 def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
     asked, models = known(budget="1600nfe", steps=20)
     stop = threading.Event()
-    frames = stream(asked, models, Limits(), stop, tmp_path, compare=True)
+    frames = stream(asked, models, DemoLimits(), stop, tmp_path, compare=True)
     while "tt-grid" not in next(frames).stage:
         pass
     stop.set()
@@ -536,7 +538,7 @@ def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
 
 def test_other_seeds_are_tallied(tmp_path: Path) -> None:
     asked, models = known(budget="15nfe", steps=5, rewards=["brightness"])
-    pages = list(tally(asked, [7, 70, 700], models, Limits(), threading.Event()))
+    pages = list(tally(asked, [7, 70, 700], models, DemoLimits(), threading.Event()))
     assert [status for _, status in pages[1:]] == [*(f"{n} of 3 other seeds" for n in (1, 2, 3)),
                                                    "done: 3 of 3 other seeds"]  # fmt: skip
     counts = [int(n) for n in re.findall(r"<b class=\"tt-p-\w+\">(\d+)</b>", pages[-1][0])]
@@ -544,23 +546,23 @@ def test_other_seeds_are_tallied(tmp_path: Path) -> None:
     assert "Best-of-N <b>3</b> of 3" in pages[-1][0], "the judge sees best-of-N's image first"
     assert [f"from {first}" in pages[-1][0] for first in (7, 70, 700)] == [True] * 3
     stop = threading.Event()
-    pages_ = tally(asked, range(20), models, Limits(), stop)
+    pages_ = tally(asked, range(20), models, DemoLimits(), stop)
     next(pages_), next(pages_)
     stop.set()
     assert "stopped: " in list(pages_)[-1][1]
     assert not models.lock.locked()
-    late = list(tally(asked, range(20), models, Limits(seconds=0.01), threading.Event()))
+    late = list(tally(asked, range(20), models, DemoLimits(seconds=0.01), threading.Event()))
     assert "the most that this demo allows" in late[-1][1]
     with pytest.raises(ValueError, match="choose another"):
-        next(tally(known(algorithm="best-of-n")[0], [1], models, Limits(), threading.Event()))
+        next(tally(known(algorithm="best-of-n")[0], [1], models, DemoLimits(), threading.Event()))
 
 
 def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path) -> None:
     asked, models = known(budget="60nfe", steps=10, rewards=["brightness"])
     wishes: list[Wish] = []
-    for frame in stream(asked, models, Limits(), threading.Event(), tmp_path, wishes=wishes):
+    for frame in stream(asked, models, DemoLimits(), threading.Event(), tmp_path, wishes=wishes):
         if "tt-grid" in frame.stage and not wishes:
-            wishes += [read_wish("drop", "3", None, Limits()), read_wish("best", None, 2, Limits())]
+            wishes += [read_wish("drop", "3", None, DemoLimits()), read_wish("best", None, 2, DemoLimits())]
     trace = json.loads((tmp_path / "trace.json").read_text())
     noted = trace["settings"]["by_hand"]
     assert [verb for _, verb, *_ in noted["taken"]][-1] == "best"
@@ -575,20 +577,20 @@ def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path) -> None:
 )
 def test_bad_wishes_are_refused(candidate: Any) -> None:
     with pytest.raises(ValueError, match="name a candidate"):
-        read_wish("drop", candidate, None, Limits())
+        read_wish("drop", candidate, None, DemoLimits())
     with pytest.raises(ValueError, match="whole number from 1 to 8"):
-        read_wish("best", None, candidate, Limits())
+        read_wish("best", None, candidate, DemoLimits())
 
 
 def test_candidates_are_named_as_on_the_board() -> None:
-    assert read_wish("drop", " 12 ", None, Limits()) == Wish("drop", seed=12)
-    assert read_wish("finish", "12 ↳40", None, Limits()) == Wish("finish", 40)
-    assert read_wish("best", None, 3, Limits()) == Wish("best", number=3)
+    assert read_wish("drop", " 12 ", None, DemoLimits()) == Wish("drop", seed=12)
+    assert read_wish("finish", "12 ↳40", None, DemoLimits()) == Wish("finish", 40)
+    assert read_wish("best", None, 3, DemoLimits()) == Wish("best", number=3)
 
 
 def test_a_comparison_takes_no_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, models = known()
-    handlers = Handlers(Offer("embedded", False, ("scenes",)), Limits(), models, tmp_path)
+    handlers = Handlers(Offer("embedded", ("scenes",), defaults), DemoLimits(), models, tmp_path)
     request: Any = SimpleNamespace(session_hash="a")
     taken: list[bool] = []
 
@@ -621,7 +623,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeyp
     asked, models = known(prompt="a blue circle", picture=picture(), strength=0.5, steps=4, budget="12nfe")
     assert asked.sampler.draft is None
     assert "negative_prompt" not in asked.call, "which FLUX does not take; Stable Diffusion 3 fills it in"
-    frames = list(stream(asked, models, Limits(), threading.Event(), tmp_path))
+    frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1
     assert "tt-after" not in frames[1].stage
     last = frames[-1]
@@ -663,7 +665,7 @@ def test_what_is_no_picture_or_too_large_is_refused_before_it_is_decoded(kind: s
 
 @pytest.mark.parametrize("strength", [0, -1, 1.1, float("nan"), None, "0.5", True, [1]])
 def test_a_strength_out_of_range_is_refused(strength: Any) -> None:
-    with pytest.raises(ValueError, match="strength must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"strength must be .*(above 0 and at most 1|finite)"):
         known(picture=picture(), strength=strength)
 
 

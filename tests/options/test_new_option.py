@@ -16,7 +16,8 @@ from pathlib import Path
 from ttsnap.pipelines.arguments import Asked
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, build_parser, replay
-from ttsnap.demo.asked import Asked as Wanted
+from ttsnap.request.offer import Asked as Wanted
+from ttsnap.request.searches import OfferedSearch
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
@@ -46,7 +47,7 @@ with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored mus
     payload.checked({**found, "mirrored": "yes"}, "x.png")
 assert "mirrored" in outputs.SAMPLER
 
-wanted = Wanted("x", "embedded", "svdd", ("scenes",), Budget(nfe=9), 0, 1, {}, sampler)
+wanted = Wanted("x", "embedded", OfferedSearch("svdd", "svdd"), ("scenes",), Budget(nfe=9), 0, sampler=sampler)
 assert "    mirrored=True,\\n" in python_lines(wanted)
 again = build_parser().parse_args(shlex.split(command_line(wanted))[1:]).generate
 assert arguments.read(SamplerOptions, again) == sampler

@@ -11,12 +11,12 @@ from openai import OpenAI
 from ttsnap.pipelines import defaults, load
 
 from tests.shallow import shallow
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Offer
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
 REWARDS = ("scenes", "brightness")
@@ -32,7 +32,7 @@ def pipe() -> Any:
 
 @pytest.fixture(scope="session")
 def offer() -> Offer:
-    return Offer("embedded", defaults(), REWARDS)
+    return Offer("embedded", REWARDS, lambda _: defaults())
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +41,8 @@ def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]
     rewards = {name: make_rewards(name)[0] for name in REWARDS}
     with ExitStack() as stack:
 
-        def start(limits: Limits | None = None, keys: Keys | None = None) -> GenerationServer:
-            limits = limits or Limits(drain=0.1)
+        def start(limits: ServiceLimits | None = None, keys: Keys | None = None) -> GenerationServer:
+            limits = limits or ServiceLimits(drain=0.1)
             where = ("127.0.0.1", 0)
             server = GenerationServer(OneDevice(pipe, rewards), offer, limits, keys, where, lambda p: caption(parse(p)))
             return stack.enter_context(server)

@@ -22,11 +22,11 @@ from ttsnap.pipelines import defaults
 from tests.service.test_edits import PROMPT, editor, png
 from tests.service.test_service import until
 from ttsnap.files.pictured import Picture
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Offer
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
 __all__ = ["editor"]  # a fixture
@@ -35,9 +35,9 @@ HUGE = 8191
 
 @pytest.fixture(scope="module")
 def attacked(editor: Any) -> Iterator[GenerationServer]:
-    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
     engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
-    with GenerationServer(engines, offer, Limits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
         yield server
 
 
@@ -180,9 +180,9 @@ SLOW = {
 @pytest.fixture(scope="module")
 def strict(editor: Any) -> Iterator[GenerationServer]:
     """Has little patience and few places."""
-    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
     engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
-    limits = Limits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
+    limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ttsnap.service.server.IDLE", 1)
         server = GenerationServer(engines, offer, limits, Keys.of(KEY), ("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import yaml
 from openai import OpenAI
 
 from tests.service.test_service import PROMPT, picture
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import ServiceLimits
 
 ROOT = Path(__file__).parents[2]
 OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "steps": 4}
@@ -44,7 +44,7 @@ def test_serve_and_we_take_the_file_of_the_how_to() -> None:
     (application,) = file.applications
     assert application.import_path == "ttsnap.service.deployment:app"
     settings = Settings.model_validate(application.args)
-    assert (settings.limits, settings.max_replicas) == (Limits(nfe=2000, side=1024), 8)
+    assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
 
 
 @pytest.mark.slow

@@ -20,11 +20,11 @@ from tests.service.conftest import client_of
 from tests.shallow import shallow
 from ttsnap.files.pictured import Picture
 from ttsnap.options.model import ModelOptions
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Offer
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
 PROMPT = "two green crosses"
@@ -52,9 +52,9 @@ def editor() -> Any:
 
 @pytest.fixture(scope="module")
 def editing(editor: Any) -> Iterator[GenerationServer]:
-    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
     served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
-    limits = Limits(drain=0.1, side=64)
+    limits = ServiceLimits(drain=0.1, side=64)
     with GenerationServer(served, offer, limits, None, ("127.0.0.1", 0), lambda text: caption(parse(text))) as server:
         yield server
 
@@ -79,12 +79,12 @@ def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: 
 
 @pytest.mark.usefixtures("shallow_model")
 def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: Image.Image) -> None:
-    offer = Offer("embedded", {**defaults(), "num_inference_steps": 4}, ("brightness",), edits=True)
+    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
     here = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     model = ModelOptions(device="cpu", dtype="float32", task="image-to-image")
     served = ManyDevices(here, model, {"brightness": "brightness"}, lambda recipe: LocalPool(recipe, 2))
     where = ("127.0.0.1", 0)
-    with GenerationServer(served, offer, Limits(drain=0.1), None, where, lambda p: caption(parse(p))) as server:
+    with GenerationServer(served, offer, ServiceLimits(drain=0.1), None, where, lambda p: caption(parse(p))) as server:
         asked = {"image": ("drawn.png", png(drawn)), "prompt": PROMPT, "extra_body": OWN}
         client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
         told = [mine.images.edit(**asked).to_dict()["data"][0] for mine in (client, client_of(server))]

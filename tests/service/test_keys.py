@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import ANYBODY, Caller, Keys
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import RequestError, ServiceLimits
 
 SECRET = "a-long-secret-key-1"
 
@@ -45,5 +44,5 @@ def test_a_file_that_cannot_be_read_is_told_without_its_keys(tmp_path: Path, tex
 
 
 def test_limits_are_positive() -> None:
-    with pytest.raises(ValueError, match="queue = 0"):
-        Limits(queue=0)
+    with pytest.raises(ValueError, match="queue must be at least 1, got 0"):
+        ServiceLimits(queue=0)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.service.conftest import client_of
 from tests.service.test_service import metric, until
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import ServiceLimits
 
 
 def benchmark() -> ModuleType:
@@ -30,7 +30,7 @@ def test_two_hundred_requests_by_fifty_clients() -> None:
 
     load = benchmark()
     memory = psutil.Process().memory_info
-    with load.server_of(Limits(per_key=100, queue=100, active=32, drain=0.5)) as server:
+    with load.server_of(ServiceLimits(per_key=100, queue=100, active=32, drain=0.5)) as server:
         outcomes, found = load.rough(server.url)
         assert outcomes.total() == 200
         assert outcomes["done"] == len(found) > 50

@@ -16,11 +16,11 @@ from tests.service.conftest import REWARDS, client_of
 from tests.service.test_service import PROMPT, metric, until
 from ttsnap.cluster.sharing import Sharing
 from ttsnap.options.model import ModelOptions
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Offer
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
 OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "steps": 4}
@@ -37,7 +37,7 @@ def serving(pipe: Any, offer: Offer, pool: Any) -> GenerationServer:
 
 def server_of(engines: OneDevice | ManyDevices, offer: Offer) -> GenerationServer:
     where = ("127.0.0.1", 0)
-    return GenerationServer(engines, offer, Limits(drain=0.1, idle=1), None, where, lambda p: caption(parse(p)))
+    return GenerationServer(engines, offer, ServiceLimits(drain=0.1, idle=1), None, where, lambda p: caption(parse(p)))
 
 
 def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:

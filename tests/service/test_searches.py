@@ -25,14 +25,15 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.offer import Offer
+from ttsnap.request.searches import OFFERED, search_of, searches_of
 from ttsnap.rewards.registry import make_reward, make_rewards
 from ttsnap.scenes import caption, parse
-from ttsnap.service.algorithms import OFFERED, Isolated, search_of, searches_of
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.errors import RequestError
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import with_drafts
-from ttsnap.service.requests import Configuration, Generation, Offer, asked_of
+from ttsnap.service.requests import Configuration, Generation, asked_of
+from ttsnap.service.searches import Isolated
 from ttsnap.service.server import GenerationServer
 
 STEPS = 6
@@ -84,10 +85,12 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
-    offer = Offer("embedded", defaults(), tuple(rewards), searches, "embedded")
+    offer = Offer("embedded", tuple(rewards), lambda _: defaults(), searches, draft="embedded")
     Slow.go.clear()
     engines, where = Slow(pipe, rewards), ("127.0.0.1", 0)
-    with GenerationServer(engines, offer, Limits(drain=0.1), None, where, lambda p: caption(parse(p))) as running:
+    with GenerationServer(
+        engines, offer, ServiceLimits(drain=0.1), None, where, lambda p: caption(parse(p))
+    ) as running:
         yield running
 
 
@@ -122,11 +125,11 @@ def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any
 
 def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
-    offer, limits = Offer("embedded", defaults(), tuple(rewards)), Limits()
+    offer, limits = Offer("embedded", tuple(rewards), lambda _: defaults()), ServiceLimits()
 
     def draft(offer: Offer, **own: Any) -> Any:
         wanted = Generation.model_validate({"prompt": PROMPT, **own})
-        return asked_of(wanted, offer, limits).configuration.sampler.draft
+        return asked_of(wanted, offer, limits).sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
     assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"

@@ -21,12 +21,12 @@ from ttsnap.pipelines import defaults
 from tests.cluster.local import LocalPool
 from tests.service.test_service import PROMPT
 from ttsnap.options.model import ModelOptions
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.logs import Discreet
-from ttsnap.service.requests import Offer
 from ttsnap.service.server import GenerationServer
 
 ADDRESS = "http://user:secret@127.0.0.1:9/score?key=hidden"
@@ -62,8 +62,8 @@ class Patchy(Vault):
 @pytest.fixture
 def guarded(pipe: Any) -> Iterator[GenerationServer]:
     rewards: dict[str, Any] = {"vault-a": Patchy(), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
-    offer = Offer("embedded", defaults(), tuple(rewards))
-    with GenerationServer(OneDevice(pipe, rewards), offer, Limits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+    offer = Offer("embedded", tuple(rewards), lambda _: defaults())
+    with GenerationServer(OneDevice(pipe, rewards), offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
         yield server
 
 
@@ -118,8 +118,8 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
     engines = ManyDevices(
         OneDevice(pipe, rewards), ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1)
     )
-    offer = Offer("embedded", defaults(), tuple(rewards))
-    with GenerationServer(engines, offer, Limits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+    offer = Offer("embedded", tuple(rewards), lambda _: defaults())
+    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
         assert list(sent(server).json()["data"][0]["scores"]) == ["vault-a"]
         assert list(sent(server, reward=["vault-b", "vault-a"]).json()["data"][0]["scores"]) == ["vault-b", "vault-a"]
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from tests.service.conftest import client_of
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
 PROMPT = "two green crosses"
@@ -121,13 +121,13 @@ def test_a_stream_shows_estimates_and_ends_with_the_images(client: OpenAI) -> No
         ({"background": "transparent"}, "background", "opaque"),
         ({"style": "vivid"}, "style", "unknown parameter 'style'"),
         ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
-        ({"reward": "my_reward.py:score"}, "reward", "choose of scenes, brightness"),
-        ({"report": ["http://127.0.0.1:1"]}, "report", "choose of scenes, brightness"),
+        ({"reward": "my_reward.py:score"}, "reward", "choose one of scenes, brightness"),
+        ({"report": ["http://127.0.0.1:1"]}, "report", "choose one of scenes, brightness"),
         ({"budget": "many"}, "budget", "cannot read budget 'many'"),
         ({"budget": "1000images"}, "budget", "at most 4000 evaluations"),
         ({"budget": "9nfe", "quality": "low"}, "budget", "not both"),
         ({"steps": 101}, "steps", "at most 100 steps"),
-        ({"guidance_scale": 1e9}, "guidance_scale", "a number from"),
+        ({"guidance_scale": 1e9}, "guidance_scale", "must be from -1000 to 1000"),
         ({"seed": "1"}, "seed", "integer"),
         ({"partial_images": 1}, "partial_images", "stream"),
         ({"budget": "3nfe"}, "budget", "too small for one image"),
@@ -231,7 +231,7 @@ def test_a_large_request_does_not_keep_a_small_one_waiting(server: GenerationSer
 
 def test_limits_on_the_queue_and_on_each_key(serving: Callable[..., GenerationServer], tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"alice {'a' * 20}\nbob {'b' * 20} 2\n")
-    server = serving(Limits(active=1, queue=1, per_key=2, drain=0.1, seconds=60), Keys.read(tmp_path / "keys"))
+    server = serving(ServiceLimits(active=1, queue=1, per_key=2, drain=0.1, seconds=60), Keys.read(tmp_path / "keys"))
     alice, bob = client_of(server, "a" * 20), client_of(server, "b" * 20)
     large = {**LARGE, "stream": True, "partial_images": 1}
     url, headers = f"{server.url}/v1/images/generations", {"Authorization": f"Bearer {'a' * 20}"}
@@ -293,7 +293,7 @@ def test_a_search_ends_in_time_with_its_best_image(client: OpenAI) -> None:
 
 
 def test_a_server_that_is_told_to_stop_lets_searches_end(serving: Callable[..., GenerationServer]) -> None:
-    server = serving(Limits(active=1, drain=0.3))
+    server = serving(ServiceLimits(active=1, drain=0.3))
     client, url = client_of(server), f"{server.url}/v1/images/generations"
     with ThreadPoolExecutor() as pool:
         own = {name: value for name, value in LARGE.items() if name != "prompt"}

@@ -13,16 +13,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.service.test_service import PROMPT, metric, until
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Configuration, Offer
+from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.requests import Configuration
 from ttsnap.service.searches import Searches
 from ttsnap.service.server import GenerationServer
 
@@ -77,7 +79,7 @@ def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def serving(engines: OneDevice, offer: Offer, drain: float) -> Iterator[GenerationServer]:
-    limits, offer = Limits(drain=drain, per_key=99), Offer("embedded", offer.call, ("brightness",))
+    limits, offer = ServiceLimits(drain=drain, per_key=99), replace(offer, rewards=("brightness",))
     with GenerationServer(engines, offer, limits, None, ("127.0.0.1", 0)) as server:
         yield server
 

@@ -109,12 +109,10 @@ def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
             from ttsnap.demo.app import build
     except ImportError as error:
         raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
-    from ttsnap.demo.models import Models
-    from ttsnap.pipelines import defaults
+    from ttsnap.demo.worker import Models
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        defaults,
         lambda prompt, name: common.canonical([prompt], name)[0],
         judged,
     )
@@ -124,7 +122,7 @@ def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
 
 def judged(prompt: str, name: str) -> Any:
     """Says whether an image (3, H, W) is strictly right: known in the embedded world only, at its own size."""
-    from ttsnap.demo.models import nobody_knows
+    from ttsnap.demo.worker import nobody_knows
 
     if name not in PACKAGED:
         return nobody_knows(prompt, name)
@@ -142,8 +140,8 @@ def judged(prompt: str, name: str) -> Any:
 
 def offered(a: Namespace) -> Any:
     """What visitors may choose: the operator's word, and less where strangers can reach the page."""
-    from ttsnap.demo.asked import Offer
-    from ttsnap.pipelines import recommended
+    from ttsnap.pipelines import defaults, recommended
+    from ttsnap.request.offer import Offer
 
     model = a.model or EMBEDDED
     alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
@@ -154,13 +152,14 @@ def offered(a: Namespace) -> Any:
         rewards = embedded if model in PACKAGED else [*LEARNED, *CLOSED_FORMS]
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
-    return Offer(model, any_model, tuple(rewards), draft, drafts_first=draft is not None and draft == own)
+    first = draft is not None and draft == own
+    return Offer(model, tuple(rewards), defaults, draft=draft, drafts_first=first, any_model=any_model)
 
 
 def limited(a: Namespace) -> Any:
     """The limits. ValueError for those that allow nothing."""
-    from ttsnap.demo.asked import Limits
+    from ttsnap.demo.form import DemoLimits
 
     if min(a.max_budget, a.max_seconds, a.queue_size, a.max_size) < 1:
         raise ValueError("--max-budget, --max-seconds, --max-size and --queue-size must be at least 1")
-    return Limits(nfe=a.max_budget, seconds=a.max_seconds, side=a.max_size)
+    return DemoLimits(nfe=a.max_budget, seconds=a.max_seconds, side=a.max_size)

@@ -19,9 +19,9 @@ from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import AUTO
 
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are known to be right
+    from ttsnap.request.offer import Offer
     from ttsnap.service.engines import Engines
     from ttsnap.service.keys import Keys
-    from ttsnap.service.requests import Offer
     from ttsnap.service.server import GenerationServer
 
 HELP = "serve image generation over HTTP, as OpenAI's images API"
@@ -105,12 +105,12 @@ def run(a: Namespace) -> int:
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.pipelines import defaults
-    from ttsnap.service.algorithms import searches_of
-    from ttsnap.service.limits import Limits
+    from ttsnap.request.offer import Offer
+    from ttsnap.request.searches import searches_of
+    from ttsnap.service.limits import ServiceLimits
     from ttsnap.service.opening import canonical_of, model_called, offered, with_drafts
-    from ttsnap.service.requests import Offer
 
-    limits = Limits(
+    limits = ServiceLimits(
         nfe=a.max_budget,
         side=a.max_size,
         seconds=a.max_seconds,
@@ -122,7 +122,8 @@ def run(a: Namespace) -> int:
     keys = replace(Keys.chosen(a["keys"]), open_docs=a.open_docs)  # a.keys is the namespace's own method
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
-    offer = Offer(name, defaults(a.model), tuple(specs), searches, edits=a.task != TEXT)
+    known = defaults(a.model)
+    offer = Offer(name, tuple(specs), lambda _: known, searches, edits=a.task != TEXT)
     with engines(a, devices, specs) as made:
         offer = with_drafts(offer, a.draft, made.pipe, made.rewards)
         offer = replace(offer, true_cfg="true_cfg_scale" in made.pipe.call_arguments())

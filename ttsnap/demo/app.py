@@ -9,14 +9,14 @@ from typing import Any
 import gradio as gr
 
 from ttsnap.demo import theme
-from ttsnap.demo.asked import Limits, Offer
-from ttsnap.demo.border import Border
-from ttsnap.demo.choices import group_css
+from ttsnap.demo.form import DemoLimits, group_css
+from ttsnap.demo.guard import RequestGuard
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
-from ttsnap.demo.models import Models
 from ttsnap.demo.replaying import Replays
 from ttsnap.demo.tabs import html, replay_tab, search_tab
+from ttsnap.demo.worker import Models
+from ttsnap.request.offer import Offer
 
 QUOTA = 512 * 2**20
 """Bytes of uploads and downloads that are kept at a time."""
@@ -24,7 +24,7 @@ AT_ONCE = 4
 """One upload may bring as many files of the largest size."""
 
 
-def build(offer: Offer, limits: Limits, models: Models, root: Path, queue_size: int) -> tuple[gr.Blocks, Listeners]:
+def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> tuple[gr.Blocks, Listeners]:
     """The page, and who listens to it. `root` is this server's own folder, emptied by whoever made it."""
     handlers = Handlers(offer, limits, models, root)
     page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
@@ -42,14 +42,14 @@ def build(offer: Offer, limits: Limits, models: Models, root: Path, queue_size: 
 
 
 def serve(
-    page: gr.Blocks, listeners: Listeners, limits: Limits, root: Path, *, host: str, port: int | None, share: bool,
+    page: gr.Blocks, listeners: Listeners, limits: DemoLimits, root: Path, *, host: str, port: int | None, share: bool,
     browser: bool = False, wait: bool = True,
 ) -> Any:  # fmt: skip
     """Start the server; with `wait` until it is interrupted. Returns what gradio's launch returns."""
     from starlette.middleware import Middleware
 
     most = AT_ONCE * limits.upload
-    border = Middleware(Border, cache=root / "cache", quota=QUOTA, most=most, listeners=listeners)
+    border = Middleware(RequestGuard, cache=root / "cache", quota=QUOTA, most=most, listeners=listeners)
     return page.launch(
         server_name=host,
         server_port=port,

@@ -7,26 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ttsnap.algorithms import ALGORITHMS
 from ttsnap.demo.pictures import FULL, LARGE, shrunk_uri
 from ttsnap.demo.traces import Told, Trace, parse_trace
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
+from ttsnap.options.call import CALL
 from ttsnap.results import payload
 from ttsnap.results.sheet import LOOKS
 
 MOST_FILES, MOST_ENTRIES, MOST_UNPACKED, MOST_PIXELS = 64, 256, 64 * 2**20, 2**24
 MOST_LOOKS, MOST_SIDE = 1000, 256
 PNG, ZIP = b"\x89PNG", b"PK"
+TITLES = {name: argument.title for name, argument in CALL.items() if argument.title}
+KERNELS = {"pipeline": "the model's own sampler", "sde": "adds noise at every step (sde)"}
+BRANCHED = "a branch: the seed alone does not make it again, the search does"
+IGNORED = {"max_sequence_length"}
 
 
 @dataclass(frozen=True)
-class Picture:
+class UploadedPicture:
     """A PNG as a data URI, and the settings that it carries: checked; None for a contact sheet or a foreign picture.
 
     looks: the pictures on a contact sheet, by candidate and step.
@@ -43,20 +50,20 @@ class Folder:
     """What was uploaded: a trace where there is one, and pictures by file name."""
 
     trace: Trace | None
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, UploadedPicture]
 
-    def kept(self, told: Told) -> dict[int, Picture]:
+    def kept(self, told: Told) -> dict[int, UploadedPicture]:
         """The pictures of the images that a search returned, by uid, best first; those that were not uploaded lack."""
         return {uid: self.pictures[name] for uid, name in told.images.items() if name in self.pictures}
 
-    def sheet(self, which: int) -> Picture | None:
+    def sheet(self, which: int) -> UploadedPicture | None:
         """The contact sheet of the prompt of this number; None where it was not uploaded."""
         many = self.trace is not None and len(self.trace.results) > 1
         sheets = [p for p in self.pictures.values() if p.settings is None and p.name.endswith("sheet.png")]
         return next((p for p in sheets if not many or p.name.startswith(f"{which:03d}-")), None)
 
     @property
-    def images(self) -> list[Picture]:
+    def images(self) -> list[UploadedPicture]:
         """Images of ttsnap."""
         return [p for p in self.pictures.values() if p.settings is not None]
 
@@ -94,12 +101,12 @@ def picture_settings(data: bytes, name: str) -> dict[str, Any]:
     return payload.checked(files.parse_json(text, f"the ttsnap metadata of {name}"), name)
 
 
-def _picture(name: str, data: bytes) -> Picture:
+def _picture(name: str, data: bytes) -> UploadedPicture:
     texts = texts_in(data, name)
     settings = picture_settings(data, name) if "ttsnap" in texts else None
     pixels = files.picture_pixels(data, name, most=MOST_PIXELS)
     looks = _looks(texts[LOOKS], pixels, name) if LOOKS in texts else {}
-    return Picture(name, shrunk_uri(pixels, LARGE if settings else FULL), settings, looks)
+    return UploadedPicture(name, shrunk_uri(pixels, LARGE if settings else FULL), settings, looks)
 
 
 def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, int], str]:
@@ -122,3 +129,32 @@ def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, i
 
 def _wanted(name: str) -> bool:
     return name == "trace.json" or name.endswith(".png")
+
+
+def render_settings(payload: Mapping[str, Any]) -> str:
+    """A table of the settings of a picture, whose payload `checked` let pass. All text in it is escaped."""
+    call, search = payload["call"], payload["search"]
+    known = ALGORITHMS.get(str(search["algorithm"]))
+    rows: list[tuple[str, Any]] = [("Prompt", payload["prompt"])]
+    rows += [(title, call[name]) for name, title in TITLES.items() if call.get(name) not in (None, "")]
+    rows += [("Seed", payload["seed"]), ("Made as", BRANCHED if payload.get("branched") else None)]
+    rows += [("Algorithm", known.title if known else search["algorithm"])]
+    rows += [(f"Option {name}", value) for name, value in search.get("options", {}).items()]
+    rows += [
+        ("Budget", search["budget"]),
+        ("Evaluations spent", search.get("nfe")),
+        ("Seeds tried", search.get("seeds")),
+    ]
+    scores = {**search.get("scores", {}), **search.get("metrics", {})}
+    rows += [(f"Score by {name}", value if value is None else f"{value:.4g}") for name, value in scores.items()]
+    rows += [("Rank", search.get("rank")), ("Sampler", KERNELS.get(payload["kernel"], payload["kernel"]))]
+    rows += [("Model", payload["model"]), ("LoRA", payload.get("lora"))]
+    rows += [("Draft", payload.get("draft")), ("Made by", f"ttsnap {payload['ttsnap']}")]
+    rest = [(name, value) for name, value in call.items() if name not in TITLES and name not in IGNORED]
+    rows += [(name.replace("_", " ").capitalize(), value) for name, value in rest]
+    cells = "".join(
+        f"<tr><th>{escape(str(name)[:80])}</th><td>{escape(str(value)[:400])}</td></tr>"
+        for name, value in rows[:80]
+        if value is not None
+    )
+    return f'<table class="tt-settings">{cells}</table>'

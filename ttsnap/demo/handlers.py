@@ -17,18 +17,17 @@ from typing import Any
 import gradio as gr
 
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
-from ttsnap.demo import asked as forms
-from ttsnap.demo.asked import Limits, Offer
-from ttsnap.demo.border import uploaded
+from ttsnap.demo import form
 from ttsnap.demo.folder import picture_settings
+from ttsnap.demo.guard import uploaded
 from ttsnap.demo.listeners import Listeners
-from ttsnap.demo.models import Models
 from ttsnap.demo.panels import render_plain
-from ttsnap.demo.settings import restored
 from ttsnap.demo.stream import Frame, stream
 from ttsnap.demo.tally import PAIRS, tally
+from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.options.model import PACKAGED
+from ttsnap.request.offer import Asked, Offer
 
 logger = logging.getLogger(__name__)
 FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
@@ -53,7 +52,7 @@ class Handlers:
     """
 
     offer: Offer
-    limits: Limits
+    limits: form.DemoLimits
     models: Models
     root: Path
     stops: dict[str, set[threading.Event]] = field(default_factory=dict)
@@ -119,7 +118,7 @@ class Handlers:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
 
-    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> forms.Asked:
+    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> Asked:
         """What was asked for. ValueError for what is not allowed, and where nobody listens any more."""
         if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
             raise ValueError(UNHEARD)
@@ -127,7 +126,7 @@ class Handlers:
         if (name := fields["picture"]) is not None:
             path = uploaded({"path": str(name)}, self.cache)
             fields["picture"] = path and files.read_bytes(path, self.limits.upload, "picture")
-        return forms.read(fields, self.offer, self.limits, self.models.defaults)
+        return form.read(fields, self.offer, self.limits)
 
     @contextmanager
     def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
@@ -166,7 +165,7 @@ class Handlers:
 
     def _wish(self, request: gr.Request, verb: str, candidate: Any = None, number: Any = None) -> None:
         try:
-            wish = forms.read_wish(verb, candidate, number, self.limits)
+            wish = form.read_wish(verb, candidate, number, self.limits)
             wishes = self.wishes.get(str(request.session_hash))
             if wishes is None:
                 raise ValueError("no search of yours is running; press Search first")
@@ -188,7 +187,7 @@ class Handlers:
 
     def budget_hint(self, text: Any, steps: Any) -> str:
         """The line below the budget."""
-        return f'<div class="tt-hint">{escape(forms.budget_words(text, steps, self.limits)[:300])}</div>'
+        return f'<div class="tt-hint">{escape(form.budget_words(text, steps, self.limits)[:300])}</div>'
 
     def restore(self, payload: Any) -> tuple[Any, ...]:
         """A picture was dropped on the page: its settings as values of RESTORED, and a line on what was taken over."""
@@ -202,7 +201,7 @@ class Handlers:
 
     def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         """Values of RESTORED from a picture's settings, and a line on them."""
-        accepted, left = restored(settings, self.offer, self.limits, self.models.defaults)
+        accepted, left = form.restored(settings, self.offer, self.limits)
         line = "Settings restored; search again to repeat or change them."
         if left:
             line = f"Settings restored but for: {'; '.join(left)}"

@@ -10,13 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from ttsnap.demo import asked as forms
 from ttsnap.demo.board_html import render_board
-from ttsnap.demo.border import uploaded
-from ttsnap.demo.folder import Folder, Picture, read_folder
+from ttsnap.demo.folder import Folder, UploadedPicture, read_folder, render_settings
+from ttsnap.demo.guard import uploaded
 from ttsnap.demo.handlers import RESTORED, Handlers, refusal
-from ttsnap.demo.settings import render_settings
 from ttsnap.demo.traces import board_at
+from ttsnap.request.limits import whole
 
 FRAMES = 60
 """The most pictures of a replay that plays by itself."""
@@ -62,7 +61,7 @@ class Replays:
         """The board after so many moves."""
         try:
             folder, which, moves = self._known(payload, which)
-            return render_folder(folder, which, forms.whole("move", move, 0, max(2, moves)))
+            return render_folder(folder, which, whole("move", move, 0, max(2, moves)))
         except ValueError as error:
             raise refusal(error, NONE) from None
 
@@ -99,7 +98,7 @@ class Replays:
         folder = self._folder(payload)
         if folder is None or folder.trace is None:
             raise ValueError("upload a trace.json, or the folder that holds it as a zip, first")
-        which = forms.whole("prompt", which or 0, 0, len(folder.trace.results) - 1)
+        which = whole("prompt", which or 0, 0, len(folder.trace.results) - 1)
         return folder, which, len(folder.trace.results[which].moves)
 
 
@@ -129,7 +128,7 @@ def render_folder(folder: Folder, which: int, move: int) -> str:
     return f'<div class="tt-stage tt-past">{head}{shelf}{drawn}{sheets if board.over else ""}</div>'
 
 
-def _picture(picture: Picture, text: str, kind: str) -> str:
+def _picture(picture: UploadedPicture, text: str, kind: str) -> str:
     words = escape(text[:120])
     image = f'<img src="{picture.uri}" alt="{words}" tabindex="0" decoding="sync">'
     return f'<figure class="{kind}">{image}<figcaption>{words}</figcaption></figure>'

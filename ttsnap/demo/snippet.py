@@ -6,10 +6,11 @@ import json
 import shlex
 from typing import Any
 
-from ttsnap.demo.asked import Asked, drafts
+from ttsnap.demo.form import drafts, task_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, changed, options_of, values
 from ttsnap.options.sampler import NONE
+from ttsnap.request.offer import Asked
 
 PICTURE = "picture.png"
 """What the visitor's picture is called in these lines."""
@@ -18,28 +19,29 @@ PICTURE = "picture.png"
 def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
     """Lines that run this search and save its winner; `budget` as counted on the grid."""
     arguments: dict[str, Any] = {
-        "search": asked.algorithm,
+        "search": asked.search.label,
         "reward": asked.rewards[0] if len(asked.rewards) == 1 else list(asked.rewards),
         "budget": budget or str(asked.budget),
         **{option.name: value for option, value in _changed(asked)},
         "seed": asked.seed,
         **({"num_images_per_prompt": asked.keep} if asked.keep > 1 else {}),
-        **asked.call,
+        **{name: value for name, value in asked.call.items() if name != "image"},
     }
+    task = task_of(asked)
     lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
     model = "" if asked.model == "embedded" else repr(asked.model)
     plain = device == "cpu" and dtype == "float32"
     head = "" if plain else "import torch\n"
     options = ", ".join(part for part in (model, "" if plain else f"dtype=torch.{dtype}") if part)
     place = "" if device == "cpu" else f".to({device!r})"
-    if asked.picture is not None:
+    if task is not None:
         head += "from diffusers.utils import load_image\n"
-        options = ", ".join(part for part in (options, f"task={asked.task!r}") if part)
+        options = ", ".join(part for part in (options, f"task={task!r}") if part)
         lines += f"    image=load_image({PICTURE!r}),\n"
     return (
         f"{head}from ttsnap.pipelines import load\n\n"
         f"pipe = load({options}){place}\n"
-        f"out = pipe(\n    {'' if asked.picture is None else 'prompt='}{asked.prompt!r},\n{lines})\n"
+        f"out = pipe(\n    {'' if task is None else 'prompt='}{asked.prompt!r},\n{lines})\n"
         f'out.images[0].save("best.png")\n'
         f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
     )
@@ -49,10 +51,10 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
     """The same search by `ttsnap generate`."""
     options: dict[str, Any] = {
         "--model": None if asked.model == "embedded" else asked.model,
-        "--task": asked.task,
-        "--image": None if asked.picture is None else PICTURE,
+        "--task": task_of(asked),
+        "--image": PICTURE if "image" in asked.call else None,
         "--strength": asked.call.get("strength"),
-        "--algorithm": asked.algorithm,
+        "--algorithm": asked.search.label,
         **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
         "--reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
         "--budget": budget or str(asked.budget),
@@ -70,6 +72,6 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
 def _changed(asked: Asked) -> list[tuple[Option, Any]]:
     """Options of the sampler that are not at their defaults, with their values."""
     names, given = changed(asked.sampler), values(asked.sampler)
-    if given["draft"] is None and not drafts(asked.algorithm):  # then there is none to leave out
+    if given["draft"] is None and not drafts(asked.search.label):  # then there is none to leave out
         names.remove("draft")
     return [(option, given[option.name]) for option in options_of(type(asked.sampler)) if option.name in names]

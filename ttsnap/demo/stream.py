@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,22 +11,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.by_hand import State, Wish
+from ttsnap.algorithms.options import options_of
+from ttsnap.core.grid import Grid
 from ttsnap.core.results import Result
+from ttsnap.core.spent import Spent
 from ttsnap.demo import snippet
-from ttsnap.demo.asked import BASELINE, Asked, Limits, title_of
 from ttsnap.demo.board_html import short
-from ttsnap.demo.models import Models
+from ttsnap.demo.form import BASELINE, DemoLimits, baseline, task_of, title_of
 from ttsnap.demo.panels import render_plain, render_stage
 from ttsnap.demo.pictures import full_uri, large_uri
-from ttsnap.demo.unspent import why_unspent
-from ttsnap.demo.worker import Found, Scored, Search, Worker
+from ttsnap.demo.worker import LiveSearches, Models, RunningSearch, ScoredEvent, SearchEnd
 from ttsnap.files.pictured import digests
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import fit
+from ttsnap.loop.search import search as search_dry
+from ttsnap.request.offer import Asked
 from ttsnap.results import outputs
 from ttsnap.version import __version__
 
 PERIOD = 0.3
 """Seconds between two looks at the board."""
+UNSPENT = 0.1
+"""Less than this share of a budget left over needs no explanation."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Frame:
 def stream(
     asked: Asked,
     models: Models,
-    limits: Limits,
+    limits: DemoLimits,
     stop: threading.Event,
     folder: Path,
     *,
@@ -60,10 +70,9 @@ def stream(
     if compare:
         check_comparable(asked)
     asked = replace(asked, prompt=models.canonical(asked.prompt, asked.model))
-    worker = Worker(
-        [asked.baseline(), asked] if compare else [asked], models, limits, stop, None if compare else wishes
-    )
-    searches: list[Search] = []
+    both, heard = ([baseline(asked), asked], None) if compare else ([asked], wishes)
+    worker = LiveSearches(both, models, limits, stop, heard)
+    searches: list[RunningSearch] = []
     results: dict[int, Result] = {}
     busy = models.lock.locked()
     worker.start()
@@ -74,12 +83,12 @@ def stream(
             for item in news:
                 if isinstance(item, Exception):
                     raise item
-                if isinstance(item, Search):
+                if isinstance(item, RunningSearch):
                     searches.append(item)
-                elif isinstance(item, Scored):
+                elif isinstance(item, ScoredEvent):
                     board = searches[item.place].view.board
                     board.listen(item.event, item.picture, item.large, item.right)
-                elif isinstance(item, Found):
+                elif isinstance(item, SearchEnd):
                     results[item.place] = item.result
                     _settle(searches[item.place], item.result, ended=not (stop.is_set() or worker.late))
             if searches:
@@ -94,7 +103,7 @@ def stream(
 
 def check_comparable(asked: Asked) -> None:
     """ValueError where a search cannot be compared with best-of-N at equal evaluations."""
-    if asked.algorithm == BASELINE:
+    if asked.search.label == BASELINE:
         raise ValueError(f"choose another algorithm than {BASELINE} to compare with it")
     if asked.budget.seconds is not None:
         raise ValueError(
@@ -104,7 +113,7 @@ def check_comparable(asked: Asked) -> None:
 
 def about(asked: Asked, *, both: bool = False) -> str:
     """One line that says how a search, or both that are compared, sample and score."""
-    words = [title_of(asked.algorithm), f"{asked.call['num_inference_steps']} steps"]
+    words = [title_of(asked), f"{asked.call['num_inference_steps']} steps"]
     if asked.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
     if asked.sampler.draft is not None:
@@ -112,7 +121,7 @@ def about(asked: Asked, *, both: bool = False) -> str:
     return ", ".join([*words, f"reward {' + '.join(asked.rewards)}", f"seeds from {asked.seed}"])
 
 
-def _batches(worker: Worker) -> Iterator[list[Any]]:
+def _batches(worker: LiveSearches) -> Iterator[list[Any]]:
     """What came since the last look, at most every PERIOD seconds, until the worker is done."""
     going = True
     while going:
@@ -132,7 +141,7 @@ def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
     return result.state.taken if isinstance(result.state, State) else ()
 
 
-def _settle(search: Search, result: Result, *, ended: bool) -> None:
+def _settle(search: RunningSearch, result: Result, *, ended: bool) -> None:
     """The ledger has the last word on what was spent, and the result on who won. `ended`: nobody stopped it."""
     spent, view = result.spent, search.view
     board = view.board
@@ -154,11 +163,13 @@ def _settle(search: Search, result: Result, *, ended: bool) -> None:
         )
 
 
-def _last(searches: list[Search], results: dict[int, Result], worker: Worker, folder: Path) -> Frame:
+def _last(searches: list[RunningSearch], results: dict[int, Result], worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
     for place, search in enumerate(searches):
         result = results[place]
-        files += _write(folder / search.asked.algorithm if len(searches) > 1 else folder, search, result, worker.pipe)
+        files += _write(
+            folder / search.asked.search.label if len(searches) > 1 else folder, search, result, worker.pipe
+        )
     views = [search.view for search in searches]
     last = searches[-1]
     status, caveat = "done", ""
@@ -182,7 +193,7 @@ def _last(searches: list[Search], results: dict[int, Result], worker: Worker, fo
     )
 
 
-def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path]:
+def _write(folder: Path, search: RunningSearch, result: Result, pipe: Any) -> list[Path]:
     """Images, contact sheet and trace, as `ttsnap generate` writes them."""
     asked = search.asked
     settings: dict[str, Any] = {
@@ -190,11 +201,11 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         "model": asked.model,
         "sampler": type(pipe.scheduler).__name__,
         **asked.sampler.told(),
-        "call": dict(asked.call),
-        "task": asked.task,
+        "call": {name: value for name, value in asked.call.items() if name != "image"},
+        "task": task_of(asked),
         "dtype": str(pipe.dtype).removeprefix("torch."),
-        "pictures": None if asked.picture is None else [digests({"image": asked.picture})],
-        "algorithm": asked.algorithm,
+        "pictures": [digests(asked.call)] if "image" in asked.call else None,
+        "algorithm": asked.search.label,
         "options": {},
         "budget": str(asked.budget),
         "reward": list(asked.rewards),
@@ -205,3 +216,27 @@ def _write(folder: Path, search: Search, result: Result, pipe: Any) -> list[Path
         settings["by_hand"] = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
     images = outputs.write_results(folder, [result], search.recorder, settings)[0]
     return [*images, folder / "sheet.png", folder / "trace.json"]
+
+
+def why_unspent(asked: Asked, grid: Grid, spent: Spent) -> str:
+    """A sentence on what a search left of its evaluations; "" where that is next to nothing, or they were not limited.
+
+    asked: the search, its budget in evaluations.
+    """
+    allowed, taken = asked.budget.nfe, spent.price.evaluations(spent.cost)
+    if not allowed or allowed - taken < UNSPENT * allowed:
+        return ""
+    head = f"{title_of(asked)} ended after {taken:,g} of {allowed:,} evaluations"
+    meaning = next((option.text for option in options_of(asked.search.label) if option.name == "n"), "")
+    meaning = re.split("[;.]", meaning)[0]
+    what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
+    made: Any = make_algorithm(asked.search.label)
+    if made.n is not None:
+        return f"{head}: it runs with n = {made.n}{what} whatever the budget."
+    calls = spent.cost.draft_calls // max(1, spent.seeds)  # of each seed's draft
+    engine = DryEngine(grid, asked.rewards, price=spent.price, draft_calls=calls)
+    sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
+    (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)
+    if (more := spent.price.evaluations(larger.spent.cost)) <= allowed:
+        return f"{head}: it came to its end with less."
+    return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {more:,g}."

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ttsnap.demo.choices import algorithm_choices, hint, hints
+from ttsnap.demo.form import algorithm_choices, hint, hints
 from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
 from ttsnap.demo.panels import intro, render_plain
 from ttsnap.demo.replaying import Replays
@@ -99,7 +99,7 @@ def _by_hand(handlers: Handlers) -> None:
 def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     """The settings below the prompt, as FIELDS names them."""
     offer, limits = handlers.offer, handlers.limits
-    defaults = handlers.models.defaults(offer.model)
+    defaults = offer.defaults(offer.model)
     showcased = offer.model == "embedded"
     steps_now = defaults.get("num_inference_steps", 28)
     budget_now = showcase.BUDGET if showcased else BUDGETS[1]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.results import Candidate
-from ttsnap.demo.asked import Asked, Limits, title_of
 from ttsnap.demo.board_html import short, verdict
-from ttsnap.demo.models import Models
+from ttsnap.demo.form import DemoLimits, baseline, title_of
 from ttsnap.demo.pictures import thumbnail_uri
 from ttsnap.demo.stream import check_comparable
-from ttsnap.demo.worker import found, opened
+from ttsnap.demo.worker import Models, SearchThread, found, opened
+from ttsnap.request.offer import Asked
 
 PAIRS = 20
 EQUAL = 1e-9
@@ -50,52 +48,36 @@ class Pair:
         return OUTCOMES[1] if abs(gain) <= EQUAL else OUTCOMES[0] if gain > 0 else OUTCOMES[2]
 
 
-class Tallying(threading.Thread):
-    """Runs both searches from each of these first seeds and puts into `news` a Pair for each, an error, None at the
-    end. All of them together may take as long as one comparison."""
+class Tallying(SearchThread):
+    """Runs both searches from each of these first seeds. News: a Pair for each. All of them together may take as long
+    as one comparison."""
 
     def __init__(
-        self, asked: Asked, firsts: Sequence[int], models: Models, limits: Limits, stop: threading.Event
+        self, asked: Asked, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
     ) -> None:
-        super().__init__(daemon=True, name="tally")
-        self.asked, self.firsts, self.models, self.limits, self.stop = asked, firsts, models, limits, stop
-        self.news: queue.SimpleQueue[Pair | Exception | None] = queue.SimpleQueue()
-        self.late = False
+        super().__init__([baseline(asked), asked], models, limits, stop)
+        self.firsts = firsts
 
-    def run(self) -> None:
-        try:
-            with self.models.lock:
-                self._run()
-        except Exception as error:  # shown to the visitor; the server lives on
-            self.news.put(error)
-        finally:
-            self.news.put(None)
-
-    def _run(self) -> None:
-        pipe = self.models.pipeline(self.asked.model, self.asked.task)
-        deadline = time.monotonic() + 2 * self.limits.seconds
-        judge = self.models.judge(self.asked.prompt, self.asked.model)
-        searches = [opened(pipe, asked, self.limits).asked for asked in (self.asked.baseline(), self.asked)]
-
-        def should_stop() -> bool:
-            self.late = self.late or time.monotonic() > deadline
-            return self.late or self.stop.is_set()
+    def work(self) -> None:
+        self.start_clock(len(self.asked))
+        judge = self.models.judge(self.asked[0].prompt, self.asked[0].model)
+        searches = [opened(self.pipe, asked, self.limits).asked for asked in self.asked]
 
         def side(best: Candidate) -> Side:
             return Side(best.seed, best.reward, judge(best.pixels), thumbnail_uri(best.pixels))
 
         for first in self.firsts:
             results = [
-                found(pipe, replace(asked, seed=first), make_algorithm(asked.algorithm), should_stop)
+                found(self.pipe, replace(asked, seed=first), make_algorithm(asked.search.spec), self.should_stop)
                 for asked in searches
             ]
-            if should_stop():  # neither search of a pair may have had less than the other
+            if self.should_stop():  # neither search of a pair may have had less than the other
                 return
             self.news.put(Pair(first, *(side(result.best) for result in results)))
 
 
 def tally(
-    asked: Asked, firsts: Sequence[int], models: Models, limits: Limits, stop: threading.Event
+    asked: Asked, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
 ) -> Iterator[tuple[str, str]]:
     """HTML of the tally after each pair, and a line on how far it is. Closing the iterator stops it.
 
@@ -122,7 +104,7 @@ def tally(
 
 def render_tally(asked: Asked, pairs: Sequence[Pair], wanted: int) -> str:
     """Wins, ties and losses, and every pair of images. All text in it is escaped."""
-    name, base = escape(title_of(asked.algorithm)), escape(title_of(asked.baseline().algorithm))
+    name, base = escape(title_of(asked)), escape(title_of(baseline(asked)))
     counts = {outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in OUTCOMES}
     words = "".join(f'<b class="tt-p-{outcome}">{count}</b> {outcome} ' for outcome, count in counts.items())
     bar = "".join(f'<i class="tt-p-{outcome}" style="flex:{count}"></i>' for outcome, count in counts.items() if count)

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,58 @@ from ttsnap.algorithms.by_hand import ByHand, Wish
 from ttsnap.core.grid import Grid
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.asked import Asked, Limits, title_of
 from ttsnap.demo.board import Board
-from ttsnap.demo.models import Models
+from ttsnap.demo.form import DemoLimits, picture_of, task_of, title_of
 from ttsnap.demo.panels import View
 from ttsnap.demo.pictures import LARGE, large_uri, shrunk_uri, thumbnail_uri
+from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.loop.budget import Budget
 from ttsnap.options.option import values
+from ttsnap.request.offer import Asked
 from ttsnap.results import outputs
+
+Judge = Callable[[Any], bool | None]
+
+
+def nobody_knows(prompt: str, name: str) -> Judge:
+    """The judge of models whose images nobody can tell right or wrong."""
+    return lambda image: None
+
 
 LOOKS, MOST_ROWS = 40, 16
 """On a CPU, where larger batches gain little, a search is cut into about so many, so that one sees it go on."""
 
 
+@dataclass
+class Models:
+    """Loads models by name and keeps the last one.
+
+    load(name) gives a search pipeline, load(name, task=...) one for pictures, canonical(prompt, name) the prompt in the
+    model's own words; each raises ValueError. judge(prompt, name) gives a function that says whether an image (3, H, W)
+    in [0, 1] is strictly right, for marks on the page; None where nobody can tell. `lock` is held by the search that
+    runs.
+    """
+
+    load: Callable[..., Any]
+    canonical: Callable[[str, str], str]
+    judge: Callable[[str, str], Judge] = nobody_knows
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _name: tuple[str, str | None] | None = None
+    _pipe: Any = None
+
+    def pipeline(self, name: str, task: str | None = None) -> Any:
+        """The model, for texts or for a task with pictures; call it with the lock held. The one before is let go first,
+        so that both need not fit."""
+        if self._name != (name, task):
+            self._name, self._pipe = None, None
+            self._pipe = self.load(name) if task is None else self.load(name, task=task)
+            self._pipe.set_progress_bar_config(disable=True)
+            self._name = name, task
+        return self._pipe
+
+
 @dataclass(frozen=True)
-class Search:
+class RunningSearch:
     """One search as it runs: what was asked, on which grid, what listens, and what came of it."""
 
     asked: Asked
@@ -40,7 +77,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredEvent:
     """An event of the search at this place, without its tensors: small pictures in their place."""
 
     place: int
@@ -51,7 +88,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchEnd:
     """The result of the search at this place."""
 
     place: int
@@ -95,44 +132,73 @@ class Turns:
         self._begun[place] = time.monotonic()
 
 
-class Worker(threading.Thread):
-    """Runs searches beside each other and puts what happens into `news`: a Search for each before any of them begins,
-    Scored, Found, an error, None at the end.
+class SearchThread(threading.Thread):
+    """Waits for the device, does its work on it, and puts what happens into `news`: at last None, and before that the
+    error, if there was one."""
 
-    wishes: those of the visitor so far, which may grow meanwhile; None where the searches take none.
-    """
-
-    def __init__(
-        self, asked: list[Asked], models: Models, limits: Limits, stop: threading.Event, wishes: Sequence[Wish] | None
-    ) -> None:
+    def __init__(self, asked: Sequence[Asked], models: Models, limits: DemoLimits, stop: threading.Event) -> None:
         super().__init__(daemon=True, name="searches")
-        self.asked, self.models, self.limits, self.stop, self.wishes = asked, models, limits, stop, wishes
-        self.news: queue.SimpleQueue[Search | Scored | Found | Exception | None] = queue.SimpleQueue()
+        self.asked, self.models, self.limits, self.stop = asked, models, limits, stop
+        self.news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.pipe: Any = None
         self.late = False
+        """Whether time was up before the work was done."""
+        self._deadline = float("inf")
+
+    def work(self) -> None:
+        """What is done on the device."""
+        raise NotImplementedError
 
     def run(self) -> None:
         try:
             with self.models.lock:
-                self.pipe = self.models.pipeline(self.asked[0].model, self.asked[0].task)
-                searches = [opened(self.pipe, asked, self.limits) for asked in self.asked]
-                for search in searches:
-                    self.news.put(search)
-                turns, deadline = Turns(len(searches)), time.monotonic() + self.limits.seconds * len(searches)
-                threads = [
-                    threading.Thread(target=self._search, args=(place, search, turns, deadline), daemon=True)
-                    for place, search in enumerate(searches)
-                ]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                self.pipe = self.models.pipeline(self.asked[0].model, task_of(self.asked[0]))
+                self.work()
         except Exception as error:  # shown to the visitor; the server lives on
             self.news.put(error)
         finally:
             self.news.put(None)
 
-    def _search(self, place: int, search: Search, turns: Turns, deadline: float) -> None:
+    def start_clock(self, searches: int) -> None:
+        """The time of so many searches runs from now on."""
+        self._deadline = time.monotonic() + self.limits.seconds * searches
+
+    def should_stop(self) -> bool:
+        """Whether the visitor stopped it, or time is up."""
+        self.late = self.late or time.monotonic() > self._deadline
+        return self.late or self.stop.is_set()
+
+
+class LiveSearches(SearchThread):
+    """Runs searches beside each other. News: a RunningSearch for each before any of them begins, ScoredEvents, a
+    SearchEnd for each.
+
+    wishes: those of the visitor so far, which may grow meanwhile; None where the searches take none.
+    """
+
+    def __init__(
+        self, asked: Sequence[Asked], models: Models, limits: DemoLimits, stop: threading.Event,
+        wishes: Sequence[Wish] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(asked, models, limits, stop)
+        self.wishes = wishes
+
+    def work(self) -> None:
+        searches = [opened(self.pipe, asked, self.limits) for asked in self.asked]
+        for search in searches:
+            self.news.put(search)
+        turns = Turns(len(searches))
+        self.start_clock(len(searches))
+        threads = [
+            threading.Thread(target=self._search, args=(place, search, turns), daemon=True)
+            for place, search in enumerate(searches)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
         asked, steps = search.asked, search.grid.steps
         judge = self.models.judge(asked.prompt, asked.model)
 
@@ -140,26 +206,22 @@ class Worker(threading.Thread):
             search.recorder(event)
             light = replace(event, picture=None, kept={})
             if event.image is None:
-                self.news.put(Scored(place, light))
+                self.news.put(ScoredEvent(place, light))
             else:
                 finished = event.step == steps
                 leads = finished and sum(event.scores) / len(event.scores) >= event.best - 1e-9
                 large = large_uri(event.image) if leads else ""
                 right = judge(event.image) if finished else None
-                self.news.put(Scored(place, light, thumbnail_uri(event.image), large, right))
+                self.news.put(ScoredEvent(place, light, thumbnail_uri(event.image), large, right))
             if event.kind == "tick":
                 turns.spend(place, event.nfe)
 
-        def should_stop() -> bool:
-            self.late = self.late or time.monotonic() > deadline
-            return self.late or self.stop.is_set()
-
         try:
             turns.begin(place)
-            rows, algorithm = _rows(self.pipe, asked.budget), make_algorithm(asked.algorithm)
+            rows, algorithm = _rows(self.pipe, asked.budget), make_algorithm(asked.search.spec)
             if (wishes := self.wishes) is not None:
                 algorithm = ByHand(algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-            result = found(self.pipe, asked, algorithm, should_stop, listen, rows)
+            result = found(self.pipe, asked, algorithm, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.news.put(error)
             return
@@ -168,26 +230,24 @@ class Worker(threading.Thread):
         if len(self.asked) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
-        self.news.put(Found(place, result))
+        self.news.put(SearchEnd(place, result))
 
 
-def opened(pipe: Any, asked: Asked, limits: Limits) -> Search:
+def opened(pipe: Any, asked: Asked, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, its budget in evaluations and within the limits, its drafter decided on."""
     from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
 
-    algorithm = make_algorithm(asked.algorithm)
+    algorithm = make_algorithm(asked.search.spec)
     asked = replace(asked, sampler=drafting(pipe, asked.sampler, algorithm, asked.rewards, asked.call))
-    denoiser = pipe.denoiser(**asked.arguments)
+    denoiser = pipe.denoiser(**pictures_opened(asked.call))
     if asked.sampler.kernel != "pipeline":
         denoiser.convert(asked.sampler.path, asked.sampler.times)
     grid: Grid = denoiser.grid
-    budget = asked.budget.on(grid)
-    budget = replace(budget, nfe=min(budget.nfe or limits.nfe, limits.nfe))
-    seconds = min(budget.seconds or limits.seconds, limits.seconds)
-    view = View(title_of(asked.algorithm), Board(grid.levels), budget, seconds)
-    if asked.picture is not None:
-        view.source = shrunk_uri(np.asarray(asked.picture.opened()), LARGE)
-    return Search(replace(asked, budget=budget), grid, view, outputs.Recorder())
+    budget = limits.capped(asked.budget, grid)
+    view = View(title_of(asked), Board(grid.levels), budget, limits.seconds_of(budget))
+    if (picture := picture_of(asked)) is not None:
+        view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
+    return RunningSearch(replace(asked, budget=budget), grid, view, outputs.Recorder())
 
 
 def found(
@@ -211,7 +271,7 @@ def found(
         should_stop=should_stop,
         output_type="pt",
         **values(asked.sampler),
-        **asked.arguments,
+        **pictures_opened(asked.call),
     )
     result: Result = output.search[0]
     return result

@@ -18,13 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
+from ttsnap.request.offer import Asked, Offer
 from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
-from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Caller, Keys
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.logs import GONE, AccessLog
-from ttsnap.service.requests import Asked, Generation, Offer, asked_of, parse
+from ttsnap.service.requests import Generation, asked_of, parse
 from ttsnap.service.tickets import Done, News, Ticket
 from ttsnap.service.worker import Worker, stopping
 from ttsnap.version import __version__
@@ -35,7 +35,7 @@ FILES: dict[str, Json] = {name: {"type": "string", "format": "binary"} for name 
 
 
 def make_app(
-    worker: Worker, offer: Offer, keys: Keys, limits: Limits, canonical: Callable[[str], str] = str
+    worker: Worker, offer: Offer, keys: Keys, limits: ServiceLimits, canonical: Callable[[str], str] = str
 ) -> FastAPI:
     """The application over a worker that runs. canonical: puts a prompt into the model's words, ValueError for one that
     it cannot read. Health and metrics ask for no key; all else does, where there are some, and the documentation unless
@@ -72,14 +72,15 @@ def make_app(
                 )
             async with bodies.of(request, limits.form_bytes) as body:
                 wanted, pictures = await form_of(body, request.headers, limits)
-            strength = {} if wanted.strength is None else {"strength": wanted.strength}
-            asked = asked_of(wanted, offer, limits, {**pictures, **strength})
+            asked = asked_of(wanted, offer, limits, pictures)
         return await answered(request, caller, wanted, asked)
 
     async def answered(request: Request, caller: Caller, wanted: Generation, asked: Asked) -> Response:
         with counted(worker):
             asked = in_words_of_the_model(asked, canonical)
-            ticket = request.state.ticket = worker.submit(asked, caller, asyncio.get_running_loop())
+            ticket = request.state.ticket = worker.submit(
+                asked, caller, asyncio.get_running_loop(), wanted.partial_images
+            )
         logger.info("%s: %s by %s", caller.name, asked.search.label, asked.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
@@ -195,7 +196,7 @@ def in_words_of_the_model(asked: Asked, canonical: Callable[[str], str]) -> Aske
 class Bodies:
     """What clients send, while it is read. All of it together is bounded, however many send at once."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServiceLimits) -> None:
         self.limits, self.held = limits, 0
 
     @asynccontextmanager

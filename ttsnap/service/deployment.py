@@ -21,16 +21,17 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import AUTO
 from ttsnap.pipelines import defaults
 from ttsnap.pipelines.opening import opened, placement, reward_placement
+from ttsnap.request.offer import Offer
+from ttsnap.request.searches import searches_of
 from ttsnap.rewards.registry import make_rewards
-from ttsnap.service.algorithms import searches_of
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.logs import log_to_stderr
 from ttsnap.service.metrics import Metrics
 from ttsnap.service.opening import canonical_of, model_called, offered, with_drafts
-from ttsnap.service.requests import Offer, plain
+from ttsnap.service.requests import plain
 from ttsnap.service.worker import Worker
 
 
@@ -52,7 +53,7 @@ class Settings(BaseModel):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     busy: float = Field(8, gt=0, description="requests under way in each replica, beyond which another one is started")
-    limits: Limits = Limits()
+    limits: ServiceLimits = ServiceLimits()
 
 
 class Replica:
@@ -66,8 +67,8 @@ class Replica:
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
         self._limits, self._keys, self._canonical = settings.limits, keys, canonical_of(settings.model)
         name, searches = model_called(settings.name, settings.model), searches_of(settings.searches.split())
-        offer = Offer(name, defaults(settings.model), tuple(rewards), searches)
-        offer = replace(offer, true_cfg="true_cfg_scale" in pipe.call_arguments())
+        known, true_cfg = defaults(settings.model), "true_cfg_scale" in pipe.call_arguments()
+        offer = Offer(name, tuple(rewards), lambda _: known, searches, true_cfg=true_cfg)
         self._offer = with_drafts(offer, settings.draft, pipe, rewards)
         self._worker = Worker(OneDevice(pipe, rewards), settings.limits, Metrics(), plain(self._offer, settings.limits))
         self._worker.start()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -11,9 +12,9 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ttsnap.files.pictured import Picture
-from ttsnap.service.errors import RequestError
+from ttsnap.request.limits import FieldError
 from ttsnap.service.fields import validated
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Generation
 
 PARTS = 40
@@ -32,7 +33,7 @@ class Edit(Generation):
 
 
 async def form_of(
-    body: bytearray, headers: Headers, limits: Limits
+    body: bytearray, headers: Headers, limits: ServiceLimits
 ) -> tuple[Edit, dict[str, Picture | tuple[Picture, ...]]]:
     """The fields of a form, and its pictures by argument of a pipeline's call: one, or several of which one result is
     made. RequestError that names the parameter."""
@@ -56,25 +57,23 @@ async def form_of(
         await form.close()
     if not images:
         raise RequestError(400, "an edit needs a picture: send it as the file image", "image", "missing_parameter")
-    given = {"image": tuple(map(Picture, images)), "mask_image": tuple(Picture(data, mask=True) for data in masks)}
-    for picture in (*given["image"], *given["mask_image"]):
-        await asyncio.to_thread(_check, picture, limits)  # decoding would hold up the event loop, and all clients
+    given: dict[str, tuple[Picture, ...]] = {}
+    for name, field, files in (("image", "image", images), ("mask_image", "mask", masks)):
+        read = partial(_pictures, files, field, limits)
+        given[name] = await asyncio.to_thread(read)  # decoding would hold up the event loop, and all clients
     pictures = {name: several if len(several) > 1 else several[0] for name, several in given.items() if several}
     made, unused = validated(Edit, _fields(form))
     return made.without(unused), pictures
 
 
-def _check(picture: Picture, limits: Limits) -> None:
+def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tuple[Picture, ...]:
     """RequestError for what is no picture, and for a large one, before that is decoded."""
-    param = "mask" if picture.mask else "image"
     try:
-        width, height = picture.size
-        if max(width, height) > limits.side:
-            most = f"pictures have sides of at most {limits.side} pixels here"
-            raise RequestError(400, f"{most}, got {width} x {height}", param, "invalid_value")
-        picture.opened()  # damage shows where it is decoded
+        return tuple(limits.picture(data, field, mask=field == "mask") for data in files)
+    except FieldError as error:
+        raise RequestError.of(error) from None
     except ValueError as error:
-        raise RequestError(400, str(error), param, "invalid_image") from None
+        raise RequestError(400, str(error), field, "invalid_image") from None
 
 
 def _fields(form: FormData) -> dict[str, Any]:

@@ -22,11 +22,21 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.limits import FieldError
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import ask
 from ttsnap.service.requests import Configuration
 
 FAIR = EngineOptions(fair=True)
+
+
+PARAMS = {
+    "size": ("width", "height"),
+    "steps": ("num_inference_steps",),
+    **{name: (name,) for name in ("guidance_scale", "true_cfg_scale", "negative_prompt", "strength")},
+    "mask": ("mask_image",),
+}
+"""Arguments of a pipeline's call by the parameters that set them."""
 
 
 class SearchPipeline(Protocol):
@@ -54,7 +64,7 @@ class Engines(Protocol):
 
 @torch.no_grad()
 def check_size(engines: Engines, configuration: Configuration) -> None:
-    """ValueError for a size that the model does not draw as it was asked for, and for one that a reward cannot score.
+    """FieldError for a size that the model does not draw as it was asked for, and for one that a reward cannot score.
     Nothing where no size was asked for. Initial noise and a gray picture tell, without an evaluation."""
     call = dict(configuration.call)
     if "width" not in call or "height" not in call:
@@ -72,13 +82,36 @@ def check_size(engines: Engines, configuration: Configuration) -> None:
         drawn = 0
     # Sides that are no multiples of what the model draws are cut, and so is the noise.
     if drawn * usual.width * usual.height != _noise(usual).numel() * width * height:
-        raise ValueError(f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}")
+        raise FieldError(
+            "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
+        )
     for name in configuration.rewards:
         reward = engines.rewards[name]
         if reward.tokens or reward.needs:
             continue
         if _scored(reward, usual.width, usual.height) and not _scored(reward, width, height):
-            raise ValueError(f"the reward {name} cannot score images of {width}x{height}; {instead}")
+            raise FieldError("size", f"the reward {name} cannot score images of {width}x{height}; {instead}")
+
+
+def field_at_fault(pipe: SearchPipeline, configuration: Configuration, usual: Configuration) -> str | None:
+    """The parameter that a model refuses: the one whose argument it does not take beside the usual ones and the
+    picture; the kernel where it takes all arguments and another was chosen. No engine is made to find out."""
+    call, base = dict(configuration.call), dict(usual.call)
+    base |= {name: value for name, value in call.items() if name == "image"}
+    for param, names in PARAMS.items():
+        changed = {name: call[name] for name in names if name in call and call[name] != base.get(name)}
+        if changed and not _takes(pipe, {**base, **changed}):
+            return param
+    return "kernel" if configuration.sampler.kernel != usual.sampler.kernel and _takes(pipe, call) else None
+
+
+def _takes(pipe: SearchPipeline, call: Mapping[str, object]) -> bool:
+    """Whether a model takes a call with its own kernel and without drafts."""
+    try:
+        pipe.sampling_denoiser(SamplerOptions(draft=None), **call)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _scored(reward: RewardModel, width: int, height: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ttsnap.core.names import unknown
-from ttsnap.service.errors import RequestError
+from ttsnap.service.limits import RequestError
 
 Fields = TypeVar("Fields", bound=BaseModel)
 ALIASES = {"num_inference_steps": "steps"}

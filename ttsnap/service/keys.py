@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttsnap.service.errors import RequestError
+from ttsnap.service.limits import RequestError
 
 KEY = "TTSNAP_API_KEY"
 """The environment variable with a single key."""

@@ -1,62 +1,72 @@
-"""How much one search, one caller and all of them together may take."""
+"""How much the service takes, and the errors with which it refuses more, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class SearchLimits:
-    """What a stranger may ask of one search. ValueError for limits that are not positive.
-
-    nfe: most evaluations; seconds: until it ends with its best image; steps and side (pixels) of an image; images to
-    return; prompt: characters of a text; rewards at once.
-    """
-
-    nfe: int = 4000
-    seconds: float = 300.0
-    steps: int = 100
-    side: int = 1024
-    images: int = 10
-    prompt: int = 4000
-    rewards: int = 3
-
-    def __post_init__(self) -> None:
-        wrong = [f"{name} = {value}" for name, value in vars(self).items() if not value > 0]
-        if wrong:
-            raise ValueError(f"limits must be positive, got {', '.join(wrong)}")
+from ttsnap.files.settings import Count, Json, Positive
+from ttsnap.request.limits import FieldError, SearchLimits
 
 
 @dataclass(frozen=True)
-class Limits(SearchLimits):
-    """What the service takes: of one search, and of all of them.
+class ServiceLimits(SearchLimits):
+    """What the service takes: of one search, and of all of them."""
 
-    active: searches at a time; queue: requests that wait beside them, the next one being answered with status 429;
-    per_key: requests of one caller that wait or run. bytes: of a request, form_bytes: of one with pictures, held: of
-    all that are being read; body_seconds: for one to arrive, and for a client to read the next half megabyte of a
-    reply. connections: open ones. drain: seconds that searches have to end once the service is told to stop. idle:
-    configurations (sizes, steps, rewards ...) that are kept ready unused.
-    """
+    active: Count = 32
+    """Searches at a time."""
+    queue: Count = 64
+    """Requests that wait besides; the next one is answered with status 429."""
+    per_key: Count = 32
+    """Requests of one caller that wait or run."""
+    bytes: Count = 2**16
+    """Of a request."""
+    form_bytes: Count = 2**24
+    """Of a request with pictures."""
+    held: Count = 2**28
+    """Bytes of all requests that are being read."""
+    body_seconds: Positive = 30.0
+    """For a request to arrive, and for a client to read the next half megabyte of a reply."""
+    connections: Count = 256
+    """Open ones."""
+    drain: Positive = 30.0
+    """Seconds that searches have to end once the service is told to stop."""
+    idle: Count = 4
+    """Engines that are kept ready unused."""
 
-    active: int = 32
-    queue: int = 64
-    per_key: int = 32
-    bytes: int = 2**16
-    form_bytes: int = 2**24
-    held: int = 2**28
-    body_seconds: float = 30.0
-    connections: int = 256
-    drain: float = 30.0
-    idle: int = 4
 
+class RequestError(Exception):
+    """A request that is answered with an error: the status of HTTP, a sentence, the parameter that is at fault, a code
+    for programs, and after how many seconds to try again, where that helps."""
 
-def line_of(text: str, name: str, most: int) -> str:
-    """One line of a stranger's text, without white space around it. ValueError for more than `most` characters, for
-    control characters, and for broken text."""
-    if len(text) > most:
-        raise ValueError(f"the {name} has {len(text)} characters; at most {most} are allowed here")
-    line = " ".join(text.split())
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
-        raise ValueError(f"the {name} holds control characters or broken text; write it again")
-    return line
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+
+    @classmethod
+    def of(cls, error: FieldError) -> RequestError:
+        """That of a field whose value cannot be honoured."""
+        return cls(400, str(error), error.field, "invalid_value")
+
+    @property
+    def kind(self) -> str:
+        """What OpenAI's API calls errors of this status."""
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
+    def body(self) -> dict[str, Json]:
+        """What is sent."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """What is sent before it."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers

@@ -10,10 +10,10 @@ from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
+from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import named, refuse_credentials, suits_drafts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse
-from ttsnap.service.requests import Offer
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
@@ -37,7 +37,7 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     own, named = own_draft(pipe), SamplerOptions(draft=draft)
     drafter = named.drafted_by(None if own is None else own.name).draft
     if drafter is not None:  # what is wrong with it is said at once
-        pipe.sampling_denoiser(replace(named, draft=drafter), **offer.call)
+        pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model))
     own = own if own is not None and own.name == drafter else None
     draftable = [name for name, reward in rewards.items() if suits_drafts(reward)]
     return replace(offer, draft=drafter, own=own, draftable=draftable)

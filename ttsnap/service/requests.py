@@ -1,4 +1,4 @@
-"""What a client may send, and what it means: everything that comes from outside is checked here.
+"""What a client may send: the body of a request, and the search that it asks for.
 
 The fields are those of OpenAI's `POST /v1/images/generations`, with ours beside them. A client names rewards and
 searches that the operator offers, and no file, model or address.
@@ -6,27 +6,19 @@ searches that the operator offers, and no file, model or address.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from ttsnap.algorithms import make_algorithm
-from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import check
-from ttsnap.loop.budget import Budget
-from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.service.algorithms import Search, kernel_for, search_of
-from ttsnap.service.errors import RequestError
+from ttsnap.request.limits import FieldError, SearchLimits
+from ttsnap.request.offer import Asked, Offer
+from ttsnap.request.offer import asked_of as search_asked_of
 from ttsnap.service.fields import validated
-from ttsnap.service.limits import Limits, line_of
-
-if TYPE_CHECKING:
-    from ttsnap.pipelines.drafting.own_draft import OwnDraft
+from ttsnap.service.limits import RequestError
 
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
@@ -90,24 +82,6 @@ class Generation(BaseModel):
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What the operator offers: the model's name, the arguments of its call, the rewards by name, searches of files by
-    name, and a drafter, if any. own: what requests take that say nothing of drafts, where their rewards are all
-    `draftable` and it is known to help. edits: whether the model can change pictures; true_cfg: whether its call has a
-    true_cfg_scale beside another guidance."""
-
-    model: str
-    call: Mapping[str, object]
-    rewards: tuple[str, ...]
-    searches: Mapping[str, Algorithm] = field(default_factory=dict)
-    draft: str | None = None
-    own: OwnDraft | None = None
-    draftable: Collection[str] = ()
-    edits: bool = False
-    true_cfg: bool = False
-
-
-@dataclass(frozen=True)
 class Configuration:
     """What an engine is made for: requests that agree in it share batches. call: arguments of the pipeline's call."""
 
@@ -115,22 +89,11 @@ class Configuration:
     sampler: SamplerOptions
     rewards: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A request as it runs. seconds: after which it ends with its best image; partial_images: to send meanwhile; notes:
-    what the client is told of it."""
-
-    prompt: str
-    configuration: Configuration
-    search: Search
-    budget: Budget
-    seconds: float
-    seed: int
-    keep: int
-    report: tuple[str, ...] = ()
-    partial_images: int = 0
-    notes: tuple[str, ...] = ()
+    @classmethod
+    def of(cls, asked: Asked) -> Configuration:
+        """That of a search."""
+        call = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(asked.call.items()))
+        return cls(call, asked.sampler, asked.rewards)
 
 
 def parse(body: bytes) -> Generation:
@@ -145,144 +108,26 @@ def parse(body: bytes) -> Generation:
     return made.without(unused)
 
 
-def asked_of(wanted: Generation, offer: Offer, limits: Limits, more: Mapping[str, object] | None = None) -> Asked:
-    """What runs. more: further arguments of the pipeline's call. RequestError for what is not offered here, or more
-    than the limits allow."""
+def asked_of(
+    wanted: Generation, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
+) -> Asked:
+    """What runs. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not offered here,
+    or more than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
+    fields = {name: value for name, value in wanted if name not in ("model", "size")} | dict(pictures or {})
+    fields["size"] = None if wanted.size == "auto" else tuple(map(int, wanted.size.split("x")))
+    fields["effort"] = None if wanted.quality == "auto" else wanted.effort
     try:
-        search = search_of(wanted.search, offer.searches, limits.nfe)
-    except ValueError as error:
-        raise _refused("search", str(error)) from None
-    if wanted.n > limits.images:
-        raise _refused("n", f"at most {limits.images} images are returned, got n = {wanted.n}")
-    if wanted.partial_images and not wanted.stream:
-        raise _refused("partial_images", "partial images come in a stream only; set stream to true")
-    call = {**_call(wanted, offer, limits), **(more or {})}
-    steps = call.get("num_inference_steps")
-    budget = _budget(wanted, steps if isinstance(steps, int) else limits.steps, limits)
-    rewards = _rewards(wanted.reward, offer, limits, "reward")
-    arguments = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))
-    return Asked(
-        _line(wanted.prompt, "prompt", limits),
-        Configuration(arguments, _sampler(wanted, search, offer, call, rewards), rewards),
-        search,
-        replace(budget, seconds=None),
-        min(budget.seconds or limits.seconds, limits.seconds),
-        secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
-        wanted.n,
-        _rewards(wanted.report, offer, limits, "report") if wanted.report else (),
-        wanted.partial_images,
-        _notes(wanted, budget, steps if isinstance(steps, int) else 1, limits),
-    )
+        if wanted.partial_images and not wanted.stream:
+            raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
+        asked = search_asked_of(fields, offer, limits)
+    except FieldError as error:
+        raise RequestError.of(error) from None
+    unused = [f"not used here: {', '.join(wanted.unused)}"] if wanted.unused else []
+    return replace(asked, notes=(*unused, *asked.notes))
 
 
-def _notes(wanted: Generation, budget: Budget, steps: int, limits: Limits) -> tuple[str, ...]:
-    """What a client is told of a request that runs otherwise than it was asked for."""
-    notes = [f"not used here: {', '.join(unused)}"] if (unused := wanted.unused) else []
-    if budget.images is not None and budget.images * steps > limits.nfe:
-        notes.append(f"a request has at most {limits.nfe} evaluations here, which are {limits.nfe / steps:.3g} of the "
-                     f"{budget.images:g} images' worth that was asked for")  # fmt: skip
-    if budget.seconds is not None and budget.seconds > limits.seconds:
-        notes.append(f"a search ends after {limits.seconds:g} s here, not after {budget.seconds:g} s")
-    return tuple(notes)
-
-
-def plain(offer: Offer, limits: Limits) -> Asked:
+def plain(offer: Offer, limits: SearchLimits) -> Asked:
     """A request that says nothing but its prompt."""
     return asked_of(Generation.model_validate({"prompt": "-"}), offer, limits)
-
-
-def _call(wanted: Generation, offer: Offer, limits: Limits) -> dict[str, object]:
-    """Arguments of the pipeline's call: the model's recommended ones, overridden by what was asked for."""
-    call = dict(offer.call)
-    given = {
-        "num_inference_steps": ("steps", wanted.steps),
-        "guidance_scale": ("guidance_scale", wanted.guidance_scale),
-        **_true_cfg(wanted, offer),
-        "negative_prompt": ("negative_prompt", wanted.negative_prompt),
-    }
-    for name, (param, value) in given.items():
-        if value is not None:
-            try:
-                check(param, value, CALL[name].hint)
-            except ValueError as error:
-                raise _refused(param, str(error)) from None
-            call[name] = value
-    if wanted.steps is not None and wanted.steps > limits.steps:
-        raise _refused("steps", f"at most {limits.steps} steps are made here, got {wanted.steps}")
-    if wanted.negative_prompt:
-        call["negative_prompt"] = _line(wanted.negative_prompt, "negative_prompt", limits)
-    if wanted.size != "auto":
-        width, height = map(int, wanted.size.split("x"))
-        if not (min(width, height) >= 16 and max(width, height) <= limits.side):
-            raise _refused("size", f"sides of 16 to {limits.side} pixels are made here, got {wanted.size}")
-        call |= {"width": width, "height": height}
-    return call
-
-
-def _true_cfg(wanted: Generation, offer: Offer) -> dict[str, tuple[str, float | None]]:
-    """The argument that true_cfg_scale sets, and its value; nothing where it was not given."""
-    if wanted.true_cfg_scale is None:
-        return {}
-    if not offer.true_cfg and wanted.guidance_scale is not None:
-        raise _refused("true_cfg_scale", "give guidance_scale or true_cfg_scale, not both: they are one for this model")
-    return {"true_cfg_scale" if offer.true_cfg else "guidance_scale": ("true_cfg_scale", wanted.true_cfg_scale)}
-
-
-def _budget(wanted: Generation, steps: int, limits: Limits) -> Budget:
-    """What the search may spend, always capped in evaluations or images: by the usual effort beside a budget in units
-    that evaluations need not use up, as tokens and gradients, and else by the limit."""
-    if wanted.budget is not None and wanted.quality != "auto":
-        raise _refused("budget", "give a budget or a quality, not both")
-    if wanted.budget is None:
-        return Budget.of_effort(wanted.effort)
-    try:
-        budget = Budget.parse(wanted.budget)
-    except ValueError as error:
-        raise _refused("budget", str(error)) from None
-    asked = [cap for cap in (budget.nfe, budget.images and budget.images * steps) if cap is not None]
-    if asked and min(asked) > limits.nfe:
-        most = f"at most {limits.nfe} evaluations are spent on a request here"
-        raise _refused("budget", f"{most}, got {str(wanted.budget)!r}: {min(asked):g} at {steps} steps")
-    if not asked and budget.seconds is None and budget.flops is None:
-        return replace(budget, images=Budget.of_effort("medium").images)
-    return budget if asked else replace(budget, nfe=limits.nfe)
-
-
-def _rewards(names: str | list[str] | None, offer: Offer, limits: Limits, param: str) -> tuple[str, ...]:
-    wanted = [names] if isinstance(names, str) else offer.rewards[:1] if names is None else names
-    if not 0 < len(wanted) <= limits.rewards:
-        raise _refused(param, f"name 1 to {limits.rewards} rewards, got {len(wanted)}")
-    for name in wanted:
-        if name not in offer.rewards:
-            raise _refused(param, f"no reward {name!r} here; choose of {', '.join(offer.rewards)}")
-    return tuple(dict.fromkeys(wanted))
-
-
-def _sampler(
-    wanted: Generation, search: Search, offer: Offer, call: Mapping[str, object], rewards: tuple[str, ...]
-) -> SamplerOptions:
-    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps."""
-    if wanted.draft and offer.draft is None:
-        raise _refused("draft", "no drafter is offered here; leave draft out")
-    algorithm = make_algorithm(search.spec)
-    sampler = SamplerOptions(wanted.kernel or kernel_for(algorithm), draft=offer.draft if wanted.draft else None)
-    left_open = wanted.draft is None and offer.own is not None and set(rewards) <= set(offer.draftable)
-    if left_open and offer.own is not None and offer.own.suits(algorithm, sampler, (), call):
-        return replace(sampler, draft=offer.own.name)
-    return sampler
-
-
-def _line(text: str, param: str, limits: Limits) -> str:
-    try:
-        line = line_of(text, param, limits.prompt)
-    except ValueError as error:
-        raise _refused(param, str(error)) from None
-    if not line:
-        raise _refused(param, f"{param} must be text of 1 to {limits.prompt} characters, got none")
-    return line
-
-
-def _refused(param: str, message: str) -> RequestError:
-    return RequestError(400, message, param, "invalid_value")

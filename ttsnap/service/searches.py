@@ -5,29 +5,38 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core.protocols import Algorithm
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.moves import Move
+from ttsnap.core.needs import Needs, missing
+from ttsnap.core.particles import Particles
+from ttsnap.core.protocols import Algorithm, AlgorithmState
 from ttsnap.core.results import Result
 from ttsnap.core.spent import Usage
+from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import Request, Stopwatch
 from ttsnap.loop.run import Run
-from ttsnap.loop.search import check_spec, prepared
+from ttsnap.loop.search import check_budget, prepared
 from ttsnap.loop.spec import SearchSpec
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import model_name, settings_of
+from ttsnap.request.limits import FieldError
+from ttsnap.request.offer import Asked
+from ttsnap.request.searches import kernel_for
 from ttsnap.results.outputs import for_prompt
-from ttsnap.service.algorithms import Isolated, kernel_for
 from ttsnap.service.engines import Engines, check_size
-from ttsnap.service.errors import RequestError
-from ttsnap.service.limits import Limits
-from ttsnap.service.requests import Asked, Configuration
+from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.requests import Configuration
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
@@ -35,41 +44,6 @@ MOST_FITTED = 256
 RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
 """The weight of a batch's measurement when the next one is there; by how much finishing is thought to take longer than
 measured; how many searches are in an order when all end."""
-
-
-ARGUMENTS = {
-    "size": ("width", "height"),
-    "guidance_scale": ("guidance_scale",),
-    "true_cfg_scale": ("true_cfg_scale",),
-    "negative_prompt": ("negative_prompt",),
-    "strength": ("strength",),
-    "mask": ("mask_image",),
-}
-"""Arguments of a pipeline's call by the parameters that set them."""
-
-
-def each_left_out(asked: Asked, usual: Asked) -> Iterator[tuple[str, Asked]]:
-    """A request with one of its parameters as a plain one has it, by the parameter's name, for each of them. Without
-    its steps a request has the usual budget as well, which may count them."""
-    call, plain = dict(asked.configuration.call), dict(usual.configuration.call)
-
-    def without(names: tuple[str, ...]) -> Configuration:
-        own = {name: plain[name] for name in names if name in plain}
-        rest = {name: value for name, value in call.items() if name not in names} | own
-        return replace(asked.configuration, call=tuple(sorted(rest.items())))
-
-    for param, names in ARGUMENTS.items():
-        yield param, replace(asked, configuration=without(names))
-    sampler = asked.configuration.sampler
-    for param, other in (
-        ("kernel", replace(sampler, kernel=kernel_for(make_algorithm(asked.search.spec)))),
-        ("draft", replace(sampler, draft=None)),
-    ):
-        yield param, replace(asked, configuration=replace(asked.configuration, sampler=other))
-    yield "search", replace(asked, search=usual.search)
-    yield "budget", replace(asked, budget=usual.budget)
-    yield "steps", replace(asked, configuration=without(("num_inference_steps",)), budget=usual.budget)
-
 
 UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
 
@@ -86,12 +60,51 @@ def taken_as(configuration: Configuration, result: Result) -> list[str]:
     return [f"the picture of {width}x{height} was taken as one of {columns}x{rows}"]
 
 
+class Isolated:
+    """An algorithm whose mistakes end its own search only. error: what it raised. Options come from clients, and other
+    requests are on the same loop."""
+
+    lockstep: ClassVar[bool] = False
+
+    def __init__(self, algorithm: Algorithm, grid: Grid) -> None:
+        self.algorithm, self.grid = algorithm, grid
+        self.error: Exception | None = None
+
+    @property
+    def n(self) -> int | None:
+        return self.algorithm.n
+
+    @property
+    def needs(self) -> Needs:
+        return self.algorithm.needs
+
+    def init(self, task: Task) -> AlgorithmState:
+        return self.algorithm.init(task)
+
+    def step(
+        self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, AlgorithmState]:
+        """As the algorithm's; nothing more is wanted once it has failed."""
+        try:
+            move, state = self.algorithm.step(state, particles, rng)
+            if move is not None and len(move):
+                validate(move, particles, self.grid, self.algorithm)
+        except Exception as error:
+            logger.exception("a search failed")
+            self.error = error
+            return None, state
+        return move, state
+
+
 class Searches:
     """Makes the engine of a configuration (ValueError or RequestError where the model cannot do it) and runs requests
-    on it, until it is closed."""
+    on it, until it is closed. usual: the configuration of requests that say nothing."""
 
-    def __init__(self, engines: Engines, configuration: Configuration, limits: Limits) -> None:
+    def __init__(
+        self, engines: Engines, configuration: Configuration, limits: ServiceLimits, usual: Configuration
+    ) -> None:
         self.pipe, self.rewards, self.configuration, self.limits = engines.pipe, engines.rewards, configuration, limits
+        self.usual = usual
         check_size(engines, configuration)
         self._open = ExitStack()
         try:
@@ -125,27 +138,19 @@ class Searches:
 
     def warm_up(self, asked: Asked) -> None:
         """Have everything ready for a request like this one."""
-        self._prepared(asked, self._budget(asked))
-
-    def check(self, asked: Asked) -> None:
-        """ValueError where a request like this one cannot begin. Its seeds are not counted, which may take seconds."""
-        algorithm = make_algorithm(asked.search.spec)
-        check_spec(SearchSpec(algorithm, self._budget(asked), keep=asked.keep), self.engine)
-
-    def _budget(self, asked: Asked) -> Budget:
-        budget = asked.budget.on(self.engine.grid)
-        return replace(budget, nfe=min(budget.nfe or self.limits.nfe, self.limits.nfe))
+        self._prepared(asked, self.limits.capped(asked.budget, self.engine.grid))
 
     def add(self, ticket: Ticket) -> None:
-        """Begin a search. ValueError for what the model or the budget do not allow, RequestError for a prompt that a
+        """Begin a search. FieldError for what the model or the budget do not allow, RequestError for a prompt that a
         reward cannot read."""
-        asked, engine, budget = ticket.asked, self.engine, self._budget(ticket.asked)
+        asked, engine = ticket.asked, self.engine
+        budget = self.limits.capped(asked.budget, engine.grid)
         spec = self._prepared(asked, budget)
         for name in self.configuration.rewards:
             self._check(name, asked.prompt)
         now = time.monotonic()
         listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
-        request = self.run.add([asked.prompt], spec, Stopwatch(time.monotonic, now, now + asked.seconds), listener)
+        request = self.run.add([asked.prompt], spec, Stopwatch(time.monotonic, now, now + ticket.seconds), listener)
         engine.weigh(request.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = request
 
@@ -158,16 +163,32 @@ class Searches:
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
     def _prepared(self, asked: Asked, budget: Budget) -> SearchSpec:
-        """The search, with as many seeds as its budget affords; that is found once for equal requests."""
+        """The search, with as many seeds as its budget affords; that is found once for equal requests. FieldError for
+        one that does not fit."""
         key = (asked.search.label, budget, asked.keep)
         algorithm = self._fitted.get(key) or make_algorithm(asked.search.spec)
         spec = SearchSpec(algorithm, budget, seed=asked.seed, keep=asked.keep)
         if key not in self._fitted:
-            spec = prepared(spec, self.engine)
+            try:
+                spec = prepared(spec, self.engine)
+            except ValueError as error:
+                raise FieldError(self._field_at_fault(asked, spec), str(error)) from error
             if len(self._fitted) == MOST_FITTED:
                 self._fitted.clear()
             self._fitted[key] = spec.algorithm
         return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
+
+    def _field_at_fault(self, asked: Asked, spec: SearchSpec) -> str:
+        """The parameter for which a search does not fit: the budget that affords no image, the kernel that was chosen
+        and draws no noise, the steps that were, or the search itself."""
+        try:
+            check_budget(spec.budget, self.engine)
+        except ValueError:
+            return "budget"
+        if missing(spec.algorithm.needs, self.engine.offers):
+            return "kernel" if asked.sampler.kernel != kernel_for(asked.search.spec) else "search"
+        steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.configuration, self.usual))
+        return "steps" if steps != usual and not isinstance(asked.search.spec, Mapping) else "search"
 
     def measure(self, seconds: float, nfe: int, room: int) -> None:
         """A batch took so long, of so many evaluations in so many places; the last ten or so count."""

@@ -13,15 +13,15 @@ from types import FrameType
 import uvicorn
 
 from ttsnap.files.settings import Json
+from ttsnap.request.offer import Offer
 from ttsnap.reward_models.request import Limits as ConnectionLimits
 from ttsnap.reward_models.serve import Guarded
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
-from ttsnap.service.errors import RequestError
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Offer, plain
+from ttsnap.service.requests import plain
 from ttsnap.service.worker import Worker
 
 BACKLOG, GRACE, IDLE = 512, 10, 30
@@ -67,12 +67,12 @@ class GenerationServer:
         self,
         engines: Engines,
         offer: Offer,
-        limits: Limits | None = None,
+        limits: ServiceLimits | None = None,
         keys: Keys | None = None,
         address: tuple[str, int] = ("127.0.0.1", 8000),
         canonical: Callable[[str], str] = str,
     ) -> None:
-        limits, (host, port) = limits or Limits(), address
+        limits, (host, port) = limits or ServiceLimits(), address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
         self.port: int = self._socket.getsockname()[1]
@@ -98,7 +98,7 @@ class GenerationServer:
         self._thread = threading.Thread(target=self.run, name="generation server", daemon=True)
 
     def run(self) -> None:
-        """Serve until it is told to stop, and let searches under way end (Limits.drain)."""
+        """Serve until it is told to stop, and let searches under way end (ServiceLimits.drain)."""
         self.worker.start()
         with suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ttsnap.core.pictures import Decoded
 from ttsnap.core.results import Event, Result
-from ttsnap.service.errors import RequestError
+from ttsnap.request.offer import Asked
 from ttsnap.service.keys import Caller
-from ttsnap.service.requests import Asked
+from ttsnap.service.limits import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +42,14 @@ News: TypeAlias = Partial | Done | RequestError
 class Ticket:
     """One request. The application waits for `news`, on its event loop; the thread tells them by `tell`, once it has
     ended with a Done or an error. `cancelled` is set by the application, and read by the thread before each batch.
-    nfe: evaluations that it took so far, of rows that have arrived."""
+    seconds: after which it ends with its best image; partials: images to send meanwhile; nfe: evaluations that it took
+    so far, of rows that have arrived."""
 
-    def __init__(self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop, seconds: float, partials: int = 0
+    ) -> None:
         self.asked, self.caller, self.cancelled = asked, caller, False
+        self.seconds, self.partials = seconds, partials
         self.news: asyncio.Queue[News] = asyncio.Queue()
         self.came = time.monotonic()
         self.nfe = 0
@@ -67,7 +71,7 @@ class Progress:
     """
 
     def __init__(self, ticket: Ticket, allowance: float) -> None:
-        self.ticket, self.most, self.allowance = ticket, ticket.asked.partial_images, allowance
+        self.ticket, self.most, self.allowance = ticket, ticket.partials, allowance
         self.told = 0
         self.due = 0.0
         """From which share of the search on the next one is told."""
@@ -95,7 +99,7 @@ class Progress:
         self.ticket.nfe = round(self.arrived)
 
     def _tell(self, picture: Decoded, seconds: float) -> None:
-        share = max(self.arrived / self.allowance, seconds / self.ticket.asked.seconds)
+        share = max(self.arrived / self.allowance, seconds / self.ticket.seconds)
         if self.told < self.most and share >= self.due:
             self.ticket.tell(Partial(self.told, picture.fetch().detach().float().cpu()))
             self.told, self.picture = self.told + 1, None

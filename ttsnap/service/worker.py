@@ -7,17 +7,19 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
+from dataclasses import replace
 
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
+from ttsnap.request.limits import FieldError
+from ttsnap.request.offer import Asked
 from ttsnap.rewards.registry import RewardError
-from ttsnap.service.engines import Engines
-from ttsnap.service.errors import RequestError
+from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.keys import Caller
-from ttsnap.service.limits import Limits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Asked, Configuration
-from ttsnap.service.searches import Searches, each_left_out
+from ttsnap.service.requests import Configuration
+from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Done, Ticket
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,11 @@ class Worker(threading.Thread):
     for the next request. first: what is made ready before any request comes, as loading may take minutes.
     """
 
-    def __init__(self, engines: Engines, limits: Limits, metrics: Metrics, first: Asked) -> None:
+    def __init__(self, engines: Engines, limits: ServiceLimits, metrics: Metrics, first: Asked) -> None:
         super().__init__(daemon=True, name="searches")
         self.engines, self.limits, self.metrics = engines, limits, metrics
         self.draining = self.loaded = False
-        self._first = first
+        self._first, self._usual = first, Configuration.of(first)
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._open: set[Ticket] = set()
@@ -51,9 +53,11 @@ class Worker(threading.Thread):
 
     # --- called by the application ----------------------------------------------------------------------------
 
-    def submit(self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop) -> Ticket:
-        """Queue a request. RequestError (429, 503) where there is no room, or the service is being stopped."""
-        ticket = Ticket(asked, caller, loop)
+    def submit(self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop, partials: int = 0) -> Ticket:
+        """Queue a request. partials: images to send while it runs. RequestError (429, 503) where there is no room, or
+        the service is being stopped."""
+        seconds = self.limits.seconds_of(asked.budget)
+        ticket = Ticket(replace(asked, budget=replace(asked.budget, seconds=None)), caller, loop, seconds, partials)
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
@@ -76,7 +80,7 @@ class Worker(threading.Thread):
 
     def drain(self, *, now: bool = False) -> None:
         """Take no more requests: those that wait are refused. Those that run end with their best images, early enough
-        for each to have one within Limits.drain seconds, or at once. The thread ends with the last one. Callable from a
+        for each to have one within `drain` seconds, or at once. The thread ends with the last one. Callable from a
         signal's handler."""
         self._deadline = min(self._deadline, time.monotonic() + (0 if now else self.limits.drain))
         self.draining = True  # seen within a batch, or a second
@@ -96,7 +100,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._searches_of(self._first.configuration).warm_up(self._first)
+            self._searches_of(Configuration.of(self._first)).warm_up(self._first)
         except ValueError:  # of a model for edits, that there is no picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
@@ -149,17 +153,20 @@ class Worker(threading.Thread):
         return stay[:room]
 
     def _begin(self, ticket: Ticket) -> None:
-        configuration = ticket.asked.configuration
+        configuration = Configuration.of(ticket.asked)
         try:
             self._searches_of(configuration).add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
-        except ValueError as error:  # composed by the model and the loop, of what the client asked for
-            self._end(ticket, "refused", RequestError(400, str(error), self._at_fault(ticket.asked), "invalid_value"))
-        except TypeError as error:
-            logger.warning("a model refused its arguments", exc_info=error)
-            said = "this model does not take these settings; leave some out"
-            self._end(ticket, "refused", RequestError(400, said, self._at_fault(ticket.asked), "invalid_value"))
+        except FieldError as error:
+            self._end(ticket, "refused", RequestError.of(error))
+        except (ValueError, TypeError) as error:  # composed by the model, of what the client asked for
+            said = str(error)
+            if isinstance(error, TypeError):
+                logger.warning("a model refused its arguments", exc_info=error)
+                said = "this model does not take these settings; leave some out"
+            param = field_at_fault(self.engines.pipe, configuration, self._usual)
+            self._end(ticket, "refused", RequestError(400, said, param, "invalid_value"))
         except RewardError as error:
             logger.error("a reward cannot be loaded", exc_info=error)
             self._end(ticket, "failed", failure(error, configuration))
@@ -173,30 +180,10 @@ class Worker(threading.Thread):
             self._active[ticket] = self._searches[configuration]
             self._searches.move_to_end(configuration)
 
-    def _at_fault(self, asked: Asked) -> str | None:
-        """The parameter without which a request that was refused could begin, if one alone makes the difference."""
-        others = {param: other for param, other in each_left_out(asked, self._first) if other != asked}
-        return next((param for param, other in others.items() if self._begins(other)), None)
-
-    def _begins(self, asked: Asked) -> bool:
-        known = self._searches.get(asked.configuration)
-        try:
-            searches = known or Searches(self.engines, asked.configuration, self.limits)
-        except (ValueError, TypeError, RewardError, RequestError):
-            return False
-        try:
-            searches.check(asked)
-        except (ValueError, TypeError, RewardError, RequestError):
-            return False
-        finally:
-            if known is None:
-                searches.close()
-        return True
-
     def _searches_of(self, configuration: Configuration) -> Searches:
         """Those on the engine of this configuration, which is made where there is none."""
         if configuration not in self._searches:
-            self._searches[configuration] = Searches(self.engines, configuration, self.limits)
+            self._searches[configuration] = Searches(self.engines, configuration, self.limits, self._usual)
             self.loaded = True
         return self._searches[configuration]
 

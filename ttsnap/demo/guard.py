@@ -32,7 +32,7 @@ class RefusedError(Exception):
     """A request that is refused while it is being received: status and reason."""
 
 
-class Border:
+class RequestGuard:
     """ASGI middleware.
 
     cache: where uploads land; it never holds more than `quota` bytes, which is checked while an upload comes in, and

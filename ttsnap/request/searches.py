@@ -1,55 +1,51 @@
-"""Which searches clients may ask for: algorithms by name, with options of their own, and what the operator offers."""
+"""The searches that strangers may ask for: algorithms by name, with options of their own, and an operator's files."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
-
-import numpy as np
+from typing import TypeAlias
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
-from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import Move
-from ttsnap.core.needs import Gradient, Need, Needs
-from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Algorithm, AlgorithmState
-from ttsnap.core.validate import validate
+from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.protocols import Algorithm
+from ttsnap.request.limits import FieldError
 
-logger = logging.getLogger(__name__)
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
 """Searches that need a file, only study, or follow gradients, for which an engine has to be set up anew."""
 OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
-Spec: TypeAlias = str | Mapping[str, object] | Algorithm
+AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
 """What make_algorithm takes. From a client, only what `search_of` let pass."""
 
 
 @dataclass(frozen=True)
-class Search:
+class OfferedSearch:
     """A search as it was asked for. label: equal for equal ones."""
 
     label: str
-    spec: Spec = field(compare=False)
+    spec: AlgorithmSpec = field(compare=False)
 
 
-def search_of(wanted: str | Mapping[str, object], files: Mapping[str, Algorithm], most: int) -> Search:
+def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> OfferedSearch:
     """A search by the name of an algorithm or of one of the operator's files, or {"name": ..., **options} of an
-    algorithm. ValueError for what is not offered, for options that the algorithm does not have or take, and for whole
+    algorithm. FieldError for what is not offered, for options that the algorithm does not have or take, and for whole
     numbers among them that are more than `most` when they are multiplied, as they say how much runs at once.
     """
     if isinstance(wanted, str) and wanted in files:
-        return Search(wanted, files[wanted])
-    name = wanted if isinstance(wanted, str) else wanted.get("name")
-    if name not in OFFERED:
-        raise ValueError(f"no search {str(name)[:100]!r} here; choose one of {', '.join((*files, *OFFERED))}")
-    if isinstance(wanted, str):
-        return Search(wanted, wanted)
-    if (size := _size(wanted)) > most:
-        raise ValueError(f"the whole numbers among the options of {name} may multiply to {most} here, got {size}")
-    make_algorithm(wanted)
-    return Search(json.dumps(wanted, sort_keys=True), wanted)
+        return OfferedSearch(wanted, files[wanted])
+    name = wanted.get("name") if isinstance(wanted, Mapping) else wanted
+    try:
+        if not isinstance(name, str) or name not in OFFERED:
+            raise ValueError(f"no search {str(name)[:100]!r} here; choose one of {', '.join((*files, *OFFERED))}")
+        if not isinstance(wanted, Mapping):
+            return OfferedSearch(name, name)
+        if (size := _size(wanted)) > most:
+            raise ValueError(f"the whole numbers among the options of {name} may multiply to {most} here, got {size}")
+        make_algorithm(wanted)
+    except ValueError as error:
+        raise FieldError("search", str(error)) from None
+    return OfferedSearch(json.dumps(wanted, sort_keys=True), wanted)
 
 
 def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:
@@ -68,9 +64,10 @@ def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:
     return searches
 
 
-def kernel_for(algorithm: Algorithm) -> str:
+def kernel_for(algorithm: AlgorithmSpec) -> str:
     """The sampler where nobody chose one: one that draws noise or has a path, for searches that need that."""
-    return "sde" if algorithm.needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT} else "pipeline"
+    needs = make_algorithm(algorithm).needs
+    return "sde" if needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT} else "pipeline"
 
 
 def _size(value: object) -> int:
@@ -86,39 +83,3 @@ def _size(value: object) -> int:
     if isinstance(value, list):
         return max((_size(inside) for inside in value), default=1)
     return max(1, int(value)) if isinstance(value, int | float) and value == int(value) else 1
-
-
-class Isolated:
-    """An algorithm whose mistakes end its own search only. error: what it raised. Options come from clients, and other
-    requests are on the same loop."""
-
-    lockstep: ClassVar[bool] = False
-
-    def __init__(self, algorithm: Algorithm, grid: Grid) -> None:
-        self.algorithm, self.grid = algorithm, grid
-        self.error: Exception | None = None
-
-    @property
-    def n(self) -> int | None:
-        return self.algorithm.n
-
-    @property
-    def needs(self) -> Needs:
-        return self.algorithm.needs
-
-    def init(self, task: Task) -> AlgorithmState:
-        return self.algorithm.init(task)
-
-    def step(
-        self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
-    ) -> tuple[Move | None, AlgorithmState]:
-        """As the algorithm's; nothing more is wanted once it has failed."""
-        try:
-            move, state = self.algorithm.step(state, particles, rng)
-            if move is not None and len(move):
-                validate(move, particles, self.grid, self.algorithm)
-        except Exception as error:
-            logger.exception("a search failed")
-            self.error = error
-            return None, state
-        return move, state

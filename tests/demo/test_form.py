@@ -9,15 +9,26 @@ from typing import Any
 import pytest
 
 from ttsnap.cli import build_parser, demo
-from ttsnap.demo.asked import Asked, Limits, Offer, budget_words, kernel_of, read
-from ttsnap.demo.choices import algorithm_choices, group_css, hint
-from ttsnap.demo.settings import render_settings, restored
+from ttsnap.demo.folder import render_settings
+from ttsnap.demo.form import DemoLimits, algorithm_choices, baseline, budget_words, group_css, hint, read, restored
 from ttsnap.demo.snippet import command_line, python_lines
-from ttsnap.service.algorithms import OFFERED
+from ttsnap.request.offer import Asked, Offer
+from ttsnap.request.searches import OFFERED, kernel_for
 
 from .conftest import FIELDS
 
-OFFER = Offer("embedded", False, ("scenes", "brightness", "compressibility", "colourfulness"))
+REWARDS = ("scenes", "brightness", "compressibility", "colourfulness")
+
+
+def own(model: str) -> dict[str, Any]:
+    return {"guidance_scale": 4.0}
+
+
+def none(model: str) -> dict[str, Any]:
+    return {}
+
+
+OFFER = Offer("embedded", REWARDS, own)
 HOSTILE: list[dict[str, Any]] = [
     *({"prompt": p} for p in ("", "   ", None, 5, ["a"], "a" * 401, "a\0b", "\x1b[31mred", "\ud800", "x\u0085\ue000")),
     *({"algorithm": a} for a in ("keep-all", "../x.json", "/etc/passwd.json", None, {"name": "smc"})),
@@ -34,7 +45,7 @@ HOSTILE: list[dict[str, Any]] = [
 
 
 def asked(**changes: Any) -> Asked:
-    return read({**FIELDS, **changes}, OFFER, Limits(), lambda model: {"guidance_scale": 4.0})
+    return read({**FIELDS, **changes}, OFFER, DemoLimits())
 
 
 @pytest.mark.parametrize("changes", HOSTILE, ids=lambda c: repr(c)[:50])
@@ -61,44 +72,44 @@ def test_good_fields_are_read() -> None:
 
 
 def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
-    offer, none = Offer("embedded", True, ("scenes", "brightness"), "my_draft:2"), lambda model: {}
-    found = read({**FIELDS, "draft": True}, offer, Limits(), none)
+    offer = Offer("embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True)
+    found = read({**FIELDS, "draft": True}, offer, DemoLimits())
     assert found.sampler.draft == "my_draft:2"
-    assert found.baseline().sampler.draft is None
-    assert read(FIELDS, offer, Limits(), none).sampler.draft is None
-    assert read({**FIELDS, "draft": True, "algorithm": "best-of-n"}, offer, Limits(), none).sampler.draft is None
+    assert baseline(found).sampler.draft is None
+    assert read(FIELDS, offer, DemoLimits()).sampler.draft is None
+    assert read({**FIELDS, "draft": True, "algorithm": "best-of-n"}, offer, DemoLimits()).sampler.draft is None
     for changes in ({"draft": "evil/weights"}, {"draft": [1]}, {"draft": True, "model": "some/model"}):
         with pytest.raises(ValueError, match=r"no drafter|no draft"):
-            read({**FIELDS, "rewards": ["brightness"], **changes}, offer, Limits(), none)
+            read({**FIELDS, "rewards": ["brightness"], **changes}, offer, DemoLimits())
     with pytest.raises(ValueError, match="no drafter"):
         asked(draft=True)
 
 
 def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
-    offer, none = Offer("embedded", True, ("scenes", "brightness"), "embedded", drafts_first=True), lambda model: {}
-    assert read({**FIELDS, "draft": True}, offer, Limits(), none).sampler.draft == "auto"
-    left_out = read({**FIELDS, "draft": False}, offer, Limits(), none)
+    offer = Offer("embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True)
+    assert read({**FIELDS, "draft": True}, offer, DemoLimits()).sampler.draft == "auto"
+    left_out = read({**FIELDS, "draft": False}, offer, DemoLimits())
     assert left_out.sampler.draft is None
     assert "draft=None" in python_lines(left_out)
     assert "--draft none" in command_line(left_out)
     for changes in ({"algorithm": "best-of-n"}, {"algorithm": "svdd"}):
-        other = read({**FIELDS, "draft": True, **changes}, offer, Limits(), none)
+        other = read({**FIELDS, "draft": True, **changes}, offer, DemoLimits())
         assert other.sampler.draft is None
         assert "draft" not in python_lines(other) + command_line(other)
-    free = read({**FIELDS, "draft": True, "model": "some/model", "rewards": ["brightness"]}, offer, Limits(), none)
+    free = read({**FIELDS, "draft": True, "model": "some/model", "rewards": ["brightness"]}, offer, DemoLimits())
     assert free.sampler.draft == "auto"
 
 
 def test_visitors_choose_models_only_where_they_may() -> None:
     assert asked(model="evil/weights").model == "embedded"
-    free = Offer("embedded", True, ("brightness", "scenes"))
+    free = Offer("embedded", ("brightness", "scenes"), none, any_model=True)
     fields = {**FIELDS, "rewards": ["brightness"]}
-    assert read({**fields, "model": "some/model"}, free, Limits(), lambda m: {}).model == "some/model"
+    assert read({**fields, "model": "some/model"}, free, DemoLimits()).model == "some/model"
     for model in ("a" * 201, "a\nb", 5):
         with pytest.raises(ValueError, match="model"):
-            read({**fields, "model": model}, free, Limits(), lambda m: {})
+            read({**fields, "model": model}, free, DemoLimits())
     with pytest.raises(ValueError, match="captions"):
-        read({**FIELDS, "model": "some/model"}, free, Limits(), lambda m: {})
+        read({**FIELDS, "model": "some/model"}, free, DemoLimits())
 
 
 @pytest.mark.parametrize(
@@ -119,18 +130,18 @@ def test_the_operator_chooses_rewards_and_limits() -> None:
 
 
 def test_kernels_are_chosen_by_need() -> None:
-    assert {name: kernel_of(name) for name in ("best-of-n", "seed-pruning", "ttsnap", "zero-order")} == dict.fromkeys(
+    assert {name: kernel_for(name) for name in ("best-of-n", "seed-pruning", "ttsnap", "zero-order")} == dict.fromkeys(
         ("best-of-n", "seed-pruning", "ttsnap", "zero-order"), "pipeline"
     )
-    assert {kernel_of(n) for n in ("smc", "funnel", "code", "svdd", "nested", "search-over-paths", "best-first")} == {
+    assert {kernel_for(n) for n in ("smc", "funnel", "code", "svdd", "nested", "search-over-paths", "best-first")} == {
         "sde"
     }
-    assert set(map(kernel_of, OFFERED)) == {"sde", "pipeline"}
+    assert set(map(kernel_for, OFFERED)) == {"sde", "pipeline"}
 
 
 def test_budgets_are_put_into_words() -> None:
     words = {
-        text: budget_words(text, 10, Limits())
+        text: budget_words(text, 10, DemoLimits())
         for text in ("5images", "5 images", "150nfe", "10s", "1 image", "x", "999images", "12")
     }
     assert (
@@ -140,7 +151,7 @@ def test_budgets_are_put_into_words() -> None:
     assert words["10s"].endswith("and 10 seconds.")
     assert words["1 image"].endswith("1 whole image take.")
     assert "cannot read" in words["x"]
-    assert "this demo allows 2,000" in words["999images"]
+    assert "at most 2000 evaluations" in words["999images"]
     assert "12nfe" in words["12"]
     assert "12images" in words["12"], "as everywhere, a number without a unit is neither"
 
@@ -166,14 +177,14 @@ PAYLOAD: dict[str, Any] = {
 
 
 def test_settings_of_a_picture_fill_the_form() -> None:
-    found, left = restored(PAYLOAD, OFFER, Limits(), lambda model: {})
+    found, left = restored(PAYLOAD, OFFER, DemoLimits())
     assert not left
     assert found == {"prompt": "a red circle", "algorithm": "svdd", "rewards": ["scenes"], "steps": 12,
                      "budget": "60nfe", "seed": 17, "negative": "a cross", "guidance": 3.5, "draft": False}  # fmt: skip
     drafted = {**PAYLOAD, "draft": "my_draft:2"}
     offer = replace(OFFER, draft="my_draft:2")
-    assert restored(drafted, offer, Limits(), lambda model: {})[0]["draft"] is True
-    found, left = restored(drafted, OFFER, Limits(), lambda model: {})
+    assert restored(drafted, offer, DemoLimits())[0]["draft"] is True
+    found, left = restored(drafted, OFFER, DemoLimits())
     assert (found["draft"], left) == (False, ["draft (my_draft:2; here it is none)"])
 
 
@@ -190,7 +201,7 @@ def test_settings_that_visitors_may_not_choose_are_left_out_and_named() -> None:
             "scores": {"os:system": 1},
         },
     }
-    found, left = restored(bad, OFFER, Limits(), lambda model: {})
+    found, left = restored(bad, OFFER, DemoLimits())
     assert found == {"seed": 17, "negative": "", "draft": False}
     assert sorted(text.split()[0] for text in left) == [
         "algorithm", "budget", "guidance", "model", "prompt", "rewards", "steps"

@@ -1,0 +1,208 @@
+"""The page's form: what visitors fill in as the search that they ask for, and settings of pictures as its values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from ttsnap.algorithms import ALGORITHMS, GROUPS
+from ttsnap.algorithms.by_hand import BEST, Wish
+from ttsnap.algorithms.options import options_of
+from ttsnap.core.names import unknown
+from ttsnap.files.pictured import Picture
+from ttsnap.files.settings import Bounds, Count, Positive, short
+from ttsnap.loop.budget import Budget
+from ttsnap.options.model import PACKAGED
+from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
+from ttsnap.request.offer import Asked, Offer, asked_of
+from ttsnap.request.searches import OFFERED, OfferedSearch, kernel_for
+
+BASELINE = "best-of-n"
+REDRAW = "image-to-image"
+"""The task of a search with a picture."""
+LEAST_STEPS = 2
+MOST_SEED = 2**31 - 1
+NOISE = "Adds noise at every step, so that branches of one candidate differ."
+_STRENGTH = Annotated[float, Bounds(0, 1, open_low=True)]
+
+
+@dataclass(frozen=True)
+class DemoLimits(SearchLimits):
+    """What one visitor may ask for."""
+
+    nfe: Count = 2000
+    seconds: Positive = 120.0
+    images: Count = 8
+    prompt: Count = 400
+    guidance: Positive = 30.0
+    """The largest scale."""
+    upload: Count = 8 * 2**20
+    """Bytes of a file."""
+
+    def budget_of(self, text: object, steps: int) -> Budget:
+        budget = super().budget_of(text, steps)
+        if budget.seconds is not None and budget.seconds > self.seconds:
+            raise FieldError("budget", f"this demo allows {self.seconds:g} seconds for a search, got {short(text)}")
+        return budget
+
+
+def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> Asked:
+    """The search that the form's fields ask for (prompt, model, algorithm, rewards, budget, steps, seed, keep, size,
+    negative, guidance, draft; and picture, the bytes of a file or None, with strength, how much of it is redrawn).
+
+    size and guidance may be None: the model's own. FieldError that says what was wrong with a field.
+    """
+    algorithm, guidance, negative, data = (fields.get(n) for n in ("algorithm", "guidance", "negative", "picture"))
+    if not isinstance(algorithm, str) or algorithm not in OFFERED:
+        raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
+    if guidance is not None and guidance != "":
+        guidance = fitting("guidance", guidance, Annotated[float, Bounds(0, limits.guidance)])
+    picture = None if data is None else limits.picture(bytes(data), "picture")
+    size = whole("image size", fields["size"] or 0, 0, limits.side)
+    given = {
+        "prompt": fields["prompt"],
+        "model": fields["model"],
+        "search": algorithm,
+        "reward": fields["rewards"] or (),
+        "budget": fields["budget"] or "",
+        "steps": whole("steps", fields["steps"], LEAST_STEPS, limits.steps),
+        "seed": whole("seed", fields["seed"], 0, MOST_SEED),
+        "n": whole("images to keep", fields["keep"], 1, limits.images),
+        "size": (size, size) if size else None,
+        "negative_prompt": None if negative is None or str(negative).isspace() else negative or None,
+        "guidance_scale": None if guidance == "" else guidance,
+        "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
+        "image": picture,
+        "strength": None if picture is None else fitting("strength", fields.get("strength"), _STRENGTH),
+    }
+    asked = asked_of(given, offer, limits)
+    for name in asked.rewards:
+        if name.startswith("scenes") and asked.model not in PACKAGED:
+            raise FieldError("rewards", f"reward {name!r} reads the embedded model's captions only; choose another")
+    return asked
+
+
+def title_of(asked: Asked) -> str:
+    """A short name of a search for people."""
+    return ALGORITHMS[asked.search.label].title
+
+
+def baseline(asked: Asked) -> Asked:
+    """Best-of-N at the same budget, on the same seeds and sampler. It looks at no drafts."""
+    return replace(asked, search=OfferedSearch(BASELINE, BASELINE), sampler=replace(asked.sampler, draft=None))
+
+
+def picture_of(asked: Asked) -> Picture | None:
+    """The picture that a search redraws; None without one."""
+    return asked.call.get("image")
+
+
+def task_of(asked: Asked) -> str | None:
+    """What is done with the picture; None without one."""
+    return None if picture_of(asked) is None else REDRAW
+
+
+def drafts(algorithm: str) -> bool:
+    """Whether this algorithm looks at drafts where there is a drafter."""
+    return any(option.name == "draft_share" for option in options_of(algorithm))
+
+
+def budget_words(text: Any, steps: Any, limits: DemoLimits) -> str:
+    """What a budget comes to, for the line below its field; what is wrong with it where it cannot be read."""
+    try:
+        steps = whole("steps", steps, LEAST_STEPS, limits.steps)
+        budget = limits.budget_of(text, steps)
+    except FieldError as error:
+        return str(error)
+    caps = []
+    if budget.nfe is not None or budget.images is not None:
+        nfe = budget.nfe if budget.images is None else int(budget.images * steps)
+        full = (nfe or 0) / steps
+        caps.append(
+            f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole image{'' if full == 1 else 's'} take"
+        )
+    if budget.seconds is not None:
+        caps.append(f"{budget.seconds:g} seconds")
+    return f"At most {' and '.join(caps)}."
+
+
+def read_wish(verb: str, candidate: Any, number: Any, limits: DemoLimits) -> Wish:
+    """A wish by hand: a candidate as the board names it, `12` by its seed or `12 ↳40` by its number, or how many to
+    finish. FieldError for anything else."""
+    if verb == BEST:
+        return Wish(BEST, number=whole("images to finish", number, 1, limits.images))
+    match = re.fullmatch(r"\s*(\d{1,20})(?:\s*↳\s*(\d{1,9}))?\s*", candidate if isinstance(candidate, str) else "")
+    if not match:
+        raise FieldError("candidate", f"name a candidate as the board does, 12 or 12 ↳40; got {short(candidate)}")
+    return Wish(verb, int(match[2])) if match[2] else Wish(verb, seed=int(match[1]))
+
+
+def restored(payload: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> tuple[dict[str, Any], list[str]]:
+    """Values for the form from a picture's payload (checked, ttsnap.results.payload), and what could not be taken over.
+
+    Every value passes the same checks as a visitor's own; the others stay as they are on the page, and are named. The
+    first seed becomes the image's own, so that a search meets it at once.
+    """
+    call, search = payload["call"], payload["search"]
+    wanted: dict[str, Any] = {
+        "prompt": payload["prompt"],
+        "algorithm": search["algorithm"],
+        "rewards": list(search.get("scores", {})) or None,
+        "steps": call.get("num_inference_steps"),
+        "budget": search["budget"],
+        "seed": payload["seed"],
+        "size": call.get("height") if call.get("height") == call.get("width") else None,
+        "negative": call.get("negative_prompt") or "",
+        "guidance": call.get("guidance_scale"),
+        "draft": (draft := payload.get("draft")) is not None and draft == offer.draft,
+    }
+    plain = {"prompt": "x", "algorithm": BASELINE, "rewards": [offer.rewards[0]], "budget": "1images", "steps": 2,
+             "seed": 0, "keep": 1, "size": None, "model": offer.model, "negative": "", "guidance": None,
+             "draft": False}  # fmt: skip
+    accepted: dict[str, Any] = {}
+    left: list[str] = []
+    if payload["model"] != offer.model:
+        left.append(f"model ({str(payload['model'])[:80]}; here it is {offer.model})")
+    if draft is not None and not wanted["draft"]:
+        left.append(f"draft ({str(draft)[:80]}; here it is {offer.draft or 'none'})")
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        try:
+            read({**plain, "steps": accepted.get("steps", plain["steps"]), name: value}, offer, limits)
+            accepted[name] = value
+        except FieldError as error:
+            left.append(f"{name} ({str(error)[:160]})")
+    return accepted, left
+
+
+def algorithm_choices() -> list[tuple[str, str]]:
+    """(what it is called and does, its name) of each, group by group."""
+    return [(f"{ALGORITHMS[name].title}: {ALGORITHMS[name].summary}", name) for name in OFFERED]
+
+
+def group_css() -> str:
+    """Rules that put the name of each group above its first algorithm in the open list."""
+    groups = [ALGORITHMS[name].group for name in OFFERED]
+    firsts = {group: groups.index(group) for group in dict.fromkeys(groups)}
+    return "".join(
+        f'#algorithm li[data-index="{place}"]::before {{ content: {json.dumps(GROUPS[group].partition(":")[0])}; }}\n'
+        for group, place in firsts.items()
+    )
+
+
+def hint(algorithm: str) -> str:
+    """What a visitor should know about an algorithm beside its line."""
+    entry = ALGORITHMS[algorithm]
+    words = [f"{entry.summary[0].upper()}{entry.summary[1:]}."]
+    words += [NOISE] if kernel_for(algorithm) == "sde" else []
+    words += ["Meant for scenes-noise-aware or another noise-aware reward."] if "noise-aware" in entry.needs else []
+    return " ".join(words)
+
+
+def hints() -> dict[str, str]:
+    """The hints of all, for the page's script."""
+    return {name: hint(name) for name in OFFERED}

@@ -1,0 +1,132 @@
+"""Limits on what a stranger may ask of one search, and the fields of a request that are held to them.
+
+The service and the demo read each field here. A value that does not pass is a `FieldError`, which names the field.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from ttsnap.core.grid import Grid
+from ttsnap.core.names import unknown
+from ttsnap.files.pictured import Picture
+from ttsnap.files.settings import Bounds, Count, Positive, Settings, check, short
+from ttsnap.loop.budget import Budget
+
+LEAST_SIDE = 16
+"""Pixels."""
+USUAL = Budget.of_effort("medium")
+"""The cap on evaluations beside a budget in units that evaluations need not use up, as tokens and gradients."""
+
+
+class FieldError(ValueError):
+    """A value that cannot be honoured. field: the one that it was given for."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def fitting(field: str, value: object, hint: object) -> Any:
+    """A value that fits its declared type (ttsnap.files.settings). FieldError for one that does not."""
+    try:
+        return check(field, value, hint)
+    except ValueError as error:
+        raise FieldError(field, str(error)) from None
+
+
+def whole(field: str, value: object, low: int, high: int) -> int:
+    """A whole number from low to high, which pages give as floats. FieldError for anything else."""
+    plain = int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(fitting(field, plain, Annotated[int, Bounds(low, high)]))
+
+
+@dataclass(frozen=True)
+class SearchLimits(Settings):
+    """What a stranger may ask of one search. ValueError for limits that are not positive."""
+
+    nfe: Count = 4000
+    """Evaluations of the denoiser."""
+    seconds: Positive = 300.0
+    """Until a search ends with its best image."""
+    steps: Count = 100
+    """Denoising steps of an image."""
+    side: Count = 1024
+    """Pixels a side."""
+    images: Count = 10
+    """Images to return."""
+    prompt: Count = 4000
+    """Characters of a text."""
+    rewards: Count = 3
+    """Rewards at once."""
+
+    def seconds_of(self, budget: Budget) -> float:
+        """After how many seconds a search with this budget ends."""
+        return min(budget.seconds or self.seconds, self.seconds)
+
+    def capped(self, budget: Budget, grid: Grid) -> Budget:
+        """A budget in evaluations of this grid, as many as are allowed at most."""
+        counted = budget.on(grid)
+        return replace(counted, nfe=min(counted.nfe or self.nfe, self.nfe))
+
+    def line(self, text: object, field: str, *, empty: bool = False) -> str:
+        """One line of text, without white space around it. FieldError for control characters and broken text, and for
+        none unless it may be empty."""
+        if not isinstance(text, str):
+            raise FieldError(field, f"the {field} must be text, got {short(text)}")
+        if len(text) > self.prompt:
+            raise FieldError(field, f"the {field} has {len(text)} characters; at most {self.prompt} are allowed here")
+        line = " ".join(text.split())
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") for letter in line):
+            raise FieldError(field, f"the {field} holds control characters or broken text; write it again")
+        if not line and not empty:
+            raise FieldError(field, f"the {field} must be text of 1 to {self.prompt} characters, got none")
+        return line
+
+    def check_size(self, width: int, height: int) -> None:
+        """FieldError for an image that is too small or too large."""
+        if not (min(width, height) >= LEAST_SIDE and max(width, height) <= self.side):
+            raise FieldError("size", f"sides of {LEAST_SIDE} to {self.side} pixels are made here, got {width}x{height}")
+
+    def picture(self, data: bytes, field: str, *, mask: bool = False) -> Picture:
+        """A picture to change. ValueError for what is none, FieldError for a large one, before that is decoded."""
+        picture = Picture(data, mask)
+        width, height = picture.size
+        if max(width, height) > self.side:
+            most = f"pictures have sides of at most {self.side} pixels here"
+            raise FieldError(field, f"{most}, got {width} x {height}")
+        picture.opened()  # damage shows where it is decoded
+        return picture
+
+    def rewards_of(self, names: object, offered: Collection[str], field: str) -> tuple[str, ...]:
+        """The names of rewards: one, or several of which each is taken once."""
+        wanted = [names] if isinstance(names, str) else names
+        if not isinstance(wanted, Sequence) or not 0 < len(wanted) <= self.rewards:
+            raise FieldError(field, f"name 1 to {self.rewards} rewards of {', '.join(offered)}; got {short(names)}")
+        for name in wanted:
+            if name not in offered:
+                raise FieldError(field, unknown("reward", name, offered))
+        return tuple(dict.fromkeys(wanted))
+
+    def budget_of(self, text: object, steps: int) -> Budget:
+        """A budget, which always caps the evaluations. FieldError for one that cannot be read, and for more evaluations
+        than are allowed, at so many steps an image."""
+        if isinstance(text, bool) or not isinstance(text, str | int | float) or len(str(text)) > 60:
+            raise FieldError("budget", f"cannot read budget {short(text)}; write it like 12images, 200nfe, 5s")
+        try:
+            budget = Budget.parse(str(text).strip())
+        except ValueError as error:
+            raise FieldError("budget", str(error)) from None
+        caps = [cap for cap in (budget.nfe, budget.images and budget.images * steps) if cap is not None]
+        if caps and min(caps) > self.nfe:
+            raise FieldError(
+                "budget",
+                f"at most {self.nfe} evaluations are spent on a search here, got {short(text)}: {min(caps):.6g} at "
+                f"{steps} steps; take fewer steps or a smaller budget",
+            )
+        if not caps and budget.seconds is None and budget.flops is None:
+            return replace(budget, images=USUAL.images)
+        return budget if caps else replace(budget, nfe=self.nfe)
