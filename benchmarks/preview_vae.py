@@ -1,9 +1,8 @@
 """The preview VAE on the embedded model: how rewards rank its decodes, and what searching with it gains.
 
-    python benchmarks/preview_vae.py --prompt-seed 0 --json preview_vae.json
+    python benchmarks/preview_vae.py --vae DIR --prompt-seed 0 --json preview_vae.json
 
-Trains the preview VAE by its recipe (ttsnap/scenes/training/preview/recipe.py), or takes the one in --vae. Then, on
-held-out captions that it has not seen:
+DIR holds a diffusers AutoencoderTiny for the denoiser's latents as they are (scale 1, shift 0). On held-out captions:
 
 1. What a preview takes beside a decode by the real VAE, in FLOPs and in seconds, and how far their pixels differ.
 2. By step, rank correlation within a prompt of a reward's score on previews and on real decodes of the same estimates;
@@ -12,7 +11,7 @@ held-out captions that it has not seen:
    recorded scores, beside real decodes that cost nothing: the most that any preview could gain. And a few live
    searches, to hold the simulation and the ledger to them.
 
-What is trained or recorded stays in --work, if given, and is not made again.
+What is recorded stays in --work, if given, and is not made again.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from dtypes import add_dtype
 from torch import Tensor
 from tqdm import tqdm
@@ -45,8 +45,6 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
-from ttsnap.scenes.preview_files import preview_vae
-from ttsnap.scenes.training.__main__ import main as train
 from ttsnap.simulation.simulate import best_of_n_curve, curve
 from ttsnap.simulation.sizing import sized_for
 
@@ -72,11 +70,11 @@ def main() -> None:
     )
     p.add_argument("--repeats", type=int, default=100, help="simulated searches per caption and budget")
     p.add_argument("--live", type=int, default=8, help="captions of the live searches")
-    p.add_argument("--vae", type=Path, help="folder of a trained preview VAE; trains one by default")
+    p.add_argument("--vae", type=Path, required=True, help="folder of a trained preview VAE")
     p.add_argument("--batch-size", type=int, default=64)
     add_dtype(p)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--work", type=Path, help="folder to keep the training and the recording in, and to go on from")
+    p.add_argument("--work", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -85,7 +83,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         pipe = load(dtype=getattr(torch, a.dtype))
         real, latents = recorded(a, pipe, work)
-        pipe.preview_vae = preview_vae(folder_of(a, work)).to(pipe.dtype)
+        pipe.preview_vae = AutoencoderTiny.from_pretrained(a.vae, torch_dtype=pipe.dtype).eval()
         seen, apart = previewed(pipe, real, latents)
     costs = {"pixels": apart, **prices(pipe)}
     print(cost_table(costs))
@@ -100,15 +98,6 @@ def main() -> None:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
         found = {"ttsnap": __version__, "setting": setting, "costs": costs, "scored": SCORED, "ranks": ranks}
         a.json.write_text(json.dumps(found | {"pruning": pruned, "live": live}, indent=1))
-
-
-def folder_of(a: argparse.Namespace, work: Path) -> Path:
-    """Where the preview VAE lies, trained first where none is given."""
-    if a.vae:
-        return Path(a.vae)
-    if not (work / "vae" / "preview").exists():
-        train(["preview", "--out", str(work / "vae"), "--threads", str(a.threads)])
-    return work / "vae" / "preview"
 
 
 @torch.no_grad()

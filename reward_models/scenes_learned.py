@@ -43,7 +43,7 @@ class ScenesLearned(Scorer):
         dtype: torch.dtype = torch.float32,
         batch_size: int = 256,
     ) -> ScenesLearned:
-        """The packaged network, or one that ttsnap/scenes/training/reward made. ValueError if it does not load."""
+        """The packaged network, or one that scripts/train_scenes made. ValueError if it does not load."""
         network = load_reader(Path(name_or_path) if name_or_path is not None else reward_path())
         return cls(network.to(device, dtype), batch_size=batch_size)
 

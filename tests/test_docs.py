@@ -128,7 +128,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         elif program == "python" and given[0] == "-m":
             assert importlib.util.find_spec(given[1]), f"{page.name}: no module {given[1]}"
         elif program == "python" and "/" in given[0]:
-            assert (ROOT / given[0]).is_file(), f"{page.name}: no script {given[0]}"
+            script = ROOT / given[0]
+            assert script.is_file() or (script / "__main__.py").is_file(), f"{page.name}: no script {given[0]}"
 
 
 @each_page

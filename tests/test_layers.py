@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recordings": {"core", "files", "options", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
     "bench": {"core", "files", "options", "algorithms", "loop", "results", "recordings"},
-    "scenes": {"core", "files", "rewards", "recordings"},
+    "scenes": {"files"},
     "pipelines": {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
         *("scenes", "cluster"),

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from train_scenes.commands import main
+from train_scenes.evaluate import prompts_of_kind
+from train_scenes.near_captions import CHANGES, changed, hard_negatives, shown
+from train_scenes.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, train
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.files.settings import to_json
@@ -31,13 +35,6 @@ from ttsnap.scenes import (
 )
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, word_ids
 from ttsnap.scenes.reward_files import load_reader, save_reader
-from ttsnap.scenes.training.__main__ import main
-from ttsnap.scenes.training.base.evaluate import prompts_of_kind
-from ttsnap.scenes.training.reward.data import _shown, pairs, recorded, rendered
-from ttsnap.scenes.training.reward.evaluate import hard_negatives
-from ttsnap.scenes.training.reward.negatives import CHANGES, changed
-from ttsnap.scenes.training.reward.recipe import RewardData, RewardRecipe
-from ttsnap.scenes.training.reward.train import _ranking, train
 
 RNG = np.random.default_rng
 
@@ -82,10 +79,10 @@ def test_other_captions_are_of_the_kinds_to_train_on() -> None:
         tuple(g.count for g in other.groups) for other in (changed(combo, "count", rng) for _ in range(200)) if other
     }
     assert counts == {(1, 1), (2, 1)}  # and not (3, 2) or (4, 1)
-    shown = render([parse("two red circles and a blue square"), parse("three red circles and two blue squares")], rng)
-    found = detect(shown)
-    assert _shown(found, 0) == parse("two red circles and a blue square")
-    assert _shown(found, 1) is None
+    specs = [parse("two red circles and a blue square"), parse("three red circles and two blue squares")]
+    found = detect(render(specs, rng))
+    assert shown(found, 0) == parse("two red circles and a blue square")
+    assert shown(found, 1) is None
 
 
 def test_pairs_are_what_the_checker_says() -> None:
@@ -94,10 +91,12 @@ def test_pairs_are_what_the_checker_says() -> None:
     images = np.rint(render(specs, rng) * 255).astype(np.uint8)
     data = pairs(images, specs, 4, RNG(2))
     soft, _ = check(images / 255.0, specs)
-    np.testing.assert_allclose(data.soft[:, 0], soft, atol=1e-6)
+    np.testing.assert_allclose(data.soft[:, 0].numpy(), soft, atol=1e-6)
     texts = [" ".join(VOCABULARY[i] for i in row if i).replace(" ,", ",") for row in data.ids.reshape(-1, MAX_WORDS)]
     others = [t for n, t in enumerate(texts) if n % 4]
-    np.testing.assert_allclose(data.soft.ravel(), check(np.repeat(images / 255.0, 4, 0), [parse(t) for t in texts])[0])
+    np.testing.assert_allclose(
+        data.soft.numpy().ravel(), check(np.repeat(images / 255.0, 4, 0), [parse(t) for t in texts])[0]
+    )
     assert not any(is_held_out(caption(parse(t))) for t in others)
     assert data.soft[:, 1:].mean() < data.soft[:, 0].mean() - 0.2
     assert [(row > 0).sum() for row in data.centres] == [spec.num_objects for spec in specs]
@@ -105,7 +104,7 @@ def test_pairs_are_what_the_checker_says() -> None:
 
 def test_rendered_data_is_reproducible() -> None:
     first, again = rendered(30, 3, RNG(3)), rendered(30, 3, RNG(3))
-    assert all(np.array_equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
     assert first.ids.shape == (30, 3, MAX_WORDS)
 
 
@@ -144,12 +143,12 @@ def test_files(tmp_path: Path) -> None:
 
 
 WANTED = RewardData(renders=64, prompts=2, first_step=2, captions=3)
-SMALL = RewardRecipe(
+SMALL = Recipe(
     data=WANTED,
     model=ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2),
     batch=16,
     warmup=2,
-    phases=tuple(replace(phase, steps=4) for phase in RewardRecipe().phases),
+    phases=tuple(replace(phase, steps=4) for phase in Recipe().phases),
 )
 
 
@@ -162,25 +161,26 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "first" / "phase-0", tmp_path / "again" / "phase-0")  # stopped after the first phase
     again = train(recipe, data, data, tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    x = torch.from_numpy(data.images).float() / 127.5 - 1
+    x = data.images.float() / 127.5 - 1
     cells = first.see(x)
     named = first.centres(cells).argmax(1)
-    assert (named == torch.from_numpy(data.centres)).float().mean() > 0.9
+    assert (named == data.centres).float().mean() > 0.9
 
 
 def test_the_ranking_loss_is_bradley_terry() -> None:
     logits, soft = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[0.9, 0.5, 0.88]])
     # 0 beats 1 and 2 beats 1; 0 and 2 are too close to call.
     expected = (np.log1p(np.exp(-1.0)) + np.log1p(np.exp(-3.0))) / 2
-    torch.testing.assert_close(float(_ranking(logits, soft)), expected, atol=1e-6, rtol=0)
-    assert float(_ranking(logits, torch.ones(1, 3))) == 0
+    torch.testing.assert_close(float(ranking(logits, soft)), expected, atol=1e-6, rtol=0)
+    assert float(ranking(logits, torch.ones(1, 3))) == 0
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
     engine = load().engine("scenes", batch_size=8, **{**defaults(), "num_inference_steps": 4})
     seen = sample_prompts(2, 5, held_out=False)
     record(engine, seen, tmp_path / "rec", RecordOptions(2, images=True))
-    assert len(recorded(tmp_path / "rec", WANTED, RNG(0))) == 2 * 2 * 3
+    assert len(recorded(tmp_path / "rec", WANTED, RNG(0)).images) == 2 * 2 * 3
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
     paths = ["--recording", str(tmp_path / "rec"), "--out", str(tmp_path / "out")]
     main(["reward", "--recipe", str(tmp_path / "recipe.yaml"), *paths])

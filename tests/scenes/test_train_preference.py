@@ -16,6 +16,16 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from train_scenes.commands import main
+from train_scenes.preference import (
+    Lora,
+    Recipe,
+    Validation,
+    add_lora,
+    preference_loss,
+    squared_errors,
+)
+from train_scenes.preference_pairs import PreferenceData, load_pairs, make_pairs, split
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 from ttsnap.pipelines.lora import load_lora, parse_lora
@@ -26,18 +36,13 @@ from ttsnap.files.settings import to_json
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
 from ttsnap.scenes.model import build_transformer
-from ttsnap.scenes.training.__main__ import main
-from ttsnap.scenes.training.preference.loss import preference_loss, squared_errors
-from ttsnap.scenes.training.preference.pairs import load_pairs, make_pairs, split
-from ttsnap.scenes.training.preference.recipe import Lora, PreferenceData, PreferenceRecipe, Validation
-from ttsnap.scenes.training.preference.train import add_lora
 
 pytestmark = pytest.mark.usefixtures("shallow_model")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "max_sequence_length": 1}
 PROMPT = "two red circles and a blue square"
 
 
-SMALL = PreferenceRecipe(
+SMALL = Recipe(
     data=PreferenceData(prompts=3, seeds=2, margin=0.0, validation=2),
     lora=Lora(rank=2, alpha=4, modules=("to_q", "to_v")),
     lr=0.02,
@@ -166,7 +171,7 @@ def test_pairs_are_the_best_and_the_worst() -> None:
 def test_pairs_of_another_recipe_are_refused(trained: Path) -> None:
     reward: Any = types.SimpleNamespace(name="scenes")
     with pytest.raises(ValueError, match=r"was made with .*scenes-learned.*choose another --out"):
-        load_pairs(None, [], reward, SMALL, trained / "pairs.pt")
+        load_pairs(None, [], reward, SMALL.data, trained / "pairs.pt", seed=0, bf16=True)
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -192,6 +197,7 @@ def test_stock_diffusers_loads_it(trained: Path, stock: Any) -> None:
     torch.testing.assert_close(picture(stock), before)
 
 
+@pytest.mark.slow
 def test_training_is_reproducible(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.pt").write_bytes((trained / "pairs.pt").read_bytes())
     recipe = str(trained.parent / "recipe.yaml")

@@ -6,41 +6,52 @@ logit gets log(n) added. Training with one token and a random n per sample there
 `max_sequence_length`, at the cost of a single token.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-
-from ttsnap.scenes.training.parts import Transformer
+from torch import Tensor, nn
 
 
 class ZeroTokenAttention:
     """Joint attention of SD3 as plain matrix products, with a bias on the last key (the zero token).
 
     Args:
+        transformer: an SD3 transformer, whose blocks get this attention.
         batch: samples per step.
-        device: where the model lives.
+        compiled: whether its blocks are compiled.
     """
 
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self.bias = torch.zeros(batch, 1, 1, device=device)
+    def __init__(self, transformer: Any, batch: int, *, compiled: bool = False) -> None:
+        self.bias = torch.zeros(batch, 1, 1, device=transformer.device)
+        transformer.set_attn_processor(self)
+        if compiled:
+            for block in transformer.transformer_blocks:
+                block.compile(dynamic=False)
 
-    def set_repeats(self, repeats: torch.Tensor) -> None:
+    def set_repeats(self, repeats: Tensor) -> None:
         """How many zero tokens the last one stands for, shape (batch,)."""
         self.bias.copy_(repeats.log().view(-1, 1, 1))
+
+    def draw_repeats(self, lengths: Sequence[int], dice: torch.Generator) -> None:
+        """One of these lengths for each sample."""
+        choices = torch.tensor(lengths, dtype=torch.float32)
+        self.set_repeats(choices[torch.randint(len(choices), (len(self.bias),), generator=dice)].to(self.bias.device))
 
     def __call__(
         self,
         attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """As `JointAttnProcessor2_0`, for text always given and no mask."""
         batch, length, _ = hidden_states.shape
 
-        def split(x: torch.Tensor, norm: torch.nn.Module | None) -> torch.Tensor:
+        def split(x: Tensor, norm: nn.Module | None) -> Tensor:
             x = x.view(batch, x.shape[1], attn.heads, -1).transpose(1, 2)
             return x if norm is None else norm(x)
 
@@ -50,21 +61,9 @@ class ZeroTokenAttention:
         v = [split(attn.to_v(hidden_states), None), split(attn.add_v_proj(text), None)]
         query, key, value = (torch.cat(parts, 2) for parts in (q, k, v))
         logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        bias = torch.nn.functional.pad(self.bias, (key.shape[2] - 1, 0)).unsqueeze(1)
+        bias = nn.functional.pad(self.bias, (key.shape[2] - 1, 0)).unsqueeze(1)
         weights = (logits + bias).softmax(-1).to(value.dtype)
         out = (weights @ value).transpose(1, 2).reshape(batch, query.shape[2], -1)
         image, text = out[:, :length], out[:, length:]
         image = attn.to_out[1](attn.to_out[0](image))
         return image, text if attn.context_pre_only else attn.to_add_out(text)
-
-
-@contextmanager
-def zero_token_attention(transformer: Transformer, batch: int) -> Iterator[ZeroTokenAttention]:
-    """The SD3 transformer with `ZeroTokenAttention` in every block, its own processors restored on exit."""
-    before = dict(transformer.attn_processors)
-    processor = ZeroTokenAttention(batch, transformer.device)
-    transformer.set_attn_processor(processor)
-    try:
-        yield processor
-    finally:
-        transformer.set_attn_processor(before)

@@ -9,28 +9,25 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
+from train_scenes.base import Data, Probe, Recipe
+from train_scenes.commands import main
+from train_scenes.evaluate import generate
+from train_scenes.generator import (
+    Examples,
+    GeneratorRecipe,
+    GeneratorTrainer,
+    TextSize,
+    TransformerSize,
+    encode_text,
+)
+from train_scenes.recipes import Call, NoiseLevels, read
+from train_scenes.vae import VaeRecipe, VaeSize
 
 from ttsnap.files.settings import build, to_json
 from ttsnap.scenes import defaults
 from ttsnap.scenes.model import build_tokenizer, tokenize
-from ttsnap.scenes.training.__main__ import main, recipe_of
-from ttsnap.scenes.training.base.evaluate import generate
-from ttsnap.scenes.training.base.recipe import (
-    BaseRecipe,
-    Call,
-    Data,
-    GeneratorRecipe,
-    NoiseLevels,
-    Probe,
-    TextSize,
-    TransformerSize,
-    VaeRecipe,
-    VaeSize,
-)
-from ttsnap.scenes.training.base.trainer import Examples, Trainer, run
-from ttsnap.scenes.training.base.updates import learning_rate
 
-MINI = BaseRecipe(
+MINI = Recipe(
     seed=3,
     save_every=2,
     defaults=Call(2, 2.0, 1),
@@ -57,10 +54,10 @@ MINI = BaseRecipe(
 )
 
 
-def _trainer() -> Trainer:
+def _trainer() -> GeneratorTrainer:
     dice = torch.Generator().manual_seed(0)
     tokenizer = build_tokenizer()
-    return Trainer(
+    return GeneratorTrainer(
         MINI.generator,
         tokenizer,
         Examples(
@@ -84,22 +81,19 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("stop", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_resumed_run_equals_undisturbed(tmp_path: Path, stop: int) -> None:
     whole = _trainer()
-    run(whole, tmp_path / "whole.pt", save_every=100)
+    whole.run("whole", tmp_path / "whole.pt", save_every=100)
 
     first = _trainer()
-    steps = first.losses()
     for _ in range(stop):
-        next(steps)
+        first.update()
     first.save(tmp_path / "part.pt")
-    next(steps)  # work after the checkpoint is lost, as when killed
-    steps.close()
-    second = _trainer()
-    second.load(tmp_path / "part.pt")
-    assert second.step == stop
-    run(second, tmp_path / "part.pt", save_every=100)
+    first.update()  # work after the checkpoint is lost, as when killed
+    second, steps = _trainer(), list[int]()
+    second.run("second", tmp_path / "part.pt", save_every=100, look=lambda: steps.append(second.step))
+    assert steps == list(range(stop + 1, MINI.generator.steps + 1))
 
     assert _equal(whole.state(), second.state())
     assert not list(tmp_path.glob("*.part"))
@@ -107,16 +101,15 @@ def test_resumed_run_equals_undisturbed(tmp_path: Path, stop: int) -> None:
 
 def test_decay_from_here(tmp_path: Path) -> None:
     trainer = _trainer()
-    steps = trainer.losses()
-    next(steps)
-    trainer.decay_from_here(2)
-    assert len(list(steps)) == 2
+    trainer.update()
+    trainer.run("decays", decay_now=2)
     assert trainer.step == 3
-    recipe = GeneratorRecipe(warmup=10, steps=100, decay_steps=50)
-    rates = [learning_rate(s, recipe) for s in (0, 9, 50, 75, 99)]
-    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
+    trainer.warmup, trainer.steps, trainer.decay_steps = 10, 100, 50
+    for trainer.step, share in ((0, 0.1), (9, 1.0), (50, 1.0), (75, 0.5), (99, 0.02)):
+        assert trainer.learning_rate(3.0) == pytest.approx(3 * share)
 
 
+@pytest.mark.slow
 def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(MINI)))
     command = ["base", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
@@ -126,25 +119,25 @@ def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
     made = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"samples_000004.png", "samples_final.png", "accuracy.md", "generator.pt"} <= made
     main(command)  # nothing left to train
-    assert build(BaseRecipe, json.loads((tmp_path / "out" / "config.json").read_text())) == MINI
+    assert build(Recipe, json.loads((tmp_path / "out" / "config.json").read_text())) == MINI
 
 
 def test_the_packaged_model_recommends_the_call_of_its_recipe() -> None:
-    assert to_json(BaseRecipe().defaults) == defaults()
+    assert to_json(Recipe().defaults) == defaults()
 
 
 def test_a_recipe_file_says_what_differs(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("generator: {steps: 100, text: {width: 64, layers: 2, heads: 2}}")
-    found = recipe_of(BaseRecipe, file, seed=5)
+    found = read(Recipe, file, seed=5)
     generator = replace(GeneratorRecipe(), steps=100, text=TextSize(64, 2, 2))
-    assert found == replace(BaseRecipe(), seed=5, generator=generator)
+    assert found == replace(Recipe(), seed=5, generator=generator)
     file.write_text("generator: {warmup: 0}")
     with pytest.raises(ValueError, match=r"generator\.warmup must be at least 1, got 0"):
-        recipe_of(BaseRecipe, file, None)
+        read(Recipe, file, None)
     file.write_text("generator: {sigma: {mean: wide}}")
     with pytest.raises(ValueError, match=r"generator\.sigma\.mean must be a number, got 'wide'"):
-        recipe_of(BaseRecipe, file, None)
+        read(Recipe, file, None)
 
 
 def test_training_forward_is_the_stock_forward() -> None:
@@ -154,7 +147,7 @@ def test_training_forward_is_the_stock_forward() -> None:
     x, sigma = torch.randn(3, 4, 8, 8), torch.rand(3)
     ids = tokenize(build_tokenizer(), ["a red circle", "two blue crosses", ""])
     with torch.no_grad():
-        text, pooled = model.encode(ids)
+        text, pooled = encode_text((model.text, model.text_2), ids)
         ours, _ = model(x, sigma, ids, tap=0)
         stock = model.transformer(x, text, pooled, sigma * 1000).sample
     torch.testing.assert_close(ours, stock)

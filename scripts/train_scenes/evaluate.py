@@ -1,10 +1,12 @@
 """Accuracy of a base model on captions, held out or not, through the stock `StableDiffusion3Pipeline`."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +14,10 @@ from diffusers import StableDiffusion3Pipeline
 from numpy.typing import NDArray
 from PIL import Image
 
+from train_scenes.recipes import Call
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.scenes.checker import check
 from ttsnap.scenes.grammar import KINDS, caption, is_held_out, parse, sample_spec
-from ttsnap.scenes.training.base.recipe import Call
-from ttsnap.scenes.training.parts import Pipeline
 from ttsnap.scenes.weights_folder import weights_path
 
 _COLUMNS = 12
@@ -33,9 +34,9 @@ class Accuracy(NamedTuple):
     pictures: int
 
 
-def load(folder: Path | None = None) -> Pipeline:
+def load(folder: Path | None = None) -> Any:
     """The stock pipeline of a folder, or of the packaged weights."""
-    pipe: Pipeline = StableDiffusion3Pipeline.from_pretrained(folder or weights_path())
+    pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder or weights_path())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -54,9 +55,7 @@ def prompts_of_kind(kind: str, n: int, seed: int, held_out: bool = True) -> list
     return [texts[i % len(texts)] for i in range(n)]
 
 
-def generate(
-    pipe: Pipeline, prompts: Sequence[str], call: Call, *, seed: int = 0, batch: int = 64
-) -> NDArray[np.float32]:
+def generate(pipe: Any, prompts: Sequence[str], call: Call, *, seed: int = 0, batch: int = 64) -> NDArray[np.float32]:
     """Images (N, 3, 32, 32) in [0, 1] from a stock pipeline; image i has its own generator, seeded seed + i."""
     parts = []
     for start in range(0, len(prompts), batch):
@@ -70,11 +69,9 @@ def generate(
 def accuracy(images: NDArray[np.float32], prompts: Sequence[str], kinds: Sequence[str]) -> dict[str, Accuracy]:
     """For each kind of caption, and for all but single objects together ("hard")."""
     soft, strict = check(images, [parse(p) for p in prompts])
-    rows = {}
-    for kind in dict.fromkeys(kinds):
-        rows[kind] = _row(strict, soft, np.array([k == kind for k in kinds]))
-    rows["hard"] = _row(strict, soft, np.array([k != "single" for k in kinds]))
-    return rows
+    given = np.array(kinds)
+    rows = {kind: _row(strict, soft, given == kind) for kind in dict.fromkeys(kinds)}
+    return {**rows, "hard": _row(strict, soft, given != "single")}
 
 
 def _row(strict: BoolArray, soft: FloatArray, where: BoolArray) -> Accuracy:
@@ -85,12 +82,19 @@ def _row(strict: BoolArray, soft: FloatArray, where: BoolArray) -> Accuracy:
     return Accuracy(share, math.sqrt(share * (1 - share) / n), mean, float(soft[where].std()) / math.sqrt(n), n)
 
 
-def table(rows: dict[str, Accuracy]) -> str:
-    """A small Markdown table of `accuracy`."""
-    lines = ["| kind | strict | soft | n |", "|---|---|---|---|"]
-    for kind, (strict, strict_error, soft, soft_error, n) in rows.items():
-        lines.append(f"| {kind} | {strict:.3f} ± {strict_error:.3f} | {soft:.3f} ± {soft_error:.3f} | {n} |")
-    return "\n".join(lines)
+def accuracy_table(rows: dict[str, Accuracy]) -> str:
+    """Markdown, a line for each kind."""
+    cells = (
+        (kind, f"{strict:.3f} ± {strict_error:.3f}", f"{soft:.3f} ± {soft_error:.3f}", n)
+        for kind, (strict, strict_error, soft, soft_error, n) in rows.items()
+    )
+    return markdown(("kind", "strict", "soft", "n"), cells)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def save_grid(images: NDArray[np.float32], columns: int, path: Path, scale: int = 3) -> None:
@@ -103,19 +107,11 @@ def save_grid(images: NDArray[np.float32], columns: int, path: Path, scale: int 
 
 
 def evaluate(
-    pipe: Pipeline,
-    call: Call,
-    per_kind: int,
-    *,
-    seed: int = 0,
-    held_out: bool = True,
-    grid: Path | None = None,
+    pipe: Any, call: Call, per_kind: int, *, seed: int = 0, held_out: bool = True, grid: Path | None = None
 ) -> dict[str, Accuracy]:
     """Generate `per_kind` captions of each kind and check them; optionally save a grid, one row per kind."""
-    prompts, kinds = [], []
-    for kind in KINDS:
-        prompts += prompts_of_kind(kind, per_kind, seed + 1, held_out)
-        kinds += [kind] * per_kind
+    kinds = [kind for kind in KINDS for _ in range(per_kind)]
+    prompts = [text for kind in KINDS for text in prompts_of_kind(kind, per_kind, seed + 1, held_out)]
     images = generate(pipe, prompts, call, seed=seed)
     if grid is not None:
         columns = min(per_kind, _COLUMNS)

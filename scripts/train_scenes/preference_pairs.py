@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from train_scenes.stored import kept
+from train_scenes.vae import decode
 from ttsnap.core.protocols import Reward
-from ttsnap.files.settings import to_json
-from ttsnap.files.writing import write_whole
+from ttsnap.files.settings import Bounds, Count, NotNegative, Settings, to_json
 from ttsnap.scenes.grammar import sample_prompts
-from ttsnap.scenes.training.parts import Pipeline
-from ttsnap.scenes.training.preference.recipe import PreferenceRecipe
 from ttsnap.scenes.weights_folder import defaults
 
 _BATCH = 64
+"""Pictures that are made, decoded and scored at once."""
+
+
+@dataclass(frozen=True)
+class PreferenceData(Settings):
+    """Pictures to choose from.
+
+    prompts: captions to train on, none of them held out.
+    seeds: pictures of each; the best and the worst are a pair.
+    margin: smallest difference of their rewards.
+    validation: other captions, to stop by.
+    """
+
+    prompts: Count = 240
+    seeds: Annotated[int, Bounds(2)] = 6
+    margin: NotNegative = 0.05
+    validation: Count = 48
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,6 @@ class Pairs:
     latents: Tensor
     scores: Tensor
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
 
 def split(training: int, validation: int, seed: int) -> tuple[list[str], list[str]]:
     """Captions to train on and to validate with: all different, and none that benchmarks use (`held_out`)."""
@@ -48,13 +62,7 @@ def split(training: int, validation: int, seed: int) -> tuple[list[str], list[st
 
 @torch.no_grad()
 def sample(
-    pipe: Pipeline,
-    prompts: Sequence[str],
-    seeds: int,
-    first: int,
-    *,
-    bf16: bool,
-    steps: int | None = None,
+    pipe: Any, prompts: Sequence[str], seeds: int, first: int, *, bf16: bool, steps: int | None = None
 ) -> Tensor:
     """Latents of the stock pipeline by its recommended call, shape (P, S, C, h, w), float32.
 
@@ -67,17 +75,14 @@ def sample(
         noise = [torch.Generator().manual_seed(first + start + i) for i in range(len(part))]
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             parts.append(pipe(part, generator=noise, output_type="latent", **call).images.float())
-    latents: Tensor = torch.cat(parts).unflatten(0, (len(prompts), seeds))
-    return latents
+    return torch.cat(parts).unflatten(0, (len(prompts), seeds))
 
 
 @torch.no_grad()
-def score(pipe: Pipeline, latents: Tensor, prompts: Sequence[str], rewards: Sequence[Reward]) -> dict[str, Tensor]:
+def score(pipe: Any, latents: Tensor, prompts: Sequence[str], rewards: Sequence[Reward]) -> dict[str, Tensor]:
     """What each reward gives to the pictures of `latents` (P, S, C, h, w), by name: shape (P, S), float32."""
-    texts, parts = [text for text in prompts for _ in range(latents.shape[1])], []
-    for z in latents.flatten(0, 1).split(_BATCH):
-        parts.append(pipe.vae.decode(z / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample)
-    images = (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+    texts = [text for text in prompts for _ in range(latents.shape[1])]
+    images = decode(pipe.vae, latents.flatten(0, 1), _BATCH)
     scores = {r.name: torch.as_tensor(r(images, texts, torch.zeros(len(texts)))) for r in rewards}
     return {name: values.float().view(latents.shape[:2]) for name, values in scores.items()}
 
@@ -106,19 +111,15 @@ def make_pairs(prompts: Sequence[str], latents: Tensor, scores: Tensor, margin: 
     )
 
 
-def load_pairs(pipe: Pipeline, prompts: Sequence[str], reward: Reward, recipe: PreferenceRecipe, path: Path) -> Pairs:
-    """The pairs kept at `path`, or new ones, which are kept there for the next run.
+def load_pairs(
+    pipe: Any, prompts: Sequence[str], reward: Reward, data: PreferenceData, path: Path, *, seed: int, bf16: bool
+) -> Pairs:
+    """The pairs kept at `path`, or new ones. ValueError for a file that another reward, seed or number of pictures
+    made."""
 
-    ValueError for a file that another reward, seed or number of pictures made.
-    """
-    made_by = {"reward": reward.name, "seed": recipe.seed, **to_json(recipe.data)}
-    if path.exists():
-        stored = torch.load(path, weights_only=True)
-        if stored["made_by"] != made_by:
-            raise ValueError(f"{path} was made with {stored['made_by']}, not {made_by}; choose another --out")
-        return Pairs(tuple(stored["prompts"]), stored["latents"], stored["scores"])
-    latents = sample(pipe, prompts, recipe.data.seeds, recipe.seed * 1_000_003, bf16=recipe.bf16)
-    scores = score(pipe, latents, prompts, [reward])[reward.name]
-    pairs = make_pairs(prompts, latents, scores, recipe.data.margin)
-    write_whole(path, lambda file: torch.save({"made_by": made_by, **vars(pairs)}, file))
-    return pairs
+    def make() -> dict[str, Any]:
+        latents = sample(pipe, prompts, data.seeds, seed * 1_000_003, bf16=bf16)
+        scores = score(pipe, latents, prompts, [reward])[reward.name]
+        return vars(make_pairs(prompts, latents, scores, data.margin))
+
+    return Pairs(**kept(path, {"reward": reward.name, "seed": seed, **to_json(data)}, make))

@@ -1,0 +1,85 @@
+"""Trained parts as a stock `StableDiffusion3Pipeline`: its folder, its accuracy, and the packaged folder's place."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusion3Pipeline
+
+from train_scenes.evaluate import accuracy_table, evaluate
+from train_scenes.recipes import Call
+from ttsnap.files.settings import to_json
+from ttsnap.scenes.weights_folder import DEFAULTS_FILE
+
+_TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_PARTS = (*_TEXT, "transformer", "vae")
+_SEED = 1000
+"""Of the pictures in the last table: others than those that are looked at on the way."""
+
+
+def finish(pipe: Any, out: Path, call: Call, per_kind: int, grid: str, install: Path | None) -> None:
+    """Write the pipeline to out/pipeline, and what `evaluate` says of it to out/accuracy.md.
+
+    Args:
+        pipe: the stock pipeline.
+        out: folder of the training.
+        call: recommended arguments.
+        per_kind: captions of each kind to evaluate on; 0 for no evaluation.
+        grid: name of a PNG in `out` with some of their pictures.
+        install: a packaged folder, in whose place a copy is put.
+    """
+    folder = out / "pipeline"
+    export(pipe, folder, call)
+    if per_kind:
+        table = accuracy_table(evaluate(pipe, call, per_kind, seed=_SEED, grid=out / grid))
+        (out / "accuracy.md").write_text(table + "\n")
+        print(table, flush=True)
+    if install is not None:
+        copied = install.with_name(f"{install.name}.new")
+        shutil.copytree(folder, copied, dirs_exist_ok=True)
+        swap_in(copied, install)
+
+
+def export(pipe: Any, folder: Path, defaults: Call) -> None:
+    """Write the pipeline with weights in half precision and configs that load as fp32; the folder is swapped in whole.
+
+    `defaults` (recommended call arguments) go to `ttsnap.json`, which stock diffusers ignores.
+    """
+    temporary = folder.with_name(folder.name + ".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    small: Any = StableDiffusion3Pipeline(
+        **{
+            name: copy.deepcopy(part).half() if name in _PARTS else part
+            for name, part in pipe.components.items()
+            if name not in ("image_encoder", "feature_extractor")
+        }
+    )
+    small.save_pretrained(temporary, safe_serialization=True)
+    for path in temporary.rglob("*.safetensors"):
+        path.chmod(0o644)
+    _edit(temporary / "model_index.json", {"tokenizer_3": ["transformers", "PreTrainedTokenizerFast"]})
+    for name in _PARTS:  # transformers loads in the dtype that the config names
+        _edit(temporary / name / "config.json", {"dtype": "float32"} if name in _TEXT else {})
+    (temporary / DEFAULTS_FILE).write_text(json.dumps(to_json(defaults), indent=2) + "\n")
+    swap_in(temporary, folder)
+
+
+def _edit(path: Path, changes: dict[str, Any]) -> None:
+    """Set keys of a JSON file; what names the machine or another dtype goes."""
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("_name_or_path", "torch_dtype")}
+    path.write_text(json.dumps(kept | changes, indent=2, sort_keys=True) + "\n")
+
+
+def swap_in(new: Path, folder: Path) -> None:
+    """Put folder `new` in the place of `folder`."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)

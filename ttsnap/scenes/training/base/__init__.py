@@ -1,1 +1,0 @@
-"""The base model: data, autoencoder, generator, export to a stock diffusers folder, evaluation."""

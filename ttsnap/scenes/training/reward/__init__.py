@@ -1,1 +1,0 @@
-"""The learned reward: what the exact checker says, learned by a network."""
