@@ -5,7 +5,7 @@ from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.results import Candidate, Event, Result
+from ttsnap.core.results import Candidate, Event, Result, show_by
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search
 from ttsnap.version import __version__
@@ -24,3 +24,12 @@ __all__ = [
     "__version__",
     "ttsnap",
 ]
+
+
+def _page(result: Result) -> str:
+    from ttsnap.results.notebook import page_of  # with PIL, which takes longer to import than all of the above
+
+    return page_of(result)
+
+
+show_by(_page)

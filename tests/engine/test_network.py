@@ -72,7 +72,7 @@ def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe: An
     assert searched(together, turns=(2, 0, 1, 1)) == expected
     network = together[0].network
     together[1].leave()
-    assert network.engines == [together[0], together[2]]
+    assert list(network.members) == [together[0].executor.member, together[2].executor.member]
 
 
 def test_what_needs_a_network_of_its_own_is_refused(pipe: Any) -> None:

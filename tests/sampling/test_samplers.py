@@ -12,8 +12,8 @@ from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
 
 from ttsnap.sampling.diffusions import DIFFUSIONS as NAMES
 from ttsnap.sampling.diffusions import power
-from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, rows
-from ttsnap.sampling.kernels import Ddim, Kernel, Ode, Prediction, Renoise, Sde, forward, make_kernel
+from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, forward, rows
+from ttsnap.sampling.kernels import Ddim, Kernel, Ode, Prediction, Renoise, Sde, make_kernel
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.rng import noise, seeded
 

@@ -13,7 +13,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
-from ttsnap.engine.network import Asking, Network
+from ttsnap.engine.network import Asking, Member, Network
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import Scored, Scorer
@@ -39,12 +39,9 @@ class Executor:
         padded: bool,
     ) -> None:
         self.noise, self.scorer, self.sizes, self.stats, self.padded = noise, scorer, sizes, stats, padded
-        self.network, self.denoiser = network, noise.denoiser
-        self.start = network.start_of(self.denoiser)
-        """Where its positions begin among those of the network's denoiser."""
-        self.prompts = noise.prompts
+        self.network, self.denoiser, self.prompts = network, noise.denoiser, noise.prompts
+        self.member = Member(noise, stats, network.start_of(self.denoiser))
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
-        self._device: torch.device | None = None
 
     def forward(self, batch: Batch[Node], stepper: Stepper, guests: Sequence[Asking] = ()) -> None:
         """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call, which
@@ -56,20 +53,20 @@ class Executor:
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
             call = partial(self._draft, batch.lane) if batch.lane else self._evaluate
-            with self.watch("denoise", self._device):
-                self.sizes.run([*(Asking(self, node) for node in batch.evaluations), *guests], call)
+            with self.watch("denoise", self.member.device):
+                self.sizes.run([*(Asking(self.member, node) for node in batch.evaluations), *guests], call)
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
         """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
 
         def call(batch: Sequence[Node]) -> None:
-            self._draw(batch)
+            self.member.draw(batch)
             self.count(*stepper.differentiate(batch, self.prompts))
 
         left = list(nodes)
         while left:
             most = stepper.gradient_batch_size or self.sizes.batch_size
-            with self.watch("gradient", self._device):
+            with self.watch("gradient", self.member.device):
                 self.sizes.run(left[:most], call)
             left = [node for node in left if node.gradient is None]
 
@@ -105,9 +102,9 @@ class Executor:
     def _evaluate(self, asking: Sequence[Asking]) -> None:
         """One call of the denoiser on these nodes."""
         prediction = self.network.denoiser.predict(*self._batch(asking))
-        for i, (executor, node) in enumerate(asking):
+        for i, (member, node) in enumerate(asking):
             node.keep_prediction(prediction, i)
-            executor.stats["nfe"] += 1
+            member.stats["nfe"] += 1
         self.count(Cost(), 1)
 
     def _draft(self, calls: int, asking: Sequence[Asking]) -> None:
@@ -121,21 +118,14 @@ class Executor:
 
     def _batch(self, asking: Sequence[Asking]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded where that is asked."""
-        for executor in dict.fromkeys(executor for executor, _ in asking):
-            executor._draw([node for whose, node in asking if whose is executor])
+        for member in dict.fromkeys(member for member, _ in asking):
+            member.draw([node for whose, node in asking if whose is member])
         rows = list(asking)
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
         x = torch.stack([node.x for _, node in rows])
-        at = torch.tensor([executor.start + node.position for executor, node in rows])
-        return x, at, torch.cat([executor.prompts.rows([node]) for executor, node in rows])
-
-    def _draw(self, nodes: Sequence[Node]) -> None:
-        """Initial noise of seeds that the network is to see now."""
-        new = [node for node in nodes if node.latent is None]
-        self.noise.draw(new)
-        if new:
-            self._device = new[0].x.device
+        at = torch.tensor([member.start + node.position for member, node in rows])
+        return x, at, torch.cat([member.prompts.rows([node]) for member, node in rows])
 
     def count(self, cost: Cost, calls: int = 0) -> None:
         """What ran, in so many calls of the denoiser."""

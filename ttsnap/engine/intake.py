@@ -18,7 +18,7 @@ from ttsnap.engine.rows import AscentStart, NearNoise, Row
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.kernels import forward
+from ttsnap.sampling.interpolants import forward
 
 
 class Beginning(NamedTuple):

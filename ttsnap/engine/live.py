@@ -99,11 +99,11 @@ class LiveEngine(Engine):
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.probed += self.stepper.tried
         self._price: Price | None = None
-        self.network.engines.append(self)
+        self.network.members[self.executor.member] = self._waiting
 
     def leave(self) -> None:
         """Share the network no more: nothing of this engine runs any longer."""
-        self.network.engines.remove(self)
+        del self.network.members[self.executor.member]
 
     # --- what it can do and what that costs ---------------------------------------------------------------------
 
@@ -275,13 +275,13 @@ class LiveEngine(Engine):
         """Nodes of other engines on this network that fill up a batch which is evaluated by it."""
         if batch.lane or not batch.evaluations:
             return []
-        return self.network.guests(self, self.batch_size - len(batch.gradients) - len(batch.evaluations))
+        room = self.batch_size - len(batch.gradients) - len(batch.evaluations)
+        return self.network.guests(self.executor.member, room)
 
-    def asking(self, most: int) -> list[Asking]:
+    def _waiting(self, most: int) -> Sequence[Node]:
         """At most so many nodes that wait for their evaluation, which another engine's batch takes along."""
         self.executor.advance(self.scheduler.going, self.stepper)
-        nodes = next_batch(self.scheduler.first(most), most).evaluations
-        return [Asking(self.executor, node) for node in nodes]
+        return next_batch(self.scheduler.first(most), most).evaluations
 
     def _score(self, rows: Sequence[Row]) -> tuple[list[Outcome], int]:
         """Score the first of these rows, as many as are decoded at once; and how many that were."""

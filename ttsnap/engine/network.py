@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import NamedTuple
+
+import torch
 
 from ttsnap.core.grid import Grid
+from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.store import Node
 from ttsnap.sampling.denoiser import Denoiser
 
-if TYPE_CHECKING:
-    from ttsnap.engine.executor import Executor
-    from ttsnap.engine.live import LiveEngine
+
+class Member:
+    """What one engine brings to a network: the initial noise and prompts of its jobs, and where its evaluations count.
+
+    start: where its positions begin among those of the network's denoiser.
+    """
+
+    def __init__(self, noise: InitialNoise, stats: MutableMapping[str, int], start: int) -> None:
+        self.noise, self.prompts, self.stats, self.start = noise, noise.prompts, stats, start
+        self.device: torch.device | None = None
+        """Where its latents are; None before there are any."""
+
+    def draw(self, nodes: Sequence[Node]) -> None:
+        """Initial noise of those of these nodes that have no latent yet: the denoiser is to see them now."""
+        new = [node for node in nodes if node.latent is None]
+        self.noise.draw(new)
+        if new:
+            self.device = new[0].x.device
 
 
 class Asking(NamedTuple):
-    """A node that waits for its evaluation, and the executor of the engine that it belongs to."""
+    """A node that waits for its evaluation, and the engine's part that it belongs to."""
 
-    executor: Executor
+    member: Member
     node: Node
 
 
@@ -31,7 +50,8 @@ class Network:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
-        self.engines: list[LiveEngine] = []
+        self.members: dict[Member, Callable[[int], Sequence[Node]]] = {}
+        """Who shares it, each with what gives at most so many of its nodes that wait for their evaluation."""
         self._starts: dict[Grid, int] = {denoiser.grid: 0}
 
     def start_of(self, denoiser: Denoiser) -> int:
@@ -43,16 +63,17 @@ class Network:
 
     def encode(self) -> None:
         """Encode the prompts of all jobs that there are, and tell the engines where theirs are."""
-        prompts = [engine.executor.prompts for engine in self.engines]
+        prompts = [member.prompts for member in self.members]
         self.denoiser.encode([text for one in prompts for text in one.living])
         row = 0
         for one in prompts:
             row = one.place(row)
 
-    def guests(self, host: LiveEngine, room: int) -> list[Asking]:
+    def guests(self, host: Member, room: int) -> list[Asking]:
         """At most `room` nodes of other engines, which fill up a batch of this one; whose come first goes round."""
-        at, found = self.engines.index(host), list[Asking]()
-        for engine in (*self.engines[at + 1 :], *self.engines[:at]):
+        members, found = list(self.members), list[Asking]()
+        at = members.index(host)
+        for member in (*members[at + 1 :], *members[:at]):
             if len(found) < room:
-                found += engine.asking(room - len(found))
+                found += [Asking(member, node) for node in self.members[member](room - len(found))]
         return found

@@ -8,11 +8,14 @@ tensors; arithmetic runs in their dtype, so pass float64 for exact work.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ttsnap.sampling import rng
 
 
 class Interpolant(Protocol):
@@ -249,3 +252,21 @@ def transfer(source: Interpolant, target: Interpolant, s: Tensor) -> tuple[Tenso
     a, b = target.alpha(s), target.sigma(s)
     t = source.inverse_ratio(a / b)
     return t, torch.hypot(a, b) / torch.hypot(source.alpha(t), source.sigma(t))
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 at least, in which all steps are computed."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Source]) -> Tensor:
+    """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s | x_t).
+
+    x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over paths uses it
+    (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
+    """
+    wide = widened(x)
+    a, b = path.alpha(s), path.sigma(s)
+    ratio = torch.where(path.alpha(t) > 0, a / path.alpha(t).clamp(min=1e-300), torch.ones_like(a))
+    spread = torch.sqrt((b**2 - (ratio * path.sigma(t)) ** 2).clamp(min=0.0))
+    return (rows(ratio, wide) * wide + rows(spread, wide) * rng.noise(keys, wide)).to(x.dtype)

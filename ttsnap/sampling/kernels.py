@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,10 +17,7 @@ from torch import Tensor
 from ttsnap.core.names import unknown
 from ttsnap.sampling import rng
 from ttsnap.sampling.diffusions import DIFFUSIONS, RBF_DIFFUSION
-from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0
-
-if TYPE_CHECKING:
-    from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0, widened
 
 
 class Prediction(NamedTuple):
@@ -124,7 +121,7 @@ class Ode(Stateless):
 
     def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
         """From grid points k (N,) to later ones `to` (N,) in one step."""
-        wide, x0 = _wide(x), _wide(prediction.x0)
+        wide, x0 = widened(x), widened(prediction.x0)
         t, s = self.times[k], self.times[to]
         eps = eps_from_x0(self.path, wide, x0, t)
         moved = rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps
@@ -152,7 +149,7 @@ class Sde(Stateless):
             raise ValueError(f"noise may begin at a time in (0, 1], got {self.begin:g}")
 
     def moments(self, x: Tensor, prediction: Prediction, k: Tensor) -> tuple[Tensor, Tensor]:
-        wide, x0 = _wide(x), _wide(prediction.x0)
+        wide, x0 = widened(x), widened(prediction.x0)
         t, h = self.times[k], self.times[k] - self.times[k + 1]
         g = self.g(t) if self.begin == 1 else torch.where(t <= self.begin + 1e-9, self.g(t), 0.0)
         drift = velocity_from_x0(self.path, wide, x0, t) - rows(g**2 / 2, wide) * score_from_x0(self.path, wide, x0, t)
@@ -222,7 +219,7 @@ class Renoise(Stateless):
 
 def _toward(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """alpha_s x0 + sqrt(sigma_s^2 - c^2) eps, to which c xi may be added, and x0; both float32 or float64."""
-    wide, x0 = _wide(x), _wide(x0)
+    wide, x0 = widened(x), widened(x0)
     eps = eps_from_x0(path, wide, x0, t)
     kept = torch.sqrt((path.sigma(s) ** 2 - c**2).clamp(min=0.0))
     return rows(path.alpha(s), wide) * x0 + rows(kept, wide) * eps, x0
@@ -233,31 +230,25 @@ def _ending(times: Tensor, k: Tensor, mean: Tensor, x0: Tensor, std: Tensor) -> 
     return torch.where(_last(times, k, mean), x0, mean), torch.where(k + 1 == len(times) - 1, 0.0, std)
 
 
-def forward(path: Interpolant, x: Tensor, t: Tensor, s: Tensor, keys: Sequence[rng.Source]) -> Tensor:
-    """x (N, ...) at times t (N,) noised forward to later times s (N,), exactly: a draw of q(x_s | x_t).
-
-    x_s = (alpha_s / alpha_t) x_t + sqrt(sigma_s^2 - (alpha_s sigma_t / alpha_t)^2) xi. Search over paths uses it
-    (arXiv 2501.09732). Pure noise (alpha_t = 0) stays as it is.
-    """
-    wide = _wide(x)
-    a, b = path.alpha(s), path.sigma(s)
-    ratio = torch.where(path.alpha(t) > 0, a / path.alpha(t).clamp(min=1e-300), torch.ones_like(a))
-    spread = torch.sqrt((b**2 - (ratio * path.sigma(t)) ** 2).clamp(min=0.0))
-    return (rows(ratio, wide) * wide + rows(spread, wide) * rng.noise(keys, wide)).to(x.dtype)
-
-
 def _last(times: Tensor, k: Tensor, like: Tensor) -> Tensor:
     """Rows whose next point is the image: they take the x0 estimate, also where a path ends with a little noise."""
     return rows(k + 1 == len(times) - 1, like)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 MOST_GROWTH = 1e15
 """Of latents (Sde.growth), whose squares networks take in float32."""
-KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
+
+
+class Timed(Protocol):
+    """What kernels are made for, as every Denoiser is: path: between data and noise; times: (K+1,) of the path at the
+    grid points; kernel: the pipeline's own."""
+
+    path: Interpolant
+    times: Tensor
+    kernel: Kernel
+
+
+KERNELS: dict[str, Callable[[Timed], Kernel]] = {
     "pipeline": lambda denoiser: denoiser.kernel,
     "ode": lambda denoiser: Ode(denoiser.path, denoiser.times),
     "sde": lambda denoiser: Sde(denoiser.path, denoiser.times),
@@ -265,10 +256,10 @@ KERNELS: dict[str, Callable[[Denoiser], Kernel]] = {
     "ancestral": lambda denoiser: Ddim(denoiser.path, denoiser.times),
     "renoise": lambda denoiser: Renoise(denoiser.path, denoiser.times),
 }
-"""Kernel by name, for a Denoiser."""
+"""Kernel by name, for a denoiser."""
 
 
-def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
+def make_kernel(spec: str | Kernel, denoiser: Timed) -> Kernel:
     """By a name of KERNELS, with numbers ("ddim:0.5", "sde:square:3:0.7"), or a Kernel. ValueError for unknown ones,
     and for noise under which latents overflow."""
     if not isinstance(spec, str):
@@ -280,7 +271,7 @@ def make_kernel(spec: str | Kernel, denoiser: Denoiser) -> Kernel:
     return kernel
 
 
-def _parsed(spec: str, denoiser: Denoiser) -> Kernel:
+def _parsed(spec: str, denoiser: Timed) -> Kernel:
     name, *options = spec.split(":")
     try:
         if not options:
