@@ -1,0 +1,104 @@
+"""What the code imports, read from its text: nothing is run. For tests/test_layers.py, measure.py, draw_architecture.py.
+
+A module is named as it is imported ("ttsnap.pipelines.mixin"), wherever its folder lies. An arrow leads from a module
+to each module that it imports: inside functions too, for type checkers too, and by name, as in load_object("a.b:c").
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+APART = ("pipelines", "reward_models", "distill")
+"""Rooms that have folders of their own beside ttsnap/."""
+NAME = re.compile(r"(ttsnap(?:\.\w+)+)\.?(?::[\w.]+)?")
+"""A text that names a module of ours, or something in it, as registries do; the start of one in an f-string."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name; a package is its __init__."""
+    found = {}
+    for folder in ("ttsnap", *APART):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inside = ("ttsnap",) * (folder in APART) + path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(inside).removesuffix(".__init__")] = path
+    return found
+
+
+def room_of(module: str) -> str:
+    """The part of its name after "ttsnap"; empty for that itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path: Path, *, run: bool = False) -> Iterator[str]:
+    """Dotted names of all that a file imports; of `from a import b` that is a.b, module or not.
+
+    run: only what is imported when it runs, not what only type checkers read (`if TYPE_CHECKING:`).
+    """
+    tests = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    typing = {part for test in tests for statement in test.body for part in ast.walk(statement)}
+    for node in ast.walk(tree_of(path)):
+        if run and node in typing:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def named(path: Path) -> Iterator[str]:
+    """Modules of ours that a file names in texts, from which they may be imported."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (match := NAME.fullmatch(node.value)):
+            yield match[1]
+
+
+def arrows(without: Collection[str] = ()) -> dict[str, set[str]]:
+    """Of every module those that it imports. without: modules whose texts do not count, as they are registries."""
+    known = modules()
+
+    def module_of(name: str) -> str:
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {
+        module: {module_of(name) for name in (*imported(path), *(() if module in without else named(path)))}
+        - {"", "ttsnap", module}
+        for module, path in known.items()
+    }
+
+
+def between_rooms(arrows: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """The same between rooms, the command line and other packages; modules that stand in no room are left out."""
+    rooms = {room_of(module) for module in arrows if module.count(".") > 1}
+    found: dict[str, set[str]] = {room: set() for room in sorted(rooms)}
+    for module, targets in arrows.items():
+        if (room := room_of(module)) in rooms:
+            found[room] |= {room_of(target) for target in targets} & rooms - {room}
+    return found
+
+
+def circles(arrows: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Groups of nodes each of which can be reached from every other one of its group."""
+
+    def reach(node: str) -> set[str]:
+        found, left = set[str](), list(arrows[node])
+        while left:
+            if (at := left.pop()) not in found:
+                found.add(at)
+                left += arrows[at]
+        return found
+
+    ways = {node: reach(node) for node in arrows}
+    groups = {frozenset(other for other in ways[node] if node in ways[other]) for node in arrows if node in ways[node]}
+    return sorted(sorted(group) for group in groups)
