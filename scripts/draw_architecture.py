@@ -9,7 +9,6 @@ Rooms that import no torch are drawn light.
 
 from __future__ import annotations
 
-import ast
 import graphlib
 import re
 import sys
@@ -17,32 +16,15 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import imports
+from imports import APART, ROOT, between_rooms, modules
+
 PICTURE = ROOT / "docs" / "architecture.svg"
-APART = ("pipelines", "reward_models", "distill")
-"""Packages of ttsnap that have folders of their own beside ttsnap/."""
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 152, 40, 44, 54, 40
 
 
 def folder_of(room: str) -> Path:
     return ROOT / room if room in APART else ROOT / "ttsnap" / room
-
-
-def rooms() -> list[str]:
-    inside = [path.parent.name for path in (ROOT / "ttsnap").glob("*/__init__.py")]
-    return sorted([*inside, *APART])
-
-
-def imported(room: str, known: set[str]) -> set[str]:
-    """The other rooms that this one imports, inside functions, too."""
-    found: set[str] = set()
-    for path in folder_of(room).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [f"ttsnap.{a.name}" for a in node.names] if node.module == "ttsnap" else [node.module]
-            found |= {name.split(".")[1] for name in names if name.startswith("ttsnap.")}
-    return found & known - {room}
 
 
 def without_torch(room: str) -> bool:
@@ -103,8 +85,7 @@ def around(
 
 
 def draw() -> str:
-    known = set(rooms())
-    arrows = {room: imported(room, known) for room in rooms()}
+    arrows = between_rooms(imports.arrows(without=modules()))  # names in texts are left out
     graphlib.TopologicalSorter(arrows).prepare()  # CycleError where rooms rest on each other in a circle
     shown = {
         room: {b for b in below if not any(b in reach(other, arrows) for other in below - {b})}

@@ -1,4 +1,4 @@
-"""What the code imports, read from its text: nothing is run. For tests/test_layers.py, measure.py, draw_architecture.py.
+"""What the code imports, read from its text: nothing is run. For the test of layers, measure.py, draw_architecture.py.
 
 A module is named as it is imported ("ttsnap.pipelines.mixin"), wherever its folder lies. An arrow leads from a module
 to each module that it imports: inside functions too, for type checkers too, and by name, as in load_object("a.b:c").
@@ -19,6 +19,7 @@ NAME = re.compile(r"(ttsnap(?:\.\w+)+)\.?(?::[\w.]+)?")
 """A text that names a module of ours, or something in it, as registries do; the start of one in an f-string."""
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module by its name; a package is its __init__."""
     found = {}
@@ -27,6 +28,13 @@ def modules() -> dict[str, Path]:
             inside = ("ttsnap",) * (folder in APART) + path.relative_to(ROOT).with_suffix("").parts
             found[".".join(inside).removesuffix(".__init__")] = path
     return found
+
+
+def module_of(name: str) -> str:
+    """The module that a dotted name lies in: itself, or what it is taken from; "ttsnap" or nothing for other names."""
+    while name and name not in modules():
+        name = name.rpartition(".")[0]
+    return name
 
 
 def room_of(module: str) -> str:
@@ -58,23 +66,17 @@ def imported(path: Path, *, run: bool = False) -> Iterator[str]:
 def named(path: Path) -> Iterator[str]:
     """Modules of ours that a file names in texts, from which they may be imported."""
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (match := NAME.fullmatch(node.value)):
-            yield match[1]
+        match = NAME.fullmatch(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+        if match and "." in (module := module_of(match[1])):
+            yield module
 
 
 def arrows(without: Collection[str] = ()) -> dict[str, set[str]]:
     """Of every module those that it imports. without: modules whose texts do not count, as they are registries."""
-    known = modules()
-
-    def module_of(name: str) -> str:
-        while name and name not in known:
-            name = name.rpartition(".")[0]
-        return name
-
     return {
         module: {module_of(name) for name in (*imported(path), *(() if module in without else named(path)))}
         - {"", "ttsnap", module}
-        for module, path in known.items()
+        for module, path in modules().items()
     }
 
 

@@ -6,15 +6,12 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ttsnap.distill
-import ttsnap.pipelines
-import ttsnap.reward_models
 
 import ttsnap
+from scripts.imports import APART, arrows, circles, imported, modules, named, room_of
 
 MAY_IMPORT: dict[str, set[str]] = {
     "files": {"core"},
@@ -52,62 +49,61 @@ LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simula
 """Rooms without torch: what decides, prices, records and simulates must run where there is none, and start at once."""
 FLAT = {"__init__", "__main__", "extras", "version"}
 """Modules that stand in no room; any room may import them."""
-WHERE = {
-    "pipelines": Path(ttsnap.pipelines.__file__).parent,
-    "reward_models": Path(ttsnap.reward_models.__file__).parent,
-    "distill": Path(ttsnap.distill.__file__).parent,
+REGISTRIES: dict[str, set[str]] = {
+    "ttsnap.algorithms.catalogue": {"algorithms"},
+    "ttsnap.pipelines": {"pipelines"},
+    "ttsnap.rewards.registry": {"reward_models"},
+    "ttsnap.cluster.recipe": {"pipelines"},
+    "ttsnap.cluster.recorders": {"pipelines"},
+    "ttsnap.cluster.sharing": {"pipelines"},
 }
+"""Modules that name others in texts, which are imported when they are needed, and the rooms of those. Their own room
+need not be allowed to import these rooms, and such an arrow may close a circle."""
+MODULES = modules()
 ROOT = Path(ttsnap.__file__).parent
 
 
-def files(room: str) -> list[Path]:
-    found = sorted(WHERE.get(room, ROOT / room).rglob("*.py"))
-    assert found
-    return found
-
-
-def imports(path: Path, *, run: bool = False) -> Iterator[str]:
-    """Dotted names of all that a file imports, inside functions, too; names from a package as its modules.
-
-    run: only what is imported when it runs, not what only type checkers read (`if TYPE_CHECKING:`).
-    """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    tests = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    typing = {part for test in tests for statement in test.body for part in ast.walk(statement)}
-    for node in ast.walk(tree):
-        if run and node in typing:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from names if node.module == "ttsnap" else [node.module]
+def files(room: str) -> dict[str, Path]:
+    """The modules of a room, by name."""
+    return {module: path for module, path in MODULES.items() if room_of(module) == room}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_imports_only_what_it_may(room: str) -> None:
     public = set(ttsnap.__all__)  # from ttsnap import search
-    for path in files(room):
-        rooms = {name.split(".")[1] for name in imports(path) if name.startswith("ttsnap.")}
+    for module, path in files(room).items():
+        names = [*imported(path), *(() if module in REGISTRIES else named(path))]
+        rooms = {room_of(name) for name in names if name.startswith("ttsnap.")}
         assert rooms - {room} - FLAT - public <= MAY_IMPORT[room], path
+
+
+def test_registries_name_modules_of_the_rooms_that_they_are_for() -> None:
+    for module, rooms in REGISTRIES.items():
+        assert {room_of(name) for name in named(MODULES[module])} == rooms, module
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not inside functions either, nor for type checkers."""
+    found = circles(arrows(without=REGISTRIES))
+    assert [circle for circle in found if {room_of(module) for module in circle} != {"pipelines"}] == []
 
 
 @pytest.mark.parametrize("room", LIGHT)
 def test_light_rooms_import_no_torch(room: str) -> None:
     heavy = {"torch", "diffusers", "transformers"}
-    for path in files(room):
-        assert not {name.split(".")[0] for name in imports(path, run=True)} & heavy, path
+    for path in files(room).values():
+        assert not {name.split(".")[0] for name in imported(path, run=True)} & heavy, path
 
 
 def test_every_module_stands_in_a_room() -> None:
     assert {path.stem for path in ROOT.glob("*.py")} == FLAT
     rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
-    assert rooms - set(WHERE) == set(MAY_IMPORT) - set(WHERE) | {"demo", "cli"}
+    assert rooms - set(APART) == set(MAY_IMPORT) - set(APART) | {"demo", "cli"}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_says_what_it_holds(room: str) -> None:
-    text = ast.get_docstring(ast.parse((WHERE.get(room, ROOT / room) / "__init__.py").read_text(encoding="utf-8")))
+    text = ast.get_docstring(ast.parse(MODULES[f"ttsnap.{room}"].read_text(encoding="utf-8")))
     assert text is not None
     assert len(text.split()) > 10
 
@@ -129,10 +125,7 @@ def test_the_picture_of_the_rooms_is_what_the_imports_say() -> None:
 
 def test_every_folder_with_code_is_installed() -> None:
     """An editable installation finds them all, so that no other test misses one."""
-    project = ROOT.parent
-    listed = set(
-        tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    )
-    for name, folder in {"ttsnap": ROOT, **{f"ttsnap.{room}": where for room, where in WHERE.items()}}.items():
-        found = {".".join([name, *path.parent.relative_to(folder).parts]) for path in folder.rglob("*.py")}
-        assert found <= listed, f"list {sorted(found - listed)} in pyproject.toml"
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    found = {module if path.stem == "__init__" else module.rpartition(".")[0] for module, path in MODULES.items()}
+    assert found <= listed, f"list {sorted(found - listed)} in pyproject.toml"
