@@ -33,6 +33,7 @@ SYSTEM = (
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
     *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_look.py"),
     *("engine/test_new_kind_of_row.py", "options/test_new_option.py", "pipelines/test_new_family.py"),
+    "request/test_new_door.py",
     # Whole programs and what they are made of: the wheel, `make gpu`, compiled networks, processes that are killed,
     # files from strangers.
     *("test_wheel.py", "test_gpu_script.py", "test_strangers.py", "pipelines/test_compilation.py"),

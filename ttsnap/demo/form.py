@@ -17,7 +17,7 @@ from ttsnap.files.settings import Bounds, Count, Positive, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import PACKAGED
 from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
-from ttsnap.request.offer import Asked, Offer, asked_of
+from ttsnap.request.offer import Asked, Offer, SearchFields, asked_of
 from ttsnap.request.searches import OFFERED, OfferedSearch, kernel_for
 
 BASELINE = "best-of-n"
@@ -26,7 +26,6 @@ REDRAW = "image-to-image"
 LEAST_STEPS = 2
 MOST_SEED = 2**31 - 1
 NOISE = "Adds noise at every step, so that branches of one candidate differ."
-_STRENGTH = Annotated[float, Bounds(0, 1, open_low=True)]
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> Asked:
         guidance = fitting("guidance", guidance, Annotated[float, Bounds(0, limits.guidance)])
     picture = None if data is None else limits.picture(bytes(data), "picture")
     size = whole("image size", fields["size"] or 0, 0, limits.side)
-    given = {
+    given = SearchFields.of({
         "prompt": fields["prompt"],
-        "model": fields["model"],
+        "model": fields["model"] if offer.any_model else None,
         "search": algorithm,
         "reward": fields["rewards"] or (),
         "budget": fields["budget"] or "",
@@ -72,12 +71,12 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> Asked:
         "seed": whole("seed", fields["seed"], 0, MOST_SEED),
         "n": whole("images to keep", fields["keep"], 1, limits.images),
         "size": (size, size) if size else None,
-        "negative_prompt": None if negative is None or str(negative).isspace() else negative or None,
+        "negative_prompt": None if str(negative or "").isspace() else negative or None,
         "guidance_scale": None if guidance == "" else guidance,
         "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
         "image": picture,
-        "strength": None if picture is None else fitting("strength", fields.get("strength"), _STRENGTH),
-    }
+        "strength": None if picture is None else fields.get("strength") or 0,
+    })  # fmt: skip
     asked = asked_of(given, offer, limits)
     for name in asked.rewards:
         if name.startswith("scenes") and asked.model not in PACKAGED:

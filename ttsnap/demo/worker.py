@@ -22,7 +22,6 @@ from ttsnap.demo.panels import View
 from ttsnap.demo.pictures import LARGE, large_uri, shrunk_uri, thumbnail_uri
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.loop.budget import Budget
-from ttsnap.options.option import values
 from ttsnap.request.offer import Asked
 from ttsnap.results import outputs
 
@@ -259,20 +258,8 @@ def found(
     rows: int | None = None,
 ) -> Result:
     """Run one search to its end. rows: the most candidates per batch; None for as many as fit."""
-    output = pipe(
-        prompt=[asked.prompt],
-        search=algorithm,
-        reward=list(asked.rewards),
-        budget=asked.budget,
-        seed=asked.seed,
-        num_images_per_prompt=asked.keep,
-        batch_size=rows,
-        on_event=listen,
-        should_stop=should_stop,
-        output_type="pt",
-        **values(asked.sampler),
-        **pictures_opened(asked.call),
-    )
+    call = {**asked.arguments, "search": algorithm, "batch_size": rows, "output_type": "pt"}
+    output = pipe(**call, on_event=listen, should_stop=should_stop)
     result: Result = output.search[0]
     return result
 

@@ -9,21 +9,65 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from ttsnap.algorithms import make_algorithm
+from ttsnap.core.names import unknown
 from ttsnap.core.protocols import Algorithm
-from ttsnap.files.settings import short
+from ttsnap.files.pictured import opened
+from ttsnap.files.settings import Bounds, Count, Size, Word, hints_of, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.call import CALL
+from ttsnap.options.call import Scale
+from ttsnap.options.option import values
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
 from ttsnap.request.searches import OfferedSearch, kernel_for, search_of
 
-MOST_NAME = 200
-"""Characters of a model's name."""
 ARGUMENTS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "strength": "strength"}
 """Fields that set one argument of the pipeline's call."""
+PICTURES = ("image", "mask_image")
+Names = Word | Annotated[tuple[Word, ...], Size(100)]
+
+
+@dataclass(frozen=True)
+class SearchFields:
+    """What a stranger fills in; None: nothing. A door makes them by `of`, which checks them."""
+
+    prompt: str
+    model: Word | None = None
+    search: Word | dict[str, Any] = "seed-pruning"
+    """An algorithm by its name, or {"name": NAME, OPTION: VALUE, ...}; or a search of the operator's files."""
+    reward: Names | None = None
+    report: Names | None = None
+    """Rewards that only score the images in the end."""
+    budget: Annotated[str, Size(60)] | int | float | None = None
+    effort: Literal["low", "medium", "high"] | None = None
+    """In place of a budget."""
+    n: Count = 1
+    """Images to keep."""
+    seed: Annotated[int, Bounds(0, 2**63 - 1)] | None = None
+    steps: Count | None = None
+    size: tuple[int, int] | None = None
+    """Width and height in pixels."""
+    guidance_scale: Scale | None = None
+    true_cfg_scale: Scale | None = None
+    negative_prompt: str | None = None
+    kernel: Word | None = None
+    draft: bool | None = None
+    strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
+    """How much of the picture is redrawn."""
+    image: Any = None
+    """A picture to change, or several of which one result is made."""
+    mask_image: Any = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> SearchFields:
+        """From plain values by name. FieldError for a name that is none, and for a value of another type."""
+        hints = hints_of(cls)
+        if strange := next((name for name in given if name not in hints), None):
+            raise FieldError(strange, unknown("field", strange, hints))
+        known = {name: fitting(name, value, hints[name]) for name, value in given.items() if value is not None}
+        return cls(**{"prompt": None, **known})
 
 
 class OwnDrafter(Protocol):
@@ -80,91 +124,89 @@ class Asked:
     notes: tuple[str, ...] = ()
     """What is told of a search that runs otherwise than it was asked for."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The call of a search pipeline that runs it."""
+        search = {
+            "prompt": [self.prompt],
+            "search": self.search.spec,
+            "reward": list(self.rewards),
+            "report": list(self.report) or None,
+            "budget": self.budget,
+            "seed": self.seed,
+            "num_images_per_prompt": self.keep,
+        }
+        return {**search, **values(self.sampler), **opened(self.call)}
 
-def asked_of(fields: Mapping[str, Any], offer: Offer, limits: SearchLimits) -> Asked:
-    """The search that these fields ask for, of which those that are None are not given. FieldError for what is not
-    offered, and for more than the limits allow."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    model = _model(given.get("model"), offer)
-    search = search_of(given["search"], offer.searches, limits.nfe)
-    keep = given.get("n", 1)
-    if keep > limits.images:
-        raise FieldError("n", f"at most {limits.images} images are returned, got {keep}")
-    rewards = limits.rewards_of(given.get("reward", offer.rewards[:1]), offer.rewards, "reward")
+
+def asked_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Asked:
+    """The search that is asked for. FieldError for what is not offered, and for more than the limits allow."""
+    model = given.model.strip() if given.model and offer.any_model else offer.model
+    if not model.isprintable():
+        raise FieldError("model", f"a model is a hub id or a folder, got {short(model)}")
+    search = search_of(given.search, offer.searches, limits.nfe)
+    if given.n > limits.images:
+        raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
+    rewards = limits.rewards_of(offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward")
     call = _call(given, model, offer, limits)
     steps = call.get("num_inference_steps")
     budget = _budget(given, steps if isinstance(steps, int) else limits.steps, limits)
-    report = given.get("report")
     return Asked(
-        limits.line(fields["prompt"], "prompt"),
+        limits.line(given.prompt, "prompt"),
         model,
         search,
         rewards,
         budget,
-        given["seed"] if "seed" in given else secrets.randbelow(2**31),
-        keep,
+        secrets.randbelow(2**31) if given.seed is None else given.seed,
+        given.n,
         call,
         _sampler(given, search, rewards, call, model, offer),
-        limits.rewards_of(report, offer.rewards, "report") if report else (),
+        limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
         _notes(budget, steps if isinstance(steps, int) else 1, limits),
     )
 
 
-def _model(name: object, offer: Offer) -> str:
-    if not offer.any_model or name in (None, "", offer.model):
-        return offer.model
-    if not isinstance(name, str) or len(name) > MOST_NAME or not name.isprintable():
-        raise FieldError("model", f"a model is a hub id or a folder, got {short(name)}")
-    return name.strip()
-
-
-def _call(given: Mapping[str, Any], model: str, offer: Offer, limits: SearchLimits) -> dict[str, Any]:
+def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -> dict[str, Any]:
     """Arguments of the pipeline's call: the model's defaults, overridden by what was given."""
-    call = dict(offer.defaults(model))
-    for param, name in {**ARGUMENTS, **_true_cfg(given, offer)}.items():
-        if param in given:
-            call[name] = fitting(param, given[param], CALL[name].hint)
-    if given.get("steps", 0) > limits.steps:
-        raise FieldError("steps", f"at most {limits.steps} steps are made here, got {given['steps']}")
-    if "negative_prompt" in given:
-        call["negative_prompt"] = limits.line(given["negative_prompt"], "negative_prompt", empty=True)
-    if "size" in given:
-        width, height = given["size"]
-        limits.check_size(width, height)
-        call |= {"width": width, "height": height}
-    return call | {name: given[name] for name in ("image", "mask_image") if name in given}
-
-
-def _true_cfg(given: Mapping[str, Any], offer: Offer) -> dict[str, str]:
-    """The argument that true_cfg_scale sets: that of the call, or for models with one guidance this."""
-    if {"true_cfg_scale", "guidance_scale"} <= given.keys() and not offer.true_cfg:
+    if given.true_cfg_scale is not None and given.guidance_scale is not None and not offer.true_cfg:
         both = "give guidance_scale or true_cfg_scale, not both: they are one for this model"
         raise FieldError("true_cfg_scale", both)
-    return {"true_cfg_scale": "true_cfg_scale" if offer.true_cfg else "guidance_scale"}
+    if given.steps is not None and given.steps > limits.steps:
+        raise FieldError("steps", f"at most {limits.steps} steps are made here, got {given.steps}")
+    own = {name: getattr(given, field) for field, name in ARGUMENTS.items()}
+    if given.true_cfg_scale is not None:
+        own["true_cfg_scale" if offer.true_cfg else "guidance_scale"] = given.true_cfg_scale
+    if given.negative_prompt is not None:
+        own["negative_prompt"] = limits.line(given.negative_prompt, "negative_prompt", empty=True)
+    if given.size is not None:
+        limits.check_size(*given.size)
+        own |= dict(zip(("width", "height"), given.size, strict=True))
+    own |= {name: getattr(given, name) for name in PICTURES}
+    return {**offer.defaults(model), **{name: value for name, value in own.items() if value is not None}}
 
 
-def _budget(given: Mapping[str, Any], steps: int, limits: SearchLimits) -> Budget:
-    if "budget" in given and "effort" in given:
+def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
+    if given.budget is None:
+        return Budget.of_effort(given.effort or "medium")
+    if given.effort is not None:
         raise FieldError("budget", "give a budget or a quality, not both")
-    if "budget" in given:
-        return limits.budget_of(given["budget"], steps)
-    return Budget.of_effort(given.get("effort", "medium"))
+    return limits.budget_of(given.budget, steps)
 
 
 def _sampler(
-    given: Mapping[str, Any], search: OfferedSearch, rewards: tuple[str, ...], call: Mapping[str, Any], model: str,
+    given: SearchFields, search: OfferedSearch, rewards: tuple[str, ...], call: Mapping[str, Any], model: str,
     offer: Offer,
 ) -> SamplerOptions:  # fmt: skip
     """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps."""
-    sampler, wanted = SamplerOptions(given.get("kernel") or kernel_for(search.spec), draft=None), given.get("draft")
-    if wanted is None and offer.own is not None and set(rewards) <= set(offer.draftable):
+    sampler = SamplerOptions(given.kernel or kernel_for(search.spec), draft=None)
+    if given.draft is None and offer.own is not None and set(rewards) <= set(offer.draftable):
         helps = offer.own.suits(make_algorithm(search.spec), sampler, (), call)
         return replace(sampler, draft=offer.own.name if helps else None)
-    if not wanted:
+    if not given.draft:
         return sampler
-    if wanted is True and offer.drafts_first:
+    if offer.drafts_first:
         return replace(sampler, draft=AUTO)
-    if wanted is not True or offer.draft is None or model != offer.model:
+    if offer.draft is None or model != offer.model:
         raise FieldError("draft", "no drafter is offered here for this model; leave draft out")
     return replace(sampler, draft=offer.draft)
 

@@ -13,9 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from ttsnap.files.reading import parse_json
+from ttsnap.files.settings import hints_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits
-from ttsnap.request.offer import Asked, Offer
+from ttsnap.request.offer import Asked, Offer, SearchFields
 from ttsnap.request.offer import asked_of as search_asked_of
 from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError
@@ -115,13 +116,13 @@ def asked_of(
     or more than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
-    fields = {name: value for name, value in wanted if name not in ("model", "size")} | dict(pictures or {})
+    fields = {name: value for name, value in wanted if name in hints_of(SearchFields) and name not in ("model", "size")}
     fields["size"] = None if wanted.size == "auto" else tuple(map(int, wanted.size.split("x")))
     fields["effort"] = None if wanted.quality == "auto" else wanted.effort
     try:
         if wanted.partial_images and not wanted.stream:
             raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
-        asked = search_asked_of(fields, offer, limits)
+        asked = search_asked_of(SearchFields.of({**fields, **(pictures or {})}), offer, limits)
     except FieldError as error:
         raise RequestError.of(error) from None
     unused = [f"not used here: {', '.join(wanted.unused)}"] if wanted.unused else []
