@@ -52,7 +52,7 @@ class DistillConfig(Settings):
     """One run of distillation. Raises ValueError, with the value, for what does not fit."""
 
     recordings: tuple[str, ...] = option(
-        (), "folders written by `ttsnap record --images`, with the same noise levels", determines=False
+        (), "folders written by `ttsnap record --images`, with the same noise levels", many=True, determines=False
     )
     record: Mapping[str, Json] | None = option(
         None, "options of `ttsnap record`, to record first; into OUT/recording unless it has `out`", determines=False

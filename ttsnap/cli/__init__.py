@@ -6,11 +6,10 @@ raises ValueError for bad input. A new command is one file and one entry of COMM
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import Protocol
-
-from jsonargparse import ArgumentParser, Namespace
 
 from ttsnap.cli import (
     algorithms,
@@ -32,9 +31,9 @@ from ttsnap.cli import (
     tune,
 )
 from ttsnap.cli.common import check_names
-from ttsnap.cli.configs import refuse_nulls
-from ttsnap.cli.help import Formatter, Parser
 from ttsnap.cli.loading import CLOCK
+from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable
 from ttsnap.rewards.registry import RewardError
 from ttsnap.version import __version__
@@ -45,10 +44,10 @@ class Command(Protocol):
 
     HELP: str
 
-    def parser(self) -> ArgumentParser:
+    def parser(self) -> Parser:
         """Its arguments, made without importing torch."""
 
-    def run(self, a: Namespace) -> int:
+    def run(self, a: Arguments) -> int:
         """Do it; the exit status."""
 
 
@@ -73,48 +72,41 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def build_parser() -> ArgumentParser:
-    """The whole command line, without importing torch."""
-    parser = Parser(
-        prog="ttsnap",
-        version=__version__,
-        formatter_class=Formatter,
-        allow_abbrev=False,  # ConfigFile looks for options by their names
-        description="Better images from frozen text-to-image models, by spending inference compute on purpose.",
-    )
-    commands = parser.add_subcommands(
-        required=True,
-        dest="command",
+def build_parser() -> Parser:
+    """What tells about all commands, without importing torch."""
+    parser = Parser("Better images from frozen text-to-image models, by spending inference compute on purpose.")
+    parser.prog = "ttsnap"
+    parser.add_argument("--version", action="version", version=f"ttsnap {__version__}", help="print version and exit")
+    commands = parser.add_subparsers(
         title="commands",
         description="ttsnap COMMAND --help is a page about one, --help-all tells all.",
+        parser_class=argparse.ArgumentParser,
     )
     for name, command in COMMANDS.items():
-        commands.add_subcommand(name, command.parser(), help=command.HELP)
+        commands.add_parser(name, help=command.HELP, add_help=False)
     return parser
 
 
-def config_first(argv: Sequence[str]) -> list[str]:
-    """The arguments with --config FILE right behind the command, so that all others win over it wherever they stand."""
-    words = list(argv)
-    config: list[str] = []
-    end = words.index("--") if "--" in words else len(words)  # behind it are prompts
-    for at in range(end - 1, 0, -1):
-        if words[at].startswith("--config="):
-            config = [words.pop(at), *config]
-        elif words[at] == "--config":
-            config = [*words[at : at + 2], *config]
-            del words[at : at + 2]
-    return [*words[:1], *config, *words[1:]]
+def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
+    """A command and what it is given. ValueError for what a configuration may not say."""
+    name = argv[0] if argv else ""
+    if name in COMMANDS:
+        parser = COMMANDS[name].parser()
+        parser.prog = f"ttsnap {name}"
+        return COMMANDS[name], parser.parse_args(argv[1:])
+    parser = build_parser()
+    if name.startswith("-"):
+        parser.parse_args(argv)  # --help, --version
+    elif name:
+        parser.error(unknown("command", name, COMMANDS))
+    parser.error("no command is given; --help lists all, and ttsnap generate PROMPT is where to begin")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when done, 2 with one line of explanation for bad input, 130 when interrupted by Ctrl-C."""
     CLOCK.start()
-    words = config_first(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser().parse_args(words, env=False)
-        command, given = COMMANDS[arguments.command], arguments[arguments.command]
-        refuse_nulls(given, command.parser().get_defaults())
+        command, given = parse(sys.argv[1:] if argv is None else argv)
         check_names(given)
         return command.run(given)
     except (ValueError, OSError, MemoryError) as error:

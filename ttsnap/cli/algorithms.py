@@ -7,11 +7,9 @@ import json
 import shutil
 import textwrap
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS
 from ttsnap.algorithms.options import Option, about, as_written, options_of
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 
 HELP = "list the search algorithms, or the options of one"
 DESCRIPTION = """List the search algorithms, or the options of one with their defaults and sources.
@@ -23,14 +21,14 @@ examples:
 NAME, INDENT = 20, "  "
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("name", nargs="?", type=str | None, help="one of them (default: list all)")
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Print the list, or all about one algorithm."""
     width = min(shutil.get_terminal_size().columns, 100)
     print(grouped(width) if a.name is None else described(a.name, width))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import argparse
+from collections.abc import Collection, Iterable
+from typing import Any, TypeVar, Union, get_args
 
-from jsonargparse import Namespace
-
-from ttsnap.cli.configs import ConfigFile
 from ttsnap.cli.help import Common
+from ttsnap.cli.parser import Arguments
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -17,15 +15,20 @@ from ttsnap.options.search import SearchOptions
 
 SETTINGS = "YAML or JSON file of settings (- is standard input), named as these options; what is typed wins over it"
 REWARD = next(option.help for option in options_of(SearchOptions) if option.name == "reward")
-Values = dict[str, bool | int | float | list | dict | str | None]  # type: ignore[type-arg]
-"""Options by name. Not Any, in which the parser reads texts a second time, imports what they name, and takes what looks
-like a mapping, "photo: a cat", for one."""
+Values = dict[str, Any]
+"""Options by name."""
 T = TypeVar("T")
 
 
 def add_config(p: Any) -> None:
-    """--config, and with it jsonargparse's --print_config."""
-    p.add_argument("--config", action=ConfigFile, metavar="FILE", help=SETTINGS)
+    """--config, --print_config and --trust."""
+    p.add_argument("--config", metavar="FILE", help=SETTINGS)
+    p.add_argument(
+        "--print_config",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print all settings in the form that --config reads, and exit",
+    )
     p.add_argument(
         "--trust", action="store_true", help="use the code, models, addresses and files elsewhere that --config names"
     )
@@ -33,10 +36,10 @@ def add_config(p: Any) -> None:
 
 def add_prompts(p: Any) -> None:
     """prompts, --prompts-file."""
-    from argparse import SUPPRESS
-
     # With any other default, no prompts on the command line would count as a choice and override those of --config.
-    p.add_argument("prompts", nargs="*", default=SUPPRESS, metavar="PROMPT", help="one or more prompts, each quoted")
+    p.add_argument(
+        "prompts", nargs="*", default=argparse.SUPPRESS, metavar="PROMPT", help="one or more prompts, each quoted"
+    )
     p.add_argument(
         "--prompts-file",
         type=str | None,
@@ -63,10 +66,10 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
     if option.written is bool:
         p.add_argument(option.dashed, action="store_true", help=marked(option.help))
         return
-    unset, kind = option.help, typing._strip_annotations(option.written)  # type: ignore[attr-defined]
+    unset, kind = option.help, option.written
     if start is not None:
         unset = option.help.removesuffix(f" (default: {option.unset})")
-        kind = typing.Union[tuple(k for k in typing.get_args(kind) if k is not type(None))]  # noqa: UP007
+        kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
     p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=marked(unset))
@@ -101,20 +104,22 @@ def _written(kind: type[Any]) -> list[Option]:
     return [option for option in options_of(kind) if option.written is not None]
 
 
-def read(kind: type[T], a: Namespace) -> T:
+def read(kind: type[T], a: Arguments) -> T:
     """What was given for the options that a class declares; those that the command does not have at their defaults."""
     return kind(**{option.name: a[option.flag] for option in _written(kind) if option.flag in a})
 
 
-def written_type(kind: Any) -> Any:
-    """Types as jsonargparse takes them: mappings as dictionaries, tuples as lists."""
-    kind = typing._strip_annotations(kind)  # type: ignore[attr-defined]
-    plain_types = {
-        "collections.abc.Mapping[str, typing.Any] | None": Values | None,
-        "collections.abc.Mapping[str, typing.Any]": Values,
-        "tuple[int, ...] | None": list[int] | None,
-        "tuple[float, ...] | None": list[float] | None,
-        "tuple[str, ...]": list[str],
-        "tuple[typing.Literal['trackio', 'tensorboard', 'wandb'], ...]": list[str],
-    }
-    return plain_types.get(str(kind), kind)
+def add_settings(p: Any, kind: type[Any], common: Collection[str]) -> None:
+    """All options of a class of settings, those of a section in a group of its own. true and false are written out.
+
+    common: the names of those that most people need.
+    """
+    groups: dict[str, Any] = {"": p}
+    for option in options_of(kind):
+        section = option.name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = p.add_argument_group(section)
+        text = f"true or false: {option.text}" if option.hint is bool else option.text
+        how = {"nargs": "+", "type": get_args(option.hint)[0]} if option.many else {"type": option.hint}
+        said = Common(text) if option.name in common else text
+        groups[section].add_argument(option.dashed, default=option.default, help=said, **how)

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common, new_parser
+from ttsnap.cli.help import Common
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
@@ -62,7 +61,7 @@ ALGORITHMS = ("best-of-n", "seed-pruning")
 """What is compared where nothing is named."""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
@@ -111,7 +110,7 @@ class Asked(NamedTuple):
     out: Path
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Run what is missing, write the summary and print it."""
     from ttsnap.bench.folder import OpenBench, check_folder
 
@@ -131,7 +130,7 @@ def run(a: Namespace) -> int:
         raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
 
 
-def _asked(a: Namespace) -> Asked:
+def _asked(a: Arguments) -> Asked:
     """ValueError for what does not fit."""
     from ttsnap.bench.arms import read_arms
     from ttsnap.bench.prompts import read_prompt_set
@@ -154,7 +153,7 @@ def _asked(a: Namespace) -> Asked:
     return Asked(bench, whole, call, reward, report, Path(a.out))
 
 
-def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
+def _settings(a: Arguments, asked: Asked) -> dict[str, Json]:
     """What must be the same to go on: all that decides on the images and their scores."""
     bench = asked.bench
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
@@ -184,7 +183,7 @@ def _settings(a: Namespace, asked: Asked) -> dict[str, Json]:
     }
 
 
-def _run(a: Namespace, asked: Asked, there: Any) -> int:
+def _run(a: Arguments, asked: Asked, there: Any) -> int:
     """Load the model where images are missing, run, and report."""
     from tqdm.auto import tqdm
 
@@ -210,7 +209,7 @@ def _run(a: Namespace, asked: Asked, there: Any) -> int:
 class _Model:
     """The pipeline, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
 
-    def __init__(self, a: Namespace, asked: Asked) -> None:
+    def __init__(self, a: Arguments, asked: Asked) -> None:
         place, kind = common.placement(a.device, a.dtype)
         self._devices = arguments.read(DeviceOptions, a)
         # Where others search, they load what they need themselves, and this process keeps off the devices.

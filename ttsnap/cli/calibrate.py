@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import add_recording_arguments, read_recording
 from ttsnap.options.devices import WorkerOptions
@@ -27,7 +25,7 @@ example:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
@@ -47,7 +45,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Fit, write, and say how well early scores forecast."""
     import numpy as np
     from tqdm import tqdm

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
+from ttsnap.cli.parser import Arguments
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 # --- reading them -------------------------------------------------------------------------------------------------
 
 
-def read_prompts(a: Namespace, command: str, task: str = TEXT) -> list[str]:
+def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[str]:
     """The prompts given and those of the set in the file; where the task takes pictures, with those that the set names.
     ValueError for what is no set, no prompt, or an empty one."""
     prompts = _given(a)
@@ -50,7 +49,7 @@ def with_pictures(prompts: Sequence[Prompt], file: Path, task: str) -> list[str]
     return pictured(prompts, file if file.is_dir() else file.parent)
 
 
-def _given(a: Namespace) -> list[str]:
+def _given(a: Arguments) -> list[str]:
     """The prompts of the command line or of --config. ValueError for what is neither a text nor a list of texts."""
     prompts = a.get("prompts") or []
     if isinstance(prompts, str):
@@ -73,7 +72,7 @@ def canonical(prompts: Sequence[str], model: str) -> list[str]:
     return [reworded(prompt, caption(parse(prompt))) for prompt in prompts]
 
 
-def require_reward(a: Namespace) -> Any:
+def require_reward(a: Arguments) -> Any:
     """--reward as given, or the one that the model's folder names; ValueError where there is neither."""
     from ttsnap.pipelines import recommended
     from ttsnap.rewards.registry import refuse_credentials
@@ -85,7 +84,7 @@ def require_reward(a: Namespace) -> Any:
     return reward
 
 
-def report_of(a: Namespace) -> Any:
+def report_of(a: Arguments) -> Any:
     """--report as given, or the strict checker beside the checker by which packaged models are searched; else None."""
     return a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
 
@@ -102,7 +101,7 @@ def load_rewards(spec: Any, **where: Any) -> Any:
         return make_rewards(spec, **where)
 
 
-def call_arguments(a: Namespace) -> dict[str, Any]:
+def call_arguments(a: Arguments) -> dict[str, Any]:
     """Arguments of the pipeline call: those that were given, and the model's defaults for the others."""
     from ttsnap.pipelines import recommended
 
@@ -110,7 +109,7 @@ def call_arguments(a: Namespace) -> dict[str, Any]:
     return recommended(a.model).completed({**{k: v for k, v in given.items() if v is not None}, **a.call})
 
 
-def picture_arguments(a: Namespace, prompts: Sequence[str]) -> dict[str, Any]:
+def picture_arguments(a: Arguments, prompts: Sequence[str]) -> dict[str, Any]:
     """Pictures and strength, by argument of the pipeline's call. Where each prompt has pictures of its own, those of
     the first stand in, by which an engine is told what it is for.
 
@@ -130,7 +129,7 @@ def picture_arguments(a: Namespace, prompts: Sequence[str]) -> dict[str, Any]:
     return {**own_of(prompts[0]), **for_all, **strength}
 
 
-def budget_of(a: Namespace) -> Budget:
+def budget_of(a: Arguments) -> Budget:
     """--budget or --effort. ValueError for both, or one that cannot be read."""
     if a.budget is not None and a.effort is not None:
         raise ValueError(f"give --budget or --effort, not both: {a.budget} and {a.effort}")
@@ -145,7 +144,7 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
     opening.check_task(pipe, call, task)
 
 
-def check_names(given: Namespace) -> None:
+def check_names(given: Arguments) -> None:
     """ValueError for a model, a task or a reward that surely is none, of any command; nothing is loaded for it."""
     from ttsnap.pipelines import located
 
@@ -193,7 +192,7 @@ def load_model(
     return opening.placed(pipe, place, offload)
 
 
-def prepare_model(pipe: Any, a: Namespace) -> None:
+def prepare_model(pipe: Any, a: Arguments) -> None:
     """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
     from ttsnap.pipelines.opening import prepare
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
-import typing
-from collections.abc import Iterator
+from argparse import Action
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
-
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader  # type: ignore[attr-defined]
 
 from ttsnap.core.names import unknown
 from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
+from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
@@ -35,115 +32,74 @@ def _loading(what: str) -> set[str]:
 
 _REWARDS, _MODELS, _ADDRESSES = {*_loading("reward"), "base"}, _loading("model"), _loading("address")
 _TEXTS = {*_loading("text"), "prompts", "call"}
-_NULLABLE = {option.flag for option in _DECLARED if type(None) in typing.get_args(option.written)}
-_AS_IT_IS = "as it is"
-set_loader(_AS_IT_IS, lambda text: text, exceptions=())
 
 
-class ConfigFile(ActionConfigFile):  # type: ignore[misc]
-    """--config FILE: read once, checked, and the checked values handed to the parser, which opens no file itself.
+def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) -> dict[str, Any]:
+    """The values in a configuration file by the names of options, read once and checked.
 
-    ValueError for what no configuration may say. With --trust, or where the command line gives the same option itself,
-    names of rewards and models pass.
+    known: the options of the command; words: what else is typed. ValueError for what no configuration may say. With
+    --trust, or where the command line gives the same option itself, names of rewards and models pass.
     """
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        where = "standard input" if values == "-" else values
-        data = parse_yaml(read_once(values, YAML_BYTES, "configuration file"), where)
-        if not isinstance(data, dict | None):
-            raise ValueError(f"{where} holds no configuration: expected keys and values, got {data!r:.80}")
-        refuse_hidden(data or {}, where)
-        for name in data or {}:
-            if name.partition(".")[0].replace("-", "_") not in (known := parser.settings()):
-                raise ValueError(f"{where}: {unknown('option', name, known)}")
-        found = parse_values(parser, data or {}, where, defaults=False, _skip_validation=True)
-        words = list(itertools.takewhile(lambda word: word != "--", parser.args))
-        given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-        strange = {k: value for k, value in _strange(found.as_dict()) if f"--{k.replace('_', '-')}" not in given}
-        for value in strange.values():
-            refuse_credentials(value)
-        if strange and "--trust" not in given:
-            named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
-            raise ValueError(
-                f"{where} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
-                f"because a configuration says so. Give --{next(iter(strange)).replace('_', '-')} yourself, or add "
-                "--trust where you trust the file"
-            )
-        cfg.update(found)
+    where = "standard input" if path == "-" else path
+    data = parse_yaml(read_once(path, YAML_BYTES, "configuration file"), where)
+    if not isinstance(data, dict | None):
+        raise ValueError(f"{where} holds no configuration: expected keys and values, got {data!r:.80}")
+    found = settings_in(known, data or {}, where)
+    typed = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    strange = {name: value for name, value in _strange(found) if f"--{name.replace('_', '-')}" not in typed}
+    for value in strange.values():
+        refuse_credentials(value)
+    if strange and "--trust" not in typed:
+        named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
+        raise ValueError(
+            f"{where} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
+            f"because a configuration says so. Give --{next(iter(strange)).replace('_', '-')} yourself, or add "
+            "--trust where you trust the file"
+        )
+    return found
 
 
-def parse_values(parser: ArgumentParser, data: dict[str, Any], where: object, **how: bool) -> Namespace:
-    """The options in a file, as a parser of the command line takes them. ValueError for what would import code.
+def settings_in(known: Mapping[str, Action], data: Mapping[str, Any], where: str, section: str = "") -> dict[str, Any]:
+    """Values by the names of options, "section.name" for those in a section. ValueError that names `where` for what is
+    no option, or does not fit its type."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        name = section + key.replace("-", "_")
+        if name in known:
+            found[name] = _checked(known[name], value, where)
+        elif isinstance(value, Mapping) and any(each.startswith(f"{name}.") for each in known):
+            found |= settings_in(known, value, where, f"{name}.")
+        else:
+            names = [each.removeprefix(section).partition(".")[0] for each in known if each.startswith(section)]
+            raise ValueError(f"{where}: {unknown('option', section + key, dict.fromkeys(names))}")
+    return found
 
-    Texts stay texts: read a second time, as what is typed is, they could become what was not looked at.
-    """
-    refuse_hidden(data, where)
-    typed = parser.parser_mode
-    parser.parser_mode = _AS_IT_IS
+
+def _checked(action: Action, value: object, where: str) -> object:
+    hint: Any = bool if action.nargs == 0 else action.type
+    if hint is None:
+        return value
+    if value is None and type(None) not in kinds_of(hint):
+        raise ValueError(f"{where}: {action.dest} is null; leave it out for its default, {action.default!r:.80}")
     try:
-        given: Namespace = parser.parse_object(data, env=False, **how)
-        return given
-    finally:
-        parser.parser_mode = typed
-
-
-def refuse_nulls(given: Namespace, defaults: Namespace) -> None:
-    """ValueError for null where an option has a value by default: the parser lets it pass for every type."""
-    for name, default in defaults.items():
-        if default is not None and name not in _NULLABLE and given.get(name, default) is None:
-            raise ValueError(f"{name} is null; leave it out for its default, {default!r:.80}")
-
-
-_BASE_60 = re.compile(r"[-+]?[0-9_]+(:[0-9_.]+){9,}")
-"""Of a megabyte of digits such as 1:1:1, YAML 1.1 makes one number, in ten minutes."""
-
-
-def refuse_hidden(data: Any, where: object) -> None:
-    """ValueError for keys by which the parser would import what a file names, or read another file, and for texts that
-    would fill the memory or take minutes: where a number belongs, the parser reads them as YAML of its own."""
-    for name, value in _leaves(data):
-        if isinstance(value, str) and _repeats(value):
-            raise ValueError(f"{where} holds a text in {name[:80]} that uses YAML aliases (*name); write it in full")
-        if isinstance(value, str) and _BASE_60.fullmatch(value):
-            raise ValueError(f"{where} holds a number in base 60 in {name[:80]}, {value[:20]}...; write it in base 10")
-        keys = name.split(".")
-        if "class_path" in keys:
-            raise ValueError(f"{where} holds {name[:80]}, which would import code; there is no such setting")
-        if name == "config":
-            raise ValueError(f"{where} names another configuration; give each with --config")
-        if any(key.endswith("+") for key in keys):
-            raise ValueError(f"{where} holds {name[:80]}; name the whole list, without the +")
-
-
-def _repeats(text: str) -> bool:
-    """Whether a text is YAML with anchors and aliases, of which a few lines can stand for millions of values."""
-    if "&" not in text or "*" not in text:
-        return False
-    try:
-        return sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > 0
-    except yaml.YAMLError:  # as in nearly all texts: words
-        return False
+        return check(action.dest, value, list[hint] if action.nargs in ("+", "*") else hint)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of everything in a configuration, as record.model; lists and mappings that hold something are
-    gone through.
-
-    ValueError for values of other types than YAML and JSON have: nothing that is not understood passes.
-    """
-    if isinstance(data, dict) and data:
+    """(name, value) of everything in a configuration, as record.model; lists and mappings are gone through."""
+    if isinstance(data, dict):
         for key, value in data.items():
             yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(data, list | tuple) and data:
+    elif isinstance(data, list | tuple):
         for item in data:
             yield from _leaves(item, name)
-    elif data is None or isinstance(data, bool | int | float | str | dict | list | tuple):
-        yield name, data
     else:
-        raise ValueError(f"{name} is no plain value: {data!r:.80}")
+        yield name, data
 
 
-def _strange(data: Any) -> Iterator[tuple[str, str]]:
+def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a configuration names beyond that which comes with ttsnap."""
     for name, value in _leaves(data):
         key = name.rpartition(".")[2].replace("-", "_")

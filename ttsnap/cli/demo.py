@@ -10,11 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import loading
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.extras import install
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
@@ -37,7 +35,7 @@ CLOSED_FORMS = ("compressibility", "incompressibility", "brightness", "colourful
 LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument(
@@ -78,7 +76,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Serve until interrupted."""
     offer, limits = offered(a), limited(a)
     common.check_here(common.placement(a.device, a.dtype)[0])
@@ -97,7 +95,7 @@ def run(a: Namespace) -> int:
     return 0
 
 
-def page_of(a: Namespace, offer: Any, limits: Any, root: Path) -> Any:
+def page_of(a: Arguments, offer: Any, limits: Any, root: Path) -> Any:
     """The page and its listeners, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
@@ -138,7 +136,7 @@ def judged(prompt: str, name: str) -> Any:
     return judge
 
 
-def offered(a: Namespace) -> Any:
+def offered(a: Arguments) -> Any:
     """What visitors may choose: the operator's word, and less where strangers can reach the page."""
     from ttsnap.pipelines import defaults, recommended
     from ttsnap.request.offer import Offer
@@ -156,7 +154,7 @@ def offered(a: Namespace) -> Any:
     return Offer(model, tuple(rewards), defaults, draft=draft, drafts_first=first, any_model=any_model)
 
 
-def limited(a: Namespace) -> Any:
+def limited(a: Arguments) -> Any:
     """The limits. ValueError for those that allow nothing."""
     from ttsnap.demo.form import DemoLimits
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments
-from ttsnap.cli.help import Common, new_parser
+from ttsnap.cli.help import Common
 from ttsnap.cli.loading import loading
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.files.settings import build
 
 HELP = "train a noise-aware reward on recordings with images"
@@ -33,32 +32,22 @@ COMMON = ("recordings", "record", "reward", "student.kind", "steps", "steps_per_
 """The settings that most people need, for the page of --help."""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments: every key of distill.config.DistillConfig."""
     from ttsnap.distill.config import DistillConfig
-    from ttsnap.options.option import options_of
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or to go on with"))
-    for option in options_of(DistillConfig):
-        key, kind, default, text = option.name, option.hint, option.default, option.text
-        flag = "--" + key.replace("_", "-")
-        text = Common(text) if key in COMMON else text
-        if key == "recordings":
-            p.add_argument(flag, type=str, nargs="+", default=[], help=text)
-        elif kind is bool:
-            p.add_argument(flag, type=bool, default=default, help=f"true or false: {text}")
-        else:
-            p.add_argument(flag, type=arguments.written_type(kind), default=default, help=text)
+    arguments.add_settings(p, DistillConfig, COMMON)
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Distil, or go on with it; the first process prints the table."""
     from ttsnap.distill.config import DistillConfig
 
-    values = {key: value for key, value in a.as_dict().items() if key not in ("config", "trust", "out")}
+    values = {key: value for key, value in a.nested().items() if key not in ("trust", "out")}
     config, out = build(DistillConfig, values), Path(a.out)
     with loading("torch and accelerate"):
         from ttsnap.distill import checkpoints, processes

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common, new_parser
+from ttsnap.cli.help import Common
 from ttsnap.cli.loading import loading
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.files.settings import build
 from ttsnap.options.model import PACKAGED, ModelOptions
 
@@ -41,13 +40,12 @@ examples:
 """
 COMMON = ("model", "trajectories.count", "training.rank", "training.steps", "evaluation.reward", "evaluation.prompts")
 """The settings that most people need, for the page of --help."""
-_NO_CONFIG = ("config", "trust", "out", "prompts_file", "device", "dtype")
+_NO_CONFIG = ("trust", "out", "prompts_file", "device", "dtype")
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model runs."""
     from ttsnap.distill.draft.config import DraftConfig
-    from ttsnap.options.option import options_of
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
@@ -64,24 +62,15 @@ def parser() -> ArgumentParser:
         ),
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
-    groups: dict[str, Any] = {"": p}
-    for option in options_of(DraftConfig):
-        key, kind, default, text = option.name, option.hint, option.default, option.text
-        section = key.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = p.add_argument_group(section)
-        flag, told = "--" + key.replace("_", "-"), f"true or false: {text}" if kind is bool else text
-        groups[section].add_argument(
-            flag, type=arguments.written_type(kind), default=default, help=Common(told) if key in COMMON else told
-        )
+    arguments.add_settings(p, DraftConfig, COMMON)
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Distil a draft, or go on with it, and print how well it ranks."""
     from ttsnap.distill.draft.config import DraftConfig
 
-    values = {key: value for key, value in a.as_dict().items() if key not in _NO_CONFIG}
+    values = {key: value for key, value in a.nested().items() if key not in _NO_CONFIG}
     values["call"] = _call(a)
     if not values["evaluation"]["reward"] and a.model in PACKAGED:
         values["evaluation"]["reward"] = "scenes"
@@ -122,14 +111,14 @@ def run(a: Namespace) -> int:
     return 0
 
 
-def _call(a: Namespace) -> dict[str, Any]:
+def _call(a: Arguments) -> dict[str, Any]:
     """Arguments of the pipeline's call: those that were given, and the model's defaults for the others."""
     from ttsnap.pipelines import recommended
 
     return recommended(a.model).completed(a.call or {})
 
 
-def _prompts(a: Namespace, config: DraftConfig) -> tuple[Prompts, tuple[str, ...]]:
+def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...]]:
     """What to train on, and what to measure on."""
     from ttsnap.distill.draft.prompts import Listed, SceneCaptions
     from ttsnap.scenes import sample_prompts

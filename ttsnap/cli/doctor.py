@@ -11,10 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions
 
@@ -49,14 +47,14 @@ STEPS, SEEDS, SLOW = 4, 16, 1.0
 do, since more would keep people waiting."""
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     arguments.add_options(p, ModelOptions, "model", "lora", "device", "dtype")
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Print a line for each; 1 where something is broken."""
     broken: list[str] = []
     _told("versions", _versions, broken)
@@ -167,7 +165,7 @@ def _modular() -> Iterator[str]:
     yield "work with this version of diffusers"
 
 
-def _measured(a: Namespace, dtype: str) -> Iterator[str]:
+def _measured(a: Arguments, dtype: str) -> Iterator[str]:
     """Load the model, search shortly, and say what a minute buys. ValueError where it cannot be loaded."""
     from ttsnap.algorithms import make_algorithm
     from ttsnap.pipelines import defaults

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.options.model import ModelOptions
 
 HELP = "measure a reward on noisy estimates of recordings"
@@ -28,7 +26,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
@@ -47,7 +45,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Measure and print the table; write --json and --plot."""
     if a.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {a.batch_size}")

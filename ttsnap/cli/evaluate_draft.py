@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
-
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
 
@@ -36,7 +34,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("recording", type=str, metavar="RECORDING", help="a folder made by `ttsnap record --draft ...`")
@@ -48,7 +46,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Print the table and the verdict, and note it."""
     from ttsnap.core import utility
     from ttsnap.recordings.folder import load_recording

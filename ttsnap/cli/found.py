@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import Namespace
-
+from ttsnap.cli.parser import Arguments
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result
 from ttsnap.core.spent import Spent
@@ -117,7 +116,7 @@ def _scores(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in _scored(candidate).items())
 
 
-def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Namespace, *, plain: bool) -> None:
+def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Arguments, *, plain: bool) -> None:
     """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took.
 
     plain: whether plain diffusers makes the winner again, which is then told.

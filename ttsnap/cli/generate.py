@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.algorithms import make_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import Run, compare, describe, tabulate, write_runs
-from ttsnap.cli.help import Common, new_parser
+from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
@@ -44,7 +43,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION, epilog=f"algorithms:\n{listed()}")
     arguments.add_config(p)
@@ -115,7 +114,7 @@ class Asked(NamedTuple):
     pictures: dict[str, Any]
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Search, write what was found, and say what it took."""
     from ttsnap.results.folders import reserved
 
@@ -126,7 +125,7 @@ def run(a: Namespace) -> int:
         return _generate(a, asked, out)
 
 
-def _asked(a: Namespace) -> Asked:
+def _asked(a: Arguments) -> Asked:
     """ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
     reward = common.require_reward(a)
@@ -148,7 +147,7 @@ def _asked(a: Namespace) -> Asked:
     return Asked(texts, reward, report, algorithms, budget, *how, videos, pictures)
 
 
-def _generate(a: Namespace, asked: Asked, out: Path) -> int:
+def _generate(a: Arguments, asked: Asked, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
     from ttsnap.results.folders import keep
 

@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.configs import parse_values
-from ttsnap.cli.help import Common, new_parser
+from ttsnap.cli.help import Common
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.options.devices import WorkerOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
@@ -49,7 +47,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
@@ -75,17 +73,15 @@ def parser() -> ArgumentParser:
 
 def run_with(options: dict[str, Any]) -> None:
     """The command with these options, as of the record section of a configuration. ValueError where they do not fit."""
-    asked = parser()
-    asked.exit_on_error = False
     try:
-        arguments = parse_values(asked, options, "the record section")
-    except Exception as error:  # jsonargparse raises several kinds
+        arguments = parser().filled(options, "the record section")
+    except ValueError as error:
         raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
     if run(arguments) == 130:
         raise KeyboardInterrupt
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
     prompts, reward = common.read_prompts(a, "record", a.task), common.require_reward(a)
     sampler, batches = arguments.read(SamplerOptions, a).drafted_by(None), arguments.read(BatchOptions, a)

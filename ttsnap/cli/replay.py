@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments
 from ttsnap.cli.common import check_call, load_model
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.pictures import PictureOptions
 
@@ -39,7 +37,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap")
@@ -73,7 +71,7 @@ class Wanted(NamedTuple):
         return video_pixels(self.data, self.path, ("PNG", "WEBP"), MOST_SIDE**2)
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Make the images again, write them, and say how far each is from its original."""
     wanted = [_wanted(Path(name), a) for name in a.files]
     places = _places([w.path for w in wanted], a.out, a.overwrite)
@@ -88,7 +86,7 @@ def run(a: Namespace) -> int:
     return 0
 
 
-def _wanted(path: Path, a: Namespace) -> Wanted:
+def _wanted(path: Path, a: Arguments) -> Wanted:
     """What a file asks for. ValueError where its seed alone does not make it, or it takes other pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
@@ -108,7 +106,7 @@ def _wanted(path: Path, a: Namespace) -> Wanted:
     return wanted
 
 
-def _dtype(wanted: Wanted, a: Namespace) -> str:
+def _dtype(wanted: Wanted, a: Arguments) -> str:
     """That of --dtype, else the one that the file was made in; files that do not say are in float32 on a CPU."""
     from ttsnap.pipelines.opening import placement
 
@@ -188,7 +186,7 @@ def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Map
                              f"was changed had {noted[name]}")  # fmt: skip
 
 
-def _named(wanted: Wanted, a: Namespace) -> tuple[str, str | None]:
+def _named(wanted: Wanted, a: Arguments) -> tuple[str, str | None]:
     """The model and the LoRA to load: the user's, or the PNG's where it may be. ValueError that says what it asks for.
 
     Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this

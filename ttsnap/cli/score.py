@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.search import SearchOptions
@@ -28,7 +26,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
@@ -44,7 +42,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Score, write, and print the best."""
     from ttsnap.results.folders import reserved
 
@@ -52,7 +50,7 @@ def run(a: Namespace) -> int:
         return _score(a, out)
 
 
-def _score(a: Namespace, out: Path) -> int:
+def _score(a: Arguments, out: Path) -> int:
     from ttsnap.core import utility
     from ttsnap.results.folders import keep
     from ttsnap.results.rank import find_images, find_prompts, rank, with_source, write_ranking

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import Common, new_parser
+from ttsnap.cli.help import Common
 from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
@@ -43,7 +42,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
@@ -95,7 +94,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     load_torch()
     try:
@@ -119,7 +118,7 @@ def run(a: Namespace) -> int:
         per_key=a.per_key,
         drain=a.drain,
     )
-    keys = replace(Keys.chosen(a["keys"]), open_docs=a.open_docs)  # a.keys is the namespace's own method
+    keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
     known = defaults(a.model)
@@ -150,7 +149,7 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
 
 
 @contextmanager
-def engines(a: Namespace, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
+def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
     """What is served, on the device of this process or on several; specs: of the rewards, by the names of clients."""
     from ttsnap.cluster.spreading import alone, hosts
     from ttsnap.pipelines.opening import settled

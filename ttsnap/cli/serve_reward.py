@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments, common
-from ttsnap.cli.help import new_parser
 from ttsnap.cli.loading import load_torch, loading
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions
 
@@ -21,7 +19,7 @@ examples:
 """
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     p.add_argument("reward", type=str, help=arguments.REWARD)
@@ -32,7 +30,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Serve until interrupted."""
     load_torch()
     try:

@@ -11,10 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from ttsnap.cli import arguments
-from ttsnap.cli.help import new_parser
+from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
 from ttsnap.options.devices import WorkerOptions
@@ -56,7 +54,7 @@ BASE = "best-of-n"
 MOST_BUDGETS = 1000
 
 
-def add_recording_arguments(p: ArgumentParser) -> None:
+def add_recording_arguments(p: Parser) -> None:
     """The recording and which part of it; shared with tune and calibrate."""
     p.add_argument("recording", type=str, help="folder written by `ttsnap record`, or a published reward tensor")
     arguments.add_config(p)
@@ -70,7 +68,7 @@ def add_recording_arguments(p: ArgumentParser) -> None:
     arguments.add_options(p, WorkerOptions, "workers")
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
     p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
@@ -99,7 +97,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def run(a: Namespace) -> int:
+def run(a: Arguments) -> int:
     """Print the table; write the curves where --out says."""
     from ttsnap.results.folders import reserved
 
@@ -107,7 +105,7 @@ def run(a: Namespace) -> int:
         return _compare(a, out)
 
 
-def _compare(a: Namespace, out: Path | None) -> int:
+def _compare(a: Arguments, out: Path | None) -> int:
     from tqdm import tqdm
 
     from ttsnap.algorithms import make_algorithm
@@ -199,7 +197,7 @@ def _others(curves: dict[str, Any]) -> list[Any]:
     return [c for name, c in curves.items() if name != BASE]
 
 
-def read_recording(a: Namespace) -> Any:
+def read_recording(a: Arguments) -> Any:
     """The recording, cut to the prompts and seeds asked for."""
     from ttsnap.recordings.folder import load_recording
 

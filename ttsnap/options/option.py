@@ -59,6 +59,8 @@ class Option:
     """Whether `ttsnap record` has it."""
     noted: bool = False
     """Whether a recording with another kernel than the pipeline's own notes it even at its default."""
+    many: bool = False
+    """Whether several values may follow its flag."""
     determines: bool = True
     """Whether another value gives another result, so that a run refuses to go on with it."""
 

@@ -1,0 +1,291 @@
+"""The parser of a command: argparse, whose types are those of declarations, read by the check of all plain values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn, get_args, get_origin
+
+import yaml
+
+from ttsnap.cli.configs import read_config, settings_in
+from ttsnap.cli.help import COLUMN, page
+from ttsnap.core.names import did_you_mean
+from ttsnap.files.plain_yaml import parse_yaml
+from ttsnap.files.settings import check, kinds_of, plain
+from ttsnap.options.call import WRITTEN
+
+
+class Arguments(argparse.Namespace):
+    """What a command is given, by name; what stands in a section as "section.name"."""
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """One of them, or the default where the command has no such option."""
+        return vars(self).get(name, default)
+
+    def nested(self) -> dict[str, Any]:
+        """All as --config reads them: sections as mappings."""
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            section, _, key = name.rpartition(".")
+            (found.setdefault(section, {}) if section else found)[key] = value
+        return found
+
+
+class _Store(argparse.Action):
+    """Keep what is typed, as a value of the option's type; --options.n 16 sets one key of a mapping.
+
+    needed: whether it must be given, on the command line or in a file.
+    """
+
+    def __init__(self, *args: Any, required: bool = False, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.needed = required
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name = option_string or str(self.metavar or self.dest)
+        try:
+            if option_string is not None and option_string not in self.option_strings:
+                keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
+                value = _with(namespace[self.dest], keys, _loose(values))
+            elif isinstance(values, list):
+                value = [_read(name, each, self.type) for each in values]
+            else:
+                value = values if values is self.default else _read(name, values, self.type)
+        except ValueError as error:
+            parser.error(str(error))
+        setattr(namespace, self.dest, value)
+
+
+def _read(name: str, text: str, hint: Any) -> object:
+    """A typed value: text where that fits, and else what YAML makes of it. ValueError where it does not fit."""
+    kinds = kinds_of(hint)
+    if hint is None or (text == "null" and type(None) in kinds):
+        return text if hint is None else None
+    listed = text.startswith("[") and any(isinstance(get_origin(kind), type) for kind in kinds)
+    value: object = text
+    if listed or not any(kind is str or isinstance(next(iter(get_args(kind)), None), str) for kind in kinds):
+        try:
+            value = parse_yaml(text, name)
+        except ValueError:
+            value = text
+    return check(name, value, hint)
+
+
+def _loose(text: str) -> object:
+    """A value of an option without a type: what YAML makes of it, where it is more than words."""
+    try:
+        value = parse_yaml(text, "a value")
+    except ValueError:
+        return text
+    words = not text.strip() or isinstance(value, str) or (isinstance(value, dict | list) and text[0] not in "{[")
+    return text if words else value
+
+
+def _with(values: Mapping[str, Any] | None, keys: Sequence[str], value: object) -> dict[str, Any]:
+    """These values with another one under a key, or under the keys that lead to it."""
+    inner = (values or {}).get(keys[0])
+    if len(keys) > 1:
+        value = _with(inner if isinstance(inner, Mapping) else None, keys[1:], value)
+    return {**(values or {}), keys[0]: value}
+
+
+class _AnyType(dict[Any, Any]):
+    """argparse's register of types, where all stay texts until the action reads them."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return str
+
+
+class _HelpAll(argparse.Action):
+    """--help-all: the whole help, and the end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser._print_message(parser.format_help(), sys.stdout)
+        parser.exit()
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions; leaves out types and defaults that say nothing."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{**settings, "max_help_position": COLUMN})
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
+        """`ttsnap COMMAND`, what has to be given, and [options]."""
+        words = [self._prog]
+        for action in actions:
+            if isinstance(action, argparse._SubParsersAction):
+                words.append("COMMAND [options]")
+            elif not action.option_strings:
+                words.append(self._format_args(action, self._get_default_metavar_for_positional(action)))
+            elif _is_needed(action):
+                value = self._format_args(action, self._get_default_metavar_for_optional(action))
+                words.append(f"{action.option_strings[0]} {value}")
+        more = [] if "COMMAND [options]" in words else ["[options]"]
+        super().add_usage(" ".join([*words, *more]), [], *args, **kwargs)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are wrapped; one with indented lines is left as it is."""
+        paragraphs = text.strip("\n").split("\n\n")
+        filled = [p if re.search(r"^\s", p, re.M) else textwrap.fill(p, width) for p in paragraphs]
+        return textwrap.indent("\n\n".join(filled), indent) + "\n"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        value = self._metavar_formatter(action, default_metavar)(1)[0]
+        return {"+": f"{value} ...", "*": f"[{value} ...]"}.get(
+            str(action.nargs), super()._format_args(action, default_metavar)
+        )
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kinds: list[object] = [] if action.type is None else [k for k in kinds_of(action.type) if k is not type(None)]
+        if kinds in ([int], [float]):
+            return "N" if kinds == [int] else "X"
+        if kinds == [bool]:
+            return "{true,false}"
+        if get_origin(action.type) in (list, tuple):
+            return "[ITEM,...]"
+        return re.split(r"[._]", action.dest)[-1].upper()
+
+    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
+        return action.dest.upper()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        quiet = isinstance(action, argparse._SubParsersAction | argparse._HelpAction) or "default" in text
+        if _is_needed(action) and action.option_strings and action.default is not argparse.SUPPRESS:
+            return f"{text} (required)"
+        if quiet or not action.option_strings or _says_nothing(action.default):
+            return text
+        return f"{text} (default: {_shown(action.default)})"
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        # The line above the list of commands, which says that one has to be given: the usage says so, too.
+        return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def _says_nothing(default: Any) -> bool:
+    """Whether a default is only the absence of a value."""
+    return default is None or default is False or default in ([], (), {}, "", argparse.SUPPRESS)
+
+
+def _shown(default: Any) -> str:
+    """As one would type it."""
+    return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+
+
+def _is_needed(action: argparse.Action) -> bool:
+    return isinstance(action, _Store) and action.needed
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose --help is a page, which reads --config files, and whose errors say what was probably meant.
+
+    The `type` of an argument is a type hint, as in declarations. What is typed wins over files.
+    """
+
+    def __init__(self, description: str, epilog: str | None = None, **more: Any) -> None:
+        # ConfigFile looks for options by their whole names.
+        super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
+        self.register("action", None, _Store)
+        self._registries["type"] = _AnyType()
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # type: ignore[override]
+        """What is typed and what the files of --config say. ValueError for what no file may say."""
+        words = list(sys.argv[1:] if args is None else args)
+        options = words[: words.index("--")] if "--" in words else words
+        self._know_keys(options)
+        given: dict[str, Any] = {}
+        if "--config" in self._option_string_actions:
+            for path in _values(options, "--config"):
+                given |= read_config(self.settings(), path, options)
+        return self._whole(given, words)
+
+    def filled(self, data: Mapping[str, Any], where: str) -> Arguments:
+        """The arguments that a mapping gives, as of a file, and the defaults of the others. ValueError for what is
+        unknown, missing, or does not fit."""
+        given = settings_in(self.settings(), data, where)
+        if missing := self._missing(given):
+            raise ValueError(f"{where} lacks {' and '.join(missing).lower()}")
+        return self._whole(given, [])
+
+    def settings(self) -> dict[str, argparse.Action]:
+        """What a configuration may set, by name."""
+        return {action.dest: action for action in self._actions if action.dest not in _NO_SETTINGS}
+
+    def _whole(self, given: Mapping[str, Any], words: Sequence[str]) -> Arguments:
+        found: Arguments = super().parse_args(words, Arguments(**given))
+        if missing := self._missing(vars(found)):
+            self.error(f"{' and '.join(missing)} must be given")
+        vars(found).pop("config", None)
+        if vars(found).pop("print_config", False):
+            print(yaml.safe_dump(plain(found.nested()), sort_keys=False, allow_unicode=True), end="")
+            self.exit()
+        return found
+
+    def _missing(self, given: Mapping[str, Any]) -> list[str]:
+        needed = [action.dest for action in self._actions if _is_needed(action)]
+        return [name.rpartition(".")[2].upper() for name in needed if given.get(name) is None]
+
+    def _know_keys(self, words: Sequence[str]) -> None:
+        """Take --options.n for the option --options, of which it sets one key."""
+        for word in words:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                for action in self._actions:
+                    mapping = any(isinstance(o, type) and issubclass(o, Mapping) for o in _origins(action.type))
+                    if mapping and flag.startswith(f"{action.option_strings[0]}."):
+                        self._option_string_actions[flag] = action
+
+    def print_help(self, file: Any = None) -> None:
+        """The page: usage, what the command is for, an example or two, and the options that most people need."""
+        self._print_message(page(self), sys.stdout if file is None else file)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        said = re.sub(r"://[^/\s]*@", "://***@", self._worded(message))  # what is typed may hold a password
+        self.exit(2, f"tip: For details of accepted options run: {self.prog} --help\nerror: {said}\n")
+
+    def _worded(self, message: str) -> str:
+        if message.startswith("unrecognized arguments: "):
+            words = message.partition(": ")[2].split()
+            flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+            name = flag.removeprefix("--").replace("-", "_")
+            meant = f"; it is {WRITTEN[name].dashed} here" if name in WRITTEN else ""
+            meant = meant or did_you_mean(flag, self._option_string_actions)
+            return f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)[:200]}{meant}"
+        return message.replace("expected one argument", "a value has to follow")
+
+
+_NO_SETTINGS = ("help", "help_all", "print_config", "config")
+"""What the command line alone takes."""
+
+
+def _origins(hint: Any) -> list[object]:
+    return [] if hint is None else [get_origin(kind) for kind in kinds_of(hint)]
+
+
+def _values(words: Sequence[str], flag: str) -> list[str]:
+    """What follows a flag, wherever it stands."""
+    after = [words[i + 1] for i, word in enumerate(words[:-1]) if word == flag]
+    return [*after, *(word.partition("=")[2] for word in words if word.startswith(f"{flag}="))]
+
+
+def new_parser(description: str, epilog: str | None = None) -> Parser:
+    """An empty parser for a command."""
+    p = Parser(description, epilog)
+    p.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all options and exit")
+    return p
