@@ -58,7 +58,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
-        r"jsonargparse|logging|starlette|uvicorn|fastapi|ray|annotated_types|concurrent)\..*",
+        r"logging|starlette|uvicorn|fastapi|ray|annotated_types|concurrent)\..*",
     ),
     (r"py:class", r"rng\.Key|Device|Command"),  # aliases of types, which have no entry
     (r"py:class", r"ObjectRef|ObjectRefGenerator"),  # of Ray, which is imported for type checks alone

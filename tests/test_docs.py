@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser
 
-from ttsnap.cli import COMMANDS, build_parser
+from ttsnap.cli import COMMANDS, parse
 
 ROOT = Path(__file__).parents[1]
 MADE = (ROOT / "docs" / "notebooks", ROOT / "docs" / "reference" / "commands")  # by the build of the site
@@ -70,11 +69,6 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 @cache
-def parser() -> ArgumentParser:
-    return build_parser()
-
-
-@cache
 def help_of(command: str) -> str:
     return COMMANDS[command].parser().format_help()
 
@@ -93,7 +87,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def refusal(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What the parser says against these arguments; nothing where it takes them."""
     try:
-        parser().parse_args(given)
+        parse(given)
     except SystemExit:
         return capsys.readouterr().err
     return ""

@@ -12,14 +12,14 @@ import numpy as np
 from ttsnap import make_algorithm
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.options import options_of
-from ttsnap.cli import build_parser
+from ttsnap.cli import parse
 from ttsnap.core import Grid
 from ttsnap.loop.search import search
 from ttsnap.recordings.replay import Recording, ReplayEngine
 
 assert list(ALGORITHMS)[3] == "halving"
 assert [(o.name, o.default) for o in options_of("halving")] == [("n", None), ("level", 0.6)]
-assert build_parser().parse_args(["generate", "x", "--algorithm", "halving"]).generate.algorithm == "halving"
+assert parse(["generate", "x", "--algorithm", "halving"])[1].algorithm == "halving"
 
 # Seeds 0 to 5 at four steps: at level 0.5, step 2, the better half is 5, 1 and 3; of these 3 ends best.
 scores = np.zeros((1, 6, 5, 1))

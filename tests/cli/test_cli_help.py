@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS
-from ttsnap.cli import COMMANDS, config_first, main
+from ttsnap.cli import COMMANDS, main
 from ttsnap.cli.algorithms import described
 from ttsnap.extras import install
 
@@ -91,11 +91,11 @@ def test_the_command_and_the_file_that_are_shown_are_accepted(name: str) -> None
     import shlex
 
     from ttsnap.algorithms import make_algorithm
-    from ttsnap.cli import build_parser
+    from ttsnap.cli import parse
 
     text = described(name)
     command = next(line for line in text.splitlines() if line.startswith("  ttsnap generate"))
-    build_parser().parse_args(shlex.split(command)[1:])
+    parse(shlex.split(command)[1:])
     if name == "price-of-compute":  # whose file is made by ttsnap calibrate
         assert "as a file" not in text
     else:
@@ -132,12 +132,12 @@ def test_printed_settings_given_back_are_the_same_settings(
     ],
 )
 def test_prompts_of_a_config_file_are_read(written: str, typed: list[str], expected: list[str]) -> None:
-    from ttsnap.cli import build_parser
+    from ttsnap.cli import parse
     from ttsnap.cli.common import read_prompts
 
     Path("run.yaml").write_text(f"{written}\nseed: 5\nkeep: 2\n")
     for argv in ([*typed, "--config", "run.yaml", "--seed", "3"], ["--seed=3", "--config=run.yaml", *typed]):
-        a = build_parser().parse_args(config_first(["generate", *argv])).generate
+        a = parse(["generate", *argv])[1]
         assert read_prompts(a, "generate") == expected
         assert (a.seed, a.keep) == (3, 2), "what is typed wins, wherever it stands"
 

@@ -12,7 +12,6 @@ import yaml
 
 from ttsnap import cli
 from ttsnap.cli import COMMANDS, generate, main, record
-from ttsnap.cli.configs import ConfigFile
 
 MODULE = "ttsnap_evil"
 
@@ -34,17 +33,17 @@ PARSERS = {name: command.parser() for name, command in COMMANDS.items()}
 
 def parsed(argv: list[str]) -> Any:
     """What a command is given."""
-    return PARSERS[argv[0]].parse_args(argv[1:], env=False)
+    return PARSERS[argv[0]].parse_args(argv[1:])
 
 
-def test_no_configuration_imports_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_configuration_imports_a_class() -> None:
     for values in (
         {"options": {"a": {"class_path": f"{MODULE}.Thing"}}},
         {"call": {"class_path": f"{MODULE}.Thing"}},
         {"call": {"a": [{"b": {"class_path": f"{MODULE}.Thing", "init_args": {}}}]}},
     ):
-        assert main([*config(**values), "--trust"]) == 2
-        assert "class_path, which would import code; there is no such setting" in capsys.readouterr().err
+        given = parsed([*config(**values), "--trust"])
+        assert {name: given[name] for name in values} == values, "what it says is data"
         assert MODULE not in sys.modules
 
 
@@ -127,9 +126,7 @@ def test_plain_settings_need_no_word() -> None:
 @pytest.mark.parametrize("quote", ["", "'"])
 def test_a_number_of_many_parts_is_refused_unread(quote: str) -> None:
     Path("c.yaml").write_text(f"seed: {quote}{':'.join(['1'] * 2**16)}{quote}")
-    with pytest.raises(
-        ValueError, match=r"c\.yaml holds a number in base 60 in seed, 1:1:1:1:1:1:1:1:1:1:\.\.\.; write"
-    ):
+    with pytest.raises(ValueError, match=r"c\.yaml: seed must be a whole number, got '1:1:1"):
         parsed(["generate", "a red circle", "--config", "c.yaml"])
 
 
@@ -193,19 +190,18 @@ def test_only_plain_values_are_read(command: str, text: str) -> None:
     [
         {"reward+": [SCORE]},
         {"record": {"reward+": [SCORE]}},
-        {"call": {"x": {"class_path": {}}}},
         {"config": []},
         {"seed": "{a: &a [x, x], b: [*a, *a]}"},
     ],
     ids=str,
 )
 def test_keys_that_say_more_than_they_name_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"c\.yaml (holds|names another)"):
+    with pytest.raises(ValueError, match=r"c\.yaml: (unknown option|seed must be a whole number)"):
         parsed([*config(**values), "--trust"])
 
 
-def test_text_in_a_configuration_stays_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """The parser reads what is typed as YAML: so read, a text could name what nobody has looked at."""
+def test_text_in_a_configuration_stays_text() -> None:
+    """What is typed is read as YAML: so read, a text could name what nobody has looked at."""
     hidden = f"{{class_path: {MODULE}.Thing}}"
     texts = {"a": hidden, "b": "photo: a cat", "c": [hidden], "d": {"e": hidden}}
     for name in ("call", "options"):
@@ -214,11 +210,8 @@ def test_text_in_a_configuration_stays_text(capsys: pytest.CaptureFixture[str]) 
     assert MODULE not in sys.modules
     for values in ({"call": hidden}, {"record": "{model: someone/model}"}):
         config(**values)
-        with pytest.raises(SystemExit):
+        with pytest.raises(ValueError, match="must be keys and values, got '"):
             parsed(["generate" if "call" in values else "distill", "--out", "x", "--config", "c.yaml"])
-    refused = capsys.readouterr().err
-    assert f"got {hidden}" in refused
-    assert "got {model: someone/model}" in refused
     with pytest.raises(ValueError, match="the record section does not fit"):
         record.run_with({"out": "x", "call": hidden})
     assert MODULE not in sys.modules
@@ -229,14 +222,6 @@ def test_what_is_typed_is_read_as_yaml_once() -> None:
     given = parsed([*config(call={"a": 1}), *typed])
     assert given.call == {"a": 1, "b": 2, "c": [1, 0.5], "d": "words", "e": True}
     assert parsed([*config(), "--call", "{a: {class_path: os.path}}"]).call == {"a": {"class_path": "os.path"}}
-
-
-def test_no_option_takes_anything() -> None:
-    """Where a type is Any, jsonargparse imports what a value names."""
-    for name, parser in PARSERS.items():
-        for action in parser._actions:
-            assert "Any" not in str(vars(action).get("_typehint")), (name, action.dest)
-            assert action.dest != "config" or isinstance(action, ConfigFile)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "standard input", "fifo"])
@@ -317,7 +302,7 @@ def test_no_other_way_to_a_configuration(capsys: pytest.CaptureFixture[str]) -> 
     assert main(argv) == 2
     Path("outer.yaml").write_text("config: c.yaml\n")
     assert main(["generate", "a red circle", "--config", "outer.yaml"]) == 2
-    assert "names another configuration" in capsys.readouterr().err
+    assert "unknown option 'config'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["generate", "a red circle", "--conf", "c.yaml"])
     assert caught.value.code == 2

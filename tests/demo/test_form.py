@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ttsnap.cli import build_parser, demo
+from ttsnap.cli import demo, parse
 from ttsnap.demo.folder import render_settings
 from ttsnap.demo.form import DemoLimits, algorithm_choices, baseline, budget_words, group_css, hint, read, restored
 from ttsnap.demo.snippet import command_line, python_lines
@@ -226,7 +226,7 @@ def test_lines_to_repeat_a_search_say_what_was_asked(prompt: str) -> None:
     wanted = asked(prompt=prompt, algorithm="svdd", rewards=["scenes", "brightness"], keep=3, size=64,
                    guidance=2.5, negative="it's \"blurred\"")  # fmt: skip
     line = shlex.split(command_line(wanted))
-    a = build_parser().parse_args(line[1:])["generate"]
+    a = parse(line[1:])[1]
     assert (a.prompts, a.algorithm, a.kernel, a.reward) == ([prompt], "svdd", "sde", ["scenes", "brightness"])
     assert (a.budget, a.steps, a.seed, a.keep, a.height, a.width) == ("60nfe", 10, 3, 3, 64, 64)
     assert (a.guidance, a.negative_prompt) == (2.5, 'it\'s "blurred"')

@@ -130,10 +130,12 @@ def test_damaged_yaml_is_one_sentence(text: str, why: str, tmp_path: Path) -> No
 
 
 def test_yaml_is_plain_values() -> None:
-    text = "{a: 1, b: [x, 2.5], c: 2001-01-01, d: 1e-4, e: 0x10, f: yes, g: ~, h: '5', i: 1E+5, j: a*b, k: 12:30}"
+    text = (
+        "{a: 1, b: [x, 2.5], c: 2001-01-01, d: 1e-4, e: 0x10, f: yes, g: ~, h: '5', i: 1E+5, j: a*b, k: 12:30, l: 012}"
+    )
     assert parse_yaml(text, "x") == {
         "a": 1, "b": ["x", 2.5], "c": "2001-01-01", "d": 1e-4, "e": 16, "f": True, "g": None, "h": "5", "i": 1e5,
-        "j": "a*b", "k": "12:30",
+        "j": "a*b", "k": "12:30", "l": 12,
     }  # fmt: skip
     assert parse_yaml("", "x") is None
     digits = ":".join(["1"] * 2**12)  # as one number, in base 60, a megabyte of them took ten minutes

@@ -15,7 +15,7 @@ import pytest
 from pathlib import Path
 from ttsnap.pipelines.arguments import Asked
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
-from ttsnap.cli import arguments, build_parser, replay
+from ttsnap.cli import arguments, parse, replay
 from ttsnap.request.offer import Asked as Wanted
 from ttsnap.request.searches import OfferedSearch
 from ttsnap.demo.snippet import command_line, python_lines
@@ -31,10 +31,10 @@ assert Asked.of({"mirrored": True}).changed == ["mirrored"]
 Path("c.yaml").write_text("mirrored: true")
 for argv in (["generate", "x", "--mirrored"], ["record", "x", "--out", "o", "--mirrored"],
              ["generate", "x", "--config", "c.yaml"]):
-    given = build_parser().parse_args(argv)[argv[0]]
+    given = parse(argv)[1]
     assert arguments.read(SamplerOptions, given) == SamplerOptions(mirrored=True), argv
 with pytest.raises(SystemExit):
-    build_parser().parse_args(["generate", "x", "--mirrored", "--help-all"])
+    parse(["generate", "x", "--mirrored", "--help-all"])
 
 sampler = SamplerOptions(mirrored=True)
 assert not sampler.stock
@@ -49,7 +49,7 @@ assert "mirrored" in outputs.SAMPLER
 
 wanted = Wanted("x", "embedded", OfferedSearch("svdd", "svdd"), ("scenes",), Budget(nfe=9), 0, sampler=sampler)
 assert "    mirrored=True,\\n" in python_lines(wanted)
-again = build_parser().parse_args(shlex.split(command_line(wanted))[1:]).generate
+again = parse(shlex.split(command_line(wanted))[1:])[1]
 assert arguments.read(SamplerOptions, again) == sampler
 """
 

@@ -7,7 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_origin
 
 import yaml
 
@@ -41,7 +41,7 @@ class Arguments(argparse.Namespace):
 class _Store(argparse.Action):
     """Keep what is typed, as a value of the option's type; --options.n 16 sets one key of a mapping.
 
-    needed: whether it must be given, on the command line or in a file.
+    needed: whether it must be given, on the command line or in a file. ValueError for what does not fit its type.
     """
 
     def __init__(self, *args: Any, required: bool = False, **more: Any) -> None:
@@ -50,32 +50,41 @@ class _Store(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name = option_string or str(self.metavar or self.dest)
-        try:
-            if option_string is not None and option_string not in self.option_strings:
-                keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
-                value = _with(namespace[self.dest], keys, _loose(values))
-            elif isinstance(values, list):
-                value = [_read(name, each, self.type) for each in values]
-            else:
-                value = values if values is self.default else _read(name, values, self.type)
-        except ValueError as error:
-            parser.error(str(error))
+        if option_string is not None and option_string not in self.option_strings:
+            keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
+            value = _with(namespace[self.dest], keys, _loose(values))
+        elif isinstance(values, list):
+            value = [_read(name, each, self.type) for each in values]
+        else:
+            value = values if values is self.default else _read(name, values, self.type)
         setattr(namespace, self.dest, value)
 
 
 def _read(name: str, text: str, hint: Any) -> object:
     """A typed value: text where that fits, and else what YAML makes of it. ValueError where it does not fit."""
-    kinds = kinds_of(hint)
-    if hint is None or (text == "null" and type(None) in kinds):
-        return text if hint is None else None
-    listed = text.startswith("[") and any(isinstance(get_origin(kind), type) for kind in kinds)
+    if hint is None:
+        return text
+    kinds = [kind for kind in kinds_of(hint) if kind is not type(None)]
+    if text == "null" and len(kinds) < len(kinds_of(hint)):
+        return None
     value: object = text
-    if listed or not any(kind is str or isinstance(next(iter(get_args(kind)), None), str) for kind in kinds):
+    words = str in kinds or all(get_origin(kind) is Literal for kind in kinds)
+    if not words or (text.startswith("[") and any(get_origin(kind) is list for kind in kinds)):
         try:
             value = parse_yaml(text, name)
         except ValueError:
             value = text
-    return check(name, value, hint)
+    try:
+        return check(name, value, hint)
+    except ValueError as error:
+        raise ValueError(f"{error}{_EXAMPLES.get(get_origin(kinds[0]), '')}") from None
+
+
+_EXAMPLES: dict[object, str] = {
+    dict: "; write it as --call.clip_skip 1",
+    list: "; write it as '[2, 6]'",
+    Sequence: "; write it as '[2, 6]'",
+}
 
 
 def _loose(text: str) -> object:

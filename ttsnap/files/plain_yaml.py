@@ -46,9 +46,10 @@ def save_settings(settings: DataclassInstance, path: Path) -> None:
 def parse_yaml(text: str | bytes, where: object) -> Json:
     """The value that YAML text stands for: mappings, sequences, texts, numbers, booleans and null.
 
-    A plain date or time (12:30) is a text, and 1e-4 a number, as in YAML 1.2. ValueError where it is damaged, nested
-    too deeply, holds a key twice, any other tag (!!set, !!binary, << that merges), numbers that are not finite or
-    beyond 64 bits, or repeats parts by aliases, with which a few lines can stand for thousands of millions of values.
+    A plain date or time (12:30) is a text, 1e-4 a number, and 012 twelve, as in YAML 1.2. ValueError where it is
+    damaged, nested too deeply, holds a key twice, any other tag (!!set, !!binary, << that merges), numbers that are not
+    finite or beyond 64 bits, or repeats parts by aliases, with which a few lines can stand for thousands of millions of
+    values.
     """
     with foreign(f"cannot read {where}"):
         depth = 0
@@ -76,6 +77,7 @@ class _Yaml(yaml.SafeLoader):
 
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_ZEROS = re.compile(r"[-+]?0[0-9]+")
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
@@ -94,7 +96,8 @@ def _yaml_value(node: yaml.Node, loader: yaml.SafeLoader) -> Json:
     if ":" in node.value:  # YAML 1.1 makes 750 of 12:30, and takes minutes for a megabyte of such digits
         return str(node.value)
     with foreign(f"line {node.start_mark.line + 1}"):
-        value: Json = loader.construct_object(node)
+        decimal = kind == "int" and _ZEROS.fullmatch(node.value)
+        value: Json = int(node.value) if decimal else loader.construct_object(node)
     if abs(value) >= HUGE if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{node.value[:40]} is no finite number of 64 bits")
     return value
