@@ -100,10 +100,9 @@ class DistillConfig(Settings):
             raise ValueError("no data: give recordings (folders), or a record section, options of ttsnap record")
         if self.steps is not None and self.levels is not None:
             raise ValueError("give steps or levels, not both")
-        for name in ("steps", "levels"):
-            values = getattr(self, name)
-            if values is not None and (not values or len(set(values)) < len(values)):
-                raise ValueError(f"{name} must be different numbers, at least one, got {list(values)}")
+        for name, numbers in (("steps", self.steps), ("levels", self.levels)):
+            if numbers is not None and (not numbers or len(set(numbers)) < len(numbers)):
+                raise ValueError(f"{name} must be different numbers, at least one, got {list(numbers)}")
         if self.groups % self.accumulation:
             raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
         compares = self.loss.name in ("pairwise", "listwise") or self.loss.centred
