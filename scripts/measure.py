@@ -1,76 +1,152 @@
 """Counts signs of how simple the code is, and prints them as a table. They are signs, not the aim: it should read well.
 
-python scripts/measure.py      # or: make measure
+python scripts/measure.py            # or: make measure
+python scripts/measure.py --trace    # and what a live search enters (trace_search.py), in half a minute
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("ttsnap", "pipelines", "reward_models", "distill")
+from imports import ROOT, arrows, between_rooms, circles, modules, named, room_of, tree_of
+
+CORE = ("core", "loop", "algorithms", "engine", "sampling")
+"""The rooms in which a search is decided and run."""
 PROGRAMS = ("scenes", "demo", "cli")
-"""Rooms that are left out of some counts: the embedded world and what people run."""
-MOST_LINES, MOST_PARAMETERS = 300, 6
+"""Rooms that are left out of the counts of probes: the embedded world and what people run."""
+FEWEST_LINES, MOST_LINES, MOST_PARAMETERS = 60, 300, 6
+FILES = modules()
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+MADE_BY = {"model", "sampler", "call"}
+"""Keys of what PNGs, traces and recordings note of how an image was made."""
 
 
-def sources(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-
-
-def names(paths: Iterable[Path], *wanted: str) -> int:
-    """How often these names are read: `Any` in an annotation counts once each time that it is written."""
-    found = 0
+def nodes(paths: Iterable[Path]) -> Iterator[ast.AST]:
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found += isinstance(node, ast.Name) and node.id in wanted
-    return found
+        yield from ast.walk(tree_of(path))
 
 
-def functions(paths: Iterable[Path]) -> Iterator[int]:
-    """The number of parameters of every function, without self and cls."""
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                yield sum(argument.arg not in ("self", "cls") for argument in given)
+def count(paths: Iterable[Path], matches: Callable[[ast.AST], int]) -> int:
+    return sum(map(matches, nodes(paths)))
 
 
-def fields(path: Path, name: str) -> int:
-    """The number of fields of a dataclass."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
-    return sum(isinstance(node, ast.AnnAssign) for node in found.body)
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
+    return len(text_of(path).splitlines())
+
+
+def reads(*wanted: str) -> Callable[[ast.AST], bool]:
+    """Whether a node reads one of these names: `Any` in an annotation counts once each time that it is written."""
+    return lambda node: isinstance(node, ast.Name) and node.id in wanted
+
+
+def parameters(function: ast.AST) -> int:
+    """Of a function, without self and cls; 0 for other nodes."""
+    if not isinstance(function, DEFINITIONS):
+        return 0
+    given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in given)
+
+
+def is_short(function: ast.AST) -> bool:
+    """Whether a function has one statement or none beside its docstring."""
+    if not isinstance(function, DEFINITIONS):
+        return False
+    return len(function.body) - (ast.get_docstring(function) is not None) <= 1
+
+
+def unpackings(node: ast.AST) -> int:
+    """How often a call or a dict unpacks an options object, by `**values(options)`."""
+    unpacked = [node.value] if isinstance(node, ast.keyword) and node.arg is None else []
+    if isinstance(node, ast.Dict):
+        unpacked = [value for key, value in zip(node.keys, node.values, strict=True) if key is None]
+    return sum(isinstance(value, ast.Call) and ast.unparse(value.func) == "values" for value in unpacked)
+
+
+def notes_how(node: ast.AST) -> bool:
+    """Whether this writes out how an image was made."""
+    keys = {key.value for key in node.keys if isinstance(key, ast.Constant)} if isinstance(node, ast.Dict) else set()
+    return keys >= MADE_BY
+
+
+def classes() -> dict[str, list[ast.ClassDef]]:
+    """Every class by its name, which may have several homes."""
+    found: dict[str, list[ast.ClassDef]] = defaultdict(list)
+    for node in nodes(FILES.values()):
+        if isinstance(node, ast.ClassDef):
+            found[node.name].append(node)
+    return found
+
+
+def chain(name: str, found: dict[str, list[ast.ClassDef]], root: str) -> int:
+    """How many classes stand in line from this one down to `root`, both counted; 0 where it is not one of its bases."""
+    if name == root:
+        return 1
+    bases = {ast.unparse(base).split("[")[0].split(".")[-1] for one in found.get(name, ()) for base in one.bases}
+    longest = max((chain(base, found, root) for base in bases - {name}), default=0)
+    return longest + 1 if longest else 0
+
+
+def inside(kind: type[ast.AST], path: str, name: str) -> int:
+    """How many nodes of this kind a class defines."""
+    (found,) = (node for node in nodes([ROOT / path]) if isinstance(node, ast.ClassDef) and node.name == name)
+    return sum(isinstance(node, kind) for node in found.body)
 
 
 def measures() -> dict[str, int]:
     """What is counted, and how much of it there is."""
-    every, own = sources(*PACKAGES), sources("ttsnap")
-    inner = [path for path in own if not set(path.relative_to(ROOT).parts) & set(PROGRAMS)]
-    families = [path for path in sources("pipelines/families") if path.stem != "__init__"]
-    ignored = sum(len(re.findall(r"#\s*type:\s*ignore", path.read_text(encoding="utf-8"))) for path in every)
+    every = list(FILES.values())
+    own = [path for path in every if path.is_relative_to(ROOT / "ttsnap")]
+    core = [path for module, path in FILES.items() if room_of(module) in CORE]
+    checked = [path for path in own if not set(path.relative_to(ROOT).parts) & set(PROGRAMS)]
+    families = [path for path in every if path.parent.name == "families" and path.stem != "__init__"]
+    homes, every_arrow = classes(), arrows()
+    by_name = {module: {room_of(other) for other in named(path)} for module, path in FILES.items()}
+    all_functions = count(every, lambda node: isinstance(node, DEFINITIONS))
     return {
         "lines": sum(map(lines, every)),
+        "files": len(every),
+        f"files under {FEWEST_LINES} lines": sum(lines(path) < FEWEST_LINES for path in every),
         f"files over {MOST_LINES} lines": sum(lines(path) > MOST_LINES for path in every),
         "modules flat in ttsnap/": len(list((ROOT / "ttsnap").glob("*.py"))),
-        "getattr and hasattr in ttsnap/, outside scenes, demo and cli": names(inner, "getattr", "hasattr"),
-        "uses of Any in ttsnap/, outside scenes, demo and cli": names(inner, "Any"),
-        f"functions in ttsnap/ with more than {MOST_PARAMETERS} parameters": sum(
-            n > MOST_PARAMETERS for n in functions(own)
+        "functions": all_functions,
+        "% of them of one statement or none": round(100 * count(every, is_short) / all_functions),
+        f"functions in ttsnap/ with more than {MOST_PARAMETERS} parameters": count(
+            own, lambda node: parameters(node) > MOST_PARAMETERS
         ),
-        "type: ignore": ignored,
-        "fields of Move": fields(ROOT / "ttsnap/core/moves.py", "Move"),
+        "options unpacked into keywords by **values(": count(every, unpackings),
+        "places that write how an image was made": count(every, notes_how),
+        "classes named Asked, Wanted or Configuration": sum(
+            len(homes[name]) for name in ("Asked", "Wanted", "Configuration")
+        ),
+        "class names with several homes": sum(len(found) > 1 for found in homes.values()),
+        "longest chain of denoiser classes": max(chain(name, homes, "Denoiser") for name in list(homes)),
+        "methods of Denoiser": inside(ast.FunctionDef, "ttsnap/sampling/denoiser.py", "Denoiser"),
+        "fields of Move": inside(ast.AnnAssign, "ttsnap/core/moves.py", "Move"),
+        "import circles between modules": len(circles(arrows(without=FILES))),
+        "import circles between rooms, imports by name included": len(circles(between_rooms(every_arrow))),
+        "modules that name modules of another room in texts": sum(
+            bool(rooms - {room_of(module)}) for module, rooms in by_name.items()
+        ),
+        "getattr and hasattr in ttsnap/, outside scenes, demo and cli": count(checked, reads("getattr", "hasattr")),
+        "uses of Any in ttsnap/, outside scenes, demo and cli": count(checked, reads("Any")),
+        f"uses of Any in {', '.join(CORE)}": count(core, reads("Any")),
+        "type: ignore": sum(len(re.findall(r"#\s*type:\s*ignore", text_of(path))) for path in every),
         "lines of a family's file, on average": round(sum(map(lines, families)) / len(families)),
     }
 
 
 if __name__ == "__main__":
-    for what, count in measures().items():
-        print(f"{count:>7,}  {what}")
+    for what, number in measures().items():
+        print(f"{number:>7,}  {what}")
+    if "--trace" in sys.argv[1:]:
+        subprocess.run([sys.executable, str(Path(__file__).with_name("trace_search.py"))], check=True)

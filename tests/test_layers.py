@@ -88,6 +88,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert [circle for circle in found if {room_of(module) for module in circle} != {"pipelines"}] == []
 
 
+def test_a_name_in_a_text_is_an_arrow_and_two_arrows_may_be_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "planted.py"
+    path.write_text('load_object("ttsnap.loop.search:search")\nx = f"ttsnap.core.{x}"\ny = "ttsnap.json"')
+    assert list(named(path)) == ["ttsnap.loop.search", "ttsnap.core"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+
+
 @pytest.mark.parametrize("room", LIGHT)
 def test_light_rooms_import_no_torch(room: str) -> None:
     heavy = {"torch", "diffusers", "transformers"}
