@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ttsnap.core.names import did_you_mean
+from ttsnap.core.prompt import Prompt
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
@@ -166,13 +168,15 @@ def refuse_step_caches(parts: Mapping[str, Any]) -> None:
             )
 
 
-def texts_in(prompt: Any) -> list[Any]:
-    """The prompts of a call, unchecked: of a text or of a list of texts; none of anything else."""
-    return [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
+def prompts_in(prompt: Any) -> list[Any]:
+    """The prompts of a call, unchecked: of one or of a list of them; none of anything else."""
+    if isinstance(prompt, str | Prompt):
+        return [prompt]
+    return list(prompt) if isinstance(prompt, list | tuple) else []
 
 
-def texts_of(call: dict[str, Any], reward_prompts: Any) -> tuple[list[str], list[str]]:
-    """What the model encodes and what the rewards read, one text a prompt. Takes `prompt` out of the call.
+def prompts_of(call: dict[str, Any], reward_prompts: Any) -> list[Prompt]:
+    """What is searched for: what the model encodes, and what the rewards read. Takes `prompt` out of the call.
 
     Raises ValueError unless every argument named like a prompt and given as a list or tensor has one entry a prompt.
     """
@@ -182,17 +186,19 @@ def texts_of(call: dict[str, Any], reward_prompts: Any) -> tuple[list[str], list
     if prompt is None and embeds is not None:
         if reward_prompts is None:
             raise ValueError("with prompt_embeds= and no prompt=, reward_prompts= must say what the rewards read")
-        prompts, n = None, len(embeds)
+        given, n = None, len(embeds)
     else:
-        prompts = texts_in(prompt)
-        n = len(prompts)
-        if not prompts or not all(isinstance(p, str) for p in prompts):
+        given = prompts_in(prompt)
+        n = len(given)
+        if not given or not all(isinstance(p, str | Prompt) for p in given):
             raise ValueError(f"search needs a prompt or a list of prompts, got {prompt!r}")
     for name, value in call.items():
         if "prompt" in name and isinstance(value, list | tuple | Tensor) and len(value) != n:
             raise ValueError(f"{name} has {len(value)} entries, but there are {n} prompts; give one entry a prompt")
-    read = prompts if reward_prompts is None else reward_prompts
-    read = [read] * n if isinstance(read, str) else list(read or ())
-    if len(read) != n or not all(isinstance(text, str) for text in read):
+    read = [reward_prompts] * n if isinstance(reward_prompts, str) else list(reward_prompts or ())
+    if reward_prompts is not None and (len(read) != n or not all(isinstance(text, str) for text in read)):
         raise ValueError(f"reward_prompts has {len(read)} entries, but there are {n} prompts; give a text for each")
-    return read if prompts is None else prompts, read
+    prompts = [Prompt.of(each) for each in (read if given is None else given)]
+    if given is None or not read:
+        return prompts
+    return [replace(each, reward_text=text) for each, text in zip(prompts, read, strict=True)]

@@ -17,6 +17,7 @@ from ttsnap.pipelines.memory.counted import CountedDenoiser
 from ttsnap.pipelines.memory.flops import Memo
 
 from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Kernel, Prediction
 
@@ -62,7 +63,6 @@ class PipelineDenoiser(CountedDenoiser):
         # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
         self.pipe: Any = copy.copy(pipe)
         self._stepped: torch.dtype | None = None
-        self._instead: tuple[list[str], list[str]] = ([], [])
         self._encodings = Encodings()
 
     def _use(self, schedule: Schedule, *, guided: bool) -> None:
@@ -112,7 +112,7 @@ class PipelineDenoiser(CountedDenoiser):
 
     # --- what a family defines ------------------------------------------------------------------------------------
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Encode these prompts; rows of a batch name them by index."""
         raise NotImplementedError
 
@@ -147,10 +147,10 @@ class PipelineDenoiser(CountedDenoiser):
             len(generators), self.channels, self.height, self.width, dtype, self.device, list(generators)
         )
 
-    def encoded(self, prompts: Sequence[str]) -> Any:
+    def encoded(self, prompts: Sequence[Prompt]) -> Any:
         """What the pipeline's encode_prompt returns for these prompts and, under guidance, for the negative ones."""
 
-        def encode(some: Sequence[str]) -> Any:
+        def encode(some: Sequence[Prompt]) -> Any:
             return self.pipe.encode_prompt(
                 **self._given.arguments(some), device=self.device, do_classifier_free_guidance=self.guided
             )
@@ -192,16 +192,11 @@ class PipelineDenoiser(CountedDenoiser):
 
     # --- sampling.Denoiser----------------------------------------------------------------------------------------
 
-    def encode_instead(self, prompts: Sequence[str], of: Sequence[str]) -> None:
-        """Let `encode` take these prompts where it is asked for the texts `of`, which the rewards read."""
-        self._instead = (list(of), list(prompts))
-
     def forget_prompts(self) -> None:
         self._encodings = Encodings()
 
-    def encode(self, prompts: Sequence[str]) -> None:
-        texts, meant = self._instead
-        self.encode_prompts(meant if list(prompts) == texts else prompts)
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        self.encode_prompts([Prompt.of(prompt) for prompt in prompts])
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         latents: Tensor = self.prepared(generators)

@@ -34,10 +34,10 @@ class Wanted(NamedTuple):
 
 
 @contextmanager
-def engine_for(pipe: Any, wanted: Wanted, where: DeviceOptions, *, same_texts: bool) -> Iterator[tuple[Engine, Any]]:
+def engine_for(pipe: Any, wanted: Wanted, where: DeviceOptions) -> Iterator[tuple[Engine, Any]]:
     """The engine of one search, and a denoiser in this process, which runs on one device only if the search does.
 
-    same_texts: whether the rewards read what the model reads. ValueError where other processes cannot make the same.
+    ValueError where other processes cannot make the same.
     """
     kind = pipe._execution_device.type if pipe.model_options is None else _kind(pipe.model_options)
     spread = where != DeviceOptions()
@@ -50,8 +50,6 @@ def engine_for(pipe: Any, wanted: Wanted, where: DeviceOptions, *, same_texts: b
         engine = pipe.engine(wanted.reward, **given, **wanted.call)
         yield engine, engine.denoiser
         return
-    if not same_texts:
-        raise ValueError("prompt_embeds= and reward_prompts= are for searches on one device; leave devices= out")
     denoiser = pipe.sampling_denoiser(wanted.sampler, **wanted.call)
     with clustered(recipe_of(pipe, wanted, kind, previews=denoiser.previews), where) as cluster:
         yield cluster, denoiser

@@ -20,12 +20,12 @@ from ttsnap.pipelines.settings import model_name, settings_of
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core import utility as utilities
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.network import Network
 from ttsnap.engine.scoring import shown_of
-from ttsnap.files.pictured import own_of
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
 from ttsnap.options.engine import EngineOptions
@@ -76,9 +76,9 @@ class SearchMixin:
             if isinstance(given.get("prompt"), Iterator):  # it can be read once only
                 given["prompt"] = list(given["prompt"])
             if self.check_prompt is not None:
-                for text in arguments.texts_in(given.get("prompt")):
-                    if isinstance(text, str):  # the call itself refuses others
-                        self.check_prompt(text)
+                for prompt in arguments.prompts_in(given.get("prompt")):
+                    if isinstance(prompt, str | Prompt):  # the call itself refuses others
+                        self.check_prompt(Prompt.of(prompt).text)
             if asked.search.search is None:
                 if given_names := " and ".join(asked.changed):
                     raise ValueError(f"{given_names} given without search=; name one, as search='best-of-n'")
@@ -127,7 +127,7 @@ class SearchMixin:
         """What a call with these arguments does, where that is not to make images from text alone."""
         return None
 
-    def apart(self, prompts: Sequence[str], call: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts with what the call gives for each of them alone, and the call as an engine takes it, in which
         what the first has of its own stands in for the others'. ValueError for lists of other lengths."""
         return list(prompts), dict(call)
@@ -185,11 +185,9 @@ class SearchMixin:
         stock_call = dict(call)
         generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
-        prompts, texts = arguments.texts_of(call, wanted.reward_prompts)
-        same = prompts == texts
+        prompts = arguments.prompts_of(call, wanted.reward_prompts)
         backend, call = self.backend({name: value for name, value in call.items() if name in takes})
         prompts, shared = backend.apart(prompts, call)
-        texts = prompts if same else texts
         if wanted.reward is None:
             wanted = replace(wanted, reward=recommended.reward)
         if wanted.reward is None:
@@ -207,10 +205,9 @@ class SearchMixin:
         sampler = drafting(backend, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
         want = Wanted(wanted.reward, sampler, asked.batches, ("latents",) if latent or sounds else (), shared)
-        with engine_for(backend, want, asked.devices, same_texts=same) as (engine, denoiser):
+        with engine_for(backend, want, asked.devices) as (engine, denoiser):
             if sampler is asked.sampler and (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
                 warn_once(doubt)  # the model's own is taken where it was checked
-            denoiser.encode_instead(prompts, of=texts)
             shown = shown_of(denoiser, asked.batches.frames)
             shown.check(report)
             output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
@@ -229,15 +226,17 @@ class SearchMixin:
                 "should_stop": self._stopper(wanted.should_stop),
             }
             try:
-                results = self._run(texts, algorithm, engine, budget, listeners, settings)
+                results = self._run(prompts, algorithm, engine, budget, listeners, settings)
                 results, flags = output.checked(self, results)
-                sources = output.sources_of(denoiser, texts, report)
-                results = [output.reported(r, report, shown, s) for r, s in zip(results, sources, strict=True)]
+                sources = output.sources_of(denoiser, prompts, report)
+                results = [
+                    output.reported(result, report, shown, source, prompt.read)
+                    for result, source, prompt in zip(results, sources, prompts, strict=True)
+                ]
             finally:
                 pipe.maybe_free_model_hooks()
-            results = [replace(result, prompt=str(prompt)) for result, prompt in zip(results, prompts, strict=True)]
             results = output.with_thumbnails(results, recorder.thumbnails, flags)
-            results = output.with_sources(results, [{**shared, **own_of(prompt)} for prompt in prompts])
+            results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
             images: output.Images | output.Videos
             best = [(job, candidate) for job, result in enumerate(results) for candidate in result.images]
             ended = [finished[job, candidate.uid] for job, candidate in best] if finished else []
@@ -261,7 +260,7 @@ class SearchMixin:
 
     def _run(
         self,
-        texts: Sequence[str],
+        prompts: Sequence[Prompt],
         algorithm: Any,
         engine: Engine,
         budget: Budget,
@@ -269,7 +268,7 @@ class SearchMixin:
         settings: dict[str, Any],
     ) -> list[Result]:
         """The search, with a progress bar styled as the pipeline's, counting evaluations."""
-        total = budget.nfe * len(texts) if (budget := budget.on(engine.grid)).nfe else None
+        total = budget.nfe * len(prompts) if (budget := budget.on(engine.grid)).nfe else None
         style = {"total": total, "unit": "nfe", "desc": "search", **getattr(self, "_progress_bar_config", {})}
         bar: Any = None
 
@@ -285,7 +284,7 @@ class SearchMixin:
                 listener(event)
 
         try:
-            return run_search(texts, algorithm, engine, budget, on_event=listen, **settings)
+            return run_search(prompts, algorithm, engine, budget, on_event=listen, **settings)
         finally:
             if bar is not None:
                 bar.close()

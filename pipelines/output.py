@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Event, Result
 from ttsnap.files.pictured import source_of
@@ -137,7 +138,7 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
 
 
 def sources_of(
-    denoiser: PipelineDenoiser, prompts: Sequence[str], metrics: Sequence[RewardModel]
+    denoiser: PipelineDenoiser, prompts: Sequence[Prompt], metrics: Sequence[RewardModel]
 ) -> list[Tensor | None]:
     """What each of these prompts edits, (3, h, w), where one of these metrics needs it; on the CPU, as images are."""
     if not any("source" in metric.needs for metric in metrics):
@@ -146,10 +147,17 @@ def sources_of(
     return list(denoiser.sources(torch.arange(len(prompts))).cpu())
 
 
-def reported(result: Result, metrics: Sequence[Reward], shown: Shown = IMAGES, source: Tensor | None = None) -> Result:
+def reported(
+    result: Result,
+    metrics: Sequence[Reward],
+    shown: Shown = IMAGES,
+    source: Tensor | None = None,
+    text: str | None = None,
+) -> Result:
     """The result, each of its images scored by each metric; a metric that fails adds a warning instead.
 
-    shown: what metrics see of videos and edits; source: (3, h, w), what the prompt edits, where one needs it.
+    shown: what metrics see of videos and edits; source: (3, h, w), what the prompt edits, where one needs it; text:
+    what rewards read of the prompt, where that is another text.
     """
     if not metrics or not result.images:
         return result
@@ -158,7 +166,7 @@ def reported(result: Result, metrics: Sequence[Reward], shown: Shown = IMAGES, s
     columns, failed = {}, []
     for metric in map(make_reward, metrics):
         call = shown.by(metric, None if source is None else source[None])
-        told = images.clone(), [result.prompt] * n, torch.zeros(n)
+        told = images.clone(), [result.prompt if text is None else text] * n, torch.zeros(n)
         columns[metric.name], error = score_in_parts(call, *told, metric.name)
         failed += [f"the reported {error}"] if error else []
     scored = [

@@ -10,8 +10,9 @@ from diffusers.utils.constants import USE_PEFT_BACKEND
 
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.options import name_of, spec_of, takes
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
-from ttsnap.files.pictured import digests, own_of
+from ttsnap.files.pictured import digests
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO
 from ttsnap.options.sampler import SamplerOptions
@@ -23,15 +24,15 @@ PLAIN = (bool, int, float, str)
 
 def settings_of(
     pipe: Any, asked: str | Algorithm | Mapping[str, object], sampler: SamplerOptions, call: Mapping[str, object],
-    budget: Budget, prompts: Sequence[str],
+    budget: Budget, prompts: Sequence[Prompt],
 ) -> dict[str, object]:  # fmt: skip
     """As `write_results` takes them, of a pipeline, the algorithm that was asked for, and arguments of its own call.
-    prompts: with what the call gives for each of them alone.
+    prompts: with what is given for each of them alone.
 
     Kernels that are objects go by their names, algorithms by their names and options, as `make_algorithm` takes them;
     arguments of the call and options that are not plain are left out.
     """
-    pictures = [digests({**call, **own_of(prompt)}) for prompt in prompts]
+    pictures = [digests({**call, **prompt.inputs}) for prompt in prompts]
     named, options = _algorithm(asked)
     return {
         "ttsnap": __version__,

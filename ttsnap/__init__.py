@@ -5,6 +5,7 @@ from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Candidate, Event, Result, show_by
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search
@@ -17,6 +18,7 @@ __all__ = [
     "Cost",
     "Event",
     "Grid",
+    "Prompt",
     "Result",
     "SeedPruning",
     "make_algorithm",

@@ -14,6 +14,8 @@ from ttsnap.pipelines.latents.rows import take, tokens, unscaled
 from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 
 class FluxDenoiser(PackedDenoiser):
     """One call of a FluxPipeline, open to search. Arguments are those of its `__call__`.
@@ -79,7 +81,7 @@ class FluxDenoiser(PackedDenoiser):
         )
         self._use(schedule, guided=guided)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         super().encode_prompts(prompts)
         self._picture_ids = self.pipe._prepare_latent_image_ids(1, *self._tokens, self.device, self._text.dtype)
 

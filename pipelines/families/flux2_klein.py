@@ -16,6 +16,8 @@ from ttsnap.pipelines.latents.rows import take, tokens
 from ttsnap.pipelines.latents.schedule import falling, make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 
 class Flux2KleinDenoiser(PackedDenoiser):
     """One call of a Flux2KleinPipeline, open to search. Arguments are those of its `__call__`; no `image`.
@@ -44,7 +46,8 @@ class Flux2KleinDenoiser(PackedDenoiser):
         height, width = self.native_size(height, width)
         options = {"max_sequence_length": max_sequence_length, "text_encoder_out_layers": text_encoder_out_layers}
         self._given = EncoderInputs({}, {"prompt_embeds": prompt_embeds}, options)
-        self._negative_given = EncoderInputs({}, {"prompt_embeds": negative_prompt_embeds}, options)
+        nothing = {"prompt": "" if negative_prompt_embeds is None else None}  # it takes no negative prompt
+        self._negative_given = EncoderInputs(nothing, {"prompt_embeds": negative_prompt_embeds}, options)
         self.pipe.check_inputs(
             self._given.checked, height, width, prompt_embeds=prompt_embeds, guidance_scale=guidance_scale
         )
@@ -60,7 +63,7 @@ class Flux2KleinDenoiser(PackedDenoiser):
         )
         self._use(schedule, guided=self.pipe.do_classifier_free_guidance)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         super().encode_prompts(prompts)
         shape = torch.empty(1, 1, *self._tokens)
         self._picture_ids = self.pipe._prepare_latent_ids(shape).to(self.device)

@@ -14,6 +14,8 @@ from ttsnap.pipelines.latents.rows import as_long, take, texts, unscaled
 from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 
 class Lumina2Denoiser(PartlyGuidedDenoiser):
     """One call of a Lumina2Pipeline, open to search. Arguments are those of its `__call__`.
@@ -73,7 +75,7 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
         steps = len(schedule.timesteps)
         self.use_at(schedule, [guidance_scale > 1 and (k + 1) / steps <= cfg_trunc_ratio for k in range(steps)])
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, self._mask, self._negative, self._negative_mask = self.encoded(prompts)
 
     def meta_twin(self) -> Self:

@@ -16,6 +16,8 @@ from ttsnap.pipelines.latents.binned import BinnedDenoiser
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 BINS = {256: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_256_BIN}
 
 
@@ -64,7 +66,7 @@ class PixArtSigmaDenoiser(BinnedDenoiser):
         self.pipe.check_inputs(self._given.checked, self.height, self.width, negative_prompt or None, 1, **embeds)
         self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guidance_scale > 1)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, mask, self._negative, negative_mask = self.encoded(prompts)
         self._mask = mask.to(self.device)
         self._negative_mask = negative_mask.to(self.device) if self.guided else negative_mask

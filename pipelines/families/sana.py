@@ -16,6 +16,8 @@ from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 # By the transformer's sample_size.
 BINS = {16: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_4096_BIN}
 INSTRUCTION: list[str] = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
@@ -76,7 +78,7 @@ class SanaDenoiser(BinnedDenoiser):
         self.text_length = (max_sequence_length, tokens(prompt_embeds))
         self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guidance_scale > 1)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, self._mask, self._negative, self._negative_mask = self.encoded(prompts)
 
     def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from ttsnap.pipelines.families.unet import UNetDenoiser
 from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 
 class StableDiffusionDenoiser(UNetDenoiser):
     """One call of a StableDiffusionPipeline, open to search. Arguments are those of its `__call__`.
@@ -51,7 +53,7 @@ class StableDiffusionDenoiser(UNetDenoiser):
         guided = self.pipe.do_classifier_free_guidance
         self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guided)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, self._negative = self.encoded(prompts)
 
 

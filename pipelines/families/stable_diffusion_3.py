@@ -14,6 +14,8 @@ from ttsnap.pipelines.latents.rows import check_sides, tokens, unscaled
 from ttsnap.pipelines.latents.schedule import make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 
 class StableDiffusion3Denoiser(PairedDenoiser):
     """One call of a StableDiffusion3Pipeline, open to search. Arguments are those of its `__call__`.
@@ -92,7 +94,7 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
         return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.16)))
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, self._negative, self._pooled, self._negative_pooled = self.encoded(prompts)
 
     def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from ttsnap.pipelines.families.unet import UNetDenoiser
 from ttsnap.pipelines.latents.rows import tokens, unscaled
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 Size = tuple[int, int]
 
 
@@ -74,7 +76,7 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         guided = self.pipe.do_classifier_free_guidance
         self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guided)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, self._negative, self._pooled, self._negative_pooled = self.encoded(prompts)
         self._sizes, self._negative_sizes = self._time_ids(self._ids), self._time_ids(self._negative_ids)
 

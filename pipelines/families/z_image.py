@@ -14,6 +14,8 @@ from ttsnap.pipelines.latents.rows import take, texts, tokens
 from ttsnap.pipelines.latents.schedule import make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
+from ttsnap.core.prompt import Prompt
+
 
 class ZImageDenoiser(PartlyGuidedDenoiser):
     """One call of a ZImagePipeline, open to search. Arguments are those of its `__call__`.
@@ -66,7 +68,7 @@ class ZImageDenoiser(PartlyGuidedDenoiser):
         last = 1.0 if cfg_truncation is None else float(cfg_truncation)
         self.use_at(schedule, [guidance_scale > 0 and (last > 1 or time <= last) for time in times])
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._text, self._negative = self.encoded(prompts)
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 from ttsnap.pipelines.latents.rows import first, texts
 
+from ttsnap.core.prompt import Prompt
+
+NEGATIVE = ("negative_prompt", "prompt")
+"""What the negative prompt is called among the texts: by itself it stands in place of the prompts."""
+
 
 @dataclass(frozen=True)
 class EncoderInputs:
@@ -35,16 +40,30 @@ class EncoderInputs:
         lists = any(isinstance(value, list) for value in self.texts.values())
         return not lists and all(value is None for value in self.embeds.values())
 
-    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """For these prompts, or for all embeddings in their place. ValueError where a text or embedding is missing."""
+    def arguments(self, prompts: Sequence[Prompt], n: int | None = None) -> dict[str, Any]:
+        """For these prompts, or for all embeddings in their place, of which there are `n`. ValueError where a text or
+        embedding is missing, and for prompts with pictures."""
         given = self.embeds["prompt_embeds"]
-        n = len(prompts) if given is None else len(given)
+        n = (n or len(prompts)) if given is None else len(given)
+        if own := sorted({name for prompt in prompts for name in prompt.inputs}):
+            raise ValueError(f"prompts have {', '.join(own)} of their own, and this pipeline makes images from texts "
+                             "alone; leave the pictures out, or load it for a task that takes them")  # fmt: skip
         return {
-            "prompt": list(prompts) if given is None else None,
-            **{name: texts(value, n) for name, value in self.texts.items()},
+            "prompt": [prompt.text for prompt in prompts] if given is None else None,
+            **{name: self._texts(name, value, prompts, n) for name, value in self.texts.items()},
             **{name: first(value, n) for name, value in self.embeds.items()},
             **self.options,
         }
+
+    def _texts(self, name: str, value: str | list[str] | None, prompts: Sequence[Prompt], n: int) -> list[str] | None:
+        """One text for each of n prompts: of the negative one each prompt's own, where it has one."""
+        given = texts(value, n)
+        own = [prompt.negative for prompt in prompts] if name in NEGATIVE else []
+        if all(text is None for text in own):
+            return given
+        if given is None or len(own) != n:
+            raise ValueError("prompts have negative ones of their own, and this call is for none; give negative_prompt")
+        return [usual if text is None else text for usual, text in zip(given, own, strict=True)]
 
 
 Parts: TypeAlias = "Sequence[Tensor | None]"
@@ -55,9 +74,9 @@ class Encodings:
     """Of one denoiser, of a family that encodes each prompt as in any other company."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, tuple[Tensor | None, ...]] = {}
+        self._rows: dict[Prompt, tuple[Tensor | None, ...]] = {}
 
-    def __call__(self, prompts: Sequence[str], encode: Callable[[Sequence[str]], Parts]) -> Parts:
+    def __call__(self, prompts: Sequence[Prompt], encode: Callable[[Sequence[Prompt]], Parts]) -> Parts:
         """What encode(prompts) returns, asked of those alone that the last call did not have; all others are forgotten.
 
         Where none is known, all are encoded in one call, so that a search encodes its prompts as the stock call does.
@@ -72,7 +91,7 @@ class Encodings:
         return [_stacked(column) for column in zip(*(known[prompt] for prompt in prompts), strict=True)]
 
 
-def _by_prompt(prompts: Sequence[str], parts: Parts) -> dict[str, tuple[Tensor | None, ...]]:
+def _by_prompt(prompts: Sequence[Prompt], parts: Parts) -> dict[Prompt, tuple[Tensor | None, ...]]:
     """The rows of each prompt, apart from those of the others, which may be forgotten sooner."""
     rows = (tuple(None if part is None else part[i].clone() for part in parts) for i in range(len(prompts)))
     return dict(zip(prompts, rows, strict=True))

@@ -10,6 +10,8 @@ from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
+from ttsnap.core.prompt import Prompt
+
 
 class PackedDenoiser(PipelineDenoiser):
     """Latents are (N, h * w, D), a token for 2 x 2 latent pixels. A family defines `call`, and `encode_prompts` if it
@@ -32,15 +34,15 @@ class PackedDenoiser(PipelineDenoiser):
     def channels(self) -> int:
         return int(self.net.config.in_channels) // 4
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         self._positive = self._encoded(self._given, prompts)
         self._text = self._positive[0]
         if self.guided:
-            self._negative = self._encoded(self._negative_given, [""] * len(self._text))
+            self._negative = self._encoded(self._negative_given, prompts, len(self._text))
 
-    def _encoded(self, given: EncoderInputs, prompts: Sequence[str]) -> list[Any]:
+    def _encoded(self, given: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None) -> list[Any]:
         """What encode_prompt returns, the embeddings first. One call, since it pads to the longest text."""
-        return list(self.pipe.encode_prompt(**given.arguments(prompts), device=self.device))
+        return list(self.pipe.encode_prompt(**given.arguments(prompts, n), device=self.device))
 
     def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         time = self.time(t, x, step)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
@@ -18,13 +18,24 @@ from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
 from ttsnap.pipelines.modular.limits import LimitedDenoiser
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 
-from ttsnap.files.pictured import opened, own_of
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import opened
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
 
 NOISE = "initial noise"
 """The field of a row's condition that holds its own, whatever the blocks call it."""
+
+
+class Encoded(NamedTuple):
+    """A prompt, the arguments of the call for it, the state after the blocks that run once for a prompt, and that of
+    the loop with any seed."""
+
+    prompt: Prompt
+    call: Mapping[str, Any]
+    begun: State
+    ready: dict[str, Any]
 
 
 class ModularDenoiser(LimitedDenoiser):
@@ -39,6 +50,7 @@ class ModularDenoiser(LimitedDenoiser):
 
     def __init__(self, pipe: Any, **call: Any) -> None:
         super().__init__(pipe)
+        self._known: dict[int, Encoded] = {}
         self.workflow = workflow_for(self.pipe.stock_class().__name__, call)
         self.network = self.workflow.network  # type: ignore[misc]
         whole = self.pipe.blocks.get_execution_blocks(**{**call, "prompt": ""})
@@ -91,26 +103,36 @@ class ModularDenoiser(LimitedDenoiser):
 
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
-        given = [self._of_prompt(prompt) for prompt in prompts]
-        self._begun = [blocks.run(self.pipe, self._once, blocks.start(self._whole, call)) for call in given]
-        ready = [self._seeded(i, seeded(0)) for i in range(len(prompts))]
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
+        known = {id(prompt): self._known.get(id(prompt)) or self._encoded(prompt) for prompt in prompts}
+        self._known, given = known, [known[id(prompt)] for prompt in prompts]
+        self._begun, ready = [each.begun for each in given], [each.ready for each in given]
         latents = [self.workflow.latents.of(self._trial.get), *(each["latents"] for each in ready)]
         shapes = sorted({tuple(each.shape[1:]) for each in latents})
         if len(shapes) > 1:
             raise ValueError(f"prompts of one search share batches, so that their images must have one size, and these "
                              f"have latents of {shapes}: give height and width, or images of one size")  # fmt: skip
-        self._conditions = Conditions(ready, lambda prompt, seed: self._seeded(prompt, seeded(seed)))
-        self._sources = [source_of(call["image"]).to(self.device) for call in given] if self.edits else []
+        self._conditions = Conditions(ready, lambda prompt, seed: self._seeded(self._begun[prompt], seeded(seed)))
+        self._sources = [source_of(each.call["image"]).to(self.device) for each in given] if self.edits else []
 
-    def _of_prompt(self, prompt: str) -> dict[str, Any]:
+    def _encoded(self, prompt: Prompt) -> Encoded:
+        call = self._of_prompt(prompt)
+        begun = blocks.run(self.pipe, self._once, blocks.start(self._whole, call))
+        return Encoded(prompt, call, begun, self._seeded(begun, seeded(0)))
+
+    def forget_prompts(self) -> None:
+        self._known = {}
+
+    def _of_prompt(self, prompt: Prompt) -> dict[str, Any]:
         """The arguments of the call for a prompt, with those that are its own."""
-        own = opened(own_of(prompt))
+        own = opened(prompt.inputs)
         check_lists(self.workflow, self.pipe.stock_class().__name__, own)
         if more := sorted(own.keys() - self._call.keys()):
-            raise ValueError(f"the prompt {str(prompt)[:60]!r} has {', '.join(more)} of its own, and this call is for "
+            raise ValueError(f"the prompt {prompt.text[:60]!r} has {', '.join(more)} of its own, and this call is for "
                              "none; give all prompts of a search the same kinds of pictures")  # fmt: skip
-        return {**self._call, **own, "prompt": str(prompt)}
+        if prompt.negative is not None:
+            own |= {"negative_prompt": prompt.negative}
+        return {**self._call, **own, "prompt": prompt.text}
 
     @property
     def edits(self) -> bool:
@@ -119,9 +141,9 @@ class ModularDenoiser(LimitedDenoiser):
     def sources(self, cond: Tensor) -> Tensor:
         return torch.cat([self._sources[prompt] for prompt in self._conditions.prompts(cond)])
 
-    def _seeded(self, prompt: int, generator: Generator) -> dict[str, Any]:
-        """The state of the loop for a prompt and a seed."""
-        state = blocks.forked(self._begun[prompt], generator=generator)
+    def _seeded(self, begun: State, generator: Generator) -> dict[str, Any]:
+        """The state of the loop for a prompt, whose blocks have run, and a seed."""
+        state = blocks.forked(begun, generator=generator)
         for block in self._for_seed:
             state = blocks.run(self.pipe, [block], state)
             if state.get(DRAWN) is None:
@@ -152,7 +174,7 @@ class ModularDenoiser(LimitedDenoiser):
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
-        return torch.cat([self._seeded(0, generator)[NOISE] for generator in generators])
+        return torch.cat([self._seeded(self._begun[0], generator)[NOISE] for generator in generators])
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if self._holds_first_frame:

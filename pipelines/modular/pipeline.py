@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ttsnap.pipelines.mixin import SearchMixin
@@ -20,7 +21,7 @@ from ttsnap.pipelines.modular.workflows import (
 )
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
-from ttsnap.files.pictured import Pictured, own_of
+from ttsnap.core.prompt import Prompt
 
 NOT_TAKEN = {
     "latents",
@@ -56,14 +57,14 @@ class SearchModularMixin(SearchMixin):
         unread = {name for workflow in workflows_of(self.stock_class().__name__) for name in workflow.unread}
         return {*guiders.settings(self), *(name for name in inputs if name is not None)} - NOT_TAKEN - unread
 
-    def apart(self, prompts: Sequence[str], call: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
         listed = listed_for_prompts(workflow_for(self.stock_class().__name__, call), call)
         for name, values in listed.items():
             if len(values) != len(prompts):
                 raise ValueError(f"{name} has {len(values)} entries, but there are {len(prompts)} prompts; give one "
                                  "for all, or one for each")  # fmt: skip
         own = [{name: values[i] for name, values in listed.items()} for i in range(len(prompts))]
-        with_own: list[str] = [Pictured(prompt, {**own_of(prompt), **own[i]}) for i, prompt in enumerate(prompts)]
+        with_own = [replace(prompt, inputs={**prompt.inputs, **own[i]}) for i, prompt in enumerate(prompts)]
         return with_own, {**call, **own[0]}
 
     def task_of(self, call: Mapping[str, object]) -> str | None:

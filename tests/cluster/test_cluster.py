@@ -11,6 +11,7 @@ from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.cost import Cost
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -90,7 +91,7 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
 def add(run: Run, nfe: int) -> Request:
     """A search for the best of as many seeds as such a budget affords."""
     spec = prepared(SearchSpec(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
-    return run.add(PROMPTS[:1], spec, Stopwatch(time.monotonic, 0.0))
+    return run.add([Prompt(PROMPTS[0])], spec, Stopwatch(time.monotonic, 0.0))
 
 
 def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[Request]]:
@@ -214,11 +215,11 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixtu
     if not everywhere:
         pool.actors[0].engine.denoiser.encode = lambda prompts: None
     cluster.start()
-    cluster.admit(["a"])
+    cluster.admit([Prompt("a")])
     with pytest.raises(ValueError, match="is not in list"):
-        cluster.admit(["unknown", "b"])
-    cluster.admit(["c"])
-    assert [actor.engine.executor.prompts._texts for actor in pool.actors] == [{0: "a", 1: "c"}] * 2
+        cluster.admit([Prompt("unknown"), Prompt("b")])
+    cluster.admit([Prompt("c")])
+    assert [actor.engine.executor.prompts._prompts for actor in pool.actors] == [{0: Prompt("a"), 1: Prompt("c")}] * 2
     assert not cluster.crew.busy
     assert search(["a"], algorithm, on_actors(mixture, algorithm, 2)[0], Budget(nfe=60))[0].images
 

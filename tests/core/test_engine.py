@@ -8,6 +8,7 @@ import pytest
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.loop.dry import DryEngine
 
@@ -15,7 +16,7 @@ from ttsnap.loop.dry import DryEngine
 def test_defaults_are_those_of_an_engine_without_a_model() -> None:
     dry = DryEngine(Grid((1.0, 0.5, 0.0)), ("r",))
     assert (dry.batch_sizes, dict(dry.timings), dry.keep, dry.probed) == ({}, {}, (), Cost())
-    dry.check(["anything"])
+    dry.check([Prompt("anything")])
     with dry.meter() as meter:
         assert meter is None
 
@@ -44,7 +45,7 @@ def test_the_live_engine_says_its_batch_sizes_and_asks_its_rewards(engine: Any) 
     live = engine(rewards=[mine], batch_size=3)
     assert live.batch_sizes == {"batch_size": 3, "decode_batch_size": 3}
     assert live.rewards[0].given is mine
-    live.check(["a"])
+    live.check([Prompt("a")])
     live.start()
     with pytest.raises(ValueError, match="picky needs a prompt"):
-        live.admit([""])
+        live.admit([Prompt("")])

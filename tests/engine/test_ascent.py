@@ -16,6 +16,7 @@ from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Gradient
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import make
 from ttsnap.engine.ascent_stepper import AscentStepper
 from ttsnap.engine.initial_noise import InitialNoise
@@ -51,7 +52,7 @@ def score(images: Tensor, prompts: Any) -> Tensor:
 
 def one_prompt(denoiser: Plain) -> Prompts:
     prompts = Prompts(denoiser, lambda: denoiser.encode([""]))
-    prompts.admit([""])
+    prompts.admit([Prompt("")])
     prompts.place(0)
     return prompts
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ttsnap.core.looks import ESTIMATE, Rollout
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine import intake
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
@@ -29,7 +30,7 @@ def denoiser() -> MixtureDenoiser:
 @pytest.fixture
 def noise(denoiser: MixtureDenoiser) -> InitialNoise:
     prompts = Prompts(denoiser, lambda: denoiser.encode(["", "", ""]))
-    prompts.admit(["", "", ""])
+    prompts.admit([Prompt(""), Prompt(""), Prompt("")])
     prompts.place(0)
     return InitialNoise(denoiser, Sde(denoiser.path, denoiser.times), prompts)
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.store import Node
@@ -31,7 +32,7 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
     )
     kernel: Any = SimpleNamespace(init=lambda key, generator: None)
     prompts = Prompts(denoiser, lambda: None)
-    prompts.admit([""])
+    prompts.admit([Prompt("")])
     prompts.place(0)
     return InitialNoise(denoiser, kernel, prompts)
 

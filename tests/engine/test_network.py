@@ -11,6 +11,7 @@ from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm
 from ttsnap.core.needs import Gradient
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.network import Network
@@ -52,7 +53,7 @@ def searched(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) ->
     for i, (engine, run) in enumerate(zip(engines, runs, strict=True)):
         budget = Budget.parse("4images").on(engine.grid)
         spec = prepared(SearchSpec(make_algorithm(SEARCHES[i]), budget, seed=10 * i), engine)
-        requests.append(run.add([PROMPTS[i]], spec, Stopwatch(time.monotonic, 0.0)))
+        requests.append(run.add([Prompt(PROMPTS[i])], spec, Stopwatch(time.monotonic, 0.0)))
     while any(run.busy for run in runs):
         for i in turns:
             if runs[i].busy:

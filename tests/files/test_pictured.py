@@ -6,15 +6,18 @@ import copy
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ttsnap.bench import pictures
 from ttsnap.bench.pictures import pictured
 from ttsnap.bench.prompts import read_prompt_set
-from ttsnap.files.pictured import Picture, Pictured, digest_of, digests, opened, own_of, reworded
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import Blank, Picture, blanks, digest_of, digests, opened
 
 
 def in_file(picture: Image.Image, kind: str, **how: bool) -> Picture:
@@ -44,16 +47,29 @@ def test_arguments_are_opened_and_noted_by_name() -> None:
 
 
 def test_a_prompt_takes_its_pictures_along() -> None:
-    prompt = Pictured("make it blue", {"image": in_file(RED, "PNG")})
-    assert prompt == "make it blue"
-    assert json.dumps([prompt]) == '["make it blue"]'
-    for same in (pickle.loads(pickle.dumps(prompt)), copy.deepcopy(prompt), reworded(prompt, "make it green")):
-        assert digests(own_of(same)) == {"image": digest_of(RED)}
-    assert own_of(prompt.strip()) == own_of("make it blue") == {}
-    assert type(reworded("a text", "another")) is str
+    prompt = Prompt("make it blue", inputs={"image": in_file(RED, "PNG")})
+    for same in (pickle.loads(pickle.dumps(prompt)), copy.deepcopy(prompt)):
+        assert same == prompt
+        assert hash(same) == hash(prompt)
+        assert digests(same.inputs) == {"image": digest_of(RED)}
+    assert Prompt.of(prompt) is prompt
+    assert prompt.read == "make it blue"
+    assert replace(prompt, reward_text="a blue square").read == "a blue square"
 
 
-def a_set(folder: Path, **entry: object) -> str:
+def test_an_engine_is_told_of_pictures_their_size_alone() -> None:
+    blue = Image.new("RGB", (4, 2), "blue")
+    files = [in_file(each, "PNG") for each in (RED, blue)]
+    given = [{"image": [file], "mask_image": Picture(file.data, mask=True), "strength": 1} for file in files]
+    assert blanks(given[0]) == blanks(given[1])
+    assert blanks(given[0]) == {"image": (Blank((4, 2)),), "mask_image": Blank((4, 2), mask=True), "strength": 1}
+    told = opened(blanks(given[0]))
+    assert [each.size for each in told["image"]] == [(4, 2)]  # type: ignore[attr-defined]
+    assert np.asarray(told["mask_image"]).min() == 255
+    assert digests(blanks(given[0])) == {}
+
+
+def a_set(folder: Path, **entry: object) -> Prompt:
     RED.save(folder / "red.png")
     (folder / "set.jsonl").write_text(json.dumps({"instruction": "make it blue", **entry}))
     return pictured(read_prompt_set(folder / "set.jsonl").prompts, folder)[0]
@@ -62,10 +78,10 @@ def a_set(folder: Path, **entry: object) -> str:
 @pytest.mark.parametrize("name", ["image", "input_image"])
 def test_a_set_names_pictures_beside_it(name: str, tmp_path: Path) -> None:
     found = a_set(tmp_path, **{name: "red.png", "mask_image": "red.png"})
-    assert found == "make it blue"
-    assert list(digests(own_of(found))) == ["image", "mask_image"]
-    assert digests(own_of(a_set(tmp_path, image=["red.png", "red.png"])))["image"] == [digest_of(RED)] * 2
-    assert type(a_set(tmp_path)) is str
+    assert found.text == "make it blue"
+    assert list(digests(found.inputs)) == ["image", "mask_image"]
+    assert digests(a_set(tmp_path, image=["red.png", "red.png"]).inputs)["image"] == [digest_of(RED)] * 2
+    assert a_set(tmp_path) == Prompt("make it blue")
 
 
 def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
@@ -78,7 +94,7 @@ def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
     size = (tmp_path / "red.png").stat().st_size
     monkeypatch.setattr(pictures, "MOST_BYTES", size)
     found = pictured(read_prompt_set(tmp_path / "set.json").prompts, tmp_path)
-    assert len({id(picture) for prompt in found for picture in own_of(prompt)["image"]}) == 1  # type: ignore[attr-defined]
+    assert len({id(picture) for prompt in found for picture in prompt.inputs["image"]}) == 1  # type: ignore[attr-defined]
     (tmp_path / "set.json").write_text(json.dumps([*entries, {"prompt": "x", "image": "too.png"}]))
     with pytest.raises(ValueError, match=f"image of entry 101 of the prompt set have more than {size} bytes"):
         pictured(read_prompt_set(tmp_path / "set.json").prompts, tmp_path)

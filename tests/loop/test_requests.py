@@ -16,6 +16,7 @@ from tests.counted import Brightness, Counted
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.core.needs import Need
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
 from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
@@ -34,8 +35,8 @@ relaxed = settings(max_examples=16, deadline=None, suppress_health_check=[Health
 class ByText(Counted):
     """Encodes a prompt by what it says, and not by its place: the same prompt is the same in any company."""
 
-    def encode(self, prompts: Sequence[str]) -> None:
-        self._offset = self._by_prompt[[PROMPTS.index(prompt) for prompt in prompts]].double()
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        self._offset = self._by_prompt[[PROMPTS.index(Prompt.of(prompt).text) for prompt in prompts]].double()
 
 
 def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
@@ -47,7 +48,9 @@ def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
 
 
 def ask(run: Run, prompts: Sequence[str], spec: SearchSpec, listener: Any = None) -> Request:
-    return run.add(prompts, prepared(spec, run.engine), Stopwatch(time.monotonic, 0.0), listener)
+    return run.add(
+        [Prompt(text) for text in prompts], prepared(spec, run.engine), Stopwatch(time.monotonic, 0.0), listener
+    )
 
 
 def told(run: Run, request: Request) -> list[Result]:

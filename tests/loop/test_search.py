@@ -18,6 +18,7 @@ from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
 from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import NOTHING, Need, Needs
 from ttsnap.core.price import Price, Rates
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.intake import from_mixed_noise
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
@@ -612,7 +613,7 @@ def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
     fresh_part = [(a - 0.8 * first) / 0.6, (b - 0.8 * first) / 0.6, (c - 0.8 * second) / 0.6, (d - 0.6 * a) / 0.8]
     assert len({tuple(f.tolist()) for f in fresh_part}) == 4
     big = engine()
-    big.admit(["a"])
+    big.admit([Prompt("a")])
     noise = torch.stack([from_mixed_noise(Node(0, s, 0), (s, 1), 0.5, big.noise).node.x for s in range(4000)])
     assert noise.std() == pytest.approx(1.0, abs=0.03)
     assert noise.mean() == pytest.approx(0.0, abs=0.03)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+
+from ttsnap.core.prompt import Prompt
+
+NO_EMBEDS = {"prompt_embeds": None}
 
 
 def test_texts_and_options_go_to_every_prompt() -> None:
     given = EncoderInputs({"prompt_2": "b", "negative_prompt": None}, {"prompt_embeds": None}, {"clip_skip": 1})
     arguments = {"prompt": ["x", "y"], "prompt_2": ["b", "b"], "negative_prompt": None, "prompt_embeds": None}
     assert given.checked == ""
-    assert given.arguments(("x", "y")) == {**arguments, "clip_skip": 1}
+    assert given.arguments((Prompt("x"), Prompt("y"))) == {**arguments, "clip_skip": 1}
 
 
 def test_embeddings_stand_in_place_of_prompts_and_count_them() -> None:
     given = EncoderInputs({"negative_prompt": "n"}, {"prompt_embeds": torch.zeros(3, 2, 1)}, {})
-    arguments = given.arguments(["only one"])
+    arguments = given.arguments([Prompt("only one")])
     assert given.checked is None
     assert arguments["prompt"] is None
     assert arguments["negative_prompt"] == ["n"] * 3
@@ -26,26 +29,27 @@ def test_embeddings_stand_in_place_of_prompts_and_count_them() -> None:
 
 def test_a_prompt_among_the_texts_stands_in_place_of_the_prompts() -> None:
     given = EncoderInputs({"prompt": "negative"}, {"prompt_embeds": None}, {})
-    assert given.arguments(["", ""])["prompt"] == ["negative", "negative"]
+    assert given.arguments([Prompt(""), Prompt("")])["prompt"] == ["negative", "negative"]
 
 
 def test_too_few_texts_or_embeddings_are_refused() -> None:
     with pytest.raises(ValueError, match="1 texts for 2 prompts"):
-        EncoderInputs({"prompt_2": ["b"]}, {"prompt_embeds": None}, {}).arguments(["x", "y"])
+        EncoderInputs({"prompt_2": ["b"]}, {"prompt_embeds": None}, {}).arguments([Prompt("x"), Prompt("y")])
     with pytest.raises(ValueError, match="embeddings of 1 prompts for 2 prompts"):
-        EncoderInputs({}, {"prompt_embeds": None, "negative": torch.zeros(1, 2, 1)}, {}).arguments(["x", "y"])
+        EncoderInputs({}, {"prompt_embeds": None, "negative": torch.zeros(1, 2, 1)}, {}).arguments(
+            [Prompt("x"), Prompt("y")]
+        )
 
 
-def test_texts_of_rewards_are_encoded_as_the_prompts_that_stand_behind_them() -> None:
-    class Denoiser(PipelineDenoiser):
-        def encode_prompts(self, prompts: object) -> None:
-            self.seen = prompts
+def test_negative_prompts_are_those_of_the_call_where_prompts_have_none() -> None:
+    prompts = [Prompt("x"), Prompt("y", negative="own")]
+    for given, name in ((EncoderInputs({"negative_prompt": "n"}, NO_EMBEDS, {}), "negative_prompt"),
+                        (EncoderInputs({"prompt": "n"}, NO_EMBEDS, {}), "prompt")):  # fmt: skip
+        assert given.arguments(prompts)[name] == ["n", "own"]
+    with pytest.raises(ValueError, match="negative ones of their own, and this call is for none"):
+        EncoderInputs({"negative_prompt": None}, NO_EMBEDS, {}).arguments(prompts)
 
-    class Pipe: ...
 
-    denoiser = Denoiser(Pipe())
-    denoiser.encode_instead(["a photo of x", "y!"], of=["x", "y"])
-    denoiser.encode(("x", "y"))
-    assert denoiser.seen == ["a photo of x", "y!"]
-    denoiser.encode(["x"])  # other texts are encoded as they are
-    assert denoiser.seen == ["x"]
+def test_pictures_of_prompts_are_refused_where_nothing_reads_them() -> None:
+    with pytest.raises(ValueError, match="prompts have image of their own"):
+        EncoderInputs({}, NO_EMBEDS, {}).arguments([Prompt("x", inputs={"image": object()})])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from ttsnap.pipelines import load, upgrade
 
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.rewards.registry import FunctionReward, make_reward
@@ -138,7 +139,7 @@ def test_checkpointing_saves_memory_and_is_priced() -> None:
             pipe.transformer.enable_gradient_checkpointing()
         engine = pipe.engine(bright, kernel="sde", guide="dps:1:1-0", num_inference_steps=3, **FAMILIES["sd3"].call)
         engine.start()
-        engine.admit(["a cat"])
+        engine.admit([Prompt("a cat")])
         assert isinstance(engine.stepper, GuidedStepper)
         found.append((engine.stepper.row_bytes, engine.price.flops.backwards / engine.price.flops.nfe))
     assert found[1][0] < 0.8 * found[0][0]

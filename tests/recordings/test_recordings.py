@@ -22,6 +22,7 @@ from tests.counted import Brightness
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.grid import Grid
 from ttsnap.core.price import Price, Rates
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.lock import locked
 from ttsnap.options.option import taken
@@ -50,9 +51,9 @@ def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
         made = engine(*args, **kwargs)
         encode = made.denoiser.encode
 
-        def by_text(prompts: Sequence[str]) -> None:
+        def by_text(prompts: Sequence[Prompt]) -> None:
             encode(PROMPTS)
-            made.denoiser._offset = made.denoiser._offset[[PROMPTS.index(p) for p in prompts]]  # type: ignore[attr-defined]
+            made.denoiser._offset = made.denoiser._offset[[PROMPTS.index(p.text) for p in prompts]]  # type: ignore[attr-defined]
 
         made.denoiser.encode = by_text  # type: ignore[method-assign]
         return made

@@ -16,6 +16,7 @@ from torch import Tensor
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.smc.smc import SMC
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Result
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.guided_stepper import GuidedStepper
@@ -336,7 +337,7 @@ def test_every_gradient_is_paid(name: str, spec: str, nfe: int, batch: int, firs
         denoiser, [reward], EngineOptions(batch), kernel=Sde(denoiser.path, denoiser.times), guidance=guidance
     )
     engine.start()
-    engine.admit(["a"])  # measures a row once
+    engine.admit([Prompt("a")])  # measures a row once
     asked, ticks = reward.pulled, []
     denoiser.predicted = denoiser.decoded = denoiser.backward = 0
     results = search(["a", "b"], make_algorithm(name), engine, Budget(nfe=nfe),
@@ -407,7 +408,7 @@ def test_caps_on_decodes_and_reward_calls_hold_under_gradients(
     denoiser, reward = mixture(), Counted()
     engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance.parse(spec))
     engine.start()
-    engine.admit(["a"])
+    engine.admit([Prompt("a")])
     denoiser.decoded = reward.plain = reward.pulled = 0
     budget = Budget(nfe=90, decodes=decodes, reward_calls=calls)
     results = search(["a", "b"], make_algorithm(name), engine, budget, shared=shared)
@@ -489,7 +490,7 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
         engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=Sde(denoiser.path, denoiser.times),
                             guidance=Guidance(through=through))  # fmt: skip
         engine.start()
-        engine.admit([""])
+        engine.admit([Prompt("")])
         assert isinstance(engine.stepper, GuidedStepper)
         assert engine.stepper.row_bytes
         assert engine.probed.gradients == 1

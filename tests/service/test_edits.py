@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -18,14 +20,24 @@ from ttsnap.pipelines import defaults, load
 from tests.cluster.local import LocalPool
 from tests.service.conftest import client_of
 from tests.shallow import shallow
-from ttsnap.files.pictured import Picture
+from ttsnap.algorithms.best_of_n import BestOfN
+from ttsnap.core.prompt import Prompt
+from ttsnap.core.protocols import Engine
+from ttsnap.files.pictured import Blank, Picture
+from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
+from ttsnap.service.edits import Edit
 from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.metrics import Metrics
+from ttsnap.service.requests import Configuration, asked_of, plain
 from ttsnap.service.server import GenerationServer
+from ttsnap.service.tickets import Done, Ticket
+from ttsnap.service.worker import Worker
 
 PROMPT = "two green crosses"
 OWN = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "strength": 0.75, "negative_prompt": "noise"}
@@ -75,6 +87,51 @@ def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: 
     for image, theirs in zip(reply.data, out.images, strict=True):
         mine = Image.open(io.BytesIO(base64.b64decode(str(image.b64_json))))
         assert np.abs(np.asarray(mine, int) - np.asarray(theirs, int)).max() <= 1
+
+
+def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -> None:
+    made: list[Configuration] = []
+
+    class Counting(OneDevice):
+        def engine(self, configuration: Configuration) -> AbstractContextManager[Engine]:
+            made.append(configuration)
+            return super().engine(configuration)
+
+    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
+    served, limits = Counting(editor, {"brightness": make_rewards("brightness")[0]}), ServiceLimits(drain=0.1, side=64)
+    worker = Worker(served, limits, Metrics(), plain(offer, limits))
+    rng, loop = np.random.default_rng(0), asyncio.new_event_loop()
+    tickets: list[Ticket] = []
+    worker.start()
+    for i in range(20):
+        drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
+        fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "32nfe", "negative_prompt": f"noise {i % 2}"})
+        asked = asked_of(fields, offer, limits, {"image": Picture(drawn)})
+        tickets.append(worker.submit(asked, Caller(f"caller {i % 5}"), loop))
+    found = [loop.run_until_complete(asyncio.wait_for(ticket.news.get(), 120)) for ticket in tickets]
+    worker.drain(now=True)
+    worker.join(60)
+    loop.close()
+    assert all(isinstance(news, Done) for news in found)
+    assert len(made) == 2, "one for the edits, and one that was ready for requests without a picture"
+    edits = [configuration for configuration in made if "image" in dict(configuration.call)]
+    assert [dict(configuration.call)["image"] for configuration in edits] == [Blank((32, 32))]
+    registry = worker.metrics.registry
+    nfe, places = (registry.get_sample_value(name) or 0 for name in ("ttsnap_nfe_total", "ttsnap_batch_places_total"))
+    assert nfe > 0.8 * places
+    rewards = {news.result.best.reward for news in found if isinstance(news, Done)}
+    assert len(rewards) == 20, "each is of its own picture"
+
+
+def test_prompts_with_negative_ones_of_their_own_find_what_each_finds_alone(pipe: Any) -> None:
+    own = ["noise", "a red circle", ""]
+    prompts = [Prompt(PROMPT, negative=own[0]), Prompt(PROMPT, negative=own[1]), Prompt(PROMPT)]
+    call = {"num_inference_steps": 4, "batch_size": 6}
+    together = search(prompts, BestOfN(2), pipe.engine("brightness", negative_prompt="", **call))
+    for negative, result in zip(own, together, strict=True):
+        (alone,) = search([PROMPT], BestOfN(2), pipe.engine("brightness", negative_prompt=negative, **call))
+        assert [c.reward for c in result.images] == pytest.approx([c.reward for c in alone.images], abs=1e-5)
+    assert len({result.best.reward for result in together}) == 3
 
 
 @pytest.mark.usefixtures("shallow_model")

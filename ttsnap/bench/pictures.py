@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from ttsnap.bench.prompts import Prompt
-from ttsnap.files.pictured import Picture, Pictured
+from ttsnap.bench.prompts import Entry
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Json
 
 NAMES = {"image": ("image", "input_image"), "mask_image": ("mask_image", "mask"), "control_image": ("control_image",)}
@@ -23,8 +24,8 @@ MOST_BYTES = 2**32
 """Of all pictures of a set, which are kept in memory as their files hold them."""
 
 
-def pictured(prompts: Sequence[Prompt], folder: Path) -> list[str]:
-    """What is searched for: the prompts' texts, each with the pictures that its entry names, from files inside of a
+def pictured(entries: Sequence[Entry], folder: Path) -> list[Prompt]:
+    """What is searched for: the entries' texts, each with the pictures that its entry names, from files inside of a
     folder. A file that several entries name is read once.
 
     ValueError that says which entry, for a name that is none or leads out of the folder, a file that is no picture, and
@@ -42,27 +43,27 @@ def pictured(prompts: Sequence[Prompt], folder: Path) -> list[str]:
                 raise ValueError(f"the pictures up to {where} have more than {MOST_BYTES:,} bytes; make several sets")
         return read[path, mask]
 
-    return [_pictured(prompt, folder, picture) for prompt in prompts]
+    return [_pictured(entry, folder, picture) for entry in entries]
 
 
-def _pictured(prompt: Prompt, folder: Path, picture: Callable[[Path, str, bool], Picture]) -> str:
-    """One prompt's text with its pictures. picture: reads one, of which entry, and whether it is a mask."""
+def _pictured(entry: Entry, folder: Path, picture: Callable[[Path, str, bool], Picture]) -> Prompt:
+    """One entry's text with its pictures. picture: reads one, of which entry, and whether it is a mask."""
     own: dict[str, object] = {}
     for argument, words in NAMES.items():
-        named = next((value for word in words if (value := prompt.metadata.get(word)) is not None), None)
+        named = next((value for word in words if (value := entry.metadata.get(word)) is not None), None)
         if named is None:
             continue
         names = named if isinstance(named, list) else [named]
         if not 0 < len(names) <= MOST:
-            raise ValueError(f"{_where(prompt, argument)} names {len(names)} pictures; 1 to {MOST} are taken")
-        where, mask = _where(prompt, argument), argument == "mask_image"
+            raise ValueError(f"{_where(entry, argument)} names {len(names)} pictures; 1 to {MOST} are taken")
+        where, mask = _where(entry, argument), argument == "mask_image"
         read = [picture(_inside(folder, name, where), where, mask) for name in names]
         own[argument] = read if isinstance(named, list) else read[0]
-    return Pictured(prompt.text, own) if own else prompt.text
+    return Prompt(entry.text, inputs=own)
 
 
-def _where(prompt: Prompt, argument: str) -> str:
-    return f"{argument} of entry {prompt.index + 1} of the prompt set"
+def _where(entry: Entry, argument: str) -> str:
+    return f"{argument} of entry {entry.index + 1} of the prompt set"
 
 
 def _inside(folder: Path, name: Json, where: str) -> Path:

@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 from ttsnap.bench.arms import Arm
 from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.bench.layout import image_path, sheet_path, write_metadata
-from ttsnap.bench.prompts import Prompt
+from ttsnap.bench.prompts import Entry
 from ttsnap.core.particles import Utility
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.files.writing import write_whole
@@ -31,11 +32,11 @@ STRIDE = 10**6
 
 
 class Bench(NamedTuple):
-    """What is run. texts: what is searched for, by prompt, in the model's words and with its pictures
-    (ttsnap.files.pictured). budget: of each prompt, the same for all arms."""
+    """What is run. prompts: entries of a set; texts: what is searched for, by entry, in the model's words and with its
+    pictures. budget: of each prompt, the same for all arms."""
 
-    prompts: Sequence[Prompt]
-    texts: Sequence[str]
+    prompts: Sequence[Entry]
+    texts: Sequence[Prompt]
     arms: Sequence[Arm]
     budget: Budget
     utility: Utility
@@ -55,13 +56,13 @@ class Model(Protocol):
     def engine(self, sampler: SamplerOptions) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
-    def finished(self, results: list[Result], texts: Sequence[str], seen: Thumbnails) -> list[Result]:
+    def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
         """The same with the metrics that are only reported, and with thumbnails, as far as the safety checker lets them
-        pass. texts: the prompt of each result. seen: thumbnails by result, as Recorder keeps them.
+        pass. prompts: that of each result. seen: thumbnails by result, as Recorder keeps them.
         """
 
-    def pictures(self, text: str) -> Mapping[str, object]:
-        """The digests of the pictures that this text is about, by argument of the call; none where there are none."""
+    def pictures(self, prompt: Prompt) -> Mapping[str, object]:
+        """The digests of the pictures that this prompt is about, by argument of the call; none where there are none."""
 
     @property
     def labels(self) -> Mapping[str, object]:
@@ -183,7 +184,7 @@ def _search(
     there.add(images)
 
 
-def _found(work: Work, prompt: Prompt, result: Result, path: Path) -> Found:
+def _found(work: Work, prompt: Entry, result: Result, path: Path) -> Found:
     best = result.best
     return Found(
         arm=work.arm.folder,

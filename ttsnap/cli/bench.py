@@ -17,7 +17,7 @@ from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.cli.simulate import read_span
 from ttsnap.extras import install
-from ttsnap.files.pictured import digests, own_of
+from ttsnap.files.pictured import digests
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.model import TEXT, ModelOptions
@@ -31,6 +31,7 @@ from ttsnap.version import __version__, versions
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptSet
     from ttsnap.bench.run import Bench
+    from ttsnap.core.prompt import Prompt
     from ttsnap.core.protocols import Engine
     from ttsnap.core.results import Result
     from ttsnap.files.settings import Json
@@ -157,7 +158,7 @@ def _settings(a: Arguments, asked: Asked) -> dict[str, Json]:
     """What must be the same to go on: all that decides on the images and their scores."""
     bench = asked.bench
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
-    pictures = json.dumps([digests({**asked.call, **own_of(text)}) for text in bench.texts])
+    pictures = json.dumps([digests({**asked.call, **text.inputs}) for text in bench.texts])
     place, kind = common.placement(a.device, a.dtype)
     model = arguments.read(ModelOptions, a)
     return {
@@ -217,7 +218,7 @@ class _Model:
         self._rewards = common.load_rewards(asked.reward, device=place) if here else asked.reward
         self._metrics = common.load_rewards(asked.report, device=place) if asked.report else []
         for reward in self._metrics:
-            reward.check(asked.bench.texts)
+            reward.check([prompt.read for prompt in asked.bench.texts])
         device, offload = (a.device, a.offload) if here else ("cpu", "none")
         self.pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
         common.check_call(self.pipe, asked.call, a.task)
@@ -237,22 +238,22 @@ class _Model:
         from ttsnap.pipelines.engine_factory import Wanted, engine_for
 
         wanted = Wanted(self._rewards, sampler, self._batches, (), self._call)
-        with engine_for(self.pipe, wanted, self._devices, same_texts=True) as (engine, denoiser):
+        with engine_for(self.pipe, wanted, self._devices) as (engine, denoiser):
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
             shown_of(denoiser, self._batches.frames).check(self._metrics)
             self._denoiser = denoiser
             yield engine
 
-    def finished(self, results: list[Result], texts: Sequence[str], seen: Thumbnails) -> list[Result]:
+    def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
         """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
         from ttsnap.pipelines.output import checked, reported, sources_of, with_thumbnails
 
-        sources = sources_of(self._denoiser, texts, self._metrics)
+        sources = sources_of(self._denoiser, prompts, self._metrics)
         passed, flags = checked(self.pipe, results)
         passed = with_thumbnails(passed, seen, flags)
         return [reported(r, self._metrics, source=source) for r, source in zip(passed, sources, strict=True)]
 
-    def pictures(self, text: str) -> Mapping[str, object]:
-        """The digests of the pictures that this text is about."""
-        return digests({**self._call, **own_of(text)})
+    def pictures(self, prompt: Prompt) -> Mapping[str, object]:
+        """The digests of the pictures that this prompt is about."""
+        return digests({**self._call, **prompt.inputs})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
+from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.devices import DeviceOptions
@@ -19,34 +21,34 @@ from ttsnap.rewards.registry import check_names as check_rewards
 from ttsnap.rewards.registry import named
 
 if TYPE_CHECKING:
-    from ttsnap.bench.prompts import Prompt
+    from ttsnap.bench.prompts import Entry
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
 
-def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[str]:
+def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[Prompt]:
     """The prompts given and those of the set in the file; where the task takes pictures, with those that the set names.
     ValueError for what is no set, no prompt, or an empty one."""
-    prompts = _given(a)
+    prompts = [Prompt(text) for text in _given(a)]
     if a.prompts_file is not None:
         from ttsnap.bench.prompts import read_prompt_set
 
         prompts += with_pictures(read_prompt_set(Path(a.prompts_file)).prompts, Path(a.prompts_file), task)
     if not prompts:
         raise ValueError(f'no prompt: ttsnap {command} "a red circle", or --prompts-file FILE')
-    if any(not prompt.strip() for prompt in prompts):
-        raise ValueError(f"prompt {[p.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty")
+    if any(not prompt.text.strip() for prompt in prompts):
+        raise ValueError(f"prompt {[p.text.strip() for p in prompts].index('') + 1} of {len(prompts)} is empty")
     return prompts
 
 
-def with_pictures(prompts: Sequence[Prompt], file: Path, task: str) -> list[str]:
-    """The texts of these prompts of a set; where the task takes pictures, with those that the set names, from the
+def with_pictures(entries: Sequence[Entry], file: Path, task: str) -> list[Prompt]:
+    """The prompts of these entries of a set; where the task takes pictures, with those that the set names, from the
     folder that it lies in. ValueError for names that are none, and files that are no pictures."""
     if task == TEXT:
-        return [prompt.text for prompt in prompts]
+        return [Prompt(entry.text) for entry in entries]
     from ttsnap.bench.pictures import pictured
 
-    return pictured(prompts, file if file.is_dir() else file.parent)
+    return pictured(entries, file if file.is_dir() else file.parent)
 
 
 def _given(a: Arguments) -> list[str]:
@@ -59,17 +61,16 @@ def _given(a: Arguments) -> list[str]:
     return list(prompts)
 
 
-def canonical(prompts: Sequence[str], model: str) -> list[str]:
+def canonical(prompts: Sequence[Prompt], model: str) -> list[Prompt]:
     """The prompts, for the embedded model in the words and the form that it was trained on.
 
     ValueError for a prompt outside its vocabulary.
     """
     if model not in PACKAGED:
         return list(prompts)
-    from ttsnap.files.pictured import reworded
     from ttsnap.scenes import caption, parse
 
-    return [reworded(prompt, caption(parse(prompt))) for prompt in prompts]
+    return [replace(prompt, text=caption(parse(prompt.text))) for prompt in prompts]
 
 
 def require_reward(a: Arguments) -> Any:
@@ -109,24 +110,22 @@ def call_arguments(a: Arguments) -> dict[str, Any]:
     return recommended(a.model).completed({**{k: v for k, v in given.items() if v is not None}, **a.call})
 
 
-def picture_arguments(a: Arguments, prompts: Sequence[str]) -> dict[str, Any]:
+def picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Pictures and strength, by argument of the pipeline's call. Where each prompt has pictures of its own, those of
     the first stand in, by which an engine is told what it is for.
 
     ValueError for files that are no pictures, where some prompts have other kinds of pictures than others, and where
     there are pictures for all prompts as well.
     """
-    from ttsnap.files.pictured import own_of
-
     given = arguments.read(PictureOptions, a)
     for_all = given.read(a.task)
-    kinds = list(dict.fromkeys(", ".join(own_of(prompt)) or "no picture" for prompt in prompts))
+    kinds = list(dict.fromkeys(", ".join(prompt.inputs) or "no picture" for prompt in prompts))
     if len(kinds) > 1:
         raise ValueError(f"some prompts have {kinds[0]} and others {kinds[1]}; give all the same kinds of pictures")
-    if twice := sorted(for_all.keys() & own_of(prompts[0]).keys()):
+    if twice := sorted(for_all.keys() & prompts[0].inputs.keys()):
         raise ValueError(f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave one out")
     strength = {} if given.strength is None else {"strength": given.strength}
-    return {**own_of(prompts[0]), **for_all, **strength}
+    return {**prompts[0].inputs, **for_all, **strength}
 
 
 def budget_of(a: Arguments) -> Budget:

@@ -16,9 +16,10 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
-from ttsnap.files.pictured import digests, own_of
+from ttsnap.files.pictured import digests
 from ttsnap.loop.budget import Budget
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions
@@ -102,7 +103,7 @@ class Asked(NamedTuple):
     """What is to be searched for, checked: texts, rewards as named, the algorithms by name, the budget, and how.
     pictures: arguments of the pipeline's call that are about them."""
 
-    prompts: list[str]
+    prompts: list[Prompt]
     reward: Any
     report: Any
     algorithms: dict[str, Algorithm]
@@ -120,7 +121,7 @@ def run(a: Arguments) -> int:
 
     # What can be refused is refused before the model is loaded.
     asked = _asked(a)
-    name = Path(a.prompts_file).stem if a.prompts_file and len(asked.prompts) > 1 else asked.prompts[0]
+    name = Path(a.prompts_file).stem if a.prompts_file and len(asked.prompts) > 1 else asked.prompts[0].text
     with left_by_sigterm(), reserved(Path(a.out) if a.out else None, name, a.overwrite) as out:
         return _generate(a, asked, out)
 
@@ -157,7 +158,7 @@ def _generate(a: Arguments, asked: Asked, out: Path) -> int:
     rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
     metrics = common.load_rewards(asked.report, device=place) if asked.report else None
     call = {**common.call_arguments(a), **asked.pictures}
-    shown = [digests({**call, **own_of(prompt)}) for prompt in asked.prompts]
+    shown = [digests({**call, **prompt.inputs}) for prompt in asked.prompts]
     plain = {name: value for name, value in call.items() if name not in shown[0]}
     device, offload = (a.device, a.offload) if alone else ("cpu", "none")
     pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)

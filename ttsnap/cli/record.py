@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.core.prompt import Prompt
 from ttsnap.options.devices import WorkerOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
@@ -119,7 +120,7 @@ class Asked(NamedTuple):
     """What is recorded: by engines of this recipe, these prompts, into this folder, with these settings."""
 
     recipe: Recipe
-    prompts: list[str]
+    prompts: list[Prompt]
     out: Path
     what: RecordOptions
 
@@ -127,7 +128,7 @@ class Asked(NamedTuple):
         """ValueError where the folder holds something else; what can be refused is refused before a model is loaded."""
         from ttsnap.recordings.folder import check_folder
 
-        check_folder(self.out, {"prompts": self.prompts, **self.what.noted(), **more})
+        check_folder(self.out, {"prompts": [prompt.text for prompt in self.prompts], **self.what.noted(), **more})
 
 
 def _alone(asked: Asked) -> Callable[[], Recording]:

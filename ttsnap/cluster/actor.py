@@ -88,7 +88,7 @@ class EngineActor:
         self._counted = self._all()
         if start.gradient is not None:
             self.engine.differentiate(start.gradient)
-        self.engine.resume(start.texts, start.following)
+        self.engine.resume(start.prompts, start.following)
         for job, weight in start.weights.items():
             self.engine.weigh(job, weight)
 

@@ -26,6 +26,7 @@ from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.fair import FairShare
 
@@ -52,7 +53,7 @@ class ClusterEngine(Engine):
 
     def _forget(self) -> None:
         self.crew.reset()
-        self._texts: dict[int, str] = {}
+        self._prompts: dict[int, Prompt] = {}
         self._following = 0
         self._logs: dict[int, JobLog] = {}
         self._copies = Copies(self.crew.post)
@@ -114,7 +115,7 @@ class ClusterEngine(Engine):
         """Measures memory and energy of all actors."""
         return measured(self.crew)
 
-    def check(self, prompts: Sequence[str]) -> None:
+    def check(self, prompts: Sequence[Prompt]) -> None:
         self.crew.ask(range(len(self.crew)), m.Check(tuple(prompts)))
 
     def calibrate(self) -> Cost:
@@ -131,22 +132,22 @@ class ClusterEngine(Engine):
         self._forget()
         self.crew.ask(range(len(self.crew)), m.Start())
 
-    def admit(self, prompts: Sequence[str]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:
         jobs = range(self._following, self._following + len(prompts))
-        self._texts |= dict(zip(jobs, prompts, strict=True))
+        self._prompts |= dict(zip(jobs, prompts, strict=True))
         self._following += len(prompts)
         try:
             self.rewards.check(prompts)
             self._describe(self.crew.ask(self.actors, m.Admit(tuple(prompts)), m.Describe()))
         except Exception:
             self._following = jobs.start
-            self._texts = {job: text for job, text in self._texts.items() if job < jobs.start}
+            self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < jobs.start}
             self._later(m.Retract(jobs.start))  # some may have them
             raise
 
     def release(self, job: int) -> None:
         self._logs.pop(job, None)
-        self._texts.pop(job, None)
+        self._prompts.pop(job, None)
         self.placement.weights.pop(job, None)
         self._later(m.Release(job))
 
@@ -258,7 +259,7 @@ class ClusterEngine(Engine):
         self._arrived += self.rewards.heard(actor, turn)
         for outcome in turn.outcomes:
             self._rest(actor, outcome)
-            if not self.rewards.wait(outcome, self._texts[outcome.job], self.grid.steps):
+            if not self.rewards.wait(outcome, self._prompts[outcome.job].read, self.grid.steps):
                 self._arrived.append(outcome)
         for outcome in turn.cancelled:
             self._rest(actor, outcome, cancelled=True)
@@ -280,7 +281,9 @@ class ClusterEngine(Engine):
         if actor not in self.actors:
             self.rewards.revived(actor)
             return
-        self.crew.post(actor, m.Start(dict(self._texts), self._following, self._gradient, dict(self.placement.weights)))
+        self.crew.post(
+            actor, m.Start(dict(self._prompts), self._following, self._gradient, dict(self.placement.weights))
+        )
         more: dict[int, set[int]] = {}
         for bundle in self._copies.given_up(actor):
             more.setdefault(bundle.job, set()).update(bundle.uids)

@@ -13,15 +13,16 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.pictures import Decoded
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.spent import Usage
 
 
 @dataclass(frozen=True)
 class Start:
-    """Forget all jobs, and go on with these: texts by number, the next one being number `following`. gradient: that an
-    algorithm asked for on this cluster before, else None. weights: of jobs that have one."""
+    """Forget all jobs, and go on with these: prompts by number, the next one being number `following`. gradient: that
+    an algorithm asked for on this cluster before, else None. weights: of jobs that have one."""
 
-    texts: Mapping[int, str] = field(default_factory=dict)
+    prompts: Mapping[int, Prompt] = field(default_factory=dict)
     following: int = 0
     gradient: Gradient | None = None
     weights: Mapping[int, float] = field(default_factory=dict)
@@ -31,14 +32,14 @@ class Start:
 class Check:
     """ValueError for prompts that the rewards cannot score."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)
 class Admit:
     """New jobs, numbered on."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from ray.exceptions import RayError, RayTaskError
 from ttsnap.cluster.handing_out import TRIES, handed_out
 from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.loading import load_object
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import shard_path
-from ttsnap.recordings.header import Header, Unit
-from ttsnap.recordings.record import Described, describe, keep
+from ttsnap.recordings.header import Unit
+from ttsnap.recordings.record import describe, keep
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import Made, make_unit
+from ttsnap.recordings.units import Described, Made, make_unit
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -54,7 +55,7 @@ class Recorder:
             assert self._engine
 
     @ray.method
-    def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
+    def describe(self, prompts: Sequence[Prompt], options: RecordOptions) -> Described:
         """What it is about to record. ValueError where something does not fit."""
         recipe, (pipe, engine) = self.place.recipe, self._engine
         load_object("ttsnap.pipelines.opening:check_task")(pipe, recipe.call, recipe.model.task)
@@ -64,9 +65,9 @@ class Recorder:
         return describe(engine, prompts, options, info)
 
     @ray.method
-    def make(self, header: Header, unit: Unit, path: Path) -> Made:
+    def make(self, what: Described, unit: Unit, path: Path) -> Made:
         """A unit, with its images at `path`."""
-        return make_unit(self._engine[1], header, unit, path, lambda nfe: None)
+        return make_unit(self._engine[1], what, unit, path, lambda nfe: None)
 
     @cached_property
     def _engine(self) -> tuple[Any, LiveEngine]:
@@ -83,7 +84,7 @@ class Recorder:
 
 def record(
     recipe: Recipe,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     folder: Path,
     options: RecordOptions,
     *,
@@ -98,10 +99,10 @@ def record(
     """
     folder = folder.resolve()
     with _Recorders(Workplace(recipe, Path.cwd()), workers) as crew:
-        what = crew.describe(prompts, options)
+        what = crew.describe([Prompt.of(prompt) for prompt in prompts], options)
 
         def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
-            crew.record_into(folder, what.header)
+            crew.record_into(folder, what)
             for unit, made in handed_out(units, crew, workers, lambda unit: f"unit {unit.index}"):
                 on_nfe(len(unit.prompts) * len(unit.seeds) * what.nfe)
                 yield unit, made
@@ -122,7 +123,7 @@ class _Recorders(AbstractContextManager["_Recorders"]):
         actor.ready.remote()  # is not waited for
         return actor
 
-    def describe(self, prompts: Sequence[str], options: RecordOptions) -> Described:
+    def describe(self, prompts: Sequence[Prompt], options: RecordOptions) -> Described:
         """By the first worker: models are loaded nowhere else. ValueError as the function of that name."""
         for _ in range(TRIES):
             if (what := _got(self.actors[0].describe.remote(list(prompts), options))) is not None:
@@ -130,12 +131,12 @@ class _Recorders(AbstractContextManager["_Recorders"]):
             self.replace(0)
         raise ValueError(f"{TRIES} workers were lost while they loaded the model: killed, or out of memory")
 
-    def record_into(self, folder: Path, header: Header) -> None:
+    def record_into(self, folder: Path, what: Described) -> None:
         """What units belong to, before the first is begun."""
-        self.folder, self.header = folder, ray.put(header)
+        self.folder, self.what = folder, ray.put(what)
 
     def begin(self, worker: int, unit: Unit) -> None:
-        made = self.actors[worker].make.remote(self.header, unit, shard_path(self.folder, unit))
+        made = self.actors[worker].make.remote(self.what, unit, shard_path(self.folder, unit))
         self.at_work[made] = worker
 
     def finished(self) -> tuple[int, Made | None]:

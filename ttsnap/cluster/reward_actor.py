@@ -58,7 +58,7 @@ class RewardActor:
                 turn.scored[number] = self._scored(images)
             case m.Check(prompts):
                 for reward in self.rewards:
-                    reward.check(prompts)
+                    reward.check([prompt.read for prompt in prompts])
             case m.Start():
                 self._ran, self._first = Cost(), FirstScores(self.rewards)
                 self._watch.reset()

@@ -16,6 +16,7 @@ from ttsnap.cluster.reward_queue import RewardQueue
 from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.price import Price, Rates
+from ttsnap.core.prompt import Prompt
 
 
 class RewardsApart:
@@ -53,7 +54,7 @@ class RewardsApart:
             raise ValueError(f"each reward needs a name of its own, got {names}")
         return tuple(names)
 
-    def check(self, prompts: Sequence[str]) -> None:
+    def check(self, prompts: Sequence[Prompt]) -> None:
         """ValueError for prompts that they cannot score."""
         self.crew.ask(self.actors, m.Check(tuple(prompts)))
 

@@ -13,6 +13,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Guided, Price, Rates
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward
 from ttsnap.core.results import Candidate, Event, Result
 from ttsnap.core.spent import Spent
@@ -39,6 +40,7 @@ __all__ = [
     "Particles",
     "Plan",
     "Price",
+    "Prompt",
     "Rates",
     "Result",
     "Refining",

@@ -18,6 +18,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.spent import Usage
 
 if TYPE_CHECKING:  # the core runs without torch
@@ -164,7 +165,7 @@ class Engine(ABC):
         """Measures what runs inside it; gives None where nothing is measured."""
         return nullcontext()
 
-    def check(self, prompts: Sequence[str]) -> None:  # noqa: B027 (nothing to check is a fine default)
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (nothing to check is a fine default)
         """ValueError for prompts that its rewards cannot score."""
 
     @abstractmethod
@@ -180,7 +181,7 @@ class Engine(ABC):
         """Forget all jobs: those that are admitted from now on count from 0."""
 
     @abstractmethod
-    def admit(self, prompts: Sequence[str]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:
         """Get ready for these prompts beside those that there are: one job each, numbered on from the last one."""
 
     @abstractmethod

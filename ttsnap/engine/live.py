@@ -20,6 +20,7 @@ from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price, Rates
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.ascent_stepper import AscentStepper
 from ttsnap.engine.batch_sizes import BatchSizes
@@ -74,7 +75,7 @@ class LiveEngine(Engine):
             if denoiser.drafts or guidance is not None:
                 raise ValueError("engines share a network where they neither draft nor follow gradients; let one that "
                                  "does have its own")  # fmt: skip
-            denoiser.encode([""])  # noise is drawn in the dtype of encoded prompts
+            denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.probed, self.draft_calls = Cost(), denoiser.draft_calls
@@ -205,9 +206,9 @@ class LiveEngine(Engine):
 
     # --- plans ------------------------------------------------------------------------------------------------------
 
-    def check(self, prompts: Sequence[str]) -> None:
+    def check(self, prompts: Sequence[Prompt]) -> None:
         for reward in self.rewards:
-            reward.check(prompts)
+            reward.check([prompt.read for prompt in prompts])
 
     def start(self) -> None:
         self.scheduler = self._new_scheduler()
@@ -216,16 +217,16 @@ class LiveEngine(Engine):
         self.network.denoiser.forget_prompts()
         self.executor.watch.reset()
 
-    def admit(self, prompts: Sequence[str]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:
         self.check(prompts)
         self.executor.prompts.admit(prompts)
-        self.probed += self.stepper.prepare(prompts)
+        self.probed += self.stepper.prepare([prompt.read for prompt in prompts])
 
-    def resume(self, texts: Mapping[int, str], following: int) -> None:
+    def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
         """Go on with the jobs of another engine: their prompts by number, of which the next one is `following`."""
-        self.executor.prompts.resume(texts, following)
-        if texts:
-            self.probed += self.stepper.prepare(list(texts.values()))
+        self.executor.prompts.resume(prompts, following)
+        if prompts:
+            self.probed += self.stepper.prepare([prompt.read for prompt in prompts.values()])
 
     def release(self, job: int) -> None:
         self.store.remove_job(job)

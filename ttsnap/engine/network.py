@@ -64,7 +64,7 @@ class Network:
     def encode(self) -> None:
         """Encode the prompts of all jobs that there are, and tell the engines where theirs are."""
         prompts = [member.prompts for member in self.members]
-        self.denoiser.encode([text for one in prompts for text in one.living])
+        self.denoiser.encode([prompt for one in prompts for prompt in one.living])
         row = 0
         for one in prompts:
             row = one.place(row)

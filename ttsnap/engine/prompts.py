@@ -1,4 +1,4 @@
-"""The prompts of an engine's jobs, in words and among those that the denoiser has encoded."""
+"""The prompts of an engine's jobs, and where they are among those that the denoiser has encoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.store import Node
 from ttsnap.sampling.denoiser import Denoiser
 
@@ -36,34 +37,34 @@ class Prompts:
     def clear(self) -> None:
         """Forget all jobs; the next one has number 0."""
         self._next = 0
-        self._texts: dict[int, str] = {}
+        self._prompts: dict[int, Prompt] = {}
         self._rows: dict[int, int] = {}
 
     @property
-    def living(self) -> list[str]:
+    def living(self) -> list[Prompt]:
         """The prompts of the jobs that there are."""
-        return list(self._texts.values())
+        return list(self._prompts.values())
 
-    def admit(self, prompts: Sequence[str]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:
         """A job for each of these prompts, numbered on from the last one; none where they cannot be encoded."""
-        before = self._texts
-        self._texts = before | {self._next + i: prompt for i, prompt in enumerate(prompts)}
+        before = self._prompts
+        self._prompts = before | {self._next + i: prompt for i, prompt in enumerate(prompts)}
         try:
             self.encode()
         except Exception:
-            self._texts = before
+            self._prompts = before
             raise
         self._next += len(prompts)
 
     def retract(self, following: int) -> None:
         """Forget the jobs from this number on, which is that of the next one."""
-        self._texts = {job: text for job, text in self._texts.items() if job < following}
+        self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < following}
         self._next = following
 
-    def resume(self, texts: Mapping[int, str], following: int) -> None:
+    def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
         """Jobs of these numbers and prompts, and no others; the next one has number `following`."""
-        self._texts, self._next = dict(texts), following
-        if texts:
+        self._prompts, self._next = dict(prompts), following
+        if prompts:
             self.encode()
 
     @torch.no_grad()
@@ -73,16 +74,16 @@ class Prompts:
 
     def place(self, first: int) -> int:
         """They are encoded, in rows from `first` on; returns the row after the last."""
-        self._rows = {job: row for row, job in enumerate(self._texts, first)}
-        return first + len(self._texts)
+        self._rows = {job: row for row, job in enumerate(self._prompts, first)}
+        return first + len(self._prompts)
 
     def release(self, job: int) -> None:
         """Forget a job, of which nothing is under way. Its encoded prompt goes when the next jobs come."""
-        self._texts.pop(job, None)
+        self._prompts.pop(job, None)
 
     def texts(self, items: Iterable[OfJob]) -> list[str]:
-        """The prompts of these rows or latents (N,), in words."""
-        return [self._texts[item.job] for item in items]
+        """What rewards read of these rows or latents (N,)."""
+        return [self._prompts[item.job].read for item in items]
 
     def rows(self, nodes: Sequence[Node]) -> Tensor:
         """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser): (N,), long, on the

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Rates
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.scoring import Scorer
 from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
@@ -25,7 +26,7 @@ MOST = 64
 
 
 def sizes_for(
-    denoiser: Denoiser, scorer: Scorer, prompts: Sequence[str], denoise: int | None, decode: int | None
+    denoiser: Denoiser, scorer: Scorer, prompts: Sequence[Prompt], denoise: int | None, decode: int | None
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, and what finding them took.
 
@@ -42,7 +43,7 @@ def sizes_for(
         Cost(),
     )
     if key not in memo:
-        denoiser.encode(prompts[:1] or [""])
+        denoiser.encode(prompts[:1] or [Prompt("")])
         *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
     denoise, decode = memo[key]
     return denoise, decode, spent
@@ -73,7 +74,7 @@ def fit_batches(
 @torch.no_grad()
 def seconds_of(denoiser: Denoiser, scorer: Scorer, sizes: BatchSizes) -> tuple[Rates, Cost]:
     """Seconds per unit, for budgets in seconds, and what measuring them took."""
-    denoiser.encode([""])
+    denoiser.encode([Prompt("")])
     _timed(lambda: _predict(denoiser, 1))
     one = _timed(lambda: _predict(denoiser, 1))
     many, n = sizes.run([0] * sizes.batch_size, lambda rows: _timed(lambda: _predict(denoiser, len(rows))))

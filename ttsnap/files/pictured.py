@@ -1,4 +1,4 @@
-"""Pictures that prompts are about: as files hold them, which anyone may have written, and on the prompts themselves."""
+"""Pictures that prompts are about, as files hold them, which anyone may have written."""
 
 from __future__ import annotations
 
@@ -57,29 +57,24 @@ class Picture:
         return digest_of(self.opened())
 
 
-class Pictured(str):
-    """A prompt with arguments of the pipeline's call that are given for it alone, by name: its picture, a mask.
+@dataclass(frozen=True)
+class Blank:
+    """A picture of one colour in place of those of the prompts, which tells an engine their size.
 
-    To everyone but the model it is the text that it is, so that it goes wherever prompts go, also to other processes.
-    What makes another text of it (`strip`, formatting) leaves the pictures behind; `reworded` takes them along.
+    Engines for pictures of one size are equal, whatever the pictures show. A mask is white: all is painted anew.
     """
 
-    own: Mapping[str, object]
+    size: tuple[int, int]
+    """Width and height."""
+    mask: bool = False
 
-    def __new__(cls, text: str, own: Mapping[str, object] | None = None) -> Pictured:
-        made = super().__new__(cls, text)
-        made.own = dict(own or {})
-        return made
-
-
-def own_of(prompt: str) -> Mapping[str, object]:
-    """The arguments that are given for this prompt alone; none of one that is only a text."""
-    return prompt.own if isinstance(prompt, Pictured) else {}
+    def opened(self) -> Image.Image:
+        return Image.new("L", self.size, 255) if self.mask else Image.new("RGB", self.size, (127, 127, 127))
 
 
-def reworded(prompt: str, text: str) -> str:
-    """Another text with the arguments of a prompt."""
-    return Pictured(text, own_of(prompt)) if own_of(prompt) else text
+def blanks(inputs: Mapping[str, object]) -> dict[str, object]:
+    """The arguments that a prompt gives for itself, with a Blank in place of each picture."""
+    return {name: _blank(value) for name, value in inputs.items()}
 
 
 def opened(call: Mapping[str, object]) -> dict[str, object]:
@@ -110,8 +105,14 @@ def digest_of(picture: Image.Image) -> str:
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 
-def _opened(value: object) -> object:
+def _blank(value: object) -> object:
     if isinstance(value, Picture):
+        return Blank(value.size, value.mask)
+    return tuple(map(_blank, value)) if isinstance(value, list | tuple) else value
+
+
+def _opened(value: object) -> object:
+    if isinstance(value, Picture | Blank):
         return value.opened()
     several = _several(value)
     return [_opened(each) for each in several] if several else value
@@ -122,10 +123,11 @@ def _digest(value: object) -> str | list[str]:
         return value.digest
     if isinstance(value, Image.Image):
         return digest_of(value)
-    return [one.digest if isinstance(one, Picture) else digest_of(one) for one in _several(value)]
+    several = [one for one in _several(value) if not isinstance(one, Blank)]
+    return [one.digest if isinstance(one, Picture) else digest_of(one) for one in several]
 
 
-def _several(value: object) -> list[Picture | Image.Image]:
+def _several(value: object) -> list[Picture | Blank | Image.Image]:
     """The pictures of a list of nothing else."""
     several = list(value) if isinstance(value, list | tuple) else []
-    return several if all(isinstance(one, Picture | Image.Image) for one in several) else []
+    return several if all(isinstance(one, Picture | Blank | Image.Image) for one in several) else []

@@ -15,6 +15,7 @@ from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 
 
@@ -52,7 +53,7 @@ class DryEngine(Engine):
     def start(self) -> None:
         self._done = []
 
-    def admit(self, prompts: Sequence[str]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:
         """Nothing to do: it scores whatever it is asked to."""
 
     def release(self, job: int) -> None:

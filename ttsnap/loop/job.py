@@ -15,6 +15,7 @@ from ttsnap.core.outcome import NOTHING, Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.pictures import Decoded, Here, PictureLost
 from ttsnap.core.plans import Plan
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.results import TracedMove
 from ttsnap.core.table import ParticleTable
@@ -59,7 +60,7 @@ class Job:
 
     index: int
     place: int
-    prompt: str
+    prompt: Prompt
     ledger: Ledger
     table: ParticleTable
     state: AlgorithmState
@@ -159,5 +160,5 @@ class Job:
             uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
             where = f"particle {uid} (seed {self.particles.seed[uid]}) at step {step}"
             self.warnings.append(Notice(f"no score for {where}, which is ranked last", str(outcome.errors[failed[0]])))
-            logger.warning("prompt %r: %s", self.prompt, self.warnings[-1])
+            logger.warning("prompt %r: %s", self.prompt.text, self.warnings[-1])
         self.failures += len(failed)

@@ -40,7 +40,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         lost=engine.lost,
     )
     told = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images, keep))))
-    return Result(job.prompt, images, *told, state=job.state, levels=engine.grid.levels)
+    return Result(job.prompt.text, images, *told, state=job.state, levels=engine.grid.levels)
 
 
 def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, ...]:

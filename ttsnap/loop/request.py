@@ -13,6 +13,7 @@ import numpy as np
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.pricing import finish_cost
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
 from ttsnap.core.table import ParticleTable
@@ -79,7 +80,7 @@ class Request:
 
 
 def request_of(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     spec: SearchSpec,
     engine: Engine,
     watch: Stopwatch,
@@ -91,13 +92,13 @@ def request_of(
     task, whole = cap.task(spec.keep, spec.shared), finish_cost(0, False, engine.grid, rewards, price)
     pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
-    def job(place: int, prompt: str) -> Job:
-        """What the prompt draws depends on itself and the seed alone, not on other prompts."""
+    def job(place: int, prompt: Prompt) -> Job:
+        """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
         ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
         ledger.hold(whole)
         table = ParticleTable(engine.grid.steps, rewards, spec.utility)
-        rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.encode())])
-        return Job(first + place, place, str(prompt), ledger, table, spec.algorithm.init(task), rng)
+        rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
+        return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 
     jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
     return Request(spec, cap, task, whole, watch, listener, jobs, deque(jobs))

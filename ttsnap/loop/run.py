@@ -12,6 +12,7 @@ from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.job import Job, Notice, Proposal
@@ -36,7 +37,7 @@ class Run:
         engine.start()
 
     def add(
-        self, prompts: Sequence[str], spec: SearchSpec, watch: Stopwatch, listener: Listener | None = None
+        self, prompts: Sequence[Prompt], spec: SearchSpec, watch: Stopwatch, listener: Listener | None = None
     ) -> Request:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 
@@ -133,7 +134,7 @@ class Run:
             if job.proposal is None:
                 job.proposal = self._propose(request, job)
         if shared:
-            jobs = sorted(jobs, key=lambda job: (-job.value, job.prompt))
+            jobs = sorted(jobs, key=lambda job: (-job.value, job.prompt.read))
         top = max((job.value for job in jobs if job.value < np.inf), default=np.inf)
         for job in jobs:
             if shared and job.value < top and self.engine.pending() >= self.engine.capacity:

@@ -19,6 +19,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
 from ttsnap.core.pricing import finish_cost
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Result
 from ttsnap.core.spent import Usage
@@ -31,7 +32,7 @@ from ttsnap.loop.spec import SearchSpec
 
 
 def search(
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     algorithm: Algorithm,
     engine: Engine,
     budget: Budget | str | None = None,
@@ -65,7 +66,7 @@ def search(
     if spec.budget.seconds is not None:
         watch.deadline = watch.begin + spec.budget.seconds * len(prompts)
     run = Run(engine)
-    request = run.add(prompts, spec, watch, on_event)
+    request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, on_event)
     with engine.meter() as meter:
         while run.busy:
             run.turn()

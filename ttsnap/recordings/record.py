@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,31 +14,25 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
 from ttsnap.core.metrics import rank_correlation
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
-from ttsnap.files.pictured import digests, own_of
+from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
 from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import OpenRecording, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import Made, make_unit
+from ttsnap.recordings.units import Described, Made, make_unit
 from ttsnap.version import versions
 
 Making = Callable[[list[Unit], Callable[[float], None]], Iterator[tuple[Unit, Made]]]
 """Makes these units, in any order, and tells of the evaluations that it makes."""
 
 
-class Described(NamedTuple):
-    """What an engine is about to record: the settings of the recording, and the evaluations that each seed takes."""
-
-    header: Header
-    nfe: float
-
-
 def record(
     engine: Engine,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     folder: str | Path,
     options: RecordOptions,
     *,
@@ -56,31 +49,31 @@ def record(
     last finished unit. Units run in the batches that they would have had, so the result is the same to the last bit
     where the engine is deterministic for equal batches.
 
-    prompts: of edits each with its picture, as a `Pictured` (ttsnap.files.pictured). `info` notes the digests of their
-    pictures, so that the recording is not gone on with by others.
+    prompts: texts, or of edits each with its picture, as a Prompt (ttsnap.core.prompt). `info` notes the digests of
+    their pictures, so that the recording is not gone on with by others.
 
     Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
     reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
     """
-    what = describe(engine, prompts, options, info or {})
+    what = describe(engine, [Prompt.of(prompt) for prompt in prompts], options, info or {})
 
     def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
         for unit in units:
-            yield unit, make_unit(engine, what.header, unit, shard_path(Path(folder), unit), on_nfe)
+            yield unit, make_unit(engine, what, unit, shard_path(Path(folder), unit), on_nfe)
 
     return keep(what, Path(folder), making, progress_bar=progress_bar)
 
 
-def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, info: Mapping[str, Json]) -> Described:
+def describe(engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, info: Mapping[str, Json]) -> Described:
     """What `record` with these arguments records. ValueError where they do not fit together."""
     grid, names = engine.grid, engine.reward_names
     engine.check(prompts)
     looks = options.looks_of(engine.draft_calls)
     steps = None if options.steps is None else tuple(options.steps)
     KeepAll(max(1, options.seeds), steps, looks).init(Task(grid))
-    pictures: list[Json] = [dict(digests(own_of(prompt))) for prompt in prompts]
+    pictures: list[Json] = [dict(digests(prompt.inputs)) for prompt in prompts]
     header = Header(
-        prompts=tuple(prompts),
+        prompts=tuple(prompt.text for prompt in prompts),
         seeds=options.seeds,
         first_seed=options.seed,
         levels=tuple(float(level) for level in grid.levels),
@@ -102,7 +95,7 @@ def describe(engine: Engine, prompts: Sequence[str], options: RecordOptions, inf
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
     every = KeepAll(steps=header.steps, looks=looks)
-    return Described(header, engine.price.evaluations(dry_costs(every, engine)(1)))
+    return Described(header, tuple(prompts), engine.price.evaluations(dry_costs(every, engine)(1)))
 
 
 def keep(what: Described, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
@@ -110,7 +103,7 @@ def keep(what: Described, folder: Path, making: Making, *, progress_bar: bool = 
 
     ValueError before any is made where the folder holds something else.
     """
-    header, nfe = what
+    header, _, nfe = what
     with OpenRecording(folder, header) as there:
         missing = there.missing()
         total, left = (

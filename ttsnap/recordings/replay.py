@@ -16,6 +16,7 @@ from ttsnap.core.moves import CONTINUE
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Result
 from ttsnap.files.settings import Json
 from ttsnap.loop.dry import DryEngine
@@ -149,10 +150,11 @@ class ReplayEngine(DryEngine):
         self.admitted = 0
         self.paid = np.full(self.recording.scores.shape[:2], -1)
 
-    def admit(self, prompts: Sequence[str]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:
         recorded = self.recording.prompts[self.admitted :]
-        if tuple(prompts) != recorded[: len(prompts)]:
-            raise ValueError(f"prompts {list(prompts)[:3]}... are not the recorded {recorded[:3]}...")
+        texts = tuple(prompt.text for prompt in prompts)
+        if texts != recorded[: len(texts)]:
+            raise ValueError(f"prompts {list(texts)[:3]}... are not the recorded {recorded[:3]}...")
         self.admitted += len(prompts)
 
     def submit(self, job: int, plan: Plan) -> None:

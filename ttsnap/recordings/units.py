@@ -11,6 +11,7 @@ import numpy as np
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.looks import Seen
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
 from ttsnap.files.writing import write_whole
@@ -20,6 +21,15 @@ from ttsnap.recordings.shards import Shard, ShardWriter
 from ttsnap.rewards.registry import RewardError
 
 
+class Described(NamedTuple):
+    """What an engine is about to record: the settings of the recording, its prompts, and the evaluations that each seed
+    takes."""
+
+    header: Header
+    prompts: tuple[Prompt, ...]
+    nfe: float
+
+
 class Made(NamedTuple):
     """What became of a unit: its scores (prompts, seeds, C, R), and its images' tar, where they are kept."""
 
@@ -27,19 +37,19 @@ class Made(NamedTuple):
     shard: Shard | None
 
 
-def make_unit(engine: Engine, header: Header, unit: Unit, path: Path, on_nfe: Callable[[float], None]) -> Made:
+def make_unit(engine: Engine, what: Described, unit: Unit, path: Path, on_nfe: Callable[[float], None]) -> Made:
     """Denoise and score a unit; where images are kept, they are at `path` when this returns, whole.
 
     It runs in the batches that it would have on any engine of the same settings, so that the result is the same to the
     last bit where the engine is deterministic for equal batches. on_nfe: called with the evaluations of each batch.
     Raises ValueError where a reward fails on every image; nothing is kept then.
     """
-    if not header.images:
-        return Made(_scores(engine, header, unit, on_nfe, None), None)
+    if not what.header.images:
+        return Made(_scores(engine, what, unit, on_nfe, None), None)
 
     def save(file: BinaryIO) -> FloatArray:
         writer = ShardWriter(file)
-        scores = _scores(engine, header, unit, on_nfe, writer)
+        scores = _scores(engine, what, unit, on_nfe, writer)
         writer.close()
         return scores
 
@@ -48,11 +58,12 @@ def make_unit(engine: Engine, header: Header, unit: Unit, path: Path, on_nfe: Ca
 
 
 def _scores(
-    engine: Engine, header: Header, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
+    engine: Engine, what: Described, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
 ) -> FloatArray:
     """The scores of a unit; its images go to `shard`, where there is one."""
+    header = what.header
     first = header.first_seed + unit.seeds.start
-    prompts = header.prompts[unit.prompts.start : unit.prompts.stop]
+    prompts = what.prompts[unit.prompts.start : unit.prompts.stop]
     column = {seen: i for i, seen in enumerate(header.seen)}
     looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
 

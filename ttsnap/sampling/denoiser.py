@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Kernel, Prediction
 
@@ -35,7 +36,7 @@ class Denoiser(ABC):
         """Where it computes."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> None:
+    def encode(self, prompts: Sequence[Prompt]) -> None:
         """Encode these prompts; `cond` below indexes them. Those of the last call may be kept from then, whose last
         digits depend on what they were encoded with."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import Interpolant, Linear, level, rows, velocity_from_x0
 from ttsnap.sampling.kernels import Kernel, Ode, Prediction
@@ -42,7 +43,7 @@ class MixtureDenoiser(Denoiser):
         self._by_prompt = torch.zeros(1, means.shape[1]) if by_prompt is None else by_prompt
         self._offset = self._by_prompt[:1].double()
 
-    def encode(self, prompts: Sequence[str]) -> None:
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
         at = [j % len(self._by_prompt) for j in range(len(prompts))]
         self._offset = self._by_prompt[at].double()
 

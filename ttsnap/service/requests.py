@@ -12,11 +12,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import blanks
 from ttsnap.files.reading import parse_json
 from ttsnap.files.settings import hints_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits
-from ttsnap.request.offer import Asked, Offer, SearchFields
+from ttsnap.request.offer import PICTURES, Asked, Offer, SearchFields
 from ttsnap.request.offer import asked_of as search_asked_of
 from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError
@@ -84,7 +86,11 @@ class Generation(BaseModel):
 
 @dataclass(frozen=True)
 class Configuration:
-    """What an engine is made for: requests that agree in it share batches. call: arguments of the pipeline's call."""
+    """What an engine is made for: requests that agree in it share batches.
+
+    call: arguments of the pipeline's call, with nothing of a prompt but whether it has a negative one (""), and of what
+    size its pictures are (Blank), as latents of other shapes share no batch.
+    """
 
     call: tuple[tuple[str, object], ...]
     sampler: SamplerOptions
@@ -93,8 +99,20 @@ class Configuration:
     @classmethod
     def of(cls, asked: Asked) -> Configuration:
         """That of a search."""
-        call = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(asked.call.items()))
-        return cls(call, asked.sampler, asked.rewards)
+        call = {**asked.call, **blanks(_pictures(asked))}
+        if call.get("negative_prompt") is not None:
+            call["negative_prompt"] = ""
+        key = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))
+        return cls(key, asked.sampler, asked.rewards)
+
+
+def prompt_of(asked: Asked) -> Prompt:
+    """The prompt of a search, with what is its own."""
+    return Prompt(asked.prompt, negative=asked.call.get("negative_prompt"), inputs=_pictures(asked))
+
+
+def _pictures(asked: Asked) -> dict[str, object]:
+    return {name: asked.call[name] for name in PICTURES if name in asked.call}
 
 
 def parse(body: bytes) -> Generation:

@@ -36,7 +36,7 @@ from ttsnap.request.searches import kernel_for
 from ttsnap.results.outputs import for_prompt
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Configuration
+from ttsnap.service.requests import Configuration, prompt_of
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ measured; how many searches are in an order when all end."""
 UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
 
 
-def taken_as(configuration: Configuration, result: Result) -> list[str]:
+def taken_as(asked: Asked, result: Result) -> list[str]:
     """What a client should know of a picture that is not of the size in which images are made of it."""
-    picture = dict(configuration.call).get("image")
+    picture = asked.call.get("image")
     first = picture[0] if isinstance(picture, tuple) else picture
     if not isinstance(first, Picture):
         return []
@@ -150,7 +150,8 @@ class Searches:
             self._check(name, asked.prompt)
         now = time.monotonic()
         listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
-        request = self.run.add([asked.prompt], spec, Stopwatch(time.monotonic, now, now + ticket.seconds), listener)
+        watch = Stopwatch(time.monotonic, now, now + ticket.seconds)
+        request = self.run.add([prompt_of(asked)], spec, watch, listener)
         engine.weigh(request.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = request
 
@@ -242,7 +243,7 @@ class Searches:
         if not result.images:
             return RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe
-        told = [*asked.notes, *taken_as(self.configuration, result), *[UNCHECKED] * self._unchecked]
+        told = [*asked.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
         told += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
         before = len(result.warnings)
         result = reported(result, [self.rewards[name] for name in asked.report])
@@ -252,6 +253,6 @@ class Searches:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 told.append(f"the reported reward {name} did not score every image")
         # Where the operator keeps the drafter is no client's business, and the image is made again without it.
-        call, sampler = dict(self.configuration.call), replace(self.configuration.sampler, draft=None)
-        settings = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [asked.prompt])
+        call, sampler = dict(sorted(asked.call.items())), replace(asked.sampler, draft=None)
+        settings = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [prompt_of(asked)])
         return Done(result, for_prompt(settings, 0), tuple(told))

@@ -21,7 +21,8 @@ from ttsnap.pipelines.modular.workflows import check_version, workflow_for
 
 from tests.pipelines.tiny import shared
 from ttsnap import BestOfN, search
-from ttsnap.files.pictured import Picture, Pictured
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import Picture
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards import make_rewards
 from ttsnap.service.engines import OneDevice
@@ -116,15 +117,15 @@ def test_prompts_carry_their_own_pictures_wherever_they_are_among_others() -> No
     pipe, call = twin("flux kontext"), CASES["flux kontext"].call
     pictures = [picture(seed) for seed in range(3)]
     denoiser = pipe.denoiser(**{**call, "image": pictures[0]})
-    prompts = [Pictured("the same words", {"image": each}) for each in pictures]
+    prompts = [Prompt("the same words", inputs={"image": each}) for each in pictures]
     denoiser.encode(prompts)
     sources = denoiser.sources(torch.arange(3))
     denoiser.encode([prompts[2], prompts[1]])
     assert torch.equal(denoiser.sources(torch.arange(2)), sources[[2, 1]])
     with pytest.raises(ValueError, match="has mask_image of its own, and this call is for none"):
-        denoiser.encode([Pictured("x", {"mask_image": picture()})])
+        denoiser.encode([Prompt("x", inputs={"mask_image": picture()})])
     with pytest.raises(ValueError, match="FluxKontextModularPipeline takes one image for each prompt, got 2"):
-        denoiser.encode([Pictured("x", {"image": pictures[:2]})])
+        denoiser.encode([Prompt("x", inputs={"image": pictures[:2]})])
 
 
 def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:

@@ -1,0 +1,34 @@
+"""A prompt with all that belongs to it alone, from the doors to the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a search.
+
+    Prompts that differ in all of this share batches. Equal calls with other prompts are for one engine.
+    """
+
+    text: str
+    """What the model reads."""
+    reward_text: str | None = None
+    """What rewards read, where that is another text."""
+    negative: str | None = None
+    """The negative prompt; None: that of the call. A call that has none is without the second pass of guidance in some
+    families, so that its prompts have none either."""
+    inputs: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Arguments of the pipeline's call that are given for this prompt alone, by name: pictures, a mask."""
+
+    @classmethod
+    def of(cls, prompt: str | Prompt) -> Prompt:
+        """A prompt as users give it."""
+        return prompt if isinstance(prompt, Prompt) else cls(str(prompt))
+
+    @property
+    def read(self) -> str:
+        """What rewards read. A search draws by this text and its seed."""
+        return self.text if self.reward_text is None else self.reward_text
