@@ -34,12 +34,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm.auto import tqdm
 from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.batches import Trajectories, draw, loss
+from ttsnap.distill.draft.batches import draw, loss
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
-from ttsnap.distill.draft.export import export
 from ttsnap.distill.draft.prompts import SceneCaptions
-from ttsnap.distill.draft.student import DraftStudent, start_from
-from ttsnap.distill.draft.train import Batch, averaged, batch_of, factor, validate
+from ttsnap.distill.draft.student import DraftStudent, export, start_from
+from ttsnap.distill.draft.train import Batch, batch_of, factor, validate
+from ttsnap.distill.draft.trajectories import Trajectories
+from ttsnap.distill.training import Weights
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.core.looks import Seen
@@ -174,7 +175,7 @@ def trained(
     denoiser = pipe.denoiser(**call)
     held, rest = data.part(0, config.validation), data.part(config.validation, len(data))
     optimizer = torch.optim.AdamW(student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    average = {key: p.detach().clone() for key, p in student.parameters.items()}
+    weights = Weights(student.parameters, optimizer)
     for step in tqdm(range(config.steps), desc=name, mininterval=10):
         optimizer.param_groups[0]["lr"] = config.lr * factor(step, config)
         optimizer.zero_grad(set_to_none=True)
@@ -183,9 +184,8 @@ def trained(
         OBJECTIVES[name](Lesson(student, rest, batch, found, denoiser.decode)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters.values(), config.clip)
         optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in student.parameters.values()], 1 - decay)
-    with averaged(student.parameters, average, config):
+        weights.follow(min(config.ema, (1 + step) / (10 + step)))
+    with weights.averaged():
         errors = validate(student, held, config)
         export(student, pipe, DraftSettings(first_time=config.first_time), f"Trained on: {name}.\n", out / name)
     log.write_text(json.dumps(errors))

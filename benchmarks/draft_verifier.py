@@ -34,11 +34,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, unfold
 from tqdm.auto import tqdm
 from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.batches import Trajectories
 from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import SceneCaptions
-from ttsnap.distill.draft.sampler import begin
 from ttsnap.distill.draft.student import DraftStudent, start_from
+from ttsnap.distill.draft.trajectories import Trajectories, begin
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 

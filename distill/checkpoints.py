@@ -9,10 +9,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check
@@ -80,40 +79,6 @@ def steps_done(folder: Path) -> int:
     """The step in the name of the last checkpoint, 0 without one. It may be damaged: use this for messages only."""
     there = _all(folder)
     return int(there[-1].name) if there else 0
-
-
-def pack(
-    parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """All that a run needs to go on, by name: parameters, their average, AdamW's moments and step counts."""
-    tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in parameters.items()}
-    tensors |= {f"average/{name}": value for name, value in average.items()}
-    for name, p in parameters.items():
-        tensors |= {f"{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()}
-    # Clones, since parameters may share memory, which safetensors refuses.
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-
-
-@torch.no_grad()
-def unpack(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:  # fmt: skip
-    """The inverse of `pack`, in place. ValueError where the names or shapes are another student's."""
-    wanted = {f"parameter/{n}": p for n, p in parameters.items()} | {f"average/{n}": a for n, a in average.items()}
-    for name, value in wanted.items():
-        if name not in tensors or tensors[name].shape != value.shape:
-            there = tuple(tensors[name].shape) if name in tensors else "missing"
-            raise ValueError(
-                f"the checkpoint's {name} is {there}, the student's {tuple(value.shape)}; another student?"
-            )
-        value.copy_(tensors[name])
-    for name, p in parameters.items():
-        state = {
-            key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors
-        }
-        if state:
-            optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in state.items()}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

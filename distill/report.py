@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from ttsnap.distill.evaluate import Evaluation
@@ -29,13 +30,11 @@ def table(evaluation: Evaluation) -> str:
         for row in evaluation.rows
         for name in evaluation.names
     ]
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    rule = [":" + "-" * (w - 1) if i == 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    lines = [f"| {' | '.join(_cells(line, widths))} |" for line in (head, rule, *body)]
+    lines = markdown(head, body, left=(2,))
     kind = {True: "held-out prompts", False: "of the prompts trained on", None: "prompts"}[evaluation.held_out]
     count = f"{evaluation.prompts} {kind} x {evaluation.seeds} seeds"
     note = f"{count}; ranks within a prompt; best kept, regret: of a cut to the best quarter"
-    return "\n".join([*lines, "", note])
+    return f"{lines}\n\n{note}"
 
 
 def usage(evaluation: Evaluation) -> str:
@@ -63,8 +62,15 @@ def usage(evaluation: Evaluation) -> str:
     )
 
 
-def _cells(line: list[str], widths: list[int]) -> list[str]:
-    return [cell.ljust(w) if i == 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """A table in columns of one width; those whose numbers are in `left` begin at the left, others end at the right."""
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    cells = [
+        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in (head, rule, *body)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _number(value: float | None) -> str:

@@ -16,8 +16,8 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frame, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.losses import Uncertainty
+from ttsnap.distill.scoring import TARGETS, final_scores, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
-from ttsnap.distill.targets import TARGETS, final_scores, spread
 from ttsnap.distill.train import Curriculum, train
 
 from ttsnap.files import reading as files

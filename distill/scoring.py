@@ -1,8 +1,13 @@
-"""Scores of many recorded estimates: in batches, spread over the processes."""
+"""Scores of many recorded estimates, in batches, spread over the processes; and targets, which are kept in a journal.
+
+A target is the base reward's score of a trajectory's final image.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, TypeAlias
 
 import numpy as np
@@ -12,10 +17,16 @@ from tqdm.auto import tqdm
 from ttsnap.distill.data import Frame, Frames
 
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.protocols import Reward
+from ttsnap.files.reading import parse_json
+from ttsnap.files.writing import write_whole
+from ttsnap.recordings.header import differences
+from ttsnap.recordings.journal import Journal, frame, read_journal
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
 
+TARGETS = "targets.bin"
 Bar: TypeAlias = "tqdm[Never]"
 """A progress bar that is moved by hand."""
 Score = Callable[[Tensor, list[str], Tensor], Any]
@@ -64,3 +75,96 @@ def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: st
 def progress(total: int, text: str, unit: str, shown: bool) -> Bar:
     """A progress bar of `total` units, with the time left; it prints nothing unless `shown`."""
     return tqdm(total=total, desc=text, unit=unit, disable=not shown, dynamic_ncols=True)
+
+
+def final_scores(
+    frames: Frames, base: Reward, reward: str, out: Path, *, batch_size: int, accelerator: Accelerator | None = None,
+    bar: bool = False,
+) -> list[FloatArray]:  # fmt: skip
+    """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
+
+    out/targets.bin keeps what is done, so that an interrupted run goes on. `reward` names the base. ValueError for
+    targets of another base or other data, and for a score that is nan or infinite.
+    """
+    entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
+    frames.require("pixels", [frames.last])
+    scores = np.zeros(len(entries))
+    header = json.dumps({"reward": reward, "data": frames.identity, "entries": len(entries)}).encode()
+    main = accelerator is None or accelerator.is_main_process
+    path = out / TARGETS
+    if main and not path.exists():
+        write_whole(path, lambda file: file.write(frame(header)))  # an empty journal would say nothing of its run
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    records = read_journal(path)
+    done = _read(records, header, path, scores)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()  # all have read before one writes
+    if done < len(entries):
+        _score(
+            frames, base, entries, done, scores, reward, path if main else None, batch_size, accelerator, bar and main
+        )
+    _require_finite(frames, entries, scores, reward)
+    return list(np.split(scores, np.cumsum(frames.seeds)[:-1]))
+
+
+def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -> int:
+    """Copy the scores that the journal's records hold into the start of `scores`; returns how many there are.
+
+    records: the header, then packed float64. ValueError where they are damaged, or where the header is not `header`.
+    """
+    if not records:
+        raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
+    mismatches = differences(parse_json(records[0], path), json.loads(header))
+    if mismatches:
+        raise ValueError(f"{path} holds targets of other data: {'; '.join(mismatches)}; choose another folder")
+    done = 0
+    for record in records[1:]:
+        if len(record) % 8 or done + len(record) // 8 > len(scores):
+            raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
+        part = np.frombuffer(record, "<f8")
+        scores[done : done + len(part)] = part
+        done += len(part)
+    return done
+
+
+def _score(
+    frames: Frames, base: Reward, entries: list[Frame], done: int, scores: FloatArray, reward: str, path: Path | None,
+    batch_size: int, accelerator: Accelerator | None, shown: bool,
+) -> None:  # fmt: skip
+    journal = Journal(path) if path is not None else None
+
+    def keep(first: int, part: FloatArray) -> None:
+        if journal is not None and np.isfinite(part).all():  # a failed score is asked for again next time
+            journal.append(np.ascontiguousarray(part, "<f8").tobytes())
+        _require_finite(frames, entries[done + first : done + first + len(part)], part, reward)
+
+    try:
+        with progress(len(entries), "targets", "image", shown) as bar:
+            bar.update(done)
+            scores[done:] = score_entries(
+                lambda x, prompts, level: base(x, prompts, level * 0), frames, entries[done:], "pixels",
+                batch_size=batch_size, accelerator=accelerator, bar=bar, keep=keep,
+            )  # fmt: skip
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _require_finite(frames: Frames, entries: list[Frame], scores: FloatArray, reward: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        entry = entries[int(bad[0])]
+        prompt, seed = frames.prompts[entry.prompt], frames.seed_of(entry.prompt, entry.seed)
+        raise ValueError(
+            f"the reward {reward!r} gave {scores[bad[0]]} for the final image of prompt {prompt!r}, seed {seed}; "
+            "a target must be a number: mend the reward, or record without that prompt"
+        )
+
+
+def spread(targets: list[FloatArray], prompts: list[int]) -> float:
+    """Standard deviation of the targets within these prompts. ValueError where they do not vary."""
+    scale = float(np.sqrt(np.mean([np.var(targets[p]) for p in prompts])))
+    if not scale > 0:
+        raise ValueError("the base reward's scores of the final images do not vary within any prompt: nothing to learn")
+    return scale

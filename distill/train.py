@@ -1,12 +1,11 @@
-"""The training loop: accelerate, AdamW, an average of the weights, checkpoints, metrics."""
+"""Training of a noise-aware reward: batches by the curriculum, AdamW under accelerate, learning-rate schedules."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,24 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from ttsnap.distill import checkpoints, curriculum, schedules
+from ttsnap.distill import curriculum
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.curriculum import Group, Stage
 from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.losses import Objective
-from ttsnap.distill.scoring import progress
+from ttsnap.distill.processes import member_of
 from ttsnap.distill.student import Student
+from ttsnap.distill.training import Loop, Weights
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.files.reading import parse_object
-from ttsnap.files.settings import Json, check
-from ttsnap.files.writing import write_text
+from ttsnap.files.settings import Json
 from ttsnap.options.option import determining
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 UNCERTAINTY_LR = 0.01
 """Of the log-variances, which move by about 1 where a network's weights move by 1e-3."""
 
@@ -93,7 +90,7 @@ def train(
     """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
     averaged weights. The objective holds the learned uncertainty.
 
-    On a CPU a run that was gone on with ends with the same bits as one that never stopped. Raises ValueError for a
+    On a CPU a run that was resumed ends with the same bits as one that never stopped. Raises ValueError for a
     checkpoint of another run, and where the loss is no longer finite; OSError where the disk is full.
     """
     if config.groups % (config.accumulation * accelerator.num_processes):
@@ -105,64 +102,47 @@ def train(
     parameters = dict(student.trainable())
     extra = {f"uncertainty.{n}": p for n, p in (objective.uncertainty or nn.Module()).named_parameters()}
     groups = _parameter_groups(parameters, list(extra.values()), config)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
-    rates = [group["lr"] for group in groups]
-    everything = {**parameters, **extra}
-    average = {name: p.detach().clone() for name, p in everything.items()}
-
+    adam = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
+    weights = Weights({**parameters, **extra}, adam)
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
-    checkpoint = checkpoints.latest(out / CHECKPOINTS, about)
-    first = 0
-    if checkpoint is not None:
-        first, tensors = checkpoint
+    member = member_of(accelerator, bar=bar)
+    loop = Loop(weights, out, about, plan.steps, config.ema, config.checkpoint_every, member)
+
+    def hear(first: int) -> None:
+        """Tell the student of the stages that lie behind."""
         for stage in plan.stages:
             if stage.first < first and stage.at is not None:
                 student.begin_stage(frames.levels[stage.at])
-        checkpoints.unpack(tensors, everything, average, optimizer)
 
-    model, optimizer = accelerator.prepare(objective, optimizer)
-    raw = optimizer.optimizer
-    batches = Batches(frames, plan, config, accelerator.process_index, accelerator.num_processes)
-    loader = _loader(batches, first * config.accumulation, config.workers)
-    log = _Log(out / METRICS, first, accelerator)
+    first = loop.resume(hear)
+    model, optimizer = accelerator.prepare(objective, adam)
+    batches = Batches(frames, plan, config, member.rank, member.count)
+    parts = iter(_loader(batches, first * config.accumulation, config.workers))
+    began = time.perf_counter()
 
-    def save(step: int) -> None:
-        if accelerator.is_main_process:
-            log.sync()
-            checkpoints.save(out / CHECKPOINTS, step, checkpoints.pack(everything, average, raw), about)
-        accelerator.wait_for_everyone()
+    def factor(step: int) -> float:
+        stage = curriculum.stage_at(plan.stages, step)
+        at, of = (step - stage.first, stage.count) if config.span == "level" else (step, plan.steps)
+        return scheduled(at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup)
 
-    parts = iter(loader)
-    with progress(plan.steps, "train", "step", bar and accelerator.is_main_process) as shown, log:
-        shown.update(first)
-        for step in range(first, plan.steps):
-            began = time.perf_counter()
-            stage = curriculum.stage_at(plan.stages, step)
-            if step == stage.first and stage.at is not None:
-                _begin(student, frames.levels[stage.at], everything, average)
-            factor = _factor(step, stage, plan.steps, config)
-            for group, rate in zip(raw.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            # Dropout and the like follow from the step, so that a resumed run draws the same without a stored state.
-            torch.manual_seed(hash_of(config.seed, step, accelerator.process_index))
-            loss = _optimise(model, optimizer, parts, everything.values(), config, accelerator)
-            if not np.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {loss} at step {step + 1}: lower lr (now {config.lr * factor:.3g}) or clip, "
-                    "and start again in another folder"
-                )
-            if config.ema:
-                _average(average, everything, min(config.ema, (1 + step) / (10 + step)))
-            level = None if stage.at is None else frames.levels[stage.at]
-            log.add(step + 1, level, loss, config.lr * factor, time.perf_counter() - began)
-            shown.set_postfix(loss=f"{loss:.4f}", level="all" if level is None else f"{level:.3f}", refresh=False)
-            shown.update()
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == plan.steps:
-                save(step + 1)
-    if config.ema:
-        with torch.no_grad():
-            for name, p in everything.items():
-                p.copy_(average[name])
+    def update(step: int) -> float:
+        nonlocal began
+        began, stage = time.perf_counter(), curriculum.stage_at(plan.stages, step)
+        if step == stage.first and stage.at is not None:
+            _begin(student, frames.levels[stage.at], weights)
+        # Dropout and the like follow from the step, so that a resumed run draws the same without a stored state.
+        torch.manual_seed(hash_of(config.seed, step, member.rank))
+        return _optimise(model, optimizer, parts, weights.parameters.values(), config, accelerator)
+
+    def measure(done: int, loss: float) -> dict[str, Json]:
+        at = curriculum.stage_at(plan.stages, done - 1).at
+        level = None if at is None else frames.levels[at]
+        seconds = round(time.perf_counter() - began, 4)
+        figures = {"level": level, "loss": loss, "lr": config.lr * factor(done - 1), "seconds": seconds}
+        accelerator.log({key: value for key, value in figures.items() if value is not None}, step=done)
+        return {**figures}
+
+    loop.run(first, factor, update, measure)
     return objective
 
 
@@ -204,24 +184,40 @@ def _parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def _factor(step: int, stage: Stage, steps: int, config: DistillConfig) -> float:
-    at, of = (step - stage.first, stage.count) if config.span == "level" else (step, steps)
-    return schedules.factor(at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup)
+def linear(progress: float) -> float:
+    """1 - p."""
+    return 1 - progress
+
+
+def cosine(progress: float) -> float:
+    """(1 + cos(pi p)) / 2; arXiv 1608.03983 without restarts."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def rex(progress: float) -> float:
+    """(1 - p) / (1/2 + (1 - p)/2): high for long, then steep; for fixed budgets, arXiv 2107.04197."""
+    return (1 - progress) / (0.5 + 0.5 * (1 - progress))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"linear": linear, "cosine": cosine, "rex": rex}
+
+
+def scheduled(step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0) -> float:
+    """Of step 0..steps-1: rises over `warmup` steps, and falls from 1 towards `final` (reached after the last step)."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rising * (final + (1 - final) * SCHEDULES[schedule](step / steps))
 
 
 @torch.no_grad()
-def _begin(student: Student, level: float, parameters: dict[str, nn.Parameter], average: dict[str, Tensor]) -> None:
+def _begin(student: Student, level: float, weights: Weights) -> None:
     """The student's begin_stage; what it changes starts its average anew."""
-    before = {name: p.detach().clone() for name, p in parameters.items()}
+    before = {name: p.detach().clone() for name, p in weights.parameters.items()}
     student.begin_stage(level)
-    for name, p in parameters.items():
+    for name, p in weights.parameters.items():
         if not torch.equal(before[name], p):
-            average[name].copy_(p)
-
-
-@torch.no_grad()
-def _average(average: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float) -> None:
-    torch._foreach_lerp_(list(average.values()), [parameters[name].detach() for name in average], 1 - decay)
+            weights.average[name].copy_(p)
 
 
 def _loader(batches: Batches, first: int, workers: int) -> DataLoader[Part]:
@@ -235,44 +231,3 @@ def _loader(batches: Batches, first: int, workers: int) -> DataLoader[Part]:
 def hash_of(seed: int, step: int, rank: int) -> int:
     """A torch seed that differs between steps and processes."""
     return int(np.random.SeedSequence((seed, step, rank, 2)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class _Log:
-    """metrics.jsonl, one line a step, each step there once; and the trackers."""
-
-    def __init__(self, path: Path, first: int, accelerator: Accelerator) -> None:
-        self._accelerator, self._file = accelerator, None
-        if not accelerator.is_main_process:
-            return
-        kept = [line for line in _lines(path) if check("step", line["step"], int) <= first]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_text(path, text)
-        self._file = path.open("a", encoding="utf-8")
-
-    def add(self, step: int, level: float | None, loss: float, lr: float, seconds: float) -> None:
-        values = {"level": level, "loss": loss, "lr": lr, "seconds": round(seconds, 4)}
-        if self._file is not None:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-        self._accelerator.log({key: value for key, value in values.items() if value is not None}, step=step)
-
-    def sync(self) -> None:
-        """On the disk before the checkpoint that counts on it."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _lines(path: Path) -> list[dict[str, Json]]:
-    """The records of a metrics file; lines that are no JSON objects, such as one cut off by a crash, are left out."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            records.append(parse_object(line, path, nan=True))
-    return records

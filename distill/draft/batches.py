@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from ttsnap.distill.draft import shards
 from ttsnap.distill.draft.config import TrainingConfig
 
 from ttsnap.core.arrays import IntArray
-from ttsnap.files.settings import Json
 from ttsnap.sampling.drafts import carried
 from ttsnap.sampling.interpolants import Interpolant, level, rows
 
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x (N, ...), told times (N,), rows of prompts (N,)) -> x0 (N, ...)."""
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """T trajectories in memory: prompts, states (T, S, ...) and ends (T, ...), float16."""
-
-    prompts: Sequence[str]
-    states: Tensor
-    ends: Tensor
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @classmethod
-    def read(cls, paths: Sequence[Path], settings: dict[str, Json]) -> Trajectories:
-        """Those of these files. ValueError for one that is missing, damaged, or of other settings."""
-        parts = [shards.read(path, settings) for path in paths]
-        states, ends = torch.cat([part.states for part in parts]), torch.cat([part.ends for part in parts])
-        return cls([text for part in parts for text in part.prompts], states, ends)
-
-    def part(self, first: int, last: int) -> Trajectories:
-        """Those from `first` on, up to `last`, which is left out."""
-        return Trajectories(self.prompts[first:last], self.states[first:last], self.ends[first:last])
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 from ttsnap.distill import processes
-from ttsnap.distill.draft import shards, trajectories
-from ttsnap.distill.draft.batches import Trajectories
-from ttsnap.distill.draft.card import card
+from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import DraftConfig
-from ttsnap.distill.draft.evaluate import DRAFT, evaluate
-from ttsnap.distill.draft.export import CARD, export
 from ttsnap.distill.draft.prompts import Prompts
-from ttsnap.distill.draft.student import WEIGHTS, DraftStudent, start_from
-from ttsnap.distill.draft.train import CHECKPOINTS, check_training, last_validation, train
+from ttsnap.distill.draft.report import DRAFT, card, evaluate
+from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, export, start_from
+from ttsnap.distill.draft.train import check_training, last_validation, train
 from ttsnap.distill.processes import Member
+from ttsnap.distill.training import CHECKPOINTS
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap.files.lock import locked
@@ -117,18 +115,20 @@ class _Run:
         held.enter_context(locked(self.out))
         check_out(self.config, self.out)  # again: another process may have begun here just before
         for made in sorted((self.out / TRAJECTORIES).glob("*.safetensors"))[:1]:
-            shards.read(made, self._settings)  # other prompts are refused, too: held-out ones may be among those
+            trajectories.read_shard(
+                made, self._settings
+            )  # other prompts are refused, too: held-out ones may be among those
         save_settings(self.config, self.out / CONFIG)
 
-    def trajectories(self) -> Trajectories:
+    def trajectories(self) -> trajectories.Trajectories:
         config, folder = self.config.trajectories, self.out / TRAJECTORIES
         denoiser = self.pipe.denoiser(**self.call)
         if config.compile and not all(path.exists() for path in trajectories.expected(config, folder)):
             compile_denoiser(self.pipe)
         made = trajectories.make(denoiser, self.prompts, config, self._settings, folder, self.member)
-        return Trajectories.read(made, self._settings)
+        return trajectories.Trajectories.read(made, self._settings)
 
-    def train(self, data: Trajectories) -> DraftStudent:
+    def train(self, data: trajectories.Trajectories) -> DraftStudent:
         training, states = self.config.training, self.config.trajectories.states
         torch.manual_seed(training.seed)  # the LoRA's first weights
         student = DraftStudent(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)

@@ -1,11 +1,10 @@
-"""The training loop: AdamW on the LoRA, an average of its weights, checkpoints, errors on held-back trajectories."""
+"""Training of a draft: AdamW on the LoRA, and errors on held-back trajectories."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,20 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from ttsnap.distill import checkpoints
-from ttsnap.distill.draft.batches import Rows, Trajectories, draw, loss, second_calls
+from ttsnap.distill.draft.batches import Rows, draw, loss, second_calls
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
+from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
+from ttsnap.distill.training import METRICS, Loop, Weights, read_metrics
 
-from ttsnap.files.reading import parse_object
 from ttsnap.files.settings import Json, check
-from ttsnap.files.writing import write_text
 from ttsnap.options.option import determining
 from ttsnap.sampling.drafts import guess
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 CALLS = (1, 2)
 """Calls from noise that are validated; states on the way are, with one call."""
 
@@ -46,39 +42,26 @@ def train(
     """
     check_training(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
-    parameters = student.parameters
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    average = {name: p.detach().clone() for name, p in parameters.items()}
+    adam = torch.optim.AdamW(student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    weights = Weights(student.parameters, adam)
     about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
-    first, checkpoint = 0, checkpoints.latest(out / CHECKPOINTS, about)
-    if checkpoint is not None:
-        first, tensors = checkpoint
-        checkpoints.unpack(tensors, parameters, average, optimizer)
-    member.take_over(list(parameters.values()))  # first weights are drawn, and GPUs may draw differently
-    member.take_over(list(average.values()))
+    loop = Loop(weights, out, about, config.steps, config.ema, config.checkpoint_every, member, "training.")
+    first = loop.resume()
+    member.take_over(list(weights.parameters.values()))  # first weights are drawn, and GPUs may draw differently
+    member.take_over(list(weights.average.values()))
     began = time.perf_counter()
-    with tqdm(total=config.steps, initial=first, desc="train", unit="step", disable=not member.shown) as shown:
-        for step in range(first, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * factor(step, config)
-            value = optimise(student, trained, step, optimizer, config, member)
-            if config.ema:
-                _average(average, parameters, min(config.ema, (1 + step) / (10 + step)))
-            shown.set_postfix(loss=f"{value:.4f}", refresh=False)
-            shown.update()
-            done = step + 1
-            if not member.is_main:
-                continue
-            if done % config.validate_every == 0 or done == config.steps:
-                with averaged(parameters, average, config):
-                    errors = validate(student, held, config)
-                _log(out / METRICS, {"step": done, "loss": value, "seconds": time.perf_counter() - began, **errors})
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                checkpoints.save(out / CHECKPOINTS, done, checkpoints.pack(parameters, average, optimizer), about)
-    if config.ema:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(average[name])
+
+    def measure(done: int, value: float) -> dict[str, Json] | None:
+        if not member.is_main or (done % config.validate_every and done < config.steps):
+            return None
+        with weights.averaged() if config.ema else nullcontext():
+            errors = validate(student, held, config)
+        return {"loss": value, "seconds": time.perf_counter() - began, **errors}
+
+    loop.run(
+        first, lambda step: factor(step, config), lambda step: optimise(student, trained, step, adam, config, member),
+        measure,
+    )  # fmt: skip
 
 
 def check_training(config: TrainingConfig, trajectories: int, member: Member) -> None:
@@ -108,7 +91,7 @@ def optimise(
     student: DraftStudent, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig,
     member: Member = ALONE,
 ) -> float:  # fmt: skip
-    """One optimiser step of all processes together; its loss. ValueError where that is not finite."""
+    """One optimiser step of all processes together; its loss. Nothing changes where that is not finite."""
     optimizer.zero_grad(set_to_none=True)
     rows, value = draw(step, len(data), data.states.shape[1], config), 0.0
     for part in range(config.parts):
@@ -121,10 +104,7 @@ def optimise(
         member.average([*(p.grad for p in student.parameters.values() if p.grad is not None), mean])
         value = float(mean)
     if not np.isfinite(value):
-        raise ValueError(
-            f"the loss is {value} at step {step + 1}: lower training.lr (now {config.lr:g}) or training.clip, "
-            "and start again in another folder"
-        )
+        return value
     if config.clip:
         nn.utils.clip_grad_norm_(student.parameters.values(), config.clip)
     optimizer.step()
@@ -194,45 +174,11 @@ def validate(student: DraftStudent, data: Trajectories, config: TrainingConfig) 
     return {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
 
 
-@contextmanager
-def averaged(
-    parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], config: TrainingConfig
-) -> Iterator[None]:
-    """With the averaged weights in place of those that are being trained."""
-    if not config.ema:
-        yield
-        return
-    kept = {name: p.detach().clone() for name, p in parameters.items()}
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(average[name])
-    yield
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(kept[name])
-
-
 def _autocast(student: DraftStudent, config: TrainingConfig) -> torch.autocast:
     return torch.autocast(student.device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-@torch.no_grad()
-def _average(average: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-    torch._foreach_lerp_(list(average.values()), [parameters[name].detach() for name in average], 1 - decay)
-
-
-def _log(path: Path, line: Mapping[str, Json]) -> None:
-    """Add a line; those of the same step or later ones, of a run that was stopped after its last checkpoint, go."""
-    kept = [old for old in _lines(path) if check("step", old.get("step"), int) < check("step", line["step"], int)]
-    write_text(path, "".join(json.dumps(each) + "\n" for each in [*kept, line]))
-
-
-def _lines(path: Path) -> list[Mapping[str, Json]]:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [parse_object(line, path) for line in text.splitlines()]
-
-
 def last_validation(out: Path) -> dict[str, float]:
     """What was logged last: errors by their names; nothing where nothing was."""
-    lines = _lines(out / METRICS)
+    lines = read_metrics(out / METRICS)
     return {name: check(name, value, float) for name, value in lines[-1].items()} if lines else {}

@@ -1,26 +1,71 @@
-"""Trajectories of the model: from noise along its deterministic sampler to the end, kept in shards on disk."""
+"""Trajectories of the model: from noise along its deterministic sampler to the end, kept in files on disk.
+
+A file is safetensors of some hundreds of trajectories, whole or absent, and knows what made it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
-from ttsnap.distill.draft import shards
 from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import Prompts
-from ttsnap.distill.draft.sampler import begin, predict
-from ttsnap.distill.draft.shards import TrajectoryShard
 from ttsnap.distill.processes import ALONE, Member
 
-from ttsnap.files.settings import Json
+from ttsnap.files import reading as files
+from ttsnap.files.settings import Json, check
+from ttsnap.files.writing import write_whole
 from ttsnap.options.option import determining
+from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.kernels import Ode
+from ttsnap.sampling.kernels import Ode, Prediction, State
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrajectoryShard:
+    """N trajectories: their prompts, the first one's seed (the others follow), and in float16 states (N, S, ...) at
+    grid steps 0..S-1, in the sampler's own scaling, and ends (N, ...)."""
+
+    prompts: Sequence[str]
+    first_seed: int
+    states: Tensor
+    ends: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """T trajectories in memory: prompts, states (T, S, ...) and ends (T, ...), float16."""
+
+    prompts: Sequence[str]
+    states: Tensor
+    ends: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @classmethod
+    def read(cls, paths: Sequence[Path], settings: dict[str, Json]) -> Trajectories:
+        """Those of these files. ValueError for one that is missing, damaged, or of other settings."""
+        parts = [read_shard(path, settings) for path in paths]
+        states, ends = torch.cat([part.states for part in parts]), torch.cat([part.ends for part in parts])
+        return cls([text for part in parts for text in part.prompts], states, ends)
+
+    def part(self, first: int, last: int) -> Trajectories:
+        """Those from `first` on, up to `last`, which is left out."""
+        return Trajectories(self.prompts[first:last], self.states[first:last], self.ends[first:last])
 
 
 def settings_of(
@@ -70,14 +115,14 @@ def make(
     paths = expected(config, folder)
     there = [path for path in paths if path.exists()]
     for path in there[:1]:
-        shards.read(path, settings)  # other settings are refused before hours are spent
+        read_shard(path, settings)  # other settings are refused before hours are spent
     total, initial = len(paths) * config.shard, len(there) * config.shard
     with tqdm(total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown) as shown:
         for number in range(member.rank, len(paths), member.count):
             if not paths[number].exists():
                 texts = prompts.draw(number, config.shard)
                 made = _shard(denoiser, texts, config.seed + number * config.shard, config)
-                shards.write(paths[number], made, settings)
+                write_shard(paths[number], made, settings)
                 # Those of the other processes count, too.
                 shown.update(config.shard * sum(path.exists() for path in paths) - shown.n)
         member.wait()
@@ -87,7 +132,7 @@ def make(
 
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
     """The files of all trajectories that are asked for, in whole files."""
-    return [shards.path_of(folder, i, config.shard) for i in range(math.ceil(config.count / config.shard))]
+    return [path_of(folder, i, config.shard) for i in range(math.ceil(config.count / config.shard))]
 
 
 def evaluated(steps: int, skipped: Sequence[int]) -> list[int]:
@@ -130,3 +175,85 @@ def trajectories(
         else:
             x = Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
     return torch.stack(kept, 1), x.to("cpu", torch.float16)
+
+
+def begin(denoiser: Denoiser, seeds: Sequence[int]) -> tuple[Tensor, Sequence[State]]:
+    """Initial noise (N, ...) of N seeds, as stock diffusers draws it, and the sampler's state of each."""
+    generators = [rng.seeded(seed) for seed in seeds]
+    x = denoiser.init_latents(generators)
+    return x, [denoiser.kernel.init((seed, 0), made) for seed, made in zip(seeds, generators, strict=True)]
+
+
+def predict(denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision: str) -> Prediction:
+    """One evaluation, where precision is "bf16" under autocast.
+
+    The output is then narrower than the latents, and a step would round those to it; so it is widened here.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        found = denoiser.predict(x, step, cond)
+    return found._replace(out=found.out.to(torch.promote_types(x.dtype, found.out.dtype)))
+
+
+def path_of(folder: Path, number: int, size: int) -> Path:
+    """The file of a shard; its name tells which trajectories it holds, the last one included."""
+    return folder / f"trajectories-{number * size:07d}-{(number + 1) * size - 1:07d}.safetensors"
+
+
+def digest(settings: Mapping[str, Json]) -> str:
+    """Of all that trajectories depend on."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def write_shard(path: Path, shard: TrajectoryShard, settings: Mapping[str, Json]) -> None:
+    """Write a shard, whole or not at all. ValueError for numbers that are not finite; OSError on a full disk."""
+    tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError(f"trajectories from seed {shard.first_seed} on have numbers that are not finite in float16; "
+                         "give the model another --dtype, as float32, or a lower guidance")  # fmt: skip
+    about = {
+        "format": FORMAT,
+        "digest": digest(settings),
+        "first_seed": shard.first_seed,
+        "prompts": list(shard.prompts),
+        "crc32": _checksum(shard.states, shard.ends),
+    }
+    data = save(tensors, {"trajectories": json.dumps(about)})
+    write_whole(path, lambda file: file.write(data))
+
+
+def read_shard(path: Path, settings: Mapping[str, Json]) -> TrajectoryShard:
+    """A shard. ValueError where it is missing, damaged, or was made with other settings."""
+    tensors, metadata = files.read_tensors(path, "file of trajectories")
+    about = files.parse_object(metadata.get("trajectories", ""), path)
+    try:
+        if check("format", about["format"], int) != FORMAT:
+            raise ValueError(f"its format is {about['format']}, this version of ttsnap reads {FORMAT}")
+        if about["digest"] != digest(settings):
+            raise ValueError(
+                "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same to go "
+                "on with it, or choose another folder"
+            )
+        prompts = check("prompts", about["prompts"], tuple[str, ...])
+        first, crc = check("first_seed", about["first_seed"], int), check("crc32", about["crc32"], int)
+        states, ends = (_half(tensors, name) for name in ("states", "ends"))
+        if len(states) != len(prompts) or len(ends) != len(prompts) or states.shape[2:] != ends.shape[1:]:
+            raise ValueError(
+                f"it holds states {tuple(states.shape)} and ends {tuple(ends.shape)} of {len(prompts)} prompts"
+            )
+        if _checksum(states, ends) != crc:
+            raise ValueError("its numbers are not those that were written")
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"cannot use {path}: {why}. A file that is removed is made again") from None
+    return TrajectoryShard(prompts, first, states, ends)
+
+
+def _half(tensors: Mapping[str, files.Tensor], name: str) -> Tensor:
+    array = tensors[name]
+    if array.dtype != np.float16 or array.ndim < 2 or not np.isfinite(array).all():
+        raise ValueError(f"its {name} must be finite float16 numbers, got {array.dtype} of shape {array.shape}")
+    return torch.from_numpy(np.array(array))
+
+
+def _checksum(states: Tensor, ends: Tensor) -> int:
+    return zlib.crc32(ends.contiguous().numpy().tobytes(), zlib.crc32(states.contiguous().numpy().tobytes()))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ttsnap.distill import train
+from ttsnap.distill.training import Weights
 
 from ttsnap.cli import main
 from ttsnap.recordings.folder import load_recording
@@ -55,7 +55,7 @@ def losses(out: str) -> list[float]:
 
 
 def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = KeyboardInterrupt) -> None:
-    average, calls = train._average, 0
+    average, calls = Weights.follow, 0
 
     def interrupted(*args: Any) -> None:
         nonlocal calls
@@ -64,7 +64,7 @@ def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseExc
             raise error("No space left on device")
         average(*args)
 
-    monkeypatch.setattr(train, "_average", interrupted)
+    monkeypatch.setattr(Weights, "follow", interrupted)
 
 
 def test_recorded_interrupted_resumed_exported_and_evaluated(

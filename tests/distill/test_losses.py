@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from ttsnap.distill.config import LossConfig
 from ttsnap.distill.losses import Uncertainty, group_loss, listwise, mse_uncertain, pairwise
-from ttsnap.distill.schedules import factor, rex
+from ttsnap.distill.train import rex, scheduled
 
 
 def batch(seed: int = 0, groups: int = 3, size: int = 5) -> tuple[Tensor, Tensor]:
@@ -101,15 +101,15 @@ def test_ties_and_constant_groups_give_finite_losses_and_no_pull_apart(name: str
 
 def test_schedules() -> None:
     for name, middle in (("linear", 0.5), ("cosine", 0.5), ("rex", 2 / 3)):
-        values = [factor(i, 100, schedule=name) for i in range(100)]
+        values = [scheduled(i, 100, schedule=name) for i in range(100)]
         assert values[0] == 1
         assert values[50] == pytest.approx(middle)
         assert sorted(set(values), reverse=True) == values
-        assert factor(100, 100, schedule=name) == pytest.approx(0)
-        assert factor(100, 100, schedule=name, final=0.2) == pytest.approx(0.2)
-        assert factor(50, 100, schedule=name, final=0.2) == pytest.approx(0.2 + 0.8 * middle)
-    assert factor(0, 100, schedule="linear", warmup=4) == pytest.approx(0.25)
-    assert factor(3, 100, schedule="linear", warmup=4) == pytest.approx(0.97)
+        assert scheduled(100, 100, schedule=name) == pytest.approx(0)
+        assert scheduled(100, 100, schedule=name, final=0.2) == pytest.approx(0.2)
+        assert scheduled(50, 100, schedule=name, final=0.2) == pytest.approx(0.2 + 0.8 * middle)
+    assert scheduled(0, 100, schedule="linear", warmup=4) == pytest.approx(0.25)
+    assert scheduled(3, 100, schedule="linear", warmup=4) == pytest.approx(0.97)
     assert rex(0.9) == pytest.approx(0.1 / 0.55)
     with pytest.raises(ValueError, match="unknown schedule 'step'; choose one of linear, cosine, rex"):
-        factor(0, 1, schedule="step")
+        scheduled(0, 1, schedule="step")

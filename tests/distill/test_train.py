@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from ttsnap.distill import checkpoints, targets, train
+from ttsnap.distill import checkpoints, scoring
 from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
+from ttsnap.distill.training import Weights
 
 from ttsnap.files.settings import build
 
@@ -139,7 +140,7 @@ def test_truncated_and_damaged_checkpoints_fall_back(
 ) -> None:
     config = make(recording, steps=[2, 3])
     distill(config, tmp_path / "whole")
-    out, average = tmp_path / "out", train._average
+    out, average = tmp_path / "out", Weights.follow
     calls = 0
 
     def interrupted(*args: Any) -> None:
@@ -149,7 +150,7 @@ def test_truncated_and_damaged_checkpoints_fall_back(
             raise KeyboardInterrupt
         average(*args)
 
-    monkeypatch.setattr(train, "_average", interrupted)
+    monkeypatch.setattr(Weights, "follow", interrupted)
     with pytest.raises(KeyboardInterrupt):
         distill(config, out)
     monkeypatch.undo()
@@ -280,7 +281,7 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
     assert {int(state[f"step/{i}.last.weight"]) for i in range(4)} == {40}
     lrs = [line["lr"] for line in metrics(tmp_path / "whole")]
     assert lrs[:40] == lrs[40:80] == lrs[120:]
-    average, calls = train._average, 0
+    average, calls = Weights.follow, 0
 
     def interrupted(*args: Any) -> None:
         nonlocal calls
@@ -290,7 +291,7 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
         average(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_average", interrupted)
+        patch.setattr(Weights, "follow", interrupted)
         with pytest.raises(KeyboardInterrupt):
             distill(config, tmp_path / "out")
     distill(config, tmp_path / "out")
@@ -322,4 +323,4 @@ def test_tiny_student_keeps_the_contract() -> None:
 )
 def test_damaged_targets_are_one_sentence(records: list[bytes]) -> None:
     with pytest.raises(ValueError, match=r"targets\.bin is damaged"):
-        targets._read(records, b"{}", Path("targets.bin"), np.zeros(4))
+        scoring._read(records, b"{}", Path("targets.bin"), np.zeros(4))

@@ -54,7 +54,7 @@ def run(a: Arguments) -> int:
         from ttsnap.distill.run import REWARD, distill
     from ttsnap.cli.record import run_with
     from ttsnap.distill.report import table, usage
-    from ttsnap.distill.train import CHECKPOINTS
+    from ttsnap.distill.training import CHECKPOINTS
     from ttsnap.rewards.registry import REWARDS
 
     again = "run the same command again to go on"

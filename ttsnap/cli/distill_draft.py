@@ -83,7 +83,7 @@ def run(a: Arguments) -> int:
     prompts, held_out = _prompts(a, config)
     with loading("torch and accelerate"):
         from ttsnap.distill import processes
-        from ttsnap.distill.draft.evaluate import DRAFT, table
+        from ttsnap.distill.draft.report import DRAFT, table
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
     place = common.placement(a.device, a.dtype)[0]
     dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained

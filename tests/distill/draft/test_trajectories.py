@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 from safetensors.torch import load_file, save_file
-from ttsnap.distill.draft import shards, trajectories
+from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.prompts import Listed, SceneCaptions
+from ttsnap.distill.draft.trajectories import TrajectoryShard
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.pipelines import upgrade
 
@@ -62,7 +63,7 @@ def test_steps_are_jumped_over_along_the_straight_line(tmp_path: Path) -> None:
 
 def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "whole")
-    write, written = shards.write, 0
+    write, written = trajectories.write_shard, 0
 
     def killed(*args: Any) -> None:
         nonlocal written
@@ -71,7 +72,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypa
         written += 1
         write(*args)
 
-    monkeypatch.setattr(shards, "write", killed)
+    monkeypatch.setattr(trajectories, "write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "parts")
     assert len(bytes_in(tmp_path / "parts")) == 2
@@ -118,28 +119,28 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     config = config_of("sd3", trajectories={"count": 2})
     settings = trajectories.settings_of(config.trajectories, "sd3", dict(config.call or {}), PROMPTS, torch.float32)
     good = path.read_bytes()
-    shard = shards.read(path, settings)
+    shard = trajectories.read_shard(path, settings)
     assert shard.prompts == ("a red circle", "two dogs")
     assert shard.first_seed == 7
 
     path.write_bytes(good[:-20])
     with pytest.raises(ValueError, match=r"cannot read .*safetensors"):
-        shards.read(path, settings)
+        trajectories.read_shard(path, settings)
     path.write_bytes(good[:-2] + bytes([good[-2] ^ 1, good[-1]]))
     with pytest.raises(ValueError, match=r"not those that were written\. A file that is removed is made again"):
-        shards.read(path, settings)
+        trajectories.read_shard(path, settings)
     save_file({"states": shard.states, "ends": shard.ends}, path)
     with pytest.raises(ValueError, match="is damaged"):
-        shards.read(path, settings)
+        trajectories.read_shard(path, settings)
     with pytest.raises(ValueError, match="from seed 7 on have numbers that are not finite in float16; give the model"):
-        shards.write(path, shards.TrajectoryShard(shard.prompts, 7, shard.states / 0, shard.ends), settings)
-    bad = shards.TrajectoryShard(shard.prompts, 7, shard.states.float(), shard.ends)
-    shards.write(path, bad, settings)
+        trajectories.write_shard(path, TrajectoryShard(shard.prompts, 7, shard.states / 0, shard.ends), settings)
+    bad = TrajectoryShard(shard.prompts, 7, shard.states.float(), shard.ends)
+    trajectories.write_shard(path, bad, settings)
     with pytest.raises(ValueError, match="states must be finite float16 numbers, got float32"):
-        shards.read(path, settings)
-    shards.write(path, shards.TrajectoryShard(shard.prompts[:1], 7, shard.states, shard.ends), settings)
+        trajectories.read_shard(path, settings)
+    trajectories.write_shard(path, TrajectoryShard(shard.prompts[:1], 7, shard.states, shard.ends), settings)
     with pytest.raises(ValueError, match="of 1 prompts"):
-        shards.read(path, settings)
+        trajectories.read_shard(path, settings)
 
 
 @pytest.mark.parametrize(("scheduler", "said"), [
