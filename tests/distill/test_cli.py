@@ -164,7 +164,7 @@ def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], mo
         (["distill", "--reward", "brightness", "--recordings", "nowhere", "--out", "o"], "no such recording: nowhere"),
         (
             ["distill", "--reward", "brightness", "--recordings", "r", "--order", "up", "--out", "o"],
-            "unknown order 'up'",
+            "unknown --order 'up'",
         ),
         (["distill", "--reward", "brightness", "--recordings", "r", "--out", "o"], "cannot be made noise-aware"),
         (

@@ -25,7 +25,7 @@ def test_mse_centred_and_plain() -> None:
     # Less the groups' means only the first group errs, by -1 and 1.
     assert group_loss(p, t, LossConfig("mse", plain=0.0)) == pytest.approx(0.5)
     assert group_loss(p, t, LossConfig("mse", plain=0.1)) == pytest.approx(0.5 + 0.1 * 15)
-    with pytest.raises(ValueError, match=r"unknown loss\.name 'l1'"):
+    with pytest.raises(ValueError, match=r"unknown name 'l1'"):
         LossConfig("l1")
 
 

@@ -23,6 +23,7 @@ from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
 from ttsnap.distill.training import Weights
 
+from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
 
 from .world import WORLD, TinyStudent, settings, write_recording
@@ -126,7 +127,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
     # A checkpoint carried over from another run.
     out = tmp_path / "out"
     (out / "checkpoints").mkdir(parents=True)
-    make(recording).save(out / "config.yaml")
+    save_settings(make(recording), out / "config.yaml")
     (undisturbed / "checkpoints" / "00000150").rename(out / "checkpoints" / "00000150")
     try:
         with pytest.raises(ValueError, match=r"00000150 is of a run with other settings: config\.loss\.name is"):
