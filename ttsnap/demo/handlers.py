@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -30,8 +31,19 @@ from ttsnap.options.model import PACKAGED
 from ttsnap.request.offer import Asked, Offer
 
 logger = logging.getLogger(__name__)
-FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
-          "draft", "picture", "strength")  # fmt: skip
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+REQUIRED = inspect.Parameter.empty
+FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep"), REQUIRED),
+    "size": None,
+    "model": "",
+    "negative": "",
+    "guidance": None,
+    "draft": False,
+    "picture": None,
+    "strength": 0.7,
+}
+"""The form's fields in the order of the API's arguments, with what stands for those that a caller leaves out."""
 RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
 """The fields that a picture's settings fill in."""
 PROMPTS = (
@@ -42,6 +54,15 @@ PROMPTS = (
 )
 MOST_WISHES = 1000
 UNHEARD = "nobody listened for this search's results, so that it was not begun"
+
+
+def _of_the_form(run: Handler) -> Handler:
+    """A handler of the form's values under their names: gradio makes those of the API's arguments of the signature."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [inspect.Parameter(name, kind, default=default) for name, default in FIELDS.items()]
+    handler, request, *_ = inspect.signature(run).parameters.values()
+    vars(run)["__signature__"] = inspect.Signature([handler, request, *named])
+    return run
 
 
 @dataclass
@@ -66,26 +87,14 @@ class Handlers:
 
     # --- searching ------------------------------------------------------------------------------------------------
 
-    # Both name what they take, as FIELDS does, since gradio makes the names of the API's arguments from it.
-
-    def search(
-        self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
-        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
-        picture: Any = None, strength: Any = 0.7,
-    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+    @_of_the_form
+    def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
-        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft,
-                  picture, strength)  # fmt: skip
         yield from self._run(request, values, compare=False)
 
-    def compare(
-        self, request: gr.Request, prompt: Any, algorithm: Any, rewards: Any, budget: Any, steps: Any, seed: Any,
-        keep: Any, size: Any = None, model: Any = "", negative: Any = "", guidance: Any = None, draft: Any = False,
-        picture: Any = None, strength: Any = 0.7,
-    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+    @_of_the_form
+    def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Best-of-N beside the chosen algorithm, on the same budget and seeds, evaluation by evaluation."""
-        values = (prompt, algorithm, rewards, budget, steps, seed, keep, size, model, negative, guidance, draft,
-                  picture, strength)  # fmt: skip
         yield from self._run(request, values, compare=True)
 
     def tally(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:

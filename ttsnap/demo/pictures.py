@@ -38,13 +38,3 @@ def shrunk_uri(pixels: NDArray[np.uint8], most: int) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((most, most), Image.Resampling.LANCZOS)
     return data_uri(picture)
-
-
-def large_uri(image: Any) -> str:
-    """(3, H, W) in [0, 1] -> a data URI of at most 512 pixels a side."""
-    return thumbnail_uri(image, LARGE)
-
-
-def full_uri(image: Any) -> str:
-    """(3, H, W) in [0, 1] -> a data URI of at most 1024 pixels a side."""
-    return thumbnail_uri(image, FULL)

@@ -21,7 +21,7 @@ from ttsnap.demo import snippet
 from ttsnap.demo.board_html import short
 from ttsnap.demo.form import BASELINE, DemoLimits, baseline, task_of, title_of
 from ttsnap.demo.panels import render_plain, render_stage
-from ttsnap.demo.pictures import full_uri, large_uri
+from ttsnap.demo.pictures import FULL, LARGE, thumbnail_uri
 from ttsnap.demo.worker import LiveSearches, Models, RunningSearch, ScoredEvent, SearchEnd
 from ttsnap.files.pictured import digests
 from ttsnap.loop.budget import Budget
@@ -155,10 +155,10 @@ def _settle(search: RunningSearch, result: Result, *, ended: bool) -> None:
     view.note = "; ".join([*result.warnings, *(words for words in (why, hand) if words)])
     if result.images:
         view.winner = result.images[0].uid
-        board.picture = full_uri(result.images[0].pixels)
+        board.picture = thumbnail_uri(result.images[0].pixels, FULL)
         rest = enumerate(result.images[1:], 2)
         view.kept = tuple(
-            (large_uri(c.pixels), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
+            (thumbnail_uri(c.pixels, LARGE), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
             for rank, c in rest
         )
 

@@ -19,7 +19,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import Board
 from ttsnap.demo.form import DemoLimits, picture_of, task_of, title_of
 from ttsnap.demo.panels import View
-from ttsnap.demo.pictures import LARGE, large_uri, shrunk_uri, thumbnail_uri
+from ttsnap.demo.pictures import LARGE, shrunk_uri, thumbnail_uri
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.loop.budget import Budget
 from ttsnap.request.offer import Asked
@@ -209,7 +209,7 @@ class LiveSearches(SearchThread):
             else:
                 finished = event.step == steps
                 leads = finished and sum(event.scores) / len(event.scores) >= event.best - 1e-9
-                large = large_uri(event.image) if leads else ""
+                large = thumbnail_uri(event.image, LARGE) if leads else ""
                 right = judge(event.image) if finished else None
                 self.news.put(ScoredEvent(place, light, thumbnail_uri(event.image), large, right))
             if event.kind == "tick":
