@@ -31,7 +31,7 @@ from ttsnap.cli import (
     tune,
 )
 from ttsnap.cli.common import check_names
-from ttsnap.cli.loading import CLOCK
+from ttsnap.cli.loading import CLOCK, speaks
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable
@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RewardError as error:
         print(f"ttsnap: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nttsnap: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        if speaks():
+            print(f"\n{stopped}" if str(stopped) else "\nttsnap: interrupted", file=sys.stderr)
         return 130

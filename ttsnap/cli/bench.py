@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttsnap.cli import arguments, common
+from ttsnap.cli.curves import read_span
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser, new_parser
-from ttsnap.cli.signals import left_by_sigterm
-from ttsnap.cli.simulate import read_span
+from ttsnap.cli.signals import left_by_sigterm, resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.options.devices import DeviceOptions
@@ -121,14 +121,8 @@ def run(a: Arguments) -> int:
     bench, out = asked.bench, asked.out
     count = f"{len(bench.prompts)} of {len(asked.prompts.prompts)}"
     print(f"{count} prompts of {a.prompts_file} ({asked.prompts.kind}), {bench.images} images", file=sys.stderr)
-    try:
-        with left_by_sigterm(), OpenBench(out, settings) as there:
-            return _run(a, asked, there)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; what is in {out} is safe\nrun the same command again to go on", file=sys.stderr)
-        return 130
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
+    with resumable(out), left_by_sigterm(), OpenBench(out, settings) as there:
+        return _run(a, asked, there)
 
 
 def _asked(a: Arguments) -> Asked:

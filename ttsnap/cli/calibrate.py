@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ttsnap.cli import arguments
+from ttsnap.cli.curves import add_recording_arguments, read_recording
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
-from ttsnap.cli.simulate import add_recording_arguments, read_recording
 from ttsnap.options.devices import WorkerOptions
 
 HELP = "fit a policy that prices compute to a recording"

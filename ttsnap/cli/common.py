@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,6 +229,15 @@ def alone(devices: DeviceOptions, kind: str) -> bool:
     from ttsnap.cluster import spreading
 
     return spreading.alone(devices, kind)
+
+
+@contextmanager
+def listening(a: Arguments) -> Iterator[None]:
+    """ValueError where a server cannot listen on --host and --port."""
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
 
 
 # --- what was written ---------------------------------------------------------------------------------------------

@@ -87,9 +87,8 @@ def run(a: Arguments) -> int:
         from ttsnap.demo.app import serve
 
         print(f"limits: {limits.nfe} evaluations and {limits.seconds:g} s a search, {limits.side} pixels; Ctrl-C ends")
-        serve(page, listeners, limits, root, host=a.host, port=a.port, share=a.share, browser=a.open)
-    except OSError as error:
-        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+        with common.listening(a):
+            serve(page, listeners, limits, root, host=a.host, port=a.port, share=a.share, browser=a.open)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0

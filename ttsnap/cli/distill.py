@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from ttsnap.cli import arguments
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
 
 HELP = "train a noise-aware reward on recordings with images"
@@ -57,20 +57,8 @@ def run(a: Arguments) -> int:
     from ttsnap.distill.training import CHECKPOINTS
     from ttsnap.rewards.registry import REWARDS
 
-    again = "run the same command again to go on"
-    try:
+    with resumable(out, lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps are"):
         evaluation = distill(config, out, record=run_with, bar=True)
-    except KeyboardInterrupt:
-        if not processes.is_main():
-            return 130
-        done = checkpoints.steps_done(out / CHECKPOINTS)
-        print(f"\ninterrupted; {done} optimiser steps are safe in {out}\n{again}", file=sys.stderr)
-        return 130
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {out}: {error}; what was there is safe. Free some space (a checkpoint takes four times "
-            f"the trained weights) or mend what is wrong, then {again}"
-        ) from error
     if not processes.is_main():
         return 0
     print(table(evaluation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
 from ttsnap.options.model import PACKAGED, ModelOptions
 
@@ -93,16 +93,9 @@ def run(a: Arguments) -> int:
     rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and processes.is_main() else []
     pipe = common.load_model(a.model, str(place), dtype)
     common.check_call(pipe, dict(config.call or {}))
-    try:
+    with resumable(out):
         measured = Measured(held_out, rewards[0]) if rewards else None
         looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)
-    except KeyboardInterrupt:
-        if processes.is_main():
-            said = f"\ninterrupted; what is done is safe in {out}\nrun the same command again to go on"
-            print(said, file=sys.stderr)
-        return 130
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
     if not processes.is_main():
         return 0
     if looks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +85,7 @@ def run(a: Arguments) -> int:
         options: dict[str, Any] = {"batch_size": a.batch_size, "held_out": held_out, "bar": True}
         evaluation = evaluate(rewards, finals, frames, prompts, steps, **options)
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("interrupted; nothing was written") from None
     print(report.table(evaluation))
     try:
         if a.json is not None:

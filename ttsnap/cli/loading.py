@@ -32,15 +32,18 @@ CLOCK = Clock()
 """That of the command which runs."""
 
 
+def speaks() -> bool:
+    """Whether this process says what happens: of those that `accelerate launch` starts, one does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 @contextmanager
 def loading(what: str, *, bars: bool = False) -> Iterator[None]:
     """Say on stderr that this is being loaded, before it is, and afterwards how long it took.
 
     bars: whether progress bars may be drawn meanwhile, which need lines of their own.
     """
-    # Of the processes that `accelerate launch` starts, one speaks.
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-    if speaks:
+    if speaks():
         print(f"loading {what} ...", end="\n" if bars else "", flush=True, file=sys.stderr)
     begin = time.monotonic()
     try:
@@ -48,7 +51,7 @@ def loading(what: str, *, bars: bool = False) -> Iterator[None]:
     finally:
         seconds = time.monotonic() - begin
         CLOCK.loading += seconds
-        if speaks:
+        if speaks():
             print(f"loaded in {seconds:.1f} s" if bars else f" {seconds:.1f} s", flush=True, file=sys.stderr)
 
 

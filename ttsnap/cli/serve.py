@@ -126,11 +126,8 @@ def run(a: Arguments) -> int:
     with engines(a, devices, specs) as made:
         offer = with_drafts(offer, a.draft, made.pipe, made.rewards)
         offer = replace(offer, true_cfg="true_cfg_scale" in made.pipe.call_arguments())
-        try:
-            with loading("the service"):
-                server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
+        with common.listening(a), loading("the service"):
+            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
         log_to_stderr(requests=not a.no_access_log)
         _serve(server, offer, keys)
     print("stopped")

@@ -46,10 +46,8 @@ def run(a: Arguments) -> int:
     common.check_here(device)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=device, dtype=dtype)
-    try:
+    with common.listening(a):
         server = RewardServer(reward, a.host, a.port, limits, device)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
     print(f"serving {reward.name} at {server.url} (Ctrl-C ends)", flush=True)
     server.run()
     print("stopped")

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
@@ -20,6 +21,20 @@ def left_by_sigterm() -> Iterator[None]:
         yield
     finally:
         _handle(signal.SIGTERM, before)
+
+
+@contextmanager
+def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
+    """Work whose parts are kept in a folder, so that the same command goes on with it. Ctrl-C says what is safe there;
+    ValueError where it cannot be written to."""
+    again = "run the same command again to go on"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {safe()} safe in {out}\n{again}") from None
+    except OSError as error:
+        mend = "Free some space or mend what is wrong"
+        raise ValueError(f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}") from error
 
 
 class StopOnSignal:

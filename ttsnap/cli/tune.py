@@ -6,9 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ttsnap.cli import arguments
-from ttsnap.cli.parser import Arguments, Parser, new_parser
-from ttsnap.cli.signals import left_by_sigterm
-from ttsnap.cli.simulate import (
+from ttsnap.cli.curves import (
     BASE,
     add_recording_arguments,
     print_curves,
@@ -17,6 +15,8 @@ from ttsnap.cli.simulate import (
     read_span,
     too_few_seeds,
 )
+from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.options.devices import WorkerOptions
 
 if TYPE_CHECKING:
