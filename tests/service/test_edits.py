@@ -189,8 +189,16 @@ def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
         ({}, {"prompt": PROMPT}, "an edit needs a picture"),
         ({"image": b"no picture"}, {"prompt": PROMPT}, "cannot read the picture as an image"),
         ({"image": png(Image.new("RGB", (65, 8)))}, {"prompt": PROMPT}, "sides of at most 64 pixels here, got 65 x 8"),
-        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "n": "many"}, "n: Input should be a valid int"),
-        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "strength": "2"}, "strength: Input should be"),
+        (
+            {"image": png(Image.new("RGB", (32, 32)))},
+            {"prompt": PROMPT, "n": "many"},
+            "n must be a whole number of at least 1",
+        ),
+        (
+            {"image": png(Image.new("RGB", (32, 32)))},
+            {"prompt": PROMPT, "strength": "2"},
+            "strength must be above 0 and at most 1",
+        ),
         ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "colour": "red"}, "unknown parameter 'colour'"),
         ({"image": png(Image.new("RGB", (32, 32)))}, {}, "prompt"),
         ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "size": "20x20"}, "does not draw 20x20"),

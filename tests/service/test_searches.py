@@ -128,7 +128,7 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pip
     offer, limits = Offer("embedded", tuple(rewards), lambda _: defaults()), ServiceLimits()
 
     def draft(offer: Offer, **own: Any) -> Any:
-        wanted = Generation.model_validate({"prompt": PROMPT, **own})
+        wanted = Generation(PROMPT, **own)
         return asked_of(wanted, offer, limits).sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))

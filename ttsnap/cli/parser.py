@@ -7,15 +7,15 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_origin
+from typing import Any, NoReturn, get_origin
 
 import yaml
 
 from ttsnap.cli.configs import read_config, settings_in
 from ttsnap.cli.help import COLUMN, page
 from ttsnap.core.names import did_you_mean
-from ttsnap.files.plain_yaml import parse_yaml
-from ttsnap.files.settings import check, kinds_of, plain
+from ttsnap.files.plain_yaml import parse_yaml, read_text
+from ttsnap.files.settings import kinds_of, plain
 from ttsnap.options.call import WRITTEN
 
 
@@ -50,41 +50,15 @@ class _Store(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name = option_string or str(self.metavar or self.dest)
+        value: object
         if option_string is not None and option_string not in self.option_strings:
             keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
             value = _with(namespace[self.dest], keys, _loose(values))
         elif isinstance(values, list):
-            value = [_read(name, each, self.type) for each in values]
+            value = [read_text(name, each, self.type) for each in values]
         else:
-            value = values if values is self.default else _read(name, values, self.type)
+            value = values if values is self.default else read_text(name, values, self.type)
         setattr(namespace, self.dest, value)
-
-
-def _read(name: str, text: str, hint: Any) -> object:
-    """A typed value: text where that fits, and else what YAML makes of it. ValueError where it does not fit."""
-    if hint is None:
-        return text
-    kinds = [kind for kind in kinds_of(hint) if kind is not type(None)]
-    if text == "null" and len(kinds) < len(kinds_of(hint)):
-        return None
-    value: object = text
-    words = str in kinds or all(get_origin(kind) is Literal for kind in kinds)
-    if not words or (text.startswith("[") and any(get_origin(kind) is list for kind in kinds)):
-        try:
-            value = parse_yaml(text, name)
-        except ValueError:
-            value = text
-    try:
-        return check(name, value, hint)
-    except ValueError as error:
-        raise ValueError(f"{error}{_EXAMPLES.get(get_origin(kinds[0]), '')}") from None
-
-
-_EXAMPLES: dict[object, str] = {
-    dict: "; write it as --call.clip_skip 1",
-    list: "; write it as '[2, 6]'",
-    Sequence: "; write it as '[2, 6]'",
-}
 
 
 def _loose(text: str) -> object:
@@ -211,6 +185,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
         self.register("action", None, _Store)
         self._registries["type"] = _AnyType()
+
+    def add_argument(self, *names: str, **how: Any) -> argparse.Action:  # type: ignore[override]
+        """As argparse has it; `type` is a type hint."""
+        return super().add_argument(*names, **how)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # type: ignore[override]
         """What is typed and what the files of --config say. ValueError for what no file may say."""

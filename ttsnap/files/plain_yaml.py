@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin
 
 import yaml
 
 from ttsnap.files.reading import DEPTH, HUGE, foreign, read_bytes, reason, unique
-from ttsnap.files.settings import Json, build, to_json
+from ttsnap.files.settings import Json, build, check, kinds_of, to_json
 from ttsnap.files.writing import write_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,34 @@ def load_settings(cls: type[S], path: Path) -> S:
 def save_settings(settings: DataclassInstance, path: Path) -> None:
     """Write a dataclass as YAML, whole or not at all. `load_settings` reads it back."""
     write_text(path, yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True))
+
+
+def read_text(name: str, text: str, hint: Any) -> Any:
+    """What someone typed for a value of this type: text where that fits, and else what YAML makes of it. A hint of None
+    takes any text. ValueError for what does not fit."""
+    if hint is None:
+        return text
+    kinds = [kind for kind in kinds_of(hint) if kind is not type(None)]
+    if text == "null" and len(kinds) < len(kinds_of(hint)):
+        return None
+    value: object = text
+    words = str in kinds or all(get_origin(kind) is Literal for kind in kinds)
+    if not words or (text.startswith("[") and any(get_origin(kind) is list for kind in kinds)):
+        try:
+            value = parse_yaml(text, name)
+        except ValueError:
+            value = text
+    try:
+        return check(name, value, hint)
+    except ValueError as error:
+        raise ValueError(f"{error}{_EXAMPLES.get(get_origin(kinds[0]), '')}") from None
+
+
+_EXAMPLES: dict[object, str] = {
+    dict: "; write it as --call.clip_skip 1",
+    list: "; write it as '[2, 6]'",
+    Sequence: "; write it as '[2, 6]'",
+}
 
 
 def parse_yaml(text: str | bytes, where: object) -> Json:

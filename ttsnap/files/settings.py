@@ -12,29 +12,18 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
-from typing import (
-    Annotated,
-    Any,
-    ForwardRef,
-    Literal,
-    TypeAlias,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-    overload,
-)
+from typing import Annotated, Any, ClassVar, ForwardRef, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ttsnap.core.names import did_you_mean, unknown
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+Json: typing.TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 """A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and mappings."""
 S = TypeVar("S")
 Scalar = TypeVar("Scalar", bool, int, float, str)
@@ -48,14 +37,21 @@ class Bounds:
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    __is_annotated_types_grouped_metadata__: ClassVar[bool] = True  # by which pydantic reads it
 
-    def check(self, name: str, value: Any) -> None:
-        """ValueError with the value where it is outside."""
-        for number in value if isinstance(value, list | tuple) else (value,):
-            above = self.low < number if self.open_low else self.low <= number
-            below = number < self.high if self.open_high else number <= self.high
-            if not (above and below):
-                raise ValueError(f"{name} must be {self}, got {number}")
+    def __iter__(self) -> Iterator[object]:
+        from annotated_types import Ge, Gt, Le, Lt
+
+        yield Gt(self.low) if self.open_low else Ge(self.low)
+        if not math.isinf(self.high):
+            yield Lt(self.high) if self.open_high else Le(self.high)
+
+    def fits(self, value: Any) -> bool:
+        """Whether it, or all that a list holds, is within."""
+        if isinstance(value, list | tuple):
+            return all(map(self.fits, value))
+        above = self.low < value if self.open_low else self.low <= value
+        return bool(above and (value < self.high if self.open_high else value <= self.high))
 
     def __str__(self) -> str:
         low, high = (str(x) if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
@@ -71,12 +67,16 @@ class Size:
 
     high: int
     low: int = 0
+    __is_annotated_types_grouped_metadata__: ClassVar[bool] = True
 
-    def check(self, name: str, value: Any) -> None:
-        """ValueError where there are more or fewer."""
-        if not self.low <= len(value) <= self.high:
-            unit = "characters" if isinstance(value, str) else "values"
-            raise ValueError(f"{name} must have {self} {unit}, got {short(value)}")
+    def __iter__(self) -> Iterator[object]:
+        from annotated_types import Len
+
+        yield Len(self.low, self.high)
+
+    def fits(self, value: Any) -> bool:
+        """Whether there are no more and no fewer."""
+        return self.low <= len(value) <= self.high
 
     def __str__(self) -> str:
         return f"{f'{self.low} to ' if self.low else 'at most '}{self.high:,}"
@@ -88,11 +88,6 @@ class Rule:
 
     words: str
     fits: Callable[[Any], bool]
-
-    def check(self, name: str, value: Any) -> None:
-        """ValueError where one is not."""
-        if not self.fits(value):
-            raise ValueError(f"{name} must be {self}, got {short(value)}")
 
     def __str__(self) -> str:
         return self.words
@@ -108,15 +103,20 @@ Decay = Annotated[float, Bounds(0, 1, open_high=True)]
 Word = Annotated[str, Size(200)]
 """A text that names something."""
 
-_WORDS: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-                             type(None): "null", Any: "a value"}  # fmt: skip
-_SEVERAL = {bool: "a list of true and false", int: "a list of whole numbers", float: "a list of numbers",
-            str: "a list of texts"}  # fmt: skip
+_WORDS: dict[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+    Any: "a value",
+}
+_SEVERAL: dict[object, str] = {bool: "true and false", int: "whole numbers", float: "numbers", str: "texts"}
 
 
-@overload
+@typing.overload
 def check(name: str, value: object, hint: type[Scalar]) -> Scalar: ...
-@overload
+@typing.overload
 def check(name: str, value: object, hint: object) -> Any: ...
 def check(name: str, value: object, hint: object) -> object:
     """The value, once it fits its type: lists as tuples where a tuple is declared, whole numbers as floats.
@@ -135,7 +135,9 @@ def check(name: str, value: object, hint: object) -> object:
         raise ValueError(f"{name} must be {words(hint)}, got {short(value)}")
     checked = _inside(name, value, kind, inner)
     for mark in marks:
-        mark.check(name, checked)
+        if not mark.fits(checked):
+            must = mark if isinstance(mark, Bounds) else words(hint)
+            raise ValueError(f"{name} must be {must}, got {short(checked)}")
     return checked
 
 
@@ -185,9 +187,9 @@ def words(hint: object) -> str:
     if origin is Literal:
         said = f"one of {', '.join(map(str, inner))}"
     elif origin is tuple and inner[1:] != (Ellipsis,):
-        said = f"{len(inner)} {_SEVERAL.get(bare(inner[0])[0], 'a list of values').removeprefix('a list of ')}"
+        said = f"{len(inner)} {_SEVERAL.get(bare(inner[0])[0], 'values')}"
     elif origin in (tuple, list, Sequence):
-        said = _SEVERAL.get(bare(inner[0])[0], "a list")
+        said = f"a list of {_SEVERAL.get(bare(inner[0])[0], 'values')}"
     elif origin in (dict, Mapping):
         said = "keys and values"
     else:
@@ -231,9 +233,14 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-@cache
 def hints_of(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields, with their marks."""
+    found: Any = cls  # whose hash mypy does not know
+    return _hints_of(found)
+
+
+@cache
+def _hints_of(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 

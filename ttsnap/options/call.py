@@ -13,6 +13,8 @@ from ttsnap.options.option import Option, option, options_of
 
 MOST_STEPS, MOST_SIDE = 1000, 4096
 Scale = Annotated[float, Bounds(-1000, 1000)]
+Steps = Annotated[int, Bounds(1, MOST_STEPS)]
+Strength = Annotated[float, Bounds(0, 1)]
 Side = Annotated[int, Bounds(8, MOST_SIDE)]
 Text = Annotated[str, Size(10_000)]
 Texts = Text | Annotated[list[Text], Size(64)]
@@ -36,7 +38,7 @@ class CallOptions(Settings):
         loads="text",
         common=True,
     )
-    num_inference_steps: Annotated[int, Bounds(1, MOST_STEPS)] | None = option(
+    num_inference_steps: Steps | None = option(
         None,
         "denoising steps",
         title="Denoising steps",
@@ -80,7 +82,7 @@ class CallOptions(Settings):
     sigmas: Points | None = option(None, "noise levels of the steps")
     timesteps: Points | None = option(None, "times of the steps")
     clip_skip: Annotated[int, Bounds(0, 100)] | None = option(None, "layers of CLIP to leave out at its end")
-    strength: Annotated[float, Bounds(0, 1)] | None = option(None, "how much of the picture is redrawn")
+    strength: Strength | None = option(None, "how much of the picture is redrawn")
     max_sequence_length: Annotated[int, Bounds(1, 4096)] | None = option(None, "most tokens of a prompt")
     text_encoder_out_layers: Layers | None = option(None, "layers of the text encoder that are read (FLUX.2)")
     joint_attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")

@@ -89,14 +89,14 @@ def option(default: Any, text: str, **more: Any) -> Any:
 
 def options_of(kind: type[Any], section: str = "") -> list[Option]:
     """The options that a class declares, in their order; those of a field that is such a class itself as
-    "field.option"."""
+    "field.option". Other fields are none."""
     options: list[Option] = []
     for f in dataclasses.fields(kind):
         hint, name = hints_of(kind)[f.name], section + f.name
         if "option" in f.metadata:
             told = {"flag": name, "written": hint, **f.metadata["option"]}
             options.append(Option(name, f.default, hint=hint, **told))
-        else:
+        elif dataclasses.is_dataclass(hint):
             options += options_of(hint, f"{name}.")
     return options
 

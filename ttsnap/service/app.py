@@ -7,17 +7,19 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import MISSING, replace
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from pydantic import ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
+from ttsnap.options.option import options_of
 from ttsnap.request.offer import Asked, Offer
 from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
@@ -169,7 +171,12 @@ def make_app(
 
 def body_schema(kind: type[Generation], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
     """What the documentation says of a body with the fields of this kind, and with these files."""
-    fields = kind.model_json_schema()
+    declared: Any = {}
+    for option in options_of(kind):
+        default = ... if option.default is MISSING else option.default
+        declared[option.name] = option.hint, Field(default, description=option.text)
+    model: Any = create_model(kind.__name__, __doc__=kind.__doc__, __config__=ConfigDict(extra="forbid"), **declared)
+    fields = model.model_json_schema()
     fields["properties"] = {**(files or {}), **fields["properties"]}
     fields["required"] = [name for name in ("image", "prompt") if name in fields["properties"]]
     return {"requestBody": {"required": True, "content": {media: {"schema": fields}}}}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ttsnap.files.pictured import Picture
+from ttsnap.files.plain_yaml import read_text
+from ttsnap.files.settings import Bounds, check
+from ttsnap.options.option import option
 from ttsnap.request.limits import FieldError
 from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -23,13 +26,15 @@ PICTURES = 16
 """Pictures of one edit, as in OpenAI's API."""
 
 
+@dataclass(frozen=True)
 class Edit(Generation):
     """The fields of a form: those of a generation, as text, and how far the picture is redrawn."""
 
-    model_config = ConfigDict(extra="forbid", strict=False)
-    kind = "image_edit"
+    kind: ClassVar[str] = "image_edit"
 
-    strength: float | None = Field(None, gt=0, le=1, description="how much of it is redrawn, where the model redraws")
+    strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = option(
+        None, "how much of it is redrawn, where the model redraws"
+    )
 
 
 async def form_of(
@@ -62,8 +67,12 @@ async def form_of(
         read = partial(_pictures, files, field, limits)
         given[name] = await asyncio.to_thread(read)  # decoding would hold up the event loop, and all clients
     pictures = {name: several if len(several) > 1 else several[0] for name, several in given.items() if several}
-    made, unused = validated(Edit, _fields(form))
-    return made.without(unused), pictures
+    return validated(Edit, _fields(form), _read), pictures
+
+
+def _read(name: str, value: Any, hint: Any) -> Any:
+    """A value of a form: a text, or a list of texts."""
+    return read_text(name, value, hint) if isinstance(value, str) else check(name, value, hint)
 
 
 def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tuple[Picture, ...]:

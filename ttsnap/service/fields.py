@@ -6,15 +6,15 @@ For example {"num_inference_steps": 4, "width": 512, "height": 512, "generator_d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
 from ttsnap.core.names import unknown
+from ttsnap.files.settings import check
+from ttsnap.options.option import options_of
 from ttsnap.service.limits import RequestError
 
-Fields = TypeVar("Fields", bound=BaseModel)
+Fields = TypeVar("Fields")
 ALIASES = {"num_inference_steps": "steps"}
 """Other names of our fields."""
 UNUSED = {
@@ -30,23 +30,23 @@ OFF = {
 _NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [])
 
 
-def validated(kind: type[Fields], fields: Mapping[str, Any]) -> tuple[Fields, list[str]]:
-    """A request of this kind, and the names of what was sent and is not used. RequestError that names the parameter."""
+def validated(kind: type[Fields], fields: Mapping[str, Any], read: Callable[[str, Any, Any], Any] = check) -> Fields:
+    """A request of this kind. read: makes a value of a name, of what was sent and of a type. RequestError that names
+    the parameter."""
     ours, called, unused = in_our_names(fields)
-    try:
-        made = kind.model_validate(ours)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = str(first["loc"][0])
+    hints = {option.name: option.hint for option in options_of(kind)}
+    for field, value in ours.items():
         name = called.get(field, field)[:60]
-        if first["type"] == "extra_forbidden":
-            message = unknown("parameter", name, [*kind.model_fields, *ALIASES, "width", "height"])
-            raise RequestError(400, message, name, "unknown_parameter") from None
-        said = f"{name}: {first['msg']}, got {str(ours.get(field))[:60]!r}"
-        if name == "response_format":
-            said = "response_format must be 'b64_json' or 'url', of which the latter is a data: URL with the image"
-        raise RequestError(400, said, name, "invalid_value") from None
-    return made, unused
+        if field not in hints:
+            message = unknown("parameter", name, [*hints, *ALIASES, "width", "height"])
+            raise RequestError(400, message, name, "unknown_parameter")
+        try:
+            ours[field] = read(name, value, hints[field])
+        except ValueError as error:
+            raise RequestError(400, str(error), name, "invalid_value") from None
+    if "prompt" not in ours:
+        raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
+    return kind(**ours, ignored=tuple(unused))
 
 
 def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:

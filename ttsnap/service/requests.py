@@ -6,16 +6,17 @@ searches that the operator offers, and no file, model or address.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
-
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from dataclasses import MISSING, dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import blanks
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import hints_of
+from ttsnap.files.settings import Bounds, Count, Rule, Settings, Size, hints_of
+from ttsnap.options.call import CALL, Scale, Steps
+from ttsnap.options.option import option, values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits
 from ttsnap.request.offer import PICTURES, Asked, Offer, SearchFields
@@ -27,61 +28,62 @@ Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
 """The effort of qualities that go by another name."""
-Word = Annotated[str, Field(max_length=100)]
+Name = Annotated[str, Size(100)]
+WIDTH_HEIGHT = r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"
 
 
-class Generation(BaseModel):
+@dataclass(frozen=True)
+class Generation(Settings):
     """The body of a request. What OpenAI's API has and this service cannot honour is refused by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     kind: ClassVar[str] = "image_generation"
     """What events of a stream are about."""
 
-    prompt: str = Field(description="what to show")
-    model: Word | None = Field(None, description="the name of the model that is served")
-    n: int = Field(1, ge=1, description="images to keep of those that the search finishes, best first")
-    size: str = Field("auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT, or auto")
-    quality: Quality = Field(
-        "auto", description="the effort: compute of 5, 20 or 80 images; auto and standard are medium, hd is high"
+    prompt: str = option(MISSING, "what to show")
+    model: Name | None = option(None, "the name of the model that is served")
+    n: Count = option(1, "images to keep of those that the search finishes, best first")
+    size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", re.compile(WIDTH_HEIGHT).search)] = option(
+        "auto", "WIDTHxHEIGHT, or auto"
     )
-    response_format: Literal["b64_json", "url"] = Field("b64_json", description="images in base64, or as data: URLs")
-    output_format: Format = "png"
-    output_compression: int = Field(100, ge=0, le=100, description="of jpeg and webp: 100 is the best quality")
-    background: Literal["auto", "opaque"] = "auto"
-    moderation: Literal["auto", "low"] = Field("auto", description="taken and not used")
-    stream: bool = Field(False, description="send events while the search runs")
-    partial_images: int = Field(0, ge=0, le=3, description="how often a stream shows the best estimate so far")
-    search: Word | dict[str, Any] = Field(
-        "seed-pruning", description='an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
+    quality: Quality = option(
+        "auto", "the effort: compute of 5, 20 or 80 images; auto and standard are medium, hd is high"
     )
-    draft: bool | None = Field(
-        None, description="look at drafts of the drafter that is offered; by default where it is known to help"
+    response_format: Literal["b64_json", "url"] = option("b64_json", "images in base64, or as data: URLs")
+    output_format: Format = option("png", "of images")
+    output_compression: Annotated[int, Bounds(0, 100)] = option(100, "of jpeg and webp: 100 is the best quality")
+    background: Literal["auto", "opaque"] = option("auto", "images are opaque")
+    moderation: Literal["auto", "low"] = option("auto", "taken and not used")
+    stream: bool = option(False, "send events while the search runs")
+    partial_images: Annotated[int, Bounds(0, 3)] = option(0, "how often a stream shows the best estimate so far")
+    search: Name | dict[str, Any] = option(
+        "seed-pruning", 'an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
     )
-    reward: Word | list[Word] | None = Field(None, description="names of rewards that are offered, the first if none")
-    report: Word | list[Word] | None = Field(None, description="rewards that only score the returned images")
-    budget: Annotated[str, Field(max_length=60)] | int | None = Field(None, description="400nfe, 20images, 10s, ...")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="candidate i starts from seed + i; else a random one")
-    steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = Field(None, description="guidance_scale, but for models that have both")
-    negative_prompt: str | None = None
-    kernel: Word | None = Field(None, description="how steps are made: pipeline, ode, sde, ...")
-    _unused: list[str] = PrivateAttr(default_factory=list)
+    draft: bool | None = option(
+        None, "look at drafts of the drafter that is offered; by default where it is known to help"
+    )
+    reward: Name | list[Name] | None = option(None, "names of rewards that are offered, the first if none")
+    report: Name | list[Name] | None = option(None, "rewards that only score the returned images")
+    budget: Annotated[str, Size(60)] | int | None = option(None, "400nfe, 20images, 10s, ...")
+    seed: Annotated[int, Bounds(0, 2**63, open_high=True)] | None = option(
+        None, "candidate i starts from seed + i; else a random one"
+    )
+    steps: Steps | None = option(None, CALL["num_inference_steps"].text)
+    guidance_scale: Scale | None = option(None, CALL["guidance_scale"].text)
+    true_cfg_scale: Scale | None = option(None, "guidance_scale, but for models that have both")
+    negative_prompt: str | None = option(None, "what not to show")
+    kernel: Name | None = option(None, "how steps are made: pipeline, ode, sde, ...")
+    ignored: tuple[str, ...] = ()
+    """The names of what was sent besides, and is not used."""
 
     @property
     def effort(self) -> str:
         """low, medium or high."""
         return EFFORT.get(self.quality, self.quality)
 
-    def without(self, unused: list[str]) -> Self:
-        """The same, which remembers the names of what was sent and is not used."""
-        self._unused = unused
-        return self
-
     @property
-    def unused(self) -> list[str]:
+    def unused(self) -> tuple[str, ...]:
         """What was sent and changes nothing here, by name."""
-        return self._unused + ["moderation"] * (self.moderation == "low")
+        return self.ignored + ("moderation",) * (self.moderation == "low")
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,7 @@ def parse(body: bytes) -> Generation:
         raise RequestError(400, str(error), code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RequestError(400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json")
-    made, unused = validated(Generation, fields)
-    return made.without(unused)
+    return validated(Generation, fields)
 
 
 def asked_of(
@@ -134,7 +135,8 @@ def asked_of(
     or more than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
-    fields = {name: value for name, value in wanted if name in hints_of(SearchFields) and name not in ("model", "size")}
+    ours = hints_of(SearchFields).keys() - {"model", "size"}
+    fields: dict[str, Any] = {name: value for name, value in values(wanted).items() if name in ours}
     fields["size"] = None if wanted.size == "auto" else tuple(map(int, wanted.size.split("x")))
     fields["effort"] = None if wanted.quality == "auto" else wanted.effort
     try:
@@ -149,4 +151,4 @@ def asked_of(
 
 def plain(offer: Offer, limits: SearchLimits) -> Asked:
     """A request that says nothing but its prompt."""
-    return asked_of(Generation.model_validate({"prompt": "-"}), offer, limits)
+    return asked_of(Generation("-"), offer, limits)
