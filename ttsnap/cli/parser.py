@@ -190,6 +190,10 @@ class Parser(argparse.ArgumentParser):
         """As argparse has it; `type` is a type hint."""
         return super().add_argument(*names, **how)
 
+    def add_argument_group(self, *words: Any, **how: Any) -> Any:
+        """A section of the help, to which options are added in the same way."""
+        return super().add_argument_group(*words, **how)
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # type: ignore[override]
         """What is typed and what the files of --config say. ValueError for what no file may say."""
         words = list(sys.argv[1:] if args is None else args)

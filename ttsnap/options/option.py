@@ -96,7 +96,7 @@ def options_of(kind: type[Any], section: str = "") -> list[Option]:
         if "option" in f.metadata:
             told = {"flag": name, "written": hint, **f.metadata["option"]}
             options.append(Option(name, f.default, hint=hint, **told))
-        elif dataclasses.is_dataclass(hint):
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             options += options_of(hint, f"{name}.")
     return options
 

@@ -7,14 +7,17 @@ For example {"num_inference_steps": 4, "width": 512, "height": 512, "generator_d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ttsnap.core.names import unknown
 from ttsnap.files.settings import check
 from ttsnap.options.option import options_of
 from ttsnap.service.limits import RequestError
 
-Fields = TypeVar("Fields")
+if TYPE_CHECKING:
+    from ttsnap.service.requests import Generation
+
+Fields = TypeVar("Fields", bound="Generation")
 ALIASES = {"num_inference_steps": "steps"}
 """Other names of our fields."""
 UNUSED = {
