@@ -7,17 +7,14 @@ For example {"num_inference_steps": 4, "width": 512, "height": 512, "generator_d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ttsnap.core.names import unknown
 from ttsnap.files.settings import check
 from ttsnap.options.option import options_of
 from ttsnap.service.limits import RequestError
 
-if TYPE_CHECKING:
-    from ttsnap.service.requests import Generation
-
-Fields = TypeVar("Fields", bound="Generation")
+Fields = TypeVar("Fields")
 ALIASES = {"num_inference_steps": "steps"}
 """Other names of our fields."""
 UNUSED = {
@@ -49,7 +46,8 @@ def validated(kind: type[Fields], fields: Mapping[str, Any], read: Callable[[str
             raise RequestError(400, str(error), name, "invalid_value") from None
     if "prompt" not in ours:
         raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
-    return kind(**ours, ignored=tuple(unused))
+    make: Callable[..., Fields] = kind
+    return make(**ours, ignored=tuple(unused))
 
 
 def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
