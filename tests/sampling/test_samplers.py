@@ -77,7 +77,7 @@ def mixture(path: Interpolant, steps: int) -> MixtureDenoiser:
     stds, weights = torch.tensor([0.3, 0.5, 0.2]), torch.tensor([0.5, 0.3, 0.2])
     # Finer steps towards the data, where the mixture's score is sharp.
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 1.5
-    return MixtureDenoiser(means, stds, weights, path=path, times=times)
+    return MixtureDenoiser(means, stds, weights, steps=times, path=path)
 
 
 def check_moments(x: torch.Tensor, denoiser: MixtureDenoiser) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ttsnap.core.loading import load_object
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.rewards.reward_model import NEEDS, SPACES, AdaptedReward, RewardModel, needs_of
+from ttsnap.rewards.reward_model import NEEDS, SPACES, AdaptedReward, RewardModel, needs_of, stated
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ class FunctionReward(RewardModel):
     """
 
     def __init__(self, function: Function, name: str | None = None) -> None:
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.name = name or stated(function, "__name__", type(function).__name__)
         self._function, self.needs = function, needs_of(function)
         source = {"source": None} if "source" in self.needs else {}
         try:
@@ -162,7 +162,7 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
             more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
         weights, asked = (argument, spec) if known else ("", spec)
         spec = _load(REWARDS[name], asked) if known else _load(spec, asked)
-    load = getattr(spec, "from_pretrained", None)
+    load: Callable[..., Reward] | None = stated(spec, "from_pretrained", None)
     if weights and load is None:
         raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
     if isinstance(spec, type):
@@ -218,8 +218,7 @@ def heavy(spec: Spec) -> bool:
         if name == JUDGE or spec.startswith(("http://", "https://")):
             return False
         return heavy(_load(REWARDS.get(name, spec), spec))
-    plain = not needs_of(spec) and getattr(spec, "estimates", "pixels") == "pixels"
-    return plain and bool(getattr(spec, "heavy", False))
+    return not needs_of(spec) and stated(spec, "estimates", "pixels") == "pixels" and stated(spec, "heavy", False)
 
 
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
@@ -238,7 +237,7 @@ def _suits_drafts(spec: Spec) -> bool:
         if name == JUDGE or spec.startswith(("http://", "https://")):
             return name != JUDGE
         return _suits_drafts(_load(REWARDS.get(name, spec), spec))
-    return not getattr(spec, "tokens", 0)
+    return not stated(spec, "tokens", 0)
 
 
 def _adapted(given: Any) -> RewardModel:
@@ -247,7 +246,7 @@ def _adapted(given: Any) -> RewardModel:
         return given
     if not callable(given):
         raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {given!r}")
-    return AdaptedReward(given) if isinstance(getattr(given, "name", None), str) else FunctionReward(given)
+    return AdaptedReward(given) if isinstance(stated(given, "name", None), str) else FunctionReward(given)
 
 
 def make_rewards(

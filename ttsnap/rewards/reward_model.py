@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from ttsnap.core.protocols import Reward, Scores
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # those who only plan searches import this room, too, and hav
     import torch
     from torch import Tensor, nn
 
+T = TypeVar("T")
+_NOTHING = object()
 SPACES = ("pixels", "latents")
 """What a reward may read of an unfinished x0 estimate: its image, or itself."""
 NEEDS = ("source", "video")
@@ -108,7 +110,8 @@ class AdaptedReward(RewardModel):
 
     def __init__(self, given: Reward) -> None:
         self.given, self.name = given, given.name
-        vars(self).update({name: getattr(given, name) for name in self._OPTIONAL if hasattr(given, name)})
+        own = {name: stated(given, name, _NOTHING) for name in self._OPTIONAL}
+        vars(self).update({name: value for name, value in own.items() if value is not _NOTHING})
         self.needs = needs_of(given)
 
     def __call__(
@@ -118,7 +121,7 @@ class AdaptedReward(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        return float(getattr(self.given, "flops", 0.0))  # asked late: counting them may take a call
+        return float(stated(self.given, "flops", 0.0))  # read late: counting them may take a call
 
     def trial_image(self) -> Tensor:
         return _gray(self.device)
@@ -126,8 +129,15 @@ class AdaptedReward(RewardModel):
 
 def needs_of(given: object) -> frozenset[str]:
     """What a user's reward or function says that it needs, by its attribute `needs`."""
-    told = getattr(given, "needs", ())
-    return frozenset([told] if isinstance(told, str) else told)
+    needs: str | Iterable[str] = stated(given, "needs", ())
+    return frozenset([needs] if isinstance(needs, str) else needs)
+
+
+def stated(given: object, name: str, default: T) -> T:
+    """What a user's reward, function or class states of itself by an attribute, which it need not have: its value, else
+    this default, of whose type it is."""
+    value: T = getattr(given, name, default)
+    return value
 
 
 def _gray(device: torch.device | str, size: int = 64) -> Tensor:

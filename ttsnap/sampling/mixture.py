@@ -18,7 +18,8 @@ class MixtureDenoiser(Denoiser):
     """x0 ~ sum_i weights[i] N(means[i], stds[i]^2 I) in D dimensions; E[x0 | x_t] in closed form.
 
     means (M, D), stds (M,), weights (M,), float64. With `by_prompt` (P, D) prompt j's mixture is moved by
-    by_prompt[j % P]. `decode` squashes the first three coordinates into one RGB pixel (N, 3, 1, 1).
+    by_prompt[j % P]. steps: how many, or the times (K+1,) of the path themselves. `decode` squashes the first three
+    coordinates into one RGB pixel (N, 3, 1, 1).
     """
 
     passes_per_nfe = 1
@@ -30,14 +31,14 @@ class MixtureDenoiser(Denoiser):
         stds: Tensor,
         weights: Tensor,
         *,
-        steps: int = 20,
+        steps: int | Tensor = 20,
         path: Interpolant | None = None,
-        times: Tensor | None = None,
         by_prompt: Tensor | None = None,
     ) -> None:
         self.means, self.stds, self.weights = means.double(), stds.double(), weights.double() / weights.sum()
         self.path: Interpolant = path if path is not None else Linear()
-        self.times = times.double() if times is not None else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        times = steps if isinstance(steps, Tensor) else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        self.times = times.double()
         self.grid = Grid(tuple(level(self.path, self.times).tolist()))
         self.kernel: Kernel = Ode(self.path, self.times)
         self._by_prompt = torch.zeros(1, means.shape[1]) if by_prompt is None else by_prompt
