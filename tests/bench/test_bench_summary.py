@@ -10,8 +10,8 @@ import pytest
 from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import Found
 from ttsnap.bench.prompts import Entry
+from ttsnap.bench.report import category_tables, main_tables, markdown
 from ttsnap.bench.summary import Line, summarize
-from ttsnap.bench.tables import category_tables, main_tables, markdown
 from ttsnap.options.sampler import SamplerOptions
 
 ARMS = read_arms(["best-of-n", "svdd"], SamplerOptions())

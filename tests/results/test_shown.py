@@ -21,6 +21,7 @@ from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.zero_order import ZeroOrder
+from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import Recorder, plain, png_info, read_payload, save_image
@@ -121,7 +122,7 @@ def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options
     from ttsnap.pipelines import load
     from ttsnap.pipelines.settings import settings_of
 
-    settings = settings_of(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3), ["a"])
+    settings = settings_of(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3), [Prompt("a")])
     payload = {
         **{name: settings[name] for name in ("ttsnap", "model", "sampler", "call", "kernel")},
         "search": {"reward": 1.0, **{name: settings[name] for name in ("algorithm", "options", "budget")}},
@@ -139,16 +140,18 @@ def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch)
 
     pipe, sampler = load(), SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
-    found = settings_of(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3), ["a"])
+    found = settings_of(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3), [Prompt("a")])
     assert found["call"] == {"guidance_scale": 2.0}
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
-    assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget(), ["a"])["options"] == {"n": 2}
-    found["options"] |= settings_of(pipe, {"name": "x", "y": {"z": print}}, sampler, {}, Budget(), ["a"])["options"]  # type: ignore[operator]
+    assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget(), [Prompt("a")])["options"] == {"n": 2}
+    found["options"] |= settings_of(pipe, {"name": "x", "y": {"z": print}}, sampler, {}, Budget(), [Prompt("a")])[
+        "options"
+    ]  # type: ignore[operator]
     # Without peft, which diffusers asks for where it is asked for adapters.
     monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
-    assert settings_of(pipe, "svdd", sampler, {}, Budget(), ["a"])["lora"] is None
+    assert settings_of(pipe, "svdd", sampler, {}, Budget(), [Prompt("a")])["lora"] is None
     json.dumps(found)
 
 

@@ -37,13 +37,13 @@ def test_serve_and_we_take_the_file_of_the_how_to() -> None:
     pytest.importorskip("ray.serve")
     from ray.serve.schema import ServeDeploySchema
 
-    from ttsnap.service.deployment import Settings
+    from ttsnap.service.deployment import ReplicaSettings
 
     text = (ROOT / "docs" / "howto" / "service.md").read_text(encoding="utf-8")
     file = ServeDeploySchema.model_validate(yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0]))
     (application,) = file.applications
     assert application.import_path == "ttsnap.service.deployment:app"
-    settings = Settings.model_validate(application.args)
+    settings = ReplicaSettings.model_validate(application.args)
     assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
 
 

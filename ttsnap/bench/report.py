@@ -1,20 +1,23 @@
-"""Writes what a benchmark found beside its images: every line, the summary, and the lists that scorers read."""
+"""Writes what a benchmark found beside its images: every line, the summary in words and as a picture, and the lists
+that scorers read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ttsnap.bench.chart import draw
 from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.bench.layout import RESULTS, SUMMARY, image_path, write_lists
 from ttsnap.bench.run import Bench
-from ttsnap.bench.summary import Line, summarize
-from ttsnap.bench.tables import category_tables, main_tables
+from ttsnap.bench.summary import Line, MeanOverPrompts, summarize
 from ttsnap.core.utility import rank_sum
 from ttsnap.files.settings import to_json
-from ttsnap.files.writing import write_json, write_text
+from ttsnap.files.writing import write_json, write_text, write_whole
+
+ABOUT = {"TFLOPs": ".4g", "seconds": ".2f"}
+"""How numbers of costs are written; counts with one digit after the point."""
 
 
 def title_of(bench: Bench) -> str:
@@ -79,3 +82,90 @@ def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> No
             **told,
         })  # fmt: skip
     write_text(there.folder / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def main_tables(lines: Sequence[Line], title: str) -> str:
+    """Means and costs of each algorithm, and below it how they differ from the first."""
+    scores = list(lines[0].scores)
+    costs = list(dict.fromkeys(name for line in lines for name in line.costs))
+    means = [
+        [line.name, *map(str, line.scores.values()), *(_cost(name, line.costs.get(name, 0.0)) for name in costs)]
+        for line in lines
+    ]
+    text = f"{title}\n\n{markdown(['algorithm', *scores, *costs], means)}"
+    if len(lines) > 1:
+        rows = [[line.name, *map(str, line.differences.values())] for line in lines[1:]]
+        text += f"\n\ndifference to {lines[0].name}, prompt by prompt:\n\n{markdown(['algorithm', *scores], rows)}"
+    for line in lines:
+        if line.failed:
+            text += f"\n\n{line.name}: {line.failed} scores failed; the prompts without one are left out"
+    return text
+
+
+def category_tables(lines: Sequence[Line]) -> str:
+    """For each score, a row a category and a column an algorithm; nothing where the set has no categories."""
+    tables = []
+    for score, kinds in lines[0].by_category.items():
+        if kinds:
+            head = ["category", "prompts", *(line.name for line in lines)]
+            rows = [
+                [kind or "(none)", str(first.prompts), *(str(line.by_category[score][kind]) for line in lines)]
+                for kind, first in kinds.items()
+            ]
+            tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
+    return "\n\n".join(tables)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are aligned, the first to the left."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    ruled = [cells[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *cells[1:]]
+    return "\n".join(
+        "| " + " | ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]) + " |"
+        for first, *rest in ruled
+    )
+
+
+def _cost(name: str, value: float) -> str:
+    return format(value, ABOUT.get(name, ".1f"))
+
+
+# --- as a picture ---------------------------------------------------------------------------------------------------
+
+
+def draw(path: Path, lines: Sequence[Line]) -> None:
+    """Write a PNG. ImportError without matplotlib."""
+    from matplotlib.figure import Figure
+
+    scores, names = list(lines[0].scores), [line.name for line in lines]
+    columns = 2 if len(lines) > 1 else 1
+    figure = Figure(figsize=(5.2 * columns, len(scores) * (0.9 + 0.32 * len(lines))), layout="constrained")
+    grid = figure.subplots(len(scores), columns, squeeze=False)
+    for score, row in zip(scores, grid, strict=True):
+        _points(row[0], names, [line.scores[score] for line in lines])
+        row[0].set_xlabel(f"{score}, mean ± standard error over prompts")
+        if columns > 1:
+            _points(row[1], names[1:], [line.differences[score] for line in lines[1:]], first=1)
+            row[1].axvline(0, color="0.45", linewidth=1)
+            row[1].set_xlabel(f"{score}, difference to {names[0]}, prompt by prompt")
+            row[1].set_yticks(range(len(names)), [])
+            row[1].set_ylim(*row[0].get_ylim())
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=160))
+
+
+def _points(axes: Any, names: Sequence[str], estimates: Sequence[MeanOverPrompts], first: int = 0) -> None:
+    """A point with its error for each name, the first on top; first: the place of the first one, which colours it."""
+    for place, estimate in enumerate(estimates, first):
+        error = 0.0 if estimate.error != estimate.error else estimate.error
+        color = "0.35" if place == 0 else f"C{(place - 1) % 10}"
+        axes.errorbar(estimate.mean, place, xerr=error, fmt="o", color=color, capsize=3, markersize=5, linewidth=1.6)
+    axes.set_yticks(range(first, first + len(names)), names)
+    axes.set_ylim(first + len(names) - 0.5, -0.5)
+    axes.grid(color="0.92", linewidth=0.8, axis="x")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)

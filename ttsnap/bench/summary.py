@@ -23,7 +23,7 @@ MOST_CATEGORIES = 64
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanOverPrompts:
     """A mean over prompts, its standard error (nan for a single one), and over how many prompts."""
 
     mean: float
@@ -31,7 +31,7 @@ class Estimate:
     prompts: int
 
     @classmethod
-    def of(cls, values: FloatArray) -> Estimate:
+    def of(cls, values: FloatArray) -> MeanOverPrompts:
         """Of a value (P,) for each prompt; those that are nan, because a reward failed, are left out."""
         known = values[np.isfinite(values)]
         if not len(known):
@@ -56,9 +56,9 @@ class Line:
 
     name: str
     images: int
-    scores: Mapping[str, Estimate]
-    differences: Mapping[str, Estimate]
-    by_category: Mapping[str, Mapping[str, Estimate]]
+    scores: Mapping[str, MeanOverPrompts]
+    differences: Mapping[str, MeanOverPrompts]
+    by_category: Mapping[str, Mapping[str, MeanOverPrompts]]
     costs: Mapping[str, float]
     failed: int
 
@@ -87,9 +87,9 @@ def summarize(arms: Sequence[Arm], prompts: Sequence[Entry], found: Sequence[Fou
             Line(
                 arm.name,
                 len(images),
-                {name: Estimate.of(mine[name]) for name in names},
-                {name: Estimate.of(mine[name] - first[name]) for name in names},
-                {name: {kind: Estimate.of(mine[name][at]) for kind, at in kinds.items()} for name in names},
+                {name: MeanOverPrompts.of(mine[name]) for name in names},
+                {name: MeanOverPrompts.of(mine[name] - first[name]) for name in names},
+                {name: {kind: MeanOverPrompts.of(mine[name][at]) for kind, at in kinds.items()} for name in names},
                 _costs(images),
                 sum(score is None for image in images for score in (*image.scores.values(), *image.metrics.values())),
             )
@@ -97,7 +97,7 @@ def summarize(arms: Sequence[Arm], prompts: Sequence[Entry], found: Sequence[Fou
     return lines
 
 
-def _json(estimates: Mapping[str, Estimate]) -> dict[str, Json]:
+def _json(estimates: Mapping[str, MeanOverPrompts]) -> dict[str, Json]:
     return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 

@@ -21,7 +21,7 @@ TABLE = "table.csv"
 """Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations and file."""
 
 
-class Run(NamedTuple):
+class AlgorithmRun(NamedTuple):
     """One algorithm's search: results by prompt, and the settings that go into files."""
 
     name: str
@@ -34,7 +34,7 @@ class Run(NamedTuple):
         return slug(Path(self.name).stem)
 
 
-def write_runs(out: Path, runs: Sequence[Run], videos: VideoOptions | None = None) -> list[list[list[Path]]]:
+def write_runs(out: Path, runs: Sequence[AlgorithmRun], videos: VideoOptions | None = None) -> list[list[list[Path]]]:
     """Write the first run to `out`, others to folders in it; the images' paths by run and prompt. Of several prompts,
     a table of all images as well."""
     written: list[list[list[Path]]] = []
@@ -53,7 +53,7 @@ def write_runs(out: Path, runs: Sequence[Run], videos: VideoOptions | None = Non
     return written
 
 
-def _rows(out: Path, runs: Sequence[Run], written: Sequence[Sequence[Sequence[Path]]]) -> list[list[object]]:
+def _rows(out: Path, runs: Sequence[AlgorithmRun], written: Sequence[Sequence[Sequence[Path]]]) -> list[list[object]]:
     """A row for each image, after one of names."""
     found = [
         (result, rank, run.name, path)
@@ -75,7 +75,7 @@ def _rows(out: Path, runs: Sequence[Run], written: Sequence[Sequence[Sequence[Pa
     return rows
 
 
-def tabulate(out: Path, runs: Sequence[Run]) -> None:
+def tabulate(out: Path, runs: Sequence[AlgorithmRun]) -> None:
     """Print the winners of all prompts, a line each, and means over the prompts that have an image, for each run."""
     for run in runs:
         wide = min(60, max(len(result.prompt) for result in run.results))
@@ -90,7 +90,7 @@ def tabulate(out: Path, runs: Sequence[Run]) -> None:
     print(f"  table: {out / TABLE}")
 
 
-def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
+def compare(runs: Sequence[AlgorithmRun], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
     """Print the winners of all runs for a prompt, a line each."""
     print(f"  at the same budget of {runs[0].results[index].spent.budget}:")
     names = [run.name + (" with drafts" if _drafted(run, index) else "") for run in runs]
@@ -103,7 +103,7 @@ def compare(runs: Sequence[Run], index: int, written: Sequence[Sequence[Sequence
         print("  drafts count in the budget; --draft none compares the searches without them")
 
 
-def _drafted(run: Run, index: int) -> bool:
+def _drafted(run: AlgorithmRun, index: int) -> bool:
     """Whether the search for a prompt looked at drafts."""
     return run.results[index].spent.cost.draft_calls > 0
 
@@ -116,7 +116,9 @@ def _scores(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in _scored(candidate).items())
 
 
-def describe(run: Run, index: int, paths: Sequence[Path], call: dict[str, Any], a: Arguments, *, plain: bool) -> None:
+def describe(
+    run: AlgorithmRun, index: int, paths: Sequence[Path], call: dict[str, Any], a: Arguments, *, plain: bool
+) -> None:
     """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took.
 
     plain: whether plain diffusers makes the winner again, which is then told.

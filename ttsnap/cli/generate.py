@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ttsnap.algorithms import make_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
-from ttsnap.cli.found import Run, compare, describe, tabulate, write_runs
+from ttsnap.cli.found import AlgorithmRun, compare, describe, tabulate, write_runs
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser, new_parser
@@ -171,7 +171,7 @@ def _generate(a: Arguments, asked: Asked, out: Path) -> int:
     stock = asked.sampler.stock and a.task == TEXT
     with StopOnSignal() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore", FewerImages)  # said below, with each prompt
-        runs: list[Run] = []
+        runs: list[AlgorithmRun] = []
         for name, algorithm in asked.algorithms.items():
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
@@ -217,7 +217,7 @@ def _generate(a: Arguments, asked: Asked, out: Path) -> int:
                 "utility": a.utility,
                 "seed": a.seed,
             }
-            runs.append(Run(name, output.search, settings))
+            runs.append(AlgorithmRun(name, output.search, settings))
         try:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs, asked.videos))
         except OSError as error:  # what makes the images again is said all the same

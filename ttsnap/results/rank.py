@@ -37,7 +37,7 @@ CELL, COLUMNS, MOST = 160, 8, 64
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedImage:
     """One image: its scores by reward (nan where one failed), their utility (-inf without), and what went wrong."""
 
     path: Path
@@ -126,7 +126,7 @@ def rank(
     *,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
-) -> list[Ranked]:
+) -> list[RankedImage]:
     """Best first; images that cannot be read or scored come last, with the reason. Of a video, rewards of images see a
     few frames, as in a search, and the score is their mean."""
     if batch_size < 1:
@@ -170,7 +170,7 @@ def rank(
     if good.any():
         values[good] = utility(scores[good])
     order = np.argsort(-values, kind="stable")
-    return [Ranked(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
+    return [RankedImage(paths[i], prompts[i], tuple(scores[i].tolist()), float(values[i]), errors[i]) for i in order]
 
 
 def scored(
@@ -192,7 +192,7 @@ def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
     return files.picture_pixels(data, path, formats=FORMATS, alpha=alpha)
 
 
-def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> tuple[Path, Path]:
+def write_ranking(out: Path, ranked: Sequence[RankedImage], names: Sequence[str]) -> tuple[Path, Path]:
     """scores.csv and sheet.png in a folder; their paths. OSError where one is there already or cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text)
@@ -211,7 +211,7 @@ def write_ranking(out: Path, ranked: Sequence[Ranked], names: Sequence[str]) -> 
     return table, sheet
 
 
-def contact_sheet(ranked: Sequence[Ranked]) -> Image.Image:
+def contact_sheet(ranked: Sequence[RankedImage]) -> Image.Image:
     """Thumbnails of the best, row by row, with their places, values and names."""
     shown = [r for r in ranked if np.isfinite(r.value)][:MOST]
     rows, font = max(1, -(-len(shown) // COLUMNS)), ImageFont.load_default(11)

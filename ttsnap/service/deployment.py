@@ -35,7 +35,7 @@ from ttsnap.service.requests import plain
 from ttsnap.service.worker import Worker
 
 
-class Settings(BaseModel):
+class ReplicaSettings(BaseModel):
     """What the operator says, as NAME=VALUE after `serve run`, or under `args` in a file for `serve deploy`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +59,7 @@ class Settings(BaseModel):
 class Replica:
     """One device. It loads the model, and searches in a thread of its own."""
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
+    def __init__(self, settings: ReplicaSettings, keys: Keys) -> None:
         log_to_stderr()
         specs = offered(settings.rewards.split(), settings.model)
         device, dtype = reward_placement(settings.device, settings.dtype)
@@ -84,9 +84,9 @@ class Replica:
 
 
 def app(args: Mapping[str, object]) -> Application:
-    """The application. args: the fields of Settings, as text or parsed; ValueError for others. The environment variable
-    TTSNAP_API_KEY sets one key, as for `ttsnap serve`."""
-    settings = Settings.model_validate(dict(args))
+    """The application. args: the fields of ReplicaSettings, as text or parsed; ValueError for others. The environment
+    variable TTSNAP_API_KEY sets one key, as for `ttsnap serve`."""
+    settings = ReplicaSettings.model_validate(dict(args))
     limits = settings.limits
     keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs)  # only digests of keys travel
     searches_of(settings.searches.split())
