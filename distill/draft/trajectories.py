@@ -35,21 +35,17 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class TrajectoryShard:
-    """N trajectories: their prompts, the first one's seed (the others follow), and in float16 states (N, S, ...) at
-    grid steps 0..S-1, in the sampler's own scaling, and ends (N, ...)."""
+class Trajectories:
+    """T trajectories from consecutive seeds.
+
+    prompts: of each.
+    first_seed: that of the first one.
+    states: (T, S, ...) float16, at grid steps 0..S-1, in the sampler's own scaling.
+    ends: (T, ...) float16.
+    """
 
     prompts: Sequence[str]
     first_seed: int
-    states: Tensor
-    ends: Tensor
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """T trajectories in memory: prompts, states (T, S, ...) and ends (T, ...), float16."""
-
-    prompts: Sequence[str]
     states: Tensor
     ends: Tensor
 
@@ -57,15 +53,16 @@ class Trajectories:
         return len(self.prompts)
 
     @classmethod
-    def read(cls, paths: Sequence[Path], settings: dict[str, Json]) -> Trajectories:
-        """Those of these files. ValueError for one that is missing, damaged, or of other settings."""
+    def read(cls, paths: Sequence[Path], settings: Mapping[str, Json]) -> Trajectories:
+        """Those of these files, in order. ValueError for one that is missing, damaged, or of other settings."""
         parts = [read_shard(path, settings) for path in paths]
         states, ends = torch.cat([part.states for part in parts]), torch.cat([part.ends for part in parts])
-        return cls([text for part in parts for text in part.prompts], states, ends)
+        return cls([text for part in parts for text in part.prompts], parts[0].first_seed, states, ends)
 
     def part(self, first: int, last: int) -> Trajectories:
         """Those from `first` on, up to `last`, which is left out."""
-        return Trajectories(self.prompts[first:last], self.states[first:last], self.ends[first:last])
+        at = slice(first, last)
+        return Trajectories(self.prompts[at], self.first_seed + first, self.states[at], self.ends[at])
 
 
 def settings_of(
@@ -140,13 +137,13 @@ def evaluated(steps: int, skipped: Sequence[int]) -> list[int]:
     return [step for step in range(steps + 1) if step not in skipped]
 
 
-def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig) -> TrajectoryShard:
+def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig) -> Trajectories:
     parts = [
         trajectories(denoiser, texts[i : i + config.batch], first_seed + i, config)
         for i in range(0, len(texts), config.batch)
     ]
     states, ends = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TrajectoryShard(texts, first_seed, states, ends)
+    return Trajectories(texts, first_seed, states, ends)
 
 
 @torch.no_grad()
@@ -204,7 +201,7 @@ def digest(settings: Mapping[str, Json]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def write_shard(path: Path, shard: TrajectoryShard, settings: Mapping[str, Json]) -> None:
+def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -> None:
     """Write a shard, whole or not at all. ValueError for numbers that are not finite; OSError on a full disk."""
     tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
@@ -221,7 +218,7 @@ def write_shard(path: Path, shard: TrajectoryShard, settings: Mapping[str, Json]
     write_whole(path, lambda file: file.write(data))
 
 
-def read_shard(path: Path, settings: Mapping[str, Json]) -> TrajectoryShard:
+def read_shard(path: Path, settings: Mapping[str, Json]) -> Trajectories:
     """A shard. ValueError where it is missing, damaged, or was made with other settings."""
     tensors, metadata = files.read_tensors(path, "file of trajectories")
     about = files.parse_object(metadata.get("trajectories", ""), path)
@@ -245,7 +242,7 @@ def read_shard(path: Path, settings: Mapping[str, Json]) -> TrajectoryShard:
     except (ValueError, KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"cannot use {path}: {why}. A file that is removed is made again") from None
-    return TrajectoryShard(prompts, first, states, ends)
+    return Trajectories(prompts, first, states, ends)
 
 
 def _half(tensors: Mapping[str, files.Tensor], name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Rewards that are a vision-language model: with a head that reads its hidden states, or asked for scores in words.
 
-prompts/ has what each is asked, character by character as its authors ask it, and templates.py says where that is from.
+prompts/ has what each is asked, character by character as its authors ask it, and model.py says where that is from.
 weights.py reads published checkpoints, and sight.py turns images and videos into what the models read. headed.py is a
 model with a head: HPSv3, EditReward and VideoAlign. spoken.py is a model that answers in words: UnifiedReward and
 EditScore. Nothing here reads a pickle.

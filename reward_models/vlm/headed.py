@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.vlm.checks import check_prompt, check_rows
+from ttsnap.reward_models.vlm.model import AskedVLM
 from ttsnap.reward_models.vlm.sight import Sight
-from ttsnap.reward_models.vlm.templates import fill, template
 from ttsnap.reward_models.vlm.weights import build_backbone, build_head, merge_adapters, read_weights, split_heads
 from ttsnap.reward_models.weights import explained, locate
-
-from ttsnap.profiling.flops import count_flops
-from ttsnap.rewards.reward_model import RewardModel
 
 
 class Headed(nn.Module):
@@ -40,22 +35,15 @@ class Headed(nn.Module):
         return values.view(n, -1, values.shape[-1])
 
 
-class HeadedVLM(RewardModel):
-    """A vision-language model whose heads score what it was shown and asked. Subclasses say what that is.
+class HeadedVLM(AskedVLM):
+    """A vision-language model with a head for each question. Subclasses say what is shown and asked.
 
     network: frozen, on its device, the backbone in its dtype and the heads in float32. processor: as transformers'
     AutoProcessor loads it. batch_size: most rows of a forward pass. Scores are float32, on the network's device.
     """
 
-    heavy = True
-    weights = ""
-    """The hub id of the published weights."""
     files: tuple[str, ...] = ("model.safetensors",)
     """What they may be called."""
-    backbone = ""
-    """The hub id of the configuration and the tokenizer, for weights that have none beside them."""
-    questions: tuple[str, ...] = ()
-    """What is asked, one for each head: names of prompts."""
     marks: tuple[str, ...] = ("<|Reward|>",)
     """The tokens at which heads read, added to the tokenizer in this order; each question has each of them once."""
     pixels: tuple[int, int] = (256 * 28 * 28, 256 * 28 * 28)
@@ -69,7 +57,6 @@ class HeadedVLM(RewardModel):
                 f"{self.name} needs a head (rm_head or rm_heads) for each question and batch_size at least 1, got "
                 f"{heads}, {batch_size}; are these the weights of another reward?"
             )
-        self.network, self.batch_size = network.eval().requires_grad_(False), batch_size
         config: Any = network.backbone.config
         self.sight = Sight.of(config, self.pixels)
         self._processor, self._tokenizer = processor, processor.tokenizer
@@ -79,7 +66,7 @@ class HeadedVLM(RewardModel):
         known = int(config.text_config.vocab_size)
         if int(self._marks.max()) >= known:
             raise ValueError(f"the weights of {self.name} know {known} tokens, its tokenizer more; are they a pair?")
-        self._special = frozenset(self._tokenizer.get_added_vocab())
+        super().__init__(network, frozenset(self._tokenizer.get_added_vocab()), batch_size)
 
     @classmethod
     def from_pretrained(
@@ -115,10 +102,6 @@ class HeadedVLM(RewardModel):
         """What low-rank adapters in the weights are multiplied with."""
         return 1.0
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def read(self, values: Sequence[Tensor]) -> Tensor:
         """What the heads say, each (N, marks, outputs) float32 -> scores (N,)."""
         raise NotImplementedError
@@ -138,7 +121,7 @@ class HeadedVLM(RewardModel):
 
         source: (N, 3, H, W), the images that were edited, where `needs` has it.
         """
-        self._check(images, prompts, source)
+        self.check_rows(images, prompts, source)
         parts = [torch.zeros(0, device=self.device)]
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
@@ -147,7 +130,7 @@ class HeadedVLM(RewardModel):
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """As calling it, with a graph back to the images, in one batch; pixels are not rounded to 8 bits on the way."""
-        self._check(images, prompts, None)
+        self.check_rows(images, prompts, None)
         return self.score(images, list(prompts), exact=False)
 
     def score(
@@ -156,25 +139,6 @@ class HeadedVLM(RewardModel):
         """One batch, as in a call."""
         shown = self.show(images, source, exact)
         return self.read([self._ask(head, shown, prompts) for head in range(len(self.questions))])
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for prompts with a token that is not read as text."""
-        for prompt in prompts:
-            check_prompt(prompt, self._special, self.name)
-
-    @cached_property
-    def flops(self) -> float:
-        """FLOPs of one image or video, counted on one call."""
-        trial = self.trial_image()
-        source = trial if "source" in self.needs else None
-        return count_flops(lambda: self.score(trial, [self.example], source))
-
-    def trial_image(self) -> Tensor:
-        return torch.full((1, 3, 448, 448), 0.4, device=self.device)
-
-    def _check(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
-        check_rows(self.name, self.needs, images, prompts, source)
-        self.check(prompts)
 
     def _ask(self, head: int, shown: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """What a head says to its question about each row of what is shown: (N, marks, outputs)."""
@@ -192,16 +156,12 @@ class HeadedVLM(RewardModel):
 
     def _text(self, head: int, kind: str, grids: Sequence[Tensor], prompt: str) -> str:
         """A question in the model's chat layout, with as many tokens for each image or video as it has."""
-        content = [*([{"type": kind}] * len(grids)), {"type": "text", "text": fill(self._templates[head], prompt)}]
+        content = [*([{"type": kind}] * len(grids)), {"type": "text", "text": self.question(head, prompt)}]
         turn = [{"role": "user", "content": content}]
         text = str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
         pad = f"<|{kind}_pad|>"
         first, *rest = text.split(pad)
         return first + "".join(pad * self.sight.tokens(grid) + part for grid, part in zip(grids, rest, strict=True))
-
-    @cached_property
-    def _templates(self) -> list[str]:
-        return [template(name) for name in self.questions]
 
 
 def beside(source: str) -> Path | str | None:

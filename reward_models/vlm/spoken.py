@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import to_levels
-from ttsnap.reward_models.vlm.checks import check_prompt, check_rows
-from ttsnap.reward_models.vlm.templates import fill, template
+from ttsnap.reward_models.vlm.model import AskedVLM
 from ttsnap.reward_models.vlm.weights import merge_adapters, read_weights, renamed
 from ttsnap.reward_models.weights import explained, locate
 
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import check
-from ttsnap.profiling.flops import count_flops
-from ttsnap.rewards.reward_model import RewardModel
 
 SEED = 42
 """Sampled answers begin with this seed, that of EditScore."""
@@ -26,7 +22,7 @@ ADAPTER = "adapter_config.json"
 """Peft's settings, beside adapter_model.safetensors."""
 
 
-class SpokenVLM(RewardModel):
+class SpokenVLM(AskedVLM):
     """A vision-language model that is asked `questions` about what it is shown. Subclasses read its answers.
 
     network: a model of transformers that generates text, frozen, on its device; processor: its processor. batch_size:
@@ -35,15 +31,6 @@ class SpokenVLM(RewardModel):
     how often it is asked, with seeds counted up; the score is the mean over those whose answers can be read. Scores are
     float32 on the network's device, nan where none can be read: ttsnap ranks such images last.
     """
-
-    heavy = True
-    weights = ""
-    """The hub id of the published weights, or adapters."""
-    backbone = ""
-    """The hub id of the model that adapters belong to."""
-    questions: tuple[str, ...] = ()
-    """What is asked, in order: names of prompts."""
-    network: nn.Module
 
     def __init__(
         self,
@@ -61,11 +48,10 @@ class SpokenVLM(RewardModel):
             raise ValueError(f"{wanted}, got {given}")
         if passes > 1 and not temperature:
             raise ValueError(f"{passes} passes give the same answers at temperature 0; set a temperature, such as 0.7")
-        self.network, self._processor = network.eval().requires_grad_(False), processor
-        self.batch_size, self.answer_tokens = batch_size, answer_tokens
+        super().__init__(network, frozenset(processor.tokenizer.get_added_vocab()), batch_size)
+        self._processor, self.answer_tokens = processor, answer_tokens
         self.temperature, self.passes = temperature, passes
         processor.tokenizer.padding_side = "left"  # Answers begin behind the last place of every row.
-        self._special = frozenset(processor.tokenizer.get_added_vocab())
 
     @classmethod
     def from_pretrained(
@@ -94,10 +80,6 @@ class SpokenVLM(RewardModel):
             _add(network, *adapters, source)
         return cls(network.to(device), processor, **options)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def read(self, answers: Sequence[str]) -> float:
         """The score in the answers about one image, one to each question; nan where there is none."""
         raise NotImplementedError
@@ -118,7 +100,7 @@ class SpokenVLM(RewardModel):
 
         source: (N, 3, H, W), the images that were edited, where `needs` has it.
         """
-        self._check(images, prompts, source)
+        self.check_rows(images, prompts, source)
         scores = torch.empty(self.passes, len(images), device=self.device)
         for passed, row in enumerate(scores):
             asked = range(len(self.questions))
@@ -132,7 +114,7 @@ class SpokenVLM(RewardModel):
     ) -> list[str]:
         """What it answers to a question about each row. passed: of sampled answers, how many there were before."""
         shown = self.show(question, images, source)
-        texts = [self.layout(fill(self._templates[question], prompt), len(shown)) for prompt in prompts]
+        texts = [self.layout(self.question(question, prompt), len(shown)) for prompt in prompts]
         size, out = 1 if self.temperature else self.batch_size, list[str]()
         how: dict[str, Any] = {"do_sample": False}
         if self.temperature:
@@ -152,28 +134,6 @@ class SpokenVLM(RewardModel):
             new = made[:, inputs["input_ids"].shape[1] :]
             out += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
         return out
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for prompts with a token that is not read as text."""
-        for prompt in prompts:
-            check_prompt(prompt, self._special, self.name)
-
-    @cached_property
-    def flops(self) -> float:
-        """FLOPs of one image, counted on one call; answers of another length take more or less."""
-        image = self.trial_image()
-        return count_flops(lambda: self(image, [self.example], None, image if "source" in self.needs else None))
-
-    def trial_image(self) -> Tensor:
-        return torch.full((1, 3, 448, 448), 0.4, device=self.device)
-
-    def _check(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
-        check_rows(self.name, self.needs, images, prompts, source)
-        self.check(prompts)
-
-    @cached_property
-    def _templates(self) -> list[str]:
-        return [template(name) for name in self.questions]
 
 
 def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:

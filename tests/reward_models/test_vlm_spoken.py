@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ttsnap.reward_models.vlm import EditScore, UnifiedReward
 from ttsnap.reward_models.vlm.edit_score import marks
-from ttsnap.reward_models.vlm.templates import fill, template
+from ttsnap.reward_models.vlm.model import fill, template
 
 from ttsnap.rewards import make_reward
 

@@ -11,7 +11,7 @@ from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.prompts import Listed, SceneCaptions
-from ttsnap.distill.draft.trajectories import TrajectoryShard
+from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.pipelines import upgrade
 
@@ -133,12 +133,12 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         trajectories.read_shard(path, settings)
     with pytest.raises(ValueError, match="from seed 7 on have numbers that are not finite in float16; give the model"):
-        trajectories.write_shard(path, TrajectoryShard(shard.prompts, 7, shard.states / 0, shard.ends), settings)
-    bad = TrajectoryShard(shard.prompts, 7, shard.states.float(), shard.ends)
+        trajectories.write_shard(path, Trajectories(shard.prompts, 7, shard.states / 0, shard.ends), settings)
+    bad = Trajectories(shard.prompts, 7, shard.states.float(), shard.ends)
     trajectories.write_shard(path, bad, settings)
     with pytest.raises(ValueError, match="states must be finite float16 numbers, got float32"):
         trajectories.read_shard(path, settings)
-    trajectories.write_shard(path, TrajectoryShard(shard.prompts[:1], 7, shard.states, shard.ends), settings)
+    trajectories.write_shard(path, Trajectories(shard.prompts[:1], 7, shard.states, shard.ends), settings)
     with pytest.raises(ValueError, match="of 1 prompts"):
         trajectories.read_shard(path, settings)
 
