@@ -23,7 +23,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ttsnap.cluster.placement import Bundle, Placement
+from ttsnap.cluster.colocation import ColocatedRows
+from ttsnap.cluster.placement import Placement
 
 
 def measured(repeats: int, steps: int) -> dict[str, Any]:
@@ -31,10 +32,10 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     import torch
 
     from ttsnap import make_algorithm, search
+    from ttsnap.cluster.devices import connect
     from ttsnap.cluster.engine import ClusterEngine
     from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
     from ttsnap.cluster.recipe import Recipe
-    from ttsnap.cluster.session import connect
     from ttsnap.options.engine import EngineOptions
     from ttsnap.options.model import ModelOptions
 
@@ -79,17 +80,17 @@ class Simulated:
         self.placement, self.rng = Placement([batch] * devices), random.Random(seed)
         self.batch, self.step, self.copy = batch, step, copy
         self.rows: list[list[list[int]]] = [[] for _ in range(devices)]
-        self.events: list[tuple[float, int, int, Bundle | None]] = []
+        self.events: list[tuple[float, int, int, ColocatedRows | None]] = []
         self.at_work = [False] * devices
         self.time, self.count, self.busy = 0.0, 0, 0.0
         self.home: dict[int, int] = {}
         self.placing = 0.0
 
-    def _later(self, seconds: float, device: int, bundle: Bundle | None = None) -> None:
+    def _later(self, seconds: float, device: int, bundle: ColocatedRows | None = None) -> None:
         self.count += 1
         heapq.heappush(self.events, (self.time + seconds, self.count, device, bundle))
 
-    def go_on(self, new: list[Bundle]) -> None:
+    def go_on(self, new: list[ColocatedRows]) -> None:
         begin = time.perf_counter()
         moves = self.placement.add(new)
         sends, more = self.placement.next()
@@ -125,13 +126,13 @@ class Simulated:
 def simulated(devices: int, batch: int, step: float, copy: float, moves: int = 5) -> dict[str, float]:
     """One search that begins with eight batches of rows a device and halves them in each move."""
     world, rows = Simulated(devices, batch, step, copy, 0), 8 * batch * devices
-    world.go_on([Bundle(0, (uid,)) for uid in range(rows)])
+    world.go_on([ColocatedRows(0, (uid,)) for uid in range(rows)])
     world.run()
     alive, carried = list(range(rows)), rows
     for _ in range(moves):
         alive = world.rng.sample(alive, len(alive) // 2)
         carried += len(alive)
-        world.go_on([Bundle(0, (uid,), (uid,), world.home[uid]) for uid in alive])
+        world.go_on([ColocatedRows(0, (uid,), (uid,), world.home[uid]) for uid in alive])
         world.run()
     return {
         "rows": carried,

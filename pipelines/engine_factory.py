@@ -42,7 +42,7 @@ def engine_for(pipe: Any, wanted: Wanted, where: DeviceOptions) -> Iterator[tupl
     kind = pipe._execution_device.type if pipe.model_options is None else _kind(pipe.model_options)
     spread = where != DeviceOptions()
     if spread:
-        from ttsnap.cluster.spreading import alone, clustered
+        from ttsnap.cluster.devices import alone, clustered
 
         spread = not alone(where, kind)
     if not spread:

@@ -55,7 +55,6 @@ REGISTRIES: dict[str, set[str]] = {
     "ttsnap.rewards.registry": {"reward_models"},
     "ttsnap.cluster.recipe": {"pipelines"},
     "ttsnap.cluster.recorders": {"pipelines"},
-    "ttsnap.cluster.sharing": {"pipelines"},
 }
 """Modules that name others in texts, which are imported when they are needed, and the rooms of those. Their own room
 need not be allowed to import these rooms, and such an arrow may close a circle."""

@@ -96,7 +96,7 @@ def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr("ttsnap.cluster.session.connect", lambda *_: None)
+    monkeypatch.setattr("ttsnap.cluster.devices.connect", lambda *_: None)
     monkeypatch.setattr("ttsnap.cluster.recorders.resources_of", lambda *_: {there: 1})
     monkeypatch.setattr("ttsnap.cluster.recorders.record", record)
     assert main(["record", PROMPTS[0], "--workers", "2", "--out", "o"]) == 130

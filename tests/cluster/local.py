@@ -15,10 +15,10 @@ import torch
 
 from ttsnap import search
 from ttsnap.cluster.actor import EngineActor
+from ttsnap.cluster.actor_group import ActorDied
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import Command, Tick, Turn
 from ttsnap.cluster.pictures import located, put_aside
-from ttsnap.cluster.pool import ActorDied
 from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.pictures import PictureLost
@@ -188,7 +188,7 @@ def search_again(alone: list[Result], algorithm: Algorithm, cluster: ClusterEngi
     all that ran and was not lost."""
     found = search([result.prompt for result in alone], algorithm, cluster, budget, keep=2)
     same(alone, found)
-    assert cluster.crew.ran - cluster.lost == spent(found)
+    assert cluster.group.ran - cluster.lost == spent(found)
     return found
 
 

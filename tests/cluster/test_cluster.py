@@ -71,7 +71,7 @@ def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(mixtu
             assert result.images or not result.trace
             assert result.spent.nfe <= 80
         if not kills:
-            assert cluster.crew.ran == spent(results)
+            assert cluster.group.ran == spent(results)
 
 
 def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: Any) -> None:
@@ -195,7 +195,7 @@ def test_steps_that_follow_gradients_are_the_same_on_several_engines_that_die(co
             cluster = ClusterEngine(LocalPool(Made(make), 2, kills=kills))
             together = search(PROMPTS, algorithm, cluster, Budget(nfe=60))
             same(alone, together)
-            assert kills or cluster.crew.ran == spent(together)
+            assert kills or cluster.group.ran == spent(together)
 
 
 def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any) -> None:
@@ -220,7 +220,7 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixtu
         cluster.admit([Prompt("unknown"), Prompt("b")])
     cluster.admit([Prompt("c")])
     assert [actor.engine.executor.prompts._prompts for actor in pool.actors] == [{0: Prompt("a"), 1: Prompt("c")}] * 2
-    assert not cluster.crew.busy
+    assert not cluster.group.busy
     assert search(["a"], algorithm, on_actors(mixture, algorithm, 2)[0], Budget(nfe=60))[0].images
 
 

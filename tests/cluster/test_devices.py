@@ -14,9 +14,9 @@ from PIL import Image
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.cli import main
+from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.recipe import Recipe
-from ttsnap.cluster.spreading import alone
 from ttsnap.core.results import Result
 from ttsnap.options.devices import DeviceOptions
 
@@ -44,7 +44,7 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any, monkeypatch
     def local(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
         yield ClusterEngine(LocalPool(recipe, int(options.devices)))
 
-    monkeypatch.setattr("ttsnap.cluster.spreading.clustered", local)
+    monkeypatch.setattr("ttsnap.cluster.devices.clustered", local)
     prompts = ["a red circle", "two green squares"]
     one, two = (pipe(prompts, devices=n, output_type="latent", **HOW) for n in (1, 2))
     pairs: list[tuple[Result, Result]] = list(zip(one.search, two.search, strict=True))
@@ -63,7 +63,7 @@ def test_edits_take_their_pictures_to_the_devices(monkeypatch: pytest.MonkeyPatc
         return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)
 
     keeps.needs = {"source"}  # type: ignore[attr-defined]
-    monkeypatch.setattr("ttsnap.cluster.spreading.clustered", local)
+    monkeypatch.setattr("ttsnap.cluster.devices.clustered", local)
     editor = load(task="image-to-image").to("cpu")
     editor.set_progress_bar_config(disable=True)
     edits = {"image": [Image.new("RGB", (32, 32), name) for name in ("red", "blue")], "strength": 0.5}

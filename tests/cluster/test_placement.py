@@ -8,7 +8,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttsnap.cluster.placement import AHEAD, Bundle, Placement
+from ttsnap.cluster.colocation import ColocatedRows
+from ttsnap.cluster.placement import AHEAD, Placement
 from ttsnap.engine.fair import FairShare
 
 
@@ -18,15 +19,15 @@ class Devices:
     def __init__(self, batches: list[int], seed: int) -> None:
         self.placement, self.rng = Placement(batches), random.Random(seed)
         self.running: list[list[list[int]]] = [[] for _ in batches]  # [uid, ticks left] by device
-        self.copies: list[Bundle] = []
+        self.copies: list[ColocatedRows] = []
         self.home: dict[int, int] = {}
         self.seen: Counter[int] = Counter()
         self.moves: Counter[int] = Counter()
 
-    def submit(self, bundles: list[Bundle]) -> None:
+    def submit(self, bundles: list[ColocatedRows]) -> None:
         self.fetch(self.placement.add(bundles))
 
-    def fetch(self, moves: list[Bundle]) -> None:
+    def fetch(self, moves: list[ColocatedRows]) -> None:
         for bundle in moves:
             assert bundle.target != bundle.home
             self.moves.update(bundle.uids)
@@ -81,11 +82,11 @@ def test_no_device_waits_while_others_queue(batches: list[int], plans: list[int]
     for rows in plans:
         resting = sorted(devices.home)
         some = devices.rng.sample(resting, devices.rng.randint(0, len(resting)))
-        homed = [Bundle(0, (uid,), (uid,), devices.home.pop(uid)) for uid in some]
+        homed = [ColocatedRows(0, (uid,), (uid,), devices.home.pop(uid)) for uid in some]
         before, moved = devices.seen.copy(), devices.moves.copy()
         fresh = list(range(made, made + rows))
         made += rows
-        devices.submit(homed + [Bundle(0, (uid,)) for uid in fresh])
+        devices.submit(homed + [ColocatedRows(0, (uid,)) for uid in fresh])
         for _ in range(devices.rng.randint(0, 30)):
             devices.tick()
         while devices.busy:
@@ -97,7 +98,7 @@ def test_no_device_waits_while_others_queue(batches: list[int], plans: list[int]
 
 def test_rows_spread_evenly_and_stay_where_their_particles_are() -> None:
     devices = Devices([16, 16], 0)
-    devices.submit([Bundle(0, (uid,)) for uid in range(32)])
+    devices.submit([ColocatedRows(0, (uid,)) for uid in range(32)])
     devices.go_on()
     assert devices.placement.sent == [16, 16]
     while devices.busy:
@@ -106,15 +107,15 @@ def test_rows_spread_evenly_and_stay_where_their_particles_are() -> None:
     # Half of them go on: 12 here and 4 there. What is gained by moving is more than the slack of 3 rows.
     here = [uid for uid, home in devices.home.items() if home == 0][:12]
     there = [uid for uid, home in devices.home.items() if home == 1][:4]
-    devices.submit([Bundle(0, (uid,), (uid,), devices.home[uid]) for uid in here + there])
+    devices.submit([ColocatedRows(0, (uid,), (uid,), devices.home[uid]) for uid in here + there])
     assert len(devices.moves) == 3
     assert [devices.placement.load(i) for i in (0, 1)] == [9, 7]
 
 
 def test_rows_that_may_go_anywhere_even_out_a_device_that_is_fuller_so_that_none_moves() -> None:
     placement = Placement([4, 4])
-    homed = [Bundle(0, (uid,), (uid,), 0) for uid in range(4)]
-    assert not placement.add([*homed, *(Bundle(0, (uid,)) for uid in range(4, 10))])
+    homed = [ColocatedRows(0, (uid,), (uid,), 0) for uid in range(4)]
+    assert not placement.add([*homed, *(ColocatedRows(0, (uid,)) for uid in range(4, 10))])
     sends, moves = placement.next()
     assert not moves
     assert Counter(device for device, _ in sends) == {0: 5, 1: 5}
@@ -122,7 +123,7 @@ def test_rows_that_may_go_anywhere_even_out_a_device_that_is_fuller_so_that_none
 
 def test_a_device_is_sent_two_batches_at_most() -> None:
     placement = Placement([3])
-    placement.add([Bundle(0, (uid,)) for uid in range(20)])
+    placement.add([ColocatedRows(0, (uid,)) for uid in range(20)])
     assert len(placement.next()[0]) == AHEAD * 3
     placement.done(0, 2)
     assert len(placement.next()[0]) == 2
@@ -140,8 +141,8 @@ def sent_by_job(placement: Placement, rounds: int) -> list[Counter[int]]:
 
 @given(rooted=st.booleans(), weight=st.sampled_from([1.0, 3.0]))
 def test_where_jobs_take_turns_a_large_one_keeps_no_small_one_off_the_devices(rooted: bool, weight: float) -> None:
-    def rows(job: int, count: int) -> list[Bundle]:
-        return [Bundle(job, (uid,), *(((uid,), uid % 2) if rooted else ())) for uid in range(count)]
+    def rows(job: int, count: int) -> list[ColocatedRows]:
+        return [ColocatedRows(job, (uid,), *(((uid,), uid % 2) if rooted else ())) for uid in range(count)]
 
     placement = Placement([2, 2])
     placement.turns = FairShare()

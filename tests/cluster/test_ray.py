@@ -63,7 +63,7 @@ def test_two_processes_find_what_one_does_and_so_they_do_when_one_of_them_is_kil
             torch.testing.assert_close(a.best.pixels, b.best.pixels, atol=1e-4, rtol=1e-4)
             assert a.spent.cost == b.spent.cost
     assert together[0].spent.lost == Cost()
-    assert cluster.crew.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
+    assert cluster.group.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
     assert victim not in pids(pool)
 
 
@@ -88,7 +88,7 @@ def test_both_processes_are_killed_at_any_event_and_nothing_changes(pool: Any, n
         assert [(c.uid, c.seed) for c in a.images] == [(c.uid, c.seed) for c in b.images]
         assert [c.reward for c in a.images] == pytest.approx([c.reward for c in b.images], abs=1e-4)
         assert a.spent.cost == b.spent.cost
-    assert cluster.crew.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
+    assert cluster.group.ran - disturbed[0].spent.lost == Cost().plus(*(result.spent.cost for result in disturbed))
     assert not set(victims) & set(pids(pool))
 
 
@@ -128,7 +128,7 @@ def test_a_process_of_its_own_for_rewards_gets_images_from_the_other_and_either_
         torch.testing.assert_close(a.best.pixels, b.best.pixels, atol=1e-4, rtol=1e-4)
         assert a.spent.cost == b.spent.cost
     assert all(isinstance(place, InStore) for place in places)
-    assert cluster.crew.ran - found[0].spent.lost == Cost().plus(*(result.spent.cost for result in found))
+    assert cluster.group.ran - found[0].spent.lost == Cost().plus(*(result.spent.cost for result in found))
     assert (victims == pids(parted)) == (killed is None)
     parted.close()
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ttsnap.cluster.recipe import RemoteReward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.rewards.apart import Apart
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -36,7 +36,7 @@ class Tiny:
     def build(self) -> LiveEngine:
         means = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         denoiser = MixtureDenoiser(means, torch.full((4,), 0.3), torch.ones(4), steps=8)
-        reward = Apart("open") if self.reward is None else self.reward()
+        reward = RemoteReward("open") if self.reward is None else self.reward()
         return LiveEngine(denoiser, [reward], EngineOptions(3), kernel=KERNELS["sde"](denoiser))
 
 

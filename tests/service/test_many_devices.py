@@ -14,7 +14,7 @@ from ttsnap.pipelines import load
 from tests.cluster.local import LocalPool
 from tests.service.conftest import REWARDS, client_of
 from tests.service.test_service import PROMPT, metric, until
-from ttsnap.cluster.sharing import Sharing
+from ttsnap.cluster.recipe import Sharing
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards

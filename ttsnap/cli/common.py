@@ -226,9 +226,9 @@ def alone(devices: DeviceOptions, kind: str) -> bool:
     """Whether this process searches itself. kind: of the devices, "cuda" or "cpu"."""
     if devices == DeviceOptions():
         return True
-    from ttsnap.cluster import spreading
+    from ttsnap.cluster.devices import alone as on_one_device
 
-    return spreading.alone(devices, kind)
+    return on_one_device(devices, kind)
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def _together(asked: Asked, by: WorkerOptions) -> Callable[[], Recording]:
     asked.check()
 
     def make() -> Recording:
-        from ttsnap.cluster.session import connect
+        from ttsnap.cluster.devices import connect
 
         connect(by.ray_address, by.workers)
         from ttsnap.cluster.recorders import record, resources_of

@@ -148,7 +148,7 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
 @contextmanager
 def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
     """What is served, on the device of this process or on several; specs: of the rewards, by the names of clients."""
-    from ttsnap.cluster.spreading import alone, hosts
+    from ttsnap.cluster.devices import alone, hosts
     from ttsnap.pipelines.opening import settled
     from ttsnap.service.engines import ManyDevices, OneDevice
 

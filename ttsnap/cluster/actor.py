@@ -1,22 +1,24 @@
-"""What runs on one device: a live engine that carries out the commands of a driver elsewhere. It knows no Ray."""
+"""What runs on one device, a live engine here, and carries out the commands of a driver elsewhere. It knows no Ray."""
 
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from ttsnap.cluster import messages as m
-from ttsnap.cluster.measuring import Measuring
 from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.store import Node, Particle
+from ttsnap.profiling.meter import Meter
 
 
 class Builder(Protocol):
@@ -25,32 +27,60 @@ class Builder(Protocol):
     def build(self) -> LiveEngine: ...
 
 
-class EngineActor:
-    """One engine. threads: of the CPU that it may use, None for all."""
+class Actor(ABC):
+    """Of one device, whose memory and energy it measures."""
 
-    def __init__(self, recipe: Builder, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.engine = recipe.build()
-        self._counted = Cost()
-        self._measuring = Measuring(self.engine.denoiser.device)
+    def __init__(self, device: torch.device) -> None:
+        self._meter, self._begun, self._measures = Meter(device), ExitStack(), False
 
     def turn(self, commands: Sequence[m.Command]) -> m.Turn:
         """Carry these out in order. What they raise, it raises."""
         turn = m.Turn()
         for command in commands:
-            self._do(command, turn)
+            if isinstance(command, m.Measure):
+                self._measure(turn, end=command.end)
+            else:
+                self._do(command, turn)
+        self._tell(turn)
+        return turn
+
+    @abstractmethod
+    def _do(self, command: m.Command, turn: m.Turn) -> None:
+        """Carry a command out, and put what came of it into the answer. TypeError for one that is not for it."""
+
+    @abstractmethod
+    def _tell(self, turn: m.Turn) -> None:
+        """Put into the answer what belongs into each."""
+
+    def _measure(self, turn: m.Turn, *, end: bool) -> None:
+        """Begin, or put into the answer what was used since; nothing where a predecessor of this actor began."""
+        self._begun.pop_all().close()
+        if not end:
+            self._begun.enter_context(self._meter)
+            self._measures = True
+        elif self._measures:
+            turn.usage, self._measures = self._meter.summary(), False
+
+
+class EngineActor(Actor):
+    """One engine."""
+
+    def __init__(self, recipe: Builder) -> None:
+        self.engine = recipe.build()
+        self._counted = Cost()
+        super().__init__(self.engine.denoiser.device)
+
+    def _tell(self, turn: m.Turn) -> None:
         turn.ran, turn.nfe, turn.room = self._all() - self._counted, self.engine.nfe, self.engine.room
         turn.timings = dict(self.engine.timings)
-        return turn
 
     def _do(self, command: m.Command, turn: m.Turn) -> None:
         engine = self.engine
         match command:
             case m.Tick():
                 turn.outcomes += map(on_cpu, engine.tick())
-            case m.Submit(job, plan, guests):
-                self._submit(job, plan, guests)
+            case m.Submit(job, plan, copies):
+                self._submit(job, plan, copies)
             case m.Copy(number, job, uids, drop):
                 turn.copies[number] = packed({uid: engine.store[job, uid] for uid in uids})
                 engine.drop(job, drop)
@@ -78,8 +108,6 @@ class EngineActor:
                 engine.differentiate(gradient)
             case m.Describe():
                 turn.description = self._described()
-            case m.Measure(end):
-                self._measuring(turn, end=end)
             case _:
                 raise TypeError(f"an actor with an engine knows no {type(command).__name__}")
 
@@ -102,9 +130,9 @@ class EngineActor:
         fair = e.scheduler.turns is not None
         return m.Description(e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.probed, fair, sizes)
 
-    def _submit(self, job: int, plan: Plan, guests: Iterable[bytes]) -> None:
-        """Queue rows that may start from guests. One that is here by itself, too, has gone on since it was copied."""
-        store, particles = self.engine.store, {k: v for data in guests for k, v in self._unpacked(data).items()}
+    def _submit(self, job: int, plan: Plan, copies: Iterable[bytes]) -> None:
+        """Queue rows that may start from copies. One that is here by itself, too, has gone on since it was copied."""
+        store, particles = self.engine.store, {k: v for data in copies for k, v in self._unpacked(data).items()}
         here = {uid: store.find(job, uid) for uid in particles}
         for uid, particle in particles.items():
             store.put(job, uid, particle)

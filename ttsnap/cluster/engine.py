@@ -1,7 +1,7 @@
 """ClusterEngine: one search on many devices, an actor with a live engine on each.
 
 To the loop it is an engine like any other. Particles live on actors, not prompts: placement.py says where rows go.
-journal.py knows how to make again what a dead actor had. Rewards may have actors of their own (rewards_apart.py).
+journal.py knows how to make again what a dead actor had. Rewards may have actors of their own (remote_rewards.py).
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from ttsnap.cluster import messages as m
-from ttsnap.cluster.bundles import at_home, bundles_of, by_home, part
-from ttsnap.cluster.copies import Copies
-from ttsnap.cluster.crew import Crew
+from ttsnap.cluster.actor_group import ActorGroup, Pool, TicketT
+from ttsnap.cluster.colocation import ColocatedRows, Copies, at_home, by_home, colocated, part
 from ttsnap.cluster.journal import JobLog
-from ttsnap.cluster.measuring import Measured, measured
-from ttsnap.cluster.merging import agreed, averaged, begun, merged
-from ttsnap.cluster.placement import Bundle, Placement
-from ttsnap.cluster.pool import Pool, TicketT
-from ttsnap.cluster.rewards_apart import RewardsApart
+from ttsnap.cluster.merging import Measured, agreed, averaged, begun, measured, merged
+from ttsnap.cluster.placement import Placement
+from ttsnap.cluster.remote_rewards import RemoteRewards
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
@@ -39,24 +36,24 @@ class ClusterEngine(Engine):
     the engines of the others leave out. ValueError where these engines are not alike."""
 
     def __init__(self, pool: Pool[TicketT], apart: int = 0, columns: Sequence[int] = ()) -> None:
-        self.crew = Crew(pool, self._hear, self._revived)
+        self.group = ActorGroup(pool, self._hear, self._revived)
         self.actors = range(len(pool) - apart)
-        self.rewards = RewardsApart(self.crew, range(len(pool) - apart, len(pool)), columns)
+        self.rewards = RemoteRewards(self.group, range(len(pool) - apart, len(pool)), columns)
         self._gradient: Gradient | None = None
         self._forget()
         for actor in range(len(pool)):  # all load side by side
-            self.crew.post(actor, m.Start())
+            self.group.post(actor, m.Start())
         self.rewards.describe()
-        self._describe(self.crew.ask(self.actors, m.Describe()))
+        self._describe(self.group.ask(self.actors, m.Describe()))
         self.grid, self.keep, self.draft_calls = self._told.grid, self._told.keep, self._told.draft_calls
         self.reward_names = self.rewards.names(self._told.reward_names)
 
     def _forget(self) -> None:
-        self.crew.reset()
+        self.group.reset()
         self._prompts: dict[int, Prompt] = {}
         self._following = 0
         self._logs: dict[int, JobLog] = {}
-        self._copies = Copies(self.crew.post)
+        self._copies = Copies(self.group.post)
         self._arrived: list[Outcome] = []
         self._cancelling: dict[int, dict[int, Outcome | None]] = {}
         self._credited = Cost()
@@ -88,11 +85,11 @@ class ClusterEngine(Engine):
 
     @property
     def nfe(self) -> int:
-        return self.crew.gone_nfe + sum(turn.nfe for turn in self.crew.last)
+        return self.group.gone_nfe + sum(turn.nfe for turn in self.group.last)
 
     @property
     def room(self) -> int:
-        return self.crew.gone_room + sum(turn.room for turn in self.crew.last)
+        return self.group.gone_room + sum(turn.room for turn in self.group.last)
 
     @property
     def batch_sizes(self) -> dict[str, int]:
@@ -101,36 +98,36 @@ class ClusterEngine(Engine):
     @property
     def timings(self) -> Mapping[str, float]:
         """Seconds by phase, on average over the actors, which work side by side."""
-        return self.rewards.timed(averaged([self.crew.last[actor].timings for actor in self.actors]))
+        return self.rewards.timed(averaged([self.group.last[actor].timings for actor in self.actors]))
 
     @property
     def lost(self) -> Cost:
         """What was computed in vain because an actor died; exact while no row is under way."""
-        if not self.crew.died:
+        if not self.group.died:
             return Cost()
-        gap = (self.crew.ran - self._credited).named()
+        gap = (self.group.ran - self._credited).named()
         return Cost(**{name: max(0, amount) for name, amount in gap.items()})
 
     def meter(self) -> AbstractContextManager[Measured]:
         """Measures memory and energy of all actors."""
-        return measured(self.crew)
+        return measured(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        self.crew.ask(range(len(self.crew)), m.Check(tuple(prompts)))
+        self.group.ask(range(len(self.group)), m.Check(tuple(prompts)))
 
     def calibrate(self) -> Cost:
-        self._describe(turns := self.crew.ask(self.actors, m.Calibrate(), m.Describe()))
+        self._describe(turns := self.group.ask(self.actors, m.Calibrate(), m.Describe()))
         return self.rewards.calibrate().plus(*(turn.calibrated for turn in turns))
 
     def differentiate(self, gradient: Gradient) -> None:
         self._gradient = gradient
-        self._describe(self.crew.ask(self.actors, m.Differentiate(gradient), m.Describe()))
+        self._describe(self.group.ask(self.actors, m.Differentiate(gradient), m.Describe()))
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._forget()
-        self.crew.ask(range(len(self.crew)), m.Start())
+        self.group.ask(range(len(self.group)), m.Start())
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
         jobs = range(self._following, self._following + len(prompts))
@@ -138,7 +135,7 @@ class ClusterEngine(Engine):
         self._following += len(prompts)
         try:
             self.rewards.check(prompts)
-            self._describe(self.crew.ask(self.actors, m.Admit(tuple(prompts)), m.Describe()))
+            self._describe(self.group.ask(self.actors, m.Admit(tuple(prompts)), m.Describe()))
         except Exception:
             self._following = jobs.start
             self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < jobs.start}
@@ -157,12 +154,12 @@ class ClusterEngine(Engine):
 
     def _later(self, command: m.Command) -> None:
         for actor in self.actors:
-            self.crew.later[actor].append(command)
+            self.group.later[actor].append(command)
 
     def submit(self, job: int, plan: Plan) -> None:
         log = self._logs.setdefault(job, JobLog())
         log.begin(plan)
-        bundles = bundles_of(job, plan, log.home)
+        bundles = colocated(job, plan, log.home)
         waiting = []
         for off in self._part(plan, log, bundles) if len(self.actors) > 1 else ():
             self._copies.ask(log, off[0].sources, off, parted=True)
@@ -174,7 +171,7 @@ class ClusterEngine(Engine):
                 waiting.append(bundle)
         self._move(self.placement.add(waiting))
 
-    def _part(self, plan: Plan, log: JobLog, bundles: Sequence[Bundle]) -> list[list[Bundle]]:
+    def _part(self, plan: Plan, log: JobLog, bundles: Sequence[ColocatedRows]) -> list[list[ColocatedRows]]:
         """Rows taken off bundles of devices that would be too full, which run elsewhere from copies; by sources."""
         homed = at_home(bundles, len(self.actors))
         surplus = self.placement.surplus(homed, len(plan) - sum(homed))
@@ -184,7 +181,7 @@ class ClusterEngine(Engine):
         if (log := self._logs.get(job)) is None:
             return
         for actor, mine in by_home([uid for uid in uids if uid in log.home], log.home).items():
-            self.crew.later[actor].append(m.Drop(job, tuple(mine)))
+            self.group.later[actor].append(m.Drop(job, tuple(mine)))
         log.drop(uids)
 
     def pending(self) -> int:
@@ -194,8 +191,8 @@ class ClusterEngine(Engine):
     def tick(self) -> list[Outcome]:
         """What has become ready; waits for the first actor that has something, never for the slowest."""
         self._go_on()
-        if (self.pending() or self.rewards.queue.held) and self.crew.busy:
-            self.crew.listen(1.0)
+        if (self.pending() or self.rewards.queue.held) and self.group.busy:
+            self.group.listen(1.0)
             self._go_on()
         return self.arrived()
 
@@ -209,18 +206,18 @@ class ClusterEngine(Engine):
         # What waits here is sent first, so that every row is on an actor, which knows how far it got.
         self._send(self.placement.recall(job))
         while self._copies.awaited(job):
-            self.crew.listen(1.0)
+            self.group.listen(1.0)
             self._send(self.placement.recall(job))
         self._cancelling[job] = dict.fromkeys(log.sent.values())
         for actor in list(self._cancelling[job]):
-            self.crew.post(actor, m.Cancel(job))
+            self.group.post(actor, m.Cancel(job))
         while any(part is None for part in self._cancelling[job].values()):
-            self.crew.listen(1.0)
+            self.group.listen(1.0)
         # Images that were made are scored, which was paid.
         self.rewards.queue.hurry(job)
         while self.rewards.queue.holds(job):
             self.rewards.queue.send()
-            self.crew.listen(1.0)
+            self.group.listen(1.0)
         return merged(job, [part for part in self._cancelling.pop(job).values() if part is not None])
 
     # --- rows on their way ----------------------------------------------------------------------------------------
@@ -233,11 +230,11 @@ class ClusterEngine(Engine):
         self.rewards.queue.send()
         for actor, rows in enumerate(self.placement.sent):
             if rows:
-                self.crew.tick(actor)
+                self.group.tick(actor)
 
-    def _send(self, sends: Sequence[tuple[int, Bundle]]) -> None:
+    def _send(self, sends: Sequence[tuple[int, ColocatedRows]]) -> None:
         """Bundles to actors, those of one job in one part of its plan."""
-        parts: dict[tuple[int, int], list[Bundle]] = {}
+        parts: dict[tuple[int, int], list[ColocatedRows]] = {}
         for actor, bundle in sends:
             parts.setdefault((actor, bundle.job), []).append(bundle)
         for (actor, job), bundles in parts.items():
@@ -245,10 +242,10 @@ class ClusterEngine(Engine):
             uids = [uid for bundle in bundles for uid in bundle.uids]
             log.send(uids, actor)
             rows = np.sort([log.row[uid] for uid in uids])
-            guests = {id(data): data for bundle in bundles for data in bundle.guests}
-            self.crew.later[actor].append(m.Submit(job, log.plans[-1].take(rows), tuple(guests.values())))
+            copies = {id(data): data for bundle in bundles for data in bundle.copies}
+            self.group.later[actor].append(m.Submit(job, log.plans[-1].take(rows), tuple(copies.values())))
 
-    def _move(self, moves: Sequence[Bundle]) -> None:
+    def _move(self, moves: Sequence[ColocatedRows]) -> None:
         """Fetch what these bundles start from, so that they can go elsewhere."""
         for bundle in moves:
             bundle.home = None
@@ -281,20 +278,19 @@ class ClusterEngine(Engine):
         if actor not in self.actors:
             self.rewards.revived(actor)
             return
-        self.crew.post(
-            actor, m.Start(dict(self._prompts), self._following, self._gradient, dict(self.placement.weights))
-        )
+        start = m.Start(dict(self._prompts), self._following, self._gradient, dict(self.placement.weights))
+        self.group.post(actor, start)
         more: dict[int, set[int]] = {}
         for bundle in self._copies.given_up(actor):
             more.setdefault(bundle.job, set()).update(bundle.uids)
         orders = [order for job, log in self._logs.items()
                   if (order := log.remake(job, actor, more.get(job, ()))) is not None]  # fmt: skip
         if orders:
-            self.crew.post(actor, m.RemakeAll(tuple(orders)))
+            self.group.post(actor, m.RemakeAll(tuple(orders)))
         for job, uids in more.items():
             self._logs[job].send(uids, actor)
             self.placement.sent[actor] += len(uids)
         self._copies.ask_again(actor)
         for job, parts in self._cancelling.items():
             if actor in parts and parts[actor] is None:
-                self.crew.post(actor, m.Cancel(job))
+                self.group.post(actor, m.Cancel(job))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ttsnap.cluster.messages import Description
-from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
+from ttsnap.cluster.actor_group import ActorGroup, TicketT
+from ttsnap.cluster.messages import Description, Measure
 from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Rates
+from ttsnap.core.protocols import EngineLost
+from ttsnap.core.spent import Usage
 
 
 def agreed(told: Sequence[Description]) -> Description:
@@ -54,28 +57,46 @@ def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
 
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
     """Of one job's cancelled rows on several actors."""
+    ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
+    gradients = [part.has_gradient for part in parts if part.has_gradient is not None]
     return Outcome(
         job,
-        uids=_ints([part.uids for part in parts]),
-        step=_ints([part.step for part in parts]),
-        cached=_flags([part.cached for part in parts]),
+        uids=np.concatenate([np.empty(0, int), *(part.uids for part in parts)]),
+        step=np.concatenate([np.empty(0, int), *(part.step for part in parts)]),
+        cached=np.concatenate([np.empty(0, bool), *(part.cached for part in parts)]),
         look_cost=Cost().plus(*(part.look_cost for part in parts)),
-        log_ratio=_floats([part.log_ratio for part in parts if part.log_ratio is not None]),
-        has_gradient=_all_flags([part.has_gradient for part in parts if part.has_gradient is not None]),
+        log_ratio=np.concatenate(ratios) if ratios else None,
+        has_gradient=np.concatenate(gradients) if gradients else None,
     )
 
 
-def _ints(parts: Sequence[IntArray]) -> IntArray:
-    return np.concatenate([np.empty(0, int), *parts])
+@dataclass
+class Measured:
+    """What all actors used while something ran, once they have told."""
+
+    parts: list[Usage] = field(default_factory=list)
+
+    def summary(self) -> Usage:
+        """Energy and CO2e of all together, the memory of the one that held most."""
+        if not self.parts:
+            return Usage()
+        most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
+        return Usage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
+                        "co2_grams": _sum([part["co2_grams"] for part in self.parts])})  # fmt: skip
 
 
-def _flags(parts: Sequence[BoolArray]) -> BoolArray:
-    return np.concatenate([np.empty(0, bool), *parts])
+def _sum(values: Sequence[float | None]) -> float | None:
+    """None where any is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
-def _floats(parts: Sequence[FloatArray]) -> FloatArray | None:
-    return np.concatenate(parts) if parts else None
-
-
-def _all_flags(parts: Sequence[BoolArray]) -> BoolArray | None:
-    return np.concatenate(parts) if parts else None
+@contextmanager
+def measured(actors: ActorGroup[TicketT]) -> Iterator[Measured]:
+    """What all these actors use inside the block."""
+    everyone, found = range(len(actors)), Measured()
+    actors.ask(everyone, Measure())
+    yield found
+    with suppress(EngineLost):
+        turns = actors.ask(everyone, Measure(end=True))
+        found.parts += [turn.usage for turn in turns if turn.usage is not None]

@@ -74,12 +74,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class Submit:
-    """Queue the rows of a part of a plan. guests: particles of other actors that its rows start from, as `Copy` gave
+    """Queue the rows of a part of a plan. copies: particles of other actors that its rows start from, as `Copy` gave
     them; they stay only where a row takes them on."""
 
     job: int
     plan: Plan
-    guests: tuple[bytes, ...] = ()
+    copies: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,34 +10,12 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
+from ttsnap.cluster.colocation import ColocatedRows
 from ttsnap.engine.fair import FairShare
 
 AHEAD = 2
 """Batches of rows that a device is sent at most: one runs, one waits."""
-
-
-@dataclass(eq=False)
-class Bundle:
-    """Rows of one plan that must run on one device, by the particles that they make or take on.
-
-    sources: the particles that they start from. home: the device where those are; None for rows that start anywhere:
-    from fresh seeds, or from `guests`, copies of the sources that are at hand. awaits: copies still on their way.
-    """
-
-    job: int
-    uids: tuple[int, ...]
-    sources: tuple[int, ...] = ()
-    home: int | None = None
-    guests: list[bytes] = field(default_factory=list)
-    awaits: int = 0
-    target: int | None = None
-    """The device that room is kept on for it."""
-
-    @property
-    def size(self) -> int:
-        return len(self.uids)
 
 
 class Placement:
@@ -49,10 +27,10 @@ class Placement:
     def __init__(self, batches: Sequence[int]) -> None:
         self.batches = list(batches)
         self.sent, self.coming = [0] * len(batches), [0] * len(batches)
-        self.queues: list[deque[Bundle]] = [deque() for _ in batches]
+        self.queues: list[deque[ColocatedRows]] = [deque() for _ in batches]
         self.queued = [0] * len(batches)
         """Rows in each queue."""
-        self.free: deque[Bundle] = deque()
+        self.free: deque[ColocatedRows] = deque()
         self.moved = 0
         """Rows that have moved."""
         self.turns: FairShare[int] | None = None
@@ -77,11 +55,11 @@ class Placement:
         share = [(sum(loads) + free) * batch / room for batch in self.batches]
         return [max(0, int(load - share[i]) - self.slack(i)) for i, load in enumerate(loads)]
 
-    def add(self, bundles: Iterable[Bundle]) -> list[Bundle]:
+    def add(self, bundles: Iterable[ColocatedRows]) -> list[ColocatedRows]:
         """Bundles of a new plan. Returns those that move: to `target`, from `home`."""
         if not (bundles := list(bundles)):
             return []
-        new: list[list[Bundle]] = [[] for _ in self.batches]
+        new: list[list[ColocatedRows]] = [[] for _ in self.batches]
         for bundle in bundles:
             if bundle.home is None:
                 self.free.append(bundle)
@@ -103,7 +81,7 @@ class Placement:
                 moves.append(bundle)
         return moves
 
-    def _move(self, bundle: Bundle, to: int) -> None:
+    def _move(self, bundle: ColocatedRows, to: int) -> None:
         if bundle.home is not None:
             self.queues[bundle.home].remove(bundle)
             self.queued[bundle.home] -= bundle.size
@@ -111,11 +89,11 @@ class Placement:
         self.coming[to] += bundle.size
         self.moved += bundle.size
 
-    def _wait(self, device: int, bundle: Bundle) -> None:
+    def _wait(self, device: int, bundle: ColocatedRows) -> None:
         self.queues[device].append(bundle)
         self.queued[device] += bundle.size
 
-    def arrived(self, bundle: Bundle) -> None:
+    def arrived(self, bundle: ColocatedRows) -> None:
         """All that it starts from is at hand, or at its home."""
         if bundle.target is not None:
             self.coming[bundle.target] -= bundle.size
@@ -125,9 +103,9 @@ class Placement:
         else:
             self.free.appendleft(bundle)
 
-    def next(self) -> tuple[list[tuple[int, Bundle]], list[Bundle]]:
+    def next(self) -> tuple[list[tuple[int, ColocatedRows]], list[ColocatedRows]]:
         """What is sent now, and where to; and what moves from a full device to one that would wait."""
-        out: list[tuple[int, Bundle]] = []
+        out: list[tuple[int, ColocatedRows]] = []
         if self.turns is not None:
             self.turns.wait(sorted({bundle.job for queue in (*self.queues, self.free) for bundle in queue}))
         for i, queue in enumerate(self.queues):
@@ -153,11 +131,11 @@ class Placement:
                 moves.append(last)
         return out, moves
 
-    def _take(self, queue: deque[Bundle]) -> Bundle:
+    def _take(self, queue: deque[ColocatedRows]) -> ColocatedRows:
         """The next one off a queue: its first one, or the first one of the job whose turn it is."""
         if self.turns is None:
             return queue.popleft()
-        firsts: dict[int, Bundle] = {}
+        firsts: dict[int, ColocatedRows] = {}
         for bundle in queue:
             firsts.setdefault(bundle.job, bundle)
         job = self.turns.first(firsts)
@@ -165,12 +143,12 @@ class Placement:
         queue.remove(firsts[job])
         return firsts[job]
 
-    def _last_of_longest(self) -> Bundle | None:
+    def _last_of_longest(self) -> ColocatedRows | None:
         """Of the bundles that wait for the device for which most do, the last one that can move."""
         longest = max(self.queues, key=len)
         return longest[-1] if longest else None
 
-    def _send(self, device: int, bundle: Bundle) -> tuple[int, Bundle]:
+    def _send(self, device: int, bundle: ColocatedRows) -> tuple[int, ColocatedRows]:
         self.sent[device] += bundle.size
         return device, bundle
 
@@ -178,7 +156,7 @@ class Placement:
         """So many rows of a device are complete, or were taken off."""
         self.sent[device] -= rows
 
-    def recall(self, job: int) -> list[tuple[int, Bundle]]:
+    def recall(self, job: int) -> list[tuple[int, ColocatedRows]]:
         """All that waits of a job, sent at once, whether there is room or not."""
         out = []
         for i, queue in enumerate([*self.queues, self.free]):

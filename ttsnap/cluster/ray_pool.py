@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from ttsnap.cluster.actor import Builder, EngineActor
+from ttsnap.cluster.actor import Actor, Builder, EngineActor
+from ttsnap.cluster.actor_group import ActorDied
 from ttsnap.cluster.messages import Command, Turn
 from ttsnap.cluster.pictures import located, put_aside
-from ttsnap.cluster.pool import ActorDied
 from ttsnap.cluster.reward_actor import RewardActor, RewardBuilder
 from ttsnap.core.pictures import PictureLost
 
@@ -47,40 +48,20 @@ class TurnTicket:
     whole: ObjectRef[Any]
 
 
-class Maker(Protocol):
-    """What makes an actor: of an engine, or of rewards."""
-
-    def __call__(self, threads: int | None) -> EngineActor | RewardActor: ...
-
-
-@dataclass(frozen=True)
-class OfEngine:
-    """Makes the actor of an engine."""
-
-    recipe: Builder
-
-    def __call__(self, threads: int | None) -> EngineActor:
-        return EngineActor(self.recipe, threads)
-
-
-@dataclass(frozen=True)
-class OfRewards:
-    """Makes the actor of rewards that have a device of their own."""
-
-    recipe: RewardBuilder
-
-    def __call__(self, threads: int | None) -> RewardActor:
-        return RewardActor(self.recipe, threads)
+Maker = Callable[[], Actor]
+"""What makes an actor: of an engine, or of rewards."""
 
 
 class Host:
     """The process of one device, with an actor for each maker that it was given. It makes an actor when that is first
-    told something, so that what is wrong with its recipe is told as an answer."""
+    told something, so that what is wrong with its recipe is told as an answer. threads: of the CPU that it may use,
+    None for all."""
 
     def __init__(self, threads: int | None) -> None:
-        self._threads = threads
+        if threads is not None:
+            torch.set_num_threads(threads)
         self._makers: dict[int, Maker] = {}
-        self._actors: dict[int, EngineActor | RewardActor] = {}
+        self._actors: dict[int, Actor] = {}
 
     @ray.method
     def take(self, number: int, maker: Maker) -> int:
@@ -90,9 +71,9 @@ class Host:
 
     @ray.method(num_returns="streaming")
     def turn(self, number: int, commands: Sequence[Command]) -> Iterator[NDArray[Any] | Turn]:
-        """As EngineActor.turn: first its images one by one, then the rest."""
+        """As Actor.turn: first its images one by one, then the rest."""
         if number not in self._actors:
-            self._actors[number] = self._makers[number](self._threads)
+            self._actors[number] = self._makers[number]()
         turn = self._actors[number].turn(commands)
         for image in put_aside(turn):
             yield image.numpy()
@@ -155,9 +136,9 @@ class RayPool:
         self.hosts, self._number = hosts, next(hosts.numbers)
         self.actors = list(hosts.actors)
         engines = len(self.actors) - (apart if rewards is not None else 0)
-        self._makers: list[Maker] = [OfEngine(recipe)] * engines
+        self._makers: list[Maker] = [partial(EngineActor, recipe)] * engines
         if rewards is not None:
-            self._makers += [OfRewards(rewards)] * apart
+            self._makers += [partial(RewardActor, rewards)] * apart
         self._taken = [self._take(actor) for actor in range(len(self.actors))]
 
     def _take(self, actor: int) -> ObjectRef[int]:

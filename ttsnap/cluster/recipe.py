@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.loading import load_object
+from ttsnap.core.protocols import Scores
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec, values
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.rewards.apart import Apart
-from ttsnap.rewards.registry import heavy, make_rewards
+from ttsnap.rewards.registry import RewardError, heavy, make_rewards
 from ttsnap.rewards.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Recipe:
             raise ValueError("none of these rewards has a network that is worth a device of its own; leave "
                              "reward_actors out, or say heavy = True in your own reward's class")  # fmt: skip
         apart = RewardsRecipe(tuple(specs[i] for i in columns), columns, self.model.device)
-        left = [Apart(f"reward {i + 1}") if i in columns else spec for i, spec in enumerate(specs)]
+        left = [RemoteReward(f"reward {i + 1}") if i in columns else spec for i, spec in enumerate(specs)]
         return replace(self, reward=left), apart
 
 
@@ -78,3 +82,55 @@ class RewardsRecipe:
                 raise ValueError(f"reward {reward.name!r} reads more than images and prompts, or asks a model behind "
                                  "an API: it is asked where the latents are; leave reward_actors out")  # fmt: skip
         return made
+
+
+class RemoteReward(RewardModel):
+    """Stands for a reward of another process: an engine makes its images, and leaves its scores open."""
+
+    remote = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+        raise RuntimeError(f"reward {self.name!r} is asked in another process")
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+        raise ValueError(f"gradients of reward {self.name!r} are taken where the latents are; leave reward_actors out")
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Makes the engine of a recipe from a pipeline and rewards that stay loaded for as long as the process lives, so
+    that all recipes of one model hold its weights once. The recipe names its rewards, and no scheduler. names: what
+    results call its rewards."""
+
+    recipe: Recipe
+    names: tuple[str, ...]
+
+    def build(self) -> LiveEngine:
+        """As Recipe.build; but RuntimeError where the model cannot be loaded here, and RewardError where a reward
+        cannot, which is no mistake of whoever wants this engine."""
+        model = self.recipe.model
+        try:
+            pipe = _pipe(model)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
+        try:
+            made = [_reward(spec, model) for spec in self.recipe.reward]
+        except ValueError as error:
+            raise RewardError(str(error)) from error
+        rewards = [reward.called(name) for name, reward in zip(self.names, made, strict=True)]
+        return replace(self.recipe, reward=rewards).engine_of(pipe)
+
+
+@cache
+def _pipe(model: ModelOptions) -> Any:
+    return load_object("ttsnap.pipelines.opening:opened")(model)
+
+
+@cache
+def _reward(spec: str, model: ModelOptions) -> RewardModel:
+    place, dtype = load_object("ttsnap.pipelines.opening:reward_placement")(model.device, model.dtype)
+    (reward,) = make_rewards(spec, device=place, dtype=dtype)
+    return reward

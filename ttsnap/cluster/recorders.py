@@ -7,17 +7,17 @@ the journal. The files are those that a single process writes, in which order un
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle, ActorProxy
 from ray.exceptions import RayError, RayTaskError
 
-from ttsnap.cluster.handing_out import TRIES, handed_out
 from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.loading import load_object
 from ttsnap.core.prompt import Prompt
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 Answer = TypeVar("Answer")
+Work = TypeVar("Work")
+WorkIn = TypeVar("WorkIn", contravariant=True)
+Done = TypeVar("Done")
+DoneOut = TypeVar("DoneOut", covariant=True)
+TRIES = 3
+"""So many workers may be lost over one unit before it is given up: it is likely to be what ends them."""
 
 
 class Workplace(NamedTuple):
@@ -98,16 +104,59 @@ def record(
     unit costs several workers.
     """
     folder = folder.resolve()
-    with _Recorders(Workplace(recipe, Path.cwd()), workers) as crew:
-        what = crew.describe([Prompt.of(prompt) for prompt in prompts], options)
+    with _Recorders(Workplace(recipe, Path.cwd()), workers) as group:
+        what = group.describe([Prompt.of(prompt) for prompt in prompts], options)
 
         def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
-            crew.record_into(folder, what)
-            for unit, made in handed_out(units, crew, workers, lambda unit: f"unit {unit.index}"):
+            group.record_into(folder, what)
+            for unit, made in dispatch(units, group, workers, lambda unit: f"unit {unit.index}"):
                 on_nfe(len(unit.prompts) * len(unit.seeds) * what.nfe)
                 yield unit, made
 
         return keep(what, folder, making, progress_bar=progress_bar)
+
+
+class WorkerPool(Protocol[WorkIn, DoneOut]):
+    """Workers, by number from 0."""
+
+    def begin(self, worker: int, unit: WorkIn) -> None:
+        """Let a worker that is free do this unit; returns at once."""
+
+    def finished(self) -> tuple[int, DoneOut | None]:
+        """Wait for any of those at work: its number, and what it made, or None where it is lost."""
+
+    def replace(self, worker: int) -> None:
+        """Put a new worker in the place of one that is lost; returns at once."""
+
+
+def dispatch(
+    units: Iterable[Work], pool: WorkerPool[Work, Done], workers: int, name: Callable[[Work], str]
+) -> Iterator[tuple[Work, Done]]:
+    """Each unit with what was made of it, in the order in which they are finished; they are begun in the given order.
+
+    A unit whose worker is lost is begun again, before all that wait. Raises ValueError where that happens TRIES times
+    to the same one, which `name` tells.
+    """
+    waiting, free, at_work, lost = deque(units), deque(range(workers)), dict[int, Work](), Counter[str]()
+    while waiting or at_work:
+        while waiting and free:
+            worker = free.popleft()
+            at_work[worker] = waiting.popleft()
+            pool.begin(worker, at_work[worker])
+        worker, done = pool.finished()
+        unit = at_work.pop(worker)
+        free.append(worker)
+        if done is not None:
+            yield unit, done
+            continue
+        lost[name(unit)] += 1
+        if lost[name(unit)] == TRIES:
+            raise ValueError(
+                f"{name(unit)} was begun {TRIES} times, and each time the worker that had it was lost: killed, or out "
+                "of memory. What is finished is kept"
+            )
+        waiting.appendleft(unit)
+        pool.replace(worker)
 
 
 class _Recorders(AbstractContextManager["_Recorders"]):

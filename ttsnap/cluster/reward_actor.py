@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ttsnap.cluster import messages as m
-from ttsnap.cluster.measuring import Measuring
+from ttsnap.cluster.actor import Actor
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.profiling.stopwatch import Stopwatch
-from ttsnap.rewards.first_scores import FirstScores, explained
 from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import ask
+from ttsnap.rewards.scoring import RewardHealthCheck, ask, explained
 
 BATCH = 16
 """Images that rewards are asked about at once; half as many from then on where memory runs out."""
@@ -31,26 +30,19 @@ class RewardBuilder(Protocol):
     def build(self) -> tuple[RewardModel, ...]: ...
 
 
-class RewardActor:
-    """Some rewards of pixels, and no model. threads: of the CPU that it may use, None for all."""
+class RewardActor(Actor):
+    """Some rewards of pixels, and no model."""
 
-    def __init__(self, recipe: RewardBuilder, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, recipe: RewardBuilder) -> None:
         self.rewards = recipe.build()
         self.device = self.rewards[0].trial_image().device
+        super().__init__(self.device)
         self._ran, self._seconds = Cost(), [0.0] * len(self.rewards)
-        self._first, self._watch = FirstScores(self.rewards), Stopwatch(("reward",))
+        self._health, self._watch = RewardHealthCheck(self.rewards), Stopwatch(("reward",))
         self._sizes = BatchSizes(BATCH, BATCH, lambda a, b: (a or BATCH, b or BATCH), defaultdict(int))
-        self._measuring = Measuring(self.device)
 
-    def turn(self, commands: Sequence[m.Command]) -> m.Turn:
-        """Carry these out in order. What they raise, it raises."""
-        turn = m.Turn()
-        for command in commands:
-            self._do(command, turn)
+    def _tell(self, turn: m.Turn) -> None:
         turn.ran, turn.timings = self._ran, dict(self._watch.seconds)
-        return turn
 
     def _do(self, command: m.Command, turn: m.Turn) -> None:
         match command:
@@ -60,7 +52,7 @@ class RewardActor:
                 for reward in self.rewards:
                     reward.check([prompt.read for prompt in prompts])
             case m.Start():
-                self._ran, self._first = Cost(), FirstScores(self.rewards)
+                self._ran, self._health = Cost(), RewardHealthCheck(self.rewards)
                 self._watch.reset()
             case m.Calibrate():
                 self._seconds = [_seconds(reward) for reward in self.rewards]
@@ -69,8 +61,6 @@ class RewardActor:
                 flops = sum(reward.flops for reward in self.rewards)
                 names = tuple(reward.name for reward in self.rewards)
                 turn.rewards = m.RewardsDescription(names, flops, sum(self._seconds), self._sizes.batch_size)
-            case m.Measure(end):
-                self._measuring(turn, end=end)
             case _:
                 raise TypeError(f"an actor of rewards knows no {type(command).__name__}")
 
@@ -93,7 +83,7 @@ class RewardActor:
                 # A reward may write into what it gets.
                 scores[:, r], error = ask(reward, images.clone(), [one.prompt for one in asked], levels)
             scores[broken, r] = np.nan
-            self._first.check(reward.name, scores[:, r], last, broken, error)
+            self._health.check(reward.name, scores[:, r], last, broken, error)
             causes[reward.name] = said(reward.name, error) if error else None
         self._ran += Cost(reward_calls=scores.size)
         return m.ImageScores(scores, [explained(row, causes) for row in scores])

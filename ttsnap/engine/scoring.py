@@ -17,11 +17,10 @@ from ttsnap.core.pictures import Decoded, Here
 from ttsnap.engine.prompts import Prompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
-from ttsnap.rewards.first_scores import NOT_FINITE, FirstScores, explained
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import Call, ask
+from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, ask, explained
 from ttsnap.sampling.denoiser import Denoiser
 
 logger = logging.getLogger(__name__)
@@ -52,14 +51,14 @@ class Asked(NamedTuple):
 
 
 class Scorer:
-    """Scores rows with every reward, but for those that are asked elsewhere (`RewardModel.apart`).
+    """Scores rows with every reward, but for those that are asked elsewhere (`RewardModel.remote`).
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
     of what is made, by the denoiser and the option `frames`. ValueError where there is no preview VAE, and for rewards
     that need what there is not.
 
     A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
-    its first batch, ends the search by RewardError (rewards/first_scores.py).
+    its first batch, ends the search by RewardError (rewards/scoring.py).
     """
 
     def __init__(
@@ -71,11 +70,11 @@ class Scorer:
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
-        self.asked = [(place, reward) for place, reward in enumerate(rewards) if not reward.apart]
+        self.asked = [(place, reward) for place, reward in enumerate(rewards) if not reward.remote]
         """The rewards that it asks, with their places among all."""
         if denoiser.frames is not None and len(self.asked) < len(rewards):
             raise ValueError("rewards of videos are asked where the latents are; leave reward_actors out")
-        self._first = FirstScores(rewards)
+        self._first = RewardHealthCheck(rewards)
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
         self.tokens = sum(r.tokens * self.shown.calls(r) for _, r in self.asked)

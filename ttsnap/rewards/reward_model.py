@@ -47,7 +47,7 @@ class RewardModel(ABC):
     heavy: bool = False
     """Whether it has a network that is worth a device of its own, where a user has some for rewards
     (`--reward-actors`)."""
-    apart: bool = False
+    remote: bool = False
     """Whether it is asked in another process, so that an engine makes its images and leaves its scores open."""
     tokens: int = 0
     """The most that scoring one image takes of a language model behind an API, where it asks one: a budget in tokens is

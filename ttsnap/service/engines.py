@@ -11,10 +11,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ttsnap.cluster.actor_group import Pool, TicketT
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.pool import Pool, TicketT
-from ttsnap.cluster.recipe import Recipe
-from ttsnap.cluster.sharing import Sharing
+from ttsnap.cluster.recipe import Recipe, Sharing
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.network import Network

@@ -16,8 +16,8 @@ from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import ImageScores, ImageToScore
-from ttsnap.cluster.recipe import Recipe
-from ttsnap.cluster.reward_queue import AHEAD, RewardQueue
+from ttsnap.cluster.recipe import Recipe, RemoteReward
+from ttsnap.cluster.remote_rewards import AHEAD, RewardQueue
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Outcome
@@ -28,7 +28,6 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.rewards import RewardError, make_rewards
-from ttsnap.rewards.apart import Apart
 from ttsnap.rewards.registry import heavy
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS
@@ -57,7 +56,7 @@ class Rewards:
 
 def apart(mixture: Any, algorithm: Algorithm, engines: int, rewards: int, recipe: Any = None, **how: Any) -> Any:
     """A cluster whose first reward is cheap and whose second one has actors of its own."""
-    made = Made(lambda: mixture(algorithm, rewards=[Coarse(), Apart("two")]))
+    made = Made(lambda: mixture(algorithm, rewards=[Coarse(), RemoteReward("two")]))
     pool = LocalPool(made, engines, recipe or Rewards(), rewards, **how)
     return ClusterEngine(pool, rewards, [1]), pool
 
@@ -122,7 +121,7 @@ def test_a_search_that_is_stopped_pays_what_ran(mixture: Any) -> None:
         cluster, _ = apart(mixture, algorithm, 2, 1, seed=after)
         results = stopped(PROMPTS, algorithm, cluster, after)
         assert all(result.images or not result.trace for result in results)
-        assert cluster.crew.ran == spent(results)
+        assert cluster.group.ran == spent(results)
 
 
 def test_a_reward_apart_that_fails_costs_scores_and_one_that_fails_from_the_start_ends_the_search(
@@ -148,7 +147,7 @@ def test_prices_are_those_of_all_rewards(counted: Any) -> None:
         return LiveEngine(counted(STEPS), rewards, EngineOptions(3))
 
     plain = engine(Coarse(), Dear("noted"))
-    cluster = ClusterEngine(LocalPool(Made(lambda: engine(Coarse(), Apart("two"))), 2, Rewards(Dear), 2), 2, [1])
+    cluster = ClusterEngine(LocalPool(Made(lambda: engine(Coarse(), RemoteReward("two"))), 2, Rewards(Dear), 2), 2, [1])
     assert cluster.price.flops == plain.price.flops
     assert cluster.price.flops.reward_calls == 25
     assert cluster.calibrate().reward_calls == 2 * 1 + 2 * 2
@@ -158,7 +157,7 @@ def test_prices_are_those_of_all_rewards(counted: Any) -> None:
 def test_gradients_of_rewards_apart_are_refused(counted: Any) -> None:
     denoiser = counted(STEPS)
     with pytest.raises(ValueError, match="leave reward_actors out"):
-        LiveEngine(denoiser, [Apart("far")], EngineOptions(3), kernel=KERNELS["sde"](denoiser),
+        LiveEngine(denoiser, [RemoteReward("far")], EngineOptions(3), kernel=KERNELS["sde"](denoiser),
                    guidance=Guidance.parse("tilted:0.2"))  # fmt: skip
 
 
@@ -177,7 +176,7 @@ def test_only_kept_images_reach_the_driver(counted: Any, rewards: int) -> None:
     def make() -> LiveEngine:
         stock = counted(STEPS)
         denoiser = Large(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
-        return LiveEngine(denoiser, [Apart("two") if rewards else Coarse()], EngineOptions(3))
+        return LiveEngine(denoiser, [RemoteReward("two") if rewards else Coarse()], EngineOptions(3))
 
     pool = LocalPool(Made(make), 2, Rewards(), rewards)
     cluster = ClusterEngine(pool, rewards, [0] if rewards else [])
@@ -278,7 +277,7 @@ def test_which_rewards_are_worth_a_device_is_known_without_their_weights() -> No
 def test_a_recipe_parts_from_its_heavy_rewards() -> None:
     cpu = ModelOptions(device="cpu")
     bare, rewards = Recipe(cpu, ["brightness", "scenes-learned"]).parted()
-    assert [getattr(spec, "apart", spec) for spec in bare.reward] == ["brightness", True]
+    assert [getattr(spec, "remote", spec) for spec in bare.reward] == ["brightness", True]
     assert (rewards.rewards, rewards.columns) == (("scenes-learned",), (1,))
     assert [reward.name for reward in rewards.build()] == ["scenes-learned"]
     with pytest.raises(ValueError, match="none of these rewards has a network"):

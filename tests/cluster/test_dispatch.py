@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ttsnap.cluster.handing_out import TRIES, handed_out
+from ttsnap.cluster.recorders import TRIES, dispatch
 
 
 class Toy:
@@ -44,7 +44,7 @@ class Toy:
 @pytest.mark.parametrize("workers", [1, 3, 30])
 def test_every_unit_is_done_once_whoever_is_lost(workers: int, seed: int) -> None:
     toy = Toy(seed, workers, losses=2)  # of one unit, two losses are borne
-    done = list(handed_out(range(20), toy, workers, str))
+    done = list(dispatch(range(20), toy, workers, str))
     assert sorted(done) == [(unit, f"made of {unit}") for unit in range(20)]
     assert len(toy.begun) == 20 + (2 - toy.losses)
     first = list(dict.fromkeys(toy.begun))
@@ -54,9 +54,9 @@ def test_every_unit_is_done_once_whoever_is_lost(workers: int, seed: int) -> Non
 def test_a_unit_over_which_workers_are_lost_again_and_again_is_named() -> None:
     toy, done = Toy(0, 2, deadly=frozenset({4})), []
     with pytest.raises(ValueError, match=f"^unit 4 was begun {TRIES} times.*killed, or out of memory"):
-        done += handed_out(range(20), toy, 2, "unit {}".format)
+        done += dispatch(range(20), toy, 2, "unit {}".format)
     assert toy.begun.count(4) == TRIES
 
 
 def test_nothing_is_begun_where_there_is_nothing_to_do() -> None:
-    assert list(handed_out([], Toy(0, 2), 2, str)) == []
+    assert list(dispatch([], Toy(0, 2), 2, str)) == []

@@ -1,14 +1,16 @@
-"""The actors of a cluster as their driver sees them: what each was sent, what it answered, and that it may die."""
+"""The actors of a cluster as their driver sees them: what each was sent, what it answered, and that it may die.
+
+ray_pool.py runs them on Ray; tests do without.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from ttsnap.cluster.messages import Admit, Command, Start, Tick, Turn
-from ttsnap.cluster.pool import ActorDied, Pool
 from ttsnap.core.cost import Cost
 from ttsnap.core.protocols import EngineLost
 
@@ -17,6 +19,32 @@ AHEAD = 2
 """Ticks that an actor is sent ahead, so that it works while the driver thinks."""
 MOST_DEATHS = 3
 """Deaths in a row, without a turn between them, that end a search."""
+
+
+class ActorDied(Exception):  # noqa: N818 (an event that is handled, and no error of the user)
+    """The process of an actor is gone, with all that it had."""
+
+
+class Pool(Protocol, Generic[TicketT]):
+    """Actors by number. An actor carries out what it is sent in order, and no two things at once."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def send(self, actor: int, commands: Sequence[Command]) -> TicketT:
+        """Have an actor carry these out; returns at once."""
+
+    def ready(self, tickets: Sequence[TicketT], seconds: float) -> list[TicketT]:
+        """Those of these tickets that have an answer; waits so long for one."""
+
+    def answer(self, ticket: TicketT) -> Turn:
+        """What came of it. Raises what the commands raised, and ActorDied where the actor is gone."""
+
+    def restart(self, actor: int) -> None:
+        """A new actor in place of one that died."""
+
+    def close(self) -> None:
+        """The actors are not needed any more."""
 
 
 @dataclass
@@ -28,7 +56,7 @@ class Flight(Generic[TicketT]):
     asked: bool
 
 
-class Crew(Generic[TicketT]):
+class ActorGroup(Generic[TicketT]):
     """hear: called with each answer. revived: called with the number of an actor that was restarted, to tell it what
     it must know; what was on its way to the one that died is lost."""
 

@@ -1,7 +1,8 @@
-"""From the options of a user to a cluster: how many devices there are, and an engine on each of them."""
+"""From the options of a user to a cluster: Ray, how many devices there are, and an engine on each of them."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,41 @@ import torch
 
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.recipe import Recipe
-from ttsnap.cluster.session import connect
+from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
 
 if TYPE_CHECKING:  # Ray is imported only where it is needed
     from ttsnap.cluster.ray_pool import Hosts
+
+
+def connect(address: str | None, workers: int = 1) -> None:
+    """Begin a session of Ray, which ends with this process; nothing where one has begun already.
+
+    address: of a cluster, as HOST:PORT, or "auto" for the one that this machine belongs to; None begins one on this
+    machine alone, with room for so many workers of a core each. Raises ValueError without Ray, and where no cluster
+    lets us in.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(f"several devices or workers take Ray: {install('cluster')}") from None
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    cores = max(workers, os.cpu_count() or 1) if address is None else None
+    try:
+        ray.init(
+            address or "local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}; does it run there, and has this "
+            "process its token, where it asks for one (docs.ray.io/en/latest/ray-security/token-auth.html)?"
+        ) from None
 
 
 def alone(options: DeviceOptions, kind: str) -> bool:

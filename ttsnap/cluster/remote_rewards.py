@@ -1,0 +1,204 @@
+"""Rewards with actors of their own, as a ClusterEngine sees them: their names, what they cost, what waits for them.
+
+Images go from the actor that made one to the one that scores it, by the object store; the driver says which. Outcomes
+wait here for scores, while the engines go on with other rows. An actor that has nothing to do gets what there is,
+shared with others that have nothing; one at work gets a full batch, so that it never waits for the next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ttsnap.cluster import messages as m
+from ttsnap.cluster.actor_group import ActorGroup, TicketT
+from ttsnap.cluster.merging import averaged
+from ttsnap.core.cost import Cost
+from ttsnap.core.outcome import Outcome
+from ttsnap.core.price import Price, Rates
+from ttsnap.core.prompt import Prompt
+from ttsnap.rewards.scoring import NOT_FINITE
+
+AHEAD = 2
+"""Batches that an actor is sent at most: one that it scores, and one that waits."""
+
+
+@dataclass(eq=False)
+class Waiting:
+    """An outcome whose rows lack scores. left: how many of them."""
+
+    outcome: Outcome
+    left: int
+    errors: list[str | None] = field(default_factory=list)
+
+
+Item = tuple[Waiting, int, m.ImageToScore]
+"""One row of an outcome, and what is asked about it."""
+
+
+class RewardQueue:
+    """Of so many actors. columns: where their rewards are among all. post: how actor i is sent a batch, at once."""
+
+    def __init__(self, actors: int, columns: Sequence[int], post: Callable[[int, m.ScoreImages], None]) -> None:
+        self.columns, self.post = list(columns), post
+        self.batch = 1
+        self.queue: deque[Item] = deque()
+        self.sent: list[dict[int, list[Item]]] = [{} for _ in range(actors)]
+        """By actor, the batches that it was sent, by number, oldest first."""
+        self._waiting: list[Waiting] = []
+        self._number = 0
+
+    @property
+    def held(self) -> int:
+        """Rows that wait for scores."""
+        return sum(len(one.outcome.uids) for one in self._waiting)
+
+    @property
+    def surplus(self) -> int:
+        """Images that wait beyond those that keep the actors busy."""
+        return max(0, len(self.queue) - AHEAD * self.batch * len(self.sent))
+
+    def holds(self, job: int) -> bool:
+        """Whether rows of this job wait."""
+        return any(one.outcome.job == job for one in self._waiting)
+
+    def add(self, outcome: Outcome, images: Sequence[m.ImageToScore]) -> None:
+        """An outcome with one image for each of its rows."""
+        # What travelled may be read-only.
+        scores = None if outcome.scores is None else outcome.scores.copy()
+        waiting = Waiting(replace(outcome, scores=scores), len(images), list(outcome.errors))
+        self._waiting.append(waiting)
+        self.queue.extend((waiting, row, image) for row, image in enumerate(images))
+
+    def hurry(self, job: int) -> None:
+        """Let the rows of a job go first."""
+        mine = [item for item in self.queue if item[0].outcome.job == job]
+        self.queue = deque([*mine, *(item for item in self.queue if item[0].outcome.job != job)])
+
+    def send(self) -> None:
+        """What actors have room for."""
+        while self.queue:
+            actor = min(range(len(self.sent)), key=lambda i: len(self.sent[i]))
+            if not self.sent[actor]:
+                idle = sum(not batches for batches in self.sent)
+                size = min(self.batch, -(-len(self.queue) // idle))
+            elif len(self.sent[actor]) < AHEAD and len(self.queue) >= self.batch:
+                size = self.batch
+            else:
+                return
+            self._number += 1
+            items = [self.queue.popleft() for _ in range(size)]
+            self.sent[actor][self._number] = items
+            self.post(actor, m.ScoreImages(self._number, tuple(image for _, _, image in items)))
+
+    def heard(self, actor: int, scored: Mapping[int, m.ImageScores]) -> list[Outcome]:
+        """An actor's answers; returns the outcomes that lack nothing more."""
+        done = []
+        for number, scores in scored.items():
+            for (waiting, row, _), values, error in zip(
+                self.sent[actor].pop(number), scores.scores, scores.errors, strict=True
+            ):
+                known = waiting.errors[row]
+                if known != NOT_FINITE and waiting.outcome.scores is not None:
+                    waiting.outcome.scores[row, self.columns] = values
+                    waiting.errors[row] = "; ".join(filter(None, (known, error))) or None
+                waiting.left -= 1
+                if not waiting.left:
+                    self._waiting.remove(waiting)
+                    done.append(replace(waiting.outcome, errors=waiting.errors))
+        return done
+
+    def died(self, actor: int) -> int:
+        """An actor is gone: what it was sent is asked again, of any, before all else. Returns how many images it was
+        at, which were scored in vain as far as they were."""
+        batches = list(self.sent[actor].values())
+        self.sent[actor] = {}
+        self.queue.extendleft(item for items in reversed(batches) for item in reversed(items))
+        return len(batches[0]) if batches else 0
+
+
+class RemoteRewards:
+    """actors: of the group, those for rewards, none where all rewards are where the latents are. columns: where their
+    rewards are among all."""
+
+    def __init__(self, group: ActorGroup[TicketT], actors: range, columns: Sequence[int]) -> None:
+        self.group, self.actors, self.columns = group, actors, tuple(columns)
+        self._told = m.RewardsDescription((), 0.0, 0.0, 1)
+        self.start()
+
+    def describe(self, *before: m.Command) -> Cost:
+        """Ask what the rewards are, after these commands; returns what calibrating took."""
+        turns = self.group.ask(self.actors, *before, m.Describe())
+        told = [turn.rewards for turn in turns if turn.rewards is not None]
+        if told:
+            self._told = replace(told[0], seconds=max(one.seconds for one in told))
+            self.queue.batch = self._told.batch
+        return Cost().plus(*(turn.calibrated for turn in turns))
+
+    def start(self) -> None:
+        """Forget what waits."""
+        self.queue = RewardQueue(len(self.actors), self.columns, self._post)
+        self.queue.batch = self._told.batch
+
+    def _post(self, number: int, command: m.ScoreImages) -> None:
+        self.group.post(self.actors[number], command)
+
+    def names(self, known: Sequence[str]) -> tuple[str, ...]:
+        """The names of all rewards, in the places of those that engines know. ValueError where two are alike."""
+        names = list(known)
+        for column, name in zip(self.columns, self._told.names, strict=True):
+            names[column] = name
+        if len(set(names)) < len(names):
+            raise ValueError(f"each reward needs a name of its own, got {names}")
+        return tuple(names)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """ValueError for prompts that they cannot score."""
+        self.group.ask(self.actors, m.Check(tuple(prompts)))
+
+    def calibrate(self) -> Cost:
+        """Measure the seconds of a call of each; returns what that took."""
+        return self.describe(m.Calibrate()) if self.actors else Cost()
+
+    def priced(self, price: Price, rewards: int) -> Price:
+        """The price of engines that leave these rewards out, with them; a reward call is one of so many, on average.
+
+        In seconds they take what they do divided by their number, as they score side by side.
+        """
+        if not self.actors:
+            return price
+        flops = _dearer(price.flops, self._told.flops / rewards)
+        each = self._told.seconds / rewards / len(self.actors)
+        return replace(price, flops=flops, seconds=None if price.seconds is None else _dearer(price.seconds, each))
+
+    def timed(self, timings: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by phase of the engines, with those of rewards, which are added up though both work side by side."""
+        own = averaged([self.group.last[actor].timings for actor in self.actors])
+        return {phase: seconds + own.get(phase, 0.0) for phase, seconds in timings.items()}
+
+    def wait(self, outcome: Outcome, prompt: str, steps: int) -> bool:
+        """Hold an outcome until it has its scores; False for one that lacks none."""
+        if not self.actors or outcome.scores is None or outcome.images is None:
+            return False
+        images = []
+        for step, picture in zip(outcome.step.tolist(), outcome.images, strict=True):
+            if picture is None:
+                raise RuntimeError(f"an engine made no image for {self._told.names} to score at step {step}")
+            images.append(m.ImageToScore(picture, prompt, last=step == steps))
+        self.queue.add(outcome, images)
+        return True
+
+    def heard(self, actor: int, turn: m.Turn) -> list[Outcome]:
+        """The outcomes that an answer completes."""
+        return self.queue.heard(actor - self.actors.start, turn.scored) if turn.scored else []
+
+    def revived(self, actor: int) -> None:
+        """A new actor is in the place of one that died: what that one had is scored again."""
+        self.group.post(actor, m.Start())
+        again = self.queue.died(actor - self.actors.start)
+        self.group.gone += Cost(reward_calls=again * len(self.columns))
+
+
+def _dearer(rates: Rates, reward_call: float) -> Rates:
+    return replace(rates, reward_calls=rates.reward_calls + reward_call)
