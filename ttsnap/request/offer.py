@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
 from ttsnap.algorithms import make_algorithm
@@ -17,8 +17,8 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import opened
 from ttsnap.files.settings import Bounds, Count, Size, Word, hints_of, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.call import Scale
-from ttsnap.options.option import values
+from ttsnap.options.call import CALL, Scale, Steps
+from ttsnap.options.option import option, values
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
 from ttsnap.request.searches import OfferedSearch, kernel_for, search_of
@@ -26,34 +26,43 @@ from ttsnap.request.searches import OfferedSearch, kernel_for, search_of
 ARGUMENTS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "strength": "strength"}
 """Fields that set one argument of the pipeline's call."""
 PICTURES = ("image", "mask_image")
-Names = Word | Annotated[tuple[Word, ...], Size(100)]
+Name = Annotated[str, Size(100)]
 
 
 @dataclass(frozen=True)
-class SearchFields:
-    """What a stranger fills in; None: nothing. A door makes them by `of`, which checks them."""
+class CommonFields:
+    """What strangers write in the same words at every door; None: nothing."""
 
-    prompt: str
-    model: Word | None = None
-    search: Word | dict[str, Any] = "seed-pruning"
-    """An algorithm by its name, or {"name": NAME, OPTION: VALUE, ...}; or a search of the operator's files."""
-    reward: Names | None = None
-    report: Names | None = None
-    """Rewards that only score the images in the end."""
-    budget: Annotated[str, Size(60)] | int | float | None = None
+    prompt: str = option(MISSING, "what to show")
+    model: Word | None = option(None, "the name of the model that is served")
+    n: Count = option(1, "images to keep of those that the search finishes, best first")
+    search: Name | dict[str, Any] = option(
+        "seed-pruning", 'an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
+    )
+    draft: bool | None = option(
+        None, "look at drafts of the drafter that is offered; by default where it is known to help"
+    )
+    reward: Name | list[Name] | None = option(None, "names of rewards that are offered, the first if none")
+    report: Name | list[Name] | None = option(None, "rewards that only score the returned images")
+    budget: Annotated[str, Size(60)] | int | float | None = option(None, "400nfe, 20images, 10s, ...")
+    seed: Annotated[int, Bounds(0, 2**63, open_high=True)] | None = option(
+        None, "candidate i starts from seed + i; else a random one"
+    )
+    steps: Steps | None = option(None, CALL["num_inference_steps"].text)
+    guidance_scale: Scale | None = option(None, CALL["guidance_scale"].text)
+    true_cfg_scale: Scale | None = option(None, "guidance_scale, but for models that have both")
+    negative_prompt: str | None = option(None, "what not to show")
+    kernel: Name | None = option(None, "how steps are made: pipeline, ode, sde, ...")
+
+
+@dataclass(frozen=True)
+class SearchFields(CommonFields):
+    """All that a search is asked for by. A door makes them by `of`, which checks them."""
+
     effort: Literal["low", "medium", "high"] | None = None
     """In place of a budget."""
-    n: Count = 1
-    """Images to keep."""
-    seed: Annotated[int, Bounds(0, 2**63 - 1)] | None = None
-    steps: Count | None = None
     size: tuple[int, int] | None = None
     """Width and height in pixels."""
-    guidance_scale: Scale | None = None
-    true_cfg_scale: Scale | None = None
-    negative_prompt: str | None = None
-    kernel: Word | None = None
-    draft: bool | None = None
     strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
     """How much of the picture is redrawn."""
     image: Any = None
@@ -67,7 +76,9 @@ class SearchFields:
         if strange := next((name for name in given if name not in hints), None):
             raise FieldError(strange, unknown("field", strange, hints))
         known = {name: fitting(name, value, hints[name]) for name, value in given.items() if value is not None}
-        return cls(**{"prompt": None, **known})
+        if "prompt" not in known:
+            raise FieldError("prompt", "the prompt must be text, got none")
+        return cls(**known)
 
 
 class OwnDrafter(Protocol):

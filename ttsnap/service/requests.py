@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import blanks
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Bounds, Count, Rule, Settings, Size, hints_of
-from ttsnap.options.call import CALL, Scale, Steps
+from ttsnap.files.settings import Bounds, Rule, Settings, hints_of
 from ttsnap.options.option import option, values
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits
-from ttsnap.request.offer import PICTURES, Asked, Offer, SearchFields
+from ttsnap.request.offer import PICTURES, Asked, CommonFields, Offer, SearchFields
 from ttsnap.request.offer import asked_of as search_asked_of
 from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError
@@ -28,20 +27,16 @@ Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
 """The effort of qualities that go by another name."""
-Name = Annotated[str, Size(100)]
 WIDTH_HEIGHT = r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"
 
 
 @dataclass(frozen=True)
-class Generation(Settings):
+class Generation(Settings, CommonFields):
     """The body of a request. What OpenAI's API has and this service cannot honour is refused by name."""
 
     kind: ClassVar[str] = "image_generation"
     """What events of a stream are about."""
 
-    prompt: str = option(MISSING, "what to show")
-    model: Name | None = option(None, "the name of the model that is served")
-    n: Count = option(1, "images to keep of those that the search finishes, best first")
     size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", re.compile(WIDTH_HEIGHT).search)] = option(
         "auto", "WIDTHxHEIGHT, or auto"
     )
@@ -55,23 +50,6 @@ class Generation(Settings):
     moderation: Literal["auto", "low"] = option("auto", "taken and not used")
     stream: bool = option(False, "send events while the search runs")
     partial_images: Annotated[int, Bounds(0, 3)] = option(0, "how often a stream shows the best estimate so far")
-    search: Name | dict[str, Any] = option(
-        "seed-pruning", 'an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
-    )
-    draft: bool | None = option(
-        None, "look at drafts of the drafter that is offered; by default where it is known to help"
-    )
-    reward: Name | list[Name] | None = option(None, "names of rewards that are offered, the first if none")
-    report: Name | list[Name] | None = option(None, "rewards that only score the returned images")
-    budget: Annotated[str, Size(60)] | int | None = option(None, "400nfe, 20images, 10s, ...")
-    seed: Annotated[int, Bounds(0, 2**63, open_high=True)] | None = option(
-        None, "candidate i starts from seed + i; else a random one"
-    )
-    steps: Steps | None = option(None, CALL["num_inference_steps"].text)
-    guidance_scale: Scale | None = option(None, CALL["guidance_scale"].text)
-    true_cfg_scale: Scale | None = option(None, "guidance_scale, but for models that have both")
-    negative_prompt: str | None = option(None, "what not to show")
-    kernel: Name | None = option(None, "how steps are made: pipeline, ode, sde, ...")
     ignored: tuple[str, ...] = ()
     """The names of what was sent besides, and is not used."""
 
