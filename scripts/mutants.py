@@ -1,0 +1,226 @@
+"""Plants one fault at a time in the core rooms, and counts how many of them each tier of tests finds.
+
+    python scripts/mutants.py                                # 200 faults, the fast tier
+    python scripts/mutants.py --tier all --sample 40         # 40 of them, and system tests of what was left
+
+Which faults are planted follows from the code alone: each has a number, a hash of its function's name and of the
+expression that it changes, and the lowest numbers are taken. Moved code keeps its faults, rewritten code gets others.
+Results are kept beside each other in --out, one line a fault, and a run that was stopped goes on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS: dict[str, tuple[str, ...]] = {
+    "core": ("core", "loop", "algorithms", "recordings/test_replay.py"),
+    "loop": ("loop", "core", "algorithms/test_contract.py", "engine", "gpu/test_engine.py"),
+    "engine": ("engine", "loop", "gpu/test_engine.py", "sampling/test_guidance.py", "pipelines/test_parity.py"),
+    "sampling": ("sampling", "engine", "pipelines/test_schedule.py", "pipelines/test_convert.py"),
+    "algorithms": ("algorithms", "loop", "simulation"),
+}
+"""Rooms of ttsnap/ that get faults, and the tests that are asked about them, the likeliest first."""
+SYSTEM = ("cluster", "service", "demo/test_server.py", "engine", "algorithms", "options", "simulation")
+"""What the system tier is asked: of the folders that the fast tier is asked, too, other files."""
+SELECTED = {"fast": "not slow and not gpu and not system", "system": "system and not slow and not gpu and not browser"}
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+}  # fmt: skip
+NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of one node: `number` chooses faults and names them, `place` finds the node in its file again."""
+
+    number: str
+    file: str
+    function: str
+    change: str
+    place: int
+
+
+def changed(node: ast.AST) -> ast.AST | None:
+    """The node with a fault in it; None where there is none to plant."""
+    new = deepcopy(node)
+    if isinstance(new, ast.Compare) and type(new.ops[0]) in SWAPS:
+        new.ops[0] = SWAPS[type(new.ops[0])]()  # type: ignore[assignment]
+    elif isinstance(new, ast.BoolOp | ast.BinOp | ast.AugAssign) and type(new.op) in SWAPS:
+        new.op = SWAPS[type(new.op)]()  # type: ignore[assignment]
+    elif isinstance(new, ast.Constant) and type(new.value) is bool:
+        new.value = not new.value
+    elif isinstance(new, ast.Constant) and type(new.value) is int:
+        new.value += 1
+    elif isinstance(new, ast.If | ast.IfExp | ast.While):
+        new.test = ast.UnaryOp(ast.Not(), new.test)
+    elif isinstance(new, ast.Name) and isinstance(new.ctx, ast.Load) and new.id in NAMES:
+        new.id = NAMES[new.id]
+    elif isinstance(new, ast.Expr) and isinstance(new.value, ast.Call):
+        return ast.Pass()
+    else:
+        return None
+    return new
+
+
+def statements(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str]]:
+    """Every node within functions, with the qualified name of its function; annotations are left out."""
+    for name, value in ast.iter_fields(tree):
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or name in ("annotation", "returns", "decorator_list"):
+                continue
+            inner = function
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                inner = f"{function}.{child.name}" if function else child.name
+            elif function:
+                yield child, function
+            yield from statements(child, inner)
+
+
+def faults(tree: Path) -> list[Fault]:
+    """All faults that could be planted, by their numbers."""
+    every = []
+    same: Counter[tuple[str, str]] = Counter()
+    for room in TESTS:
+        for path in sorted((tree / "ttsnap" / room).rglob("*.py")):
+            for place, (node, function) in enumerate(statements(ast.parse(path.read_text(encoding="utf-8")))):
+                if (new := changed(node)) is None:
+                    continue
+                before, after = (ast.unparse(ast.fix_missing_locations(x)).split("\n")[0] for x in (node, new))
+                key = (function, f"{before}  ->  {after}")
+                same[key] += 1
+                number = hashlib.sha256(f"{key} {same[key]}".encode()).hexdigest()[:12]
+                every.append(Fault(number, path.relative_to(tree).as_posix(), *key, place))
+    return sorted(every, key=lambda fault: fault.number)
+
+
+def planted(source: str, place: int) -> str:
+    """The file with the fault at this place."""
+    tree = ast.parse(source)
+    target, _ = list(statements(tree))[place]
+    new = changed(target)
+    assert new is not None
+    for parent in ast.walk(tree):
+        for name, value in ast.iter_fields(parent):
+            if value is target:
+                setattr(parent, name, new)
+            elif isinstance(value, list):
+                setattr(parent, name, [new if child is target else child for child in value])
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[str, float]:
+    """What pytest says of these tests in a child of this process, which has imported what does not change."""
+    begun = time.monotonic()
+    if (child := os.fork()) == 0:
+        os.setsid()
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os.environ["PYTHONPATH"] = str(tree)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        import pytest
+
+        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-m", marked, *tests])))
+    while time.monotonic() < begun + seconds:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return {0: "survived", 5: "survived"}.get(code, "killed"), time.monotonic() - begun
+        time.sleep(0.2)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "killed by time", seconds
+
+
+def copied(to: Path) -> Path:
+    """A copy of the checkout. The packages beside ttsnap get no faults, and are imported from where they are."""
+    left_out = shutil.ignore_patterns(".git", ".venv", "build", "dist", "outputs", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, to, ignore=left_out)
+    return to
+
+
+def asked(tree: Path, room: str, tier: str) -> list[str]:
+    names = TESTS[room] if tier == "fast" else SYSTEM
+    return [path for name in names if (tree / (path := f"tests/{name}")).exists()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tier", choices=("fast", "system", "all"), default="fast")
+    parser.add_argument("--sample", type=int, default=200, help="how many faults")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one fault")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.jsonl", help="results, kept and read")
+    parser.add_argument("--list", action="store_true", help="print the faults and plant none")
+    a = parser.parse_args()
+    chosen = faults(ROOT)[: a.sample]
+    if a.list:
+        for fault in chosen:
+            print(f"{fault.number}  {fault.file}  {fault.function}  {fault.change}")
+        return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import diffusers.loaders  # noqa: F401
+    import hypothesis  # noqa: F401
+    import scipy.optimize  # noqa: F401
+    import transformers  # noqa: F401
+
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = a.out.read_text().splitlines() if a.out.exists() else []
+    known: dict[tuple[str, str], str] = {
+        (line["number"], line["tier"]): line["outcome"] for line in map(json.loads, lines)
+    }
+    tiers = ("fast", "system") if a.tier == "all" else (a.tier,)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copied(Path(folder) / "tree")
+
+        def tried(fault: Fault, room: str, tier: str) -> str:
+            """What the tests say of a fault, now or in an earlier run."""
+            if (fault.number, tier) not in known:
+                path = tree / fault.file
+                source = path.read_text(encoding="utf-8")
+                path.write_text(planted(source, fault.place) if fault.change else source, encoding="utf-8")
+                said, seconds = outcome(tree, asked(tree, room, tier), SELECTED[tier], a.timeout)
+                path.write_text(source, encoding="utf-8")
+                known[fault.number, tier] = said
+                with a.out.open("a", encoding="utf-8") as out:
+                    line = {"tier": tier, "outcome": said, "seconds": round(seconds), **vars(fault)}
+                    out.write(json.dumps(line) + "\n")
+                print(f"{said:15}{tier:8}{seconds:5.0f} s  {fault.file} {fault.function}: {fault.change}", flush=True)
+            return known[fault.number, tier]
+
+        rooms = {fault.number: Path(fault.file).parts[1] for fault in chosen}
+        for room in sorted(set(rooms.values())):
+            for tier in tiers:
+                whole = Fault(f"nothing in {room}", f"ttsnap/{room}/__init__.py", "", "", 0)
+                if tried(whole, room, tier) != "survived":
+                    parser.error(f"the tests of {room} fail in the tier {tier} without any fault")
+        for fault in chosen:
+            for tier in tiers:
+                if tried(fault, rooms[fault.number], tier) != "survived":
+                    break
+    for tier in tiers:
+        said = [known[fault.number, tier] for fault in chosen if (fault.number, tier) in known]
+        print(f"{tier}: {sum(word != 'survived' for word in said)} of {len(said)} faults found")
+
+
+if __name__ == "__main__":
+    main()
