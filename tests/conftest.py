@@ -6,6 +6,7 @@ No import here loads torch: the process that hands tests to others, with `-n`, r
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -33,49 +34,61 @@ SYSTEM = (
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
     *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_look.py"),
     *("engine/test_new_kind_of_row.py", "options/test_new_option.py", "pipelines/test_new_family.py"),
-    "request/test_new_door.py",
-    # Whole programs and what they are made of: the wheel, `make gpu`, compiled networks, processes that are killed,
-    # files from strangers.
-    *("test_wheel.py", "test_gpu_script.py", "test_strangers.py", "pipelines/test_compilation.py"),
+    *("rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
+    # Whole programs, also those that are interrupted, killed, and go on.
+    *(
+        "test_wheel.py",
+        "test_gpu_script.py",
+        "bench/test_bench.py",
+        "cli/test_cli_record.py",
+        "cli/test_cli_simulate.py",
+    ),
+    *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("simulation/test_processes.py",),
+    # The packaged models, and what trains them.
+    *("pipelines/test_embedded.py", "scenes/test_model.py", "scenes/test_preview.py", "scenes/test_reward.py"),
+    *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
+    # Networks that torch compiles, and files from strangers, at each place of which something is forged.
+    *("pipelines/test_compilation.py", "test_strangers.py"),
 )
-"""Files and folders of the tier `system`. All other tests are of the fast tier, but those that are marked `slow`."""
+"""Folders, files and tests of the tier `system`. All others are of the fast tier, but those that are marked `slow`."""
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
 """What takes longest begins first, so that no process is left alone with it at the end."""
 TOGETHER = ("tests/demo", "tests/cluster", "tests/service")
 """Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
 
 
-def is_system(path: Path) -> bool:
-    return any(path.is_relative_to(TESTS / name) for name in SYSTEM)
+def is_system(path: Path, test: str = "") -> bool:
+    """Whether all of a file, or this test in it, is of the tier `system`."""
+    named = any(path.is_relative_to(TESTS / name) for name in SYSTEM)
+    return named or (path.is_relative_to(TESTS) and f"{path.relative_to(TESTS).as_posix()}::{test}" in SYSTEM)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files of the other tier are not even imported: `make test` needs no gradio, and loads none."""
-    marked = config.getoption("markexpr")
+    marked, whole = config.getoption("markexpr"), is_system(collection_path)
     if "not system" in marked:
-        return is_system(collection_path) or None
-    if marked.startswith("system"):
-        return (collection_path.suffix == ".py" and not is_system(collection_path)) or None
+        return whole or None
+    if marked.startswith("system") and collection_path.suffix == ".py":
+        partly = {TESTS / name.partition("::")[0] for name in SYSTEM if "::" in name}
+        return not (whole or collection_path in partly) or None
     return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if is_system(item.path):
+        if is_system(item.path, getattr(item, "originalname", "")):
             item.add_marker("system")
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _float32_on_every_cpu() -> Iterator[None]:
-    """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images on every machine."""
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-        yield
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays. A garbage collector that walks through it again and again takes a sixth of
+    the time, so it leaves that out, and begins less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,7 @@ from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN
 
+from ..cover import each_once  # noqa: TID252
 from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, autoencoder, jitter, shared
 
 # NumPy's, of what schedulers do with torch.
@@ -142,18 +143,17 @@ def test_call_arguments(name: str, change: dict[str, Any], monkeypatch: pytest.M
         assert found.shape != unchanged(name).shape or not torch.equal(found, unchanged(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("scheduler", "change"),
-    [
-        (DDIMScheduler, {"eta": 0.5}),
-        (DPMSolverMultistepScheduler, {"timesteps": [900, 500, 200, 30]}),
-        (EulerDiscreteScheduler, {"sigmas": [12.0, 3.0, 0.5]}),
-        (LCMScheduler, {"timesteps": [999, 499]}),
-    ],
-    ids=str,
-)
-def test_schedule_arguments(name: str, scheduler: Any, change: dict[str, Any]) -> None:
+SCHEDULES: list[tuple[Any, dict[str, Any]]] = [
+    (DDIMScheduler, {"eta": 0.5}),
+    (DPMSolverMultistepScheduler, {"timesteps": [900, 500, 200, 30]}),
+    (EulerDiscreteScheduler, {"sigmas": [12.0, 3.0, 0.5]}),
+    (LCMScheduler, {"timesteps": [999, 499]}),
+]
+
+
+@pytest.mark.parametrize(("name", "schedule"), each_once(NAMES, SCHEDULES), ids=str)
+def test_schedule_arguments(name: str, schedule: tuple[Any, dict[str, Any]]) -> None:
+    scheduler, change = schedule
     assert_equal(with_scheduler(name, scheduler), arguments(name, change))
 
 
@@ -343,8 +343,7 @@ def test_previews_by_a_tiny_vae(name: str) -> None:
 # --- FLOPs ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize(("name", "guidance_scale"), each_once(NAMES, [1.0, 5.0]))
 @pytest.mark.usefixtures("real_flops")
 def test_flops_are_those_of_a_call(name: str, guidance_scale: float, caplog: pytest.LogCaptureFixture) -> None:
     pipe = FAMILIES[name].build()

@@ -22,6 +22,7 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.files.writing import sha256
 from ttsnap.rewards.registry import make_reward
 
+from ..cover import each_once  # noqa: TID252
 from ..golden import tiny  # noqa: TID252
 from .test_golden import load
 
@@ -93,8 +94,7 @@ every_kind = pytest.mark.parametrize(
 slow."""
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), each_once(list(FAMILIES), OWN))
 def test_a_new_student_scores_as_its_base(name: str, kind: str, base_of: Callable[..., Scorer]) -> None:
     base, images = base_of(name), pictures()
     before = base(images, PROMPTS)
