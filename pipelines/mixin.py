@@ -24,8 +24,8 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.network import Network
 from ttsnap.engine.scoring import shown_of
+from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search as run_search
 from ttsnap.options.engine import EngineOptions
@@ -140,7 +140,7 @@ class SearchMixin:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)
 
-    def engine(self, reward: Any, *, network: Network | None = None, **given: Any) -> LiveEngine:
+    def engine(self, reward: Any, *, network: SharedDenoiser | None = None, **given: Any) -> LiveEngine:
         """What a search of this pipeline runs on, for `ttsnap.search` and `ttsnap.recordings.record.record`.
 
         network: of engines whose calls differ in their steps alone, so that they share batches. given: SamplerOptions,

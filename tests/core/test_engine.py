@@ -15,7 +15,7 @@ from ttsnap.loop.dry import DryEngine
 
 def test_defaults_are_those_of_an_engine_without_a_model() -> None:
     dry = DryEngine(Grid((1.0, 0.5, 0.0)), ("r",))
-    assert (dry.batch_sizes, dict(dry.timings), dry.keep, dry.probed) == ({}, {}, (), Cost())
+    assert (dry.batch_sizes, dict(dry.timings), dry.keep, dry.calibration_cost) == ({}, {}, (), Cost())
     dry.check([Prompt("anything")])
     with dry.meter() as meter:
         assert meter is None

@@ -19,8 +19,8 @@ from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoi
 from ttsnap.core.needs import NOTHING, Need, Needs
 from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine.intake import from_mixed_noise
 from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.row_builder import from_mixed_noise
 from ttsnap.engine.store import Node
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import dry_costs, fit

@@ -426,7 +426,7 @@ def test_flops_are_paid_once_and_trials_are_counted() -> None:
     reward.flops = 500.0  # type: ignore[attr-defined]
     engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
     tried = reward.pulled
-    assert (tried, engine.probed.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": tried})
+    assert (tried, engine.calibration_cost.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": tried})
     (result,) = search(["a"], make_algorithm("best-of-n", n=2), engine)
     spent, rates = result.spent, engine.price.flops
     once, looks = rates.decodes + 500, spent.cost.decodes - spent.cost.gradients
@@ -493,7 +493,7 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
         engine.admit([Prompt("")])
         assert isinstance(engine.stepper, GuidedStepper)
         assert engine.stepper.row_bytes
-        assert engine.probed.gradients == 1
+        assert engine.calibration_cost.gradients == 1
 
 
 def test_a_gradient_that_fails_from_the_start_ends_the_search() -> None:

@@ -128,7 +128,9 @@ class EngineActor(Actor):
         e = self.engine
         sizes = e.batch_sizes if e.executor.prompts.living else {}  # measured with a prompt, where that is asked
         fair = e.scheduler.turns is not None
-        return m.Description(e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.probed, fair, sizes)
+        return m.Description(
+            e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, fair, sizes
+        )
 
     def _submit(self, job: int, plan: Plan, copies: Iterable[bytes]) -> None:
         """Queue rows that may start from copies. One that is here by itself, too, has gone on since it was copied."""
@@ -166,7 +168,7 @@ class EngineActor(Actor):
             if job.plan is None:
                 continue
             # All rows start from where particles were before the plan, so that they are made together.
-            rows = engine.intake.rows_of(job.job, job.plan)
+            rows = engine.row_builder.rows_of(job.job, job.plan)
             engine.stepper.mark(rows)
             for row in rows:
                 if row.uid in job.done:

@@ -63,7 +63,7 @@ class ClusterEngine(Engine):
     def _describe(self, turns: Sequence[m.Turn]) -> None:
         told = [turn.description for turn in turns if turn.description is not None]
         self._told = agreed(told)
-        self.probed = self._told.probed
+        self.calibration_cost = self._told.calibration_cost
         if self._told.fair and self.placement.turns is None:
             self.placement.turns = FairShare()
         self.placement.batches = [one.batch_sizes.get("batch_size", SOME) for one in told]

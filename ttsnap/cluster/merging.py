@@ -33,8 +33,10 @@ def agreed(told: Sequence[Description]) -> Description:
                 raise ValueError(f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of actor "
                                  f"{number} {its}; give all devices the same model and options")  # fmt: skip
     seconds = [d.price.seconds for d in told if d.price.seconds is not None]
-    probed = Cost().plus(*(d.probed for d in told))
-    return replace(one, price=replace(one.price, seconds=slowest(seconds) if seconds else None), probed=probed)
+    calibration_cost = Cost().plus(*(d.calibration_cost for d in told))
+    return replace(
+        one, price=replace(one.price, seconds=slowest(seconds) if seconds else None), calibration_cost=calibration_cost
+    )
 
 
 def slowest(rates: Sequence[Rates]) -> Rates:

@@ -188,7 +188,7 @@ class Description:
     draft_calls: int
     offers: frozenset[Need]
     price: Price
-    probed: Cost
+    calibration_cost: Cost
     fair: bool
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
 

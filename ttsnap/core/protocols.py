@@ -116,7 +116,7 @@ class Engine(ABC):
     reward_names: tuple[str, ...]
     keep: tuple[str, ...] = ()
     """What it hands to listeners of each scored row beside the image: "latents"."""
-    probed: Cost = Cost()
+    calibration_cost: Cost = Cost()
     """What it has spent before searches, on finding batch sizes and the like."""
     draft_calls: int = 0
     """Calls of its drafter in one draft, as its user wants it; 0 where it has no drafter."""

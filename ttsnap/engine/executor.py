@@ -13,10 +13,10 @@ from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
-from ttsnap.engine.network import Asking, Member, Network
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import Scored, Scorer
+from ttsnap.engine.shared_denoiser import Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.profiling.buckets import bucket_of, buckets
@@ -30,7 +30,7 @@ class Executor:
 
     def __init__(
         self,
-        network: Network,
+        network: SharedDenoiser,
         noise: InitialNoise,
         scorer: Scorer,
         sizes: BatchSizes,
@@ -40,12 +40,12 @@ class Executor:
     ) -> None:
         self.noise, self.scorer, self.sizes, self.stats, self.padded = noise, scorer, sizes, stats, padded
         self.network, self.denoiser, self.prompts = network, noise.denoiser, noise.prompts
-        self.member = Member(noise, stats, network.start_of(self.denoiser))
+        self.peer = Peer(noise, stats, network.start_of(self.denoiser))
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
 
-    def forward(self, batch: Batch[Node], stepper: Stepper, guests: Sequence[Asking] = ()) -> None:
+    def forward(self, batch: Batch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()) -> None:
         """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call, which
-        takes guests from other engines along.
+        takes what other engines have pending along.
 
         Where memory runs out, the nodes that it took too much for stay as they are, and the scheduler chooses them
         again.
@@ -53,20 +53,20 @@ class Executor:
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
             call = partial(self._draft, batch.lane) if batch.lane else self._evaluate
-            with self.watch("denoise", self.member.device):
-                self.sizes.run([*(Asking(self.member, node) for node in batch.evaluations), *guests], call)
+            with self.watch("denoise", self.peer.device):
+                self.sizes.run([*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call)
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
         """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
 
         def call(batch: Sequence[Node]) -> None:
-            self.member.draw(batch)
+            self.peer.draw(batch)
             self.count(*stepper.differentiate(batch, self.prompts))
 
         left = list(nodes)
         while left:
             most = stepper.gradient_batch_size or self.sizes.batch_size
-            with self.watch("gradient", self.member.device):
+            with self.watch("gradient", self.peer.device):
                 self.sizes.run(left[:most], call)
             left = [node for node in left if node.gradient is None]
 
@@ -99,33 +99,33 @@ class Executor:
         self.count(scored.cost)
         return scored
 
-    def _evaluate(self, asking: Sequence[Asking]) -> None:
+    def _evaluate(self, pending: Sequence[PendingEval]) -> None:
         """One call of the denoiser on these nodes."""
-        prediction = self.network.denoiser.predict(*self._batch(asking))
-        for i, (member, node) in enumerate(asking):
+        prediction = self.network.denoiser.predict(*self._batch(pending))
+        for i, (peer, node) in enumerate(pending):
             node.keep_prediction(prediction, i)
-            member.stats["nfe"] += 1
+            peer.stats["nfe"] += 1
         self.count(Cost(), 1)
 
-    def _draft(self, calls: int, asking: Sequence[Asking]) -> None:
+    def _draft(self, calls: int, pending: Sequence[PendingEval]) -> None:
         """One guess of so many calls by the drafter at each of these nodes."""
-        x, at, cond = self._batch(asking)
+        x, at, cond = self._batch(pending)
         steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
         guess = self.denoiser.draft(x, steps, cond, calls)
-        for i, (_, node) in enumerate(asking):
+        for i, (_, node) in enumerate(pending):
             node.keep_prediction(Prediction(guess, guess), i)
-        self.count(Cost(draft_calls=calls * len(asking)))
+        self.count(Cost(draft_calls=calls * len(pending)))
 
-    def _batch(self, asking: Sequence[Asking]) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded where that is asked."""
-        for member in dict.fromkeys(member for member, _ in asking):
-            member.draw([node for whose, node in asking if whose is member])
-        rows = list(asking)
+        for peer in dict.fromkeys(peer for peer, _ in pending):
+            peer.draw([node for whose, node in pending if whose is peer])
+        rows = list(pending)
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
         x = torch.stack([node.x for _, node in rows])
-        at = torch.tensor([member.start + node.position for member, node in rows])
-        return x, at, torch.cat([member.prompts.rows([node]) for member, node in rows])
+        at = torch.tensor([peer.start + node.position for peer, node in rows])
+        return x, at, torch.cat([peer.prompts.rows([node]) for peer, node in rows])
 
     def count(self, cost: Cost, calls: int = 0) -> None:
         """What ran, in so many calls of the denoiser."""

@@ -3,7 +3,7 @@
 Rows of one denoiser batch come from any prompt and any step. When pruning frees a row, another prompt's particle
 takes it, so the batch stays full.
 
-Its parts: intake.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them, a stepper
+Its parts: row_builder.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them, a stepper
 (stepper.py) takes them from step to step, scoring.py scores them, store.py keeps particles between moves.
 """
 
@@ -28,14 +28,14 @@ from ttsnap.engine.executor import Executor
 from ttsnap.engine.fair import FairTurns
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.intake import Intake
 from ttsnap.engine.looks import check_drafts
-from ttsnap.engine.network import Asking, Network
 from ttsnap.engine.outcomes import at_rest, with_scores
 from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.row_builder import RowBuilder
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import Scorer
+from ttsnap.engine.shared_denoiser import PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.engine.trial_batches import seconds_of, sizes_for
@@ -51,8 +51,8 @@ class LiveEngine(Engine):
     """Runs a Denoiser and rewards in full batches.
 
     options: how large batches are, and what is handed to listeners (each field says what it does). A batch size that is
-    None is measured by a few throw-away calls (`probed`), where the device tells its memory; one that turns out too
-    large is halved. With classifier-free guidance the network sees twice as many rows.
+    None is measured by a few throw-away calls (in `calibration_cost`), where the device tells its memory; too large a
+    size is halved. With classifier-free guidance the network sees twice as many rows.
     kernel: the pipeline's own by default. guidance: steps follow the rewards' gradient (guided_steps.py). network:
     that of engines which fill each other's batches, until they `leave`; plain steps without drafts only, else
     ValueError.
@@ -67,10 +67,10 @@ class LiveEngine(Engine):
         *,
         kernel: Kernel | None = None,
         guidance: Guidance | None = None,
-        network: Network | None = None,
+        network: SharedDenoiser | None = None,
     ) -> None:
         options = options or EngineOptions()
-        self.network = Network(denoiser) if network is None else network
+        self.network = SharedDenoiser(denoiser) if network is None else network
         if network is not None:
             if denoiser.drafts or guidance is not None:
                 raise ValueError("engines share a network where they neither draft nor follow gradients; let one that "
@@ -78,7 +78,7 @@ class LiveEngine(Engine):
             denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
-        self.probed, self.draft_calls = Cost(), denoiser.draft_calls
+        self.calibration_cost, self.draft_calls = Cost(), denoiser.draft_calls
         prompts = Prompts(self.network.denoiser, self.network.encode)
         self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
@@ -93,18 +93,18 @@ class LiveEngine(Engine):
         self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
         self._fair = options.fair
         self.scheduler: Scheduler[Row] = self._new_scheduler()
-        self.intake = Intake(self.noise, self.store)
+        self.row_builder = RowBuilder(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
-        self.probed += self.stepper.tried
+        self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
-        self.network.members[self.executor.member] = self._waiting
+        self.network.peers[self.executor.peer] = self._waiting
 
     def leave(self) -> None:
         """Share the network no more: nothing of this engine runs any longer."""
-        del self.network.members[self.executor.member]
+        del self.network.peers[self.executor.peer]
 
     # --- what it can do and what that costs ---------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class LiveEngine(Engine):
             self.executor.prompts.encode()
         seconds, more = self.stepper.timed(seconds)
         self._price = replace(self.price, seconds=seconds)
-        self.probed += spent + more
+        self.calibration_cost += spent + more
         return spent + more
 
     @property
@@ -163,7 +163,7 @@ class LiveEngine(Engine):
         denoise, decode, spent = sizes_for(self.denoiser, self.scorer, prompts.living, denoise, decode)
         if spent != Cost() and prompts.living:  # it encoded a prompt of its own
             prompts.encode()
-        self.probed += spent
+        self.calibration_cost += spent
         return denoise, decode
 
     @property
@@ -202,7 +202,7 @@ class LiveEngine(Engine):
         if self.network.denoiser is not self.denoiser:
             raise ValueError("an engine that shares its network follows no gradients; let it have its own")
         self.stepper = AscentStepper(self.noise, self.rewards, gradient, self.gradient_batch_size)
-        self.probed, self._price = self.probed + self.stepper.tried, None
+        self.calibration_cost, self._price = self.calibration_cost + self.stepper.tried, None
 
     # --- plans ------------------------------------------------------------------------------------------------------
 
@@ -220,13 +220,13 @@ class LiveEngine(Engine):
     def admit(self, prompts: Sequence[Prompt]) -> None:
         self.check(prompts)
         self.executor.prompts.admit(prompts)
-        self.probed += self.stepper.prepare([prompt.read for prompt in prompts])
+        self.calibration_cost += self.stepper.prepare([prompt.read for prompt in prompts])
 
     def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
         """Go on with the jobs of another engine: their prompts by number, of which the next one is `following`."""
         self.executor.prompts.resume(prompts, following)
         if prompts:
-            self.probed += self.stepper.prepare([prompt.read for prompt in prompts.values()])
+            self.calibration_cost += self.stepper.prepare([prompt.read for prompt in prompts.values()])
 
     def release(self, job: int) -> None:
         self.store.remove_job(job)
@@ -242,7 +242,7 @@ class LiveEngine(Engine):
         return Scheduler(FairTurns() if self._fair else None)
 
     def submit(self, job: int, plan: Plan) -> None:
-        rows = self.intake.rows_of(job, plan)
+        rows = self.row_builder.rows_of(job, plan)
         self.stepper.mark(rows)
         self.scheduler.add(rows)
 
@@ -261,7 +261,7 @@ class LiveEngine(Engine):
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
         batch = next_batch(scheduler.first(self.batch_size), self.batch_size)
-        executor.forward(batch, self.stepper, self._guests(batch))
+        executor.forward(batch, self.stepper, self._from_peers(batch))
         executor.advance(scheduler.going, self.stepper)
         through = scheduler.collect()
         done = [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]
@@ -272,12 +272,12 @@ class LiveEngine(Engine):
             done, due = done + outcomes, due[n:]
         return done
 
-    def _guests(self, batch: Batch[Node]) -> list[Asking]:
+    def _from_peers(self, batch: Batch[Node]) -> list[PendingEval]:
         """Nodes of other engines on this network that fill up a batch which is evaluated by it."""
         if batch.lane or not batch.evaluations:
             return []
         room = self.batch_size - len(batch.gradients) - len(batch.evaluations)
-        return self.network.guests(self.executor.member, room)
+        return self.network.fill_from_peers(self.executor.peer, room)
 
     def _waiting(self, most: int) -> Sequence[Node]:
         """At most so many nodes that wait for their evaluation, which another engine's batch takes along."""

@@ -27,7 +27,7 @@ class Prompts:
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
     come, the denoiser is asked for the prompts of all that there are. One whose encoder pads to a fixed length keeps
     those that it has. denoiser: encodes them. encode_all: has it do that, for the prompts here and those of other
-    engines on the same network, and calls `place` (Network.encode).
+    engines on the same network, and calls `place` (SharedDenoiser.encode).
     """
 
     def __init__(self, denoiser: Denoiser, encode_all: Callable[[], None]) -> None:

@@ -36,7 +36,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         seeds=_started(particles),
         finished=int(particles.finished.sum()),
         gain_of_second_half=_second_half(particles),
-        calibration=engine.probed,
+        calibration=engine.calibration_cost,
         lost=engine.lost,
     )
     told = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images, keep))))

@@ -16,7 +16,7 @@ from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.recipe import Recipe, Sharing
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.network import Network
+from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
@@ -43,7 +43,7 @@ class SearchPipeline(Protocol):
 
     shares_networks: bool
 
-    def engine(self, reward: Sequence[Reward], *, network: Network | None, **given: Any) -> LiveEngine: ...
+    def engine(self, reward: Sequence[Reward], *, network: SharedDenoiser | None, **given: Any) -> LiveEngine: ...
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any: ...
 
@@ -134,7 +134,7 @@ class OneDevice:
         self.pipe = pipe
         # By their own names, clients would be told what the operator's files and servers are called.
         self.rewards: Mapping[str, RewardModel] = {name: reward.called(name) for name, reward in rewards.items()}
-        self._networks: WeakValueDictionary[Hashable, Network] = WeakValueDictionary()
+        self._networks: WeakValueDictionary[Hashable, SharedDenoiser] = WeakValueDictionary()
 
     @contextmanager
     def engine(self, configuration: Configuration) -> Iterator[Engine]:
@@ -151,14 +151,14 @@ class OneDevice:
         finally:
             engine.leave()
 
-    def _network(self, configuration: Configuration) -> Network:
+    def _network(self, configuration: Configuration) -> SharedDenoiser:
         """That of all engines which agree in this but for the steps."""
         call = dict(configuration.call)
         size = tuple((name, value) for name, value in configuration.call if name != "num_inference_steps")
         key = (size, configuration.sampler)
         network = self._networks.get(key)
         if network is None:
-            network = self._networks[key] = Network(self.pipe.sampling_denoiser(configuration.sampler, **call))
+            network = self._networks[key] = SharedDenoiser(self.pipe.sampling_denoiser(configuration.sampler, **call))
         return network
 
 

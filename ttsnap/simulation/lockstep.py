@@ -20,7 +20,7 @@ from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.validate import check_idle
-from ttsnap.simulation.pots import Pots, Tally
+from ttsnap.simulation.shared_budget import SharedBudget, Tally
 from ttsnap.simulation.stacks import column_of, merged, pick, put, widened
 
 Lookup = Callable[[IntArray, IntArray, IntArray, Look], FloatArray]
@@ -64,7 +64,7 @@ def lockstep(
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
     run = _Run(algorithm, lookup, searches, task, rewards, utility)
-    pots = Pots(searches, pot, task) if pot is not None else None
+    pots = SharedBudget(searches, pot, task) if pot is not None else None
     asked, active, idle = np.arange(searches), np.ones(searches, bool), 0
     while (move := run.ask(asked)) is not None:
         active &= run.value > -np.inf

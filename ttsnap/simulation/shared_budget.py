@@ -49,7 +49,7 @@ class _Round(NamedTuple):
     spent: FloatArray
 
 
-class Pots:
+class SharedBudget:
     """Each group of `size` neighbouring searches draws on one pot of `size` allowances.
 
     held (B,): what each search is sure of, in evaluations: enough to finish its nearest particle, which is 0 where that

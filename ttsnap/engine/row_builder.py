@@ -75,7 +75,7 @@ def _beyond_last(key: rng.Key, denoiser: Denoiser) -> rng.Key:
 
 
 @dataclass(frozen=True)
-class Intake:
+class RowBuilder:
     """Of one engine."""
 
     noise: InitialNoise

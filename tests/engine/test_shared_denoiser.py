@@ -14,7 +14,7 @@ from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.network import Network
+from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.report import report
 from ttsnap.loop.request import Stopwatch
 from ttsnap.loop.run import Run
@@ -37,7 +37,7 @@ def engines_of(pipe: Any, *, shared: bool, **options: Any) -> list[LiveEngine]:
     """Of different steps and rewards, with a network each or one for all."""
     call = {name: value for name, value in defaults().items() if name != "num_inference_steps"}
     sampler = SamplerOptions(kernel="sde")
-    network = Network(pipe.sampling_denoiser(sampler, **call, num_inference_steps=5)) if shared else None
+    network = SharedDenoiser(pipe.sampling_denoiser(sampler, **call, num_inference_steps=5)) if shared else None
     return [
         pipe.engine(
             reward, network=network, kernel="sde", batch_size=16, fair=True, num_inference_steps=n, **call, **options
@@ -73,7 +73,7 @@ def test_each_finds_what_it_finds_alone_in_fewer_calls_whoever_is_first(pipe: An
     assert searched(together, turns=(2, 0, 1, 1)) == expected
     network = together[0].network
     together[1].leave()
-    assert list(network.members) == [together[0].executor.member, together[2].executor.member]
+    assert list(network.peers) == [together[0].executor.peer, together[2].executor.peer]
 
 
 def test_what_needs_a_network_of_its_own_is_refused(pipe: Any) -> None:

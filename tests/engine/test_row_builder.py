@@ -10,7 +10,7 @@ import torch
 
 from ttsnap.core.looks import ESTIMATE, Rollout
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine import intake
+from ttsnap.engine import row_builder
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
 from ttsnap.engine.prompts import Prompts
@@ -42,7 +42,7 @@ def parent(denoiser: MixtureDenoiser, at: int = 4) -> Node:
 
 
 def test_a_fresh_seed_is_drawn_only_when_the_network_is_to_see_it(noise: InitialNoise) -> None:
-    begun = intake.fresh(2, 5)
+    begun = row_builder.fresh(2, 5)
     assert (begun.node.job, begun.node.seed, begun.node.position, begun.node.latent) == (2, 5, 0, None)
     with pytest.raises(RuntimeError, match="noise of seed 5 was not drawn yet"):
         _ = begun.node.x
@@ -53,8 +53,8 @@ def test_a_fresh_seed_is_drawn_only_when_the_network_is_to_see_it(noise: Initial
 
 def test_who_goes_on_keeps_its_noise_and_a_child_gets_its_own(denoiser: MixtureDenoiser) -> None:
     node, key = parent(denoiser), (7, 3)
-    on, child = intake.continued(Particle(node, key)), intake.branched(node, (7, 9))
-    near = intake.near_sibling(node, (7, 9), NearNoise((7, 4, 4), 0.6))
+    on, child = row_builder.continued(Particle(node, key)), row_builder.branched(node, (7, 9))
+    near = row_builder.near_sibling(node, (7, 9), NearNoise((7, 4, 4), 0.6))
     assert on.node is child.node is near.node is node
     assert (on.key, on.branched_at) == (key, -1)
     assert (child.key, child.branched_at, child.near) == ((7, 9), 4, None)
@@ -62,12 +62,12 @@ def test_who_goes_on_keeps_its_noise_and_a_child_gets_its_own(denoiser: MixtureD
 
 
 def test_mixed_noise_is_made_of_the_parents_and_fresh_noise(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
-    first = intake.from_mixed_noise(parent(denoiser), (7, 9), 0.8, noise)
+    first = row_builder.from_mixed_noise(parent(denoiser), (7, 9), 0.8, noise)
     old, new = noise.of(parent(denoiser)), denoiser.init_latents([rng.generator((7, 9, 8))])[0]
     torch.testing.assert_close(first.node.x, 0.8 * old + 0.6 * new)
     assert (first.node.position, first.node.prediction) == (0, None)
     # What was mixed once is mixed again, and can be made again from seeds and keys.
-    second = intake.from_mixed_noise(first.node, (7, 11), 0.6, noise)
+    second = row_builder.from_mixed_noise(first.node, (7, 11), 0.6, noise)
     torch.testing.assert_close(noise.of(second.node), second.node.x)
     torch.testing.assert_close(
         second.node.x, 0.6 * first.node.x + 0.8 * denoiser.init_latents([rng.generator((7, 11, 8))])[0]
@@ -76,7 +76,7 @@ def test_mixed_noise_is_made_of_the_parents_and_fresh_noise(denoiser: MixtureDen
 
 def test_a_renoised_latent_is_the_parents_with_noise_on_it(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
     node = parent(denoiser)
-    found = intake.renoised(node, (7, 9), 2, noise).node
+    found = row_builder.renoised(node, (7, 9), 2, noise).node
     t, s = float(denoiser.times[4]), float(denoiser.times[2])
     ratio = (1 - s) / (1 - t)
     xi = rng.noise([(7, 9, 8)], node.x[None])[0]
@@ -86,7 +86,7 @@ def test_a_renoised_latent_is_the_parents_with_noise_on_it(denoiser: MixtureDeno
 
 def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenoiser) -> None:
     node = parent(denoiser, at=8)
-    begun = intake.ascending(node, (7, 9), 0.9)
+    begun = row_builder.ascending(node, (7, 9), 0.9)
     assert begun.ascends_from == (node, 0.9)
     assert (begun.node.position, begun.node.latent) == (0, None)
     with pytest.raises(RuntimeError, match="plain steps follow no gradient"):

@@ -13,7 +13,7 @@ from ttsnap.engine.store import Node
 from ttsnap.sampling.denoiser import Denoiser
 
 
-class Member:
+class Peer:
     """What one engine brings to a network: the initial noise and prompts of its jobs, and where its evaluations count.
 
     start: where its positions begin among those of the network's denoiser.
@@ -32,14 +32,14 @@ class Member:
             self.device = new[0].x.device
 
 
-class Asking(NamedTuple):
+class PendingEval(NamedTuple):
     """A node that waits for its evaluation, and the engine's part that it belongs to."""
 
-    member: Member
+    peer: Peer
     node: Node
 
 
-class Network:
+class SharedDenoiser:
     """Encodes the prompts of its engines together, and evaluates their rows together, wherever they are in their grids.
 
     An engine that is told of none has one for itself, over its own denoiser. One that several share is made with a
@@ -50,7 +50,7 @@ class Network:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
-        self.members: dict[Member, Callable[[int], Sequence[Node]]] = {}
+        self.peers: dict[Peer, Callable[[int], Sequence[Node]]] = {}
         """Who shares it, each with what gives at most so many of its nodes that wait for their evaluation."""
         self._starts: dict[Grid, int] = {denoiser.grid: 0}
 
@@ -63,17 +63,17 @@ class Network:
 
     def encode(self) -> None:
         """Encode the prompts of all jobs that there are, and tell the engines where theirs are."""
-        prompts = [member.prompts for member in self.members]
+        prompts = [peer.prompts for peer in self.peers]
         self.denoiser.encode([prompt for one in prompts for prompt in one.living])
         row = 0
         for one in prompts:
             row = one.place(row)
 
-    def guests(self, host: Member, room: int) -> list[Asking]:
+    def fill_from_peers(self, host: Peer, room: int) -> list[PendingEval]:
         """At most `room` nodes of other engines, which fill up a batch of this one; whose come first goes round."""
-        members, found = list(self.members), list[Asking]()
-        at = members.index(host)
-        for member in (*members[at + 1 :], *members[:at]):
+        peers, found = list(self.peers), list[PendingEval]()
+        at = peers.index(host)
+        for peer in (*peers[at + 1 :], *peers[:at]):
             if len(found) < room:
-                found += [Asking(member, node) for node in self.members[member](room - len(found))]
+                found += [PendingEval(peer, node) for node in self.peers[peer](room - len(found))]
         return found
