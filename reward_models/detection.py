@@ -89,9 +89,7 @@ class CountReward(RewardModel):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32 on the CPU, nan where nothing is counted."""
-        check_images(images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        check_images(images, prompts)
         arrays = to_levels(images).byte().permute(0, 2, 3, 1).cpu().numpy()
         scores = [self._one(Image.fromarray(a), self.counts(p)) for a, p in zip(arrays, prompts, strict=True)]
         return torch.tensor(scores, dtype=torch.float32)

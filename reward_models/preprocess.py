@@ -13,7 +13,7 @@ ResizeMaxSize for "pad", and Pillow's Resample.c and Convert.c for the arithmeti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -83,13 +83,15 @@ class Preprocess:
         return centre_crop(x, self.size, round if self.rules == "torchvision" else math.floor)
 
 
-def check_images(images: Tensor) -> None:
-    """ValueError unless images are (N, 3, H, W) floats."""
+def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> None:
+    """ValueError unless images are (N, 3, H, W) floats, and prompts, where given, as many."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"images must be (N, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}; "
             "convert uint8 by / 255, and drop an alpha channel"
         )
+    if prompts is not None and len(prompts) != len(images):
+        raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
 
 
 def to_levels(images: Tensor) -> Tensor:

@@ -62,9 +62,7 @@ class Scorer(RewardModel):
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32. `level` is ignored: this reward is for clean
         images, and its scores of noisy estimates are what they are."""
-        check_images(images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        check_images(images, prompts)
         size = self.batch_size
         parts = [self.score(images[i : i + size], list(prompts[i : i + size])) for i in range(0, len(images), size)]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)

@@ -64,9 +64,7 @@ class VQAScore(RewardModel):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32 on the network's device."""
-        check_images(images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        check_images(images, prompts)
         device = next(self.network.parameters()).device
         parts = [torch.zeros(0, device=device)]
         for i in range(0, len(images), self.batch_size):

@@ -16,6 +16,7 @@ from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.draft.report import DRAFT, card, evaluate
 from ttsnap.distill.draft.student import CARD, WEIGHTS, DraftStudent, export, start_from
 from ttsnap.distill.draft.train import check_training, last_validation, train
+from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
 from ttsnap.distill.training import CHECKPOINTS
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
@@ -120,15 +121,15 @@ class _Run:
             )  # other prompts are refused, too: held-out ones may be among those
         save_settings(self.config, self.out / CONFIG)
 
-    def trajectories(self) -> trajectories.Trajectories:
+    def trajectories(self) -> Trajectories:
         config, folder = self.config.trajectories, self.out / TRAJECTORIES
         denoiser = self.pipe.denoiser(**self.call)
         if config.compile and not all(path.exists() for path in trajectories.expected(config, folder)):
             compile_denoiser(self.pipe)
         made = trajectories.make(denoiser, self.prompts, config, self._settings, folder, self.member)
-        return trajectories.Trajectories.read(made, self._settings)
+        return Trajectories.read(made, self._settings)
 
-    def train(self, data: trajectories.Trajectories) -> DraftStudent:
+    def train(self, data: Trajectories) -> DraftStudent:
         training, states = self.config.training, self.config.trajectories.states
         torch.manual_seed(training.seed)  # the LoRA's first weights
         student = DraftStudent(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)

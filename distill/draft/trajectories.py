@@ -23,6 +23,7 @@ from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.processes import ALONE, Member
 
+from ttsnap.core.prompt import Prompt
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import write_whole
@@ -156,7 +157,7 @@ def trajectories(
     """
     wanted = list(dict.fromkeys(texts))
     denoiser.forget_prompts()  # to the byte, whatever was encoded before
-    denoiser.encode(wanted)
+    denoiser.encode([Prompt(text) for text in wanted])
     cond = torch.tensor([wanted.index(text) for text in texts])
     seeds = range(first_seed, first_seed + len(texts))
     x, state = begin(denoiser, seeds)

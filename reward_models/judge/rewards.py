@@ -52,9 +52,7 @@ class Judge(RewardModel):
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
         self.tokens_taken = ()
-        check_images(images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        check_images(images, prompts)
         asked = [self._question(encode_image(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
         verdicts = self.client.ask(asked)
         self.tokens_taken = [verdict.tokens for verdict in verdicts]

@@ -100,9 +100,7 @@ class NoiseAware(RewardModel):
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,) float32.
         Rows at level 0 are the base's."""
-        check_images(images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        check_images(images, prompts)
         levels = _rows(level, len(images))
         scores = torch.zeros(len(images), device=self.base.device)
         below = levels <= self.base_below + 1e-6
