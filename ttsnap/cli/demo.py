@@ -13,6 +13,7 @@ from typing import Any
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.core.prompt import Prompt
 from ttsnap.extras import install
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
@@ -110,7 +111,7 @@ def page_of(a: Arguments, offer: Any, limits: Any, root: Path) -> Any:
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        lambda prompt, name: common.canonical([prompt], name)[0],
+        lambda prompt, name: common.canonical([Prompt(prompt)], name)[0].text,
         judged,
     )
     models.pipeline(offer.model)

@@ -121,7 +121,8 @@ def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
         if a.model not in PACKAGED:
             raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
         return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
-    texts = list(dict.fromkeys(common.canonical(common.read_prompts(a, "distill-draft"), a.model)))
+    prompts = common.canonical(common.read_prompts(a, "distill-draft"), a.model)
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     if len(texts) <= wanted:
         raise ValueError(
             f"{a.prompts_file} holds {len(texts)} different prompts, of which {wanted} are held out "
