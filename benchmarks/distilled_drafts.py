@@ -36,7 +36,7 @@ from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import Draft, Seen, read_look
+from ttsnap.core.looks import Draft, EstimatorAt, read_look
 from ttsnap.core.metrics import spearman
 from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import Needs
@@ -118,7 +118,7 @@ def main() -> None:
         known += [("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))]
     for name in a.draft:
         engine = pipe.engine(rewards, batch_size=a.batch_size, draft=name, **call)
-        drafted = with_looks(test, engine, [Seen.read(text) for text in a.looks], a.seed)
+        drafted = with_looks(test, engine, [EstimatorAt.read(text) for text in a.looks], a.seed)
         ranks, curves = ranked(drafted, SOFT), list(known)
         print(f"\n## {name}\n\n| NFE | look | Spearman |\n|---|---|---|")
         for r in ranks:
@@ -205,7 +205,7 @@ class LookOnce:
     """Look at n seeds once, and leave it at that."""
 
     n: int
-    seen: Seen
+    seen: EstimatorAt
     lockstep: ClassVar[bool] = False
 
     @property
@@ -220,13 +220,13 @@ class LookOnce:
         return None if state else fresh(self.n, self.seen.step, look=read_look(self.seen.look)), True
 
 
-def with_looks(recording: Recording, engine: LiveEngine, looks: Sequence[Seen], seed: int) -> Recording:
+def with_looks(recording: Recording, engine: LiveEngine, looks: Sequence[EstimatorAt], seed: int) -> Recording:
     """The recording with the scores of further looks at its seeds, made now, and with the price of drafts."""
     found = {}
     for seen in looks:
         scores: FloatArray = np.full((len(recording.prompts), recording.seeds, len(engine.reward_names)), np.nan)
 
-        def listen(event: Event, scores: FloatArray = scores, seen: Seen = seen) -> None:
+        def listen(event: Event, scores: FloatArray = scores, seen: EstimatorAt = seen) -> None:
             if event.kind == "score" and event.look == seen.look:
                 scores[event.job, event.uids[0]] = event.scores
 

@@ -43,7 +43,7 @@ from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.training import Weights
 from ttsnap.pipelines import defaults, load
 
-from ttsnap.core.looks import Seen
+from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.metrics import spearman
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.record import RecordOptions
@@ -52,7 +52,7 @@ from ttsnap.rewards.registry import make_reward
 from ttsnap.sampling.drafts import DraftSettings, guess
 from ttsnap.scenes import draft_path, sample_prompts
 
-LOOKS = (Seen("draft:1", 0), Seen("draft:2", 0))
+LOOKS = (EstimatorAt("draft:1", 0), EstimatorAt("draft:2", 0))
 Decode = Callable[[Tensor], Tensor]
 
 

@@ -43,7 +43,7 @@ from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.looks import Seen
+from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.metrics import spearman
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.record import RecordOptions
@@ -53,7 +53,7 @@ from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import draft_path, sample_prompts
 from ttsnap.simulation.simulate import curve
 
-LOOK = Seen("draft:1", 0)
+LOOK = EstimatorAt("draft:1", 0)
 KINDS = ("features", "latents", "both")
 HELD, BATCH, RANK, STATES = 1024, 128, 32, 5
 

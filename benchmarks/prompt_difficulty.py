@@ -33,7 +33,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, State
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.looks import ESTIMATE, Seen
+from ttsnap.core.looks import ESTIMATE, EstimatorAt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
@@ -45,7 +45,7 @@ from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.sizing import sized_for
 
-DRAFT = Seen.read("draft:1@0")
+DRAFT = EstimatorAt.read("draft:1@0")
 
 
 class Found(NamedTuple):

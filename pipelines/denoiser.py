@@ -75,7 +75,7 @@ class PipelineDenoiser(CountedDenoiser):
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times
 
-    def take_in(self, other: Self) -> int:
+    def merge_schedule(self, other: Self) -> int:
         size, theirs = (call.setting() for call in (self, other))
         if size != theirs or (self.guided, self.cfg_scale) != (other.guided, other.cfg_scale):
             raise ValueError("calls share a network where they agree in size and guidance")

@@ -48,7 +48,8 @@ class SearchMixin:
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
     output_types: ClassVar[tuple[str, ...]] = output.TYPES
     shares_networks: ClassVar[bool] = True
-    """Whether engines of calls that differ in their steps alone can fill each other's batches (Denoiser.take_in)."""
+    """Whether engines of calls that differ in their steps alone can fill each other's batches
+    (Denoiser.merge_schedule)."""
     can_draft: ClassVar[bool] = True
     """Whether a drafter can guess for its denoiser."""
     own_defaults: ModelDefaults | None = None

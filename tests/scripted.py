@@ -9,7 +9,7 @@ import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look
+from ttsnap.core.looks import Estimator
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
 from ttsnap.loop.dry import DryEngine
@@ -30,7 +30,7 @@ class Scripted(DryEngine):
         self.plans.append(plan)
         super().submit(job, dataclasses.replace(plan, seed=plan.uid))
 
-    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Look) -> FloatArray:
+    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
         found = [self.score(uid, step) for uid, step in zip(seeds.tolist(), steps.tolist(), strict=True)]
         return np.array(found, float).reshape(-1, 1)
 

@@ -46,7 +46,7 @@ from ttsnap.bench.prompts import Entry, read_prompt_set
 from ttsnap.bench.summary import summarize
 from ttsnap.cli import distill, generate, replay
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Seen, estimates
+from ttsnap.core.looks import EstimatorAt, estimates
 from ttsnap.demo.folder import read_folder, render_settings
 from ttsnap.demo.form import DemoLimits, restored
 from ttsnap.demo.traces import board_at
@@ -177,8 +177,8 @@ CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"]
           "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
 DISTILL = {"reward": "scenes-learned", "student": {"kind": "lora", "options": {"a": 1}},
            "record": {"model": "embedded", "reward": "scenes", "call": {}}, "steps": [1]}  # fmt: skip
-FORECAST = Forecast((1.0, 0.5, 0.0), (Seen("draft:1", 0), *estimates(2)), np.zeros(2), np.eye(2), np.zeros((2, 2)),
-                    np.ones(2), np.eye(2), np.zeros(3), (-1.0, 1.0), 5.0, np.zeros((1, 2)),
+FORECAST = Forecast((1.0, 0.5, 0.0), (EstimatorAt("draft:1", 0), *estimates(2)), np.zeros(2), np.eye(2),
+                    np.zeros((2, 2)), np.ones(2), np.eye(2), np.zeros(3), (-1.0, 1.0), 5.0, np.zeros((1, 2)),
                     np.ones((1, 2)))  # fmt: skip
 NESTED = {"name": "nested", "first": {"name": "top-noises", "n": 4, "keep": 2}, "second": {"name": "code", "n": 2}}
 EVALUATION = {"levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}], "names": ["scenes"], "prompts": 1, "seeds": 2,

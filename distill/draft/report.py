@@ -10,26 +10,31 @@ from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.student import WEIGHTS
 from ttsnap.distill.report import markdown
 
-from ttsnap.core.looks import Draft, Seen
+from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.sampling.drafts import Checked, TrainedFor
-from ttsnap.simulation.looks import Ranked, drafts_against_estimates, figures_of, ranked
+from ttsnap.simulation.looks import RankedLook, drafts_against_estimates, figures_of, ranked
 from ttsnap.version import __version__
 
 DRAFT = "draft"
 """The exported draft, a folder beside that of the evaluation."""
-LOOKS = (Seen(Draft(1).name, 0), Seen(Draft(2).name, 0), Seen(Draft(1).name, 2), Seen(Draft(1).name, 4))
+LOOKS = (
+    EstimatorAt(Draft(1).name, 0),
+    EstimatorAt(Draft(2).name, 0),
+    EstimatorAt(Draft(1).name, 2),
+    EstimatorAt(Draft(1).name, 4),
+)
 """Drafts that are measured: of one and of two calls from noise, and of one call from later states."""
 
 
 def evaluate(
     engine: LiveEngine, prompts: Sequence[str], config: DraftConfig, purpose: TrainedFor, folder: Path,
     *, bar: bool = False,
-) -> tuple[list[Ranked], Checked]:  # fmt: skip
+) -> tuple[list[RankedLook], Checked]:  # fmt: skip
     """How every look ranks the seeds of these prompts, the cheapest first, and the figures that draft.json keeps.
 
     The engine drafts by the exported draft. The seeds are recorded in `folder`; called again it goes on. ValueError
@@ -50,13 +55,13 @@ def evaluate(
     return looks, Checked(purpose.model, steps, purpose.guidance_scale or 0.0, figures)
 
 
-def table(looks: Sequence[Ranked]) -> str:
+def table(looks: Sequence[RankedLook]) -> str:
     """Markdown: a row per look."""
     rows = [(_name(look.seen), f"{look.nfe:.3g}", f"{look.mean:.3f} +- {look.error:.3f}") for look in looks]
     return markdown(("look", "NFE", "Spearman"), rows, left=(0, 2))
 
 
-def _name(seen: Seen) -> str:
+def _name(seen: EstimatorAt) -> str:
     """In words: "draft, 2 calls", "x0 estimate at step 3"."""
     kind, _, calls = seen.look.partition(":")
     if kind != "draft":
@@ -64,7 +69,7 @@ def _name(seen: Seen) -> str:
     return f"draft, {calls} call{'s' * (calls != '1')}" + (f", from step {seen.step}" if seen.step else "")
 
 
-def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float], looks: Sequence[Ranked]) -> str:
+def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float], looks: Sequence[RankedLook]) -> str:
     """In Markdown, as hubs show it. validation: errors on held-back trajectories; looks: none before evaluation."""
     data, training, measured = config.trajectories, config.training, config.evaluation
     scale = "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"

@@ -30,7 +30,7 @@ from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
-from ttsnap.simulation.looks import Ranked
+from ttsnap.simulation.looks import RankedLook
 
 COMMAND = "distill-draft"
 CONFIG, TRAJECTORIES, EVALUATION = "config.yaml", "trajectories", "evaluation"
@@ -46,7 +46,7 @@ class Measured:
 
 def distill_draft(
     pipe: Any, config: DraftConfig, prompts: Prompts, out: Path, *, measured: Measured | None = None, bar: bool = False
-) -> Sequence[Ranked]:
+) -> Sequence[RankedLook]:
     """Make a draft of a search pipeline in out/draft, and measure how well it ranks; nothing without `measured`.
 
     Called again after an interruption it goes on: trajectories after their last file, training after its last
@@ -61,7 +61,7 @@ def distill_draft(
             f"this process of {accelerator.num_processes} computes on {accelerator.device}, and the model is on "
             f"{pipe.device}; use pipe.to({str(accelerator.device)!r}), or --device auto on the command line"
         )
-    member, looks = processes.member_of(accelerator, bar=bar), list[Ranked]()
+    member, looks = processes.member_of(accelerator, bar=bar), list[RankedLook]()
     with ExitStack() as held:
         run = _Run(pipe, config, prompts, out, member)
         processes.alone(accelerator, lambda: run.begin(held))
@@ -146,7 +146,7 @@ class _Run:
         settings = DraftSettings(first_time=self.config.training.first_time, trained_for=self._purpose)
         export(student, self.pipe, settings, self._card([]), self.out / DRAFT)
 
-    def evaluate(self, measured: Measured) -> Sequence[Ranked]:
+    def evaluate(self, measured: Measured) -> Sequence[RankedLook]:
         draft, folder = self.out / DRAFT, self.out / EVALUATION
         engine = self.pipe.engine(
             measured.reward, draft=str(draft), batch_size=self.config.trajectories.batch, **self.call
@@ -167,5 +167,5 @@ class _Run:
         denoiser = self.pipe.denoiser(**self.call)
         return TrainedFor(self.config.model, denoiser.grid.steps, float(denoiser.scale))
 
-    def _card(self, looks: Sequence[Ranked]) -> str:
+    def _card(self, looks: Sequence[RankedLook]) -> str:
         return card(self.config, self._purpose, last_validation(self.out), looks)

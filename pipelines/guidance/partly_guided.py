@@ -20,8 +20,8 @@ class PartlyGuidedDenoiser(PipelineDenoiser):
         self._guided_at = guided_at
         self._use(schedule, guided=any(guided_at))
 
-    def take_in(self, other: Self) -> int:
-        start = super().take_in(other)
+    def merge_schedule(self, other: Self) -> int:
+        start = super().merge_schedule(other)
         self._guided_at = [*self._guided_at, *other._guided_at]
         return start
 

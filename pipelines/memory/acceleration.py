@@ -200,7 +200,7 @@ def compile_denoiser(
     memory of outputs that a search keeps. regional: only the repeated blocks, as full graphs, where diffusers names
     them (U-Nets, Flux, Flux.2, Qwen-Image, Z-Image): quicker to compile; elsewhere the whole network is compiled.
     dynamic: False compiles once per batch size, and `pipe._search_buckets = True` makes `SearchMixin.engine` fill
-    batches up to a few sizes (ttsnap/profiling/buckets.py); True compiles for any size, and batches stay as they are.
+    batches up to a few sizes (ttsnap/engine/batch_sizes.py); True compiles for any size, and batches stay as they are.
     options: more arguments of torch.compile.
     """
     if mode in CUDA_GRAPHS:

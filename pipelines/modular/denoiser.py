@@ -228,7 +228,7 @@ class ModularDenoiser(LimitedDenoiser):
         prediction = super().predict(x, step, cond)
         if self._holds_first_frame:
             return prediction._replace(x0=self._held(prediction.x0, cond))
-        if not self.imposes:
+        if not self.applies_mask:
             return prediction
         return prediction._replace(x0=self._kept(prediction.x0, self._conditions.column("image_latents", cond), cond))
 
@@ -237,12 +237,12 @@ class ModularDenoiser(LimitedDenoiser):
         return self.workflow.keeps == "first frame"
 
     @property
-    def imposes(self) -> bool:
+    def applies_mask(self) -> bool:
         # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
         return self._holds_first_frame or (self.workflow.keeps == "mask" and self.net.config.in_channels != 9)
 
-    def impose(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
-        if not self.imposes:
+    def apply_mask(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
+        if not self.applies_mask:
             return x
         if self._holds_first_frame:
             return self._held(x, cond)

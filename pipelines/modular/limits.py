@@ -13,7 +13,7 @@ class LimitedDenoiser(PipelineDenoiser):
     blocks = None
     judges_estimates = False
 
-    def take_in(self, other: Self) -> int:
+    def merge_schedule(self, other: Self) -> int:
         raise ValueError("calls of modular pipelines have conditions of their own; let each have a network of its own")
 
     def use_drafter(self, spec: Any) -> None:

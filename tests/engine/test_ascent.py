@@ -21,7 +21,7 @@ from ttsnap.core.utility import make
 from ttsnap.engine.ascent_stepper import AscentStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.store import Node
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -50,8 +50,8 @@ def score(images: Tensor, prompts: Any) -> Tensor:
     return x @ A - 0.1 * x.square().sum(-1)
 
 
-def one_prompt(denoiser: Plain) -> Prompts:
-    prompts = Prompts(denoiser, lambda: denoiser.encode([""]))
+def one_prompt(denoiser: Plain) -> EncodedPrompts:
+    prompts = EncodedPrompts(denoiser, lambda: denoiser.encode([""]))
     prompts.admit([Prompt("")])
     prompts.place(0)
     return prompts
@@ -70,7 +70,7 @@ def finished(denoiser: Plain, noise: Tensor, depth: int) -> Node:
 
 
 def stepper(denoiser: Plain, depth: int) -> AscentStepper:
-    noise = InitialNoise(denoiser, denoiser.kernel, Prompts(denoiser, lambda: None))
+    noise = InitialNoise(denoiser, denoiser.kernel, EncodedPrompts(denoiser, lambda: None))
     return AscentStepper(noise, [FunctionReward(score)], Gradient(depth))
 
 

@@ -18,7 +18,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ByStep, Draft, Seen, estimates, read_look
+from ttsnap.core.looks import ByStep, Draft, EstimatorAt, estimates, read_look
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need
 from ttsnap.core.results import Event
@@ -234,13 +234,13 @@ def test_events_and_traces_tell_drafts_from_estimates() -> None:
 
 
 def test_looks_are_read_and_written() -> None:
-    assert str(Seen.read("draft:2@3")) == "draft:2@3"
+    assert str(EstimatorAt.read("draft:2@3")) == "draft:2@3"
     assert read_look("rollout:3").needs == {Need.ROLLOUT}
     with pytest.raises(ValueError, match="a rollout takes at least 1 evaluation, got 0"):
         read_look("rollout:0")
     for text in ("draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0", "draft:1@0x"):
         with pytest.raises(ValueError, match=r"look|draft takes at least 1 call"):
-            Seen.read(text)
+            EstimatorAt.read(text)
 
 
 @pytest.mark.parametrize("stop", [0, 2])
@@ -305,7 +305,7 @@ def test_a_recording_holds_the_scores_of_its_looks(recorded: Recording) -> None:
     x, zero = denoiser.init_latents([seeded(s) for s in range(3, 43)]), torch.zeros(40, dtype=torch.long)
     for calls in (1, 2):
         drafts = denoiser.decode(denoiser.draft(x, zero, zero, calls)).double().mean((1, 2, 3))
-        np.testing.assert_allclose(r.looks[Seen(f"draft:{calls}", 0)][0, :, 0], drafts, atol=1e-12)
+        np.testing.assert_allclose(r.looks[EstimatorAt(f"draft:{calls}", 0)][0, :, 0], drafts, atol=1e-12)
     plain = denoiser.decode(denoiser.predict(x, zero, zero).x0).double().mean((1, 2, 3))
     np.testing.assert_allclose(r.scores[0, :, 0, 0], plain, atol=1e-12)
     assert (r.draft_calls, r.price.passes_per_draft, r.price.flops.draft_calls) == (1, 1, 3.0)
@@ -372,7 +372,7 @@ def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
     rng, known = np.random.default_rng(0), np.linspace(0.6, 1, 9)
     final, noise = rng.normal(size=(10, 30, 1)), rng.normal(size=(10, 30, 9))
     scores = 0.5 + 0.05 * (known * final + np.sqrt(1 - known**2) * noise)
-    forecast = fit(scores, recorded.grid.levels, (Seen("draft:2", 0), *estimates(2, 4, 8)))
+    forecast = fit(scores, recorded.grid.levels, (EstimatorAt("draft:2", 0), *estimates(2, 4, 8)))
     algorithm = PriceOfCompute(forecast, n=40, width=width, price=0.002 if shared else None)
     for budget in ("12nfe", "41nfe", "90nfe"):
         engine = made(error=2.0)

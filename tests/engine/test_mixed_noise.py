@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.store import Node
 from ttsnap.sampling.rng import seeded
 
@@ -31,7 +31,7 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
         begin=lambda noise, cond: noise,
     )
     kernel: Any = SimpleNamespace(init=lambda key, generator: None)
-    prompts = Prompts(denoiser, lambda: None)
+    prompts = EncodedPrompts(denoiser, lambda: None)
     prompts.admit([Prompt("")])
     prompts.place(0)
     return InitialNoise(denoiser, kernel, prompts)

@@ -13,7 +13,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.engine import row_builder
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import NearNoise
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
@@ -29,7 +29,7 @@ def denoiser() -> MixtureDenoiser:
 
 @pytest.fixture
 def noise(denoiser: MixtureDenoiser) -> InitialNoise:
-    prompts = Prompts(denoiser, lambda: denoiser.encode(["", "", ""]))
+    prompts = EncodedPrompts(denoiser, lambda: denoiser.encode(["", "", ""]))
     prompts.admit([Prompt(""), Prompt(""), Prompt("")])
     prompts.place(0)
     return InitialNoise(denoiser, Sde(denoiser.path, denoiser.times), prompts)
@@ -90,7 +90,9 @@ def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenois
     assert begun.ascends_from == (node, 0.9)
     assert (begun.node.position, begun.node.latent) == (0, None)
     with pytest.raises(RuntimeError, match="plain steps follow no gradient"):
-        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate([node], Prompts(denoiser, lambda: None))
+        Stepper(denoiser, Sde(denoiser.path, denoiser.times)).differentiate(
+            [node], EncodedPrompts(denoiser, lambda: None)
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Stopwatch
+from ttsnap.loop.request import RequestClock
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.loop.spec import SearchSpec
@@ -53,7 +53,7 @@ def searched(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) ->
     for i, (engine, run) in enumerate(zip(engines, runs, strict=True)):
         budget = Budget.parse("4images").on(engine.grid)
         spec = prepared(SearchSpec(make_algorithm(SEARCHES[i]), budget, seed=10 * i), engine)
-        requests.append(run.add([Prompt(PROMPTS[i])], spec, Stopwatch(time.monotonic, 0.0)))
+        requests.append(run.add([Prompt(PROMPTS[i])], spec, RequestClock(time.monotonic, 0.0)))
     while any(run.busy for run in runs):
         for i in turns:
             if runs[i].busy:

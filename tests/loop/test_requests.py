@@ -21,7 +21,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Request, Stopwatch
+from ttsnap.loop.request import Request, RequestClock
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.loop.spec import SearchSpec
@@ -49,7 +49,7 @@ def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
 
 def ask(run: Run, prompts: Sequence[str], spec: SearchSpec, listener: Any = None) -> Request:
     return run.add(
-        [Prompt(text) for text in prompts], prepared(spec, run.engine), Stopwatch(time.monotonic, 0.0), listener
+        [Prompt(text) for text in prompts], prepared(spec, run.engine), RequestClock(time.monotonic, 0.0), listener
     )
 
 

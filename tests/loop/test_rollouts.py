@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import Look, Rollout
+from ttsnap.core.looks import Estimator, Rollout
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import FunctionReward
@@ -91,7 +91,7 @@ def test_ledger_equals_counter(
 
 
 def test_simulation_counts_a_rollout_as_the_ledger_does() -> None:
-    def lookup(searches: Any, rows: Any, steps: Any, look: Look) -> Any:
+    def lookup(searches: Any, rows: Any, steps: Any, look: Estimator) -> Any:
         return np.random.default_rng(0).normal(size=(*rows.shape, 1))
 
     algorithm, task = SeedPruning(5, (0.4,), steps=(2,), rollout=3), Task(make().grid)

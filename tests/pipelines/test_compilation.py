@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.memory.acceleration import RECOMPILE_LIMIT, compile_denoiser, network
 
-from ttsnap.profiling.buckets import bucket_of, buckets
+from ttsnap.engine.batch_sizes import bucket_of, buckets
 
 from . import tiny
 

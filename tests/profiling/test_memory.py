@@ -10,8 +10,8 @@ import torch
 from tests.counted import Brightness
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.cost import Cost
+from ttsnap.engine.batch_sizes import buckets
 from ttsnap.engine.live import LiveEngine
-from ttsnap.profiling.buckets import buckets
 from ttsnap.profiling.memory import fit_rows
 
 

@@ -15,7 +15,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look, estimates
+from ttsnap.core.looks import Estimator, estimates
 from ttsnap.core.plans import Plan
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
@@ -173,7 +173,7 @@ def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) ->
     task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
     loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
 
-    def lookup(searches: Any, candidates: Any, steps: Any, look: Look) -> Any:
+    def lookup(searches: Any, candidates: Any, steps: Any, look: Estimator) -> Any:
         found: Any = recording.scores[searches[:, None], candidates, steps]
         return found
 

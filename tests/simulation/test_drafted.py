@@ -17,7 +17,7 @@ from ttsnap.algorithms.pricing.tariff import costs_of
 from ttsnap.cli import main
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.looks import Seen, estimates
+from ttsnap.core.looks import EstimatorAt, estimates
 from ttsnap.core.needs import Need
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
@@ -45,7 +45,7 @@ def recording(
     final, known = rng.normal(size=(prompts, seeds, 1)), np.array([*SETTLING, one, two])
     noise = rng.normal(size=(prompts, seeds, len(known)))
     columns = (level + spread * (known * final + np.sqrt(1 - known**2) * noise))[..., None]
-    looks = {Seen("draft:1", 0): columns[:, :, 11], Seen("draft:2", 0): columns[:, :, 12]}
+    looks = {EstimatorAt("draft:1", 0): columns[:, :, 11], EstimatorAt("draft:2", 0): columns[:, :, 12]}
     names = tuple(f"{i:03d}" for i in range(prompts))
     return Recording(names, columns[:, :, :11], GRID, ("r",), price=price, looks=looks)
 
@@ -100,7 +100,13 @@ def test_in_flops_drafts_have_their_own_price(forecast: Forecast, shared: bool, 
 
 def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
     task = Task(GRID, score_cost=0.3, check_cost=0.2, draft_calls=1, draft_cost=0.5)
-    checks = (Seen("draft:2", 0), Seen("estimate", 2), Seen("draft:1", 4), Seen("rollout:3", 6), *estimates(10))
+    checks = (
+        EstimatorAt("draft:2", 0),
+        EstimatorAt("estimate", 2),
+        EstimatorAt("draft:1", 4),
+        EstimatorAt("rollout:3", 6),
+        *estimates(10),
+    )
     costs, finish = costs_of(dataclasses.replace(forecast, checks=checks), task)
     # A draft of two calls; three evaluations; one step on to 4, the second being paid, and a call; three more for the
     # estimate at 6, two for the rollout, which are thrown away; three on to the end.
@@ -124,7 +130,7 @@ def test_drafts_are_worth_their_price_where_they_tell_much() -> None:
 
 
 def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(forecast: Forecast) -> None:
-    assert forecast.checks == (Seen("draft:1", 0), *estimates(1, 2, 3, 4, 6, 7, 8, 10))
+    assert forecast.checks == (EstimatorAt("draft:1", 0), *estimates(1, 2, 3, 4, 6, 7, 8, 10))
     assert PriceOfCompute(forecast).needs == {Need.DRAFT}
     wide = calibrate(recording(200, 40, seed=3), checks=["draft:2@0", 4, 10], images=(1,), seeds=40)
     # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression knows.
@@ -172,12 +178,12 @@ def test_enlarging_keeps_what_drafts_tell() -> None:
     r = recording(60, 40, one=0.7)
     wide = enlarge(utility.mean(r.columns), r, 400, np.random.default_rng(0))
     assert list(wide.looks) == list(r.looks)
-    for seen, told in ((Seen("draft:1", 0), 0.7), (Seen("draft:2", 0), 0.75)):
+    for seen, told in ((EstimatorAt("draft:1", 0), 0.7), (EstimatorAt("draft:2", 0), 0.75)):
         assert wide.looks[seen].shape == (60, 400, 1)
         both = np.stack([wide.looks[seen][..., 0], wide.final[..., 0]])
         inside = both - both.mean(-1, keepdims=True)
         assert np.corrcoef(inside.reshape(2, -1))[0, 1] == pytest.approx(told, abs=0.05)
-    assert recorded_checks(dataclasses.replace(r, looks={}))[0] == Seen("estimate", 1)
+    assert recorded_checks(dataclasses.replace(r, looks={}))[0] == EstimatorAt("estimate", 1)
 
 
 # --- pruning schedules --------------------------------------------------------------------------------------------

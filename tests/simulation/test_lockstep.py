@@ -14,7 +14,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import utility
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.looks import Look, estimates
+from ttsnap.core.looks import Estimator, estimates
 from ttsnap.core.moves import Kind, Move, Rows, fresh
 from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
@@ -46,7 +46,7 @@ def priced() -> PriceOfCompute:
     return PriceOfCompute(fit(trajectories(20, 40, 9), GRID.levels, estimates(2, 4, 6, 10)), n=30)
 
 
-def play(r: Recording, rows: Any, candidates: Any, steps: Any, look: Look) -> Any:
+def play(r: Recording, rows: Any, candidates: Any, steps: Any, look: Estimator) -> Any:
     return r.scores[rows[:, None], candidates, steps]
 
 

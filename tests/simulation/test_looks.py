@@ -10,7 +10,7 @@ import pytest
 
 from ttsnap.cli import main
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Seen
+from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.price import Price, Rates
 from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording
@@ -37,7 +37,7 @@ def made(good: float = 1.0, folder: str = "drafter", guidance: float | None = 4.
     noise = rng.normal(size=(6, 12, 4, 1))
     share = np.array([0, 0.3, 0.6, 1.0])[:, None]
     scores = np.concatenate([share * final[:, :, None] + (1 - share) * noise, final[:, :, None]], axis=2)
-    looks = {Seen("draft:1", 0): good * final, Seen("draft:2", 1): good * final + 1e-9 * noise[:, :, 0]}
+    looks = {EstimatorAt("draft:1", 0): good * final, EstimatorAt("draft:2", 1): good * final + 1e-9 * noise[:, :, 0]}
     price = Price(Rates(nfe=2.0, draft_calls=1.0), passes_per_nfe=2, passes_per_draft=1)
     info = {"model": "tiny", "draft": f"{folder}:1", "draft_guidance": guidance}
     names = tuple("abcdef")

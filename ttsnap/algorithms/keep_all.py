@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ESTIMATE, Look, Seen, read_look
+from ttsnap.core.looks import ESTIMATE, Estimator, EstimatorAt, read_look
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 
-State = tuple[tuple[int, Look], ...]
+State = tuple[tuple[int, Estimator], ...]
 """The scores to come, each at a step and by a look."""
 
 
@@ -44,12 +44,12 @@ class KeepAll:
 
     @property
     def needs(self) -> Needs:
-        return frozenset(need for text in self.looks for need in read_look(Seen.read(text).look).needs)
+        return frozenset(need for text in self.looks for need in read_look(EstimatorAt.read(text).look).needs)
 
     def init(self, task: Task) -> State:
         """What is to come, the last being the end."""
         steps = self.scored(task.grid.steps)
-        looks = sorted(map(Seen.read, self.looks), key=lambda seen: seen.step)
+        looks = sorted(map(EstimatorAt.read, self.looks), key=lambda seen: seen.step)
         if len(set(looks)) < len(looks) or any(seen.step >= task.grid.steps for seen in looks):
             raise ValueError(f"looks must differ and come before step {task.grid.steps}, got {self.looks}")
         all_of_them = [(seen.step, read_look(seen.look)) for seen in looks] + [(step, ESTIMATE) for step in steps]

@@ -17,7 +17,7 @@ import numpy as np
 
 from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ESTIMATE, Draft, Look, look_of
+from ttsnap.core.looks import ESTIMATE, Draft, Estimator, look_of
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
     step: int
     keep: float
-    look: Look
+    look: Estimator
 
 
 class State(NamedTuple):

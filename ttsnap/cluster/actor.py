@@ -88,7 +88,7 @@ class EngineActor(Actor):
                 engine.drop(job, uids)
             case m.Cancel(job):
                 turn.cancelled.append(on_cpu(engine.cancel(job)))
-            case m.Check(prompts):
+            case m.CheckPrompts(prompts):
                 engine.check(prompts)
             case m.Admit(prompts):
                 engine.admit(prompts)

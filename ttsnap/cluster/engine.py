@@ -15,7 +15,7 @@ from ttsnap.cluster import messages as m
 from ttsnap.cluster.actor_group import ActorGroup, Pool, TicketT
 from ttsnap.cluster.colocation import ColocatedRows, Copies, at_home, by_home, colocated, part
 from ttsnap.cluster.journal import JobLog
-from ttsnap.cluster.merging import Measured, agreed, averaged, begun, measured, merged
+from ttsnap.cluster.merging import ClusterUsage, agreed, averaged, begun, measured, merged
 from ttsnap.cluster.placement import Placement
 from ttsnap.cluster.remote_rewards import RemoteRewards
 from ttsnap.core.cost import Cost
@@ -108,12 +108,12 @@ class ClusterEngine(Engine):
         gap = (self.group.ran - self._credited).named()
         return Cost(**{name: max(0, amount) for name, amount in gap.items()})
 
-    def meter(self) -> AbstractContextManager[Measured]:
+    def meter(self) -> AbstractContextManager[ClusterUsage]:
         """Measures memory and energy of all actors."""
         return measured(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        self.group.ask(range(len(self.group)), m.Check(tuple(prompts)))
+        self.group.ask(range(len(self.group)), m.CheckPrompts(tuple(prompts)))
 
     def calibrate(self) -> Cost:
         self._describe(turns := self.group.ask(self.actors, m.Calibrate(), m.Describe()))

@@ -33,10 +33,9 @@ def agreed(told: Sequence[Description]) -> Description:
                 raise ValueError(f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of actor "
                                  f"{number} {its}; give all devices the same model and options")  # fmt: skip
     seconds = [d.price.seconds for d in told if d.price.seconds is not None]
-    calibration_cost = Cost().plus(*(d.calibration_cost for d in told))
-    return replace(
-        one, price=replace(one.price, seconds=slowest(seconds) if seconds else None), calibration_cost=calibration_cost
-    )
+    spent = Cost().plus(*(d.calibration_cost for d in told))
+    price = replace(one.price, seconds=slowest(seconds) if seconds else None)
+    return replace(one, price=price, calibration_cost=spent)
 
 
 def slowest(rates: Sequence[Rates]) -> Rates:
@@ -73,7 +72,7 @@ def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
 
 
 @dataclass
-class Measured:
+class ClusterUsage:
     """What all actors used while something ran, once they have told."""
 
     parts: list[Usage] = field(default_factory=list)
@@ -94,9 +93,9 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 
 @contextmanager
-def measured(actors: ActorGroup[TicketT]) -> Iterator[Measured]:
+def measured(actors: ActorGroup[TicketT]) -> Iterator[ClusterUsage]:
     """What all these actors use inside the block."""
-    everyone, found = range(len(actors)), Measured()
+    everyone, found = range(len(actors)), ClusterUsage()
     actors.ask(everyone, Measure())
     yield found
     with suppress(EngineLost):

@@ -29,7 +29,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckPrompts:
     """ValueError for prompts that the rewards cannot score."""
 
     prompts: tuple[Prompt, ...]
@@ -173,7 +173,7 @@ class Tick:
 
 
 Command = (
-    Start | Check | Admit | Retract | Weigh | Release | Drop | Submit | Copy | Cancel | RemakeAll | Calibrate
+    Start | CheckPrompts | Admit | Retract | Weigh | Release | Drop | Submit | Copy | Cancel | RemakeAll | Calibrate
     | Differentiate | Describe | Measure | ScoreImages | Tick
 )  # fmt: skip
 

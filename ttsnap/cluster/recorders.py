@@ -48,7 +48,7 @@ class Workplace(NamedTuple):
     folder: Path
 
 
-class Recorder:
+class RecordingWorker:
     """A worker, in a process of its own. It loads the model at its first call, so that all workers load at once."""
 
     def __init__(self, place: Workplace) -> None:
@@ -167,8 +167,8 @@ class _Recorders(AbstractContextManager["_Recorders"]):
         self.actors = [self._new() for _ in range(count)]
         self.at_work: dict[ObjectRef[Made], int] = {}
 
-    def _new(self) -> ActorProxy[Recorder]:
-        actor = ray.remote(Recorder).options(**self.resources).remote(self.place)
+    def _new(self) -> ActorProxy[RecordingWorker]:
+        actor = ray.remote(RecordingWorker).options(**self.resources).remote(self.place)
         actor.ready.remote()  # is not waited for
         return actor
 
@@ -201,9 +201,9 @@ class _Recorders(AbstractContextManager["_Recorders"]):
             _end(actor)
 
 
-def _end(actor: ActorProxy[Recorder]) -> None:
+def _end(actor: ActorProxy[RecordingWorker]) -> None:
     """At once, whatever it is at; nothing where it has ended."""
-    ray.kill(cast("ActorHandle[Recorder]", actor))
+    ray.kill(cast("ActorHandle[RecordingWorker]", actor))
 
 
 def _got(made: ObjectRef[Answer]) -> Answer | None:

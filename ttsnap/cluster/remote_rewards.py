@@ -155,7 +155,7 @@ class RemoteRewards:
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """ValueError for prompts that they cannot score."""
-        self.group.ask(self.actors, m.Check(tuple(prompts)))
+        self.group.ask(self.actors, m.CheckPrompts(tuple(prompts)))
 
     def calibrate(self) -> Cost:
         """Measure the seconds of a call of each; returns what that took."""

@@ -48,7 +48,7 @@ class RewardActor(Actor):
         match command:
             case m.ScoreImages(number, images):
                 turn.scored[number] = self._scored(images)
-            case m.Check(prompts):
+            case m.CheckPrompts(prompts):
                 for reward in self.rewards:
                     reward.check([prompt.read for prompt in prompts])
             case m.Start():

@@ -6,7 +6,7 @@ It imports numpy and nothing else of ttsnap.
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.looks import Estimate, Look, Rollout
+from ttsnap.core.looks import Estimate, Estimator, Rollout
 from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
@@ -26,6 +26,7 @@ __all__ = [
     "Cost",
     "Engine",
     "Estimate",
+    "Estimator",
     "Event",
     "FloatArray",
     "Gradient",
@@ -33,7 +34,6 @@ __all__ = [
     "Guided",
     "IntArray",
     "Kind",
-    "Look",
     "Move",
     "Need",
     "Outcome",

@@ -18,7 +18,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
 
 
-class Look(ABC):
+class Estimator(ABC):
     """How an unfinished particle is looked at. Its pixels and reward calls are priced by the engine's Price."""
 
     @property
@@ -43,13 +43,13 @@ class Look(ABC):
         """Calls (n,) of the engine's drafter that a look at steps `stop` (n,) is made with."""
         return np.zeros(stop.shape, int)
 
-    def at(self, stop: int) -> Look:
+    def at(self, stop: int) -> Estimator:
         """The look at particles that stop at this step: this one, but for a look that differs from step to step."""
         return self
 
 
 @dataclass(frozen=True)
-class Estimate(Look):
+class Estimate(Estimator):
     """The x0 estimate of the evaluation at the step where a particle stops (Tweedie's formula)."""
 
     name: ClassVar[str] = "estimate"
@@ -59,7 +59,7 @@ class Estimate(Look):
 
 
 @dataclass(frozen=True)
-class Rollout(Look):
+class Rollout(Estimator):
     """The x0 estimate at the end of a coarse rollout by the ODE, over later grid points: sharper, and dearer.
 
     The particle itself stays where it is, and does not follow the rollout afterwards.
@@ -88,7 +88,7 @@ class Rollout(Look):
 
 
 @dataclass(frozen=True)
-class Draft(Look):
+class Draft(Estimator):
     """A guess by the engine's drafter at the image in which the deterministic sampler ends from here.
 
     A drafter is a network that was distilled to jump there, which a posterior mean such as the x0 estimate does not do:
@@ -119,13 +119,13 @@ ESTIMATE = Estimate()
 
 
 @dataclass(frozen=True)
-class ByStep(Look):
+class ByStep(Estimator):
     """A look of its own at each of these steps, and the x0 estimate at all others: {step: look}.
 
     With it the rows of one move, of which some stop here and some there, are each looked at as is planned for its step.
     """
 
-    looks: Mapping[int, Look]
+    looks: Mapping[int, Estimator]
     name: ClassVar[str] = "by step"
 
     @property
@@ -138,10 +138,10 @@ class ByStep(Look):
     def draft_calls(self, stop: IntArray) -> IntArray:
         return self._by_step(stop, lambda look: look.draft_calls(stop))
 
-    def at(self, stop: int) -> Look:
+    def at(self, stop: int) -> Estimator:
         return self.looks.get(stop, ESTIMATE)
 
-    def _by_step(self, stop: IntArray, count: Callable[[Look], IntArray]) -> IntArray:
+    def _by_step(self, stop: IntArray, count: Callable[[Estimator], IntArray]) -> IntArray:
         """What `count` says of the look at each of these steps (n,)."""
         counts = count(ESTIMATE)
         for step, look in self.looks.items():
@@ -152,7 +152,7 @@ class ByStep(Look):
 _WRITTEN = re.compile(r"(estimate|rollout|draft)(?::([0-9]{1,4}))?")
 
 
-def read_look(name: str) -> Look:
+def read_look(name: str) -> Estimator:
     """The look of this name: "estimate", "rollout:3", "draft:1". ValueError for another text."""
     match = _WRITTEN.fullmatch(name)
     if match is None or (match[1] == "estimate") != (match[2] is None):
@@ -160,7 +160,7 @@ def read_look(name: str) -> Look:
     return ESTIMATE if match[2] is None else (Rollout if match[1] == "rollout" else Draft)(int(match[2]))
 
 
-class Seen(NamedTuple):
+class EstimatorAt(NamedTuple):
     """A look at one grid step, by the look's name; written "draft:1@0"."""
 
     look: str
@@ -170,7 +170,7 @@ class Seen(NamedTuple):
         return f"{self.look}@{self.step}"
 
     @classmethod
-    def read(cls, text: str) -> Seen:
+    def read(cls, text: str) -> EstimatorAt:
         """From such a text. ValueError for another."""
         name, _, step = text.partition("@")
         if not re.fullmatch("[0-9]{1,6}", step):
@@ -178,12 +178,12 @@ class Seen(NamedTuple):
         return cls(read_look(name).name, int(step))
 
 
-def estimates(*steps: int) -> tuple[Seen, ...]:
+def estimates(*steps: int) -> tuple[EstimatorAt, ...]:
     """The x0 estimate at each of these steps; at the last one of a grid, the finished image."""
-    return tuple(Seen(ESTIMATE.name, step) for step in steps)
+    return tuple(EstimatorAt(ESTIMATE.name, step) for step in steps)
 
 
-def look_of(calls: int) -> Look:
+def look_of(calls: int) -> Estimator:
     """The look of so many evaluations: the x0 estimate for 1, else a rollout. ValueError below 1."""
     if calls < 1:
         raise ValueError(f"a look takes at least 1 evaluation, got {calls}")

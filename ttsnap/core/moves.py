@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
-from ttsnap.core.looks import ESTIMATE, Look
+from ttsnap.core.looks import ESTIMATE, Estimator
 from ttsnap.core.particles import Particles
 
 
@@ -75,7 +75,7 @@ class Move:
     """
 
     rows: Rows
-    look: Look = ESTIMATE
+    look: Estimator = ESTIMATE
     drop: IntArray = field(default_factory=lambda: _NONE)
     reject: IntArray = field(default_factory=lambda: _NONE)
     value: float | FloatArray = 0.0
@@ -88,7 +88,7 @@ MOST_SEEDS = 2**20
 """The most seeds that one move may start: their rows alone take 50 MB."""
 
 
-def fresh(n: int, stop: int, *, score: bool = True, look: Look = ESTIMATE) -> Move:
+def fresh(n: int, stop: int, *, score: bool = True, look: Estimator = ESTIMATE) -> Move:
     """Start n new seeds and take them to step `stop`. ValueError for more than a search can hold."""
     if n > MOST_SEEDS:
         raise ValueError(
@@ -105,7 +105,7 @@ def advance(
     *,
     score: BoolArray | bool = True,
     drop: IntArray | Sequence[int] = (),
-    look: Look = ESTIMATE,
+    look: Estimator = ESTIMATE,
 ) -> Move:
     """Take these particles, in this order, from where they are to `stop`; give up those in `drop`.
 

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ttsnap.core.frames import SHOWN, chosen
-
 if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
 
+SHOWN = 4
+"""Frames of a video that one picture shows."""
 SMALL = 192
 """Pixels of the shorter side that a small copy has at least, where the image has as many."""
 
@@ -65,3 +65,9 @@ def thinned(image: Tensor) -> Tensor:
     shown = image if image.ndim == 3 else image[chosen(len(image), min(SHOWN, len(image)))]
     stride = max(1, min(image.shape[-2:]) // SMALL)
     return shown[..., ::stride, ::stride]
+
+
+def chosen(total: int, frames: int) -> list[int]:
+    """So many of `total` frames, chosen evenly: the middle one of each of `frames` equal parts. Where there are fewer
+    frames than that, some are chosen twice."""
+    return [(2 * part + 1) * total // (2 * frames) for part in range(frames)]

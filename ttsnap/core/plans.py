@@ -13,7 +13,7 @@ import numpy as np
 from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look
+from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, Move, Rows
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
@@ -37,7 +37,7 @@ class Plan:
     near: IntArray
     paid: BoolArray
     costs: RowCosts
-    look: Look
+    look: Estimator
     drop: IntArray
     reject: IntArray
 

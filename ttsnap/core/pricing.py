@@ -7,7 +7,7 @@ import numpy as np
 from ttsnap.core.arrays import BoolArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look
+from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import ASCEND, CONTINUE, FRESH, NEAR, Rows
 from ttsnap.core.particles import Particles
 from ttsnap.core.price import PLAIN, Guided, Price
@@ -35,7 +35,9 @@ def first_ones(uids: IntArray, particles: int) -> BoolArray:
     return mask
 
 
-def row_costs(rows: Rows, look: Look, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN) -> RowCosts:
+def row_costs(
+    rows: Rows, look: Estimator, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN
+) -> RowCosts:
     """What each of these rows costs, for so many rewards; of `price` count all but the rates.
 
     rows: resolved (plans.py), so that `parent` is the particle whose state a row starts from.

@@ -18,7 +18,7 @@ from ttsnap.core.needs import Gradient
 from ttsnap.core.price import Price, Rates
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.stepper import Ran, Stepper
 from ttsnap.engine.store import Node
@@ -57,13 +57,13 @@ class AscentStepper(Stepper):
     def timed(self, seconds: Rates) -> tuple[Rates, Cost]:
         return self.gradients.seconds(seconds)
 
-    def differentiate(self, nodes: Sequence[Node], prompts: Prompts) -> Ran:
+    def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
         directions, cost = self.directions(nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts)
         for node, direction in zip(nodes, directions, strict=True):
             node.gradient = direction
         return Ran(cost, self.depth)
 
-    def directions(self, nodes: Sequence[Node], noise: Tensor, prompts: Prompts) -> tuple[Tensor, Cost]:
+    def directions(self, nodes: Sequence[Node], noise: Tensor, prompts: EncodedPrompts) -> tuple[Tensor, Cost]:
         """Where to turn the initial noise (N, ...) of these finished nodes: at right angles to it, as long as it is.
 
         0 where the gradient is 0 or not finite. And what that took.

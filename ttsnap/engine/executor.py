@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.cost import Cost
-from ttsnap.engine.batch_sizes import BatchSizes
+from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
-from ttsnap.engine.scoring import Scored, Scorer
+from ttsnap.engine.scoring import RowScorer, ScoredRows
 from ttsnap.engine.shared_denoiser import Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
-from ttsnap.profiling.buckets import bucket_of, buckets
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.sampling.kernels import Prediction
 
@@ -32,7 +31,7 @@ class Executor:
         self,
         network: SharedDenoiser,
         noise: InitialNoise,
-        scorer: Scorer,
+        scorer: RowScorer,
         sizes: BatchSizes,
         stats: MutableMapping[str, int],
         *,
@@ -86,15 +85,15 @@ class Executor:
         moving = [row for row in rows if row.can_step]
         if moving:
             sources = [row.noise_source if row.node.position == row.branched_at else None for row in moving]
-            for row, node, source in zip(moving, self.noise.imposed(stepper.step(moving)), sources, strict=True):
+            for row, node, source in zip(moving, self.noise.masked(stepper.step(moving)), sources, strict=True):
                 row.node, node.step_noise = node, source
         advance_looks([(row.look, row.node) for row in rows if row.at_stop], self.denoiser)
 
-    def score(self, rows: Sequence[Row]) -> tuple[Scored, int]:
+    def score(self, rows: Sequence[Row]) -> tuple[ScoredRows, int]:
         """The scores of these rows, or of the first of them where memory runs out; and of how many."""
         return self.sizes.run(rows, self._score, decoding=True)
 
-    def _score(self, rows: Sequence[Row]) -> Scored:
+    def _score(self, rows: Sequence[Row]) -> ScoredRows:
         scored = self.scorer(list(rows), self.prompts, self.watch)
         self.count(scored.cost)
         return scored

@@ -13,7 +13,7 @@ from torch import Tensor
 from ttsnap.core.cost import Cost
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.engine.gradients import Differentiator, saved_bytes
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.stepper import Ran, Report, Stepper
 from ttsnap.engine.store import Node, stacked
@@ -83,7 +83,7 @@ class GuidedStepper(Stepper):
         for row in rows:
             row.awaits_gradient = row.node.position == row.end and id(row.node) in going
 
-    def differentiate(self, nodes: Sequence[Node], prompts: Prompts) -> Ran:
+    def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
         new = [node for node in nodes if node.prediction is None]
         old = [node for node in nodes if node.prediction is not None]
         parts = [nodes] if self.through else [part for part in (new, old) if part]

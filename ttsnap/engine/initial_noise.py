@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
@@ -19,7 +19,7 @@ class InitialNoise:
     """Of one engine, whose jobs have these prompts. No latent is kept for it: noise is drawn again from the seeds and
     keys that made it."""
 
-    def __init__(self, denoiser: Denoiser, kernel: Kernel, prompts: Prompts) -> None:
+    def __init__(self, denoiser: Denoiser, kernel: Kernel, prompts: EncodedPrompts) -> None:
         self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
 
     def draw(self, nodes: Sequence[Node]) -> None:
@@ -51,11 +51,11 @@ class InitialNoise:
         node.latent = self.denoiser.begin(node.x[None], self.prompts.rows([node]))[0]
         return node
 
-    def imposed(self, nodes: list[Node]) -> list[Node]:
+    def masked(self, nodes: list[Node]) -> list[Node]:
         """These nodes, which have just come to where they are, with what the call keeps from being changed."""
-        if self.denoiser.imposes:
+        if self.denoiser.applies_mask:
             x, at = torch.stack([node.x for node in nodes]), torch.tensor([node.position for node in nodes])
-            for node, latent in zip(nodes, self.denoiser.impose(x, at, self.prompts.rows(nodes)), strict=True):
+            for node, latent in zip(nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True):
                 node.latent = latent
         return nodes
 

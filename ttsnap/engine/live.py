@@ -29,14 +29,13 @@ from ttsnap.engine.fair import FairTurns
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import check_drafts
-from ttsnap.engine.outcomes import at_rest, with_scores
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.row_builder import RowBuilder
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
-from ttsnap.engine.scoring import Scorer
+from ttsnap.engine.scoring import RowScorer
 from ttsnap.engine.shared_denoiser import PendingEval, SharedDenoiser
-from ttsnap.engine.stepper import Stepper
+from ttsnap.engine.stepper import Stepper, at_rest
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.engine.trial_batches import seconds_of, sizes_for
 from ttsnap.options.engine import EngineOptions
@@ -79,12 +78,12 @@ class LiveEngine(Engine):
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.calibration_cost, self.draft_calls = Cost(), denoiser.draft_calls
-        prompts = Prompts(self.network.denoiser, self.network.encode)
+        prompts = EncodedPrompts(self.network.denoiser, self.network.encode)
         self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
         check_drafts(denoiser, self.kernel)
-        self.scorer = Scorer(
+        self.scorer = RowScorer(
             self.network.denoiser, self.rewards, self.grid, preview=options.preview, frames=options.frames
         )
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
@@ -287,10 +286,10 @@ class LiveEngine(Engine):
     def _score(self, rows: Sequence[Row]) -> tuple[list[Outcome], int]:
         """Score the first of these rows, as many as are decoded at once; and how many that were."""
         scored, n = self.executor.score(rows)
-        batch, ended = rows[:n], by_job(rows[:n])
-        pairs = zip(batch, scored.latents, strict=True)
-        kept = [{"latent": latent} for _, latent in pairs] if self.keep else []
-        return [with_scores(self._rest(job, [rows[i] for i in at]), scored, at, kept) for job, at in ended.items()], n
+        return [
+            scored.added_to(self._rest(job, [rows[i] for i in at]), at, latents=bool(self.keep))
+            for job, at in by_job(rows[:n]).items()
+        ], n
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
         """These rows stop here; their particles keep their state, ready for another move."""

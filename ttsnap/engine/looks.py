@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Draft, Estimate, Look, Rollout
+from ttsnap.core.looks import Draft, Estimate, Estimator, Rollout
 from ttsnap.engine.store import Node, stacked
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Kernel, Ode, Prediction, Sde
@@ -187,7 +187,7 @@ def check_drafts(denoiser: Denoiser, kernel: Kernel) -> None:
                          "begin later: sde:square:3:0.7")  # fmt: skip
 
 
-def look_run(look: Look, score: bool, stop: int, denoiser: Denoiser) -> LookRun:
+def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> LookRun:
     """The look at a row that goes to grid step `stop` and, where `score`, is scored there.
 
     ValueError for a look that this engine cannot carry out.

@@ -21,7 +21,7 @@ class OfJob(Protocol):
         """Its number."""
 
 
-class Prompts:
+class EncodedPrompts:
     """Of the jobs of one engine, which come and go while it runs.
 
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs

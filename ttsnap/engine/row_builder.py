@@ -61,7 +61,7 @@ def renoised(parent: Node, key: rng.Key, start: int, noise: InitialNoise) -> Beg
     denoiser = noise.denoiser
     t, s = denoiser.times[[parent.position]], denoiser.times[[start]]
     x = forward(denoiser.path, parent.x[None], t, s, [_beyond_last(key, denoiser)])[0]
-    return Beginning(noise.imposed([Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)])[0], key)
+    return Beginning(noise.masked([Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)])[0], key)
 
 
 def ascending(parent: Node, key: rng.Key, share: float) -> Beginning:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.outcome import Outcome
 from ttsnap.core.pictures import Decoded, Here
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.rewards.frames import Shown
@@ -26,7 +28,7 @@ from ttsnap.sampling.denoiser import Denoiser
 logger = logging.getLogger(__name__)
 
 
-class Scored(NamedTuple):
+class ScoredRows(NamedTuple):
     """Of n rows: scores (n, R), nan where one failed, and why; the images, None where nobody needed them; what was
     scored, (n, ...) latents; what it took; tokens_left (n,): tokens that each was charged for and did not take."""
 
@@ -37,8 +39,19 @@ class Scored(NamedTuple):
     cost: Cost
     tokens_left: IntArray
 
+    def added_to(self, outcome: Outcome, at: Sequence[int], *, latents: bool) -> Outcome:
+        """An outcome whose rows are rows `at` of these, with what was found. latents: whether listeners get them."""
+        return replace(
+            outcome,
+            scores=self.scores[list(at)],
+            images=[self.images[i] for i in at],
+            errors=[self.errors[i] for i in at],
+            kept=[{"latent": self.latents[i]} for i in at] if latents else (),
+            unspent=Cost(tokens=int(self.tokens_left[list(at)].sum())),
+        )
 
-class Asked(NamedTuple):
+
+class RewardBatch(NamedTuple):
     """What rewards are asked about: n rows, their latents (n, ...), their images or videos where someone needs them,
     their prompts in words, their noise levels (n,), and what they edit (n, 3, h, w), where a reward is to see it."""
 
@@ -50,7 +63,7 @@ class Asked(NamedTuple):
     sources: Tensor | None
 
 
-class Scorer:
+class RowScorer:
     """Scores rows with every reward, but for those that are asked elsewhere (`RewardModel.remote`).
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
@@ -91,7 +104,7 @@ class Scorer:
         """What these prompts (N,) edit, where a reward is to see it."""
         return self.denoiser.sources(cond) if any("source" in r.needs for r in self.rewards) else None
 
-    def __call__(self, batch: list[Row], prompts: Prompts, watch: Stopwatch) -> Scored:
+    def __call__(self, batch: list[Row], prompts: EncodedPrompts, watch: Stopwatch) -> ScoredRows:
         """prompts: those of all jobs."""
         latents = torch.stack([row.scored_node.x0 for row in batch])
         levels = [row.level(self.grid) for row in batch]
@@ -101,7 +114,7 @@ class Scorer:
             images, cost = self._images(latents, last, early)
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
-            asked = Asked(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
+            asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
             columns = [self._column(reward, asked) for _, reward in self.asked]
         broken, finished = _broken(latents, images), np.array([row.last for row in batch])
         scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
@@ -119,7 +132,7 @@ class Scorer:
                 images[i] = image
         cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()))
         pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
-        return Scored(scores, errors, pictures, latents, cost, self.tokens - taken)
+        return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken)
 
     def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Tensor | None], Cost]:
         """The images of these rows, None where nobody needs one."""
@@ -131,7 +144,7 @@ class Scorer:
                 images[i] = image
         return images, Cost(0, len(decoded), 0, len(previewed))
 
-    def _column(self, reward: RewardModel, of: Asked) -> tuple[FloatArray, Exception | None, IntArray]:
+    def _column(self, reward: RewardModel, of: RewardBatch) -> tuple[FloatArray, Exception | None, IntArray]:
         """A reward's scores (N,), why some failed, and tokens taken (N,): estimates in its own space, the rest
         decoded."""
         n, ahead = len(of.batch), [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last]

@@ -44,7 +44,7 @@ class SharedDenoiser:
 
     An engine that is told of none has one for itself, over its own denoiser. One that several share is made with a
     denoiser that is none of theirs: a call like theirs, for any number of steps. Their grids lie in it one after the
-    other (Denoiser.take_in); what else belongs to a grid, as kernels, looks and initial noise do, stays with the
+    other (Denoiser.merge_schedule); what else belongs to a grid, as kernels, looks and initial noise do, stays with the
     engines.
     """
 
@@ -58,7 +58,7 @@ class SharedDenoiser:
         """Where the positions of this call begin among those of the network's denoiser. ValueError for a call that
         differs from that in more than its steps."""
         if denoiser.grid not in self._starts:
-            self._starts[denoiser.grid] = self.denoiser.take_in(denoiser)
+            self._starts[denoiser.grid] = self.denoiser.merge_schedule(denoiser)
         return self._starts[denoiser.grid]
 
     def encode(self) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost
+from ttsnap.core.outcome import Outcome
 from ttsnap.core.price import Price, Rates
-from ttsnap.engine.prompts import Prompts
+from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.store import Node, stacked
 from ttsnap.sampling.denoiser import Denoiser
@@ -60,7 +63,7 @@ class Stepper:
     def mark(self, rows: Sequence[Row]) -> None:
         """Mark in the rows of one move which of their steps need a gradient."""
 
-    def differentiate(self, nodes: Sequence[Node], prompts: Prompts) -> Ran:
+    def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
         """Give these nodes their `gradient`, and the prediction where it is made on the way; prompts: of all jobs."""
         raise RuntimeError("plain steps follow no gradient, so no row may ask for one")
 
@@ -76,3 +79,17 @@ class Stepper:
     def report(self, nodes: Sequence[Node]) -> Report:
         """What there is to tell of these particles beside where they are."""
         return Report()
+
+
+def at_rest(job: int, rows: Sequence[Row], stepper: Stepper) -> Outcome:
+    """Where these rows of one job are, without scores."""
+    where, report = [row.node.step(stepper.grid) for row in rows], stepper.report([row.node for row in rows])
+    return Outcome(
+        job,
+        uids=np.array([row.uid for row in rows], int),
+        step=np.array([step for step, _ in where], int),
+        cached=np.array([paid for _, paid in where], bool),
+        look_cost=Cost().plus(*(row.look.cost for row in rows)),
+        log_ratio=report.log_ratio,
+        has_gradient=report.has_gradient,
+    )

@@ -13,7 +13,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.price import Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.batch_sizes import BatchSizes
-from ttsnap.engine.scoring import Scorer
+from ttsnap.engine.scoring import RowScorer
 from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling import rng
@@ -26,7 +26,7 @@ MOST = 64
 
 
 def sizes_for(
-    denoiser: Denoiser, scorer: Scorer, prompts: Sequence[Prompt], denoise: int | None, decode: int | None
+    denoiser: Denoiser, scorer: RowScorer, prompts: Sequence[Prompt], denoise: int | None, decode: int | None
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, and what finding them took.
 
@@ -51,7 +51,7 @@ def sizes_for(
 
 @torch.no_grad()
 def fit_batches(
-    denoiser: Denoiser, scorer: Scorer, gauge: Gauge, denoise: int | None, decode: int | None
+    denoiser: Denoiser, scorer: RowScorer, gauge: Gauge, denoise: int | None, decode: int | None
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took."""
     spent = Cost()
@@ -72,7 +72,7 @@ def fit_batches(
 
 
 @torch.no_grad()
-def seconds_of(denoiser: Denoiser, scorer: Scorer, sizes: BatchSizes) -> tuple[Rates, Cost]:
+def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tuple[Rates, Cost]:
     """Seconds per unit, for budgets in seconds, and what measuring them took."""
     denoiser.encode([Prompt("")])
     _timed(lambda: _predict(denoiser, 1))

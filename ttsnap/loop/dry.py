@@ -10,7 +10,7 @@ import numpy as np
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Look
+from ttsnap.core.looks import Estimator
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
@@ -69,7 +69,7 @@ class DryEngine(Engine):
                 images = [None] * len(at) if scored else None
                 self._done.append(Outcome(job, plan.uid[at], stop, cached[at], scores, images))
 
-    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Look) -> FloatArray:
+    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
         """(n, R) scores of these seeds at these steps, unfinished ones by this look."""
         return self._rng.standard_normal((len(seeds), len(self.reward_names)))
 

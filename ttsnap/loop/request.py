@@ -26,7 +26,7 @@ Listener = Callable[[Event], None]
 
 
 @dataclass
-class Stopwatch:
+class RequestClock:
     """The time of a request: `begin` is when it began by `clock`, in seconds; `deadline` is when it has to end."""
 
     clock: Callable[[], float]
@@ -50,7 +50,7 @@ class Request:
     cap: Cap
     task: Task
     whole: Cost
-    watch: Stopwatch
+    watch: RequestClock
     listener: Listener | None
     jobs: tuple[Job, ...]
     queue: deque[Job]
@@ -83,7 +83,7 @@ def request_of(
     prompts: Sequence[Prompt],
     spec: SearchSpec,
     engine: Engine,
-    watch: Stopwatch,
+    watch: RequestClock,
     listener: Listener | None,
     first: int,
 ) -> Request:

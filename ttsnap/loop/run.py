@@ -16,8 +16,8 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.request import Listener, Request, Stopwatch, request_of
-from ttsnap.loop.reserve import reserve_after
+from ttsnap.loop.ledger import reserve_after
+from ttsnap.loop.request import Listener, Request, RequestClock, request_of
 from ttsnap.loop.spec import SearchSpec
 
 
@@ -37,7 +37,7 @@ class Run:
         engine.start()
 
     def add(
-        self, prompts: Sequence[Prompt], spec: SearchSpec, watch: Stopwatch, listener: Listener | None = None
+        self, prompts: Sequence[Prompt], spec: SearchSpec, watch: RequestClock, listener: Listener | None = None
     ) -> Request:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 

@@ -26,7 +26,7 @@ from ttsnap.core.spent import Usage
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Listener, Stopwatch
+from ttsnap.loop.request import Listener, RequestClock
 from ttsnap.loop.run import Run
 from ttsnap.loop.spec import SearchSpec
 
@@ -58,7 +58,7 @@ def search(
     grid, or it branches on an engine that is deterministic; RuntimeError for an algorithm that keeps making moves which
     cost nothing, and rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
-    watch = Stopwatch(clock, clock())
+    watch = RequestClock(clock, clock())
     if not prompts:
         raise ValueError("no prompts: give at least one")
     spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttsnap.core.looks import Draft, Seen
+from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.files.settings import Count, Json, Settings
 from ttsnap.options.option import option
 
@@ -57,8 +57,8 @@ class RecordOptions(Settings):
     def looks_of(self, draft_calls: int) -> tuple[str, ...]:
         """Those that are recorded with an engine whose drafts take so many calls, 0 where it has no drafter."""
         if self.looks is not None:
-            return tuple(str(Seen.read(text)) for text in self.looks)
-        return (str(Seen(Draft(draft_calls).name, 0)),) if draft_calls else ()
+            return tuple(str(EstimatorAt.read(text)) for text in self.looks)
+        return (str(EstimatorAt(Draft(draft_calls).name, 0)),) if draft_calls else ()
 
     def noted(self) -> dict[str, Json]:
         """What recording.json says of it, by its keys there, as far as that does not depend on the model."""

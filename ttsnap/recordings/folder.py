@@ -29,8 +29,7 @@ from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.journal import Journal, read_journal
-from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.reward_tensors import PUBLISHED, recording_of
+from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
 from ttsnap.results.folders import check_same
 

@@ -17,7 +17,7 @@ import numpy as np
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Seen
+from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check
@@ -89,9 +89,9 @@ class Header:
             raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
 
     @property
-    def seen(self) -> tuple[Seen, ...]:
+    def seen(self) -> tuple[EstimatorAt, ...]:
         """The looks."""
-        return tuple(map(Seen.read, self.looks))
+        return tuple(map(EstimatorAt.read, self.looks))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -6,20 +6,25 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE, Draft, Look, Seen, read_look
+from ttsnap.core.looks import ESTIMATE, Draft, Estimator, EstimatorAt, read_look
 from ttsnap.core.moves import CONTINUE
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price
+from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Result
+from ttsnap.files.reading import Tensor
 from ttsnap.files.settings import Json
 from ttsnap.loop.dry import DryEngine
+
+PUBLISHED = Price(Rates(nfe=9.9e12, reward_calls=1.2e12))
+"""FLOPs per denoiser evaluation and per decode with its reward call, as published with the reward tensors."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Recording:
     scored: tuple[bool, ...] = ()
     price: Price = field(default_factory=Price)
     info: Mapping[str, Json] = field(default_factory=dict)
-    looks: Mapping[Seen, FloatArray] = field(default_factory=dict)
+    looks: Mapping[EstimatorAt, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         points = self.grid.steps + 1
@@ -101,9 +106,9 @@ class Recording:
         if look == ESTIMATE.name:
             known = np.flatnonzero(self.scored).tolist()
             raise ValueError(f"the estimate at step {step} asked for; the recording has scores at {known}")
-        if (found := self.looks.get(Seen(look, step))) is None:
+        if (found := self.looks.get(EstimatorAt(look, step))) is None:
             there = ", ".join(map(str, self.looks)) or "none but estimates"
-            raise ValueError(f"{Seen(look, step)} asked for; looks in the recording: {there}")
+            raise ValueError(f"{EstimatorAt(look, step)} asked for; looks in the recording: {there}")
         return found
 
     @classmethod
@@ -127,6 +132,31 @@ class Recording:
             looks={seen: scores[prompts, seeds] for seen, scores in self.looks.items()},
             first_seed=self.first_seed + start,
         )
+
+
+def recording_of(path: Path, tensors: Mapping[str, Tensor], which: str, price: Price) -> Recording:
+    """Reward tensors that were published with TTSnap (arXiv 2511.22242), in the layout that `load_recording` tells.
+
+    ValueError for another layout, and for `which` other than "base" and "noise_aware".
+    """
+    if which not in ("base", "noise_aware"):
+        raise ValueError(f"scores must be base or noise_aware, got {which!r}")
+    base, aware = tensors.get("base"), tensors.get("noise_aware")
+    if base is None or aware is None or base.ndim != 3 or base.shape != aware.shape or not base.size:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        raise ValueError(f"{path} is no recording: expected base and noise_aware, each (P, S, K), found {shapes}")
+    base, aware = base.astype(float), aware.astype(float)
+    estimates = base if which == "base" else np.where(np.isnan(aware), base, aware)
+    prompts, _, steps = base.shape
+    final = base[..., -1:]
+    return Recording(
+        prompts=tuple(f"prompt {i}" for i in range(prompts)),
+        scores=np.concatenate([estimates[..., :-1], final, final], -1)[..., None],
+        grid=Grid(tuple(np.linspace(1, 0, steps + 1).tolist())),
+        reward_names=(path.stem,),
+        price=price,
+        info={"source": path.name, "scores": which},
+    )
 
 
 class ReplayEngine(DryEngine):
@@ -163,7 +193,7 @@ class ReplayEngine(DryEngine):
         self.paid[job, self._rows(job, plan.seed)] = plan.rows.stop
         super().submit(job, plan)
 
-    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Look) -> FloatArray:
+    def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
         rows = self._rows(job, seeds)
         if (steps > self.paid[job, rows]).any():
             raise ValueError(f"scores at steps {steps.tolist()} of seeds {seeds.tolist()} have not been paid for")

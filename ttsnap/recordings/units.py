@@ -10,7 +10,7 @@ import numpy as np
 
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.looks import Seen
+from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
@@ -70,7 +70,7 @@ def _scores(
     def listen(event: Event) -> None:
         if event.kind == "tick":
             on_nfe(event.nfe)
-        elif event.kind == "score" and (at := column.get(Seen(event.look, event.step))) is not None:
+        elif event.kind == "score" and (at := column.get(EstimatorAt(event.look, event.step))) is not None:
             looked[event.job, event.uids[0], at] = event.scores
         elif event.kind == "score" and shard is not None:
             if event.image is None:

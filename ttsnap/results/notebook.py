@@ -8,7 +8,7 @@ import io
 
 from PIL import Image
 
-from ttsnap.core.frames import SHOWN
+from ttsnap.core.pictures import SHOWN
 from ttsnap.core.results import Result
 from ttsnap.results.pixels import still
 from ttsnap.results.sheet import contact_sheet

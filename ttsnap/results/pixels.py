@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.frames import SHOWN, chosen
+from ttsnap.core.pictures import SHOWN, chosen
 
 if TYPE_CHECKING:  # to write arrays takes no torch
     from torch import Tensor

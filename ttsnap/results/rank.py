@@ -26,9 +26,8 @@ from ttsnap.results.outputs import ENLARGED
 from ttsnap.results.pixels import still
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardModel, Sourced
 from ttsnap.rewards.scoring import score_in_parts
-from ttsnap.rewards.sourced import Sourced
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27

@@ -69,11 +69,11 @@ class Denoiser(ABC):
         return noise
 
     @property
-    def imposes(self) -> bool:
-        """Whether `impose` changes anything."""
+    def applies_mask(self) -> bool:
+        """Whether `apply_mask` changes anything."""
         return False
 
-    def impose(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
+    def apply_mask(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         """Latents (N, ...) that were brought to positions `step` (N,), with what the call keeps from being changed: by
         default nothing; where a part is painted anew, the rest of the image, noised as far."""
         return x
@@ -164,7 +164,7 @@ class Denoiser(ABC):
 
     # --- several calls at once ------------------------------------------------------------------------------------
 
-    def take_in(self, other: Self) -> int:
+    def merge_schedule(self, other: Self) -> int:
         """Let `predict` take rows of another call as well, which differs from this one in its steps alone: its
         positions then follow those that there are. Returns how many these are. ValueError where that cannot be.
         """

@@ -24,7 +24,7 @@ from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.report import notices, report
-from ttsnap.loop.request import Request, Stopwatch
+from ttsnap.loop.request import Request, RequestClock
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
 from ttsnap.loop.spec import SearchSpec
@@ -150,7 +150,7 @@ class Searches:
             self._check(name, asked.prompt)
         now = time.monotonic()
         listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
-        watch = Stopwatch(time.monotonic, now, now + ticket.seconds)
+        watch = RequestClock(time.monotonic, now, now + ticket.seconds)
         request = self.run.add([prompt_of(asked)], spec, watch, listener)
         engine.weigh(request.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = request

@@ -32,9 +32,9 @@ class Worker(threading.Thread):
 
     Those of one configuration share the batches of its engine, by turns (engine/fair.py). Configurations take turns as
     well, in seconds of the device, by the weight of their callers; what room a batch of one has left, others fill
-    that differ in their steps and rewards alone (engine/network.py). An engine without work is kept for a while, as it
-    costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing, is made anew
-    for the next request. first: what is made ready before any request comes, as loading may take minutes.
+    that differ in their steps and rewards alone (engine/shared_denoiser.py). An engine without work is kept for a
+    while, as it costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing,
+    is made anew for the next request. first: what is made ready before any request comes, as loading may take minutes.
     """
 
     def __init__(self, engines: Engines, limits: ServiceLimits, metrics: Metrics, first: Asked) -> None:

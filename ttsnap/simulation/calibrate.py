@@ -15,7 +15,7 @@ from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ESTIMATE, Draft, Seen, estimates
+from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, estimates
 from ttsnap.core.particles import Utility
 from ttsnap.core.price import Rates
 from ttsnap.recordings.replay import Recording
@@ -86,10 +86,10 @@ def calibrate(
     return dataclasses.replace(forecast, prices=np.array(prices[::-1]))
 
 
-def recorded_checks(recording: Recording) -> tuple[Seen, ...]:
+def recorded_checks(recording: Recording) -> tuple[EstimatorAt, ...]:
     """Those that are taken by default, of what was recorded. A draft is in the place of the estimate at step 0."""
     calls, steps = recording.draft_calls, default_checks(recording.grid.steps)
-    drafts = (Seen(Draft(calls).name, 0),) if calls else ()
+    drafts = (EstimatorAt(Draft(calls).name, 0),) if calls else ()
     return drafts + estimates(*(k for k in steps if recording.scored[k] and k >= len(drafts)))
 
 

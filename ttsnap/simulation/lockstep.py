@@ -15,7 +15,7 @@ import numpy as np
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import Look
+from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.protocols import Algorithm
@@ -23,7 +23,7 @@ from ttsnap.core.validate import check_idle
 from ttsnap.simulation.shared_budget import SharedBudget, Tally
 from ttsnap.simulation.stacks import column_of, merged, pick, put, widened
 
-Lookup = Callable[[IntArray, IntArray, IntArray, Look], FloatArray]
+Lookup = Callable[[IntArray, IntArray, IntArray, Estimator], FloatArray]
 """searches (b,), (b, n) rows of their candidates, (b, n) steps, the look at them -> scores (b, n, R)."""
 
 
@@ -63,7 +63,7 @@ def lockstep(
     """
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
-    run = _Run(algorithm, lookup, searches, task, rewards, utility)
+    run = _Lockstep(algorithm, lookup, searches, task, rewards, utility)
     pots = SharedBudget(searches, pot, task) if pot is not None else None
     asked, active, idle = np.arange(searches), np.ones(searches, bool), 0
     while (move := run.ask(asked)) is not None:
@@ -82,7 +82,7 @@ def lockstep(
     return run.outcomes()
 
 
-class _Run:
+class _Lockstep:
     """B searches under way: their particles, the algorithm's state, what each wants next, and what each has paid.
 
     move: that which each search wants, None before the first is asked for and once the algorithm is done; value (B,):
@@ -160,7 +160,7 @@ class _Run:
         """Where particles (k, n) of these k searches are in an array (B, N) that was laid out flat."""
         return uids + len(self.particles) * searches[:, None]
 
-    def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Look) -> None:
+    def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Estimator) -> None:
         """Particles (k, n) of these searches are at their steps `stop`; look up the scores that are asked for there."""
         p, at = self.particles, self._places(searches, uids)
         grid, cached = self.task.grid, p.cached.ravel()

@@ -10,17 +10,17 @@ import numpy as np
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.looks import ESTIMATE, Draft, Seen, read_look
+from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, read_look
 from ttsnap.core.particles import Utility
 from ttsnap.recordings.replay import Recording
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedLook:
     """A look at one step, what it takes in evaluations (`nfe`, draft calls by their passes), and its rank correlation
     (P,) with the finished images within each prompt (Spearman), nan for prompts where nothing varies."""
 
-    seen: Seen
+    seen: EstimatorAt
     nfe: float
     spearman: FloatArray
 
@@ -41,8 +41,8 @@ class Against:
     evaluations, or else the first. gain: by how much the draft's correlation is higher, and its standard error over
     prompts, paired. equals: evaluations of the first estimate that ranks as well; inf where none does."""
 
-    draft: Ranked
-    rival: Ranked
+    draft: RankedLook
+    rival: RankedLook
     gain: float
     error: float
     equals: float
@@ -53,23 +53,23 @@ class Against:
         return self.gain > 2 * self.error
 
 
-def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[Ranked]:
+def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[RankedLook]:
     """All looks of a recording, the cheapest first. ValueError where only finished images were scored."""
     grid, price, final = recording.grid, recording.price, utility(recording.final)
-    estimates = [Seen(ESTIMATE.name, k) for k in range(grid.steps) if recording.scored[k]]
+    estimates = [EstimatorAt(ESTIMATE.name, k) for k in range(grid.steps) if recording.scored[k]]
     found = []
     for seen in (*recording.looks, *estimates):
         look, at = read_look(seen.look), np.array([seen.step])
         calls = int(grid.calls[seen.step]) + int(look.evaluations(at, grid)[0])
         each = metrics.spearman(utility(recording.seen(*seen)), final)
         drafts = int(look.draft_calls(at)[0])
-        found.append(Ranked(seen, calls + drafts * price.nfe_per_draft, each))
+        found.append(RankedLook(seen, calls + drafts * price.nfe_per_draft, each))
     if not found:
         raise ValueError("the recording scored finished images only; record with --score-steps, or without it for all")
     return sorted(found, key=lambda r: r.nfe)
 
 
-def drafts_against_estimates(looks: list[Ranked]) -> list[Against]:
+def drafts_against_estimates(looks: list[RankedLook]) -> list[Against]:
     """Each draft among these looks against the x0 estimates among them; none where there are no estimates."""
     estimates = [r for r in looks if r.seen.look == ESTIMATE.name]
     found = []

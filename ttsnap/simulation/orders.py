@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.looks import ESTIMATE, Look
+from ttsnap.core.looks import ESTIMATE, Estimator
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import Lookup
 
@@ -45,7 +45,7 @@ class Orders:
         flat = recording.scores.reshape(-1, len(recording.reward_names))
         place = seeds + recording.seeds * prompt[:, None]  # of each candidate among all that were recorded
 
-        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray, look: Look) -> FloatArray:
+        def lookup(rows: IntArray, candidates: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
             of = place.reshape(-1).take(candidates + place.shape[1] * rows[:, None])
             if look != ESTIMATE:
                 return _seen(recording, of, steps, look)
@@ -60,7 +60,7 @@ class Orders:
         return lookup
 
 
-def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Look) -> FloatArray:
+def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
     """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this look."""
     scores = np.empty((*of.shape, len(recording.reward_names)))
     for step in set(steps.ravel().tolist()):

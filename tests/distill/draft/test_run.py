@@ -16,7 +16,7 @@ from ttsnap.pipelines import upgrade
 
 from ttsnap.files.lock import locked
 from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
-from ttsnap.simulation.looks import Ranked
+from ttsnap.simulation.looks import RankedLook
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
 from ..kills import ended, killed  # noqa: TID252
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("any_flops")
 HELD_OUT = ("a green tree", "a blue house")
 
 
-def run(config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS) -> Sequence[Ranked]:
+def run(config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS) -> Sequence[RankedLook]:
     out.mkdir(exist_ok=True)
     return distill_draft(pipe_of(name), config, prompts, out, measured=Measured(HELD_OUT, Brightness()))
 

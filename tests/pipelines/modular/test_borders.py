@@ -197,7 +197,7 @@ def test_what_lies_outside_of_the_mask_stays() -> None:
     cond = denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
     (condition,) = denoiser._conditions.rows(cond)
     x, last = torch.randn_like(condition["latents"]), torch.tensor([denoiser.grid.steps])
-    kept = denoiser.impose(x, last, cond)
+    kept = denoiser.apply_mask(x, last, cond)
     outside = condition["mask"] == 0
     assert outside.any()
     assert not outside.all()

@@ -103,7 +103,7 @@ def test_the_first_frame_is_held_whatever_the_kernel_draws() -> None:
     x0 = denoiser.predict(x, torch.tensor([0, 2]), cond).x0
     assert torch.equal(x0[:, :n], x[:, :n])
     assert not torch.equal(x0[:, n:], x[:, n:])
-    moved = denoiser.impose(x + 1, torch.tensor([1, 4]), cond)
+    moved = denoiser.apply_mask(x + 1, torch.tensor([1, 4]), cond)
     assert torch.equal(moved[:, :n], x[:, :n])
     assert torch.equal(moved[:, n:], x[:, n:] + 1)
 

@@ -7,10 +7,12 @@ import numpy as np
 from ttsnap.algorithms.pricing.forecast import Forecast, rise, written
 from ttsnap.core import metrics
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.looks import Seen
+from ttsnap.core.looks import EstimatorAt
 
 
-def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[Seen, ...], most_paths: int = 2000) -> Forecast:
+def fit(
+    rewards: FloatArray, levels: tuple[float, ...], checks: tuple[EstimatorAt, ...], most_paths: int = 2000
+) -> Forecast:
     """The model of trajectories `rewards` (P, S, K+1) at these checks: utilities at their steps, each by its look.
 
     Raises ValueError with too few trajectories, or where a prompt's rewards do not differ at all.
@@ -42,7 +44,7 @@ def fit(rewards: FloatArray, levels: tuple[float, ...], checks: tuple[Seen, ...]
     )
 
 
-def _at_checks(rewards: FloatArray, last: int, checks: tuple[Seen, ...]) -> FloatArray:
+def _at_checks(rewards: FloatArray, last: int, checks: tuple[EstimatorAt, ...]) -> FloatArray:
     """The rewards (P, S, d) at the checks, once both can be used; ValueError where they cannot."""
     if not rise(checks, last):
         raise ValueError(f"checks must rise and end at the last grid step {last}, got {written(checks)}")

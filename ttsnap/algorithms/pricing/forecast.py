@@ -18,7 +18,7 @@ import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE, Look, Seen, estimates, read_look
+from ttsnap.core.looks import ESTIMATE, Estimator, EstimatorAt, estimates, read_look
 from ttsnap.files.settings import Json
 
 MOST_PATHS = 100_000
@@ -37,7 +37,7 @@ class Forecast:
     """
 
     levels: tuple[float, ...]
-    checks: tuple[Seen, ...]
+    checks: tuple[EstimatorAt, ...]
     mean: FloatArray
     cov: FloatArray
     beta: FloatArray
@@ -55,7 +55,7 @@ class Forecast:
         return np.array([check.step for check in self.checks])
 
     @property
-    def looks(self) -> Mapping[int, Look]:
+    def looks(self) -> Mapping[int, Estimator]:
         """{step: look} of the checks that look at something else than the x0 estimate."""
         return {check.step: read_look(check.look) for check in self.checks if check.look != ESTIMATE.name}
 
@@ -108,25 +108,25 @@ class Forecast:
         )
 
 
-def read_checks(entries: Json) -> tuple[Seen, ...]:
+def read_checks(entries: Json) -> tuple[EstimatorAt, ...]:
     """Checks as people and files write them: a step, for the x0 estimate there, or a look and its step as "draft:1@0".
 
     ValueError for another value.
     """
-    checks: list[Seen] = []
+    checks: list[EstimatorAt] = []
     for entry in entries if isinstance(entries, list | tuple) else [entries]:
         if isinstance(entry, bool) or not isinstance(entry, int | str):
             raise ValueError(f"checks must be grid steps, or looks at one as draft:1@0, got {str(entry)[:60]}")
-        checks += [Seen.read(entry)] if isinstance(entry, str) else estimates(entry)
+        checks += [EstimatorAt.read(entry)] if isinstance(entry, str) else estimates(entry)
     return tuple(checks)
 
 
-def written(checks: Sequence[Seen]) -> list[int | str]:
+def written(checks: Sequence[EstimatorAt]) -> list[int | str]:
     """What `read_checks` reads."""
     return [check.step if check.look == ESTIMATE.name else str(check) for check in checks]
 
 
-def rise(checks: Sequence[Seen], last: int) -> bool:
+def rise(checks: Sequence[EstimatorAt], last: int) -> bool:
     """Whether their steps do, from 0 on, and the last of them is the finished image at step `last`."""
     steps = [-1, *(check.step for check in checks)]
     return all(a < b for a, b in pairwise(steps)) and tuple(checks[-1:]) == estimates(last)
@@ -172,7 +172,7 @@ def _arrays(found: Mapping[str, Json]) -> dict[str, FloatArray]:
     return arrays
 
 
-def _rules(arrays: Mapping[str, FloatArray], checks: Sequence[Seen]) -> dict[str, bool]:
+def _rules(arrays: Mapping[str, FloatArray], checks: Sequence[EstimatorAt]) -> dict[str, bool]:
     """What must hold of the fields' values, in words, and whether it does."""
     cov, prices = (arrays[name] for name in ("cov", "prices"))
     last = arrays["levels"].size - 1

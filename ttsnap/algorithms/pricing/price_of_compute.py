@@ -24,7 +24,7 @@ from ttsnap.algorithms.pricing.reservation import break_even, look_up
 from ttsnap.algorithms.pricing.tariff import Tariff, tariff_of
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ESTIMATE, ByStep, Look
+from ttsnap.core.looks import ESTIMATE, ByStep, Estimator
 from ttsnap.core.moves import Kind, Move, Rows, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
@@ -90,7 +90,7 @@ class PriceOfCompute:
         return self._look.needs
 
     @property
-    def _look(self) -> Look:
+    def _look(self) -> Estimator:
         """At each step by which the forecast was fitted there."""
         looks = self.forecast.looks
         return ByStep(looks) if looks else ESTIMATE

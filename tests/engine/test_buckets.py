@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttsnap.profiling.buckets import bucket_of, buckets
+from ttsnap.engine.batch_sizes import bucket_of, buckets
 
 
 @pytest.mark.parametrize(

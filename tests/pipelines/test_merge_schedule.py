@@ -25,7 +25,7 @@ def compare(pipe: Any, call: dict[str, Any], steps: tuple[int, int], path: str |
             if path is not None:
                 denoiser.convert(path)
             denoiser.encode(PROMPTS)
-        starts = (0, joint.take_in(own[1]))
+        starts = (0, joint.merge_schedule(own[1]))
         assert starts[1] == len(own[0].schedule.timesteps)
         parts = [torch.arange(len(denoiser.schedule.timesteps)) for denoiser in own]
         noise = [d.init_latents([seeded(s) for s in at.tolist()]) for d, at in zip(own, parts, strict=True)]
@@ -63,8 +63,8 @@ def test_calls_that_differ_in_more_are_refused() -> None:
     one = twin.denoiser(**call, num_inference_steps=2)
     for other in ({"guidance_scale": 2.0}, {"height": 32}, {"guidance_scale": 1.0}):
         with pytest.raises(ValueError, match="agree in size and guidance"):
-            one.take_in(twin.denoiser(**{**call, **other}, num_inference_steps=3))
+            one.merge_schedule(twin.denoiser(**{**call, **other}, num_inference_steps=3))
     converted = twin.denoiser(**call, num_inference_steps=3)
     converted.convert("vp")
     with pytest.raises(ValueError, match="one scheduler, path"):
-        one.take_in(converted)
+        one.merge_schedule(converted)
