@@ -282,8 +282,8 @@ def test_it_beats_single_samples(engine: Any) -> None:
         ({"n": 0}, "n must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"streams": 0}, "streams must be at least 1"),
-        ({"eps": 1.1}, "eps is a probability"),
-        ({"lam": 0.0}, "copies"),
+        ({"eps": 1.1}, "eps must be from 0 to 1"),
+        ({"lam": 0.0}, "lam must be above 0"),
     ],
 )
 def test_bad_settings_are_shown(options: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from ttsnap.core.loading import load_object
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
-from ttsnap.files.settings import Json, check
+from ttsnap.files.settings import Json, check, hints_of
 
 __all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
 _PARTS = (Algorithm, Adopting, Refining)
@@ -60,9 +60,9 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
 
 def _hints(build: Builder) -> dict[str, object]:
     """The types of an algorithm's options; those of the class that it makes, too, where a function passes them on."""
-    hints = get_type_hints(build)
+    hints = get_type_hints(build, include_extras=True)
     made = hints.pop("return", None)
-    return {**(get_type_hints(made) if isinstance(made, type) else {}), **hints}
+    return {**(hints_of(made) if isinstance(made, type) else {}), **hints}
 
 
 def _read(path: Path) -> Mapping[str, Json]:

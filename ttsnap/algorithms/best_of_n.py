@@ -11,22 +11,19 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Count, Settings
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Settings):
     """Every seed is finished; the best image is returned.
 
     n: seeds; None for as many as the budget affords.
     """
 
-    n: int | None = None
+    n: Count | None = None
     needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.n is not None and self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
 
     def init(self, task: Task) -> int:
         return task.grid.steps

@@ -16,6 +16,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Count, NotNegative, Settings, check
 
 
 class State(NamedTuple):
@@ -29,7 +30,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CoDe:
+class CoDe(Settings):
     """A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
     evaluation and need one of their own to be scored. The children of the last block end in images. Where that is a
     single step, a stream makes only one, as samplers draw no noise there.
@@ -41,19 +42,12 @@ class CoDe:
         so it is in units of the reward [SVDD's code takes the best].
     """
 
-    n: int | None = None
-    streams: int = 2
-    block: int = 5
-    temperature: float = 0.0
+    n: Count | None = None
+    streams: Count = 2
+    block: Count = 5
+    temperature: NotNegative = 0.0
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for name, value in {"n": self.n, "streams": self.streams, "block": self.block}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
 
     def init(self, task: Task) -> State:
         steps = task.grid.steps
@@ -102,6 +96,4 @@ def svdd(n: int | None = None, streams: int = 2, alpha: float = 0.0) -> CoDe:
     alpha: 0 for the best continuation, else one is drawn by weights exp(score / alpha), so it is in units of the reward
         [SVDD's code takes the best].
     """
-    if not alpha >= 0:
-        raise ValueError(f"alpha must be at least 0, got {alpha}")
-    return CoDe(n, streams, 1, alpha)
+    return CoDe(n, streams, 1, check("alpha", alpha, NotNegative))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Bounds, Natural, Settings, Share
 
 
 class State(NamedTuple):
@@ -29,7 +30,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DepthFirst:
+class DepthFirst(Settings):
     """Backs up by forward noising where a check looks bad, while tries last; then takes the best that it saw.
 
     levels: noise levels of the checks, falling [ours; in arXiv 2505.23614 every few steps from a first one on].
@@ -41,26 +42,21 @@ class DepthFirst:
     tries: how often it may back up; None for as often as the budget affords [arXiv 2505.23614 has a number].
     """
 
-    levels: tuple[float, ...] = (0.8, 0.6, 0.4)
-    back: float = 0.3
+    levels: Annotated[tuple[float, ...], Bounds(0, 1, open_low=True, open_high=True)] = (0.8, 0.6, 0.4)
+    back: Annotated[float, Bounds(0, 1, open_low=True)] = 0.3
     thresholds: tuple[float, ...] | None = None
-    quantile: float = 0.75
-    tries: int | None = None
+    quantile: Share = 0.75
+    tries: Natural | None = None
     needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, value in {"levels": self.levels, "thresholds": self.thresholds}.items():
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
-        if not self.levels or not all(0 < level < 1 for level in self.levels) or np.any(np.diff(self.levels) >= 0):
+        super().__post_init__()
+        if not self.levels or np.any(np.diff(self.levels) >= 0):
             raise ValueError(f"levels must fall within (0, 1), got {self.levels}")
         if self.thresholds is not None and len(self.thresholds) != len(self.levels) + 1:
             raise ValueError(f"need a threshold for each of the levels {self.levels} and one for the finished image, "
                              f"got {self.thresholds}")  # fmt: skip
-        if not (0 < self.back <= 1 and 0 <= self.quantile <= 1 and (self.tries is None or self.tries >= 0)):
-            raise ValueError(f"back must be in (0, 1], quantile in [0, 1] and tries at least 0, got {self.back}, "
-                             f"{self.quantile}, {self.tries}")  # fmt: skip
 
     @property
     def n(self) -> int:

@@ -18,6 +18,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Kind, Move, Rows, advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Count, Positive, Settings, Share
 
 
 class Stream(NamedTuple):
@@ -38,7 +39,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EpsilonGreedy:
+class EpsilonGreedy(Settings):
     """A stream takes one evaluation for its noise, and n for each step but the last, where samplers draw no noise. The
     first round of a step has no pivot and is all fresh; in the public code it is near noise that was not scored. The
     pivot is the best of the step so far; there, that of the last round, so that a better one may be lost.
@@ -50,22 +51,13 @@ class EpsilonGreedy:
     streams: paths, at least as many as images are asked for [rvignav/diffusion-tts].
     """
 
-    n: int | None = None
-    width: int = 4
-    eps: float = 0.4
-    lam: float = 0.15
-    streams: int = 1
+    n: Count | None = None
+    width: Count = 4
+    eps: Share = 0.4
+    lam: Positive = 0.15
+    streams: Count = 1
     needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.NEAR})
     lockstep: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for name, value in {"n": self.n, "width": self.width, "streams": self.streams}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.eps <= 1:
-            raise ValueError(f"eps is a probability, in [0, 1], got {self.eps}")
-        if not 0 < self.lam < np.inf:
-            raise ValueError(f"lam must be positive, got {self.lam}: at 0 candidates would be copies")
 
     def init(self, task: Task) -> State:
         return State(task.grid.steps, max(self.streams, task.keep))

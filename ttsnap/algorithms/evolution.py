@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, fresh, perturb
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Bounds, Count, Decay, Settings
 
 
 @dataclass(frozen=True)
-class Evolution:
+class Evolution(Settings):
     """Seed pruning whose seeds are bred: the first check is taken in generations, and keeps the best of all of them.
 
     n: noises of a generation; None for as many as the budget affords.
@@ -36,9 +37,9 @@ class Evolution:
     """
 
     n: int | None = None
-    generations: int = 4
-    parents: float = 0.1
-    mix: float = 0.98
+    generations: Count = 4
+    parents: Annotated[float, Bounds(0, 1, open_low=True)] = 0.1
+    mix: Decay = 0.98
     keep: tuple[float, ...] = (0.3,)
     levels: tuple[float, ...] = (0.6,)
     draft_share: float = 0.35
@@ -47,15 +48,8 @@ class Evolution:
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        pruning = self._pruning()
-        for name, value in {"keep": pruning.keep, "levels": pruning.levels}.items():
-            object.__setattr__(self, name, value)
-        if self.generations < 1:
-            raise ValueError(f"generations must be at least 1, got {self.generations}")
-        if not 0 < self.parents <= 1:
-            raise ValueError(f"parents must be in (0, 1], got {self.parents}")
-        if not 0 <= self.mix < 1:
-            raise ValueError(f"mix must be in [0, 1), got {self.mix}: at 1 children would be copies")
+        super().__post_init__()
+        self._pruning()
 
     def _pruning(self) -> SeedPruning:
         """What becomes of all noises; it refuses checks and shares that cannot be meant."""

@@ -12,13 +12,14 @@ from ttsnap.core.looks import ESTIMATE, Estimator, EstimatorAt, read_look
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Count, Settings
 
 State = tuple[tuple[int, Estimator], ...]
 """The scores to come, each at a step and by a look."""
 
 
 @dataclass(frozen=True)
-class KeepAll:
+class KeepAll(Settings):
     """Every seed is finished and scored on the way, the finished image always; see Result.particles.scores.
 
     n: seeds; None for as many as the budget affords.
@@ -27,20 +28,15 @@ class KeepAll:
         Where a step is scored in several ways, Result.particles has the scores of the x0 estimate, if it is in `steps`.
     """
 
-    n: int | None = None
+    n: Count | None = None
     steps: tuple[int, ...] | None = None
     looks: tuple[str, ...] = ()
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.n is not None and self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
-        if self.steps is not None:
-            object.__setattr__(self, "steps", tuple(self.steps))
-            if list(self.steps) != sorted(set(self.steps)):
-                raise ValueError(f"steps must rise, got {self.steps}")
-
-        object.__setattr__(self, "looks", tuple(self.looks))
+        super().__post_init__()
+        if self.steps is not None and list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps must rise, got {self.steps}")
 
     @property
     def needs(self) -> Needs:

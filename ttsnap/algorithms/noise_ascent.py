@@ -21,6 +21,7 @@ from ttsnap.core.moves import Move, advance, ascend, fresh
 from ttsnap.core.needs import Gradient, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.utility import check_scores_each
+from ttsnap.files.settings import Count, Natural, Settings
 
 
 class State(NamedTuple):
@@ -38,7 +39,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NoiseAscent:
+class NoiseAscent(Settings):
     """A step takes the evaluations of its gradient and an image's; a step that fails halves the angle.
 
     angle: of the first step, in radians [ours].
@@ -52,26 +53,25 @@ class NoiseAscent:
     """
 
     angle: float = 0.3
-    rounds: int | None = None
-    ascends: int = 0
+    rounds: Count | None = None
+    ascends: Natural = 0
     target: float | None = None
-    held_out: int | None = None
+    held_out: Natural | None = None
     weights: tuple[float, ...] | None = None
     least: float = 0.02
     n: ClassVar[int] = 1
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.least <= self.angle <= math.pi / 2:
             raise ValueError(f"angles must be 0 < least <= angle <= pi / 2, got {self.least} and {self.angle}")
-        if self.ascends < 0 or (self.rounds is not None and self.rounds < 1):
-            raise ValueError(f"ascends must be 0 or more and rounds 1 or more, got {self.ascends} and {self.rounds}")
-        if self.held_out is not None and (self.held_out < 0 or self.weights is None):
+        if self.held_out is None:
+            return
+        if self.weights is None:
             raise ValueError(f"held_out is the index of a reward, 0 for the first, and needs weights "
                              f"with 0 at that index; got {self.held_out} and {self.weights}")  # fmt: skip
-        if self.weights is not None:
-            object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
-        if self.held_out is not None and (self.held_out >= len(self.weights or ()) or self.weights[self.held_out]):  # type: ignore[index]
+        if self.held_out >= len(self.weights) or self.weights[self.held_out]:
             raise ValueError(f"the held-out reward {self.held_out} must have weight 0, got {self.weights}")
 
     @property

@@ -7,7 +7,7 @@ far is taken at once, and what is left of the step's quota rolls over to the nex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.utility import check_scores_each
+from ttsnap.files.settings import Count, Settings
 
 
 class Stream(NamedTuple):
@@ -43,7 +44,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RBF:
+class RBF(Settings):
     """The quota of a stream and step is int((allowance - noises) / (steps * streams)), in candidates. What finishing
     may take is kept back; the last step before the image takes all else that is left.
 
@@ -54,18 +55,12 @@ class RBF:
         step [ours].
     """
 
-    streams: int = 2
-    initial: int = 25
-    finish: str = "best"
+    streams: Count = 2
+    initial: Count = 25
+    finish: Literal["best", "published"] = "best"
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
     exhaustive: ClassVar[bool] = True  # the last step before the image takes all that is left
-
-    def __post_init__(self) -> None:
-        if self.streams < 1 or self.initial < 1:
-            raise ValueError(f"streams and initial must be at least 1, got {self.streams} and {self.initial}")
-        if self.finish not in ("best", "published"):
-            raise ValueError(f"finish is best or published, got {self.finish!r}")
 
     @property
     def n(self) -> int:

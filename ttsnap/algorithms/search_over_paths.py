@@ -7,7 +7,7 @@ Delta_f is `back` here, and Delta_b is `back` + `ahead`: streams always end up b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Bounds, Count, Settings
 
 _EPS = 1e-6
 """Levels of a grid come from float32 times, and sums of them are to meet them again."""
@@ -32,7 +33,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SearchOverPaths:
+class SearchOverPaths(Settings):
     """Streams are denoised to `start`, then noised by `back` and denoised to `ahead` below where they were. The
     defaults score at levels .5 and .2 before the images: estimates above .5 tell little, and from .8 noised to .9
     composition is still open. A candidate's rounds cost little more than an image.
@@ -45,19 +46,13 @@ class SearchOverPaths:
     ahead: noise level removed in a round beyond what was added [ours].
     """
 
-    n: int | None = None
-    streams: int = 2
-    start: float = 0.8
-    back: float = 0.1
-    ahead: float = 0.3
+    n: Count | None = None
+    streams: Count = 2
+    start: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.8
+    back: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.1
+    ahead: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.3
     needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.streams < 1 or (self.n is not None and self.n < 1):
-            raise ValueError(f"streams and n must be at least 1, got {self.streams} and {self.n}")
-        if not all(0 < level < 1 for level in (self.start, self.back, self.ahead)):
-            raise ValueError(f"start, back and ahead must be in (0, 1), got {self.start}, {self.back}, {self.ahead}")
 
     def init(self, task: Task) -> State:
         if task.grid.steps < 3:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ttsnap.core.looks import ESTIMATE, Draft, Estimator, look_of
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Bounds, Count, Decay, Settings
 
 
 class Check(NamedTuple):
@@ -39,7 +40,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SeedPruning:
+class SeedPruning(Settings):
     """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
 
     n: seeds; None for as many as the budget affords.
@@ -59,34 +60,22 @@ class SeedPruning:
     model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.
     """
 
-    n: int | None = None
-    keep: tuple[float, ...] = (0.3,)
+    n: Count | None = None
+    keep: Annotated[tuple[float, ...], Bounds(0, 1, open_low=True)] = (0.3,)
     levels: tuple[float, ...] = (0.6,)
     steps: tuple[int, ...] | None = None
-    rollout: int = 1
-    draft_share: float = 0.2
-    draft_calls: int | None = None
+    rollout: Count = 1
+    draft_share: Decay = 0.2
+    draft_calls: Count | None = None
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, value in {"keep": self.keep, "levels": self.levels, "steps": self.steps}.items():
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+        super().__post_init__()
         checks = self.steps if self.steps is not None else self.levels
-        if self.n is not None and self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
-        if self.rollout < 1:
-            raise ValueError(f"rollout must be at least 1, got {self.rollout}")
         if self.rollout > 1 and not checks:
             raise ValueError(f"rollout {self.rollout} is for the first check, and there is none; set keep and levels")
-        if not 0 <= self.draft_share < 1:
-            raise ValueError(f"draft_share must be in [0, 1), got {self.draft_share}")
-        if self.draft_calls is not None and self.draft_calls < 1:
-            raise ValueError(f"draft_calls must be at least 1, got {self.draft_calls}")
         if len(self.keep) != len(checks):
             raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
-        if not all(0 < k <= 1 for k in self.keep):
-            raise ValueError(f"keep ratios must be in (0, 1], got {self.keep}")
         if self.steps is None and not all(0 < a <= 1 for a in self.levels):
             raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {self.levels}")
         if not all(a < b if self.steps is not None else a > b for a, b in pairwise(checks)):

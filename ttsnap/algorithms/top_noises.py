@@ -14,6 +14,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Count, Settings
 
 
 class State(NamedTuple):
@@ -23,21 +24,17 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TopNoises:
+class TopNoises(Settings):
     """Takes one evaluation for each seed, and the rest of the steps for each that is kept.
 
     n: seeds, all scored at step 0; None for as many as the budget affords [ours].
     keep: how many go on, at least as many as images are kept, or all where there are fewer [ours].
     """
 
-    n: int | None = 32
-    keep: int = 2
+    n: Count | None = 32
+    keep: Count = 2
     needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.keep < 1 or (self.n is not None and self.n < 1):
-            raise ValueError(f"n and keep must be at least 1, got {self.n} and {self.keep}")
 
     def init(self, task: Task) -> State:
         return State(task.grid.steps, max(self.keep, task.keep))

@@ -19,6 +19,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Count, NotNegative, Settings
 
 
 class State(NamedTuple):
@@ -47,7 +48,7 @@ class Tree(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BestFirst:
+class BestFirst(Settings):
     """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to it.
 
     n: roots to begin with [ours].
@@ -61,20 +62,14 @@ class BestFirst:
     reseed: whether a fresh seed, worth as much as the average root, may be chosen, too [ours].
     """
 
-    n: int = 8
-    width: int = 2
-    block: int | None = None
-    temperature: float = 1.0
-    bonus: float = 1.0
+    n: Count = 8
+    width: Count = 2
+    block: Count | None = None
+    temperature: NotNegative = 1.0
+    bonus: NotNegative = 1.0
     reseed: bool = True
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if min(self.n, self.width, 1 if self.block is None else self.block) < 1:
-            raise ValueError(f"n, width and block must be at least 1, got {self.n}, {self.width}, {self.block}")
-        if self.temperature < 0 or self.bonus < 0:
-            raise ValueError(f"temperature and bonus must be at least 0, got {self.temperature} and {self.bonus}")
 
     def init(self, task: Task) -> State:
         if not np.isfinite(task.allowance):

@@ -7,7 +7,7 @@ a stream that passes the last one ends, which is where time is saved.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ttsnap.algorithms.rbf import RBF, State, Stream
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Bounds
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,8 @@ class VerifierThreshold(RBF):
     """
 
     thresholds: tuple[float, ...] | None = None
-    quantiles: tuple[float, float] = (0.5, 1.0)
+    quantiles: Annotated[tuple[float, float], Bounds(0, 1)] = (0.5, 1.0)
     exhaustive: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.thresholds is not None:
-            object.__setattr__(self, "thresholds", tuple(self.thresholds))
-        object.__setattr__(self, "quantiles", tuple(self.quantiles))
-        if len(self.quantiles) != 2 or not all(0 <= q <= 1 for q in self.quantiles):
-            raise ValueError(f"quantiles must be two numbers in [0, 1], got {self.quantiles}")
 
     def init(self, task: Task) -> State:
         if self.thresholds is not None and len(self.thresholds) != task.grid.steps - 1:

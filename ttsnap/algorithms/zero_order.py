@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, perturb
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
+from ttsnap.files.settings import Bounds, Count, Decay, Natural, Settings, Share
 
 
 class State(NamedTuple):
@@ -35,7 +36,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ZeroOrder:
+class ZeroOrder(Settings):
     """A round takes an image's evaluations for each neighbour that is finished.
 
     n: neighbours a round [tt-scale-flux].
@@ -47,23 +48,14 @@ class ZeroOrder:
     keep: share of the neighbours that is finished after that check [ours].
     """
 
-    n: int = 4
-    mix: float = 0.95
-    rounds: int | None = None
-    restart: float = 1.0
-    check: float | None = None
-    keep: float = 0.5
+    n: Count = 4
+    mix: Decay = 0.95
+    rounds: Natural | None = None
+    restart: Share = 1.0
+    check: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
+    keep: Annotated[float, Bounds(0, 1, open_low=True)] = 0.5
     needs: ClassVar[Needs] = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.n < 1 or (self.rounds is not None and self.rounds < 0):
-            raise ValueError(f"n must be at least 1 and rounds at least 0, got {self.n} and {self.rounds}")
-        if not 0 <= self.mix < 1:
-            raise ValueError(f"mix must be in [0, 1), got {self.mix}: at 1 neighbours would be copies")
-        if not (0 <= self.restart <= 1 and 0 < self.keep <= 1 and (self.check is None or 0 < self.check <= 1)):
-            raise ValueError(f"restart must be in [0, 1], keep and check in (0, 1], got {self.restart}, {self.keep}, "
-                             f"{self.check}")  # fmt: skip
 
     def init(self, task: Task) -> State:
         if self.rounds is None and not np.isfinite(task.allowance):

@@ -57,8 +57,8 @@ class Bounds:
         low, high = (str(x) if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
         if math.isinf(self.high):
             return f"above {low}" if self.open_low else f"at least {low}"
-        to = "to below" if self.open_high else "and at most" if self.open_low else "to"
-        return f"{'above' if self.open_low else 'from'} {low} {to} {high}"
+        joint = [["to", "to below"], ["and at most", "and below"]][self.open_low][self.open_high]
+        return f"{'above' if self.open_low else 'from'} {low} {joint} {high}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def check(name: str, value: object, hint: object) -> object:
         kind, marks = bare(next((each for each in inner if _fits(value, each)), hint))
         inner = get_args(kind)
     if get_origin(kind) is Literal and value not in inner:
-        raise ValueError(unknown(name, value, list(map(str, inner))))
+        where, colon, last = name.rpartition(": ")
+        raise ValueError(f"{where}{colon}{unknown(last, value, list(map(str, inner)))}")
     if not _fits(value, kind):
         raise ValueError(f"{name} must be {words(hint)}, got {short(value)}")
     checked = _inside(name, value, kind, inner)
@@ -152,10 +153,7 @@ def _inside(name: str, value: Any, kind: object, inner: tuple[Any, ...]) -> obje
     if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):
         return {check(f"key of {name}", k, inner[0]): check(f"{name}.{k}", v, inner[1]) for k, v in value.items()}
     if kind is float:
-        try:
-            number = float(value)
-        except OverflowError:  # of a whole number
-            number = math.inf
+        number = float(value) if not isinstance(value, int) or abs(value) < 2**1023 else math.inf
         if not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {short(value)}")
         return number

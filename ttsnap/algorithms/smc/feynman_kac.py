@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ttsnap.algorithms.smc.resampling import log_sum_exp
 from ttsnap.core.arrays import FloatArray, IntArray
 
-POTENTIALS = ("difference", "max", "sum", "current")
-
-
-TEMPERS = ("constant", "linear", "increase", "adaptive")
+Potential = Literal["difference", "max", "sum", "current"]
+Temper = Literal["constant", "linear", "increase", "adaptive"]
 
 
 class State(NamedTuple):

@@ -9,7 +9,7 @@ reward of the finished image, so that weighted images are drawn from p(x) exp(la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, normalised, temper
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
+from ttsnap.core.names import unknown
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.tempering import scheduled
+from ttsnap.files.settings import Bounds, Count, Positive, Settings, Share
 
 
 @dataclass(frozen=True)
-class SMC:
+class SMC(Settings):
     """Particles go together; where the effective sample size at a check is low, they are resampled.
 
     n: particles; None for as many as the budget affords.
@@ -46,34 +48,28 @@ class SMC:
     shrink: share of particles left after the last check; each check leaves the same share of the former.
     """
 
-    n: int | None = None
-    lam: float = 10.0
-    potential: str = "max"
-    temper: str = "increase"
-    gamma: float | None = None
+    n: Count | None = None
+    lam: Positive = 10.0
+    potential: fk.Potential = "max"
+    temper: fk.Temper = "increase"
+    gamma: Positive | None = None
     resampler: str = "ssp"
-    ess: float = 0.5
-    every: int | None = None
+    ess: Share = 0.5
+    every: Count | None = None
     first: float = 0.84
     last: float = 0.36
-    shrink: float = 1.0
+    shrink: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        rules = {
-            "n and every must be at least 1": all(x is None or x >= 1 for x in (self.n, self.every)),
-            "lam and gamma must be positive": 0 < self.lam < np.inf and (self.gamma is None or self.gamma > 0),
-            f"potential is one of {fk.POTENTIALS}": self.potential in fk.POTENTIALS,
-            f"temper is one of {fk.TEMPERS}": self.temper in fk.TEMPERS,
-            f"resampler is one of {tuple(RESAMPLERS)}": self.resampler in RESAMPLERS,
-            "adaptive needs an ess below 1": self.ess < 1 or self.temper != "adaptive",
-            "ess must be in [0, 1], and shrink in (0, 1]": 0 <= self.ess <= 1 and 0 < self.shrink <= 1,
-            "levels must be 0 <= last <= first <= 1": 0 <= self.last <= self.first <= 1,
-        }
-        broken = [rule for rule, kept in rules.items() if not kept]
-        if broken:
-            raise ValueError(f"{'; '.join(broken)}; got {self}")
+        super().__post_init__()
+        if self.resampler not in RESAMPLERS:
+            raise ValueError(unknown("resampler", self.resampler, RESAMPLERS))
+        if self.temper == "adaptive" and self.ess == 1:
+            raise ValueError(f"adaptive needs an ess below 1; got {self}")
+        if not 0 <= self.last <= self.first <= 1:
+            raise ValueError(f"levels must be 0 <= last <= first <= 1; got {self}")
 
     def init(self, task: Task) -> State:
         # Not before the last step: samplers draw no noise in it, and the estimate there is the image already.
