@@ -30,17 +30,21 @@ from ttsnap.cluster.placement import Placement
 def measured(repeats: int, steps: int) -> dict[str, Any]:
     """Seconds of each search on each number of actors (0: the plain engine in this process)."""
     import torch
+    from ttsnap.pipelines import defaults
+    from ttsnap.pipelines.engine_factory import EngineBuilder
 
     from ttsnap import make_algorithm, search
     from ttsnap.cluster.devices import connect
     from ttsnap.cluster.engine import ClusterEngine
     from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
-    from ttsnap.cluster.recipe import Recipe
     from ttsnap.options.engine import EngineOptions
     from ttsnap.options.model import ModelOptions
+    from ttsnap.request.spec import EngineSpec
 
     torch.set_num_threads(1)
-    recipe = Recipe(ModelOptions(device="cpu"), "scenes", engine=EngineOptions(16), call={"num_inference_steps": steps})
+    call = {**defaults(), "num_inference_steps": steps}
+    spec = EngineSpec(ModelOptions(device="cpu"), ("scenes",), batch=EngineOptions(16), call=call)
+    builder = EngineBuilder(spec)
     colours, shapes = ("red", "green", "blue", "yellow"), ("circle", "square", "cross", "triangle")
     many = [f"a {colour} {shape}" for colour in colours for shape in shapes]
     searches = {"16 prompts": (many, 8), "1 prompt, 32 seeds": (many[:1], 32)}
@@ -59,12 +63,12 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
             print(f"{name} on {actors or 'no'} actors: {min(taken):.1f} s", file=sys.stderr, flush=True)
             found[name][str(actors)] = {"seconds": min(taken), "nfe": nfe, "rows_moved": moved}
 
-    timed(recipe.build(), 0)
+    timed(builder.build(), 0)
     connect(None, 2)
     for actors in (1, 2):
         hosts = Hosts(actors, Share(gpus=0))
         try:
-            timed(ClusterEngine(RayPool(recipe, hosts)), actors)
+            timed(ClusterEngine(RayPool(builder, hosts)), actors)
         finally:
             hosts.close()
     for by in found.values():

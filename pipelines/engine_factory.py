@@ -1,62 +1,84 @@
-"""A search of one call on several devices: what the actors are made from, and that they find what the call would."""
+"""Engines of a spec: on the device of a pipeline that is there, or on many, whose processes load the pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
+from ttsnap.pipelines.recording_info import recording_info
 from ttsnap.pipelines.settings import model_name
 
-from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.protocols import Engine
+from ttsnap.engine.live import LiveEngine
+from ttsnap.files.settings import Json
 from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.options.option import Spec, values
-from ttsnap.options.sampler import SamplerOptions
-
-
-class Wanted(NamedTuple):
-    """What an engine is asked for. keep: what it hands to listeners; call: arguments of the denoiser."""
-
-    reward: Spec
-    sampler: SamplerOptions
-    batches: BatchOptions
-    keep: Sequence[str]
-    call: Mapping[str, Any]
-
-    @property
-    def options(self) -> EngineOptions:
-        return EngineOptions(**values(self.batches), keep=self.keep)
+from ttsnap.request.spec import EngineSpec
 
 
 @contextmanager
-def engine_for(pipe: Any, wanted: Wanted, where: DeviceOptions) -> Iterator[tuple[Engine, Any]]:
-    """The engine of one search, and a denoiser in this process, which runs on one device only if the search does.
+def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[tuple[Engine, Any]]:
+    """The engine of a spec, and a denoiser in this process, which runs on one device only if the search does.
 
     ValueError where other processes cannot make the same.
     """
     kind = pipe._execution_device.type if pipe.model_options is None else _kind(pipe.model_options)
-    spread = where != DeviceOptions()
-    if spread:
+    if where != DeviceOptions():
         from ttsnap.cluster.devices import alone, clustered
 
-        spread = not alone(where, kind)
-    if not spread:
-        given = {**values(wanted.sampler), **values(wanted.options)}
-        engine = pipe.engine(wanted.reward, **given, **wanted.call)
-        yield engine, engine.denoiser
-        return
-    denoiser = pipe.sampling_denoiser(wanted.sampler, **wanted.call)
-    with clustered(recipe_of(pipe, wanted, kind, previews=denoiser.previews), where) as cluster:
-        yield cluster, denoiser
+        if not alone(where, kind):
+            denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
+            with clustered(elsewhere(spec, pipe, kind, previews=denoiser.previews), EngineBuilder, where) as cluster:
+                yield cluster, denoiser
+            return
+    engine = pipe.engine_of(spec)
+    yield engine, engine.denoiser
 
 
-def recipe_of(pipe: Any, wanted: Wanted, kind: str, *, previews: bool = False) -> Recipe:
-    """How other processes make this pipeline and its engine. ValueError for a pipeline that they cannot make.
+@dataclass(frozen=True)
+class EngineBuilder:
+    """Makes the engine of a spec in the process that it was sent to, so that the weights are loaded there."""
+
+    spec: EngineSpec
+
+    def build(self) -> LiveEngine:
+        """Load the weights, here, and make the engine. ValueError where something is unknown or does not fit."""
+        return self.engine_of(self.opened())
+
+    def recording(self) -> tuple[LiveEngine, dict[str, Json]]:
+        """The engine, and the `info` of a recording with it. ValueError as above."""
+        from ttsnap.pipelines.opening import check_task
+
+        pipe = self.opened()
+        engine = self.engine_of(pipe)
+        if self.spec.model is not None:
+            check_task(pipe, self.spec.call, self.spec.model.task)
+        return engine, recording_info(pipe, engine, self.spec)
+
+    def opened(self) -> Any:
+        """The pipeline, loaded. ValueError for an unknown one."""
+        from ttsnap.pipelines.opening import opened
+
+        pipe = opened(self.spec.model or ModelOptions())
+        if self.spec.scheduler is not None:
+            pipe.scheduler = self.spec.scheduler
+        return pipe
+
+    def engine_of(self, pipe: Any) -> LiveEngine:
+        """The engine of a pipeline that is there. ValueError where something does not fit."""
+        from ttsnap.pipelines.opening import check_call
+
+        check_call(pipe, self.spec.call)
+        engine: LiveEngine = pipe.engine_of(self.spec)
+        return engine
+
+
+def elsewhere(spec: EngineSpec, pipe: Any, kind: str, *, previews: bool = False) -> EngineSpec:
+    """The spec by which other processes make this pipeline and its engine. ValueError for one that they cannot make.
 
     kind: of the devices, "cuda" or "cpu". previews: whether a preview VAE decodes unfinished estimates.
     """
@@ -73,9 +95,9 @@ def recipe_of(pipe: Any, wanted: Wanted, kind: str, *, previews: bool = False) -
         name = model_name(pipe)
         local = name not in PACKAGED and Path(name).exists()
         dtype = str(pipe.dtype).removeprefix("torch.")
-        task = pipe.task_of(wanted.call) or TEXT
+        task = pipe.task_of(spec.call) or TEXT
         model = ModelOptions(str(Path(name).resolve()) if local else name, task=task, dtype=dtype)
-    return Recipe(settled(model, kind), wanted.reward, wanted.sampler, wanted.options, wanted.call, pipe.scheduler)
+    return replace(spec, model=settled(model, kind), scheduler=pipe.scheduler)
 
 
 def _kind(model: ModelOptions) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.own_draft import drafting
-from ttsnap.pipelines.engine_factory import Wanted, engine_for
+from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.latents import seeds
 from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_of
 from ttsnap.pipelines.settings import model_name, settings_of
@@ -32,6 +32,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.spec import EngineSpec, listed
 from ttsnap.results.outputs import Recorder
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.guided_steps import Guidance
@@ -149,12 +150,16 @@ class SearchMixin:
         `preview_vae` decodes unfinished estimates; batches of a compiled network are padded. ValueError for a kernel
         that is unknown or does not fit.
         """
-        sampler, options = taken(SamplerOptions, given), taken(EngineOptions, given)
-        denoiser = self.sampling_denoiser(sampler, **completed(self, given))
+        how = taken(SamplerOptions, given), taken(EngineOptions, given)
+        return self.engine_of(EngineSpec(self.model_options, listed(reward), *how, completed(self, given)), network)
+
+    def engine_of(self, spec: EngineSpec, network: Network | None = None) -> LiveEngine:
+        """The engine of a spec, whose call is complete, as above."""
+        denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
         return LiveEngine(
             denoiser,
-            self._rewards(reward),
-            replace(options, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
+            self._rewards(spec.rewards),
+            replace(spec.batch, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
             network=network,
@@ -205,8 +210,9 @@ class SearchMixin:
         arguments.refuse_step_caches(pipe.components)
         sampler = drafting(backend, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
-        want = Wanted(wanted.reward, sampler, asked.batches, ("latents",) if latent or sounds else (), shared)
-        with engine_for(backend, want, asked.devices) as (engine, denoiser):
+        batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
+        spec = EngineSpec(backend.model_options, listed(wanted.reward), sampler, batch, shared)
+        with open_engine(spec, asked.devices, backend) as (engine, denoiser):
             if sampler is asked.sampler and (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
                 warn_once(doubt)  # the model's own is taken where it was checked
             shown = shown_of(denoiser, asked.batches.frames)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
 from ttsnap.options.model import TEXT, ModelOptions
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.spec import EngineSpec
 
 
-def recording_info(
-    pipe: Any, engine: LiveEngine, model: ModelOptions, sampler: SamplerOptions, call: Mapping[str, Any]
-) -> dict[str, Json]:
-    """The `info` of a recording by an engine of this pipeline. call: what was given of the pipeline's own call, whose
-    pictures go by their digests."""
+def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str, Json]:
+    """The `info` of a recording by the engine of a spec, of this pipeline. Pictures of its call go by their digests."""
     denoiser: Any = engine.denoiser
+    model, sampler, call = spec.model or ModelOptions(), spec.sampler, spec.call
     return {
         "model": model.model,
         **({"lora": model.lora} if model.lora else {}),

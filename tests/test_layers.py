@@ -24,7 +24,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"core", "files", "options"},
     "rewards": {"core"},
     "engine": {"core", "options", "sampling", "rewards", "profiling"},
-    "cluster": {"core", "files", "options", "sampling", "rewards", "engine", "loop", "profiling", "recordings"},
+    "cluster": {
+        "request",
+        "core",
+        "files",
+        "options",
+        "sampling",
+        "rewards",
+        "engine",
+        "loop",
+        "profiling",
+        "recordings",
+    },
     "results": {"core", "files", "options", "rewards"},
     "recordings": {"core", "files", "options", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
@@ -32,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scenes": {"files"},
     "pipelines": {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
-        *("scenes", "cluster"),
+        *("scenes", "cluster", "request"),
     },
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
     "distill": {
@@ -53,8 +64,6 @@ REGISTRIES: dict[str, set[str]] = {
     "ttsnap.algorithms.catalogue": {"algorithms"},
     "ttsnap.pipelines": {"pipelines"},
     "ttsnap.rewards.registry": {"reward_models"},
-    "ttsnap.cluster.recipe": {"pipelines"},
-    "ttsnap.cluster.recorders": {"pipelines"},
 }
 """Modules that name others in texts, which are imported when they are needed, and the rooms of those. Their own room
 need not be allowed to import these rooms, and such an arrow may close a circle."""

@@ -16,9 +16,9 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.cli import main
 from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.recipe import Recipe
 from ttsnap.core.results import Result
 from ttsnap.options.devices import DeviceOptions
+from ttsnap.request.spec import EngineSpec
 
 from .local import LocalPool
 
@@ -41,8 +41,8 @@ def pipe() -> Any:
 
 def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def local(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
-        yield ClusterEngine(LocalPool(recipe, int(options.devices)))
+    def local(spec: EngineSpec, builder: Any, options: DeviceOptions) -> Iterator[ClusterEngine]:
+        yield ClusterEngine(LocalPool(builder(spec), int(options.devices)))
 
     monkeypatch.setattr("ttsnap.cluster.devices.clustered", local)
     prompts = ["a red circle", "two green squares"]
@@ -56,8 +56,8 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any, monkeypatch
 
 def test_edits_take_their_pictures_to_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def local(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
-        yield ClusterEngine(LocalPool(recipe, int(options.devices)))
+    def local(spec: EngineSpec, builder: Any, options: DeviceOptions) -> Iterator[ClusterEngine]:
+        yield ClusterEngine(LocalPool(builder(spec), int(options.devices)))
 
     def keeps(images: torch.Tensor, prompts: list[str], *, source: torch.Tensor) -> torch.Tensor:
         return -(images.mean((2, 3)) - source.mean((2, 3))).abs().mean(1)

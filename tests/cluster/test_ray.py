@@ -141,9 +141,12 @@ def test_a_driver_that_dies_leaves_no_actor_running() -> None:
         from ttsnap.cluster.engine import ClusterEngine
         from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-        from ttsnap.cluster.recipe import Recipe
+        from ttsnap.pipelines import defaults
+        from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.options.model import ModelOptions
-        pool = RayPool(Recipe(ModelOptions(device="cpu", dtype="float32"), "scenes"), Hosts(1, Share(gpus=0, cpus=1)))
+        from ttsnap.request.spec import EngineSpec
+        spec = EngineSpec(ModelOptions(device="cpu", dtype="float32"), ("scenes",), call=defaults())
+        pool = RayPool(EngineBuilder(spec), Hosts(1, Share(gpus=0, cpus=1)))
         ClusterEngine(pool)
         print(*pids(pool), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

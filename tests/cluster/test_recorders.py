@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ttsnap.pipelines.recording_info import recording_info
 
 from ttsnap.cli import main
 from ttsnap.cluster import recorders
@@ -18,9 +17,10 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import load_recording, progress, read_images
 from ttsnap.recordings.record import record
+from ttsnap.request.spec import EngineSpec
 
 from ..said import error_of  # noqa: TID252
-from .toy import ToyRecipe
+from .toy import ToyBuilder
 
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
 WHAT = RecordOptions(seeds=8, seed=3, images=True, block=(1, 2))
@@ -31,26 +31,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def recorded_alone(recipe: ToyRecipe, folder: Path) -> dict[str, bytes]:
+def recorded_alone(builder: ToyBuilder, folder: Path) -> dict[str, bytes]:
     """What one process writes."""
-    pipe = recipe.opened()
-    engine = recipe.engine_of(pipe)
-    info = recording_info(pipe, engine, recipe.model, recipe.sampler, recipe.call)
+    engine, info = builder.recording()
     record(engine, PROMPTS, folder, WHAT, info=info)
     return contents(folder)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_one_process_began_two_go_on_with_and_one_of_them_is_killed(tmp_path: Path) -> None:
-    recipe = ToyRecipe(ModelOptions(), tmp_path)
-    whole = recorded_alone(recipe, tmp_path / "whole")
+    builder = ToyBuilder(EngineSpec(ModelOptions(), (tmp_path,)))
+    whole = recorded_alone(builder, tmp_path / "whole")
     (tmp_path / "interrupt").touch()
     with pytest.raises(KeyboardInterrupt):
-        recorded_alone(recipe, tmp_path / "part")
+        recorded_alone(builder, tmp_path / "part")
     done, units = progress(tmp_path / "part")
     assert (0 < done < 4, units) == (True, 8)
     (tmp_path / "deadly").touch()
-    found = recorders.record(recipe, PROMPTS, tmp_path / "part", WHAT, workers=2)
+    found = recorders.record(builder, PROMPTS, tmp_path / "part", WHAT, workers=2)
     assert not (tmp_path / "deadly").exists()  # a worker was killed
     assert contents(tmp_path / "part") == whole
     assert found.scores.shape == (2, 8, 5, 1)
@@ -102,7 +100,7 @@ def test_what_workers_cannot_do_gets_one_line(
 
 
 def test_one_process_takes_no_ray() -> None:
-    code = ("import sys, ttsnap.cli.record, ttsnap.cluster.recipe, ttsnap.recordings.record\n"
+    code = ("import sys, ttsnap.cli.record, ttsnap.request.spec, ttsnap.recordings.record\n"
             "import ttsnap.pipelines.recording_info\n"
             "sys.exit('ray' in sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)

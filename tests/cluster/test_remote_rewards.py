@@ -16,8 +16,8 @@ from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import ImageScores, ImageToScore
-from ttsnap.cluster.recipe import Recipe, RemoteReward
 from ttsnap.cluster.remote_rewards import AHEAD, RewardQueue
+from ttsnap.cluster.reward_actor import RemoteReward, parted
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Outcome
@@ -27,6 +27,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
+from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards import RewardError, make_rewards
 from ttsnap.rewards.registry import heavy
 from ttsnap.sampling.guided_steps import Guidance
@@ -274,11 +275,11 @@ def test_which_rewards_are_worth_a_device_is_known_without_their_weights() -> No
         heavy("nothing")
 
 
-def test_a_recipe_parts_from_its_heavy_rewards() -> None:
+def test_a_spec_parts_from_its_heavy_rewards() -> None:
     cpu = ModelOptions(device="cpu")
-    bare, rewards = Recipe(cpu, ["brightness", "scenes-learned"]).parted()
-    assert [getattr(spec, "remote", spec) for spec in bare.reward] == ["brightness", True]
+    bare, rewards = parted(EngineSpec(cpu, ("brightness", "scenes-learned")))
+    assert [getattr(reward, "remote", reward) for reward in bare.rewards] == ["brightness", True]
     assert (rewards.rewards, rewards.columns) == (("scenes-learned",), (1,))
     assert [reward.name for reward in rewards.build()] == ["scenes-learned"]
     with pytest.raises(ValueError, match="none of these rewards has a network"):
-        Recipe(cpu, "brightness").parted()
+        parted(EngineSpec(cpu, ("brightness",)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ttsnap.cluster.recipe import RemoteReward
+from ttsnap.cluster.reward_actor import RemoteReward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.registry import make_rewards

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from ttsnap.pipelines.engine_factory import EngineBuilder
 
-from ttsnap.cluster.recipe import Recipe
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -44,8 +44,8 @@ class Deadly:
 
 
 @dataclass(frozen=True)
-class ToyRecipe(Recipe):
-    """A Gaussian mixture in place of a pipeline; `reward` is the folder of a Deadly one."""
+class ToyBuilder(EngineBuilder):
+    """A Gaussian mixture in place of a pipeline; the reward is the folder of a Deadly one."""
 
     def opened(self) -> Any:
         return SimpleNamespace(scheduler=None, device=torch.device("cpu"), dtype=torch.float32)
@@ -54,4 +54,4 @@ class ToyRecipe(Recipe):
         torch.set_num_threads(1)
         means = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         mixture = MixtureDenoiser(means, torch.full((4,), 0.3), torch.full((4,), 0.25), steps=4)
-        return LiveEngine(mixture, [Deadly(self.reward)], EngineOptions(2))
+        return LiveEngine(mixture, [Deadly(self.spec.rewards[0])], EngineOptions(2))

@@ -27,6 +27,7 @@ from ttsnap.files.pictured import Blank, Picture
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
+from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.edits import Edit
@@ -34,7 +35,7 @@ from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Configuration, asked_of, plain
+from ttsnap.service.requests import asked_of, plain
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Done, Ticket
 from ttsnap.service.worker import Worker
@@ -90,12 +91,12 @@ def test_an_edit_is_what_the_pipeline_gives(client: OpenAI, editor: Any, drawn: 
 
 
 def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -> None:
-    made: list[Configuration] = []
+    made: list[EngineSpec] = []
 
     class Counting(OneDevice):
-        def engine(self, configuration: Configuration) -> AbstractContextManager[Engine]:
-            made.append(configuration)
-            return super().engine(configuration)
+        def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
+            made.append(spec)
+            return super().engine(spec)
 
     offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
     served, limits = Counting(editor, {"brightness": make_rewards("brightness")[0]}), ServiceLimits(drain=0.1, side=64)
@@ -114,8 +115,8 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
     loop.close()
     assert all(isinstance(news, Done) for news in found)
     assert len(made) == 2, "one for the edits, and one that was ready for requests without a picture"
-    edits = [configuration for configuration in made if "image" in dict(configuration.call)]
-    assert [dict(configuration.call)["image"] for configuration in edits] == [Blank((32, 32))]
+    edits = [spec for spec in made if "image" in spec.call]
+    assert [spec.call["image"] for spec in edits] == [Blank((32, 32))]
     registry = worker.metrics.registry
     nfe, places = (registry.get_sample_value(name) or 0 for name in ("ttsnap_nfe_total", "ttsnap_batch_places_total"))
     assert nfe > 0.8 * places

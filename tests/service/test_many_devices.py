@@ -14,12 +14,11 @@ from ttsnap.pipelines import load
 from tests.cluster.local import LocalPool
 from tests.service.conftest import REWARDS, client_of
 from tests.service.test_service import PROMPT, metric, until
-from ttsnap.cluster.recipe import Sharing
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import ManyDevices, OneDevice, SharedBuilder
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
@@ -50,8 +49,8 @@ def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:
 def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: Offer, client: OpenAI) -> None:
     pools: list[LocalPool] = []
 
-    def pool(recipe: Sharing) -> LocalPool:
-        pools.append(LocalPool(recipe, 2))
+    def pool(builder: SharedBuilder) -> LocalPool:
+        pools.append(LocalPool(builder, 2))
         return pools[-1]
 
     with serving(pipe, offer, pool) as server:
@@ -70,8 +69,8 @@ def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: 
 def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Offer) -> None:
     pools: list[LocalPool] = []
 
-    def pool(recipe: Sharing) -> LocalPool:
-        pools.append(LocalPool(recipe, 2))
+    def pool(builder: SharedBuilder) -> LocalPool:
+        pools.append(LocalPool(builder, 2))
         pools[-1].hopeless = len(pools) <= 2  # what is made ready, and for the first request
         return pools[-1]
 

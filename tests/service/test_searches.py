@@ -24,15 +24,15 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.engine.live import LiveEngine
-from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.offer import Offer
 from ttsnap.request.searches import OFFERED, search_of, searches_of
+from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import make_reward, make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import with_drafts
-from ttsnap.service.requests import Configuration, Generation, asked_of
+from ttsnap.service.requests import Generation, asked_of
 from ttsnap.service.searches import Isolated
 from ttsnap.service.server import GenerationServer
 
@@ -58,9 +58,9 @@ class Slow(OneDevice):
     go = threading.Event()
 
     @contextmanager
-    def engine(self, configuration: Configuration) -> Iterator[Any]:
+    def engine(self, spec: EngineSpec) -> Iterator[Any]:
         assert self.go.wait(20)
-        with super().engine(configuration) as made:
+        with super().engine(spec) as made:
             yield made
 
 
@@ -257,6 +257,6 @@ def test_a_model_of_videos_is_refused() -> None:
     served = OneDevice(Videos(), {"mean": make_reward(Mean())})
     with (
         pytest.raises(ValueError, match="this model makes videos, and what is served here are images"),
-        served.engine(Configuration((), SamplerOptions(), ("mean",))),
+        served.engine(EngineSpec(None, ("mean",))),
     ):
         pass

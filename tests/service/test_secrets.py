@@ -126,11 +126,11 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
         def gone(*_: object, **__: object) -> None:
             raise ValueError(f"no reward server: cannot connect to {ADDRESS}")
 
-        monkeypatch.setattr("ttsnap.cluster.recipe._reward", gone)
+        monkeypatch.setattr("ttsnap.service.engines._reward", gone)
         reply = sent(server, reward="vault-b")
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "reward_failed")
         check(reply)
-        monkeypatch.setattr("ttsnap.cluster.recipe._pipe", gone)
+        monkeypatch.setattr("ttsnap.service.engines._pipe", gone)
         reply = sent(server, reward="vault-b")
         assert (reply.status_code, reply.json()["error"]["message"]) == (
             500,

@@ -21,10 +21,10 @@ import pytest
 
 from tests.service.test_service import PROMPT, metric, until
 from ttsnap.request.offer import Offer
+from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.requests import Configuration
 from ttsnap.service.searches import Searches
 from ttsnap.service.server import GenerationServer
 
@@ -42,8 +42,8 @@ class Slow(OneDevice):
         self.go = threading.Event()
 
     @contextmanager
-    def engine(self, configuration: Configuration) -> Iterator[Any]:
-        with super().engine(configuration) as made:
+    def engine(self, spec: EngineSpec) -> Iterator[Any]:
+        with super().engine(spec) as made:
             engine: Any = made
             tick = engine.tick
 

@@ -19,13 +19,14 @@ from ttsnap.cli.signals import left_by_sigterm, resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.engine import BatchOptions
+from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.request.spec import EngineSpec, listed
 from ttsnap.version import __version__, versions
 
 if TYPE_CHECKING:
@@ -229,10 +230,11 @@ class _Model:
     def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
         """An engine with this sampler, on one device or on many, until the block ends."""
         from ttsnap.engine.scoring import shown_of
-        from ttsnap.pipelines.engine_factory import Wanted, engine_for
+        from ttsnap.pipelines.engine_factory import open_engine
 
-        wanted = Wanted(self._rewards, sampler, self._batches, (), self._call)
-        with engine_for(self.pipe, wanted, self._devices) as (engine, denoiser):
+        batch = EngineOptions.of(self._batches)
+        spec = EngineSpec(self.pipe.model_options, listed(self._rewards), sampler, batch, self._call)
+        with open_engine(spec, self._devices, self.pipe) as (engine, denoiser):
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
             shown_of(denoiser, self._batches.frames).check(self._metrics)

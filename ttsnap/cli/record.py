@@ -16,14 +16,13 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.options.devices import WorkerOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.request.spec import EngineSpec, listed
 
 if TYPE_CHECKING:
-    from ttsnap.cluster.recipe import Recipe
     from ttsnap.files.settings import Json
     from ttsnap.recordings.replay import Recording
 
@@ -88,13 +87,12 @@ def run(a: Arguments) -> int:
     sampler, batches = arguments.read(SamplerOptions, a).drafted_by(None), arguments.read(BatchOptions, a)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
     common.placement(a.device, a.dtype)  # says that torch is loaded
-    from ttsnap.cluster.recipe import Recipe
     from ttsnap.recordings.folder import RECORDING, progress
 
-    options = EngineOptions(**values(batches), keep=what.keep)
+    options = EngineOptions.of(batches, what.keep)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
-    recipe = Recipe(arguments.read(ModelOptions, a), reward, sampler, options, call)
-    asked = Asked(recipe, common.canonical(prompts, a.model), Path(a.out), what)
+    spec = EngineSpec(arguments.read(ModelOptions, a), listed(reward), sampler, options, call)
+    asked = Asked(spec, common.canonical(prompts, a.model), Path(a.out), what)
     make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
     out = asked.out
     try:
@@ -117,9 +115,9 @@ def run(a: Arguments) -> int:
 
 
 class Asked(NamedTuple):
-    """What is recorded: by engines of this recipe, these prompts, into this folder, with these settings."""
+    """What is recorded: by engines of this spec, these prompts, into this folder, with these settings."""
 
-    recipe: Recipe
+    spec: EngineSpec
     prompts: list[Prompt]
     out: Path
     what: RecordOptions
@@ -135,15 +133,15 @@ def _alone(asked: Asked) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
     from ttsnap.recordings.record import record
 
-    recipe, model = asked.recipe, asked.recipe.model
-    rewards = common.load_rewards(recipe.reward, device=common.placement(model.device, model.dtype)[0])
+    spec, model = asked.spec, asked.spec.model or ModelOptions()
+    rewards = common.load_rewards(spec.rewards, device=common.placement(model.device, model.dtype)[0])
     asked.check(rewards=[r.name for r in rewards])
     pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
-    common.check_call(pipe, recipe.call, model.task)
-    engine = dataclasses.replace(recipe, reward=rewards).engine_of(pipe)
+    common.check_call(pipe, spec.call, model.task)
+    engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
     from ttsnap.pipelines.recording_info import recording_info
 
-    info = recording_info(pipe, engine, model, recipe.sampler, recipe.call)
+    info = recording_info(pipe, engine, spec)
     return partial(record, engine, asked.prompts, asked.out, asked.what, info=info, progress_bar=True)
 
 
@@ -156,13 +154,14 @@ def _together(asked: Asked, by: WorkerOptions) -> Callable[[], Recording]:
 
         connect(by.ray_address, by.workers)
         from ttsnap.cluster.recorders import record, resources_of
+        from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.pipelines.opening import settled
 
-        model = asked.recipe.model
+        model = asked.spec.model or ModelOptions()
         if "num_cpus" in resources_of(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
             model = settled(model, "cpu")
-        recipe = dataclasses.replace(asked.recipe, model=model)
-        return record(recipe, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
+        builder = EngineBuilder(dataclasses.replace(asked.spec, model=model))
+        return record(builder, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
 
     return make
 

@@ -22,7 +22,7 @@ from ttsnap.profiling.meter import Meter
 
 
 class Builder(Protocol):
-    """What makes an engine; Recipe does."""
+    """What makes an engine, in the process that it was sent to (ttsnap.pipelines.engine_factory.EngineBuilder)."""
 
     def build(self) -> LiveEngine: ...
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from ttsnap.cluster.actor import Builder
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.recipe import Recipe
+from ttsnap.cluster.reward_actor import parted
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.model import ModelOptions
+from ttsnap.request.spec import EngineSpec
 
 if TYPE_CHECKING:  # Ray is imported only where it is needed
     from ttsnap.cluster.ray_pool import Hosts
@@ -56,18 +59,21 @@ def alone(options: DeviceOptions, kind: str) -> bool:
 
 
 @contextmanager
-def clustered(recipe: Recipe, options: DeviceOptions) -> Iterator[ClusterEngine]:
-    """An engine of many, made from this recipe, that ends with the block; on devices of the kind that the recipe names.
+def clustered(
+    spec: EngineSpec, builder: Callable[[EngineSpec], Builder], options: DeviceOptions
+) -> Iterator[ClusterEngine]:
+    """An engine of many that ends with the block, made of a spec by the builder that is sent to them; on devices of the
+    kind that the spec names.
 
     ValueError without Ray, where no cluster answers, and where there are fewer devices than asked for; where devices
     are asked for rewards and no reward is worth one.
     """
     apart = options.reward_actors
-    bare, rewards = recipe.parted() if apart else (recipe, None)
-    with hosts(options, torch.device(recipe.model.device).type) as there:
+    bare, rewards = parted(spec) if apart else (spec, None)
+    with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as there:
         from ttsnap.cluster.ray_pool import RayPool
 
-        pool = RayPool(bare, there, rewards, apart)
+        pool = RayPool(builder(bare), there, rewards, apart)
         yield ClusterEngine(pool, apart, () if rewards is None else rewards.columns)
 
 

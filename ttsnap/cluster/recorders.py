@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle, ActorProxy
 from ray.exceptions import RayError, RayTaskError
 
-from ttsnap.cluster.recipe import Recipe
-from ttsnap.core.loading import load_object
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.settings import Json
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import shard_path
 from ttsnap.recordings.header import Unit
 from ttsnap.recordings.record import describe, keep
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.units import Described, Made, make_unit
+from ttsnap.request.spec import EngineSpec
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -41,10 +42,19 @@ TRIES = 3
 """So many workers may be lost over one unit before it is given up: it is likely to be what ends them."""
 
 
-class Workplace(NamedTuple):
-    """What a worker needs to know: how its engine is made, and the folder that file names start from."""
+class RecordingBuilder(Protocol):
+    """Makes an engine, and tells what a recording says of it (ttsnap.pipelines.engine_factory.EngineBuilder)."""
 
-    recipe: Recipe
+    @property
+    def spec(self) -> EngineSpec: ...
+
+    def recording(self) -> tuple[LiveEngine, dict[str, Json]]: ...
+
+
+class Workplace(NamedTuple):
+    """What a worker needs to know: what makes its engine, and the folder that file names start from."""
+
+    builder: RecordingBuilder
     folder: Path
 
 
@@ -63,33 +73,28 @@ class RecordingWorker:
     @ray.method
     def describe(self, prompts: Sequence[Prompt], options: RecordOptions) -> Described:
         """What it is about to record. ValueError where something does not fit."""
-        recipe, (pipe, engine) = self.place.recipe, self._engine
-        load_object("ttsnap.pipelines.opening:check_task")(pipe, recipe.call, recipe.model.task)
-        info = load_object("ttsnap.pipelines.recording_info:recording_info")(
-            pipe, engine, recipe.model, recipe.sampler, recipe.call
-        )
+        engine, info = self._engine
         return describe(engine, prompts, options, info)
 
     @ray.method
     def make(self, what: Described, unit: Unit, path: Path) -> Made:
         """A unit, with its images at `path`."""
-        return make_unit(self._engine[1], what, unit, path, lambda nfe: None)
+        return make_unit(self._engine[0], what, unit, path, lambda nfe: None)
 
     @cached_property
-    def _engine(self) -> tuple[Any, LiveEngine]:
-        """The pipeline, and its engine."""
+    def _engine(self) -> tuple[LiveEngine, dict[str, Json]]:
+        """The engine, and what a recording says of it."""
         if not self.place.folder.is_dir():
             raise ValueError(
                 f"{self.place.folder} is no folder on the machine {os.uname().nodename}: work in one that all machines "
                 "of the cluster share"
             )
         os.chdir(self.place.folder)
-        pipe = self.place.recipe.opened()
-        return pipe, self.place.recipe.engine_of(pipe)
+        return self.place.builder.recording()
 
 
 def record(
-    recipe: Recipe,
+    builder: RecordingBuilder,
     prompts: Sequence[str | Prompt],
     folder: Path,
     options: RecordOptions,
@@ -104,7 +109,7 @@ def record(
     unit costs several workers.
     """
     folder = folder.resolve()
-    with _Recorders(Workplace(recipe, Path.cwd()), workers) as group:
+    with _Recorders(Workplace(builder, Path.cwd()), workers) as group:
         what = group.describe([Prompt.of(prompt) for prompt in prompts], options)
 
         def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
@@ -163,7 +168,7 @@ class _Recorders(AbstractContextManager["_Recorders"]):
     """The workers, by number, and what they are at; leaving the block ends them, whatever they are at."""
 
     def __init__(self, place: Workplace, count: int) -> None:
-        self.place, self.resources = place, resources_of(place.recipe.model.device, count)
+        self.place, self.resources = place, resources_of((place.builder.spec.model or ModelOptions()).device, count)
         self.actors = [self._new() for _ in range(count)]
         self.at_work: dict[ObjectRef[Made], int] = {}
 

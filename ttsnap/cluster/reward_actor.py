@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,13 @@ from torch import Tensor
 from ttsnap.cluster import messages as m
 from ttsnap.cluster.actor import Actor
 from ttsnap.core.cost import Cost
+from ttsnap.core.protocols import Scores
 from ttsnap.engine.batch_sizes import BatchSizes
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import Spec
 from ttsnap.profiling.stopwatch import Stopwatch
-from ttsnap.rewards.registry import said
+from ttsnap.request.spec import EngineSpec
+from ttsnap.rewards.registry import heavy, make_rewards, said
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import RewardHealthCheck, ask, explained
 
@@ -25,9 +30,53 @@ BATCH = 16
 
 
 class RewardBuilder(Protocol):
-    """What loads rewards; RewardsRecipe does."""
+    """What loads rewards; RewardsBuilder does."""
 
     def build(self) -> tuple[RewardModel, ...]: ...
+
+
+@dataclass(frozen=True)
+class RewardsBuilder:
+    """Makes the rewards of an actor that has nothing else. columns: their places among all of a search."""
+
+    rewards: tuple[Spec, ...]
+    columns: tuple[int, ...]
+    device: str
+
+    def build(self) -> tuple[RewardModel, ...]:
+        """Load the weights, here. ValueError for an unknown one, and for rewards that must be where the latents are."""
+        made = make_rewards(self.rewards, device=self.device)
+        for reward in made:
+            if reward.estimates != "pixels" or reward.tokens or reward.needs:
+                raise ValueError(f"reward {reward.name!r} reads more than images and prompts, or asks a model behind "
+                                 "an API: it is asked where the latents are; leave reward_actors out")  # fmt: skip
+        return made
+
+
+class RemoteReward(RewardModel):
+    """Stands for a reward of another process: an engine makes its images, and leaves its scores open."""
+
+    remote = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+        raise RuntimeError(f"reward {self.name!r} is asked in another process")
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+        raise ValueError(f"gradients of reward {self.name!r} are taken where the latents are; leave reward_actors out")
+
+
+def parted(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
+    """The same without its heavy rewards, and those. ValueError where it has none."""
+    columns = tuple(i for i, reward in enumerate(spec.rewards) if heavy(reward))
+    if not columns:
+        raise ValueError("none of these rewards has a network that is worth a device of its own; leave "
+                         "reward_actors out, or say heavy = True in your own reward's class")  # fmt: skip
+    device = (spec.model or ModelOptions()).device
+    left = tuple(RemoteReward(f"reward {i + 1}") if i in columns else reward for i, reward in enumerate(spec.rewards))
+    return replace(spec, rewards=left), RewardsBuilder(tuple(spec.rewards[i] for i in columns), columns, device)
 
 
 class RewardActor(Actor):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttsnap.files.settings import Count, Settings
-from ttsnap.options.option import option
+from ttsnap.options.option import option, values
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,8 @@ class EngineOptions(BatchOptions):
         python="By default rows run in the order in which they came.",
         written=None,
     )
+
+    @classmethod
+    def of(cls, batches: BatchOptions, keep: Sequence[str] = ()) -> EngineOptions:
+        """Those of batches, which hand `keep` to listeners."""
+        return cls(**values(batches), keep=keep)

@@ -1,10 +1,11 @@
-"""Engines of the service: for each configuration one, on the device of this process or on many."""
+"""Engines of the service: for each spec one, on the device of this process or on many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -13,21 +14,18 @@ from torch import Tensor
 
 from ttsnap.cluster.actor_group import Pool, TicketT
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.recipe import Recipe, Sharing
-from ttsnap.core.protocols import Engine, Reward
+from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
-from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.option import values
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.engine_factory import EngineBuilder
+from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.limits import FieldError
+from ttsnap.request.spec import EngineSpec
+from ttsnap.rewards.registry import RewardError, make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import ask
-from ttsnap.service.requests import Configuration
-
-FAIR = EngineOptions(fair=True)
-
 
 PARAMS = {
     "size": ("width", "height"),
@@ -43,7 +41,7 @@ class SearchPipeline(Protocol):
 
     shares_networks: bool
 
-    def engine(self, reward: Sequence[Reward], *, network: SharedDenoiser | None, **given: Any) -> LiveEngine: ...
+    def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None) -> LiveEngine: ...
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any: ...
 
@@ -57,20 +55,20 @@ class Engines(Protocol):
     pipe: SearchPipeline
     rewards: Mapping[str, RewardModel]
 
-    def engine(self, configuration: Configuration) -> AbstractContextManager[Engine]:
+    def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError where the model cannot do it."""
 
 
 @torch.no_grad()
-def check_size(engines: Engines, configuration: Configuration) -> None:
+def check_size(engines: Engines, spec: EngineSpec) -> None:
     """FieldError for a size that the model does not draw as it was asked for, and for one that a reward cannot score.
     Nothing where no size was asked for. Initial noise and a gray picture tell, without an evaluation."""
-    call = dict(configuration.call)
+    call = dict(spec.call)
     if "width" not in call or "height" not in call:
         return
     own = {name: value for name, value in call.items() if name not in ("width", "height")}
     width, height = int(str(call["width"])), int(str(call["height"]))
-    sampler = replace(configuration.sampler, draft=None)  # whose errors name the operator's files
+    sampler = replace(spec.sampler, draft=None)  # whose errors name the operator's files
     usual = engines.pipe.sampling_denoiser(sampler, **own)
     instead = f"leave size out for {usual.width}x{usual.height}, or give another"
     try:
@@ -84,7 +82,7 @@ def check_size(engines: Engines, configuration: Configuration) -> None:
         raise FieldError(
             "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
         )
-    for name in configuration.rewards:
+    for name in spec.rewards:
         reward = engines.rewards[name]
         if reward.tokens or reward.needs:
             continue
@@ -92,16 +90,16 @@ def check_size(engines: Engines, configuration: Configuration) -> None:
             raise FieldError("size", f"the reward {name} cannot score images of {width}x{height}; {instead}")
 
 
-def field_at_fault(pipe: SearchPipeline, configuration: Configuration, usual: Configuration) -> str | None:
+def field_at_fault(pipe: SearchPipeline, spec: EngineSpec, usual: EngineSpec) -> str | None:
     """The parameter that a model refuses: the one whose argument it does not take beside the usual ones and the
     picture; the kernel where it takes all arguments and another was chosen. No engine is made to find out."""
-    call, base = dict(configuration.call), dict(usual.call)
+    call, base = dict(spec.call), dict(usual.call)
     base |= {name: value for name, value in call.items() if name == "image"}
     for param, names in PARAMS.items():
         changed = {name: call[name] for name in names if name in call and call[name] != base.get(name)}
         if changed and not _takes(pipe, {**base, **changed}):
             return param
-    return "kernel" if configuration.sampler.kernel != usual.sampler.kernel and _takes(pipe, call) else None
+    return "kernel" if spec.sampler.kernel != usual.sampler.kernel and _takes(pipe, call) else None
 
 
 def _takes(pipe: SearchPipeline, call: Mapping[str, object]) -> bool:
@@ -137,13 +135,12 @@ class OneDevice:
         self._networks: WeakValueDictionary[Hashable, SharedDenoiser] = WeakValueDictionary()
 
     @contextmanager
-    def engine(self, configuration: Configuration) -> Iterator[Engine]:
-        rewards = [self.rewards[name] for name in configuration.rewards]
-        how = {**values(configuration.sampler), **values(FAIR)}
-        drafts = configuration.sampler.drafted_by(None).draft is not None
+    def engine(self, spec: EngineSpec) -> Iterator[Engine]:
+        rewards = [self.rewards[name] for name in spec.rewards]
+        drafts = spec.sampler.drafted_by(None).draft is not None
         alone = drafts or not self.pipe.shares_networks
-        network = None if alone else self._network(configuration)
-        engine = self.pipe.engine(rewards, network=network, **how, **dict(configuration.call))
+        network = None if alone else self._network(spec)
+        engine = self.pipe.engine_of(replace(spec, rewards=tuple(rewards)), network)
         if engine.denoiser.frames is not None:
             raise ValueError("this model makes videos, and what is served here are images; use ttsnap generate")
         try:
@@ -151,37 +148,71 @@ class OneDevice:
         finally:
             engine.leave()
 
-    def _network(self, configuration: Configuration) -> SharedDenoiser:
+    def _network(self, spec: EngineSpec) -> SharedDenoiser:
         """That of all engines which agree in this but for the steps."""
-        call = dict(configuration.call)
-        size = tuple((name, value) for name, value in configuration.call if name != "num_inference_steps")
-        key = (size, configuration.sampler)
+        call = dict(spec.call)
+        size = tuple(sorted((name, value) for name, value in call.items() if name != "num_inference_steps"))
+        key = (size, spec.sampler)
         network = self._networks.get(key)
         if network is None:
-            network = self._networks[key] = SharedDenoiser(self.pipe.sampling_denoiser(configuration.sampler, **call))
+            network = self._networks[key] = SharedDenoiser(self.pipe.sampling_denoiser(spec.sampler, **call))
         return network
+
+
+@dataclass(frozen=True)
+class SharedBuilder(EngineBuilder):
+    """Makes the engine of a spec from a pipeline and rewards that stay loaded for as long as the process lives, for all
+    specs of one model. The spec names its rewards, and no scheduler. names: what results call its rewards."""
+
+    names: tuple[str, ...]
+
+    def build(self) -> LiveEngine:
+        """RuntimeError where the model cannot be loaded here, and RewardError where a reward cannot, which is no
+        mistake of whoever wants this engine; ValueError where something does not fit."""
+        spec, model = self.spec, self.spec.model or ModelOptions()
+        try:
+            pipe = _pipe(model)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
+        try:
+            made = [_reward(reward, model) for reward in spec.rewards]
+        except ValueError as error:
+            raise RewardError(str(error)) from error
+        rewards = tuple(reward.called(name) for name, reward in zip(self.names, made, strict=True))
+        return EngineBuilder(replace(spec, rewards=rewards)).engine_of(pipe)
+
+
+@cache
+def _pipe(model: ModelOptions) -> Any:
+    return opened(model)
+
+
+@cache
+def _reward(spec: str, model: ModelOptions) -> RewardModel:
+    place, dtype = reward_placement(model.device, model.dtype)
+    (reward,) = make_rewards(spec, device=place, dtype=dtype)
+    return reward
 
 
 class ManyDevices:
     """Engines of many actors each. model: how the actors open it; specs: of the rewards, by the names that clients use,
-    as `--reward` takes them. pool: gives the actors of a recipe, which it does for all configurations on the same
-    devices (RayPool)."""
+    as `--reward` takes them. pool: gives the actors that a builder makes, on the same devices for all specs
+    (RayPool)."""
 
     def __init__(
         self,
         here: OneDevice,
         model: ModelOptions,
         specs: Mapping[str, str],
-        pool: Callable[[Sharing], Pool[TicketT]],
+        pool: Callable[[SharedBuilder], Pool[TicketT]],
     ) -> None:
         self.pipe, self.rewards = here.pipe, here.rewards
         self.model, self.specs, self._pool = model, specs, pool
 
     @contextmanager
-    def engine(self, configuration: Configuration) -> Iterator[Engine]:
-        specs = tuple(self.specs[name] for name in configuration.rewards)
-        recipe = Recipe(self.model, specs, configuration.sampler, FAIR, dict(configuration.call))
-        pool = self._pool(Sharing(recipe, configuration.rewards))
+    def engine(self, spec: EngineSpec) -> Iterator[Engine]:
+        rewards = tuple(self.specs[name] for name in spec.rewards)
+        pool = self._pool(SharedBuilder(replace(spec, model=self.model, rewards=rewards), spec.rewards))
         try:
             yield ClusterEngine(pool)
         finally:

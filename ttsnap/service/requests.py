@@ -15,11 +15,12 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import blanks
 from ttsnap.files.reading import parse_json
 from ttsnap.files.settings import Bounds, Rule, Settings, hints_of
+from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, values
-from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits
 from ttsnap.request.offer import PICTURES, Asked, CommonFields, Offer, SearchFields
 from ttsnap.request.offer import asked_of as search_asked_of
+from ttsnap.request.spec import EngineSpec
 from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError
 
@@ -64,26 +65,12 @@ class Generation(Settings, CommonFields):
         return self.ignored + ("moderation",) * (self.moderation == "low")
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """What an engine is made for: requests that agree in it share batches.
-
-    call: arguments of the pipeline's call, with nothing of a prompt but whether it has a negative one (""), and of what
-    size its pictures are (Blank), as latents of other shapes share no batch.
-    """
-
-    call: tuple[tuple[str, object], ...]
-    sampler: SamplerOptions
-    rewards: tuple[str, ...]
-
-    @classmethod
-    def of(cls, asked: Asked) -> Configuration:
-        """That of a search."""
-        call = {**asked.call, **blanks(_pictures(asked))}
-        if call.get("negative_prompt") is not None:
-            call["negative_prompt"] = ""
-        key = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(call.items()))
-        return cls(key, asked.sampler, asked.rewards)
+def spec_of(asked: Asked) -> EngineSpec:
+    """The engine of a search: requests that agree in it share batches. Its rewards go by the names that clients use."""
+    call = {**asked.call, **blanks(_pictures(asked))}
+    if call.get("negative_prompt") is not None:
+        call["negative_prompt"] = ""
+    return EngineSpec(None, asked.rewards, asked.sampler, EngineOptions(fair=True), dict(sorted(call.items())))
 
 
 def prompt_of(asked: Asked) -> Prompt:

@@ -1,4 +1,4 @@
-"""The searches of one configuration: one engine, on which requests come and go."""
+"""The searches of one spec: one engine, on which requests come and go."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Asked
 from ttsnap.request.searches import kernel_for
+from ttsnap.request.spec import EngineSpec
 from ttsnap.results.outputs import for_prompt
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Configuration, prompt_of
+from ttsnap.service.requests import prompt_of
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
@@ -97,22 +98,20 @@ class Isolated:
 
 
 class Searches:
-    """Makes the engine of a configuration (ValueError or RequestError where the model cannot do it) and runs requests
-    on it, until it is closed. usual: the configuration of requests that say nothing."""
+    """Makes the engine of a spec (ValueError or RequestError where the model cannot do it) and runs requests
+    on it, until it is closed. usual: the spec of requests that say nothing."""
 
-    def __init__(
-        self, engines: Engines, configuration: Configuration, limits: ServiceLimits, usual: Configuration
-    ) -> None:
-        self.pipe, self.rewards, self.configuration, self.limits = engines.pipe, engines.rewards, configuration, limits
+    def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec) -> None:
+        self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
         self.usual = usual
-        check_size(engines, configuration)
+        check_size(engines, spec)
         self._open = ExitStack()
         try:
-            self.engine = self._open.enter_context(engines.engine(configuration))
+            self.engine = self._open.enter_context(engines.engine(spec))
         except ValueError as error:
-            if configuration.sampler.draft is None:
+            if spec.sampler.draft is None:
                 raise
-            with engines.engine(replace(configuration, sampler=replace(configuration.sampler, draft=None))):
+            with engines.engine(replace(spec, sampler=replace(spec.sampler, draft=None))):
                 pass  # what cannot be done without drafts either says so itself
             logger.warning("drafts cannot be used", exc_info=error)  # which may name the operator's files
             raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
@@ -120,11 +119,11 @@ class Searches:
         self.under_way: dict[Ticket, Request] = {}
         self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
-        self._unchecked = configuration.sampler.draft is not None and self._has_doubts()
+        self._unchecked = spec.sampler.draft is not None and self._has_doubts()
 
     def _has_doubts(self) -> bool:
-        """Whether drafts were not checked for this configuration. Why is not told: it names the operator's files."""
-        denoiser = self.pipe.sampling_denoiser(self.configuration.sampler, **dict(self.configuration.call))
+        """Whether drafts were not checked for this spec. Why is not told: it names the operator's files."""
+        denoiser = self.pipe.sampling_denoiser(self.spec.sampler, **dict(self.spec.call))
         return denoiser.doubt_of_draft(model_name(self.pipe)) is not None
 
     def close(self) -> None:
@@ -146,7 +145,7 @@ class Searches:
         asked, engine = ticket.asked, self.engine
         budget = self.limits.capped(asked.budget, engine.grid)
         spec = self._prepared(asked, budget)
-        for name in self.configuration.rewards:
+        for name in self.spec.rewards:
             self._check(name, asked.prompt)
         now = time.monotonic()
         listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
@@ -188,7 +187,7 @@ class Searches:
             return "budget"
         if missing(spec.algorithm.needs, self.engine.offers):
             return "kernel" if asked.sampler.kernel != kernel_for(asked.search.spec) else "search"
-        steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.configuration, self.usual))
+        steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.spec, self.usual))
         return "steps" if steps != usual and not isinstance(asked.search.spec, Mapping) else "search"
 
     def measure(self, seconds: float, nfe: int, room: int) -> None:

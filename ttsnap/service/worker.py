@@ -13,12 +13,13 @@ from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Asked
+from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import Configuration
+from ttsnap.service.requests import spec_of
 from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Done, Ticket
 
@@ -30,7 +31,7 @@ LATE = 5.0
 class Worker(threading.Thread):
     """Runs the requests that are submitted, all at once, on one model.
 
-    Those of one configuration share the batches of its engine, by turns (engine/fair.py). Configurations take turns as
+    Those of one spec share the batches of its engine, by turns (engine/fair.py). Specs take turns as
     well, in seconds of the device, by the weight of their callers; what room a batch of one has left, others fill
     that differ in their steps and rewards alone (engine/shared_denoiser.py). An engine without work is kept for a
     while, as it costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing,
@@ -41,14 +42,14 @@ class Worker(threading.Thread):
         super().__init__(daemon=True, name="searches")
         self.engines, self.limits, self.metrics = engines, limits, metrics
         self.draining = self.loaded = False
-        self._first, self._usual = first, Configuration.of(first)
+        self._first, self._usual = first, spec_of(first)
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._open: set[Ticket] = set()
         """All that were submitted and have not ended."""
         self._active: dict[Ticket, Searches] = {}
-        self._searches: OrderedDict[Configuration, Searches] = OrderedDict()
-        self._shares: FairShare[Configuration] = FairShare()
+        self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
+        self._shares: FairShare[EngineSpec] = FairShare()
         self._deadline = float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._searches_of(Configuration.of(self._first)).warm_up(self._first)
+            self._searches_of(spec_of(self._first)).warm_up(self._first)
         except ValueError:  # of a model for edits, that there is no picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
@@ -122,7 +123,7 @@ class Worker(threading.Thread):
                     self._searches.popitem()[1].close()
 
     def _turn(self) -> None:
-        """Take up and let go what came in; then one batch of the configuration whose turn it is."""
+        """Take up and let go what came in; then one batch of the spec whose turn it is."""
         for ticket in [ticket for ticket in self._active if ticket.cancelled]:
             self._active[ticket].cancel(ticket)
             self._end(ticket, "cancelled")
@@ -132,7 +133,7 @@ class Worker(threading.Thread):
         if time.monotonic() + sum(searches.seconds_to_end for searches in active) >= self._deadline:
             for searches in active:
                 searches.stop()
-        busy = list(dict.fromkeys(searches.configuration for searches in self._active.values()))
+        busy = list(dict.fromkeys(searches.spec for searches in self._active.values()))
         self._shares.wait(busy)
         if busy:
             self._batch(self._searches[self._shares.first()])
@@ -153,9 +154,9 @@ class Worker(threading.Thread):
         return stay[:room]
 
     def _begin(self, ticket: Ticket) -> None:
-        configuration = Configuration.of(ticket.asked)
+        spec = spec_of(ticket.asked)
         try:
-            self._searches_of(configuration).add(ticket)
+            self._searches_of(spec).add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
         except FieldError as error:
@@ -165,11 +166,11 @@ class Worker(threading.Thread):
             if isinstance(error, TypeError):
                 logger.warning("a model refused its arguments", exc_info=error)
                 said = "this model does not take these settings; leave some out"
-            param = field_at_fault(self.engines.pipe, configuration, self._usual)
+            param = field_at_fault(self.engines.pipe, spec, self._usual)
             self._end(ticket, "refused", RequestError(400, said, param, "invalid_value"))
         except RewardError as error:
             logger.error("a reward cannot be loaded", exc_info=error)
-            self._end(ticket, "failed", failure(error, configuration))
+            self._end(ticket, "failed", failure(error, spec))
         except EngineLost as lost:
             logger.error("the devices keep failing", exc_info=lost)
             self._end(ticket, "failed", RequestError(503, "the devices keep failing; try again later", retry_after=30))
@@ -177,15 +178,15 @@ class Worker(threading.Thread):
             logger.error("a search could not begin", exc_info=error)
             self._end(ticket, "failed", RequestError(500, f"the search could not begin: {type(error).__name__}"))
         else:
-            self._active[ticket] = self._searches[configuration]
-            self._searches.move_to_end(configuration)
+            self._active[ticket] = self._searches[spec]
+            self._searches.move_to_end(spec)
 
-    def _searches_of(self, configuration: Configuration) -> Searches:
-        """Those on the engine of this configuration, which is made where there is none."""
-        if configuration not in self._searches:
-            self._searches[configuration] = Searches(self.engines, configuration, self.limits, self._usual)
+    def _searches_of(self, spec: EngineSpec) -> Searches:
+        """Those on the engine of this spec, which is made where there is none."""
+        if spec not in self._searches:
+            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual)
             self.loaded = True
-        return self._searches[configuration]
+        return self._searches[spec]
 
     def _batch(self, searches: Searches) -> None:
         engine, weight, begin = searches.engine, searches.weight, time.monotonic()
@@ -194,12 +195,12 @@ class Worker(threading.Thread):
             ended = searches.turn()
         except Exception as error:
             logger.error("searches failed", exc_info=error)
-            self._searches.pop(searches.configuration).close()
+            self._searches.pop(searches.spec).close()
             for ticket in list(searches.under_way):
-                self._end(ticket, "failed", failure(error, searches.configuration))
+                self._end(ticket, "failed", failure(error, searches.spec))
             return
         seconds, made = time.monotonic() - begin, self._nfe() - nfe
-        self._shares.serve(searches.configuration, seconds / weight)
+        self._shares.serve(searches.spec, seconds / weight)
         searches.measure(seconds, made, engine.room - rooms)
         if made > 0:
             self.metrics.nfe.inc(made)
@@ -240,10 +241,10 @@ def stopping() -> RequestError:
     return RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
 
 
-def failure(error: Exception, configuration: Configuration) -> RequestError:
-    """What is told where all searches of a configuration fail. What a reward raised is for the log alone."""
+def failure(error: Exception, spec: EngineSpec) -> RequestError:
+    """What is told where all searches of a spec fail. What a reward raised is for the log alone."""
     if not isinstance(error, RewardError):
         return RequestError(500, f"the search failed: {type(error).__name__}")
-    names = " or ".join(configuration.rewards)
+    names = " or ".join(spec.rewards)
     said = f"the reward {names} scored none of the first images; ask for another reward, or again later"
     return RequestError(503, said, "reward", "reward_failed", retry_after=30)

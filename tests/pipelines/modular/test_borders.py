@@ -23,10 +23,9 @@ from tests.pipelines.tiny import shared
 from ttsnap import BestOfN, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards import make_rewards
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.requests import Configuration
 
 from .test_workflows import PROMPTS, bright, stock
 from .tiny import CASES, built, picture
@@ -323,6 +322,6 @@ def test_engines_of_a_service_have_a_network_each() -> None:
     reward = make_rewards(bright)[0]
     made = OneDevice(twin("sd3"), {"bright": reward})
     call = tuple(sorted(CASES["sd3"].call.items()))
-    with made.engine(Configuration(call, SamplerOptions(), ("bright",))) as engine:
+    with made.engine(EngineSpec(None, ("bright",), call=dict(call))) as engine:
         (result,) = search(["a cat"], BestOfN(2), engine, seed=2)
     assert {candidate.seed for candidate in result.images} <= {2, 3}
