@@ -248,8 +248,8 @@ def test_a_model_of_videos_is_refused() -> None:
 
         shares_networks = True
 
-        def engine(self, reward: Any, *, network: Any, **given: Any) -> LiveEngine:
-            return LiveEngine(network.denoiser, reward)
+        def engine_of(self, spec: EngineSpec, network: Any) -> LiveEngine:
+            return LiveEngine(network.denoiser, spec.rewards)
 
         def sampling_denoiser(self, sampler: Any, **call: Any) -> Any:
             return Clips()
