@@ -153,7 +153,7 @@ class SearchMixin:
         how = taken(SamplerOptions, given), taken(EngineOptions, given)
         return self.engine_of(EngineSpec(self.model_options, listed(reward), *how, completed(self, given)), network)
 
-    def engine_of(self, spec: EngineSpec, network: Network | None = None) -> LiveEngine:
+    def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None = None) -> LiveEngine:
         """The engine of a spec, whose call is complete, as above."""
         denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
         return LiveEngine(
