@@ -114,6 +114,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32_on_every_cpu() -> Iterator[None]:
+    """--dtype auto is float32 in tests, whatever the CPU can do, so that they see the same images on every machine."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """A test that leaves torch more threads fails: all tests after it take many times as long in that process."""
