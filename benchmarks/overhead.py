@@ -287,7 +287,7 @@ def family_costs(
     case = prepared(name, a, device, dtype)
     denoiser = case.pipe.denoiser(**{k: v for k, v in case.call.items() if k not in ("prompt", "output_type")})
     begin = time.perf_counter()
-    flops, _ = denoiser.flops()
+    flops = denoiser.costs().nfe
     counting = time.perf_counter() - begin
     clock = NetworkClock(network(case.pipe), device)
     for n in a.candidates:

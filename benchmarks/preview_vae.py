@@ -162,8 +162,8 @@ def previewed(pipe: Any, real: Recording, latents: Tensor) -> tuple[Recording, d
 def prices(pipe: Any) -> dict[str, float]:
     """FLOPs of an evaluation, a decode, a preview and each reward; seconds of the decode and of the preview."""
     denoiser = pipe.denoiser(**defaults())
-    predict, decode = denoiser.flops()
-    found = {"nfe": predict, "decode": decode, "preview": denoiser.preview_flops()}
+    costs = denoiser.costs()
+    found = {"nfe": costs.nfe, "decode": costs.decode, "preview": costs.preview}
     found |= {name: make_reward(name).flops for name in REWARDS}
     denoiser.encode(["a red circle"])
     x = denoiser.init_latents([torch.Generator().manual_seed(i) for i in range(32)])

@@ -3,90 +3,120 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+import weakref
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
+from ttsnap.pipelines.guidance.passes import Guidance, Guided, Texts
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
+from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
-from ttsnap.pipelines.memory.counted import CountedDenoiser
-from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.memory import flops
 
-from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
+from ttsnap.sampling.denoiser import Can, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
-from ttsnap.sampling.kernels import Kernel, Prediction
+from ttsnap.sampling.kernels import Prediction
 
 
-class PipelineDenoiser(CountedDenoiser):
-    """The denoiser of one call of a pipeline. A family defines `encode_prompts` and `output`.
+class PipelineDenoiser(Denoiser):
+    """The denoiser of one call of a pipeline, composed of a layout of latents, a guidance and perhaps a drafter.
 
-    It redefines what it does otherwise than most. Its constructor, whose arguments are those of the stock call that it
-    honours (SearchMixin refuses all others), sets the size and `cfg_scale` and calls `_use(schedule, guided)`.
+    A family has a constructor, whose arguments are those of the stock call that it honours (SearchMixin refuses all
+    others), and `call`, one pass of its network. The constructor sets `layout` and `inputs`, and calls `set_up` with a
+    schedule and a guidance. How a family differs from most is data below, or a method redefined.
     """
 
     network: ClassVar[str] = "transformer"
     """The attribute of the pipeline that is the denoiser."""
     blocks: ClassVar[str | None] = "transformer_blocks"
     """The network's attribute that is the list of its transformer blocks; None: it has none."""
-    judges_estimates: ClassVar[bool] = True
-    """Whether `output` returns what `guided_output` gave it, so that estimates may be at a guidance of their own."""
+    halves: ClassVar[bool] = False
+    """Whether encode_prompt returns what is positive first, and then what is negative; elsewhere the two alternate."""
     encodes_apart: ClassVar[bool] = False
     """Whether encode_prompt encodes each prompt as in any other company, by padding it to a fixed length, so that those
     that stay need not be encoded again when others come."""
     noise_dtype: ClassVar[torch.dtype | None] = None
-    """That of initial noise; None: that of the encoded prompts (`_text`)."""
-    cfg_scale: float
-    """Of classifier-free guidance: the output is unconditional + cfg_scale * (conditional - unconditional)."""
-    grid: Grid
-    path: Interpolant
-    times: Tensor
-    kernel: Kernel
-    passes_per_nfe: int
-    _given: EncoderInputs
-    _text: Any
-    """The encoded prompts: a tensor (P, L, D), or a list with one tensor a prompt."""
-    _estimate_scale: float | None = None
-    _judged: Tensor | None = None
-    """The output at the estimates' own guidance of the call that is under way."""
-    _begins: Tensor = torch.zeros(1, dtype=torch.long)
-    """The positions at which a grid begins: 0, and that of every call that was taken in."""
+    """That of initial noise; None: that of the encoded prompts."""
+    reads_scale: ClassVar[str | None] = None
+    """The setting of networks with the guidance distilled into them, which read its scale (`embedded_scale`)."""
+    cannot: ClassVar[Mapping[Can, str]] = {}
+    """What no call of the family can do, and the sentence that refuses it."""
+    layout: Plain
+    inputs: EncoderInputs
+    """What the text encoders read beside the prompts."""
+    negative_inputs: EncoderInputs | None = None
+    """That of the negative prompts, for pipelines that encode these by a call of their own."""
+    text_length: Hashable = None
+    """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
+    schedule: Schedule
+    guidance: Guidance
+    embedded_scale: float | None = None
+    """What a network that reads a scale of guidance is given."""
+    texts: Texts
+    """The encoded prompts."""
     image_dtype: torch.dtype = torch.float32
     """That of the images which the pipeline's VAE decoded last; `decode` widens them."""
+    _begins: Tensor = torch.zeros(1, dtype=torch.long)
+    """The positions at which a grid begins: 0, and that of every call that was taken in."""
+    _stepped: torch.dtype | None = None
+    """The dtype in which the scheduler's steps leave latents; None before any prediction."""
 
     def __init__(self, pipe: Any) -> None:
-        vars(pipe).setdefault("_search_memo", Memo())
+        vars(pipe).setdefault("_search_memo", flops.Memo())
         # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
         self.pipe: Any = copy.copy(pipe)
-        self._stepped: torch.dtype | None = None
         self._encodings = Encodings()
 
-    def _use(self, schedule: Schedule, *, guided: bool) -> None:
+    def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
+        """Follow this schedule, guided in this way. ValueError for a network that caches."""
         if getattr(self.net, "is_cache_enabled", False):
             raise ValueError("search cannot use a denoiser with a cache, whose rows change; call its disable_cache()")
-        self.schedule, self.guided = schedule, guided
+        self.schedule, self.guidance = schedule, guidance
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
-        self.passes_per_nfe = 2 if guided else 1
+        self.passes_per_nfe = guidance.passes
         self.grid, self.kernel = schedule.grid, schedule.kernel
+        self.device = self.pipe._execution_device  # walks through all modules
+        self.offloaded = bool(getattr(self.pipe, "_all_hooks", ()))  # enable_model_cpu_offload
+        self.gradient_checkpointing = bool(getattr(self.net, "is_gradient_checkpointing", False))
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times
+        self.can = frozenset(self._abilities()) - self.cannot.keys()
 
-    def merge_schedule(self, other: Self) -> int:
-        size, theirs = (call.setting() for call in (self, other))
-        if size != theirs or (self.guided, self.cfg_scale) != (other.guided, other.cfg_scale):
-            raise ValueError("calls share a network where they agree in size and guidance")
-        start = len(self.schedule.timesteps)
-        self.schedule = self.schedule.followed_by(other.schedule)
-        self._begins = torch.cat([self._begins, torch.tensor([start])])
-        return start
+    def _abilities(self) -> set[Can]:
+        """What this call can do, but for what the family cannot."""
+        found = {Can.SHARE, Can.DRAFT, Can.DIFFERENTIATE}
+        if self.schedule.path is not None and self.schedule.times is not None:
+            found.add(Can.PATH)
+        if getattr(self.pipe, "preview_vae", None) is not None:
+            found.add(Can.PREVIEW)
+        if self.guidance.guided and self.guidance.at is None:
+            found.add(Can.GUIDE_ESTIMATES)
+        return found
+
+    def must(self, can: Can) -> None:
+        """ValueError where the family cannot do this, with its sentence."""
+        if can in self.cannot:
+            raise ValueError(self.cannot[can])
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         """Go over to another path and other times (pipelines/latents/convert.py), with one evaluation a step."""
-        self._use(convert(self.schedule, path, times), guided=self.guided)
+        self.set_up(convert(self.schedule, path, times), self.guidance)
+
+    def guide_estimates(self, scale: float) -> None:
+        """Let `predict` make a second x0 estimate for scores, at this guidance (Prediction.estimate).
+
+        It takes no evaluation more, since both passes are there. ValueError where they are not.
+        """
+        if Can.GUIDE_ESTIMATES not in self.can:
+            raise ValueError(f"estimate_guidance {scale:g} needs two passes at every step, which this call of "
+                             f"{type(self).__name__} does not make; guide by more than 1, or leave it out")  # fmt: skip
+        self.guidance = replace(self.guidance, estimates=scale)
 
     @property
     def net(self) -> Any:
@@ -94,73 +124,49 @@ class PipelineDenoiser(CountedDenoiser):
         return getattr(self.pipe, self.network)
 
     @property
-    def has_path(self) -> bool:
-        return self.schedule.path is not None and self.schedule.times is not None
+    def scale(self) -> float:
+        """The guidance of this call: what the network reads of it, or of its two passes."""
+        return self.guidance.scale if self.embedded_scale is None or not self.embeds else self.embedded_scale
 
     @property
-    def offloaded(self) -> bool:  # enable_model_cpu_offload
-        return bool(getattr(self.pipe, "_all_hooks", ()))
-
-    @cached_property
-    def device(self) -> torch.device:
-        return cast(torch.device, self.pipe._execution_device)  # walks through all modules
+    def embeds(self) -> bool:
+        """Whether the network reads a scale of guidance."""
+        return self.reads_scale is not None and bool(self.net.config.get(self.reads_scale))
 
     def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """This size, with the pipeline's own where a side is not given."""
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return height or native, width or native
 
-    # --- what a family defines ------------------------------------------------------------------------------------
+    # --- what a family defines, or does otherwise -----------------------------------------------------------------
+
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        """One pass of the network at x (M, ...) and times t (M,), with the encoded texts of these rows: (M, ...)."""
+        raise NotImplementedError
+
+    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
+        """The scheduler's timesteps t (N,), at positions step (N,), as the network reads them."""
+        return t
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Encode these prompts; rows of a batch name them by index."""
-        raise NotImplementedError
+        """Encode these prompts to `texts`; rows of a batch name them by index. One call, which pads to the longest."""
+        if self.negative_inputs is not None:
+            positive = self._encode(self.inputs, prompts)
+            n, guided = len(positive[0]), self.guidance.guided
+            self.texts = Texts(positive, self._encode(self.negative_inputs, prompts, n) if guided else None)
+            return
+        parts = self._encode(self.inputs, prompts, do_classifier_free_guidance=self.guidance.guided)
+        half = len(parts) // 2
+        positive, negative = (parts[:half], parts[half:]) if self.halves else (parts[::2], parts[1::2])
+        self.texts = Texts(positive, negative if self.guidance.guided else None)
 
-    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        """The network's guided output, as the scheduler wants it.
-
-        x (N, ...) scaled for the network; t (N,) the scheduler's timesteps on its device; step (N,) positions in the
-        schedule and at (N,) rows of the encoded prompts (`take`), both on the CPU.
-        """
-        raise NotImplementedError
-
-    def guided_output(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        """The guided output (N, ...) of both passes, which a family's `output` returns as it is.
-
-        Where estimates are scored at a guidance of their own, the output at that one is kept for `predict`.
-        """
-        if self._estimate_scale is not None:
-            self._judged = self.guide(unconditional, conditional, self._estimate_scale)
-        return self.guide(unconditional, conditional, self.cfg_scale)
-
-    # --- what a family may do otherwise ---------------------------------------------------------------------------
-
-    @property
-    def channels(self) -> int:
-        """Channels of latents, as `prepare_latents` is given them."""
-        return int(self.net.config.in_channels)
-
-    def prepared(self, generators: Sequence[torch.Generator]) -> Any:
-        """What the pipeline's `prepare_latents` returns for these generators: initial noise (N, ...)."""
-        dtype = self.noise_dtype or self._text.dtype
-        return self.pipe.prepare_latents(
-            len(generators), self.channels, self.height, self.width, dtype, self.device, list(generators)
-        )
-
-    def encoded(self, prompts: Sequence[Prompt]) -> Any:
-        """What the pipeline's encode_prompt returns for these prompts and, under guidance, for the negative ones."""
+    def _encode(self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any) -> list[Any]:
+        """What the pipeline's encode_prompt returns for these prompts, and inputs beside them; n: of `arguments`."""
 
         def encode(some: Sequence[Prompt]) -> Any:
-            return self.pipe.encode_prompt(
-                **self._given.arguments(some), device=self.device, do_classifier_free_guidance=self.guided
-            )
+            return self.pipe.encode_prompt(**inputs.arguments(some, n), device=self.device, **more)
 
-        remembers = self.encodes_apart and self._given.alike
-        return self._encodings(prompts, encode) if remembers else encode(prompts)
-
-    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance of outputs (N, ...) at this scale."""
-        return unconditional + scale * (conditional - unconditional)
+        return list(self._encodings(prompts, encode) if self.encodes_apart and inputs.alike else encode(prompts))
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
@@ -174,9 +180,34 @@ class PipelineDenoiser(CountedDenoiser):
         """What is to be heard of videos with these finished latents (N, ...), (N, channels, samples); None of most."""
         return None
 
+    def meta_twin(self) -> Self:
+        """This denoiser with all that `output` and a decode compute with on the meta device."""
+        return flops.meta_twin(self)
+
+    # --- with what it is given ------------------------------------------------------------------------------------
+
+    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
+        """The network's guided output (N, ...), as the scheduler wants it.
+
+        x (N, ...) scaled for the network; t (N,) the scheduler's timesteps on its device; step (N,) positions in the
+        schedule and at (N,) rows of the encoded prompts, both on the CPU.
+        """
+        return self.guided(x, t, step, at).out
+
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
+        """As `output`, with that at the guidance of estimates where they have one of their own."""
+        return self.guidance(self.call, x, self.time(t, x, step), step, self.texts, at)
+
+    def embedded(self, x: Tensor) -> Tensor | None:
+        """(N,) float32, what networks that read a scale of guidance are given; None for others."""
+        if self.embedded_scale is None or not self.embeds:
+            return None
+        return torch.full([1], self.embedded_scale, device=x.device, dtype=torch.float32).expand(len(x))
+
     def postprocess(self, decoded: Tensor) -> Tensor:
         """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
-        return cast(Tensor, self.pipe.image_processor.postprocess(decoded, output_type="pt"))
+        fitted = self.layout.fitted(self.pipe.image_processor, decoded)
+        return cast(Tensor, self.pipe.image_processor.postprocess(fitted, output_type="pt"))
 
     def decoded(self, vae: Any, latents: Tensor) -> Tensor:
         """What a VAE makes of latents in its own scale."""
@@ -190,7 +221,7 @@ class PipelineDenoiser(CountedDenoiser):
         """
         return latents.to(vae.dtype if self._stepped is None else self._stepped)
 
-    # --- sampling.Denoiser----------------------------------------------------------------------------------------
+    # --- sampling.Denoiser ----------------------------------------------------------------------------------------
 
     def forget_prompts(self) -> None:
         self._encodings = Encodings()
@@ -199,48 +230,64 @@ class PipelineDenoiser(CountedDenoiser):
         self.encode_prompts([Prompt.of(prompt) for prompt in prompts])
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        latents: Tensor = self.prepared(generators)
+        made = self.pipe.prepare_latents(
+            len(generators),
+            self.layout.channels(self.net),
+            self.layout.height,
+            self.layout.width,
+            self.noise_dtype or self.texts.positive[0].dtype,
+            self.device,
+            list(generators),
+        )
+        latents: Tensor = made[0] if isinstance(made, tuple) else made  # beside packed ones are their ids
         return latents
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
-        out = self.output(self.schedule.scaled(x, step), t, step, cond)
+        out, judged = self.guided(self.schedule.scaled(x, step), t, step, cond)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        judged, self._judged = self._judged, None
         estimate = None if judged is None else self.schedule.x0(x, judged, step)
         return Prediction(out, self.schedule.x0(x, out, step), estimate)
-
-    def guide_estimates(self, scale: float) -> None:
-        if not (self.guided and self.judges_estimates):
-            raise ValueError(f"estimate_guidance {scale:g} needs two passes at every step, which this call of "
-                             f"{type(self).__name__} does not make; guide by more than 1, or leave it out")  # fmt: skip
-        self._estimate_scale = scale
 
     def decode(self, x0: Tensor) -> Tensor:
         images = self.pixels(self.pipe.vae, x0)
         self.image_dtype = images.dtype
         return images if images.dtype == torch.float64 else images.float()
 
-    @property
-    def previews(self) -> bool:
-        return getattr(self.pipe, "preview_vae", None) is not None
-
     def preview(self, x0: Tensor) -> Tensor:
         return self.pixels(self.pipe.preview_vae, x0).float()
 
-    # --- gradients ------------------------------------------------------------------------------------------------
+    def costs(self) -> Costs:
+        nfe, decode = flops.counted(self, "decode")
+        preview = flops.counted(self, "preview")[1] if Can.PREVIEW in self.can else 0.0
+        return Costs(nfe, decode, preview, 0.0 if self.drafts is None else self.drafts.flops())
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        return bool(getattr(self.net, "is_gradient_checkpointing", False))
+    def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]:
+        memo: flops.Memo = self.pipe._search_memo
+        return memo.of(self.setting(decoder))
 
-    def check_differentiable(self, through: str) -> None:
+    def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
+        """What the cost and the memory of a row depend on: its networks, its size, its passes, the length of texts."""
+        parts = (self.net, self.pipe.vae if decoder == "decode" else self.pipe.preview_vae)
+        size = (self.layout.height, self.layout.width)
+        call = (*size, self.passes_per_nfe, self.text_length)
+        return (*(weakref.ref(part) for part in parts), *(flops.filling(part) for part in parts), *call)
+
+    def merge_schedule(self, other: Self) -> int:
+        self.must(Can.SHARE)
+        if self.setting() != other.setting():
+            raise ValueError("calls share a network where they agree in size and guidance")
+        start, guidance = len(self.schedule.timesteps), self.guidance.followed_by(other.guidance)
+        self.schedule, self.guidance = self.schedule.followed_by(other.schedule), guidance
+        self._begins = torch.cat([self._begins, torch.tensor([start])])
+        return start
+
+    def differentiable(self, through: str) -> Sequence[Tensor]:
+        self.must(Can.DIFFERENTIATE)
         for name in ["vae", *[self.network] * (through == "denoiser")]:
             quantizer = getattr(getattr(self.pipe, name), "hf_quantizer", None)
             if quantizer is not None and not quantizer.is_trainable:
                 raise ValueError(f"{name} is quantised by {type(quantizer).__name__}, which carries no gradients; "
                                  "load it in bfloat16, or guide through x0 alone")  # fmt: skip
-
-    def parameters(self) -> Iterable[Tensor]:
         networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
         return [parameter for network in networks for parameter in network.parameters()]

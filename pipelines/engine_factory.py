@@ -18,6 +18,7 @@ from ttsnap.files.settings import Json
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.request.spec import EngineSpec
+from ttsnap.sampling.denoiser import Can
 
 
 @contextmanager
@@ -32,7 +33,9 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
 
         if not alone(where, kind):
             denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
-            with clustered(elsewhere(spec, pipe, kind, previews=denoiser.previews), EngineBuilder, where) as cluster:
+            with clustered(
+                elsewhere(spec, pipe, kind, previews=Can.PREVIEW in denoiser.can), EngineBuilder, where
+            ) as cluster:
                 yield cluster, denoiser
             return
     engine = pipe.engine_of(spec)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, pipeline_copy
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.drafting.own_draft import drafting
 from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.latents import seeds
@@ -35,6 +36,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.spec import EngineSpec, listed
 from ttsnap.results.outputs import Recorder
 from ttsnap.rewards.registry import make_rewards
+from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import make_kernel
 
@@ -123,7 +125,7 @@ class SearchMixin:
 
     def call_arguments(self) -> Collection[str]:
         """The arguments of the stock call that a search honours, beside the prompt."""
-        return inspect.signature(type(self).denoiser_class).parameters.keys() - {"pipe"}
+        return arguments.honoured_by(type(self).denoiser_class)
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
         """What a call with these arguments does, where that is not to make images from text alone."""
@@ -159,7 +161,7 @@ class SearchMixin:
         return LiveEngine(
             denoiser,
             self._rewards(spec.rewards),
-            replace(spec.batch, padded=getattr(self, "_search_buckets", False), preview=denoiser.previews),
+            replace(spec.batch, padded=getattr(self, "_search_buckets", False), preview=Can.PREVIEW in denoiser.can),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
             network=network,
@@ -176,7 +178,7 @@ class SearchMixin:
         if sampler.estimate_guidance is not None:
             denoiser.guide_estimates(sampler.estimate_guidance)
         if (drafter := sampler.drafted_by(None).draft) is not None:
-            denoiser.use_drafter(drafter)
+            use_drafter(denoiser, drafter)
         return denoiser
 
     def _rewards(self, rewards: Any) -> Any:
@@ -213,7 +215,8 @@ class SearchMixin:
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
         spec = EngineSpec(backend.model_options, listed(wanted.reward), sampler, batch, shared)
         with open_engine(spec, asked.devices, backend) as (engine, denoiser):
-            if sampler is asked.sampler and (doubt := denoiser.doubt_of_draft(model_name(self))) is not None:
+            drafts = denoiser.drafts if sampler is asked.sampler else None
+            if drafts is not None and (doubt := drafts.doubt(model_name(self))) is not None:
                 warn_once(doubt)  # the model's own is taken where it was checked
             shown = shown_of(denoiser, asked.batches.frames)
             shown.check(report)

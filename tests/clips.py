@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
@@ -25,11 +25,9 @@ class Clips(MixtureDenoiser):
         weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
         super().__init__(2 * means, torch.full((4,), 0.5), weights, steps=steps, by_prompt=offsets)
         self._frames, self.size, self.given, self.decodes, self.previewed = frames, size, sources, 0, 0
-        self.previews = False
-
-    frames = property(lambda self: self._frames)
-    edits = property(lambda self: self.given is not None)
-    previews: Any = False
+        self.frames = frames
+        if sources is not None:
+            self.can |= {Can.EDIT}
 
     def init_latents(self, generators: Any) -> Tensor:
         return super().init_latents(generators).reshape(len(generators), 3, self._frames, 1, 1)

@@ -13,7 +13,7 @@ from ttsnap.sampling.mixture import MixtureDenoiser
 class Counted(MixtureDenoiser):
     """Counts what runs, row by row, independently of the engine and the ledger. Tests may set what it says it has."""
 
-    has_path, offloaded, frames = True, False, None
+    frames: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -19,6 +19,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, shared_copy
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents.convert import own_path
 
 from ttsnap.files.reading import foreign
@@ -52,8 +53,8 @@ class DraftStudent:
         self._told = torch.tensor(sorted(told, reverse=True), dtype=torch.float64)
         self.net: Any = shared_copy(denoiser.net)
         self.parameters = add_lora(self.net, denoiser.blocks, rank)
-        denoiser.use_drafter(Drafter(self.net, self.settings))
-        self._denoiser: PipelineDenoiser = denoiser.drafting()
+        use_drafter(denoiser, Drafter(self.net, self.settings))
+        self._denoiser: PipelineDenoiser = denoiser.drafts.twin()
         self._denoiser.convert(None, torch.cat([self._told, torch.zeros(1, dtype=torch.float64)]))
 
     @property

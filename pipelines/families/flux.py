@@ -7,22 +7,27 @@ from typing import Any
 
 from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
-from torch import Generator, Tensor
+from torch import Tensor
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Texts, TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.packed import PackedDenoiser
-from ttsnap.pipelines.latents.rows import take, tokens, unscaled
+from ttsnap.pipelines.latents.layouts import Packed
+from ttsnap.pipelines.latents.rows import tokens, unscaled
 from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
 from ttsnap.core.prompt import Prompt
 
 
-class FluxDenoiser(PackedDenoiser):
+class FluxDenoiser(PipelineDenoiser):
     """One call of a FluxPipeline, open to search. Arguments are those of its `__call__`.
 
     Latents are packed tokens. Raises ValueError for schedulers that search cannot use and for what the pipeline
     refuses.
     """
+
+    layout: Packed
+    reads_scale = "guidance_embeds"
 
     def __init__(
         self,
@@ -45,17 +50,18 @@ class FluxDenoiser(PackedDenoiser):
         max_sequence_length: int = 512,
     ) -> None:
         super().__init__(pipe)
-        self.guidance_scale, self.cfg_scale = guidance_scale, true_cfg_scale
+        self.embedded_scale = guidance_scale
         height, width = self.native_size(height, width)
+        self.layout = Packed.of(height, width, self.pipe.vae_scale_factor)
         self._joint_attention_kwargs = joint_attention_kwargs or {}
         options = {"max_sequence_length": max_sequence_length, "lora_scale": self._joint_attention_kwargs.get("scale")}
         embeds = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
         negative = {"prompt_embeds": negative_prompt_embeds, "pooled_prompt_embeds": negative_pooled_prompt_embeds}
         texts = {"prompt": negative_prompt, "prompt_2": negative_prompt_2 or None}
-        self._given = EncoderInputs({"prompt_2": prompt_2 or None}, embeds, options)
-        self._negative_given = EncoderInputs(texts, negative, options)
+        self.inputs = EncoderInputs({"prompt_2": prompt_2 or None}, embeds, options)
+        self.negative_inputs = EncoderInputs(texts, negative, options)
         self.pipe.check_inputs(
-            self._given.checked,
+            self.inputs.checked,
             prompt_2,
             height,
             width,
@@ -71,7 +77,7 @@ class FluxDenoiser(PackedDenoiser):
         if guided and len(shapes) > 1:
             raise ValueError(f"prompt_embeds and negative_prompt_embeds must have the same shape, got {shapes}")
         self.text_length = (max_sequence_length, tokens(prompt_embeds), tokens(negative_prompt_embeds))
-        mu = token_shift(self.pipe.scheduler, self.pack(height, width))
+        mu = token_shift(self.pipe.scheduler, self.layout.tokens)
         given = falling(num_inference_steps) if sigmas is None else sigmas
         schedule = make_schedule(
             self.pipe.scheduler,
@@ -79,24 +85,27 @@ class FluxDenoiser(PackedDenoiser):
             sigmas=None if self.pipe.scheduler.config.get("use_flow_sigmas") else given,
             mu=mu,
         )
-        self._use(schedule, guided=guided)
+        self.set_up(schedule, TwoCalls(true_cfg_scale, guided))
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         super().encode_prompts(prompts)
-        self._picture_ids = self.pipe._prepare_latent_image_ids(1, *self._tokens, self.device, self._text.dtype)
+        text = self.texts.positive[0]
+        size = (self.layout.rows, self.layout.columns)
+        self._picture_ids = self.pipe._prepare_latent_image_ids(1, *size, self.device, text.dtype)
+        self.texts = Texts(*(side and _by_prompt(*side) for side in self.texts))
 
-    def prepared(self, generators: Sequence[Generator]) -> Any:
-        return super().prepared(generators)[0]  # beside it are the ids
+    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
+        return t.to(x.dtype) / 1000
 
-    def call(self, x: Tensor, time: Tensor, at: Tensor, *encoded: Tensor) -> Tensor:
-        text, pooled, text_ids = encoded
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, pooled, text_ids = texts
         out: Tensor = self.net(
             hidden_states=x,
-            timestep=time,
-            guidance=self.embedded_guidance(x),
-            pooled_projections=take(pooled, at),
-            encoder_hidden_states=take(text, at),
-            txt_ids=text_ids,
+            timestep=t,
+            guidance=self.embedded(x),
+            pooled_projections=pooled,
+            encoder_hidden_states=text,
+            txt_ids=text_ids[0],
             img_ids=self._picture_ids,
             joint_attention_kwargs=self._joint_attention_kwargs,
             return_dict=False,
@@ -104,9 +113,14 @@ class FluxDenoiser(PackedDenoiser):
         return out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        size = (self.height, self.width, self.pipe.vae_scale_factor)
+        size = (self.layout.height, self.layout.width, self.pipe.vae_scale_factor)
         latents = unscaled(vae, self.pipe._unpack_latents(self.settled(x0, vae), *size))
         return self.postprocess(self.decoded(vae, latents.to(get_module_execution_device(vae))))
+
+
+def _by_prompt(text: Tensor, pooled: Tensor, text_ids: Tensor) -> list[Tensor]:
+    """With the ids of tokens, which are the same for all prompts, once for each prompt."""
+    return [text, pooled, text_ids.expand(len(text), -1, -1)]
 
 
 class SearchFluxPipeline(SearchMixin, FluxPipeline):

@@ -10,21 +10,25 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.packed import PackedDenoiser
-from ttsnap.pipelines.latents.rows import take, tokens
+from ttsnap.pipelines.latents.layouts import Packed
+from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.latents.schedule import falling, make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 from ttsnap.core.prompt import Prompt
 
 
-class Flux2KleinDenoiser(PackedDenoiser):
+class Flux2KleinDenoiser(PipelineDenoiser):
     """One call of a Flux2KleinPipeline, open to search. Arguments are those of its `__call__`; no `image`.
 
     Latents are packed tokens. Raises ValueError for schedulers that search cannot use and for what the pipeline
     refuses.
     """
+
+    layout: Packed
 
     def __init__(
         self,
@@ -42,18 +46,19 @@ class Flux2KleinDenoiser(PackedDenoiser):
         text_encoder_out_layers: tuple[int, ...] = (9, 18, 27),
     ) -> None:
         super().__init__(pipe)
-        self.cfg_scale = self.pipe._guidance_scale = guidance_scale
+        self.pipe._guidance_scale = guidance_scale
         height, width = self.native_size(height, width)
+        self.layout = Packed.of(height, width, self.pipe.vae_scale_factor)
         options = {"max_sequence_length": max_sequence_length, "text_encoder_out_layers": text_encoder_out_layers}
-        self._given = EncoderInputs({}, {"prompt_embeds": prompt_embeds}, options)
+        self.inputs = EncoderInputs({}, {"prompt_embeds": prompt_embeds}, options)
         nothing = {"prompt": "" if negative_prompt_embeds is None else None}  # it takes no negative prompt
-        self._negative_given = EncoderInputs(nothing, {"prompt_embeds": negative_prompt_embeds}, options)
+        self.negative_inputs = EncoderInputs(nothing, {"prompt_embeds": negative_prompt_embeds}, options)
         self.pipe.check_inputs(
-            self._given.checked, height, width, prompt_embeds=prompt_embeds, guidance_scale=guidance_scale
+            self.inputs.checked, height, width, prompt_embeds=prompt_embeds, guidance_scale=guidance_scale
         )
         self._attention_kwargs = attention_kwargs
         self.text_length = (max_sequence_length, tokens(prompt_embeds), tokens(negative_prompt_embeds))
-        mu = compute_empirical_mu(self.pack(height, width), num_inference_steps)
+        mu = compute_empirical_mu(self.layout.tokens, num_inference_steps)
         given = falling(num_inference_steps) if sigmas is None else sigmas
         schedule = make_schedule(
             self.pipe.scheduler,
@@ -61,35 +66,32 @@ class Flux2KleinDenoiser(PackedDenoiser):
             sigmas=None if self.pipe.scheduler.config.get("use_flow_sigmas") else given,
             mu=mu,
         )
-        self._use(schedule, guided=self.pipe.do_classifier_free_guidance)
+        self.set_up(schedule, TwoCalls(guidance_scale, self.pipe.do_classifier_free_guidance))
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
         super().encode_prompts(prompts)
-        shape = torch.empty(1, 1, *self._tokens)
+        shape = torch.empty(1, 1, self.layout.rows, self.layout.columns)
         self._picture_ids = self.pipe._prepare_latent_ids(shape).to(self.device)
-
-    def prepared(self, generators: Sequence[torch.Generator]) -> Any:
-        return super().prepared(generators)[0]  # beside it are the ids
 
     def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
         """In the precision of the stock call: that of its latents, which steps may have narrowed.
 
         In a batch with noise all are wide again; the network reads wide times as they are.
         """
-        time = super().time(t, x, step)
+        time = t.to(x.dtype) / 1000
         if self._stepped in (None, x.dtype):
             return time
         begun = torch.isin(step, self._begins, invert=True).to(t.device)
         return torch.where(begun, (t.to(self._stepped) / 1000).to(x.dtype), time)
 
-    def call(self, x: Tensor, time: Tensor, at: Tensor, *encoded: Tensor) -> Tensor:
-        text, text_ids = encoded
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, text_ids = texts
         out: Tensor = self.net(
             hidden_states=x.to(self.net.dtype),
-            timestep=time,
+            timestep=t,
             guidance=None,
-            encoder_hidden_states=take(text, at),
-            txt_ids=take(text_ids, at),
+            encoder_hidden_states=text,
+            txt_ids=text_ids,
             img_ids=self._picture_ids.expand(len(x), -1, -1),
             joint_attention_kwargs=self._attention_kwargs,
             return_dict=False,
@@ -106,7 +108,7 @@ class Flux2KleinDenoiser(PackedDenoiser):
     def _unpacked(self, vae: Any, tokens: Tensor) -> Tensor:
         """(N, C, H, W) of packed tokens, in the scale that this VAE decodes."""
         ids = self._picture_ids.expand(len(tokens), -1, -1)
-        latents = self.pipe._unpack_latents_with_ids(tokens, ids, *self._tokens)
+        latents = self.pipe._unpack_latents_with_ids(tokens, ids, self.layout.rows, self.layout.columns)
         norm = getattr(vae, "bn", None)  # small preview VAEs decode what the denoiser puts out
         if norm is not None:
             mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
-import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor
-from ttsnap.pipelines.guidance.partly_guided import PartlyGuidedDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Texts, TwoCalls, as_long, classifier_free
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.rows import as_long, take, texts, unscaled
+from ttsnap.pipelines.latents.layouts import Plain
+from ttsnap.pipelines.latents.rows import texts, unscaled
 from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
-from ttsnap.core.prompt import Prompt
 
-
-class Lumina2Denoiser(PartlyGuidedDenoiser):
+class Lumina2Denoiser(PipelineDenoiser):
     """One call of a Lumina2Pipeline, open to search. Arguments are those of its `__call__`.
 
     Steps beyond `cfg_trunc_ratio` take one pass instead of two; prices count two for all.
@@ -25,6 +23,7 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
     """
 
     blocks = "layers"
+    halves = True
 
     def __init__(
         self,
@@ -47,8 +46,7 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
         max_sequence_length: int = 256,
     ) -> None:
         super().__init__(pipe)
-        self.cfg_scale, self._normalise = guidance_scale, cfg_normalization
-        self.height, self.width = self.native_size(height, width)
+        self.layout = Plain(*self.native_size(height, width))
         embeds = {
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
@@ -56,11 +54,11 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
         }
         options = {"system_prompt": system_prompt, "max_sequence_length": max_sequence_length}
-        self._given = EncoderInputs({"negative_prompt": negative_prompt}, embeds, options)
+        self.inputs = EncoderInputs({"negative_prompt": negative_prompt}, embeds, options)
         self.pipe.check_inputs(
-            self._given.checked,
-            self.height,
-            self.width,
+            self.inputs.checked,
+            self.layout.height,
+            self.layout.width,
             negative_prompt,
             max_sequence_length=max_sequence_length,
             **embeds,
@@ -69,50 +67,36 @@ class Lumina2Denoiser(PartlyGuidedDenoiser):
         seen = [None if m is None else int(m[0].sum()) for m in (prompt_attention_mask, negative_prompt_attention_mask)]
         self.text_length = (max_sequence_length, system_prompt, *(texts(negative_prompt, 1) or ()), *seen)
         # The pipeline takes its channels for its tokens.
-        mu = token_shift(self.pipe.scheduler, self.channels)
+        mu = token_shift(self.pipe.scheduler, self.layout.channels(self.net))
         given = falling(num_inference_steps) if sigmas is None else sigmas
         schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=given, mu=mu)
         steps = len(schedule.timesteps)
-        self.use_at(schedule, [guidance_scale > 1 and (k + 1) / steps <= cfg_trunc_ratio for k in range(steps)])
-
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._text, self._mask, self._negative, self._negative_mask = self.encoded(prompts)
+        at = tuple(guidance_scale > 1 and (k + 1) / steps <= cfg_trunc_ratio for k in range(steps))
+        combine = as_long if cfg_normalization else classifier_free
+        self.set_up(schedule, TwoCalls(guidance_scale, any(at), combine, at))
 
     def meta_twin(self) -> Self:
         # The network reads the lengths of texts off their masks, which need values until then.
         twin = super().meta_twin()
-        twin._mask, twin._negative_mask = self._mask, self._negative_mask
+        twin.texts = Texts(*(side and [side[0].to("meta"), side[1]] for side in self.texts))
         for block in twin.net.context_refiner:
             block.register_forward_pre_hook(lambda _, arguments: tuple(a.to("meta") for a in arguments))
         return twin
 
-    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        time = 1 - t / self.pipe.scheduler.config.num_train_timesteps
-        mask = take(self._mask, at)
-        out = self._pass(x, time, take(self._text, at), mask)
-        guided = self.guided_rows(step)
-        if guided:
-            own = at[guided]
-            negative = self._pass(x[guided], time[guided], take(self._negative, own), take(self._negative_mask, own))
-            out = out.index_copy(
-                0, torch.tensor(guided, device=out.device), self.guide(negative, out[guided], self.cfg_scale)
-            )
-        return -out
+    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
+        return 1 - t / self.pipe.scheduler.config.num_train_timesteps
 
-    def _pass(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, mask = texts
         out: Tensor = self.net(
             hidden_states=x,
-            timestep=time,
+            timestep=t,
             encoder_hidden_states=text,
             encoder_attention_mask=mask,
             return_dict=False,
             attention_kwargs=self._attention_kwargs,
         )[0]
-        return out
-
-    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-        guided = super().guide(unconditional, conditional, scale)
-        return as_long(guided, conditional) if self._normalise else guided
+        return -out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae)).to(vae.dtype)))

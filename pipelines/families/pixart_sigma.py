@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from diffusers import PixArtSigmaPipeline
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
@@ -12,22 +12,24 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
 )
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from torch import Tensor
-from ttsnap.pipelines.latents.binned import BinnedDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.layouts import Binned, without_variance
+from ttsnap.pipelines.latents.schedule import scaled_schedule
 from ttsnap.pipelines.mixin import SearchMixin
-
-from ttsnap.core.prompt import Prompt
 
 BINS = {256: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_256_BIN}
 
 
-class PixArtSigmaDenoiser(BinnedDenoiser):
+class PixArtSigmaDenoiser(PipelineDenoiser):
     """One call of a PixArtSigmaPipeline, open to search. Arguments are those of its `__call__`.
 
     Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
     """
 
-    bins = BINS
+    bins: ClassVar[dict[int, Any]] = BINS
+    halves = True
     encodes_apart = True
 
     def __init__(
@@ -51,9 +53,9 @@ class PixArtSigmaDenoiser(BinnedDenoiser):
         max_sequence_length: int = 300,
     ) -> None:
         super().__init__(pipe)
-        self.cfg_scale = guidance_scale
         native = self.net.config.sample_size * self.pipe.vae_scale_factor
-        self.choose_size(height or native, width or native, binned=use_resolution_binning)
+        bins = self.bins if use_resolution_binning else None
+        self.layout = Binned.of(height or native, width or native, self.pipe, bins)
         embeds = {
             "prompt_embeds": prompt_embeds,
             "prompt_attention_mask": prompt_attention_mask,
@@ -62,26 +64,27 @@ class PixArtSigmaDenoiser(BinnedDenoiser):
         }
         self.text_length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
         options = {"clean_caption": clean_caption, "max_sequence_length": self.text_length}
-        self._given = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
-        self.pipe.check_inputs(self._given.checked, self.height, self.width, negative_prompt or None, 1, **embeds)
-        self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guidance_scale > 1)
+        self.inputs = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
+        size = (self.layout.height, self.layout.width)
+        self.pipe.check_inputs(self.inputs.checked, *size, negative_prompt or None, 1, **embeds)
+        schedule = scaled_schedule(self.pipe.scheduler, num_inference_steps, timesteps, sigmas, eta)
+        self.set_up(schedule, Paired(guidance_scale, guidance_scale > 1))
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._text, mask, self._negative, negative_mask = self.encoded(prompts)
-        self._mask = mask.to(self.device)
-        self._negative_mask = negative_mask.to(self.device) if self.guided else negative_mask
-
-    def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, mask = texts
         out = self.net(
             x,
-            encoder_hidden_states=self.pairs(self._negative, self._text, at),
-            encoder_attention_mask=self.pairs(self._negative_mask, self._mask, at),
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask.to(x.device),
             timestep=t,
-            # Alpha's micro-conditions, which Sigma has not; stock passes the same.
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            added_cond_kwargs=self.size_told(x),
             return_dict=False,
         )[0]
-        return self.mean(out, x)
+        return without_variance(out, x, self.net)
+
+    def size_told(self, latents: Tensor) -> dict[str, Tensor | None]:
+        """What networks are told of the size of pictures: those of Sigma nothing, as in the stock call."""
+        return {"resolution": None, "aspect_ratio": None}
 
 
 class SearchPixArtSigmaPipeline(SearchMixin, PixArtSigmaPipeline):

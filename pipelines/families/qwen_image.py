@@ -7,19 +7,24 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import TwoCalls, as_long
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.packed import PackedDenoiser
-from ttsnap.pipelines.latents.rows import as_long, take, texts, tokens
+from ttsnap.pipelines.latents.layouts import Packed
+from ttsnap.pipelines.latents.rows import texts, tokens
 from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
 
-class QwenImageDenoiser(PackedDenoiser):
+class QwenImageDenoiser(PipelineDenoiser):
     """One call of a QwenImagePipeline, open to search. Arguments are those of its `__call__`.
 
     Latents are packed tokens. Raises ValueError for schedulers that search cannot use and for what the pipeline
     refuses.
     """
+
+    layout: Packed
+    reads_scale = "guidance_embeds"
 
     def __init__(
         self,
@@ -40,15 +45,16 @@ class QwenImageDenoiser(PackedDenoiser):
         max_sequence_length: int = 512,
     ) -> None:
         super().__init__(pipe)
-        self.guidance_scale, self.cfg_scale = guidance_scale, true_cfg_scale
+        self.embedded_scale = guidance_scale
         height, width = self.native_size(height, width)
+        self.layout = Packed.of(height, width, self.pipe.vae_scale_factor)
         embeds = {"prompt_embeds": prompt_embeds, "prompt_embeds_mask": prompt_embeds_mask}
         negative = {"prompt_embeds": negative_prompt_embeds, "prompt_embeds_mask": negative_prompt_embeds_mask}
         options = {"max_sequence_length": max_sequence_length}
-        self._given = EncoderInputs({}, embeds, options)
-        self._negative_given = EncoderInputs({"prompt": negative_prompt}, negative, options)
+        self.inputs = EncoderInputs({}, embeds, options)
+        self.negative_inputs = EncoderInputs({"prompt": negative_prompt}, negative, options)
         self.pipe.check_inputs(
-            self._given.checked,
+            self.inputs.checked,
             height,
             width,
             negative_prompt=negative_prompt,
@@ -61,7 +67,7 @@ class QwenImageDenoiser(PackedDenoiser):
         self._attention_kwargs = attention_kwargs or {}
         given = (tokens(prompt_embeds), tokens(negative_prompt_embeds))
         self.text_length = (max_sequence_length, *(texts(negative_prompt, 1) or ()), *given)
-        mu = token_shift(self.pipe.scheduler, self.pack(height, width))
+        mu = token_shift(self.pipe.scheduler, self.layout.tokens)
         schedule = make_schedule(
             self.pipe.scheduler,
             num_inference_steps,
@@ -69,30 +75,30 @@ class QwenImageDenoiser(PackedDenoiser):
             mu=mu,
         )
         has_negative = negative_prompt is not None or negative_prompt_embeds is not None
-        self._use(schedule, guided=true_cfg_scale > 1 and has_negative)
+        self.set_up(schedule, TwoCalls(true_cfg_scale, true_cfg_scale > 1 and has_negative, as_long))
 
-    def call(self, x: Tensor, time: Tensor, at: Tensor, *encoded: Tensor | None) -> Tensor:
-        text, mask = encoded  # the mask is None where no text is padded
+    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
+        return t.to(x.dtype) / 1000
+
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, mask = texts  # the mask is None where no text is padded
         out: Tensor = self.net(
             hidden_states=x,
-            timestep=time,
-            guidance=self.embedded_guidance(x),
-            encoder_hidden_states_mask=take(mask, at),
-            encoder_hidden_states=take(text, at),
-            img_shapes=[[(1, *self._tokens)]] * len(x),
+            timestep=t,
+            guidance=self.embedded(x),
+            encoder_hidden_states_mask=mask,
+            encoder_hidden_states=text,
+            img_shapes=[[(1, self.layout.rows, self.layout.columns)]] * len(x),
             attention_kwargs=self._attention_kwargs,
             return_dict=False,
         )[0]
         return out
 
-    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-        return as_long(super().guide(unconditional, conditional, scale), conditional)
-
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         c = vae.config
         if "latents_mean" not in c:
             raise ValueError(f"{type(vae).__name__} cannot decode Qwen-Image's latents; use an AutoencoderKLQwenImage")
-        size = (self.height, self.width, self.pipe.vae_scale_factor)
+        size = (self.layout.height, self.layout.width, self.pipe.vae_scale_factor)
         latents = self.pipe._unpack_latents(x0, *size).to(vae.dtype)  # (N, C, 1, h, w): a film of one picture
         mean, std = (
             torch.tensor(v).view(1, c.z_dim, 1, 1, 1).to(latents.device, latents.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import SanaPipeline
@@ -11,26 +11,26 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
-from ttsnap.pipelines.latents.binned import BinnedDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.layouts import Binned, without_variance
 from ttsnap.pipelines.latents.rows import tokens
+from ttsnap.pipelines.latents.schedule import make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
-
-from ttsnap.core.prompt import Prompt
 
 # By the transformer's sample_size.
 BINS = {16: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_4096_BIN}
 INSTRUCTION: list[str] = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
-class SanaDenoiser(BinnedDenoiser):
+class SanaDenoiser(PipelineDenoiser):
     """One call of a SanaPipeline, open to search. Arguments are those of its `__call__`.
 
     Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
     """
 
-    scales = False
-    bins = BINS
+    halves = True
     encodes_apart = True
     noise_dtype = torch.float32
 
@@ -57,8 +57,8 @@ class SanaDenoiser(BinnedDenoiser):
         complex_human_instruction: list[str] | None = INSTRUCTION,
     ) -> None:
         super().__init__(pipe)
-        self.cfg_scale, self._attention_kwargs = guidance_scale, attention_kwargs
-        self.choose_size(height, width, binned=use_resolution_binning)
+        self._attention_kwargs = attention_kwargs
+        self.layout = Binned.of(height, width, self.pipe, BINS if use_resolution_binning else None)
         embeds = {
             "prompt_embeds": prompt_embeds,
             "prompt_attention_mask": prompt_attention_mask,
@@ -71,27 +71,32 @@ class SanaDenoiser(BinnedDenoiser):
             "complex_human_instruction": complex_human_instruction,
             "lora_scale": (attention_kwargs or {}).get("scale"),
         }
-        self._given = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
+        self.inputs = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
         # The stock default, "", counts as given there, which would refuse all negative embeddings.
-        negative = negative_prompt or None
-        self.pipe.check_inputs(self._given.checked, self.height, self.width, negative_prompt=negative, **embeds)
+        negative, size = negative_prompt or None, (self.layout.height, self.layout.width)
+        self.pipe.check_inputs(self.inputs.checked, *size, negative_prompt=negative, **embeds)
         self.text_length = (max_sequence_length, tokens(prompt_embeds))
-        self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guidance_scale > 1)
+        schedule = make_schedule(
+            self.pipe.scheduler,
+            num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            step_arguments={"eta": eta},
+            scaled=False,
+        )
+        self.set_up(schedule, Paired(guidance_scale, guidance_scale > 1))
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._text, self._mask, self._negative, self._negative_mask = self.encoded(prompts)
-
-    def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:
-        dtype = self.net.dtype
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        (text, mask), dtype = texts, self.net.dtype
         out = self.net(
             x.to(dtype),
-            encoder_hidden_states=self.pairs(self._negative, self._text, at).to(dtype),
-            encoder_attention_mask=self.pairs(self._negative_mask, self._mask, at),
+            encoder_hidden_states=text.to(dtype),
+            encoder_attention_mask=mask,
             timestep=t * self.net.config.timestep_scale,
             return_dict=False,
             attention_kwargs=self._attention_kwargs,
         )[0]
-        return self.mean(out.float(), x)
+        return without_variance(out.float(), x, self.net)
 
 
 class SearchSanaPipeline(SearchMixin, SanaPipeline):

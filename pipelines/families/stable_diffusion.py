@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from ttsnap.pipelines.families.unet import UNetDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.families import unet
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import tokens
+from ttsnap.pipelines.latents.schedule import scaled_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
-from ttsnap.core.prompt import Prompt
 
-
-class StableDiffusionDenoiser(UNetDenoiser):
+class StableDiffusionDenoiser(PipelineDenoiser):
     """One call of a StableDiffusionPipeline, open to search. Arguments are those of its `__call__`.
 
     Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
     """
 
+    network = "unet"
+    blocks = None
     encodes_apart = True
+    reads_scale = unet.READS_SCALE
 
     def __init__(
         self,
@@ -44,17 +49,17 @@ class StableDiffusionDenoiser(UNetDenoiser):
             size = self.pipe.unet.config.sample_size
             sides = (size, size) if isinstance(size, int) else size
             height, width = (side * self.pipe.vae_scale_factor for side in sides)
-        self.height, self.width = height, width
+        self.layout = Plain(height, width)
         embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        self.settle(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        self._given = self.given({"negative_prompt": negative_prompt}, embeds)
-        self.pipe.check_inputs(self._given.checked, height, width, None, negative_prompt, **embeds)
+        options = unet.settle(self, guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
+        self.inputs = EncoderInputs({"negative_prompt": negative_prompt}, embeds, options)
+        self.pipe.check_inputs(self.inputs.checked, height, width, None, negative_prompt, **embeds)
         self.text_length = tokens(prompt_embeds)
-        guided = self.pipe.do_classifier_free_guidance
-        self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guided)
+        schedule = scaled_schedule(self.pipe.scheduler, num_inference_steps, timesteps, sigmas, eta)
+        self.set_up(schedule, unet.guidance(self.pipe))
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._text, self._negative = self.encoded(prompts)
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        return unet.passed(self, x, t, *texts)
 
 
 class SearchStableDiffusionPipeline(SearchMixin, StableDiffusionPipeline):

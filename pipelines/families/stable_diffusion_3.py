@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
-from ttsnap.pipelines.guidance.paired import PairedDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import check_sides, tokens, unscaled
 from ttsnap.pipelines.latents.schedule import make_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
-from ttsnap.core.prompt import Prompt
 
-
-class StableDiffusion3Denoiser(PairedDenoiser):
+class StableDiffusion3Denoiser(PipelineDenoiser):
     """One call of a StableDiffusion3Pipeline, open to search. Arguments are those of its `__call__`.
 
     Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
@@ -49,9 +48,9 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         mu: float | None = None,
     ) -> None:
         super().__init__(pipe)
-        self.cfg_scale = guidance_scale
-        self.height, self.width = self.native_size(height, width)
-        check_sides(self.pipe, self.net, self.height, self.width)
+        height, width = self.native_size(height, width)
+        check_sides(self.pipe, self.net, height, width)
+        self.layout = Plain(height, width)
         texts = {
             "prompt_2": prompt_2,
             "prompt_3": prompt_3,
@@ -67,13 +66,13 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         }
         scale = (joint_attention_kwargs or {}).get("scale")
         options = {"clip_skip": clip_skip, "max_sequence_length": max_sequence_length, "lora_scale": scale}
-        self._given, self._joint_attention_kwargs = EncoderInputs(texts, embeds, options), joint_attention_kwargs
+        self.inputs, self._joint_attention_kwargs = EncoderInputs(texts, embeds, options), joint_attention_kwargs
         self.pipe.check_inputs(
-            self._given.checked,
+            self.inputs.checked,
             None,
             None,
-            self.height,
-            self.width,
+            height,
+            width,
             **embeds,
             max_sequence_length=max_sequence_length,
             callback_on_step_end_tensor_inputs=[],
@@ -85,24 +84,22 @@ class StableDiffusion3Denoiser(PairedDenoiser):
         elif mu is not None:
             extra["mu"] = mu
         schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=sigmas, scaled=False, **extra)
-        self._use(schedule, guided=guidance_scale > 1)
+        self.set_up(schedule, Paired(guidance_scale, guidance_scale > 1))
 
     def _shift(self) -> float:
         c = self.pipe.scheduler.config
         patch, scale = self.pipe.transformer.config.patch_size, self.pipe.vae_scale_factor
-        tokens = (self.height // scale // patch) * (self.width // scale // patch)
+        tokens = (self.layout.height // scale // patch) * (self.layout.width // scale // patch)
         limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
         return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.16)))
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._text, self._negative, self._pooled, self._negative_pooled = self.encoded(prompts)
-
-    def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, pooled = texts
         out: Tensor = self.net(
             hidden_states=x,
             timestep=t,
-            encoder_hidden_states=self.pairs(self._negative, self._text, at),
-            pooled_projections=self.pairs(self._negative_pooled, self._pooled, at),
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
             joint_attention_kwargs=self._joint_attention_kwargs,
             return_dict=False,
         )[0]

@@ -9,8 +9,13 @@ from typing import Any, cast
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
-from ttsnap.pipelines.families.unet import UNetDenoiser
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.families import unet
+from ttsnap.pipelines.guidance.passes import Texts
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import tokens, unscaled
+from ttsnap.pipelines.latents.schedule import scaled_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 from ttsnap.core.prompt import Prompt
@@ -18,14 +23,17 @@ from ttsnap.core.prompt import Prompt
 Size = tuple[int, int]
 
 
-class StableDiffusionXLDenoiser(UNetDenoiser):
+class StableDiffusionXLDenoiser(PipelineDenoiser):
     """One call of a StableDiffusionXLPipeline, open to search. Arguments are those of its `__call__`.
 
     `denoising_end` is not among them: it leaves latents for a refiner, which no reward can score.
     Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
     """
 
+    network = "unet"
+    blocks = None
     encodes_apart = True
+    reads_scale = unet.READS_SCALE
 
     def __init__(
         self,
@@ -56,7 +64,8 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
         clip_skip: int | None = None,
     ) -> None:
         super().__init__(pipe)
-        self.height, self.width = self.native_size(height, width)
+        size = self.native_size(height, width)
+        self.layout = Plain(*size)
         texts = {"prompt_2": prompt_2, "negative_prompt": negative_prompt, "negative_prompt_2": negative_prompt_2}
         embeds = {
             "prompt_embeds": prompt_embeds,
@@ -64,38 +73,36 @@ class StableDiffusionXLDenoiser(UNetDenoiser):
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
-        self.settle(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        self._given = self.given(texts, embeds)
-        size = (self.height, self.width)
-        self.pipe.check_inputs(self._given.checked, prompt_2, *size, None, negative_prompt, negative_prompt_2, **embeds)
+        options = unet.settle(self, guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
+        self.inputs = EncoderInputs(texts, embeds, options)
+        self.pipe.check_inputs(self.inputs.checked, prompt_2, *size, None, negative_prompt, negative_prompt_2, **embeds)
         self.text_length = tokens(prompt_embeds)
         self._ids = (original_size or size, crops_coords_top_left, target_size or size)
         self._negative_ids = self._ids
         if negative_original_size is not None and negative_target_size is not None:
             self._negative_ids = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
-        guided = self.pipe.do_classifier_free_guidance
-        self.follow(num_inference_steps, timesteps, sigmas, eta, guided=guided)
+        schedule = scaled_schedule(self.pipe.scheduler, num_inference_steps, timesteps, sigmas, eta)
+        self.set_up(schedule, unet.guidance(self.pipe))
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self._text, self._negative, self._pooled, self._negative_pooled = self.encoded(prompts)
-        self._sizes, self._negative_sizes = self._time_ids(self._ids), self._time_ids(self._negative_ids)
+        # Stock repeats the pair (negative, positive) of sizes and so mixes the two up in batches of more than one
+        # picture. Here every row has its own, as in a stock call for that picture alone.
+        super().encode_prompts(prompts)
+        sizes = (self._ids, self._negative_ids)
+        self.texts = Texts(*(side and self._sized(*side, of) for side, of in zip(self.texts, sizes, strict=True)))
 
-    def _time_ids(self, sizes: tuple[Size, Size, Size]) -> Tensor:
-        """(1, 6) the original size, the crop and the target size, as the U-Net is given them."""
+    def _sized(self, text: Tensor, pooled: Tensor, sizes: tuple[Size, Size, Size]) -> list[Tensor]:
+        """With the original size, the crop and the target size (P, 6), as the U-Net is given them."""
         encoder = self.pipe.text_encoder_2
-        width = int(self._pooled.shape[-1]) if encoder is None else encoder.config.projection_dim
+        width = int(pooled.shape[-1]) if encoder is None else encoder.config.projection_dim
         ids: Tensor = self.pipe._get_add_time_ids(
-            *(tuple(size) for size in sizes), dtype=self._text.dtype, text_encoder_projection_dim=width
+            *(tuple(size) for size in sizes), dtype=text.dtype, text_encoder_projection_dim=width
         )
-        return ids.to(self.device)
+        return [text, pooled, ids.to(self.device).expand(len(text), -1)]
 
-    def added(self, at: Tensor) -> dict[str, Tensor]:
-        pooled, sizes = self.pairs(self._negative_pooled, self._pooled, at), self._sizes.repeat(len(at), 1)
-        if self.guided:
-            # Stock repeats the pair (negative, positive) and so mixes the two up in batches of more than one picture.
-            # Here every row has its own, as in a stock call for that picture alone.
-            sizes = torch.cat([self._negative_sizes.repeat(len(at), 1), sizes])
-        return {"text_embeds": pooled.to(sizes.device), "time_ids": sizes}
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        text, pooled, sizes = texts
+        return unet.passed(self, x, t, text, {"text_embeds": pooled.to(sizes.device), "time_ids": sizes})
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         with without_overflow(vae) as widened:

@@ -1,74 +1,60 @@
-"""What the U-Nets of Stable Diffusion share."""
+"""What the U-Nets of Stable Diffusion share: settings of the pipeline, a pass of the network, guidance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
-from ttsnap.pipelines.guidance.paired import PairedDenoiser
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Paired, classifier_free
+
+READS_SCALE = "time_cond_proj_dim"
+"""The setting of U-Nets with the guidance distilled into them (LCM); they are called once."""
 
 
-class UNetDenoiser(PairedDenoiser):
-    """A guided U-Net. A family defines `encode_prompts`, which sets `_text` and `_negative`."""
+def settle(
+    denoiser: PipelineDenoiser,
+    guidance_scale: float,
+    guidance_rescale: float,
+    clip_skip: int | None,
+    cross_attention_kwargs: dict[str, object] | None,
+) -> dict[str, Any]:
+    """Give the pipeline these settings, which its properties read; those that its text encoders read."""
+    denoiser.embedded_scale = denoiser.pipe._guidance_scale = guidance_scale
+    denoiser.pipe._guidance_rescale = guidance_rescale
+    denoiser.pipe._clip_skip, denoiser.pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+    scale = (cross_attention_kwargs or {}).get("scale")
+    return {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": clip_skip}
 
-    network = "unet"
-    blocks = None
-    _text: Tensor
-    _negative: Tensor
 
-    def settle(
-        self,
-        guidance_scale: float,
-        guidance_rescale: float,
-        clip_skip: int | None,
-        cross_attention_kwargs: dict[str, object] | None,
-    ) -> None:
-        """Give the pipeline these settings, which its properties read."""
-        self.cfg_scale = self.pipe._guidance_scale = guidance_scale
-        self.pipe._guidance_rescale = guidance_rescale
-        self.pipe._clip_skip, self.pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+def guidance(pipe: Any) -> Paired:
+    """As the pipeline, whose settings were made, guides."""
+    rescale = pipe.guidance_rescale
+    combine = partial(_rescaled, rescale) if rescale > 0 else classifier_free
+    return Paired(pipe.guidance_scale, pipe.do_classifier_free_guidance, combine)
 
-    def given(self, texts: Mapping[str, Any], embeds: Mapping[str, Any]) -> EncoderInputs:
-        """What the text encoders read, with the settings that `settle` has made."""
-        scale = (self.pipe.cross_attention_kwargs or {}).get("scale")
-        return EncoderInputs(
-            texts, embeds, {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": self.pipe.clip_skip}
-        )
 
-    def call(self, x: Tensor, t: Tensor, at: Tensor) -> Tensor:
-        out: Tensor = self.net(
-            x,
-            t,
-            encoder_hidden_states=self.pairs(self._negative, self._text, at),
-            timestep_cond=self._embedded_guidance(x),
-            cross_attention_kwargs=self.pipe.cross_attention_kwargs,
-            added_cond_kwargs=self.added(at),
-            return_dict=False,
-        )[0]
-        return out
+def passed(denoiser: PipelineDenoiser, x: Tensor, t: Tensor, text: Tensor, added: Any = None) -> Tensor:
+    """One pass of the U-Net. added: further conditions."""
+    embedded, size = None, denoiser.net.config.time_cond_proj_dim
+    if size is not None and denoiser.embedded_scale is not None:
+        scales = torch.tensor(denoiser.embedded_scale - 1).repeat(len(x))
+        embedded = denoiser.pipe.get_guidance_scale_embedding(scales, embedding_dim=size).to(x.device, x.dtype)
+    out: Tensor = denoiser.net(
+        x,
+        t,
+        encoder_hidden_states=text,
+        timestep_cond=embedded,
+        cross_attention_kwargs=denoiser.pipe.cross_attention_kwargs,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]
+    return out
 
-    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-        out, rescale = super().guide(unconditional, conditional, scale), self.pipe.guidance_rescale
-        return rescale_noise_cfg(out, conditional, guidance_rescale=rescale) if rescale > 0 else out
 
-    def embed_scale(self, scale: float) -> bool:
-        reads = self.net.config.time_cond_proj_dim is not None
-        self.cfg_scale = scale if reads else self.cfg_scale
-        return reads
-
-    def _embedded_guidance(self, x: Tensor) -> Tensor | None:
-        """What U-Nets with the guidance distilled into them (LCM) read of its scale; they are called once."""
-        size = self.net.config.time_cond_proj_dim
-        if size is None:
-            return None
-        scales = torch.tensor(self.cfg_scale - 1).repeat(len(x))
-        embedded: Tensor = self.pipe.get_guidance_scale_embedding(scales, embedding_dim=size)
-        return embedded.to(x.device, x.dtype)
-
-    def added(self, at: Tensor) -> dict[str, Tensor] | None:
-        """Further conditions of rows `at` of the prompts."""
-        return None
+def _rescaled(rescale: float, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    out = classifier_free(unconditional, conditional, scale)
+    return rescale_noise_cfg(out, conditional, guidance_rescale=rescale)

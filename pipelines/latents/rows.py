@@ -18,9 +18,17 @@ def take(encoded: Any, at: Tensor) -> Any:
     return encoded[at.to(encoded.device, non_blocking=True)]
 
 
-def both(negative: Tensor, positive: Tensor, at: Tensor) -> Tensor:
-    """Rows `at` of both encodings in one batch of 2N, the negative ones first, as diffusers does."""
-    return torch.cat([take(negative, at), take(positive, at)])
+def taken(fields: Sequence[Any], at: Tensor) -> list[Any]:
+    """Rows `at` (N,) of each of these fields."""
+    return [take(field, at) for field in fields]
+
+
+def chained(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """The rows of these fields, tensors or lists, then those of the others, as one batch."""
+    return [
+        a + b if isinstance(a, list) else None if a is None else torch.cat([a, b])
+        for a, b in zip(first, second, strict=True)
+    ]
 
 
 def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
@@ -53,13 +61,6 @@ def unscaled(vae: Any, latents: Tensor) -> Tensor:
     """Latents as this VAE decodes them: by its own scale and shift, where it has them."""
     c = vae.config
     return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
-
-
-def as_long(guided: Tensor, conditional: Tensor) -> Tensor:
-    """Guided outputs at the length of the conditional ones, along the last dimension."""
-    norm, too_large = (torch.norm(out, dim=-1, keepdim=True) for out in (conditional, guided))
-    rescaled: Tensor = guided * (norm / too_large)
-    return rescaled
 
 
 def check_sides(pipe: Any, net: Any, height: int, width: int) -> None:

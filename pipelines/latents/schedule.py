@@ -193,11 +193,21 @@ def laid_open(
     return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING)
 
 
-def refuse_flow_match(scheduler: Any) -> None:
-    """ValueError for a scheduler that does not say how large the initial noise is, which some pipelines ask it."""
+def scaled_schedule(
+    scheduler: Any,
+    num_inference_steps: int,
+    timesteps: Sequence[int] | None,
+    sigmas: Sequence[float] | None,
+    eta: float,
+) -> Schedule:
+    """That of pipelines that ask the scheduler how to scale initial noise and the network's input, by these arguments
+    of a stock call. ValueError for a scheduler that does not say."""
     if not hasattr(scheduler, "init_noise_sigma"):
         name = type(scheduler).__name__
         raise ValueError(f"{name} cannot be used with this pipeline, nor in its stock call: it has no init_noise_sigma")
+    return make_schedule(
+        scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, step_arguments={"eta": eta}
+    )
 
 
 def falling(num_inference_steps: int) -> NDArray[np.float64]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 from ttsnap.pipelines.memory.flops import values_on_meta
+from ttsnap.pipelines.modular.blocks import State
+
+from ttsnap.core.prompt import Prompt
 
 Rule = Callable[[Sequence[Any]], Any]
 """How one field of several rows' states becomes that of a batch."""
@@ -18,6 +21,16 @@ Rule = Callable[[Sequence[Any]], Any]
 
 KEPT = 512
 """Conditions of seeds that are kept at a time; others are made again when their rows run."""
+
+
+class Encoded(NamedTuple):
+    """A prompt, the arguments of the call for it, the state after the blocks that run once for a prompt, and that of
+    the loop with any seed."""
+
+    prompt: Prompt
+    call: Mapping[str, Any]
+    begun: State
+    ready: dict[str, Any]
 
 
 class Conditions:

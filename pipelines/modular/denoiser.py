@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from torch.nn.functional import pad
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance.passes import Guided
+from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import check_sides
-from ttsnap.pipelines.latents.schedule import Schedule, check_scheduler, laid_open
+from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, State
-from ttsnap.pipelines.modular.conditions import Conditions, collated, source_of
-from ttsnap.pipelines.modular.limits import LimitedDenoiser
+from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
+from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
@@ -28,17 +31,7 @@ NOISE = "initial noise"
 """The field of a row's condition that holds its own, whatever the blocks call it."""
 
 
-class Encoded(NamedTuple):
-    """A prompt, the arguments of the call for it, the state after the blocks that run once for a prompt, and that of
-    the loop with any seed."""
-
-    prompt: Prompt
-    call: Mapping[str, Any]
-    begun: State
-    ready: dict[str, Any]
-
-
-class ModularDenoiser(LimitedDenoiser):
+class ModularDenoiser(PipelineDenoiser):
     """One call of a modular pipeline, open to search. Arguments are the inputs of the workflow's blocks, and settings
     of the pipeline's guiders (guiders.py), which stay as they are where nothing is given.
 
@@ -47,6 +40,14 @@ class ModularDenoiser(LimitedDenoiser):
     Which blocks run once for a prompt, and which once for a seed, is found by a trial run for an empty prompt, whose
     state also says what size images have and when steps are made.
     """
+
+    blocks = None
+    cannot: ClassVar[Mapping[Can, str]] = {
+        Can.SHARE: "calls of modular pipelines have conditions of their own; let each have a network of its own",
+        Can.DRAFT: "searches over modular pipelines have no drafts; leave draft out",
+        Can.DIFFERENTIATE: "the blocks of modular pipelines run without gradients; leave guide out",
+        Can.GUIDE_ESTIMATES: "the blocks of modular pipelines hand out their guided output alone",
+    }
 
     def __init__(self, pipe: Any, **call: Any) -> None:
         super().__init__(pipe)
@@ -57,7 +58,7 @@ class ModularDenoiser(LimitedDenoiser):
         self._whole, self._parts = whole, blocks.parts_of(whole)
         guidance, call = guiders.parted(self.pipe, call, whole.input_names)
         blocks.check_inputs(whole, self.workflow.task, call, self.workflow.unread)
-        self._call, self.cfg_scale = opened(call), guidance.get("guidance_scale", 1.0)
+        self._call, scale = opened(call), guidance.get("guidance_scale", 1.0)
         check_lists(self.workflow, self.pipe.stock_class().__name__, call)
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
@@ -75,12 +76,15 @@ class ModularDenoiser(LimitedDenoiser):
             self._call["negative_prompt"] = ""  # as the classic pipeline has it
             drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
-        self.height, self.width = (int(self._trial.get(name) or 0) for name in ("height", "width"))
-        check_sides(self.pipe, self.net, self.height, self.width)
+        self.layout = Plain(*(int(self._trial.get(name) or 0) for name in ("height", "width")))
+        check_sides(self.pipe, self.net, self.layout.height, self.layout.width)
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": call["eta"]} if "eta" in call else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)
-        self._use(schedule, guided=guiders.passes(self.pipe) > 1)
+        self.set_up(schedule, guiders.InBlocks(scale, count=guiders.passes(self.pipe)))
+        if self.workflow.frames_every is not None:
+            every = int(getattr(self.pipe, self.workflow.frames_every))
+            self.frames = (int(self._trial.get("num_frames")) - 1) // every * every + 1
         values = self._parts.loop.get_block_state(self._trial).as_dict()
         shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
         self.text_length = tuple(shapes.items())
@@ -90,16 +94,14 @@ class ModularDenoiser(LimitedDenoiser):
         trial = blocks.start(self._whole, {**self._call, "prompt": ""})
         return blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
 
-    def _use(self, schedule: Schedule, *, guided: bool) -> None:
-        super()._use(schedule, guided=guided)
-        self.passes_per_nfe = guiders.passes(self.pipe)  # more than two where guiders perturb the network as well
-
-    @property
-    def frames(self) -> int | None:
-        if self.workflow.frames_every is None:
-            return None
-        every = int(getattr(self.pipe, self.workflow.frames_every))
-        return (int(self._trial.get("num_frames")) - 1) // every * every + 1
+    def _abilities(self) -> set[Can]:
+        found = super()._abilities()
+        if "image" in self.workflow.given:
+            found.add(Can.EDIT)
+        # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
+        if self._holds_first_frame or (self.workflow.keeps == "mask" and self.net.config.in_channels != 9):
+            found.add(Can.MASK)
+        return found
 
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
@@ -113,7 +115,9 @@ class ModularDenoiser(LimitedDenoiser):
             raise ValueError(f"prompts of one search share batches, so that their images must have one size, and these "
                              f"have latents of {shapes}: give height and width, or images of one size")  # fmt: skip
         self._conditions = Conditions(ready, lambda prompt, seed: self._seeded(self._begun[prompt], seeded(seed)))
-        self._sources = [source_of(each.call["image"]).to(self.device) for each in given] if self.edits else []
+        self._sources = (
+            [source_of(each.call["image"]).to(self.device) for each in given] if Can.EDIT in self.can else []
+        )
 
     def _encoded(self, prompt: Prompt) -> Encoded:
         call = self._of_prompt(prompt)
@@ -133,10 +137,6 @@ class ModularDenoiser(LimitedDenoiser):
         if prompt.negative is not None:
             own |= {"negative_prompt": prompt.negative}
         return {**self._call, **own, "prompt": prompt.text}
-
-    @property
-    def edits(self) -> bool:
-        return "image" in self.workflow.given
 
     def sources(self, cond: Tensor) -> Tensor:
         return torch.cat([self._sources[prompt] for prompt in self._conditions.prompts(cond)])
@@ -185,16 +185,16 @@ class ModularDenoiser(LimitedDenoiser):
         own, latents = self._conditions.column(NOISE, cond), self._conditions.column("latents", cond)
         return latents + (float(self.schedule.sigma[0]) * (noise - own)).to(latents.dtype)
 
-    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
         groups = self._together(step)
         if len(set(groups.tolist())) == 1:
-            return self._denoised(x, t, step, at)
+            return Guided(self._denoised(x, t, step, at))
         out = torch.empty_like(x)
         for group in sorted(set(groups.tolist())):
             here = (groups == group).nonzero()[:, 0]
             there = here.to(x.device)
             out[there] = self._denoised(x[there], t[there], step[here], at[here]).to(x.dtype)
-        return out
+        return Guided(out)
 
     def _together(self, step: Tensor) -> Tensor:
         """(N,) numbers, the same for rows at these positions that may go through the blocks together."""
@@ -228,7 +228,7 @@ class ModularDenoiser(LimitedDenoiser):
         prediction = super().predict(x, step, cond)
         if self._holds_first_frame:
             return prediction._replace(x0=self._held(prediction.x0, cond))
-        if not self.applies_mask:
+        if Can.MASK not in self.can:
             return prediction
         return prediction._replace(x0=self._kept(prediction.x0, self._conditions.column("image_latents", cond), cond))
 
@@ -236,13 +236,8 @@ class ModularDenoiser(LimitedDenoiser):
     def _holds_first_frame(self) -> bool:
         return self.workflow.keeps == "first frame"
 
-    @property
-    def applies_mask(self) -> bool:
-        # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
-        return self._holds_first_frame or (self.workflow.keeps == "mask" and self.net.config.in_channels != 9)
-
     def apply_mask(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
-        if not self.applies_mask:
+        if Can.MASK not in self.can:
             return x
         if self._holds_first_frame:
             return self._held(x, cond)
@@ -281,10 +276,8 @@ class ModularDenoiser(LimitedDenoiser):
         """The state after these blocks, which come after the loop, have run on finished latents (N, ...)."""
         names = {name for block in end for name in block.input_names if name in self._trial.values}
         batch = collated([{name: self._trial.get(name) for name in names}] * len(latents), self.workflow.rules)
-        finished = self.workflow.latents.parted(self.settled(latents, vae), self._trial.get)
-        state = blocks.forked(
-            self._trial, **{**batch, "batch_size": len(latents), **finished, **self.workflow.ends_with}
-        )
+        fields = self.workflow.latents.parted(self.settled(latents, vae), self._trial.get)
+        state = blocks.forked(self._trial, **{**batch, "batch_size": len(latents), **fields, **self.workflow.ends_with})
         return blocks.run(blocks.with_parts(self.pipe, vae=vae), end, state)
 
     def preview(self, x0: Tensor) -> Tensor:
@@ -295,8 +288,6 @@ class ModularDenoiser(LimitedDenoiser):
         twin = super().meta_twin()
         twin._conditions = self._conditions.on_meta()
         return twin
-
-    # --- what blocks cannot do --------------------------------------------------------------------------------------
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         moved = path is not None or not isinstance(times, str) or times != "pipeline"

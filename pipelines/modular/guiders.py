@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
+from torch import Tensor
+from ttsnap.pipelines.guidance.passes import Guidance
 
 OF_SOUND = "audio_guider"
 """The guider of a video's sound, which goes through the network in the video's passes."""
@@ -20,6 +23,21 @@ PLACES = {"guider": ("", ""), "guider_2": ("", "_2"), OF_SOUND: ("audio_", "")}
 """What stands before and after a guider's setting in the argument of a call that sets it: guidance_scale_2."""
 SETTINGS = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale", "spatio_temporal_guidance_blocks")
 """Those settings of guiders that a call may give."""
+
+
+@dataclass(frozen=True)
+class InBlocks(Guidance):
+    """Guidance that the blocks of the loop make by themselves. count: their passes, which may be more than two where
+    guiders perturb the network as well."""
+
+    count: int = 1
+
+    @property
+    def passes(self) -> int:
+        return self.count
+
+    def both(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
 
 def settings(pipe: Any) -> dict[str, tuple[str, str]]:

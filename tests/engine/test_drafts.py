@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward
+from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
 from ttsnap.simulation.simulate import curve
@@ -41,13 +43,14 @@ class Drafting(Counted):
     """Its drafter knows where the sampler ends, after which it adds an error that depends on the latent; a call of it
     takes one of the two passes of an evaluation. Counts what is drafted, row by row."""
 
-    passes_per_nfe, passes_per_draft, drafts, draft_calls = 2, 1, True, 1  # type: ignore[assignment]
+    passes_per_nfe = 2
 
     def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.error, self.drafted = error, 0
+        self.drafts = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level)
 
-    def draft(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         self.drafted += calls * len(x)
         ode, noise, calls_before, batches = Ode(self.path, self.times), x, self.calls, self.batches
         ends = []
@@ -60,11 +63,11 @@ class Drafting(Counted):
         self.calls, self.batches = calls_before, batches
         return torch.stack(ends) + self.error / calls * torch.sin(7 * noise)
 
-    def draft_level(self, step: int, calls: int) -> float:
+    def level(self, step: int, calls: int) -> float:
         return 0.9 * self.grid.levels[step] / calls
 
-    def draft_flops(self) -> float:
-        return 3.0
+    def costs(self) -> Costs:
+        return super().costs()._replace(draft=3.0)
 
 
 def bright() -> Any:
@@ -166,9 +169,7 @@ def test_batches_change_nothing() -> None:
 
 def test_without_a_drafter_nothing_is_drafted() -> None:
     live = made()
-    for name, value in {"drafts": False, "draft_calls": 0, "passes_per_draft": 0}.items():
-        setattr(live.denoiser, name, value)
-    live.draft_calls = 0
+    live.denoiser.drafts, live.draft_calls = None, 0
     (result,) = search(["a"], SeedPruning(), live, "200nfe")
     (shut,) = search(["a"], SeedPruning(draft_share=0), made(), "200nfe")
     assert result.spent.cost == shut.spent.cost
@@ -177,7 +178,7 @@ def test_without_a_drafter_nothing_is_drafted() -> None:
 
 def test_a_look_that_the_engine_does_not_offer_is_refused() -> None:
     live = made()
-    live.denoiser.drafts = False  # type: ignore[misc]
+    live.denoiser.drafts = None
     with pytest.raises(ValueError, match="there is no drafter; name one: --draft"):
         search(["a"], KeepAll(2, looks=("draft:1@0",)), live)
 
@@ -304,7 +305,7 @@ def test_a_recording_holds_the_scores_of_its_looks(recorded: Recording) -> None:
     assert tuple(map(str, r.looks)) == LOOKS
     x, zero = denoiser.init_latents([seeded(s) for s in range(3, 43)]), torch.zeros(40, dtype=torch.long)
     for calls in (1, 2):
-        drafts = denoiser.decode(denoiser.draft(x, zero, zero, calls)).double().mean((1, 2, 3))
+        drafts = denoiser.decode(denoiser.drafts.guess(x, zero, zero, calls)).double().mean((1, 2, 3))
         np.testing.assert_allclose(r.looks[EstimatorAt(f"draft:{calls}", 0)][0, :, 0], drafts, atol=1e-12)
     plain = denoiser.decode(denoiser.predict(x, zero, zero).x0).double().mean((1, 2, 3))
     np.testing.assert_allclose(r.scores[0, :, 0, 0], plain, atol=1e-12)

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents.seeds import first_seed
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 
@@ -87,16 +88,16 @@ def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
     x, step, at = base.init_latents([seeded(0), seeded(1)]), torch.tensor([0, 2]), torch.zeros(2, dtype=torch.long)
     with torch.no_grad():
         before = base.predict(x, step, at).out
-        base.use_drafter("hot")
-        hot = base.draft(x, step, at, 2)
-        base.use_drafter(str(folder))
-        guess = base.draft(x, step, at, 2)
+        use_drafter(base, "hot")
+        hot = base.drafts.guess(x, step, at, 2)
+        use_drafter(base, str(folder))
+        guess = base.drafts.guess(x, step, at, 2)
         assert torch.equal(base.predict(x, step, at).out, before)
     assert guess.shape == x.shape
     assert guess.device.type == device.type
     assert guess.isfinite().all()
     assert apart(guess, hot) > 1e-3
-    assert base.draft_flops() > base.flops()[0] / base.passes_per_nfe
+    assert base.costs().draft > base.costs().nfe / base.passes_per_nfe
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])

@@ -100,6 +100,6 @@ def test_simulation_counts_a_rollout_as_the_ledger_does() -> None:
 
 def test_rollouts_need_a_path_and_a_replay_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     live = make()
-    monkeypatch.setattr(MixtureDenoiser, "has_path", False)
+    monkeypatch.setattr(MixtureDenoiser, "can", frozenset())
     with pytest.raises(ValueError, match="rollouts"):
         search(["a"], SeedPruning(2, rollout=3), live)

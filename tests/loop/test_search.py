@@ -27,6 +27,7 @@ from ttsnap.loop.search import dry_costs, fit
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.registry import FunctionReward, RewardError
+from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.rng import seeded
 
@@ -645,7 +646,7 @@ def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> Non
 
 def test_renoising_needs_a_path(engine: Any) -> None:
     live = engine()
-    live.denoiser.has_path = False
+    live.denoiser.can -= {Can.PATH}
     with pytest.raises(ValueError, match="noisier steps"):
         search(["a"], Scripted((lambda p: fresh(1, 8),)), live)
 

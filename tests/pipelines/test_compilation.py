@@ -131,10 +131,10 @@ def test_the_engine_is_told_to_fill_batches_up() -> None:
 @pytest.mark.usefixtures("real_flops")
 def test_flops_are_counted_on_an_uncompiled_copy() -> None:
     call = {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2}
-    expected = upgrade(tiny.sd3()).denoiser(**call).flops()
+    expected = upgrade(tiny.sd3()).denoiser(**call).costs()
     pipe = upgrade(tiny.sd3())
     compile_denoiser(pipe, backend="eager")
-    assert pipe.denoiser(**call).flops() == expected
+    assert pipe.denoiser(**call).costs() == expected
     assert not graphs()
 
 

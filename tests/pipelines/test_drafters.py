@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter, _settings, shared_copy
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap import BestOfN, SeedPruning, search
@@ -94,12 +95,12 @@ def lora(tmp_path: Path) -> Callable[..., str]:
 def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name: str) -> None:
     pipe = shared(name)
     base, plain = denoiser(pipe, name), unguided(pipe, name)
-    base.use_drafter(Drafter(base.net, told(first_time=1.0)))
+    use_drafter(base, Drafter(base.net, told(first_time=1.0)))
     x, steps, at = rows(base, 0, 3, 1, 2)
     position = torch.from_numpy(base.grid.calls)[steps]
-    close(base.draft(x, steps, at, 1), plain.predict(x, position, at).x0)
-    assert [base.draft_level(k, 1) for k in steps.tolist()] == pytest.approx([base.grid.levels[k] for k in steps])
-    assert base.passes_per_draft == 1
+    close(base.drafts.guess(x, steps, at, 1), plain.predict(x, position, at).x0)
+    assert [base.drafts.level(k, 1) for k in steps.tolist()] == pytest.approx([base.grid.levels[k] for k in steps])
+    assert base.drafts.passes == 1
 
 
 @pytest.mark.parametrize(("name", "scheduler", "convert"), [
@@ -117,17 +118,17 @@ def test_other_schedulers_and_paths_are_brought_to_the_network_at_equal_signal_t
     if convert is not None:
         base.convert(convert)
         plain.convert(convert)
-    base.use_drafter(Drafter(base.net, told(first_time=1.0)))
+    use_drafter(base, Drafter(base.net, told(first_time=1.0)))
     x, steps, at = rows(base, 1, 3)
     position = torch.from_numpy(base.grid.calls)[steps]
-    close(base.draft(x, steps, at, 1), plain.predict(x, position, at).x0)
-    assert [base.draft_level(k, 1) for k in steps.tolist()] == pytest.approx([base.grid.levels[k] for k in steps])
+    close(base.drafts.guess(x, steps, at, 1), plain.predict(x, position, at).x0)
+    assert [base.drafts.level(k, 1) for k in steps.tolist()] == pytest.approx([base.grid.levels[k] for k in steps])
 
 
 def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
     """Of the network's own output at the times that the contract names: FLUX, whose times are the noise levels."""
     base = denoiser(shared("flux_schnell"), "flux_schnell")
-    base.use_drafter("hot:2")
+    use_drafter(base, "hot:2")
     x, steps, at = rows(base, 0, 2)
     t = base.times[steps].float().view(-1, 1, 1)
 
@@ -136,27 +137,26 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
         return out
 
     first = x - 0.87 * t * velocity(x, 0.87 * t)
-    close(base.draft(x, steps, at, 1), first)
+    close(base.drafts.guess(x, steps, at, 1), first)
     half = t / 2
     moved = (1 - half) * first + half * (x - (1 - t) * first) / t
-    close(base.draft(x, steps, at, 2), moved - half * velocity(moved, half))
-    assert base.draft_calls == 2
-    assert base.draft_level(2, 1) == pytest.approx(0.87 * base.grid.levels[2])
-    assert base.draft_level(2, 2) == pytest.approx(base.grid.levels[2] / 2)
+    close(base.drafts.guess(x, steps, at, 2), moved - half * velocity(moved, half))
+    assert base.drafts.calls == 2
+    assert base.drafts.level(2, 1) == pytest.approx(0.87 * base.grid.levels[2])
+    assert base.drafts.level(2, 2) == pytest.approx(base.grid.levels[2] / 2)
 
 
 @pytest.mark.parametrize("name", FOUR)
 def test_the_batch_decides_nothing(name: str, lora: Callable[..., str]) -> None:
     pipe = shared(name)
     base = denoiser(pipe, name)
-    base.use_drafter(lora(pipe))
+    use_drafter(base, lora(pipe))
     x, steps, at = rows(base, 0, 3, 1)
-    together = base.draft(x, steps, at, 2)
-    assert torch.equal(together, base.draft(x, steps, at, 2))
+    together = base.drafts.guess(x, steps, at, 2)
+    assert torch.equal(together, base.drafts.guess(x, steps, at, 2))
     for i in range(3):
-        torch.testing.assert_close(
-            base.draft(x[i : i + 1], steps[i : i + 1], at[i : i + 1], 2), together[i : i + 1], atol=2e-5, rtol=2e-5
-        )
+        alone = base.drafts.guess(x[i : i + 1], steps[i : i + 1], at[i : i + 1], 2)
+        torch.testing.assert_close(alone, together[i : i + 1], atol=2e-5, rtol=2e-5)
 
 
 # --- a LoRA -------------------------------------------------------------------------------------------------------
@@ -168,13 +168,13 @@ def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora:
     folder = lora(pipe)
     write_draft(folder, told(first_time=1.0))
     base, bare = denoiser(pipe, name), unguided(pipe, name)
-    base.use_drafter(folder)
+    use_drafter(base, folder)
     x, steps, at = rows(base, 0, 3)
     position = torch.from_numpy(base.grid.calls)[steps]
     under = FAMILIES[name].build()
     under.load_lora_weights(folder)
     plain = unguided(under, name)
-    guess = base.draft(x, steps, at, 1)
+    guess = base.drafts.guess(x, steps, at, 1)
     close(guess, plain.predict(x, position, at).x0)
     assert float((guess - bare.predict(x, position, at).x0).norm() / guess.norm()) > 1e-3
 
@@ -188,9 +188,9 @@ def test_nothing_leaks_into_the_models_own_evaluations(name: str, lora: Callable
     modules, weights = list(base.net.modules()), [p.detach().clone() for p in base.net.parameters()]
     flags = [p.requires_grad for p in base.net.parameters()]
     before = base.predict(x, position, at)
-    base.use_drafter(lora(pipe))
+    use_drafter(base, lora(pipe))
     loaded = base.predict(x, position, at)
-    base.draft(x, steps, at, 2)
+    base.drafts.guess(x, steps, at, 2)
     after = base.predict(x, position, at)
     for other in (loaded, after):
         assert torch.equal(before.out, other.out)
@@ -205,13 +205,13 @@ def test_nothing_leaks_into_the_models_own_evaluations(name: str, lora: Callable
 def test_only_the_lora_takes_memory(lora: Callable[..., str]) -> None:
     pipe = FAMILIES["sd3"].build()
     base = denoiser(pipe, "sd3")
-    base.use_drafter(lora(pipe))
+    use_drafter(base, lora(pipe))
     mine = {t.data_ptr() for t in (*base.net.parameters(), *base.net.buffers())}
-    own = {name for name, t in base.drafter.net.named_parameters() if t.data_ptr() not in mine}
+    own = {name for name, t in base.drafts.drafter.net.named_parameters() if t.data_ptr() not in mine}
     assert own
     assert all("lora_" in name for name in own)
-    assert {t.data_ptr() for t in base.drafter.net.buffers()} <= mine
-    assert not any(t.requires_grad for n, t in base.drafter.net.named_parameters() if n in own)
+    assert {t.data_ptr() for t in base.drafts.drafter.net.buffers()} <= mine
+    assert not any(t.requires_grad for n, t in base.drafts.drafter.net.named_parameters() if n in own)
 
 
 def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
@@ -223,8 +223,8 @@ def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str
     x, steps, at = rows(base, 0, 2)
     before = base.predict(x, steps, at).x0
     flags = [p.requires_grad for p in base.net.parameters()]
-    base.use_drafter(folder)
-    both = base.draft(x, steps, at, 1)
+    use_drafter(base, folder)
+    both = base.drafts.guess(x, steps, at, 1)
     assert torch.equal(before, base.predict(x, steps, at).x0)
     assert flags == [p.requires_grad for p in base.net.parameters()]
     assert pipe.get_active_adapters() == ["style"]
@@ -235,13 +235,13 @@ def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str
     close(both, denoiser(together, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
     # Another scale of it is another drafter; without it, its layers go.
     pipe.set_adapters(["style"], [1.0])
-    base.use_drafter(folder)
-    assert not torch.equal(base.draft(x, steps, at, 1), both)
+    use_drafter(base, folder)
+    assert not torch.equal(base.drafts.guess(x, steps, at, 1), both)
     pipe.disable_lora()
-    base.use_drafter(folder)
+    use_drafter(base, folder)
     alone = FAMILIES["sd3"].build()
     alone.load_lora_weights(folder)
-    close(base.draft(x, steps, at, 1), denoiser(alone, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
+    close(base.drafts.guess(x, steps, at, 1), denoiser(alone, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
 
 
 def test_layers_for_text_encoders_are_left_out(lora: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
@@ -249,10 +249,10 @@ def test_layers_for_text_encoders_are_left_out(lora: Callable[..., str], caplog:
     base = denoiser(pipe, "sd15")
     words = pipe.text_encoder.state_dict().keys()
     with caplog.at_level(logging.WARNING, "ttsnap"):
-        base.use_drafter(lora(pipe, text_encoder=True))
+        use_drafter(base, lora(pipe, text_encoder=True))
     assert "its layers for text encoders are left out" in caplog.text
     assert pipe.text_encoder.state_dict().keys() == words
-    assert base.drafts
+    assert base.drafts is not None
 
 
 def test_a_single_file_drafts_by_the_settings_beside_it(lora: Callable[..., str]) -> None:
@@ -261,12 +261,12 @@ def test_a_single_file_drafts_by_the_settings_beside_it(lora: Callable[..., str]
     write_draft(folder, told(first_time=0.5))
     base = denoiser(pipe, "sd3")
     x, steps, at = rows(base, 0, 2)
-    base.use_drafter(str(folder))
-    whole = base.draft(x, steps, at, 1)
+    use_drafter(base, str(folder))
+    whole = base.drafts.guess(x, steps, at, 1)
     (folder / "pytorch_lora_weights.safetensors").rename(folder / "mine.safetensors")
-    base.use_drafter(f"{folder}/mine.safetensors:2")
-    assert base.draft_calls == 2
-    assert torch.equal(base.draft(x, steps, at, 1), whole)
+    use_drafter(base, f"{folder}/mine.safetensors:2")
+    assert base.drafts.calls == 2
+    assert torch.equal(base.drafts.guess(x, steps, at, 1), whole)
 
 
 def test_a_draft_on_a_hub_that_cannot_be_reached_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_draft_on_a_hub_that_cannot_be_reached_is_refused_at_once(monkeypatch:
     base = denoiser(shared("sd3"), "sd3")
     for where in ("a/b", "a/b/draft.safetensors", "a/b:2"):
         with pytest.raises(ValueError, match=r"draft a/b\S*: cannot load it: no copy"):
-            base.use_drafter(where)
+            use_drafter(base, where)
     assert asked == ["a/b"] * 3
 
 
@@ -332,11 +332,9 @@ def test_another_network_drafts_from_its_folder_from_a_pipelines_and_from_python
     found = {}
     monkeypatch.setenv("HOME", str(tmp_path))
     for draft in ("~/network", other, f"{tmp_path / 'pipeline'}:3"):
-        base.use_drafter(draft)
-        found[base.drafter.settings.first_time, base.draft_calls] = base.draft(x, steps, at, 1)
-        torch.testing.assert_close(
-            base.draft(x, steps, at, 1), found[base.drafter.settings.first_time, base.draft_calls], rtol=0, atol=0
-        )
+        use_drafter(base, draft)
+        guess = found[base.drafts.drafter.settings.first_time, base.drafts.calls] = base.drafts.guess(x, steps, at, 1)
+        assert torch.equal(base.drafts.guess(x, steps, at, 1), guess)
     assert found.keys() == {(1.0, 1), (0.5, 3)}
     swapped = type(pipe)(**{**pipe.components, "transformer": other})
     close(found[1.0, 1], denoiser(swapped, "sd3", guidance_scale=1.0).predict(x, steps, at).x0)
@@ -347,42 +345,42 @@ def test_schnell_drafts_for_dev_which_reads_a_scale_of_guidance() -> None:
     dev, schnell = shared("flux"), shared("flux_schnell")
     base = denoiser(dev, "flux")
     x, steps, at = rows(base, 0, 2)
-    base.use_drafter(schnell.transformer)
+    use_drafter(base, schnell.transformer)
     fast = FAMILIES["flux"].build()
     fast.transformer = schnell.transformer
-    close(base.draft(x, steps, at, 1), denoiser(fast, "flux").predict(x, steps, at).x0)
-    base.use_drafter(Drafter(base.net, told(guidance=1.5)))
-    close(base.draft(x, steps, at, 1), denoiser(dev, "flux", guidance_scale=1.5).predict(x, steps, at).x0)
-    base.use_drafter(Drafter(base.net))  # at the scale of the call
-    close(base.draft(x, steps, at, 1), base.predict(x, steps, at).x0)
+    close(base.drafts.guess(x, steps, at, 1), denoiser(fast, "flux").predict(x, steps, at).x0)
+    use_drafter(base, Drafter(base.net, told(guidance=1.5)))
+    close(base.drafts.guess(x, steps, at, 1), denoiser(dev, "flux", guidance_scale=1.5).predict(x, steps, at).x0)
+    use_drafter(base, Drafter(base.net))  # at the scale of the call
+    close(base.drafts.guess(x, steps, at, 1), base.predict(x, steps, at).x0)
 
 
 def test_a_draft_may_be_guided_where_the_call_prepares_two_passes() -> None:
     pipe = shared("sd3")
     base = denoiser(pipe, "sd3")
-    base.use_drafter(Drafter(base.net, told(guidance=2.0)))
+    use_drafter(base, Drafter(base.net, told(guidance=2.0)))
     x, steps, at = rows(base, 0, 2)
-    close(base.draft(x, steps, at, 1), denoiser(pipe, "sd3", guidance_scale=2.0).predict(x, steps, at).x0)
-    assert base.passes_per_draft == 2
+    close(base.drafts.guess(x, steps, at, 1), denoiser(pipe, "sd3", guidance_scale=2.0).predict(x, steps, at).x0)
+    assert base.drafts.passes == 2
     with pytest.raises(ValueError, match="made at guidance 2, for which this call of"):
-        denoiser(pipe, "sd3", guidance_scale=1.0).use_drafter(Drafter(base.net, told(guidance=2.0)))
+        use_drafter(denoiser(pipe, "sd3", guidance_scale=1.0), Drafter(base.net, told(guidance=2.0)))
 
 
 def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_so(lora: Callable[..., str]) -> None:
     pipe = FAMILIES["flux"].build()
     folder = lora(pipe)
     eager = denoiser(pipe, "flux")
-    eager.use_drafter(folder)
+    use_drafter(eager, folder)
     x, steps, at = rows(eager, 0, 2)
-    guess = eager.draft(x, steps, at, 1)
+    guess = eager.drafts.guess(x, steps, at, 1)
     compile_denoiser(pipe, backend="eager")
     base = denoiser(pipe, "flux")
-    base.memo.clear()
-    base.use_drafter(folder)
-    assert torch.equal(base.draft(x, steps, at, 1), guess)
+    base.pipe._search_memo.clear()
+    use_drafter(base, folder)
+    assert torch.equal(base.drafts.guess(x, steps, at, 1), guess)
     compiled = {type(m) for m in base.net.modules() if m._compiled_call_impl is not None}
     assert len(compiled) == 2  # both kinds of blocks
-    assert not any(m._compiled_call_impl is not None for m in base.drafter.net.modules())
+    assert not any(m._compiled_call_impl is not None for m in base.drafts.drafter.net.modules())
 
 
 # --- what it costs ------------------------------------------------------------------------------------------------
@@ -393,14 +391,14 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
 def test_cost_is_counted_on_meta_for_one_pass(name: str, lora: Callable[..., str]) -> None:
     pipe = FAMILIES[name].build()
     base = denoiser(pipe, name)
-    assert (base.drafts, base.draft_calls, base.passes_per_draft, base.draft_flops()) == (False, 0, 0, 0.0)
-    base.use_drafter("hot")
-    one = base.flops()[0] / base.passes_per_nfe
-    assert base.draft_flops() == one
-    base.use_drafter(lora(pipe))
-    assert one < base.draft_flops() < 1.5 * one  # the LoRA's own products come on top
-    base.use_drafter(Drafter(base.net, HOT_SETTINGS))
-    assert base.draft_flops() == one
+    assert (base.drafts, base.costs().draft) == (None, 0.0)
+    use_drafter(base, "hot")
+    one = base.costs().nfe / base.passes_per_nfe
+    assert base.costs().draft == one
+    use_drafter(base, lora(pipe))
+    assert one < base.costs().draft < 1.5 * one  # the LoRA's own products come on top
+    use_drafter(base, Drafter(base.net, HOT_SETTINGS))
+    assert base.costs().draft == one
 
 
 # --- what is remembered, and what is refused ----------------------------------------------------------------------
@@ -410,20 +408,20 @@ def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], 
     pipe = upgrade(FAMILIES["sd3"].build())
     folder = lora(pipe)
     first = pipe.denoiser(**FAMILIES["sd3"].call)
-    first.use_drafter(folder)
+    use_drafter(first, folder)
     write_draft(folder, told(first_time=0.5))  # as after a check
     second = pipe.denoiser(**FAMILIES["sd3"].call)
-    second.use_drafter(f"{folder}:2")
-    assert second.drafter.net is first.drafter.net
-    assert (first.drafter.settings, second.drafter.settings) == (told(), told(first_time=0.5))
-    assert (first.draft_calls, second.draft_calls) == (1, 2)
+    use_drafter(second, f"{folder}:2")
+    assert second.drafts.drafter.net is first.drafts.drafter.net
+    assert (first.drafts.drafter.settings, second.drafts.drafter.settings) == (told(), told(first_time=0.5))
+    assert (first.drafts.calls, second.drafts.calls) == (1, 2)
     (weights,) = (tmp_path / "draft").glob("*.safetensors")
     os.utime(weights, (0, 0))  # others in its place
-    second.use_drafter(folder)
-    assert second.drafter.net is not first.drafter.net
+    use_drafter(second, folder)
+    assert second.drafts.drafter.net is not first.drafts.drafter.net
     weights.unlink()
     with pytest.raises(ValueError, match=r"there is no \.safetensors file in that folder"):
-        upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
+        use_drafter(upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call), folder)
 
 
 def dark(images: Any, prompts: Any) -> Any:
@@ -470,7 +468,7 @@ def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(name:
         return lambda module, arguments, named, out: seen.update({who: seen[who] + len(out[0])})
 
     made.net.register_forward_hook(count("base"), with_kwargs=True)
-    made.drafter.net.register_forward_hook(count("draft"), with_kwargs=True)
+    made.drafts.drafter.net.register_forward_hook(count("draft"), with_kwargs=True)
     pruning = SeedPruning(n=6, keep=(0.5,), steps=(1,), draft_share=0.4)
     result = search(["a cat"], pruning, engine, seed=7)[0]
     spent = result.spent.cost
@@ -502,17 +500,17 @@ def test_the_guidance_of_a_call_is_what_its_network_reads_or_what_guides_its_pas
 ])  # fmt: skip
 def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        denoiser(shared("sd3"), "sd3").use_drafter(draft)
+        use_drafter(denoiser(shared("sd3"), "sd3"), draft)
 
 
 def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) -> None:
     settings, file = replace(HOT_SETTINGS, first_time=0.8, checked=(Checked("m", 2, 5.0),)), tmp_path / "hot.json"
     write_settings(file, settings)
     made = denoiser(shared("sd3"), "sd3")
-    made.use_drafter(f"{file}:2")
-    assert (made.drafter.net, made.drafter.settings, made.draft_calls) == (made.net, settings, 2)
+    use_drafter(made, f"{file}:2")
+    assert (made.drafts.drafter.net, made.drafts.drafter.settings, made.drafts.calls) == (made.net, settings, 2)
     with pytest.raises(ValueError, match=r"no such draft: .*cold\.json"):
-        made.use_drafter(str(tmp_path / "cold.json"))
+        use_drafter(made, str(tmp_path / "cold.json"))
 
 
 def test_a_peft_that_runs_what_a_file_names_is_refused(
@@ -524,32 +522,32 @@ def test_a_peft_that_runs_what_a_file_names_is_refused(
         "diffusers.utils.import_utils.is_peft_version", lambda operation, version: (operation, version) == ("<", "0.20")
     )
     with pytest.raises(ValueError, match=r"peft before 0\.20 runs a module .* pip install -U 'peft>=0\.20'"):
-        pipe.denoiser(**FAMILIES["sd3"].call).use_drafter(folder)
+        use_drafter(pipe.denoiser(**FAMILIES["sd3"].call), folder)
 
 
 def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:
     base = denoiser(shared("sd3"), "sd3")
     wider = type(base.net).from_config({**base.net.config, "in_channels": 8, "out_channels": 8})
     with pytest.raises(ValueError, match="draft: its in_channels is 8, that of the model's network 4; a drafter must"):
-        base.use_drafter(wider)
+        use_drafter(base, wider)
     wider.save_pretrained(tmp_path / "wider")
     with pytest.raises(ValueError, match="wider: its in_channels is 8"):
-        base.use_drafter(str(tmp_path / "wider"))
+        use_drafter(base, str(tmp_path / "wider"))
     shared("flux").transformer.save_pretrained(tmp_path / "flux")
     with pytest.raises(ValueError, match="it is a FluxTransformer2DModel, but the model's network is a SD3Transformer"):
-        base.use_drafter(str(tmp_path / "flux"))
+        use_drafter(base, str(tmp_path / "flux"))
     with pytest.raises(ValueError, match="was it made for another family"):
-        base.use_drafter(lora(shared("sd15"), "unet"))
+        use_drafter(base, lora(shared("sd15"), "unet"))
     with pytest.raises(ValueError, match="diffusers loads no LoRA into a SearchPixArtSigmaPipeline"):
-        denoiser(shared("pixart_sigma"), "pixart_sigma").use_drafter(lora(shared("sd3"), "unfit"))
+        use_drafter(denoiser(shared("pixart_sigma"), "pixart_sigma"), lora(shared("sd3"), "unfit"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="not a LoRA"):
-        base.use_drafter(str(tmp_path / "empty"))
+        use_drafter(base, str(tmp_path / "empty"))
     folder = Path(lora(shared("sd3")))
     (folder / "draft.json").write_text(json.dumps({"format": 7}))
     with pytest.raises(ValueError, match=r"draft\.json cannot be used: it is of format 7"):
-        base.use_drafter(str(folder))
-    assert not base.drafts
+        use_drafter(base, str(folder))
+    assert base.drafts is None
 
 
 def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_only(lora: Callable[..., str]) -> None:
@@ -558,17 +556,17 @@ def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_onl
     pipe.load_lora_weights(lora(pipe, "style", seed=1), adapter_name="style")
     pipe.fuse_lora()
     with pytest.raises(ValueError, match=r"a LoRA of the model is fused and still loaded; call pipe\.unload_lora"):
-        denoiser(pipe, "sd3").use_drafter(folder)
+        use_drafter(denoiser(pipe, "sd3"), folder)
     pipe = FAMILIES["sd3"].build()
     pipe.enable_model_cpu_offload(device="cpu")
     base = denoiser(pipe, "sd3")
     with pytest.raises(ValueError, match="shares the weights of the model's network, which offloading and other"):
-        base.use_drafter(folder)
+        use_drafter(base, folder)
     x, steps, at = rows(base, 0, 2)
-    base.use_drafter("hot")
+    use_drafter(base, "hot")
     whole = denoiser(FAMILIES["sd3"].build(), "sd3")
-    whole.use_drafter("hot")
-    close(base.draft(x, steps, at, 1), whole.draft(x, steps, at, 1))
+    use_drafter(whole, "hot")
+    close(base.drafts.guess(x, steps, at, 1), whole.drafts.guess(x, steps, at, 1))
 
 
 def test_a_copy_of_a_network_is_another_object_over_the_same_weights() -> None:

@@ -36,8 +36,8 @@ def predictions(name: str, *changes: dict[str, Any]) -> tuple[list[float], list[
     pipeline counts as any other."""
     stock = FAMILIES[name].build()
     pipe, calls = upgrade(stock), [{**FAMILIES[name].call, "num_inference_steps": 2, **change} for change in changes]
-    one = [pipe.denoiser(**call).flops()[0] for call in calls]
-    return one, one[:1] + [upgrade(stock).denoiser(**call).flops()[0] for call in calls[1:]]
+    one = [pipe.denoiser(**call).costs().nfe for call in calls]
+    return one, one[:1] + [upgrade(stock).denoiser(**call).costs().nfe for call in calls[1:]]
 
 
 @pytest.mark.parametrize("name", TAKES_LENGTH)
@@ -94,7 +94,7 @@ def test_embeddings_of_any_length(name: str) -> None:
 
 
 def flops(pipe: Any) -> float:
-    found: float = pipe.denoiser(**FAMILIES["sd3"].call, num_inference_steps=2).flops()[0]
+    found: float = pipe.denoiser(**FAMILIES["sd3"].call, num_inference_steps=2).costs().nfe
     return found
 
 
@@ -132,7 +132,8 @@ def test_a_pipeline_with_a_memo_is_copied_and_pickled_without_it() -> None:
     pipe = FAMILIES["sd3"].build()
     pipe._search_memo = Memo()
     denoiser = upgrade(pipe).denoiser(**FAMILIES["sd3"].call)
-    denoiser.memo[denoiser.setting()] = 1
-    assert upgrade(pipe)._search_memo is denoiser.memo
-    assert copy.deepcopy(denoiser.memo) == pickle.loads(pickle.dumps(denoiser.memo)) == {}
-    assert len(denoiser.memo) == 1
+    denoiser.memo()["a"] = 1
+    memo = upgrade(pipe)._search_memo
+    assert upgrade(pipe).denoiser(**FAMILIES["sd3"].call).memo() == {"a": 1}
+    assert copy.deepcopy(memo) == pickle.loads(pickle.dumps(memo)) == {}
+    assert len(memo) == 1

@@ -204,7 +204,7 @@ def test_flops_are_counted_without_running(name: str, change: dict[str, Any], ca
     calls: list[int] = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     with caplog.at_level(logging.DEBUG, "ttsnap"):
-        predict, decode = denoiser.flops()
+        predict, decode, *_ = denoiser.costs()
     hook.remove()
     assert not calls
     assert not caplog.records
@@ -232,11 +232,12 @@ def test_a_small_vae_previews(name: str) -> None:
         num_decoder_blocks=(1,) * (1 + halvings),
     ).eval()
     denoiser = upgrade(pipe).denoiser(**arguments(name, {}))
-    assert denoiser.preview_flops() > 0
+    assert denoiser.costs().preview > 0
     with torch.no_grad():
         denoiser.encode(PROMPTS)
         x = denoiser.init_latents([generator()])
-        assert denoiser.preview(x).shape == denoiser.decode(x).shape == (1, 3, denoiser.height, denoiser.width)
+        size = (denoiser.layout.height, denoiser.layout.width)
+        assert denoiser.preview(x).shape == denoiser.decode(x).shape == (1, 3, *size)
 
 
 @pytest.mark.usefixtures("real_flops")
@@ -245,7 +246,7 @@ def test_qwen_image_has_no_small_vae() -> None:
     pipe.preview_vae = AutoencoderTiny()
     denoiser = upgrade(pipe).denoiser(**arguments("qwen_image", {}))
     with pytest.raises(ValueError, match="AutoencoderTiny cannot decode Qwen-Image's latents"):
-        denoiser.preview_flops()
+        denoiser.costs()
 
 
 def test_qwen_image_distilled_for_guidance_needs_a_scale() -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 from ttsnap.pipelines import load, upgrade
+from ttsnap.pipelines.guidance.passes import Texts
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.rewards.registry import FunctionReward, make_reward
+from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES
@@ -26,6 +28,8 @@ def wavy(images: Tensor, prompts: Any) -> Tensor:
 
 def doubled(value: Any) -> Any:
     """Encoded texts in float64."""
+    if isinstance(value, Texts):
+        return Texts(*map(doubled, value))
     if isinstance(value, list):
         return [doubled(v) for v in value]
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -36,7 +40,7 @@ def doubled(value: Any) -> Any:
 def test_gradients_of_every_family(name: str, through: str) -> None:
     pipe = upgrade(FAMILIES[name].build())
     denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
-    if not denoiser.has_path or denoiser.grid.evals is not None:
+    if Can.PATH not in denoiser.can or denoiser.grid.evals is not None:
         denoiser.convert()
     with torch.no_grad():
         denoiser.encode(["a cat"])
@@ -91,10 +95,10 @@ def test_quantised_networks_are_refused() -> None:
 
     pipe.transformer.hf_quantizer = Frozen()
     with pytest.raises(ValueError, match=r"transformer is quantised by Frozen, which carries no gradients"):
-        denoiser.check_differentiable("denoiser")
-    denoiser.check_differentiable("x0")
+        denoiser.differentiable("denoiser")
+    denoiser.differentiable("x0")
     Frozen.is_trainable = True
-    denoiser.check_differentiable("denoiser")
+    denoiser.differentiable("denoiser")
 
 
 def bright(images: Tensor, prompts: Any) -> Tensor:

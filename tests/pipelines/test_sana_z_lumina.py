@@ -199,13 +199,13 @@ def test_rows_at_different_steps_are_guided_as_in_stock_runs_of_one(family: str,
     call, negative = {**CALLS[family], **change}, ["snow", "a green boat"]
     engine = upgrade(stock).engine(mean_red, batch_size=5, **call, negative_prompt=negative)
     batches: list[tuple[int, ...]] = []
-    output = engine.denoiser.output
+    guided = engine.denoiser.guided
 
     def watched(x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Any:
         batches.append(tuple(step.tolist()))
-        return output(x, t, step, at)
+        return guided(x, t, step, at)
 
-    engine.denoiser.output = watched
+    engine.denoiser.guided = watched
     found = search(PROMPTS, SeedPruning(6, (0.5, 0.5), steps=(1, 2)), engine, seed=7, keep=2)
     assert any(len(set(steps)) > 1 for steps in batches)
     for result, unwanted in zip(found, negative, strict=True):
@@ -320,7 +320,7 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(family: str, guid
     denoiser = twin.denoiser(**{**CALLS[family], **({} if guided else {"guidance_scale": 0.0})})
     calls: list[int] = []
     hook = twin.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
-    counted = denoiser.flops()
+    counted = denoiser.costs()[:2]
     assert not calls
     hook.remove()
     x, zero = noise(denoiser, 1), torch.zeros(1, dtype=torch.long)
@@ -345,4 +345,4 @@ def test_previews_are_decoded_by_the_scale_of_their_own_vae(family: str) -> None
         x = noise(denoiser, 2)
         expected = (twin.preview_vae.decode(x).sample / 2 + 0.5).clamp(0, 1)
         assert torch.equal(denoiser.preview(x), expected)
-        assert denoiser.preview_flops() > 0
+        assert denoiser.costs().preview > 0

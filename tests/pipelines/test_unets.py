@@ -207,7 +207,7 @@ def test_pixart_bins_sizes() -> None:
     assert torch.equal(images, by_stock(pipe, ["a cat"], "pt", call))
     twin = upgrade(pipe)
     binned = [twin.denoiser(**{**call, "height": h, "width": w}) for h, w in ((200, 264), (256, 256), (None, None))]
-    assert [(d.height, d.width) for d in binned] == [(224, 288), (256, 256), (256, 256)]
+    assert [(d.layout.height, d.layout.width) for d in binned] == [(224, 288), (256, 256), (256, 256)]
 
 
 # --- embeddings ------------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_previews_by_a_tiny_vae(name: str) -> None:
         latents = denoiser.init_latents([generator()])
         expected = pipe.image_processor.postprocess(pipe.preview_vae.decode(latents).sample, output_type="pt")
         assert torch.equal(denoiser.preview(latents), expected)
-    assert denoiser.preview_flops() > 0
+    assert denoiser.costs().preview > 0
 
 
 # --- FLOPs ----------------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_flops_are_those_of_a_call(name: str, guidance_scale: float, caplog: pyt
     calls: list[int] = []
     hook = getattr(pipe, denoiser.network).register_forward_pre_hook(lambda *_: calls.append(1))
     with caplog.at_level(logging.DEBUG, logger="ttsnap"):
-        predict, decode = denoiser.flops()
+        predict, decode, *_ = denoiser.costs()
     hook.remove()
     assert not calls
     assert "counted by a real call" not in caplog.text
@@ -370,7 +370,7 @@ def test_flops_are_those_of_a_call(name: str, guidance_scale: float, caplog: pyt
 @pytest.mark.usefixtures("real_flops")
 def test_flops_depend_on_the_length_of_the_text() -> None:
     pipe = upgrade(FAMILIES["pixart_sigma"].build())
-    short, long = (pipe.denoiser(**arguments("pixart_sigma", {"max_sequence_length": n})).flops()[0] for n in (8, 64))
+    short, long = (pipe.denoiser(**arguments("pixart_sigma", {"max_sequence_length": n})).costs().nfe for n in (8, 64))
     assert short < long
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser, drafts_of
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
@@ -23,17 +23,16 @@ def plain() -> MixtureDenoiser:
 
 
 def test_defaults_are_those_of_a_denoiser_without_the_ability(plain: MixtureDenoiser) -> None:
-    assert plain.has_path
-    assert (plain.offloaded, plain.previews, plain.gradient_checkpointing) == (False, False, False)
-    assert (plain.preview_flops(), plain.setting(), list(plain.parameters())) == (0.0, (), [])
-    assert (plain.drafts, plain.draft_calls, plain.passes_per_draft, plain.draft_flops()) == (False, 0, 0, 0.0)
-    plain.memo["a",] = 1
-    assert not plain.memo
-    plain.check_differentiable("denoiser")
+    assert plain.can == {Can.PATH, Can.DIFFERENTIATE}
+    assert (plain.offloaded, plain.gradient_checkpointing, plain.drafts, plain.frames) == (False, False, None, None)
+    assert plain.costs()[2:] == (0.0, 0.0)
+    assert not plain.differentiable("denoiser")
+    plain.memo()["a"] = 1
+    assert not plain.memo()
     with pytest.raises(ValueError, match="MixtureDenoiser has no preview VAE"):
         plain.preview(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="MixtureDenoiser has no drafter"):
-        plain.draft(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), 1)
+        drafts_of(plain)
 
 
 def test_what_it_cannot_do_is_refused_before_a_search(plain: MixtureDenoiser) -> None:

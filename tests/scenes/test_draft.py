@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.drafting.drafting import use_drafter
 
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.sampling.drafts import TrainedFor, read_draft
@@ -53,12 +54,12 @@ def test_plain_diffusers_loads_it() -> None:
 def test_its_guesses_are_nearer_to_the_ends_than_x0_estimates_are() -> None:
     pipe, (prompt,) = load(), sample_prompts(1, 3)
     denoiser = pipe.denoiser(**defaults())
-    denoiser.use_drafter("embedded:2")
-    assert (denoiser.draft_calls, denoiser.doubt_of_draft("embedded")) == (2, None)
+    use_drafter(denoiser, "embedded:2")
+    assert (denoiser.drafts.calls, denoiser.drafts.doubt("embedded")) == (2, None)
     denoiser.encode([prompt])
     x, cond = denoiser.init_latents([seeded(i) for i in range(6)]), torch.zeros(6, dtype=torch.long)
     with torch.no_grad():
-        guesses = [denoiser.draft(x, cond, cond, calls) for calls in (1, 2)]
+        guesses = [denoiser.drafts.guess(x, cond, cond, calls) for calls in (1, 2)]
         estimate = denoiser.predict(x, cond, cond).x0
         for step in range(denoiser.grid.steps):
             k = torch.full((6,), step)

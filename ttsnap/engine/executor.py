@@ -20,6 +20,7 @@ from ttsnap.engine.shared_denoiser import Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.sampling.denoiser import drafts_of
 from ttsnap.sampling.kernels import Prediction
 
 
@@ -110,7 +111,7 @@ class Executor:
         """One guess of so many calls by the drafter at each of these nodes."""
         x, at, cond = self._batch(pending)
         steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
-        guess = self.denoiser.draft(x, steps, cond, calls)
+        guess = drafts_of(self.denoiser).guess(x, steps, cond, calls)
         for i, (_, node) in enumerate(pending):
             node.keep_prediction(Prediction(guess, guess), i)
         self.count(Cost(draft_calls=calls * len(pending)))

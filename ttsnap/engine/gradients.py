@@ -58,7 +58,7 @@ class Differentiator:
             check_reward(reward)
         self._found = False
         self.tried = Cost(reward_calls=len(self.rewards))
-        denoiser.check_differentiable(through)
+        self.weights_of_denoiser = denoiser.differentiable(through)
 
     def __call__(
         self, x: Tensor, k: Tensor, cond: Tensor, prompts: Sequence[str], known: Prediction | None = None
@@ -199,4 +199,4 @@ def saved_bytes(differentiator: Differentiator, x: Tensor, k: Tensor, cond: Tens
 def _parameters(differentiator: Differentiator) -> list[Tensor]:
     networks = [reward.network for _, reward in differentiator.rewards if isinstance(reward.network, torch.nn.Module)]
     own = [p for network in networks for p in network.parameters()]
-    return [*differentiator.denoiser.parameters(), *own]
+    return [*differentiator.weights_of_denoiser, *own]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser
 from ttsnap.sampling.kernels import Kernel
 
 
@@ -53,7 +53,7 @@ class InitialNoise:
 
     def masked(self, nodes: list[Node]) -> list[Node]:
         """These nodes, which have just come to where they are, with what the call keeps from being changed."""
-        if self.denoiser.applies_mask:
+        if Can.MASK in self.denoiser.can:
             x, at = torch.stack([node.x for node in nodes]), torch.tensor([node.position for node in nodes])
             for node, latent in zip(nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True):
                 node.latent = latent

@@ -41,7 +41,7 @@ from ttsnap.engine.trial_batches import seconds_of, sizes_for
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
 from ttsnap.rewards.registry import make_rewards
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import Kernel
 
@@ -71,13 +71,13 @@ class LiveEngine(Engine):
         options = options or EngineOptions()
         self.network = SharedDenoiser(denoiser) if network is None else network
         if network is not None:
-            if denoiser.drafts or guidance is not None:
+            if denoiser.drafts is not None or guidance is not None:
                 raise ValueError("engines share a network where they neither draft nor follow gradients; let one that "
                                  "does have its own")  # fmt: skip
             denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
-        self.calibration_cost, self.draft_calls = Cost(), denoiser.draft_calls
+        self.calibration_cost, self.draft_calls = Cost(), 0 if denoiser.drafts is None else denoiser.drafts.calls
         prompts = EncodedPrompts(self.network.denoiser, self.network.encode)
         self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
@@ -111,11 +111,10 @@ class LiveEngine(Engine):
     def price(self) -> Price:
         """FLOPs per unit, counted once; seconds per unit once `calibrate` has run."""
         if self._price is None:
-            predict, decode = self.denoiser.flops()
-            preview = self.denoiser.preview_flops() if self.scorer.estimates == "preview" else 0.0
-            draft = self.denoiser.draft_flops() * self.denoiser.passes_per_draft
-            rates = Rates(predict, decode, self.scorer.flops, preview, draft_calls=draft)
-            passes, per_draft = self.denoiser.passes_per_nfe, self.denoiser.passes_per_draft
+            costs, drafts = self.denoiser.costs(), self.denoiser.drafts
+            preview = costs.preview if self.scorer.estimates == "preview" else 0.0
+            passes, per_draft = self.denoiser.passes_per_nfe, 0 if drafts is None else drafts.passes
+            rates = Rates(costs.nfe, costs.decode, self.scorer.flops, preview, draft_calls=costs.draft * per_draft)
             pixels, more = self.scorer.estimates, self.scorer.calls - len(self.rewards)
             plain = Price(rates, None, passes, pixels, passes_per_draft=per_draft, tokens=self.scorer.tokens,
                           more_calls=more)  # fmt: skip
@@ -139,9 +138,9 @@ class LiveEngine(Engine):
         offered = {Need.MIX, Need.ASCEND}
         if self.kernel.stochastic:
             offered |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
-        if simple and self.denoiser.has_path:
+        if simple and Can.PATH in self.denoiser.can:
             offered |= {Need.RENOISE, Need.ROLLOUT}
-        if self.denoiser.drafts:
+        if self.denoiser.drafts is not None:
             offered.add(Need.DRAFT)
         return frozenset(offered)
 

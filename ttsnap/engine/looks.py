@@ -17,7 +17,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Draft, Estimate, Estimator, Rollout
 from ttsnap.engine.store import Node, stacked
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Denoiser, drafts_of
 from ttsnap.sampling.kernels import Kernel, Ode, Prediction, Sde
 
 
@@ -179,7 +179,7 @@ def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> 
 
 def check_drafts(denoiser: Denoiser, kernel: Kernel) -> None:
     """ValueError where the denoiser has a drafter that is of no use with this kernel."""
-    if not denoiser.drafts:
+    if denoiser.drafts is None:
         return
     if kernel.stochastic and not (isinstance(kernel, Sde) and kernel.begin < 1):
         raise ValueError("a draft guesses where a deterministic sampler ends, and this kernel draws noise from the "
@@ -200,7 +200,7 @@ def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> Loo
     if isinstance(look, Rollout) and (points := look.points(stop, steps)):
         return RolloutRun(points)
     if isinstance(look, Draft):
-        return DraftRun(look.calls, denoiser.draft_level(stop, look.calls))
+        return DraftRun(look.calls, drafts_of(denoiser).level(stop, look.calls))
     if isinstance(look, Estimate | Rollout):
         return EstimateRun()
     raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate, rollout or draft")

@@ -23,7 +23,7 @@ from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, ask, explained
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class RowScorer:
         self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False, frames: int = 1
     ) -> None:
         self.names = tuple(r.name for r in rewards)
-        if preview and not denoiser.previews:
+        if preview and Can.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.shown = shown_of(denoiser, frames)
@@ -168,7 +168,7 @@ class RowScorer:
 
 def shown_of(denoiser: Denoiser, frames: int) -> Shown:
     """What rewards are shown of what this denoiser makes; of a video, so many frames or all that there are."""
-    return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), denoiser.edits)
+    return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), Can.EDIT in denoiser.can)
 
 
 def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:

@@ -17,7 +17,7 @@ from ttsnap.engine.scoring import RowScorer
 from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Denoiser, Drafts
 
 DEFAULT_BATCH = 16
 """The batch size where memory cannot be measured."""
@@ -37,11 +37,7 @@ def sizes_for(
     if gauge is None:
         denoise = denoise or DEFAULT_BATCH
         return denoise, decode or denoise, Cost()
-    memo, key, spent = (
-        denoiser.memo,
-        ("batches", *denoiser.setting(), scorer.names, scorer.shown, denoise, decode),
-        Cost(),
-    )
+    memo, key, spent = denoiser.memo(), ("batches", scorer.names, scorer.shown, denoise, decode), Cost()
     if key not in memo:
         denoiser.encode(prompts[:1] or [Prompt("")])
         *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
@@ -84,7 +80,8 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     decode = _timed(lambda: denoiser.decode(latent).cpu())
     previews = scorer.estimates == "preview"
     preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
-    draft = _timed(lambda: _draft(denoiser, 1)) if denoiser.drafts else 0.0
+    drafts = denoiser.drafts
+    draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
     level = torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
     calls = [scorer.shown.by(reward, sources) for _, reward in scorer.asked]
@@ -92,7 +89,7 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
                   call=max(0.0, one - nfe))  # fmt: skip
-    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), draft_calls=int(denoiser.drafts))
+    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), draft_calls=int(drafts is not None))
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -105,9 +102,9 @@ def _noise(denoiser: Denoiser, n: int) -> Tensor:
     return denoiser.init_latents([rng.seeded(i) for i in range(n)])
 
 
-def _draft(denoiser: Denoiser, n: int) -> Tensor:
-    zeros = torch.zeros(n, dtype=torch.long)
-    return denoiser.draft(_noise(denoiser, n), zeros, zeros, 1).cpu()
+def _draft(denoiser: Denoiser, drafts: Drafts) -> Tensor:
+    zero = torch.zeros(1, dtype=torch.long)
+    return drafts.guess(_noise(denoiser, 1), zero, zero, 1).cpu()
 
 
 def _predict(denoiser: Denoiser, n: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.sampling.denoiser import Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant, Linear, level, rows, velocity_from_x0
 from ttsnap.sampling.kernels import Kernel, Ode, Prediction
 
@@ -70,6 +70,6 @@ class MixtureDenoiser(Denoiser):
     def decode(self, x0: Tensor) -> Tensor:
         return torch.sigmoid(x0[:, :3]).float()[..., None, None]
 
-    def flops(self) -> tuple[float, float]:
+    def costs(self) -> Costs:
         m, d = self.means.shape
-        return float(8 * m * d), float(d)
+        return Costs(float(8 * m * d), float(d))

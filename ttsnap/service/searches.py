@@ -124,7 +124,7 @@ class Searches:
     def _has_doubts(self) -> bool:
         """Whether drafts were not checked for this spec. Why is not told: it names the operator's files."""
         denoiser = self.pipe.sampling_denoiser(self.spec.sampler, **dict(self.spec.call))
-        return denoiser.doubt_of_draft(model_name(self.pipe)) is not None
+        return denoiser.drafts is not None and denoiser.drafts.doubt(model_name(self.pipe)) is not None
 
     def close(self) -> None:
         """Give the engine up; its searches have ended."""

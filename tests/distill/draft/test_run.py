@@ -13,6 +13,7 @@ from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
 from ttsnap.distill.draft.run import Measured, distill_draft
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.drafting.drafting import use_drafter
 
 from ttsnap.files.lock import locked
 from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
@@ -61,10 +62,10 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) ->
     assert checked.figures["seeds"] == 3
     assert settings.trained_for == TrainedFor(name, STEPS, scale)
     base = pipe_of(name).denoiser(**dict(config_of(name).call or {}))
-    base.use_drafter(str(folder))
+    use_drafter(base, str(folder))
     base.encode(["a dog"])
     x, zero = base.init_latents([torch.Generator().manual_seed(0)]), torch.zeros(1, dtype=torch.long)
-    assert torch.isfinite(base.draft(x, zero, zero, 2)).all()
+    assert torch.isfinite(base.drafts.guess(x, zero, zero, 2)).all()
 
 
 def test_a_finished_run_is_not_made_again_and_others_give_the_same_bytes(

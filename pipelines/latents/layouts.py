@@ -1,0 +1,89 @@
+"""Layouts of latents: what shape they have for pictures of a size, in pixels.
+
+`Plain` latents are maps. `Packed` ones are tokens, as FLUX.1, FLUX.2 and Qwen-Image take them. `Binned` ones are maps
+of the nearest size that the network was trained on; their pictures are resized afterwards (PixArt-Sigma, Sana).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Maps (N, C, h, w)."""
+
+    height: int
+    width: int
+
+    def channels(self, network: Any) -> int:
+        """The channels that the pipeline's `prepare_latents` is given."""
+        return int(network.config.in_channels)
+
+    def fitted(self, processor: Any, images: Tensor) -> Tensor:
+        """What a VAE decoded, at the size that was wanted."""
+        return images
+
+
+@dataclass(frozen=True)
+class Packed(Plain):
+    """Tokens (N, rows * columns, D), one for 2 x 2 latent pixels."""
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, height: int, width: int, vae_scale_factor: int) -> Self:
+        """For this size, rounded down to whole tokens as the pipeline does."""
+        side = 2 * vae_scale_factor  # in pixels
+        rows, columns = height // side, width // side
+        return cls(rows * side, columns * side, rows, columns)
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return self.rows * self.columns
+
+    def channels(self, network: Any) -> int:
+        return super().channels(network) // 4
+
+
+@dataclass(frozen=True)
+class Binned(Plain):
+    """Maps of a size that the network knows. wanted: height and width of the pictures."""
+
+    wanted: tuple[int, int]
+
+    @classmethod
+    def of(cls, height: int, width: int, pipe: Any, bins: Mapping[int, Any] | None) -> Self:
+        """The bin of this shape, or the size itself where there are no bins to take.
+
+        bins: sizes by aspect ratio, for each `sample_size` of a transformer. ValueError for a transformer without.
+        """
+        wanted = (height, width)
+        if bins is not None:
+            native = pipe.transformer.config.sample_size
+            if native not in bins:
+                raise ValueError(
+                    f"no resolution bins for sample_size {native}; they need a transformer of sample size "
+                    f"{', '.join(map(str, bins))}, this one has {native}; set use_resolution_binning=False"
+                )
+            height, width = pipe.image_processor.classify_height_width_bin(height, width, ratios=bins[native])
+        return cls(height, width, wanted)
+
+    def fitted(self, processor: Any, images: Tensor) -> Tensor:
+        if (self.height, self.width) == self.wanted:
+            return images
+        height, width = self.wanted
+        resized: Tensor = processor.resize_and_crop_tensor(images, width, height)
+        return resized
+
+
+def without_variance(out: Tensor, latents: Tensor, network: Any) -> Tensor:
+    """A network's output without the variance that some checkpoints predict too, which no sampler reads."""
+    learned = network.config.out_channels // 2 == latents.shape[1]
+    return out.chunk(2, dim=1)[0] if learned else out
