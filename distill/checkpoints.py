@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Json]) -> Path:
     """Write the state after `step` optimiser steps as folder/{step:08d}, and remove all but the last two.
 
-    about: what must be the same to go on with it, JSON-ready. OSError where the disk is full; what was there stays.
+    about: what must be the same to resume from it, JSON-ready. OSError where the disk is full; what was there stays.
     """
     target = folder / f"{step:08d}"
     temporary = part_of(target)
@@ -63,7 +63,7 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tens
             with files.foreign(f"cannot read {path / TENSORS}"):
                 tensors = load_file(path / TENSORS)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s); going on from the one before", path, error)
+            logger.warning("%s is damaged (%s); resuming from the one before", path, error)
             continue
         mismatches = differences(there, json.loads(json.dumps(about)))
         if mismatches:

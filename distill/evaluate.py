@@ -1,4 +1,4 @@
-"""How well a reward of estimates tells the final reward, level by level: ranks, cuts, calibration."""
+"""How well a reward of estimates predicts the final reward, level by level: ranks, cuts, calibration."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Json]:
         """JSON-ready: nan as null."""
-        told: dict[str, Json] = {
+        values: dict[str, Json] = {
             "names": self.names,
             "prompts": self.prompts,
             "seeds": self.seeds,
@@ -81,7 +81,7 @@ class Evaluation:
             "base_below": self.base_below,
             "levels": self.rows,
         }
-        return {key: plain(value) for key, value in told.items()}
+        return {key: plain(value) for key, value in values.items()}
 
 
 def evaluate(

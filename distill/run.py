@@ -1,4 +1,4 @@
-"""The pipeline: record or reuse, targets, train, evaluate, export. Each part goes on where it stopped."""
+"""The pipeline: record or reuse, targets, train, evaluate, export. Each part resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluati
 
 
 Recorder = Callable[[dict[str, Json]], None]
-"""Records with these options of `ttsnap record`, or goes on with it."""
+"""Records with these options of `ttsnap record`, or resumes a recording."""
 
 
 def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False) -> Evaluation:
     """Train a noise-aware reward, export it to out/reward, and evaluate what was exported on held-out prompts.
 
-    Called again after an interruption it goes on: recordings after their last unit, targets after their last batch,
+    Called again after an interruption it resumes: recordings after their last unit, targets after their last batch,
     training after its last checkpoint; finished, it returns the evaluation. Files: see docs/distill.md. `bar` says in
     how many processes it runs, and shows how far it is. `record` carries out the configuration's record section
     and is needed where there is one; the command line gives it. Under a launcher every process calls this, and gets
@@ -74,7 +74,7 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
 
 
 def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder | None) -> None:
-    """What the main process does before the others go on. It holds the folder until the run ends."""
+    """What the main process does while the others wait. It holds the folder until the run ends."""
     held.enter_context(locked(out))
     check_out(config, out)  # again: another process may have begun here just before
     save_settings(config, out / CONFIG)

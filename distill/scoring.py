@@ -83,7 +83,7 @@ def final_scores(
 ) -> list[FloatArray]:  # fmt: skip
     """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
 
-    out/targets.bin keeps what is done, so that an interrupted run goes on. `reward` names the base. ValueError for
+    out/targets.bin keeps what is done, so that an interrupted run resumes. `reward` names the base. ValueError for
     targets of another base or other data, and for a score that is nan or infinite.
     """
     entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
@@ -135,7 +135,7 @@ def _score(
     journal = Journal(path) if path is not None else None
 
     def keep(first: int, part: FloatArray) -> None:
-        if journal is not None and np.isfinite(part).all():  # a failed score is asked for again next time
+        if journal is not None and np.isfinite(part).all():  # a failed score is computed again next time
             journal.append(np.ascontiguousarray(part, "<f8").tobytes())
         _require_finite(frames, entries[done + first : done + first + len(part)], part, reward)
 

@@ -221,7 +221,7 @@ def _begin(student: Student, level: float, weights: Weights) -> None:
 
 
 def _loader(batches: Batches, first: int, workers: int) -> DataLoader[Part]:
-    # Its own generator: making an iterator draws a number, which must not depend on where a run was gone on with.
+    # Its own generator: making an iterator draws a number, which must not depend on where a run was resumed.
     return DataLoader(
         batches, batch_size=None, sampler=range(first, len(batches)), num_workers=workers,
         generator=torch.Generator().manual_seed(0), persistent_workers=False,

@@ -1,4 +1,4 @@
-"""Which rows a step of the training takes, and their loss: pure functions of the step, so that a run can be gone on."""
+"""Which rows a step of the training takes, and their loss: pure functions of the step, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Rows:
     """B rows of a batch: trajectories (B,), grid steps that they start from (B,); the first `second` of them are second
-    calls, which go on from the network's own first guess."""
+    calls, which start from the network's own first guess."""
 
     trajectories: IntArray
     steps: IntArray

@@ -1,4 +1,4 @@
-"""How well a draft ranks the seeds of a prompt, beside x0 estimates: a recording of held-out prompts, and the card."""
+"""How well a draft ranks the seeds of a prompt, compared with x0 estimates, on held-out prompts; and its card."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluate(
 ) -> tuple[list[RankedLook], Checked]:  # fmt: skip
     """How every look ranks the seeds of these prompts, the cheapest first, and the figures that draft.json keeps.
 
-    The engine drafts by the exported draft. The seeds are recorded in `folder`; called again it goes on. ValueError
+    The engine drafts by the exported draft. The seeds are recorded in `folder`; called again it resumes. ValueError
     where the reward fails, and where the folder holds a recording of another draft.
     """
     measured, steps, draft = config.evaluation, engine.grid.steps, folder.parent / DRAFT

@@ -1,4 +1,4 @@
-"""From a model to its draft: trajectories, training, evaluation, export. Each part goes on where it stopped."""
+"""From a model to its draft: trajectories, training, evaluation, export. Each part resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def distill_draft(
 ) -> Sequence[RankedLook]:
     """Make a draft of a search pipeline in out/draft, and measure how well it ranks; nothing without `measured`.
 
-    Called again after an interruption it goes on: trajectories after their last file, training after its last
+    Called again after an interruption it resumes: trajectories after their last file, training after its last
     checkpoint, evaluation after its last unit. Under a launcher every process calls this, with the pipeline on its own
     device; trajectories and training are divided, the first one measures, and the others need and get nothing.
     ValueError where `out` is in use, holds something else or a run with other settings, before anything is changed
@@ -97,7 +97,7 @@ def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]
 
 @dataclass(frozen=True)
 class _Run:
-    """One run in its folder; each part goes on where it stopped."""
+    """One run in its folder; each part resumes where it stopped."""
 
     pipe: Any
     config: DraftConfig
@@ -111,7 +111,7 @@ class _Run:
         return dict(self.config.call or {})
 
     def begin(self, held: ExitStack) -> None:
-        """What the first process does before the others go on. It holds the folder until the run ends."""
+        """What the first process does while the others wait. It holds the folder until the run ends."""
         check_out(self.config, self.out)
         held.enter_context(locked(self.out))
         check_out(self.config, self.out)  # again: another process may have begun here just before

@@ -35,10 +35,11 @@ def train(
     averaged weights.
 
     Of several processes each takes its share of every batch; gradients are averaged, and the first one validates and
-    writes. settings: what else the result depends on, JSON-ready. On a CPU a run that was gone on with by as many
-    processes ends with the same bits as one that never stopped, and another number of processes differs by rounding
-    only. Raises ValueError for what `check_training` refuses, a checkpoint of another run, and a loss that is no
-    longer finite; OSError where the disk is full.
+    writes. On a CPU a run that was resumed by as many processes ends with the same bits as one that never stopped;
+    another number of processes differs by rounding only.
+
+    settings: what else the result depends on, JSON-ready. Raises ValueError for what `check_training` refuses, a
+    checkpoint of another run, and a loss that is no longer finite; OSError where the disk is full.
     """
     check_training(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))

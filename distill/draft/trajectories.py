@@ -102,9 +102,9 @@ def make(
     """Make the shards that are missing in `folder`, one after the other; the paths of all that `config` asks for.
 
     Of several processes each makes every so many, and waits for the others. Which process makes a shard is no matter
-    for what is in it, so that a run may go on with another number of processes.
+    for what is in it, so that a run may resume with another number of processes.
 
-    A shard appears whole or not at all, so that a run that was killed goes on after its last shard, and ends with the
+    A shard appears whole or not at all, so that a run that was killed resumes after its last shard, and ends with the
     same bytes where the network gives equal numbers for equal batches. ValueError for what `check_trajectories` refuses
     and for a shard that is damaged or was made with other settings. OSError where the disk is full.
     """
@@ -129,7 +129,7 @@ def make(
 
 
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
-    """The files of all trajectories that are asked for, in whole files."""
+    """The files of all trajectories that the settings want, in whole files."""
     return [path_of(folder, i, config.shard) for i in range(math.ceil(config.count / config.shard))]
 
 
