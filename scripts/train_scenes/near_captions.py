@@ -64,7 +64,9 @@ def changed(spec: Spec, what: str, rng: np.random.Generator) -> Spec | None:
         opposite = RELATIONS[RELATIONS.index(spec.relation) ^ 1]
         return replace(spec, relation=opposite if rng.random() < 0.5 else _other(RELATIONS, spec.relation, rng))
     if what == "background":
-        return spec.background and replace(spec, background=_other(BACKGROUNDS, spec.background, rng))
+        if spec.background is None:
+            return None
+        return replace(spec, background=_other(BACKGROUNDS, spec.background, rng))
     if what == "swap":
         h = int(rng.integers(len(spec.groups)))
         other = spec.groups[h]
@@ -152,7 +154,7 @@ def recorded_right(folder: Path, most: int) -> tuple[NDArray[np.float32], list[S
     specs = [parse(recording.prompts[shown.prompt]) for shown in finished]
     right = np.flatnonzero(check(images, specs)[1])
     right = np.random.default_rng(0).permutation(right)[:most]
-    return images[right], [specs[i] for i in right]
+    return np.asarray(images[right], np.float32), [specs[i] for i in right]
 
 
 def evaluate(reward: Reward, pictures: int, recording: Path | None, seed: int = 0) -> str:

@@ -24,7 +24,7 @@ from train_scenes.generator import encode_captions
 from train_scenes.preference_pairs import Pairs, PreferenceData, load_pairs, sample, score, split
 from train_scenes.recipes import NoiseLevels
 from train_scenes.training import Trainer, sample_sigma
-from ttsnap.files.settings import Count, Natural, NotNegative, Positive, Settings, to_json
+from ttsnap.files.settings import Count, Json, Natural, NotNegative, Positive, Settings, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.rewards.registry import make_rewards
 
@@ -119,7 +119,8 @@ def squared_errors(
     tokens, pooled = (part.repeat(2, *[1] * (part.ndim - 1)) for part in text)
     velocity = transformer(x, tokens, pooled, 1000 * sigma.repeat(2)).sample
     errors = (velocity.to(x.dtype) - (noise - latents).flatten(0, 1)).square().mean((1, 2, 3))
-    return errors.unflatten(0, (2, -1))
+    by_picture: Tensor = errors.unflatten(0, (2, -1))
+    return by_picture
 
 
 def add_lora(transformer: Any, lora: Lora) -> list[nn.Parameter]:
@@ -228,7 +229,7 @@ def run(recipe: Recipe, out: Path, reward: str) -> None:
     save(pipe, out)
     history, best = trainer.history, trainer.history[trainer.best_at]
     seconds = {"pairs": made - began, "training": time.perf_counter() - made}
-    counts = {"reward": name, "pairs": len(pairs.prompts), "best_step": best["step"]}
+    counts: dict[str, Json] = {"reward": name, "pairs": len(pairs.prompts), "best_step": best["step"]}
     write_json(out / "metrics.json", {**counts, "history": history, "seconds": seconds, "config": to_json(recipe)})
     rows = [[h["step"], *(f"{h[k]:.3f}" if k in h else "" for k in history[-1] if k != "step")] for h in history]
     print(markdown(list(history[-1]), rows))

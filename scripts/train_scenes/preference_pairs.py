@@ -75,7 +75,8 @@ def sample(
         noise = [torch.Generator().manual_seed(first + start + i) for i in range(len(part))]
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             parts.append(pipe(part, generator=noise, output_type="latent", **call).images.float())
-    return torch.cat(parts).unflatten(0, (len(prompts), seeds))
+    latents: Tensor = torch.cat(parts).unflatten(0, (len(prompts), seeds))
+    return latents
 
 
 @torch.no_grad()

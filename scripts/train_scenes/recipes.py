@@ -16,8 +16,10 @@ R = TypeVar("R", bound=Any)
 
 def read(kind: type[R], path: Path | None, seed: int | None) -> R:
     """The recipe of a YAML file, or the packaged one; seed: in place of the recipe's."""
-    recipe = kind() if path is None else build(kind, read_yaml(path, "recipe"))
-    return recipe if seed is None else replace(recipe, seed=seed)
+    recipe: R = kind() if path is None else build(kind, read_yaml(path, "recipe"))
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    return recipe
 
 
 @dataclass(frozen=True)

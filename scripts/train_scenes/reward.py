@@ -6,7 +6,7 @@ pictures, each with its own caption and others that differ in a thing or two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,13 +256,13 @@ def run(recipe: Recipe, out: Path, recording: Path) -> None:
     """
     data = recipe.data
     made_by: dict[str, Any] = {"seed": recipe.seed, **to_json(data)}
-    makers: list[tuple[str, Callable[[np.random.Generator], Pairs]]] = [
-        ("renders", lambda rng: rendered(data.renders, data.captions, rng)),
-        ("recorded", lambda rng: recorded(recording, data, rng)),
+    makers: list[tuple[str, Callable[[np.random.Generator], Mapping[str, Any]]]] = [
+        ("renders", lambda rng: vars(rendered(data.renders, data.captions, rng))),
+        ("recorded", lambda rng: vars(recorded(recording, data, rng))),
     ]
-    made = []
-    for i, (name, make) in enumerate(makers):
-        rng = np.random.default_rng([recipe.seed, i])
-        made.append(Pairs(**kept(out / f"{name}.pt", made_by, lambda make=make, rng=rng: vars(make(rng)))))
-    model = train(recipe, *made, out)
+    made = [
+        Pairs(**kept(out / f"{name}.pt", made_by, make, np.random.default_rng([recipe.seed, i])))
+        for i, (name, make) in enumerate(makers)
+    ]
+    model = train(recipe, made[0], made[1], out)
     save_reader(model, to_json(recipe), out)

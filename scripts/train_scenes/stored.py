@@ -16,14 +16,14 @@ from ttsnap.scenes.grammar import Spec, caption, is_held_out, sample_spec
 D = TypeVar("D", bound=Any)
 
 
-def kept(path: Path, made_by: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What the file holds, by name; where there is none, what `make` gives, written whole or not at all.
+def kept(path: Path, made_by: Mapping[str, Any], make: Callable[..., Mapping[str, Any]], *given: Any) -> dict[str, Any]:
+    """What the file holds, by name; where there is none, what `make(*given)` gives, written whole or not at all.
 
     made_by: what it depends on, plain values. ValueError for a file that something else made.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = {"made_by": made_by, **make()}
+        made = {"made_by": made_by, **make(*given)}
         write_whole(path, lambda file: torch.save(made, file))
     found: dict[str, Any] = torch.load(path, mmap=True, weights_only=True)
     before = found.pop("made_by")
@@ -36,14 +36,15 @@ def join(parts: Sequence[D]) -> D:
     """Rows of dataclasses of tensors and tuples, one after the other."""
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     joined = (torch.cat(c) if isinstance(c[0], Tensor) else tuple(x for part in c for x in part) for c in columns)
-    return type(parts[0])(*joined)
+    whole: D = type(parts[0])(*joined)
+    return whole
 
 
 def training_specs(n: int, rng: np.random.Generator, kinds: Sequence[str] | None = None) -> list[Spec]:
     """`n` random specifications whose captions are not held out. kinds: drawn evenly."""
     specs: list[Spec] = []
     while len(specs) < n:
-        spec = sample_spec(rng, None if kinds is None else kinds[rng.integers(len(kinds))])
+        spec = sample_spec(rng, None if kinds is None else kinds[int(rng.integers(len(kinds)))])
         if not is_held_out(caption(spec)):
             specs.append(spec)
     return specs

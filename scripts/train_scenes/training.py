@@ -50,7 +50,8 @@ class Trainer(ABC, Generic[N]):
         self.steps, self.warmup, self.decay_steps, self.floor = steps, warmup, decay_steps, floor
         self.ema = net if ema is None else copy.deepcopy(net).eval().requires_grad_(False)
         self.figures: dict[str, float] = {}
-        self._keep, self._heads = ema, dict(heads or {})
+        self._keep = ema
+        self._parts: dict[str, nn.Module] = {"net": net, "ema": self.ema, **(heads or {})}
         self._peaks = [group["lr"] * group.get("rate", 1.0) for o in optimizers for group in o.param_groups]
 
     @abstractmethod
@@ -112,12 +113,11 @@ class Trainer(ABC, Generic[N]):
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        parts = {"net": self.net, "ema": self.ema, **self._heads}
         return {
             "step": self.step,
             "steps": self.steps,
             "decay_steps": self.decay_steps,
-            **{name: part.state_dict() for name, part in parts.items()},
+            **{name: part.state_dict() for name, part in self._parts.items()},
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
 
@@ -129,7 +129,7 @@ class Trainer(ABC, Generic[N]):
         """Continue from a checkpoint."""
         state = torch.load(path, map_location=next(self.net.parameters()).device, weights_only=True)
         self.step, self.steps, self.decay_steps = state["step"], state["steps"], state["decay_steps"]
-        for name, part in {"net": self.net, "ema": self.ema, **self._heads}.items():
+        for name, part in self._parts.items():
             part.load_state_dict(state[name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

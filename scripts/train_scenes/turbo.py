@@ -165,12 +165,12 @@ def make(pipe: Any, recipe: Recipe, folder: Path) -> Pairs:
     found = []
     for kind, number in tqdm(shards, desc="pairs", unit="file"):
         path = folder / f"{kind}-{number:04d}.pt"
-        found.append(Pairs(**kept(path, made_by, lambda k=kind, n=number: vars(_shard(teacher, wanted, k, n)))))
+        found.append(Pairs(**kept(path, made_by, _shard, teacher, wanted, kind, number)))
     return join(found)
 
 
-def _shard(teacher: Teacher, recipe: PairsRecipe, kind: str, number: int) -> Pairs:
-    """Random, but always the same for the same recipe, kind and number."""
+def _shard(teacher: Teacher, recipe: PairsRecipe, kind: str, number: int) -> dict[str, Any]:
+    """Fields of pairs: random, but always the same for the same recipe, kind and number."""
     dice = np.random.default_rng((recipe.seed, kind == "renders", number))
     noises = torch.Generator().manual_seed(int(dice.integers(2**62)))
     vae, size = teacher.pipe.vae, teacher.pipe.transformer.config.sample_size
@@ -189,7 +189,7 @@ def _shard(teacher: Teacher, recipe: PairsRecipe, kind: str, number: int) -> Pai
             start = (1 - level) * clean + level * noise
         end = teacher.ends(start, step, captions)
         parts.append(Pairs(tuple(captions), torch.full((len(specs),), level), start.half(), end.half()))
-    return join(parts)
+    return vars(join(parts))
 
 
 def on_the_way(start: Tensor, end: Tensor, share: Tensor) -> Tensor:

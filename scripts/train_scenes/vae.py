@@ -139,7 +139,8 @@ def encode(vae: Any, images: Tensor, device: torch.device, batch: int = 256) -> 
 
 def scaled(vae: Any, latents: Tensor) -> Tensor:
     """The denoiser's latents of the autoencoder's."""
-    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    found: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return found
 
 
 @torch.no_grad()
