@@ -223,7 +223,8 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{' and '.join(missing)} must be given")
         vars(found).pop("config", None)
         if vars(found).pop("print_config", False):
-            print(yaml.safe_dump(plain(found.nested()), sort_keys=False, allow_unicode=True), end="")
+            shown = Arguments(**{a.dest: found[a.dest] for a in self._actions if a.dest in found})
+            print(yaml.safe_dump(plain(shown.nested()), sort_keys=False, allow_unicode=True), end="")
             self.exit()
         return found
 
