@@ -144,7 +144,7 @@ class SMC(Settings):
         return s._replace(logw=logw).of(rows)
 
 
-def fk_steering(n: int | None = 4, lam: float = 10.0, potential: str = "max", every: int | None = None) -> SMC:
+def fk_steering(n: int | None = 4, lam: float = 10.0, potential: fk.Potential = "max", every: int | None = None) -> SMC:
     """FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps.
 
     n: particles; None for as many as the budget affords [FK steering's code].
