@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ttsnap.distill.config import StudentConfig
 from ttsnap.reward_models.noise_aware import KINDS
 
-from ttsnap.core.loading import load_object
+from ttsnap.core.names import load_object
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.files.settings import Json
 from ttsnap.rewards.reward_model import RewardModel

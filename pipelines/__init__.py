@@ -13,8 +13,7 @@ from typing import Any
 
 from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_in
 
-from ttsnap.core.loading import load_object
-from ttsnap.core.names import did_you_mean
+from ttsnap.core.names import did_you_mean, load_object
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO

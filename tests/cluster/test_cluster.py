@@ -15,10 +15,9 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.request import Request, RequestClock
+from ttsnap.loop.request import Request, RequestClock, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
-from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS

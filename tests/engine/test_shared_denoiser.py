@@ -16,10 +16,9 @@ from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.report import report
-from ttsnap.loop.request import RequestClock
+from ttsnap.loop.request import RequestClock, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
-from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.sampler import SamplerOptions
 
 STEPS = (2, 4, 3)

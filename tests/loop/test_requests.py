@@ -21,10 +21,9 @@ from ttsnap.core.results import Event, Result
 from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Request, RequestClock
+from ttsnap.loop.request import Request, RequestClock, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
-from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.kernels import Sde
 

@@ -14,7 +14,7 @@ from ttsnap.pipelines.arguments import DECLARED, Asked
 
 from ttsnap.cli import COMMANDS, arguments, configs
 from ttsnap.cli.parser import new_parser
-from ttsnap.core.loading import load_object
+from ttsnap.core.names import load_object
 from ttsnap.files.settings import Bounds, Settings, Word, check, words
 from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, EngineOptions

@@ -10,8 +10,7 @@ from typing import get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
 from ttsnap.algorithms.options import Builder
-from ttsnap.core.loading import load_object
-from ttsnap.core.names import did_you_mean, unknown
+from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check, hints_of

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from ttsnap.algorithms.catalogue import ALGORITHMS
-from ttsnap.core.loading import load_object
-from ttsnap.core.names import unknown
+from ttsnap.core.names import load_object, unknown
 from ttsnap.core.protocols import Algorithm
 
 Builder: TypeAlias = Callable[..., Algorithm]

@@ -20,8 +20,8 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.files.writing import write_whole
 from ttsnap.loop.budget import Budget
+from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, search
-from ttsnap.loop.spec import SearchSpec
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.outputs import Recorder, Thumbnails, payload_of, plain, save_image

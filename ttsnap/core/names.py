@@ -1,9 +1,14 @@
-"""Names that people write: which known one an unknown name was probably meant to be, and the sentence that says so."""
+"""Names: the object that a text names, and what to say of a name that is not known."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -28,3 +33,26 @@ def unknown(what: str, name: object, known: Iterable[str], more: str = "") -> st
     near = nearest(name, known) if isinstance(name, str) else None
     meant = f"did you mean {near}? Choose" if near is not None else "choose"
     return f"unknown {what} {name!r:.80}; {meant} one of {', '.join(known)}{more}"
+
+
+def load_object(where: str) -> Any:
+    """The object at "module:attribute" or "file.py:attribute". The module or file is imported, that is, executed;
+    tables name classes as text, so that only what is asked for is imported.
+
+    Raises ImportError where there is no such file, module or attribute. Callers say in their own words what was asked.
+    """
+    place, _, attribute = where.rpartition(":")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return getattr(module, attribute)
+    except (AttributeError, OSError) as error:
+        raise ImportError(str(error)) from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"no such file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -17,8 +17,7 @@ from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.ledger import reserve_after
-from ttsnap.loop.request import Listener, Request, RequestClock, request_of
-from ttsnap.loop.spec import SearchSpec
+from ttsnap.loop.request import Listener, Request, RequestClock, SearchSpec, request_of
 
 
 class Run:

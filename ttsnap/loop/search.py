@@ -26,9 +26,8 @@ from ttsnap.core.spent import Usage
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Listener, RequestClock
+from ttsnap.loop.request import Listener, RequestClock, SearchSpec
 from ttsnap.loop.run import Run
-from ttsnap.loop.spec import SearchSpec
 
 
 def search(

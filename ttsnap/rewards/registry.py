@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ttsnap.core.loading import load_object
-from ttsnap.core.names import did_you_mean, unknown
+from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.rewards.reward_model import NEEDS, SPACES, AdaptedReward, RewardModel, needs_of, stated
 

@@ -24,10 +24,9 @@ from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.report import notices, report
-from ttsnap.loop.request import Request, RequestClock
+from ttsnap.loop.request import Request, RequestClock, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
-from ttsnap.loop.spec import SearchSpec
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.limits import FieldError
