@@ -34,6 +34,7 @@ SYSTEM = (
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
     *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_look.py"),
     *("engine/test_new_kind_of_row.py", "options/test_new_option.py", "pipelines/test_new_family.py"),
+    "request/test_new_door.py",
     *("rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
     # Whole programs, also those that are interrupted, killed, and go on.
     *(

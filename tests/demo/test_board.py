@@ -20,6 +20,7 @@ from ttsnap import SeedPruning
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import MOST_LANES, Board
 from ttsnap.demo.board_html import render_board, short
@@ -33,8 +34,9 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.offer import Asked
-from ttsnap.request.searches import OfferedSearch, kernel_for
+from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.searches import kernel_for
+from ttsnap.request.spec import EngineSpec
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -277,16 +279,9 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
     assert f"best: seed {name}, reward" in html
 
 
-def asked_for(algorithm: str, nfe: int) -> Asked:
-    return Asked(
-        "p",
-        "embedded",
-        OfferedSearch(algorithm, algorithm),
-        ("reward",),
-        Budget(nfe=nfe),
-        0,
-        sampler=SamplerOptions(kernel_for(algorithm)),
-    )
+def asked_for(algorithm: str, nfe: int) -> SearchRequest:
+    spec = EngineSpec(None, ("reward",), SamplerOptions(kernel_for(algorithm)))
+    return SearchRequest(Prompt("p"), "embedded", spec, OfferedSearch(algorithm, algorithm), Budget(nfe=nfe), 0)
 
 
 def test_what_is_left_of_a_budget_is_explained() -> None:

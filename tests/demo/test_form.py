@@ -12,7 +12,8 @@ from ttsnap.cli import demo, parse
 from ttsnap.demo.folder import render_settings
 from ttsnap.demo.form import DemoLimits, algorithm_choices, baseline, budget_words, group_css, hint, read, restored
 from ttsnap.demo.snippet import command_line, python_lines
-from ttsnap.request.offer import Asked, Offer
+from ttsnap.request.offer import Offer
+from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
 from .conftest import FIELDS
@@ -44,7 +45,7 @@ HOSTILE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def asked(**changes: Any) -> Asked:
+def asked(**changes: Any) -> SearchRequest:
     return read({**FIELDS, **changes}, OFFER, DemoLimits())
 
 
@@ -57,7 +58,7 @@ def test_hostile_fields_are_refused(changes: dict[str, Any]) -> None:
 
 def test_good_fields_are_read() -> None:
     found = asked(prompt=" a  red\ncircle ", rewards=["scenes", "brightness", "scenes"], seed=7.0)
-    assert (found.prompt, found.rewards, found.seed) == ("a red circle", ("scenes", "brightness"), 7)
+    assert (found.prompt.text, found.engine.rewards, found.seed) == ("a red circle", ("scenes", "brightness"), 7)
     assert found.call == {"guidance_scale": 4.0, "num_inference_steps": 10}
     assert str(found.budget) == "60nfe"
     assert str(asked(budget="medium").budget) == "20images"
@@ -68,16 +69,16 @@ def test_good_fields_are_read() -> None:
         "num_inference_steps": 10,
         "negative_prompt": "a circle",
     }
-    assert asked(prompt="ein Fuchs 🦊 <b>&").prompt == "ein Fuchs 🦊 <b>&"
+    assert asked(prompt="ein Fuchs 🦊 <b>&").prompt.text == "ein Fuchs 🦊 <b>&"
 
 
 def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
     offer = Offer("embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True)
     found = read({**FIELDS, "draft": True}, offer, DemoLimits())
-    assert found.sampler.draft == "my_draft:2"
-    assert baseline(found).sampler.draft is None
-    assert read(FIELDS, offer, DemoLimits()).sampler.draft is None
-    assert read({**FIELDS, "draft": True, "algorithm": "best-of-n"}, offer, DemoLimits()).sampler.draft is None
+    assert found.engine.sampler.draft == "my_draft:2"
+    assert baseline(found).engine.sampler.draft is None
+    assert read(FIELDS, offer, DemoLimits()).engine.sampler.draft is None
+    assert read({**FIELDS, "draft": True, "algorithm": "best-of-n"}, offer, DemoLimits()).engine.sampler.draft is None
     for changes in ({"draft": "evil/weights"}, {"draft": [1]}, {"draft": True, "model": "some/model"}):
         with pytest.raises(ValueError, match=r"no drafter|true or false"):
             read({**FIELDS, "rewards": ["brightness"], **changes}, offer, DemoLimits())
@@ -87,17 +88,17 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
 
 def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
     offer = Offer("embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True)
-    assert read({**FIELDS, "draft": True}, offer, DemoLimits()).sampler.draft == "auto"
+    assert read({**FIELDS, "draft": True}, offer, DemoLimits()).engine.sampler.draft == "auto"
     left_out = read({**FIELDS, "draft": False}, offer, DemoLimits())
-    assert left_out.sampler.draft is None
+    assert left_out.engine.sampler.draft is None
     assert "draft=None" in python_lines(left_out)
     assert "--draft none" in command_line(left_out)
     for changes in ({"algorithm": "best-of-n"}, {"algorithm": "svdd"}):
         other = read({**FIELDS, "draft": True, **changes}, offer, DemoLimits())
-        assert other.sampler.draft is None
+        assert other.engine.sampler.draft is None
         assert "draft" not in python_lines(other) + command_line(other)
     free = read({**FIELDS, "draft": True, "model": "some/model", "rewards": ["brightness"]}, offer, DemoLimits())
-    assert free.sampler.draft == "auto"
+    assert free.engine.sampler.draft == "auto"
 
 
 def test_visitors_choose_models_only_where_they_may() -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from ttsnap.pipelines.arguments import Asked
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, parse, replay
-from ttsnap.request.offer import Asked as Wanted
-from ttsnap.request.searches import OfferedSearch
+from ttsnap.core.prompt import Prompt
+from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.spec import EngineSpec
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
@@ -47,7 +48,8 @@ with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored mus
     payload.checked({**found, "mirrored": "yes"}, "x.png")
 assert "mirrored" in outputs.SAMPLER
 
-wanted = Wanted("x", "embedded", OfferedSearch("svdd", "svdd"), ("scenes",), Budget(nfe=9), 0, sampler=sampler)
+spec = EngineSpec(None, ("scenes",), sampler)
+wanted = SearchRequest(Prompt("x"), "embedded", spec, OfferedSearch("svdd", "svdd"), Budget(nfe=9), 0)
 assert "    mirrored=True,\\n" in python_lines(wanted)
 again = parse(shlex.split(command_line(wanted))[1:])[1]
 assert arguments.read(SamplerOptions, again) == sampler

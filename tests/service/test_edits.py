@@ -35,7 +35,7 @@ from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import asked_of, plain
+from ttsnap.service.requests import plain, request_of
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Done, Ticket
 from ttsnap.service.worker import Worker
@@ -107,7 +107,7 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
     for i in range(20):
         drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
         fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "32nfe", "negative_prompt": f"noise {i % 2}"})
-        asked = asked_of(fields, offer, limits, {"image": Picture(drawn)})
+        asked = request_of(fields, offer, limits, {"image": Picture(drawn)})
         tickets.append(worker.submit(asked, Caller(f"caller {i % 5}"), loop))
     found = [loop.run_until_complete(asyncio.wait_for(ticket.news.get(), 120)) for ticket in tickets]
     worker.drain(now=True)

@@ -25,7 +25,7 @@ from ttsnap.request.offer import Offer
 from ttsnap.service.fields import in_our_names
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, asked_of, parse
+from ttsnap.service.requests import Generation, parse, request_of
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 
@@ -83,13 +83,13 @@ def test_what_changes_images_and_is_not_known_is_refused_by_name(
     offer: Offer, fields: dict[str, object], param: str, said: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(said)) as error:
-        asked_of(parse(json.dumps({"prompt": PROMPT, **fields}).encode()), offer, ServiceLimits())
+        request_of(parse(json.dumps({"prompt": PROMPT, **fields}).encode()), offer, ServiceLimits())
     assert (error.value.status, error.value.param) == (400, param)
 
 
 def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: Offer) -> None:
     wanted = Generation(prompt=PROMPT, guidance_scale=2.0, true_cfg_scale=3.0)
-    call = asked_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
+    call = request_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
     assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
 
 
@@ -127,14 +127,14 @@ def test_older_qualities_are_efforts(client: OpenAI, quality: Any, effort: str, 
 
 def test_what_limits_take_away_is_told(offer: Offer) -> None:
     limits = ServiceLimits(nfe=100, seconds=5)
-    notes = asked_of(Generation(prompt=PROMPT, quality="high"), offer, limits).notes
+    notes = request_of(Generation(prompt=PROMPT, quality="high"), offer, limits).notes
     assert notes == (
         "a request has at most 100 evaluations here, which are 5 of the 80 images' worth that was asked for",
     )
-    assert asked_of(Generation(prompt=PROMPT, budget="60s"), offer, limits).notes == (
+    assert request_of(Generation(prompt=PROMPT, budget="60s"), offer, limits).notes == (
         "a search ends after 5 s here, not after 60 s",
     )
-    assert asked_of(Generation(prompt=PROMPT, quality="low"), offer, limits).notes == ()
+    assert request_of(Generation(prompt=PROMPT, quality="low"), offer, limits).notes == ()
 
 
 # --- partial images -------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import with_drafts
-from ttsnap.service.requests import Generation, asked_of
+from ttsnap.service.requests import Generation, request_of
 from ttsnap.service.searches import Isolated
 from ttsnap.service.server import GenerationServer
 
@@ -129,7 +129,7 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pip
 
     def draft(offer: Offer, **own: Any) -> Any:
         wanted = Generation(PROMPT, **own)
-        return asked_of(wanted, offer, limits).sampler.draft
+        return request_of(wanted, offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
     assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"

@@ -17,8 +17,9 @@ from ttsnap.files.settings import Bounds, Count, Positive, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import PACKAGED
 from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
-from ttsnap.request.offer import Asked, Offer, SearchFields, asked_of
-from ttsnap.request.searches import OFFERED, OfferedSearch, kernel_for
+from ttsnap.request.offer import Offer, SearchFields, request_of
+from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
 REDRAW = "image-to-image"
@@ -48,7 +49,7 @@ class DemoLimits(SearchLimits):
         return budget
 
 
-def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> Asked:
+def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchRequest:
     """The search that the form's fields ask for (prompt, model, algorithm, rewards, budget, steps, seed, keep, size,
     negative, guidance, draft; and picture, the bytes of a file or None, with strength, how much of it is redrawn).
 
@@ -77,29 +78,34 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> Asked:
         "image": picture,
         "strength": None if picture is None else fields.get("strength") or 0,
     })  # fmt: skip
-    asked = asked_of(given, offer, limits)
-    for name in asked.rewards:
+    asked = request_of(given, offer, limits)
+    for name in asked.engine.rewards:
         if name.startswith("scenes") and asked.model not in PACKAGED:
             raise FieldError("rewards", f"reward {name!r} reads the embedded model's captions only; choose another")
     return asked
 
 
-def title_of(asked: Asked) -> str:
+def title_of(asked: SearchRequest) -> str:
     """A short name of a search for people."""
     return ALGORITHMS[asked.search.label].title
 
 
-def baseline(asked: Asked) -> Asked:
+def baseline(asked: SearchRequest) -> SearchRequest:
     """Best-of-N at the same budget, on the same seeds and sampler. It looks at no drafts."""
-    return replace(asked, search=OfferedSearch(BASELINE, BASELINE), sampler=replace(asked.sampler, draft=None))
+    return replace(
+        asked,
+        search=OfferedSearch(BASELINE, BASELINE),
+        engine=replace(asked.engine, sampler=replace(asked.engine.sampler, draft=None)),
+    )
 
 
-def picture_of(asked: Asked) -> Picture | None:
+def picture_of(asked: SearchRequest) -> Picture | None:
     """The picture that a search redraws; None without one."""
-    return asked.call.get("image")
+    picture: Picture | None = asked.prompt.inputs.get("image")
+    return picture
 
 
-def task_of(asked: Asked) -> str | None:
+def task_of(asked: SearchRequest) -> str | None:
     """What is done with the picture; None without one."""
     return None if picture_of(asked) is None else REDRAW
 

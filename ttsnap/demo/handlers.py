@@ -28,7 +28,8 @@ from ttsnap.demo.tally import PAIRS, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.options.model import PACKAGED
-from ttsnap.request.offer import Asked, Offer
+from ttsnap.request.offer import Offer
+from ttsnap.request.request import SearchRequest
 
 logger = logging.getLogger(__name__)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -127,7 +128,7 @@ class Handlers:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
 
-    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> Asked:
+    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> SearchRequest:
         """What was asked for. ValueError for what is not allowed, and where nobody listens any more."""
         if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
             raise ValueError(UNHEARD)

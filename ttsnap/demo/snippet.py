@@ -10,17 +10,17 @@ from ttsnap.demo.form import drafts, task_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, changed, options_of, values
 from ttsnap.options.sampler import NONE
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 
 PICTURE = "picture.png"
 """What the visitor's picture is called in these lines."""
 
 
-def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
+def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
     """Lines that run this search and save its winner; `budget` as counted on the grid."""
     arguments: dict[str, Any] = {
         "search": asked.search.label,
-        "reward": asked.rewards[0] if len(asked.rewards) == 1 else list(asked.rewards),
+        "reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else list(asked.engine.rewards),
         "budget": budget or str(asked.budget),
         **{option.name: value for option, value in _changed(asked)},
         "seed": asked.seed,
@@ -41,13 +41,13 @@ def python_lines(asked: Asked, device: str = "cpu", dtype: str = "float32", budg
     return (
         f"{head}from ttsnap.pipelines import load\n\n"
         f"pipe = load({options}){place}\n"
-        f"out = pipe(\n    {'' if task is None else 'prompt='}{asked.prompt!r},\n{lines})\n"
+        f"out = pipe(\n    {'' if task is None else 'prompt='}{asked.prompt.text!r},\n{lines})\n"
         f'out.images[0].save("best.png")\n'
         f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
     )
 
 
-def command_line(asked: Asked, budget: str | None = None) -> str:
+def command_line(asked: SearchRequest, budget: str | None = None) -> str:
     """The same search by `ttsnap generate`."""
     options: dict[str, Any] = {
         "--model": None if asked.model == "embedded" else asked.model,
@@ -56,7 +56,7 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
         "--strength": asked.call.get("strength"),
         "--algorithm": asked.search.label,
         **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
-        "--reward": asked.rewards[0] if len(asked.rewards) == 1 else json.dumps(asked.rewards),
+        "--reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else json.dumps(asked.engine.rewards),
         "--budget": budget or str(asked.budget),
         **{option.dashed: asked.call.get(name) for name, option in WRITTEN.items()},
         "--seed": asked.seed,
@@ -64,14 +64,14 @@ def command_line(asked: Asked, budget: str | None = None) -> str:
     }
     given = {name: value for name, value in options.items() if value is not None}
     words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]
-    prompt = shlex.quote(asked.prompt)
-    end = f" -- {prompt}" if asked.prompt.startswith("-") else ""
+    prompt = shlex.quote(asked.prompt.text)
+    end = f" -- {prompt}" if asked.prompt.text.startswith("-") else ""
     return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"
 
 
-def _changed(asked: Asked) -> list[tuple[Option, Any]]:
+def _changed(asked: SearchRequest) -> list[tuple[Option, Any]]:
     """Options of the sampler that are not at their defaults, with their values."""
-    names, given = changed(asked.sampler), values(asked.sampler)
+    names, given = changed(asked.engine.sampler), values(asked.engine.sampler)
     if given["draft"] is None and not drafts(asked.search.label):  # then there is none to leave out
         names.remove("draft")
-    return [(option, given[option.name]) for option in options_of(type(asked.sampler)) if option.name in names]
+    return [(option, given[option.name]) for option in options_of(type(asked.engine.sampler)) if option.name in names]

@@ -28,7 +28,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
 from ttsnap.loop.search import search as search_dry
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs
 from ttsnap.version import __version__
 
@@ -53,7 +53,7 @@ class Frame:
 
 
 def stream(
-    asked: Asked,
+    asked: SearchRequest,
     models: Models,
     limits: DemoLimits,
     stop: threading.Event,
@@ -69,7 +69,7 @@ def stream(
     """
     if compare:
         check_comparable(asked)
-    asked = replace(asked, prompt=models.canonical(asked.prompt, asked.model))
+    asked = asked.worded(models.canonical(asked.prompt.text, asked.model))
     both, heard = ([baseline(asked), asked], None) if compare else ([asked], wishes)
     worker = LiveSearches(both, models, limits, stop, heard)
     searches: list[RunningSearch] = []
@@ -78,7 +78,7 @@ def stream(
     worker.start()
     try:
         words = "Another search is on the device; yours is next." if busy else "The first scores are on their way."
-        yield Frame(render_plain(asked.prompt, words), "waiting for the device" if busy else "starting", True)
+        yield Frame(render_plain(asked.prompt.text, words), "waiting for the device" if busy else "starting", True)
         for news in _batches(worker):
             for item in news:
                 if isinstance(item, Exception):
@@ -95,13 +95,13 @@ def stream(
                 views = [search.view for search in searches]
                 names = " and ".join(view.title for view in views)
                 how = about(searches[-1].asked, both=compare)
-                yield Frame(render_stage(asked.prompt, views, how), f"searching: {names}")
+                yield Frame(render_stage(asked.prompt.text, views, how), f"searching: {names}")
         yield _last(searches, results, worker, folder)
     finally:
         stop.set()
 
 
-def check_comparable(asked: Asked) -> None:
+def check_comparable(asked: SearchRequest) -> None:
     """ValueError where a search cannot be compared with best-of-N at equal evaluations."""
     if asked.search.label == BASELINE:
         raise ValueError(f"choose another algorithm than {BASELINE} to compare with it")
@@ -111,14 +111,14 @@ def check_comparable(asked: Asked) -> None:
         )
 
 
-def about(asked: Asked, *, both: bool = False) -> str:
+def about(asked: SearchRequest, *, both: bool = False) -> str:
     """One line that says how a search, or both that are compared, sample and score."""
     words = [title_of(asked), f"{asked.call['num_inference_steps']} steps"]
-    if asked.sampler.kernel == "sde":
+    if asked.engine.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
-    if asked.sampler.draft is not None:
+    if asked.engine.sampler.draft is not None:
         words.append("seeds are drafted first" + (" (not by best-of-N)" if both else ""))
-    return ", ".join([*words, f"reward {' + '.join(asked.rewards)}", f"seeds from {asked.seed}"])
+    return ", ".join([*words, f"reward {' + '.join(asked.engine.rewards)}", f"seeds from {asked.seed}"])
 
 
 def _batches(worker: LiveSearches) -> Iterator[list[Any]]:
@@ -184,7 +184,7 @@ def _last(searches: list[RunningSearch], results: dict[int, Result], worker: Liv
     warnings = tuple(dict.fromkeys(w for result in results.values() for w in result.warnings))
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
     return Frame(
-        render_stage(last.asked.prompt, views, about(last.asked, both=len(views) > 1)),
+        render_stage(last.asked.prompt.text, views, about(last.asked, both=len(views) > 1)),
         status,
         files=tuple(files),
         python=caveat + snippet.python_lines(last.asked, device, dtype),
@@ -200,7 +200,7 @@ def _write(folder: Path, search: RunningSearch, result: Result, pipe: Any) -> li
         "ttsnap": __version__,
         "model": asked.model,
         "sampler": type(pipe.scheduler).__name__,
-        **asked.sampler.told(),
+        **asked.engine.sampler.told(),
         "call": {name: value for name, value in asked.call.items() if name != "image"},
         "task": task_of(asked),
         "dtype": str(pipe.dtype).removeprefix("torch."),
@@ -208,7 +208,7 @@ def _write(folder: Path, search: RunningSearch, result: Result, pipe: Any) -> li
         "algorithm": asked.search.label,
         "options": {},
         "budget": str(asked.budget),
-        "reward": list(asked.rewards),
+        "reward": list(asked.engine.rewards),
         "utility": "mean",
         "seed": asked.seed,
     }
@@ -218,7 +218,7 @@ def _write(folder: Path, search: RunningSearch, result: Result, pipe: Any) -> li
     return [*images, folder / "sheet.png", folder / "trace.json"]
 
 
-def why_unspent(asked: Asked, grid: Grid, spent: Spent) -> str:
+def why_unspent(asked: SearchRequest, grid: Grid, spent: Spent) -> str:
     """A sentence on what a search left of its evaluations; "" where that is next to nothing, or they were not limited.
 
     asked: the search, its budget in evaluations.
@@ -234,7 +234,7 @@ def why_unspent(asked: Asked, grid: Grid, spent: Spent) -> str:
     if made.n is not None:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     calls = spent.cost.draft_calls // max(1, spent.seeds)  # of each seed's draft
-    engine = DryEngine(grid, asked.rewards, price=spent.price, draft_calls=calls)
+    engine = DryEngine(grid, asked.engine.rewards, price=spent.price, draft_calls=calls)
     sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
     (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)
     if (more := spent.price.evaluations(larger.spent.cost)) <= allowed:

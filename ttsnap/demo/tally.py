@@ -14,7 +14,7 @@ from ttsnap.demo.form import DemoLimits, baseline, title_of
 from ttsnap.demo.pictures import thumbnail_uri
 from ttsnap.demo.stream import check_comparable
 from ttsnap.demo.worker import Models, SearchThread, found, opened
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 
 PAIRS = 20
 EQUAL = 1e-9
@@ -53,14 +53,14 @@ class Tallying(SearchThread):
     as one comparison."""
 
     def __init__(
-        self, asked: Asked, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
+        self, asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
     ) -> None:
         super().__init__([baseline(asked), asked], models, limits, stop)
         self.firsts = firsts
 
     def work(self) -> None:
         self.start_clock(len(self.asked))
-        judge = self.models.judge(self.asked[0].prompt, self.asked[0].model)
+        judge = self.models.judge(self.asked[0].prompt.text, self.asked[0].model)
         searches = [opened(self.pipe, asked, self.limits).asked for asked in self.asked]
 
         def side(best: Candidate) -> Side:
@@ -77,14 +77,14 @@ class Tallying(SearchThread):
 
 
 def tally(
-    asked: Asked, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
+    asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
 ) -> Iterator[tuple[str, str]]:
     """HTML of the tally after each pair, and a line on how far it is. Closing the iterator stops it.
 
     ValueError for what the model or the search refuses.
     """
     check_comparable(asked)
-    asked = replace(asked, prompt=models.canonical(asked.prompt, asked.model))
+    asked = asked.worded(models.canonical(asked.prompt.text, asked.model))
     work, pairs = Tallying(asked, firsts, models, limits, stop), list[Pair]()
     work.start()
     try:
@@ -102,7 +102,7 @@ def tally(
         stop.set()
 
 
-def render_tally(asked: Asked, pairs: Sequence[Pair], wanted: int) -> str:
+def render_tally(asked: SearchRequest, pairs: Sequence[Pair], wanted: int) -> str:
     """Wins, ties and losses, and every pair of images. All text in it is escaped."""
     name, base = escape(title_of(asked)), escape(title_of(baseline(asked)))
     counts = {outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in OUTCOMES}
@@ -119,7 +119,7 @@ def render_tally(asked: Asked, pairs: Sequence[Pair], wanted: int) -> str:
         )
     figures = "".join(_figure(pair) for pair in pairs)
     return (
-        f'<div class="tt-stage tt-tally"><div class="tt-prompt">{escape(asked.prompt)}</div>'
+        f'<div class="tt-stage tt-tally"><div class="tt-prompt">{escape(asked.prompt.text)}</div>'
         f"<p>{name} (right) against {base} (left), by the reward, from first seeds drawn at random: {words}</p>"
         f'<div class="tt-score">{bar}{rest}</div>{right}<div class="tt-pairs">{figures}</div></div>'
     )

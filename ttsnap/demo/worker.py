@@ -22,7 +22,7 @@ from ttsnap.demo.panels import View
 from ttsnap.demo.pictures import LARGE, shrunk_uri, thumbnail_uri
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.loop.budget import Budget
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs
 
 Judge = Callable[[Any], bool | None]
@@ -69,7 +69,7 @@ class Models:
 class RunningSearch:
     """One search as it runs: what was asked, on which grid, what listens, and what came of it."""
 
-    asked: Asked
+    asked: SearchRequest
     grid: Grid
     view: View
     recorder: outputs.Recorder
@@ -135,7 +135,9 @@ class SearchThread(threading.Thread):
     """Waits for the device, does its work on it, and puts what happens into `news`: at last None, and before that the
     error, if there was one."""
 
-    def __init__(self, asked: Sequence[Asked], models: Models, limits: DemoLimits, stop: threading.Event) -> None:
+    def __init__(
+        self, asked: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event
+    ) -> None:
         super().__init__(daemon=True, name="searches")
         self.asked, self.models, self.limits, self.stop = asked, models, limits, stop
         self.news: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -176,7 +178,7 @@ class LiveSearches(SearchThread):
     """
 
     def __init__(
-        self, asked: Sequence[Asked], models: Models, limits: DemoLimits, stop: threading.Event,
+        self, asked: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
         wishes: Sequence[Wish] | None,
     ) -> None:  # fmt: skip
         super().__init__(asked, models, limits, stop)
@@ -199,7 +201,7 @@ class LiveSearches(SearchThread):
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
         asked, steps = search.asked, search.grid.steps
-        judge = self.models.judge(asked.prompt, asked.model)
+        judge = self.models.judge(asked.prompt.text, asked.model)
 
         def listen(event: Event) -> None:
             search.recorder(event)
@@ -232,15 +234,16 @@ class LiveSearches(SearchThread):
         self.news.put(SearchEnd(place, result))
 
 
-def opened(pipe: Any, asked: Asked, limits: DemoLimits) -> RunningSearch:
+def opened(pipe: Any, asked: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, its budget in evaluations and within the limits, its drafter decided on."""
     from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
 
     algorithm = make_algorithm(asked.search.spec)
-    asked = replace(asked, sampler=drafting(pipe, asked.sampler, algorithm, asked.rewards, asked.call))
+    sampler = drafting(pipe, asked.engine.sampler, algorithm, asked.engine.rewards, asked.call)
+    asked = replace(asked, engine=replace(asked.engine, sampler=sampler))
     denoiser = pipe.denoiser(**pictures_opened(asked.call))
-    if asked.sampler.kernel != "pipeline":
-        denoiser.convert(asked.sampler.path, asked.sampler.times)
+    if asked.engine.sampler.kernel != "pipeline":
+        denoiser.convert(asked.engine.sampler.path, asked.engine.sampler.times)
     grid: Grid = denoiser.grid
     budget = limits.capped(asked.budget, grid)
     view = View(title_of(asked), Board(grid.levels), budget, limits.seconds_of(budget))
@@ -251,7 +254,7 @@ def opened(pipe: Any, asked: Asked, limits: DemoLimits) -> RunningSearch:
 
 def found(
     pipe: Any,
-    asked: Asked,
+    asked: SearchRequest,
     algorithm: Algorithm,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,

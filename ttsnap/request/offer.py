@@ -13,15 +13,18 @@ from typing import Annotated, Any, Literal, Protocol
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.names import unknown
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
-from ttsnap.files.pictured import opened
+from ttsnap.files.pictured import blanks
 from ttsnap.files.settings import Bounds, Count, Size, Word, hints_of, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
-from ttsnap.options.option import option, values
+from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
-from ttsnap.request.searches import OfferedSearch, kernel_for, search_of
+from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.searches import kernel_for, search_of
+from ttsnap.request.spec import EngineSpec
 
 ARGUMENTS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "strength": "strength"}
 """Fields that set one argument of the pipeline's call."""
@@ -117,40 +120,7 @@ class Offer:
     """Whether its call has a true_cfg_scale beside another guidance."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A search as it was asked for; everything in it is checked but the prompt, which the model may still refuse."""
-
-    prompt: str
-    model: str
-    search: OfferedSearch
-    rewards: tuple[str, ...]
-    budget: Budget
-    seed: int
-    keep: int = 1
-    call: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the pipeline's call, pictures among them."""
-    sampler: SamplerOptions = field(default_factory=SamplerOptions)
-    report: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    """What is told of a search that runs otherwise than it was asked for."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The call of a search pipeline that runs it."""
-        search = {
-            "prompt": [self.prompt],
-            "search": self.search.spec,
-            "reward": list(self.rewards),
-            "report": list(self.report) or None,
-            "budget": self.budget,
-            "seed": self.seed,
-            "num_images_per_prompt": self.keep,
-        }
-        return {**search, **values(self.sampler), **opened(self.call)}
-
-
-def asked_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Asked:
+def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> SearchRequest:
     """The search that is asked for. FieldError for what is not offered, and for more than the limits allow."""
     model = given.model.strip() if given.model and offer.any_model else offer.model
     if not model.isprintable():
@@ -159,19 +129,20 @@ def asked_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Asked:
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
     rewards = limits.rewards_of(offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward")
+    inputs = {name: picture for name in PICTURES if (picture := getattr(given, name)) is not None}
     call = _call(given, model, offer, limits)
-    steps = call.get("num_inference_steps")
+    negative, steps = call.get("negative_prompt"), call.get("num_inference_steps")
+    sampler = _sampler(given, search, rewards, {**call, **inputs}, model, offer)
+    for_all = {**call, **blanks(inputs), **({} if negative is None else {"negative_prompt": ""})}
     budget = _budget(given, steps if isinstance(steps, int) else limits.steps, limits)
-    return Asked(
-        limits.line(given.prompt, "prompt"),
+    return SearchRequest(
+        Prompt(limits.line(given.prompt, "prompt"), negative=negative, inputs=inputs),
         model,
+        EngineSpec(None, rewards, sampler, call=for_all),
         search,
-        rewards,
         budget,
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
-        call,
-        _sampler(given, search, rewards, call, model, offer),
         limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
         _notes(budget, steps if isinstance(steps, int) else 1, limits),
     )
@@ -192,7 +163,6 @@ def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -
     if given.size is not None:
         limits.check_size(*given.size)
         own |= dict(zip(("width", "height"), given.size, strict=True))
-    own |= {name: getattr(given, name) for name in PICTURES}
     return {**offer.defaults(model), **{name: value for name, value in own.items() if value is not None}}
 
 

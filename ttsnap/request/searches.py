@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.request.limits import FieldError
+from ttsnap.request.request import AlgorithmSpec, OfferedSearch
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
 """Searches that need a file, only study, or follow gradients, for which an engine has to be set up anew."""
 OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
-AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
-"""What make_algorithm takes. From a client, only what `search_of` let pass."""
-
-
-@dataclass(frozen=True)
-class OfferedSearch:
-    """A search as it was asked for. label: equal for equal ones."""
-
-    label: str
-    spec: AlgorithmSpec = field(compare=False)
 
 
 def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> OfferedSearch:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import MISSING, replace
+from dataclasses import MISSING
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -20,13 +20,14 @@ from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
 from ttsnap.options.option import options_of
-from ttsnap.request.offer import Asked, Offer
+from ttsnap.request.offer import Offer
+from ttsnap.request.request import SearchRequest
 from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.logs import GONE, AccessLog
-from ttsnap.service.requests import Generation, asked_of, parse
+from ttsnap.service.requests import Generation, parse, request_of
 from ttsnap.service.tickets import Done, News, Ticket
 from ttsnap.service.worker import Worker, stopping
 from ttsnap.version import __version__
@@ -61,7 +62,7 @@ def make_app(
             caller = caller_of(request)
             async with bodies.of(request, limits.bytes) as body:
                 wanted = parse(bytes(body))
-            asked = asked_of(wanted, offer, limits)
+            asked = request_of(wanted, offer, limits)
         return await answered(request, caller, wanted, asked)
 
     @app.post("/v1/images/edits", dependencies=keyed, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
@@ -74,10 +75,10 @@ def make_app(
                 )
             async with bodies.of(request, limits.form_bytes) as body:
                 wanted, pictures = await form_of(body, request.headers, limits)
-            asked = asked_of(wanted, offer, limits, pictures)
+            asked = request_of(wanted, offer, limits, pictures)
         return await answered(request, caller, wanted, asked)
 
-    async def answered(request: Request, caller: Caller, wanted: Generation, asked: Asked) -> Response:
+    async def answered(request: Request, caller: Caller, wanted: Generation, asked: SearchRequest) -> Response:
         with counted(worker):
             asked = in_words_of_the_model(asked, canonical)
             ticket = request.state.ticket = worker.submit(
@@ -192,10 +193,10 @@ def counted(worker: Worker) -> Iterator[None]:
         raise
 
 
-def in_words_of_the_model(asked: Asked, canonical: Callable[[str], str]) -> Asked:
+def in_words_of_the_model(asked: SearchRequest, canonical: Callable[[str], str]) -> SearchRequest:
     """The request with its prompt as the model reads it. RequestError where it cannot."""
     try:
-        return replace(asked, prompt=canonical(asked.prompt))
+        return asked.worded(canonical(asked.prompt.text))
     except ValueError as error:
         raise RequestError(400, str(error), "prompt", "invalid_value") from None
 

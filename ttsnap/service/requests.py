@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from ttsnap.core.prompt import Prompt
-from ttsnap.files.pictured import blanks
 from ttsnap.files.reading import parse_json
 from ttsnap.files.settings import Bounds, Rule, Settings, hints_of
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, values
 from ttsnap.request.limits import FieldError, SearchLimits
-from ttsnap.request.offer import PICTURES, Asked, CommonFields, Offer, SearchFields
-from ttsnap.request.offer import asked_of as search_asked_of
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.offer import CommonFields, Offer, SearchFields
+from ttsnap.request.offer import request_of as search_request_of
+from ttsnap.request.request import SearchRequest
 from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError
 
@@ -28,6 +26,7 @@ Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
 """The effort of qualities that go by another name."""
+FAIR = EngineOptions(fair=True)
 WIDTH_HEIGHT = r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"
 
 
@@ -65,23 +64,6 @@ class Generation(Settings, CommonFields):
         return self.ignored + ("moderation",) * (self.moderation == "low")
 
 
-def spec_of(asked: Asked) -> EngineSpec:
-    """The engine of a search: requests that agree in it share batches. Its rewards go by the names that clients use."""
-    call = {**asked.call, **blanks(_pictures(asked))}
-    if call.get("negative_prompt") is not None:
-        call["negative_prompt"] = ""
-    return EngineSpec(None, asked.rewards, asked.sampler, EngineOptions(fair=True), dict(sorted(call.items())))
-
-
-def prompt_of(asked: Asked) -> Prompt:
-    """The prompt of a search, with what is its own."""
-    return Prompt(asked.prompt, negative=asked.call.get("negative_prompt"), inputs=_pictures(asked))
-
-
-def _pictures(asked: Asked) -> dict[str, object]:
-    return {name: asked.call[name] for name in PICTURES if name in asked.call}
-
-
 def parse(body: bytes) -> Generation:
     """What a body holds. RequestError that names the parameter."""
     try:
@@ -93,9 +75,9 @@ def parse(body: bytes) -> Generation:
     return validated(Generation, fields)
 
 
-def asked_of(
+def request_of(
     wanted: Generation, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
-) -> Asked:
+) -> SearchRequest:
     """What runs. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not offered here,
     or more than the limits allow."""
     if wanted.model not in (None, offer.model):
@@ -107,13 +89,13 @@ def asked_of(
     try:
         if wanted.partial_images and not wanted.stream:
             raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
-        asked = search_asked_of(SearchFields.of({**fields, **(pictures or {})}), offer, limits)
+        asked = search_request_of(SearchFields.of({**fields, **(pictures or {})}), offer, limits)
     except FieldError as error:
         raise RequestError.of(error) from None
     unused = [f"not used here: {', '.join(wanted.unused)}"] if wanted.unused else []
-    return replace(asked, notes=(*unused, *asked.notes))
+    return replace(asked, engine=replace(asked.engine, batch=FAIR), notes=(*unused, *asked.notes))
 
 
-def plain(offer: Offer, limits: SearchLimits) -> Asked:
+def plain(offer: Offer, limits: SearchLimits) -> SearchRequest:
     """A request that says nothing but its prompt."""
-    return asked_of(Generation("-"), offer, limits)
+    return request_of(Generation("-"), offer, limits)

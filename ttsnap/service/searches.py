@@ -30,13 +30,12 @@ from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import checked, reported
 from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.limits import FieldError
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import kernel_for
 from ttsnap.request.spec import EngineSpec
 from ttsnap.results.outputs import for_prompt
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import prompt_of
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
@@ -48,9 +47,9 @@ measured; how many searches are in an order when all end."""
 UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
 
 
-def taken_as(asked: Asked, result: Result) -> list[str]:
+def taken_as(asked: SearchRequest, result: Result) -> list[str]:
     """What a client should know of a picture that is not of the size in which images are made of it."""
-    picture = asked.call.get("image")
+    picture = asked.prompt.inputs.get("image")
     first = picture[0] if isinstance(picture, tuple) else picture
     if not isinstance(first, Picture):
         return []
@@ -134,7 +133,7 @@ class Searches:
         """The sum of its callers' weights."""
         return sum(ticket.caller.weight for ticket in self.under_way)
 
-    def warm_up(self, asked: Asked) -> None:
+    def warm_up(self, asked: SearchRequest) -> None:
         """Have everything ready for a request like this one."""
         self._prepared(asked, self.limits.capped(asked.budget, self.engine.grid))
 
@@ -145,11 +144,11 @@ class Searches:
         budget = self.limits.capped(asked.budget, engine.grid)
         spec = self._prepared(asked, budget)
         for name in self.spec.rewards:
-            self._check(name, asked.prompt)
+            self._check(name, asked.prompt.read)
         now = time.monotonic()
         listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
-        request = self.run.add([prompt_of(asked)], spec, watch, listener)
+        request = self.run.add([asked.prompt], spec, watch, listener)
         engine.weigh(request.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = request
 
@@ -161,7 +160,7 @@ class Searches:
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
-    def _prepared(self, asked: Asked, budget: Budget) -> SearchSpec:
+    def _prepared(self, asked: SearchRequest, budget: Budget) -> SearchSpec:
         """The search, with as many seeds as its budget affords; that is found once for equal requests. FieldError for
         one that does not fit."""
         key = (asked.search.label, budget, asked.keep)
@@ -177,7 +176,7 @@ class Searches:
             self._fitted[key] = spec.algorithm
         return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
 
-    def _field_at_fault(self, asked: Asked, spec: SearchSpec) -> str:
+    def _field_at_fault(self, asked: SearchRequest, spec: SearchSpec) -> str:
         """The parameter for which a search does not fit: the budget that affords no image, the kernel that was chosen
         and draws no noise, the steps that were, or the search itself."""
         try:
@@ -185,7 +184,7 @@ class Searches:
         except ValueError:
             return "budget"
         if missing(spec.algorithm.needs, self.engine.offers):
-            return "kernel" if asked.sampler.kernel != kernel_for(asked.search.spec) else "search"
+            return "kernel" if asked.engine.sampler.kernel != kernel_for(asked.search.spec) else "search"
         steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.spec, self.usual))
         return "steps" if steps != usual and not isinstance(asked.search.spec, Mapping) else "search"
 
@@ -251,6 +250,6 @@ class Searches:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 told.append(f"the reported reward {name} did not score every image")
         # Where the operator keeps the drafter is no client's business, and the image is made again without it.
-        call, sampler = dict(sorted(asked.call.items())), replace(asked.sampler, draft=None)
-        settings = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [prompt_of(asked)])
+        call, sampler = dict(sorted(asked.call.items())), replace(asked.engine.sampler, draft=None)
+        settings = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [asked.prompt])
         return Done(result, for_prompt(settings, 0), tuple(told))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ttsnap.core.pictures import Decoded
 from ttsnap.core.results import Event, Result
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError
 
@@ -46,7 +46,7 @@ class Ticket:
     so far, of rows that have arrived."""
 
     def __init__(
-        self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop, seconds: float, partials: int = 0
+        self, asked: SearchRequest, caller: Caller, loop: asyncio.AbstractEventLoop, seconds: float, partials: int = 0
     ) -> None:
         self.asked, self.caller, self.cancelled = asked, caller, False
         self.seconds, self.partials = seconds, partials

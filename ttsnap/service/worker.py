@@ -12,14 +12,13 @@ from dataclasses import replace
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
-from ttsnap.request.offer import Asked
+from ttsnap.request.request import SearchRequest
 from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.metrics import Metrics
-from ttsnap.service.requests import spec_of
 from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Done, Ticket
 
@@ -38,11 +37,11 @@ class Worker(threading.Thread):
     is made anew for the next request. first: what is made ready before any request comes, as loading may take minutes.
     """
 
-    def __init__(self, engines: Engines, limits: ServiceLimits, metrics: Metrics, first: Asked) -> None:
+    def __init__(self, engines: Engines, limits: ServiceLimits, metrics: Metrics, first: SearchRequest) -> None:
         super().__init__(daemon=True, name="searches")
         self.engines, self.limits, self.metrics = engines, limits, metrics
         self.draining = self.loaded = False
-        self._first, self._usual = first, spec_of(first)
+        self._first, self._usual = first, first.engine
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._open: set[Ticket] = set()
@@ -54,7 +53,9 @@ class Worker(threading.Thread):
 
     # --- called by the application ----------------------------------------------------------------------------
 
-    def submit(self, asked: Asked, caller: Caller, loop: asyncio.AbstractEventLoop, partials: int = 0) -> Ticket:
+    def submit(
+        self, asked: SearchRequest, caller: Caller, loop: asyncio.AbstractEventLoop, partials: int = 0
+    ) -> Ticket:
         """Queue a request. partials: images to send while it runs. RequestError (429, 503) where there is no room, or
         the service is being stopped."""
         seconds = self.limits.seconds_of(asked.budget)
@@ -101,7 +102,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._searches_of(spec_of(self._first)).warm_up(self._first)
+            self._searches_of(self._first.engine).warm_up(self._first)
         except ValueError:  # of a model for edits, that there is no picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
@@ -154,7 +155,7 @@ class Worker(threading.Thread):
         return stay[:room]
 
     def _begin(self, ticket: Ticket) -> None:
-        spec = spec_of(ticket.asked)
+        spec = ticket.asked.engine
         try:
             self._searches_of(spec).add(ticket)
         except RequestError as refused:
