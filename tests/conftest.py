@@ -45,7 +45,7 @@ SYSTEM = (
         "cli/test_cli_simulate.py",
     ),
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
-    *("simulation/test_processes.py",),
+    *("distill/test_train.py", "simulation/test_processes.py"),
     # The packaged models, and what trains them.
     *("pipelines/test_embedded.py", "scenes/test_model.py", "scenes/test_preview.py", "scenes/test_reward.py"),
     *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
