@@ -37,20 +37,17 @@ SYSTEM = (
     "request/test_new_door.py",
     *("rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
     # Whole programs, also those that are interrupted, killed, and go on.
-    *(
-        "test_wheel.py",
-        "test_gpu_script.py",
-        "bench/test_bench.py",
-        "cli/test_cli_record.py",
-        "cli/test_cli_simulate.py",
-    ),
+    *("test_wheel.py", "test_gpu_script.py", "bench/test_bench.py"),
+    *("cli/test_cli_record.py", "cli/test_cli_simulate.py"),
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
-    *("distill/test_train.py", "simulation/test_processes.py"),
+    *("distill/test_train.py", "distill/draft/test_on_paper.py", "simulation/test_processes.py"),
     # The packaged models, and what trains them.
     *("pipelines/test_embedded.py", "scenes/test_model.py", "scenes/test_preview.py", "scenes/test_reward.py"),
     *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
     *("pipelines/test_compilation.py", "test_strangers.py"),
+    # Classic pipelines that are searched over modular blocks, as the fast tests search those themselves.
+    *("pipelines/modular/test_classic.py",),
 )
 """Folders, files and tests of the tier `system`. All others are of the fast tier, but those that are marked `slow`."""
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")

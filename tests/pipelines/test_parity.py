@@ -191,16 +191,14 @@ FAST: dict[str, tuple[str, ...]] = {
     "sd15": ("dpm++2m-karras", "ddim", "ddim-eta", "euler-ancestral", "lms", "kdpm2"),
     "sdxl": ("heun", "ddim-zero-snr", "unipc", "sde-dpm++2m", "lcm", "tcd"),
     "pixart_sigma": ("pndm", "ddpm", "dpm-single", "deis", "sa", "kdpm2-ancestral"),
-    "sd3": ("heun", "euler-dynamic", "unipc", "dpm++2m", "dpm-single", "deis"),
-    "flux": ("dpm++2m-dynamic", "euler-dynamic", "euler-linear", "unipc", "dpm-single-dynamic", "deis-dynamic"),
-    "flux_schnell": ("unipc", "euler-dynamic", "dpm++2m-dynamic"),
-    "flux2_klein": ("unipc-dynamic", "euler", "euler-karras", "dpm++2m-dynamic", "dpm-single-dynamic", "deis-dynamic"),
-    "sana": ("sa", "euler-stochastic", "heun", "lcm", "dpm++3m", "sde-dpm++2m"),
-    "qwen_image": ("unipc", "euler-dynamic", "euler-terminal", "euler-karras", "euler-exponential", "unipc-dynamic"),
-    "lumina2": ("unipc-dynamic", "euler", "euler-linear", "euler-terminal", "euler-exponential", "unipc"),
-    "z_image": (
-        "euler-dynamic", "euler-linear", "euler-terminal", "euler-karras", "euler-exponential", "euler-beta",
-    ),
+    "sd3": ("heun", "dpm++2m", "dpm-single", "deis"),
+    "flux": ("dpm++2m-dynamic", "euler-linear", "dpm-single-dynamic"),
+    "flux_schnell": ("unipc",),
+    "flux2_klein": ("unipc-dynamic", "euler", "deis-dynamic"),
+    "sana": ("sa", "euler-stochastic", "lcm", "dpm++3m", "sde-dpm++2m"),
+    "qwen_image": ("unipc", "euler-dynamic", "euler-exponential"),
+    "lumina2": ("unipc-dynamic", "euler-terminal"),
+    "z_image": ("euler-dynamic", "euler-karras", "euler-beta"),
 }  # fmt: skip
 
 
