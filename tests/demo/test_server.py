@@ -621,7 +621,7 @@ def picture(side: int = 32) -> bytes:
 def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     asked, models = known(prompt="a blue circle", picture=picture(), strength=0.5, steps=4, budget="12nfe")
-    assert asked.sampler.draft is None
+    assert asked.engine.sampler.draft is None
     assert "negative_prompt" not in asked.call, "which FLUX does not take; Stable Diffusion 3 fills it in"
     frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1

@@ -101,8 +101,8 @@ def baseline(asked: SearchRequest) -> SearchRequest:
 
 def picture_of(asked: SearchRequest) -> Picture | None:
     """The picture that a search redraws; None without one."""
-    picture: Picture | None = asked.prompt.inputs.get("image")
-    return picture
+    picture = asked.prompt.inputs.get("image")
+    return picture if isinstance(picture, Picture) else None
 
 
 def task_of(asked: SearchRequest) -> str | None:
