@@ -91,8 +91,8 @@ def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
 ) -> None:
     asked: list[Any] = []
 
-    def record(recipe: Any, *_: Any, **__: Any) -> None:
-        asked.append(recipe.model.dtype)
+    def record(builder: Any, *_: Any, **__: Any) -> None:
+        asked.append(builder.spec.model.dtype)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
