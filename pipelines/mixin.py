@@ -33,7 +33,8 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.spec import EngineSpec, listed
+from ttsnap.request.provenance import Provenance
+from ttsnap.request.spec import EngineSpec, reward_tuple
 from ttsnap.results.outputs import Recorder
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
@@ -153,7 +154,9 @@ class SearchMixin:
         that is unknown or does not fit.
         """
         how = taken(SamplerOptions, given), taken(EngineOptions, given)
-        return self.engine_of(EngineSpec(self.model_options, listed(reward), *how, completed(self, given)), network)
+        return self.engine_of(
+            EngineSpec(self.model_options, reward_tuple(reward), *how, completed(self, given)), network
+        )
 
     def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None = None) -> LiveEngine:
         """The engine of a spec, whose call is complete, as above."""
@@ -213,7 +216,7 @@ class SearchMixin:
         sampler = drafting(backend, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
-        spec = EngineSpec(backend.model_options, listed(wanted.reward), sampler, batch, shared)
+        spec = EngineSpec(backend.model_options, reward_tuple(wanted.reward), sampler, batch, shared)
         with open_engine(spec, asked.devices, backend) as (engine, denoiser):
             drafts = denoiser.drafts if sampler is asked.sampler else None
             if drafts is not None and (doubt := drafts.doubt(model_name(self))) is not None:
@@ -237,15 +240,11 @@ class SearchMixin:
             }
             try:
                 results = self._run(prompts, algorithm, engine, budget, listeners, settings)
-                results, flags = output.checked(self, results)
-                sources = output.sources_of(denoiser, prompts, report)
-                results = [
-                    output.reported(result, report, shown, source, prompt.read)
-                    for result, source, prompt in zip(results, sources, prompts, strict=True)
-                ]
+                results, flags = output.finish(
+                    self, results, prompts, report, denoiser=denoiser, shown=shown, thumbnails=recorder.thumbnails
+                )
             finally:
                 pipe.maybe_free_model_hooks()
-            results = output.with_thumbnails(results, recorder.thumbnails, flags)
             results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
             images: output.Images | output.Videos
             best = [(job, candidate) for job, result in enumerate(results) for candidate in result.images]
@@ -257,8 +256,8 @@ class SearchMixin:
                 pixels = [candidate.pixels for _, candidate in best]
                 images = output.converted(pixels, output_type, denoiser.image_dtype, pipe._execution_device)
             if output_type == "pil" and isinstance(images, list):
-                told = settings_of(backend, wanted.search, sampler, call, budget, prompts)
-                output.label_images(images, results, told)
+                made = Provenance(tuple(prompts), replace(spec, model=None, call=call), wanted.search, budget)
+                output.label_images(images, results, settings_of(backend, made))
             output.warn_of_missing(results, keep)
             known = {"nsfw_content_detected": flags, "audio": audio}
             return output.make_output(self.output_class, images, results, **known) if return_dict else (images, results)

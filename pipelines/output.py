@@ -112,6 +112,31 @@ def make_output(stock: Any, made: Images | Videos, results: list[Result], **know
     return search_output(stock)(**{made_field(stock): made}, **more, search=results)
 
 
+def finish(
+    pipe: Any,
+    results: list[Result],
+    prompts: Sequence[Prompt],
+    report: Sequence[RewardModel],
+    *,
+    denoiser: PipelineDenoiser | None = None,
+    shown: Shown = IMAGES,
+    thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]] | None = None,
+) -> tuple[list[Result], list[bool] | None]:
+    """(results, flags) of these prompts as doors give them on: past the pipeline's safety checker (`checked`), scored
+    by the rewards that only report, with what was seen on the way.
+
+    denoiser: encodes what is edited for rewards that need it. shown: what rewards see of videos and edits. thumbnails:
+    by the place of a result, as Recorder keeps them.
+    """
+    results, flags = checked(pipe, results)
+    sources = [None] * len(prompts) if denoiser is None else sources_of(denoiser, prompts, report)
+    results = [
+        reported(result, report, shown, source, prompt.read)
+        for result, source, prompt in zip(results, sources, prompts, strict=True)
+    ]
+    return with_thumbnails(results, thumbnails or {}, flags), flags
+
+
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
     """(results, flags): images that the safety checker flags are replaced by what it returns for them, usually black.
 
@@ -252,13 +277,7 @@ def label_images(made: Images | Videos, results: Sequence[Result], settings: Map
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
     for one, (index, rank) in zip(made, rows, strict=True):
         picture = one[0] if isinstance(one, list) else one
-        call = {
-            name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
-            for name, value in settings["call"].items()
-        }
-        outputs.label(
-            picture, outputs.payload_of(results[index], rank, {**outputs.for_prompt(settings, index), "call": call})
-        )
+        outputs.label(picture, outputs.payload_of(results[index], rank, outputs.for_prompt(settings, index)))
 
 
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:

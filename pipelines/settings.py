@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -10,43 +10,48 @@ from diffusers.utils.constants import USE_PEFT_BACKEND
 
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.algorithms.options import name_of, spec_of, takes
-from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
-from ttsnap.loop.budget import Budget
-from ttsnap.options.model import EMBEDDED, TURBO
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.model import EMBEDDED, TEXT, TURBO
+from ttsnap.request.provenance import Provenance
 from ttsnap.scenes.weights_folder import turbo_path, weights_path
 from ttsnap.version import __version__
 
 PLAIN = (bool, int, float, str)
 
 
-def settings_of(
-    pipe: Any, asked: str | Algorithm | Mapping[str, object], sampler: SamplerOptions, call: Mapping[str, object],
-    budget: Budget, prompts: Sequence[Prompt],
-) -> dict[str, object]:  # fmt: skip
-    """As `write_results` takes them, of a pipeline, the algorithm that was asked for, and arguments of its own call.
-    prompts: with what is given for each of them alone.
+def settings_of(pipe: Any, request: Provenance) -> dict[str, object]:
+    """What images, traces and replies say of a search by this pipeline, as `write_results` takes it.
 
-    Kernels that are objects go by their names, algorithms by their names and options, as `make_algorithm` takes them;
+    Kernels that are objects go by their names, algorithms by their names and options, as `make_algorithm` takes them.
+    A request that names its model came from text: its model, call and options are told as they were given. Of others,
     arguments of the call and options that are not plain are left out.
     """
-    pictures = [digests({**call, **prompt.inputs}) for prompt in prompts]
-    named, options = _algorithm(asked)
+    model, call = request.engine.model, dict(request.engine.call)
+    pictures = [digests({**call, **prompt.inputs}) for prompt in request.prompts]
+    negative = [call.get("negative_prompt") if p.negative is None else p.negative for p in request.prompts]
+    if any(prompt.negative not in (None, call.get("negative_prompt")) for prompt in request.prompts):
+        call["negative_prompt"] = negative
+    named, options = _algorithm(request.search)
+    if model is None:
+        who = {"model": model_name(pipe), "lora": adapters(pipe), "task": pipe.task_of(request.engine.call)}
+        call = {name: value for name, value in call.items() if _is_plain(value)}
+        options = {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)}
+    else:
+        who = {"model": model.model, "lora": model.lora, "task": None if model.task == TEXT else model.task}
+        call = {name: value for name, value in call.items() if name not in pictures[0]}
+    dtype = str(pipe.dtype).removeprefix("torch.") if model is None or model.dtype == "auto" else model.dtype
     return {
         "ttsnap": __version__,
-        "model": model_name(pipe),
-        "lora": adapters(pipe),
-        "task": pipe.task_of(call),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        **who,
+        "dtype": dtype,
         "pictures": pictures if any(pictures) else None,
         "sampler": type(pipe.scheduler).__name__,
-        "call": {name: value for name, value in call.items() if _is_plain(value)},
+        "call": call,
         "algorithm": named,
-        "options": {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)},
-        "budget": str(budget),
-        **sampler.told(),
+        "options": options,
+        "budget": str(request.budget),
+        **request.engine.sampler.told(),
     }
 
 

@@ -24,6 +24,8 @@ from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.provenance import Provenance
+from ttsnap.request.spec import EngineSpec
 from ttsnap.results.outputs import Recorder, plain, png_info, read_payload, save_image
 
 
@@ -120,9 +122,8 @@ NESTED = [
 @pytest.mark.parametrize("asked", NESTED)
 def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(asked: Any, tmp_path: Path) -> None:
     from ttsnap.pipelines import load
-    from ttsnap.pipelines.settings import settings_of
 
-    settings = settings_of(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3), [Prompt("a")])
+    settings = told(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
     payload = {
         **{name: settings[name] for name in ("ttsnap", "model", "sampler", "call", "kernel")},
         "search": {"reward": 1.0, **{name: settings[name] for name in ("algorithm", "options", "budget")}},
@@ -134,24 +135,28 @@ def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options
     assert make_algorithm(search["algorithm"], **search["options"]) == make_algorithm(asked)
 
 
+def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget) -> dict[str, Any]:
+    from ttsnap.pipelines.settings import settings_of
+
+    spec = EngineSpec(None, (), sampler, call=call)
+    return settings_of(pipe, Provenance((Prompt("a"),), spec, search, budget))
+
+
 def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from ttsnap.pipelines import load
-    from ttsnap.pipelines.settings import settings_of
 
     pipe, sampler = load(), SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
-    found = settings_of(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3), [Prompt("a")])
+    found = told(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
     assert found["call"] == {"guidance_scale": 2.0}
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
-    assert settings_of(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget(), [Prompt("a")])["options"] == {"n": 2}
-    found["options"] |= settings_of(pipe, {"name": "x", "y": {"z": print}}, sampler, {}, Budget(), [Prompt("a")])[
-        "options"
-    ]  # type: ignore[operator]
+    assert told(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget())["options"] == {"n": 2}
+    found["options"] |= told(pipe, {"name": "x", "y": {"z": print}}, sampler, {}, Budget())["options"]  # type: ignore[operator]
     # Without peft, which diffusers asks for where it is asked for adapters.
     monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
-    assert settings_of(pipe, "svdd", sampler, {}, Budget(), [Prompt("a")])["lora"] is None
+    assert told(pipe, "svdd", sampler, {}, Budget())["lora"] is None
     json.dumps(found)
 
 

@@ -24,7 +24,7 @@ from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, search
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results.outputs import Recorder, Thumbnails, payload_of, plain, save_image
+from ttsnap.results.outputs import Recorder, Thumbnails, for_prompt, payload_of, plain, save_image
 from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
@@ -61,12 +61,8 @@ class Model(Protocol):
         pass. prompts: that of each result. seen: thumbnails by result, as Recorder keeps them.
         """
 
-    def pictures(self, prompt: Prompt) -> Mapping[str, object]:
-        """The digests of the pictures that this prompt is about, by argument of the call; none where there are none."""
-
-    @property
-    def labels(self) -> Mapping[str, object]:
-        """What each PNG says of the model and its call, as results.outputs.write_results has it."""
+    def settings(self, arm: Arm, budget: Budget, prompts: Sequence[Prompt]) -> Mapping[str, object]:
+        """What each PNG of a search of these prompts says, as results.outputs.write_results has it."""
 
 
 @dataclass(frozen=True)
@@ -162,24 +158,18 @@ def _search(
         shared=spec.shared,
         on_event=listen,
     )
-    settings = {
-        **model.labels,
-        **work.arm.sampler.told(),
-        "algorithm": work.arm.algorithm,
-        "options": dict(work.arm.options),
-        "budget": str(bench.budget),
-    }
+    settings = model.settings(work.arm, bench.budget, texts)
     prompts = [bench.prompts[place] for place in work.places]
     images = []
-    for prompt, text, result in zip(prompts, texts, model.finished(results, texts, recorder.thumbnails), strict=True):
+    for i, (prompt, result) in enumerate(
+        zip(prompts, model.finished(results, texts, recorder.thumbnails), strict=True)
+    ):
         write_metadata(there.folder, work.arm.folder, prompt)
         path = image_path(there.folder, work.arm.folder, prompt.index, work.repeat)
         if result.thumbnails:
             sheet = contact_sheet(result, result.thumbnails)
             write_whole(sheet_path(path), partial(sheet.save, format="PNG"))
-        save_image(
-            path, result.best.pixels, payload_of(result, 0, {**settings, "pictures": model.pictures(text) or None})
-        )
+        save_image(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
         images.append(_found(work, prompt, result, path))
     there.add(images)
 

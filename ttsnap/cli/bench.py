@@ -20,22 +20,25 @@ from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions
-from ttsnap.options.model import TEXT, ModelOptions
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.spec import EngineSpec, listed
-from ttsnap.version import __version__, versions
+from ttsnap.request.provenance import Provenance
+from ttsnap.request.spec import EngineSpec, reward_tuple
+from ttsnap.version import versions
 
 if TYPE_CHECKING:
+    from ttsnap.bench.arms import Arm
     from ttsnap.bench.prompts import PromptSet
     from ttsnap.bench.run import Bench
     from ttsnap.core.prompt import Prompt
     from ttsnap.core.protocols import Engine
     from ttsnap.core.results import Result
     from ttsnap.files.settings import Json
+    from ttsnap.loop.budget import Budget
     from ttsnap.results.outputs import Thumbnails
 
 HELP = "run a prompt set by several algorithms at equal budgets"
@@ -219,12 +222,7 @@ class _Model:
         common.check_call(self.pipe, asked.call, a.task)
         common.prepare_model(self.pipe, a)
         self._call, self._batches = asked.call, arguments.read(BatchOptions, a)
-        self.labels: Mapping[str, object] = {
-            "ttsnap": __version__, "model": a.model, "lora": a.lora, "sampler": type(self.pipe.scheduler).__name__,
-            "call": {name: value for name, value in asked.call.items() if name not in digests(asked.call)},
-            "task": None if a.task == TEXT else a.task,
-            "dtype": str(kind).removeprefix("torch."),
-        }  # fmt: skip
+        self._model = dataclasses.replace(arguments.read(ModelOptions, a), dtype=str(kind).removeprefix("torch."))
 
     @contextmanager
     def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
@@ -233,7 +231,7 @@ class _Model:
         from ttsnap.pipelines.engine_factory import open_engine
 
         batch = EngineOptions.of(self._batches)
-        spec = EngineSpec(self.pipe.model_options, listed(self._rewards), sampler, batch, self._call)
+        spec = EngineSpec(self.pipe.model_options, reward_tuple(self._rewards), sampler, batch, self._call)
         with open_engine(spec, self._devices, self.pipe) as (engine, denoiser):
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
@@ -243,13 +241,14 @@ class _Model:
 
     def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
         """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
-        from ttsnap.pipelines.output import checked, reported, sources_of, with_thumbnails
+        from ttsnap.pipelines.output import finish
 
-        sources = sources_of(self._denoiser, prompts, self._metrics)
-        passed, flags = checked(self.pipe, results)
-        passed = with_thumbnails(passed, seen, flags)
-        return [reported(r, self._metrics, source=source) for r, source in zip(passed, sources, strict=True)]
+        return finish(self.pipe, results, prompts, self._metrics, denoiser=self._denoiser, thumbnails=seen)[0]
 
-    def pictures(self, prompt: Prompt) -> Mapping[str, object]:
-        """The digests of the pictures that this prompt is about."""
-        return digests({**self._call, **prompt.inputs})
+    def settings(self, arm: Arm, budget: Budget, prompts: Sequence[Prompt]) -> Mapping[str, object]:
+        """What each image of a search of these prompts says."""
+        from ttsnap.pipelines.settings import settings_of
+
+        spec = EngineSpec(self._model, reward_tuple(self._rewards), arm.sampler, call=self._call)
+        search = {"name": arm.algorithm, **arm.options}
+        return settings_of(self.pipe, Provenance(tuple(prompts), spec, search, budget))

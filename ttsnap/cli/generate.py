@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ from ttsnap.options.option import values
 from ttsnap.options.pictures import PictureOptions, VideoOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.version import __version__
+from ttsnap.request.provenance import Provenance
+from ttsnap.request.spec import EngineSpec, reward_tuple
 
 HELP = "find the best image for a prompt under a budget"
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
@@ -158,14 +160,16 @@ def _generate(a: Arguments, asked: Asked, out: Path) -> int:
     rewards = common.load_rewards(asked.reward, device=place) if alone else asked.reward
     metrics = common.load_rewards(asked.report, device=place) if asked.report else None
     call = {**common.call_arguments(a), **asked.pictures}
-    shown = [digests({**call, **prompt.inputs}) for prompt in asked.prompts]
-    plain = {name: value for name, value in call.items() if name not in shown[0]}
+    shown = digests({**call, **asked.prompts[0].inputs})
+    plain = {name: value for name, value in call.items() if name not in shown}
+    model = replace(arguments.read(ModelOptions, a), dtype=str(kind).removeprefix("torch."))
     device, offload = (a.device, a.offload) if alone else ("cpu", "none")
     pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
     common.check_call(pipe, call, a.task)
     common.prepare_model(pipe, a)
     from ttsnap.pipelines.drafting.own_draft import drafting
     from ttsnap.pipelines.output import FewerImages  # loaded with the model
+    from ttsnap.pipelines.settings import settings_of
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = asked.sampler.stock and a.task == TEXT
@@ -200,19 +204,11 @@ def _generate(a: Arguments, asked: Asked, out: Path) -> int:
                     raise
                 print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written
                 break
+            options = a.options if name == a.algorithm else {}
+            spec = EngineSpec(model, reward_tuple(asked.reward), sampler, call=call)
+            made = Provenance(tuple(asked.prompts), spec, {"name": name, **options}, asked.budget)
             settings = {
-                "ttsnap": __version__,
-                "model": a.model,
-                "lora": a.lora,
-                "sampler": type(pipe.scheduler).__name__,
-                **sampler.told(),
-                "call": plain,
-                "task": None if a.task == TEXT else a.task,
-                "dtype": str(kind).removeprefix("torch."),
-                "pictures": shown if any(shown) else None,
-                "algorithm": name,
-                "options": dict(a.options) if name == a.algorithm else {},
-                "budget": str(asked.budget),
+                **settings_of(pipe, made),
                 "reward": [r.name for r in rewards] if alone else _scored_by(output.search),
                 "utility": a.utility,
                 "seed": a.seed,

@@ -20,7 +20,7 @@ from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.spec import EngineSpec, listed
+from ttsnap.request.spec import EngineSpec, reward_tuple
 
 if TYPE_CHECKING:
     from ttsnap.files.settings import Json
@@ -91,7 +91,7 @@ def run(a: Arguments) -> int:
 
     options = EngineOptions.of(batches, what.keep)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
-    spec = EngineSpec(arguments.read(ModelOptions, a), listed(reward), sampler, options, call)
+    spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(reward), sampler, options, call)
     asked = Asked(spec, common.canonical(prompts, a.model), Path(a.out), what)
     make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
     out = asked.out

@@ -33,6 +33,6 @@ class EngineSpec:
     """One that was put in place of the model's own, else None."""
 
 
-def listed(rewards: Spec) -> tuple[Spec, ...]:
+def reward_tuple(rewards: Spec) -> tuple[Spec, ...]:
     """Rewards as users give them, one or several, as those of a spec."""
     return tuple(rewards) if isinstance(rewards, list | tuple) else (rewards,)

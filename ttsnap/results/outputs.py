@@ -98,7 +98,11 @@ def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
 def for_prompt(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
     """The settings of the prompt at this place, as `payload_of` takes them, of those of all prompts."""
     pictures = settings.get("pictures")
-    return {**settings, "pictures": pictures[index] or None if pictures else None}
+    call = {
+        name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
+        for name, value in settings["call"].items()
+    }
+    return {**settings, "call": call, "pictures": pictures[index] or None if pictures else None}
 
 
 def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dict[str, Json]:

@@ -27,9 +27,10 @@ from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import Request, RequestClock, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
-from ttsnap.pipelines.output import checked, reported
+from ttsnap.pipelines.output import finish
 from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.limits import FieldError
+from ttsnap.request.provenance import Provenance
 from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import kernel_for
 from ttsnap.request.spec import EngineSpec
@@ -236,20 +237,21 @@ class Searches:
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")
-        (result,), _ = checked(self.pipe, report(request, self.engine, Usage()))
+        found = report(request, self.engine, Usage())
+        rewards = [self.rewards[name] for name in asked.report]
+        (result,), _ = finish(self.pipe, found, [asked.prompt], rewards)
         if not result.images:
             return RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe
         told = [*asked.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
         told += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
-        before = len(result.warnings)
-        result = reported(result, [self.rewards[name] for name in asked.report])
-        for warning in result.warnings[before:]:
+        for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
         for name in asked.report:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 told.append(f"the reported reward {name} did not score every image")
         # Where the operator keeps the drafter is no client's business, and the image is made again without it.
         call, sampler = dict(sorted(asked.call.items())), replace(asked.engine.sampler, draft=None)
-        settings = settings_of(self.pipe, asked.search.spec, sampler, call, asked.budget, [asked.prompt])
+        spec = replace(self.spec, sampler=sampler, call=call)
+        settings = settings_of(self.pipe, Provenance((asked.prompt,), spec, asked.search.spec, asked.budget))
         return Done(result, for_prompt(settings, 0), tuple(told))
