@@ -19,7 +19,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 
 
-class Asked(NamedTuple):
+class SearchArguments(NamedTuple):
     """The search arguments of a call."""
 
     search: SearchOptions
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
     devices: DeviceOptions = DeviceOptions()
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> Asked:
+    def of(cls, given: dict[str, Any]) -> SearchArguments:
         """From the arguments of a call, out of which they are taken; those that are not there at their defaults."""
         how = taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given)
         return cls(*how, taken(DeviceOptions, given))

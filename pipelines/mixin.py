@@ -76,7 +76,7 @@ class SearchMixin:
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            asked = arguments.Asked.of(kwargs)
+            asked = arguments.SearchArguments.of(kwargs)
             given = arguments.bound(parameters, (self, *args), kwargs)
             if isinstance(given.get("prompt"), Iterator):  # it can be read once only
                 given["prompt"] = list(given["prompt"])
@@ -188,7 +188,7 @@ class SearchMixin:
         # Not self.device: an offloaded pipeline rests on the CPU or on meta.
         return make_rewards(rewards, device=self._execution_device)  # type: ignore[attr-defined]
 
-    def _search(self, asked: arguments.Asked, known: Any, call: dict[str, Any]) -> Any:
+    def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
         pipe: Any = self
         wanted = asked.search
         takes, recommended = self.call_arguments(), defaults_of(self)

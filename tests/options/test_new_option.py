@@ -13,7 +13,7 @@ import inspect
 import shlex
 import pytest
 from pathlib import Path
-from ttsnap.pipelines.arguments import Asked
+from ttsnap.pipelines.arguments import SearchArguments
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, parse, replay
 from ttsnap.core.prompt import Prompt
@@ -27,7 +27,7 @@ from ttsnap.results import outputs, payload
 call = SearchSanaPipeline.__call__
 assert inspect.signature(call).parameters["mirrored"].default is False
 assert "    mirrored: turn the initial noises of odd seeds from left to right." in call.__doc__
-assert Asked.of({"mirrored": True}).changed == ["mirrored"]
+assert SearchArguments.of({"mirrored": True}).changed == ["mirrored"]
 
 Path("c.yaml").write_text("mirrored: true")
 for argv in (["generate", "x", "--mirrored"], ["record", "x", "--out", "o", "--mirrored"],

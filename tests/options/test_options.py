@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import pytest
 from ttsnap.pipelines import FAMILIES
-from ttsnap.pipelines.arguments import DECLARED, Asked
+from ttsnap.pipelines.arguments import DECLARED, SearchArguments
 
 from ttsnap.cli import COMMANDS, arguments, configs
 from ttsnap.cli.parser import new_parser
@@ -163,9 +163,9 @@ def test_only_an_unchanged_sampler_is_that_of_plain_diffusers() -> None:
 
 def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
     given = {"search": "svdd", "kernel": "sde", "batch_size": 3, "height": 64}
-    asked = Asked.of(given)
+    asked = SearchArguments.of(given)
     assert given == {"height": 64}
-    assert asked == Asked(SearchOptions("svdd"), SamplerOptions("sde"), BatchOptions(3))
+    assert asked == SearchArguments(SearchOptions("svdd"), SamplerOptions("sde"), BatchOptions(3))
     assert asked.changed == ["batch_size", "kernel", "search"]
 
 

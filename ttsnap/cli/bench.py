@@ -104,7 +104,7 @@ def parser() -> Parser:
     return p
 
 
-class Asked(NamedTuple):
+class BenchPlan(NamedTuple):
     """What is run, the set that its prompts are of, the model's call, the rewards as named, and the folder."""
 
     bench: Bench
@@ -129,7 +129,7 @@ def run(a: Arguments) -> int:
         return _run(a, asked, there)
 
 
-def _asked(a: Arguments) -> Asked:
+def _asked(a: Arguments) -> BenchPlan:
     """ValueError for what does not fit."""
     from ttsnap.bench.arms import read_arms
     from ttsnap.bench.prompts import read_prompt_set
@@ -149,10 +149,10 @@ def _asked(a: Arguments) -> Asked:
     common.check_affordable(budget, call)
     combine, how = utility.make(a.utility), arguments.read(BenchOptions, a)
     bench = Bench(prompts, texts, arms, budget, combine, a.seed, a.shared, how)
-    return Asked(bench, whole, call, reward, report, Path(a.out))
+    return BenchPlan(bench, whole, call, reward, report, Path(a.out))
 
 
-def _settings(a: Arguments, asked: Asked) -> dict[str, Json]:
+def _settings(a: Arguments, asked: BenchPlan) -> dict[str, Json]:
     """What must be the same to go on: all that decides on the images and their scores."""
     bench = asked.bench
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
@@ -182,7 +182,7 @@ def _settings(a: Arguments, asked: Asked) -> dict[str, Json]:
     }
 
 
-def _run(a: Arguments, asked: Asked, there: Any) -> int:
+def _run(a: Arguments, asked: BenchPlan, there: Any) -> int:
     """Load the model where images are missing, run, and report."""
     from tqdm.auto import tqdm
 
@@ -208,7 +208,7 @@ def _run(a: Arguments, asked: Asked, there: Any) -> int:
 class _Model:
     """The pipeline, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
 
-    def __init__(self, a: Arguments, asked: Asked) -> None:
+    def __init__(self, a: Arguments, asked: BenchPlan) -> None:
         place, kind = common.placement(a.device, a.dtype)
         self._devices = arguments.read(DeviceOptions, a)
         # Where others search, they load what they need themselves, and this process keeps off the devices.

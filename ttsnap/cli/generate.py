@@ -101,7 +101,7 @@ def add_search(p: Any) -> None:
     )
 
 
-class Asked(NamedTuple):
+class GeneratePlan(NamedTuple):
     """What is to be searched for, checked: texts, rewards as named, the algorithms by name, the budget, and how.
     pictures: arguments of the pipeline's call that are about them."""
 
@@ -128,7 +128,7 @@ def run(a: Arguments) -> int:
         return _generate(a, asked, out)
 
 
-def _asked(a: Arguments) -> Asked:
+def _asked(a: Arguments) -> GeneratePlan:
     """ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
     reward = common.require_reward(a)
@@ -147,10 +147,10 @@ def _asked(a: Arguments) -> Asked:
     pictures = common.picture_arguments(a, prompts)
     texts, budget = common.canonical(prompts, a.model), common.budget_of(a)
     common.check_affordable(budget, {**common.call_arguments(a), **pictures})
-    return Asked(texts, reward, report, algorithms, budget, *how, videos, pictures)
+    return GeneratePlan(texts, reward, report, algorithms, budget, *how, videos, pictures)
 
 
-def _generate(a: Arguments, asked: Asked, out: Path) -> int:
+def _generate(a: Arguments, asked: GeneratePlan, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
     from ttsnap.results.folders import keep
 

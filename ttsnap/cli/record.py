@@ -92,7 +92,7 @@ def run(a: Arguments) -> int:
     options = EngineOptions.of(batches, what.keep)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
     spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(reward), sampler, options, call)
-    asked = Asked(spec, common.canonical(prompts, a.model), Path(a.out), what)
+    asked = RecordPlan(spec, common.canonical(prompts, a.model), Path(a.out), what)
     make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
     out = asked.out
     try:
@@ -114,7 +114,7 @@ def run(a: Arguments) -> int:
     return 0
 
 
-class Asked(NamedTuple):
+class RecordPlan(NamedTuple):
     """What is recorded: by engines of this spec, these prompts, into this folder, with these settings."""
 
     spec: EngineSpec
@@ -129,7 +129,7 @@ class Asked(NamedTuple):
         check_folder(self.out, {"prompts": [prompt.text for prompt in self.prompts], **self.what.noted(), **more})
 
 
-def _alone(asked: Asked) -> Callable[[], Recording]:
+def _alone(asked: RecordPlan) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
     from ttsnap.recordings.record import record
 
@@ -145,7 +145,7 @@ def _alone(asked: Asked) -> Callable[[], Recording]:
     return partial(record, engine, asked.prompts, asked.out, asked.what, info=info, progress_bar=True)
 
 
-def _together(asked: Asked, by: WorkerOptions) -> Callable[[], Recording]:
+def _together(asked: RecordPlan, by: WorkerOptions) -> Callable[[], Recording]:
     """Be ready to record by workers, each of which loads the model."""
     asked.check()
 

@@ -51,7 +51,7 @@ def parser() -> Parser:
     return p
 
 
-class Wanted(NamedTuple):
+class ReplayFile(NamedTuple):
     """An image to make again: its file, read once, and what the file notes."""
 
     path: Path
@@ -86,7 +86,7 @@ def run(a: Arguments) -> int:
     return 0
 
 
-def _wanted(path: Path, a: Arguments) -> Wanted:
+def _wanted(path: Path, a: Arguments) -> ReplayFile:
     """What a file asks for. ValueError where its seed alone does not make it, or it takes other pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
@@ -101,12 +101,12 @@ def _wanted(path: Path, a: Arguments) -> Wanted:
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
     pictures = arguments.read(PictureOptions, a).read(payload.get("task", TEXT))
     _check_pictures(path, payload.get("pictures", {}), digests(pictures))
-    wanted = Wanted(path, data, payload, pictures)
+    wanted = ReplayFile(path, data, payload, pictures)
     wanted.pixels()  # refuses a damaged or a huge picture before a model is loaded
     return wanted
 
 
-def _dtype(wanted: Wanted, a: Arguments) -> str:
+def _dtype(wanted: ReplayFile, a: Arguments) -> str:
     """That of --dtype, else the one that the file was made in; files that do not say are in float32 on a CPU."""
     from ttsnap.pipelines.opening import placement
 
@@ -137,7 +137,7 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
     return places
 
 
-def _replay(wanted: Wanted, place: Path, pipe: Any) -> None:
+def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     """Make one image again, write it, and say how far it is from the original."""
     import numpy as np
 
@@ -186,7 +186,7 @@ def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Map
                              f"was changed had {noted[name]}")  # fmt: skip
 
 
-def _named(wanted: Wanted, a: Arguments) -> tuple[str, str | None]:
+def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, str | None]:
     """The model and the LoRA to load: the user's, or the PNG's where it may be. ValueError that says what it asks for.
 
     Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this
