@@ -9,7 +9,7 @@ from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Texts, TwoCalls
+from ttsnap.pipelines.guidance.passes import TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.rows import tokens, unscaled
@@ -92,7 +92,7 @@ class FluxDenoiser(PipelineDenoiser):
         text = self.texts.positive[0]
         size = (self.layout.rows, self.layout.columns)
         self._picture_ids = self.pipe._prepare_latent_image_ids(1, *size, self.device, text.dtype)
-        self.texts = Texts(*(side and _by_prompt(*side) for side in self.texts))
+        self.texts = self.texts.each(lambda side: _by_prompt(*side))
 
     def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
         return t.to(x.dtype) / 1000

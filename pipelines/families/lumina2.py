@@ -7,7 +7,7 @@ from typing import Any, Self
 from diffusers import Lumina2Pipeline
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Texts, TwoCalls, as_long, classifier_free
+from ttsnap.pipelines.guidance.passes import TwoCalls, as_long, classifier_free
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import texts, unscaled
@@ -78,13 +78,14 @@ class Lumina2Denoiser(PipelineDenoiser):
     def meta_twin(self) -> Self:
         # The network reads the lengths of texts off their masks, which need values until then.
         twin = super().meta_twin()
-        twin.texts = Texts(*(side and [side[0].to("meta"), side[1]] for side in self.texts))
+        twin.texts = self.texts.each(lambda side: [side[0].to("meta"), side[1]])
         for block in twin.net.context_refiner:
             block.register_forward_pre_hook(lambda _, arguments: tuple(a.to("meta") for a in arguments))
         return twin
 
     def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        return 1 - t / self.pipe.scheduler.config.num_train_timesteps
+        time: Tensor = 1 - t / self.pipe.scheduler.config.num_train_timesteps
+        return time
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, mask = texts

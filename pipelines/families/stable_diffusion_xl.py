@@ -88,12 +88,13 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
         # Stock repeats the pair (negative, positive) of sizes and so mixes the two up in batches of more than one
         # picture. Here every row has its own, as in a stock call for that picture alone.
         super().encode_prompts(prompts)
-        sizes = (self._ids, self._negative_ids)
-        self.texts = Texts(*(side and self._sized(*side, of) for side, of in zip(self.texts, sizes, strict=True)))
+        positive, negative = self.texts
+        unwanted = None if negative is None else self._sized(negative, self._negative_ids)
+        self.texts = Texts(self._sized(positive, self._ids), unwanted)
 
-    def _sized(self, text: Tensor, pooled: Tensor, sizes: tuple[Size, Size, Size]) -> list[Tensor]:
+    def _sized(self, texts: Sequence[Tensor], sizes: tuple[Size, Size, Size]) -> list[Tensor]:
         """With the original size, the crop and the target size (P, 6), as the U-Net is given them."""
-        encoder = self.pipe.text_encoder_2
+        (text, pooled), encoder = texts, self.pipe.text_encoder_2
         width = int(pooled.shape[-1]) if encoder is None else encoder.config.projection_dim
         ids: Tensor = self.pipe._get_add_time_ids(
             *(tuple(size) for size in sizes), dtype=text.dtype, text_encoder_projection_dim=width

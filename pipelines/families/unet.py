@@ -57,4 +57,5 @@ def passed(denoiser: PipelineDenoiser, x: Tensor, t: Tensor, text: Tensor, added
 
 def _rescaled(rescale: float, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     out = classifier_free(unconditional, conditional, scale)
-    return rescale_noise_cfg(out, conditional, guidance_rescale=rescale)
+    rescaled: Tensor = rescale_noise_cfg(out, conditional, guidance_rescale=rescale)
+    return rescaled

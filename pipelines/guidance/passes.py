@@ -29,6 +29,10 @@ class Texts(NamedTuple):
     positive: Sequence[Any]
     negative: Sequence[Any] | None = None
 
+    def each(self, change: Callable[[Sequence[Any]], Sequence[Any]]) -> Texts:
+        """Both, changed alike."""
+        return Texts(change(self.positive), None if self.negative is None else change(self.negative))
+
 
 class Guided(NamedTuple):
     """out (N, ...): what the sampler follows. estimate (N, ...): the output at the guidance at which estimates are

@@ -113,8 +113,8 @@ def count_draft(denoiser: Countable, twin: Callable[[], Countable]) -> float:
     denoiser.encode([_TYPICAL])
     x, drafting = denoiser.init_latents([seeded(0)]), twin()
     try:
-        twin = drafting.meta_twin()
-        flops = count_flops(lambda: _output(twin, x.to("meta")))
+        on_paper = drafting.meta_twin()
+        flops = count_flops(lambda: _output(on_paper, x.to("meta")))
     except Exception:  # as above
         logger.debug("FLOPs of drafts are counted by a real call", exc_info=True)
         flops = count_flops(lambda: _output(drafting, x), fused=x.device.type != "cpu")
