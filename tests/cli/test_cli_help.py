@@ -138,7 +138,7 @@ def test_prompts_of_a_config_file_are_read(written: str, typed: list[str], expec
     Path("run.yaml").write_text(f"{written}\nseed: 5\nkeep: 2\n")
     for argv in ([*typed, "--config", "run.yaml", "--seed", "3"], ["--seed=3", "--config=run.yaml", *typed]):
         a = parse(["generate", *argv])[1]
-        assert read_prompts(a, "generate") == expected
+        assert [prompt.text for prompt in read_prompts(a, "generate")] == expected
         assert (a.seed, a.keep) == (3, 2), "what is typed wins, wherever it stands"
 
 
