@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttsnap.cluster.actor_group import Pool, TicketT
 from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
@@ -69,7 +70,8 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     own = {name: value for name, value in call.items() if name not in ("width", "height")}
     width, height = int(str(call["width"])), int(str(call["height"]))
     sampler = replace(spec.sampler, draft=None)  # whose errors name the operator's files
-    usual = engines.pipe.sampling_denoiser(sampler, **own)
+    denoiser = engines.pipe.sampling_denoiser(sampler, **own)
+    usual = denoiser.layout
     instead = f"leave size out for {usual.width}x{usual.height}, or give another"
     try:
         drawn = _noise(engines.pipe.sampling_denoiser(sampler, **call)).numel()
@@ -78,7 +80,7 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     except RuntimeError:  # of latents that do not fit each other
         drawn = 0
     # Sides that are no multiples of what the model draws are cut, and so is the noise.
-    if drawn * usual.width * usual.height != _noise(usual).numel() * width * height:
+    if drawn * usual.width * usual.height != _noise(denoiser).numel() * width * height:
         raise FieldError(
             "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
         )
@@ -119,7 +121,7 @@ def _scored(reward: RewardModel, width: int, height: int) -> bool:
 
 
 def _noise(denoiser: Any) -> Tensor:
-    denoiser.encode([""])
+    denoiser.encode([Prompt("")])
     noise: Tensor = denoiser.init_latents([torch.Generator().manual_seed(0)])
     return noise
 
