@@ -122,11 +122,9 @@ def finish(
     shown: Shown = IMAGES,
     thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]] | None = None,
 ) -> tuple[list[Result], list[bool] | None]:
-    """(results, flags) of these prompts as doors give them on: past the pipeline's safety checker (`checked`), scored
-    by the rewards that only report, with what was seen on the way.
+    """(results, flags) as doors give them on: past the safety checker (`checked`), scored by the rewards that report.
 
-    denoiser: encodes what is edited for rewards that need it. shown: what rewards see of videos and edits. thumbnails:
-    by the place of a result, as Recorder keeps them.
+    denoiser: encodes what is edited for rewards that need it. thumbnails: by the place of a result, as in Recorder.
     """
     results, flags = checked(pipe, results)
     sources = [None] * len(prompts) if denoiser is None else sources_of(denoiser, prompts, report)
