@@ -60,10 +60,14 @@ nitpick_ignore_regex = [
         r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
         r"logging|starlette|uvicorn|fastapi|ray|annotated_types|concurrent)\..*",
     ),
-    (r"py:class", r"rng\.Key|Device|Command"),  # aliases of types, which have no entry
+    # Aliases of types, which have no entry, and the bounds within them.
+    (
+        r"py:class",
+        r"rng\.Key|Device|Command|KernelState|CallState|Count|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*",
+    ),
+    (r"py:class", r"inf|[\d.]+"),
     (r"py:class", r"ObjectRef|ObjectRefGenerator"),  # of Ray, which is imported for type checks alone
     (r"py:class", r"FieldInfo|NoneType|MaxLen|_PydanticGeneralMetadata"),  # of fields that pydantic checks, in a type
-    (r"py:class", "inf"),  # of Bounds without an upper end, in a type
 ]
 
 html_theme = "furo"

@@ -30,7 +30,7 @@ from ttsnap.files.writing import write_whole
 from ttsnap.options.option import determining
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Can, Denoiser
-from ttsnap.sampling.kernels import Ode, Prediction, State
+from ttsnap.sampling.kernels import KernelState, Ode, Prediction
 
 FORMAT = 1
 
@@ -175,7 +175,7 @@ def trajectories(
     return torch.stack(kept, 1), x.to("cpu", torch.float16)
 
 
-def begin(denoiser: Denoiser, seeds: Sequence[int]) -> tuple[Tensor, Sequence[State]]:
+def begin(denoiser: Denoiser, seeds: Sequence[int]) -> tuple[Tensor, Sequence[KernelState]]:
     """Initial noise (N, ...) of N seeds, as stock diffusers draws it, and the sampler's state of each."""
     generators = [rng.seeded(seed) for seed in seeds]
     x = denoiser.init_latents(generators)

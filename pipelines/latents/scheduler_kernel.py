@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ttsnap.sampling import rng
 from ttsnap.sampling.interpolants import rows
-from ttsnap.sampling.kernels import Prediction, State, Stateless
+from ttsnap.sampling.kernels import KernelState, Prediction, Stateless
 
 
 class Memory(NamedTuple):
@@ -56,8 +56,8 @@ class FlowEuler(Stateless):
     stochastic: bool = False
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
-    ) -> tuple[Tensor, Sequence[State]]:
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[KernelState]
+    ) -> tuple[Tensor, Sequence[KernelState]]:
         out, wide = prediction.out, x.float()
         now, after = rows(self.sigmas[k], wide), rows(self.sigmas[k + 1], wide)
         # The step is rounded to the model's dtype, as torch does to diffusers' scalar.

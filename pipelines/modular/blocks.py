@@ -18,7 +18,7 @@ from torch import Generator, Tensor, as_tensor
 
 Block: TypeAlias = Any
 """A ModularPipelineBlocks; diffusers' types do not tell of its call, nor of its inputs."""
-State: TypeAlias = Any
+CallState: TypeAlias = Any
 """A PipelineState: values by name."""
 STEP = "after_denoiser"
 """The block in every loop of diffusers' workflows that calls the scheduler's step. What comes before it denoises."""
@@ -53,7 +53,7 @@ def parts_of(workflow: Block) -> Parts:
     return Parts(tuple(blocks[:at]), blocks[at], denoise, tuple(end), tuple(sound))
 
 
-def start(workflow: Block, given: Mapping[str, Any]) -> State:
+def start(workflow: Block, given: Mapping[str, Any]) -> CallState:
     """The state that a call with these arguments begins with: defaults where nothing is given."""
     state = PipelineState()
     for parameter in workflow.inputs:
@@ -74,7 +74,7 @@ def check_inputs(workflow: Block, task: str, call: Mapping[str, Any], besides: C
                          "search have one length")  # fmt: skip
 
 
-def forked(state: State, **changes: Any) -> State:
+def forked(state: CallState, **changes: Any) -> CallState:
     """Another state with the same values, some of them changed; blocks that run on it leave the first one as it is."""
     other = PipelineState(dict(state.values), {kind: list(names) for kind, names in state.kwargs_mapping.items()})
     for name, value in changes.items():
@@ -82,14 +82,16 @@ def forked(state: State, **changes: Any) -> State:
     return other
 
 
-def run(pipe: Any, blocks: Iterable[Block], state: State) -> State:
+def run(pipe: Any, blocks: Iterable[Block], state: CallState) -> CallState:
     """Run these blocks on the state, one after the other."""
     for block in blocks:
         _, state = block(pipe, state)
     return state
 
 
-def first_that_draws(pipe: Any, blocks: Iterable[Block], state: State, generator: Generator) -> tuple[int, State]:
+def first_that_draws(
+    pipe: Any, blocks: Iterable[Block], state: CallState, generator: Generator
+) -> tuple[int, CallState]:
     """Run these blocks on the state with this generator; which is the first that draws from it, and the state after
     all.
 

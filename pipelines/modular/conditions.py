@@ -11,7 +11,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 from ttsnap.pipelines.memory.flops import values_on_meta
-from ttsnap.pipelines.modular.blocks import State
+from ttsnap.pipelines.modular.blocks import CallState
 
 from ttsnap.core.prompt import Prompt
 
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
 
     prompt: Prompt
     call: Mapping[str, Any]
-    begun: State
+    begun: CallState
     ready: dict[str, Any]
 
 

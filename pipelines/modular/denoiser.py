@@ -16,7 +16,7 @@ from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import check_sides
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
-from ttsnap.pipelines.modular.blocks import SOUND, Block, State
+from ttsnap.pipelines.modular.blocks import SOUND, Block, CallState
 from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 
@@ -89,7 +89,7 @@ class ModularDenoiser(PipelineDenoiser):
         shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
         self.text_length = tuple(shapes.items())
 
-    def _tried(self) -> tuple[int, State]:
+    def _tried(self) -> tuple[int, CallState]:
         """Which block is the first that draws noise, and the state after all that come before the loop."""
         trial = blocks.start(self._whole, {**self._call, "prompt": ""})
         return blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
@@ -141,7 +141,7 @@ class ModularDenoiser(PipelineDenoiser):
     def sources(self, cond: Tensor) -> Tensor:
         return torch.cat([self._sources[prompt] for prompt in self._conditions.prompts(cond)])
 
-    def _seeded(self, begun: State, generator: Generator) -> dict[str, Any]:
+    def _seeded(self, begun: CallState, generator: Generator) -> dict[str, Any]:
         """The state of the loop for a prompt, whose blocks have run, and a seed."""
         state = blocks.forked(begun, generator=generator)
         for block in self._for_seed:
@@ -150,14 +150,14 @@ class ModularDenoiser(PipelineDenoiser):
                 state.set(DRAWN, state.get("latents"))
         return self._loop_state(state)
 
-    def _loop_state(self, state: State) -> dict[str, Any]:
+    def _loop_state(self, state: CallState) -> dict[str, Any]:
         """What the loop reads of this state, with the noise and what is kept."""
         values: dict[str, Any] = self._parts.loop.get_block_state(state).as_dict()
         more = ("mask", "image_latents") if self.workflow.keeps == "mask" else ()
         values |= {"latents": self.workflow.latents.of(state.get), **{name: state.get(name) for name in more}}
         return {**values, NOISE: self._noise(state)}
 
-    def _noise(self, state: State) -> Tensor:
+    def _noise(self, state: CallState) -> Tensor:
         """The initial noise (1, ...) in a state of the loop."""
         if self.workflow.noise != TAKEN_OUT:
             others = self.workflow.latents.fields[1:]
@@ -272,7 +272,7 @@ class ModularDenoiser(PipelineDenoiser):
             return None
         return cast(Tensor, self._ended(self._parts.sound, self.pipe.vae, latents).get(SOUND))
 
-    def _ended(self, end: Sequence[Block], vae: Any, latents: Tensor) -> State:
+    def _ended(self, end: Sequence[Block], vae: Any, latents: Tensor) -> CallState:
         """The state after these blocks, which come after the loop, have run on finished latents (N, ...)."""
         names = {name for block in end for name in block.input_names if name in self._trial.values}
         batch = collated([{name: self._trial.get(name) for name in names}] * len(latents), self.workflow.rules)

@@ -9,13 +9,13 @@ import pytest
 
 from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import Found
-from ttsnap.bench.prompts import Entry
+from ttsnap.bench.prompts import PromptRecord
 from ttsnap.bench.report import category_tables, main_tables, markdown
 from ttsnap.bench.summary import Line, summarize
 from ttsnap.options.sampler import SamplerOptions
 
 ARMS = read_arms(["best-of-n", "svdd"], SamplerOptions())
-PROMPTS = [Entry(7 + i, {"prompt": f"p{i}", "tag": "ab"[i % 2]}) for i in range(3)]
+PROMPTS = [PromptRecord(7 + i, {"prompt": f"p{i}", "tag": "ab"[i % 2]}) for i in range(3)]
 
 
 def found(arm: str, index: int, repeat: int, score: float | None, other: float = 0.5) -> Found:

@@ -23,7 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ttsnap.bench.prompts import Entry
+from ttsnap.bench.prompts import PromptRecord
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json, write_text
 
@@ -50,14 +50,14 @@ def category(metadata: Mapping[str, Json]) -> str:
     return next((value for value in values if isinstance(value, str)), "")
 
 
-def write_metadata(folder: Path, arm: str, prompt: Entry) -> None:
+def write_metadata(folder: Path, arm: str, prompt: PromptRecord) -> None:
     """Make a prompt's folder, and write there what the set says of it."""
     where = image_path(folder, arm, prompt.index, 0).parents[1]
     (where / SAMPLES).mkdir(parents=True, exist_ok=True)
     write_text(where / METADATA, json.dumps(prompt.metadata, ensure_ascii=False) + "\n")
 
 
-def write_lists(folder: Path, arm: str, prompts: Sequence[Entry], repeats: int) -> None:
+def write_lists(folder: Path, arm: str, prompts: Sequence[PromptRecord], repeats: int) -> None:
     """Write the lists of an algorithm's images for evalscope and for GenEval 2, with absolute paths: scorers run
     elsewhere."""
     lines: list[str] = []

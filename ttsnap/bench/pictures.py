@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from ttsnap.bench.prompts import Entry
+from ttsnap.bench.prompts import PromptRecord
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Json
@@ -24,7 +24,7 @@ MOST_BYTES = 2**32
 """Of all pictures of a set, which are kept in memory as their files hold them."""
 
 
-def pictured(entries: Sequence[Entry], folder: Path) -> list[Prompt]:
+def pictured(entries: Sequence[PromptRecord], folder: Path) -> list[Prompt]:
     """What is searched for: the entries' texts, each with the pictures that its entry names, from files inside of a
     folder. A file that several entries name is read once.
 
@@ -46,7 +46,7 @@ def pictured(entries: Sequence[Entry], folder: Path) -> list[Prompt]:
     return [_pictured(entry, folder, picture) for entry in entries]
 
 
-def _pictured(entry: Entry, folder: Path, picture: Callable[[Path, str, bool], Picture]) -> Prompt:
+def _pictured(entry: PromptRecord, folder: Path, picture: Callable[[Path, str, bool], Picture]) -> Prompt:
     """One entry's text with its pictures. picture: reads one, of which entry, and whether it is a mask."""
     own: dict[str, object] = {}
     for argument, words in NAMES.items():
@@ -62,7 +62,7 @@ def _pictured(entry: Entry, folder: Path, picture: Callable[[Path, str, bool], P
     return Prompt(entry.text, inputs=own)
 
 
-def _where(entry: Entry, argument: str) -> str:
+def _where(entry: PromptRecord, argument: str) -> str:
     return f"{argument} of entry {entry.index + 1} of the prompt set"
 
 

@@ -1,4 +1,4 @@
-"""Entry sets as benchmarks publish them, told apart by what a file holds. Each is data that anyone may have written.
+"""Prompt sets as benchmarks publish them, told apart by what a file holds. Each is data that anyone may have written.
 
 What is read, with the sets that come so (looked up in their repositories in November 2026):
 
@@ -41,7 +41,7 @@ Records = list[Mapping[str, Json]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class PromptRecord:
     """One prompt of a set. index: its number there, from 0. metadata: all that the set says of it, with the prompt as
     it stands there under "prompt"."""
 
@@ -59,7 +59,7 @@ class PromptSet:
     """kind: as what it was read, in words."""
 
     kind: str
-    prompts: tuple[Entry, ...]
+    prompts: tuple[PromptRecord, ...]
 
 
 def read_prompt_set(path: Path) -> PromptSet:
@@ -72,7 +72,7 @@ def read_prompt_set(path: Path) -> PromptSet:
     for i, record in enumerate(records, 1):
         if not str(record["prompt"]).strip():
             raise ValueError(f"prompt {i} of {path} is empty")
-    return PromptSet(kind, tuple(Entry(index, record) for index, record in enumerate(records)))
+    return PromptSet(kind, tuple(PromptRecord(index, record) for index, record in enumerate(records)))
 
 
 def _text(path: Path, most: int = MOST_BYTES) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from ttsnap.bench.arms import Arm
 from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.bench.layout import image_path, sheet_path, write_metadata
-from ttsnap.bench.prompts import Entry
+from ttsnap.bench.prompts import PromptRecord
 from ttsnap.core.particles import Utility
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
@@ -35,7 +35,7 @@ class Bench(NamedTuple):
     """What is run. prompts: entries of a set; texts: what is searched for, by entry, in the model's words and with its
     pictures. budget: of each prompt, the same for all arms."""
 
-    prompts: Sequence[Entry]
+    prompts: Sequence[PromptRecord]
     texts: Sequence[Prompt]
     arms: Sequence[Arm]
     budget: Budget
@@ -174,7 +174,7 @@ def _search(
     there.add(images)
 
 
-def _found(work: Work, prompt: Entry, result: Result, path: Path) -> Found:
+def _found(work: Work, prompt: PromptRecord, result: Result, path: Path) -> Found:
     best = result.best
     return Found(
         arm=work.arm.folder,

@@ -11,7 +11,7 @@ import numpy as np
 from ttsnap.bench.arms import Arm
 from ttsnap.bench.folder import Found
 from ttsnap.bench.layout import category
-from ttsnap.bench.prompts import Entry
+from ttsnap.bench.prompts import PromptRecord
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
 from ttsnap.files.settings import Json
@@ -70,7 +70,9 @@ class Line:
         return {"name": self.name, "images": self.images, **tables, "costs": dict(self.costs), "failed": self.failed}
 
 
-def summarize(arms: Sequence[Arm], prompts: Sequence[Entry], found: Sequence[Found], combined: bool) -> list[Line]:
+def summarize(
+    arms: Sequence[Arm], prompts: Sequence[PromptRecord], found: Sequence[Found], combined: bool
+) -> list[Line]:
     """A line for each algorithm. A prompt's value is the mean over its repeats.
 
     combined: whether the number that the search raised is worth a column of its own: of several rewards, where it means
@@ -108,7 +110,7 @@ def _names(found: Sequence[Found], combined: bool) -> list[str]:
     return list({**({REWARD: None} if combined and len(scores) > 1 else {}), **scores, **metrics})
 
 
-def _values(images: Iterable[Found], prompts: Sequence[Entry], name: str) -> FloatArray:
+def _values(images: Iterable[Found], prompts: Sequence[PromptRecord], name: str) -> FloatArray:
     """(P,) a score of each prompt, the mean over its images that have one; nan where none has."""
     of: dict[int, list[float]] = {prompt.index: [] for prompt in prompts}
     for image in images:
@@ -118,7 +120,7 @@ def _values(images: Iterable[Found], prompts: Sequence[Entry], name: str) -> Flo
     return np.array([np.mean(values) if values else math.nan for values in of.values()])
 
 
-def _categories(prompts: Sequence[Entry]) -> dict[str, list[int]]:
+def _categories(prompts: Sequence[PromptRecord]) -> dict[str, list[int]]:
     """The places of each category's prompts, where the set has more than one category, and not one for each prompt."""
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):

@@ -22,7 +22,7 @@ from ttsnap.rewards.registry import check_names as check_rewards
 from ttsnap.rewards.registry import named
 
 if TYPE_CHECKING:
-    from ttsnap.bench.prompts import Entry
+    from ttsnap.bench.prompts import PromptRecord
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ def read_prompts(a: Arguments, command: str, task: str = TEXT) -> list[Prompt]:
     return prompts
 
 
-def with_pictures(entries: Sequence[Entry], file: Path, task: str) -> list[Prompt]:
+def with_pictures(entries: Sequence[PromptRecord], file: Path, task: str) -> list[Prompt]:
     """The prompts of these entries of a set; where the task takes pictures, with those that the set names, from the
     folder that it lies in. ValueError for names that are none, and files that are no pictures."""
     if task == TEXT:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Prediction, State
+from ttsnap.sampling.kernels import KernelState, Prediction
 
 
 class Mixed(NamedTuple):
@@ -37,7 +37,7 @@ class Node:
     seed: int
     position: int
     latent: Tensor | None = None
-    kernel_state: State = None
+    kernel_state: KernelState = None
     mixed_in: tuple[Mixed, ...] = ()
     prediction: Prediction | None = None
     """The evaluation of the denoiser here, None until it is made."""
@@ -79,7 +79,7 @@ class Node:
         estimate = None if batch.estimate is None else batch.estimate[row]
         self.prediction = Prediction(batch.out[row], batch.x0[row], estimate=estimate)
 
-    def after_step(self, latent: Tensor, kernel_state: State) -> Node:
+    def after_step(self, latent: Tensor, kernel_state: KernelState) -> Node:
         """Where the step that follows one evaluation has brought this particle."""
         return Node(self.job, self.seed, self.position + 1, latent, kernel_state, self.mixed_in)
 

@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     estimate: Tensor | None = None
 
 
-State: TypeAlias = Any
+KernelState: TypeAlias = Any
 """What one particle carries from step to step beside its latent. Only the kernel that made it looks inside; it is None
 for kernels that keep no history, and it is never changed in place, since several children may start from it."""
 
@@ -55,12 +55,12 @@ class Kernel(Protocol):
         in initial noise.
         """
 
-    def init(self, key: rng.Key, generator: torch.Generator) -> State:
+    def init(self, key: rng.Key, generator: torch.Generator) -> KernelState:
         """The state of a new particle `key` (seed, branch), whose initial noise was just drawn from `generator`."""
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
-    ) -> tuple[Tensor, Sequence[State]]:
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[KernelState]
+    ) -> tuple[Tensor, Sequence[KernelState]]:
         """x (N, ...) at steps k (N,) long -> x at steps k + 1, in x's dtype; and the state of each row after the step.
 
         Row i draws its noise from keys[i] (rng.noise), never from a generator of the batch. state[i] is what `init` or
@@ -73,7 +73,7 @@ class Stateless:
 
     keeps_history: ClassVar[bool] = False
 
-    def init(self, key: rng.Key, generator: torch.Generator) -> State:
+    def init(self, key: rng.Key, generator: torch.Generator) -> KernelState:
         return None
 
 
@@ -94,8 +94,8 @@ def draw(
     prediction: Prediction,
     k: Tensor,
     keys: Sequence[rng.Source],
-    state: Sequence[State],
-) -> tuple[Tensor, Sequence[State]]:
+    state: Sequence[KernelState],
+) -> tuple[Tensor, Sequence[KernelState]]:
     """A step of a GaussianKernel, in x's dtype. No noise is drawn where std is 0 in every row."""
     mean, std = kernel.moments(x, prediction, k)
     if bool((std > 0).any()):
@@ -115,8 +115,8 @@ class Ode(Stateless):
     stochastic: bool = False
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[State]
-    ) -> tuple[Tensor, Sequence[State]]:
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[KernelState]
+    ) -> tuple[Tensor, Sequence[KernelState]]:
         return self.jump(x, prediction, k, k + 1), state
 
     def jump(self, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
