@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.drafting.own_draft import drafting
+from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.latents import seeds
 from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_of
@@ -40,8 +39,6 @@ from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import make_kernel
-
-logger = logging.getLogger(__name__)
 
 
 class SearchMixin:
@@ -218,9 +215,8 @@ class SearchMixin:
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
         spec = EngineSpec(backend.model_options, reward_tuple(wanted.reward), sampler, batch, shared)
         with open_engine(spec, asked.devices, backend) as (engine, denoiser):
-            drafts = denoiser.drafts if sampler is asked.sampler else None
-            if drafts is not None and (doubt := drafts.doubt(model_name(self))) is not None:
-                warn_once(doubt)  # the model's own is taken where it was checked
+            if sampler is asked.sampler:  # the model's own is taken where it was checked
+                warn_of_doubt(denoiser.drafts, model_name(self))
             shown = shown_of(denoiser, asked.batches.frames)
             shown.check(report)
             output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
@@ -297,9 +293,3 @@ class SearchMixin:
         finally:
             if bar is not None:
                 bar.close()
-
-
-@functools.cache
-def warn_once(text: str) -> None:
-    """A process that searches again and again, as the demo, would say it each time."""
-    logger.warning(text)

@@ -6,6 +6,8 @@ out: a search without drafts is never wrong, only dearer.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from ttsnap.rewards.registry import suits_drafts
 from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
 from ttsnap.scenes.weights_folder import draft_path
 
+logger = logging.getLogger(__name__)
 _SCALES = ("true_cfg_scale", "guidance_scale")
 """What a guided call names its guidance, that of two passes first."""
 
@@ -70,6 +73,17 @@ def drafting(
         return sampler
     own = own_draft(pipe)
     return sampler.drafted_by(own.name if own is not None and own.suits(algorithm, sampler, rewards, call) else None)
+
+
+def warn_of_doubt(drafts: Any, model: str) -> None:
+    """Log, once for a process, why the drafter of a denoiser may choose worse seeds. drafts: None for no drafter."""
+    if drafts is not None and (doubt := drafts.doubt(model)) is not None:
+        _warn_once(doubt)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def own_draft(pipe: Any) -> OwnDraft | None:
