@@ -42,7 +42,7 @@ from ttsnap import make_algorithm
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import OpenBench
-from ttsnap.bench.prompts import Entry, read_prompt_set
+from ttsnap.bench.prompts import PromptRecord, read_prompt_set
 from ttsnap.bench.summary import summarize
 from ttsnap.cli import distill, generate, replay
 from ttsnap.core.grid import Grid
@@ -333,7 +333,7 @@ def write_bench(folder: Path, doc: Any) -> None:
 def read_bench(folder: Path) -> None:
     with OpenBench(folder, {}) as there:
         assert not there.has("best-of-n", 0, 0)
-        summarize(read_arms(["best-of-n"], SamplerOptions()), [Entry(0, {"prompt": "a"})], there.found, True)
+        summarize(read_arms(["best-of-n"], SamplerOptions()), [PromptRecord(0, {"prompt": "a"})], there.found, True)
 
 
 PARSERS = {"generate": generate.parser(), "replay": replay.parser(), "distill": distill.parser()}

@@ -194,16 +194,19 @@ def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
 def test_a_picture_dropped_on_the_page_restores_its_settings(visit: Opener, written: Path) -> None:
     page = visit()
     picture = next(written.glob("01-*.png"))
-    page.evaluate(
+    # Again until it is taken: the page listens only once its script has run.
+    page.wait_for_function(
         """([name, data]) => {
+            if (document.querySelector('#status').innerText.indexOf('restored') >= 0) return true;
             const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), files = new DataTransfer();
             files.items.add(new File([bytes], name, { type: 'image/png' }));
             const drop = new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true });
             document.querySelector('#stage').dispatchEvent(drop);
+            return false;
         }""",
-        [picture.name, base64.b64encode(picture.read_bytes()).decode()],
+        arg=[picture.name, base64.b64encode(picture.read_bytes()).decode()],
+        polling=2000,
     )
-    page.wait_for_function("document.querySelector('#status').innerText.indexOf('restored') >= 0")
     payload = read_payload(picture)
     assert page.input_value("#prompt textarea") == payload["prompt"]
     assert page.input_value("#seed input") == str(payload["seed"])
