@@ -67,4 +67,10 @@ def load_libraries() -> None:
     load_torch()
     if "ttsnap.pipelines.mixin" not in sys.modules:
         with loading("diffusers"):
+            from transformers.utils import logging
+
+            verbosity = logging.get_verbosity()
+            logging.set_verbosity_error()  # no advice to install torchvision, which no search needs
             import ttsnap.pipelines.mixin  # noqa: F401
+
+            logging.set_verbosity(verbosity)
