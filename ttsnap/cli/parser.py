@@ -181,7 +181,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, epilog: str | None = None, **more: Any) -> None:
-        # ConfigFile looks for options by their whole names.
+        # No abbreviations: read_config looks for options by their whole names.
         super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
         self.register("action", None, _Store)
         self._registries["type"] = _AnyType()
