@@ -32,7 +32,7 @@ from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
-from ttsnap.demo.worker import Models
+from ttsnap.demo.worker import Models, Turns
 from ttsnap.files.pictured import Picture
 from ttsnap.request.offer import Offer
 from ttsnap.results.outputs import read_payload
@@ -557,12 +557,21 @@ def test_other_seeds_are_tallied(tmp_path: Path) -> None:
         next(tally(known(algorithm="best-of-n")[0], [1], models, DemoLimits(), threading.Event()))
 
 
-def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path) -> None:
+def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, models = known(budget="60nfe", steps=10, rewards=["brightness"])
     wishes: list[Wish] = []
+    spend, wished = Turns.spend, threading.Event()
+
+    def spend_and_wait(turns: Turns, place: int, nfe: int) -> None:
+        spend(turns, place, nfe)
+        if turns._spent[place] > 20:  # the board is there; a fast search would end before the visitor's wishes
+            assert wished.wait(60)
+
+    monkeypatch.setattr(Turns, "spend", spend_and_wait)
     for frame in stream(asked, models, DemoLimits(), threading.Event(), tmp_path, wishes=wishes):
         if "tt-grid" in frame.stage and not wishes:
             wishes += [read_wish("drop", "3", None, DemoLimits()), read_wish("best", None, 2, DemoLimits())]
+            wished.set()
     trace = json.loads((tmp_path / "trace.json").read_text())
     noted = trace["settings"]["by_hand"]
     assert [verb for _, verb, *_ in noted["taken"]][-1] == "best"
@@ -623,6 +632,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeyp
     asked, models = known(prompt="a blue circle", picture=picture(), strength=0.5, steps=4, budget="12nfe")
     assert asked.engine.sampler.draft is None
     assert "negative_prompt" not in asked.call, "which FLUX does not take; Stable Diffusion 3 fills it in"
+    monkeypatch.setattr("ttsnap.demo.stream.PERIOD", 0)  # a frame for each event, however fast the search is
     frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1
     assert "tt-after" not in frames[1].stage
