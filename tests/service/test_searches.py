@@ -53,9 +53,11 @@ class Moody:
 
 
 class Slow(OneDevice):
-    """Makes no engine before it is let."""
+    """Makes no engine before `go` is set."""
 
-    go = threading.Event()
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.go = threading.Event()
 
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Any]:
@@ -86,8 +88,7 @@ def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
     offer = Offer("embedded", tuple(rewards), lambda _: defaults(), searches, draft="embedded")
-    Slow.go.clear()
-    engines, where = Slow(pipe, rewards), ("127.0.0.1", 0)
+    engines, where = OneDevice(pipe, rewards), ("127.0.0.1", 0)
     with GenerationServer(
         engines, offer, ServiceLimits(drain=0.1), None, where, lambda p: caption(parse(p))
     ) as running:
@@ -99,14 +100,15 @@ def asked(service: GenerationServer, **own: object) -> dict[str, Any]:
     return reply
 
 
-def test_it_is_ready_once_the_model_is_loaded(service: GenerationServer) -> None:
-    """First of all tests here, as those after it need the model."""
-    assert httpx.get(f"{service.url}/ready").json() == {"status": "loading"}
-    assert httpx.get(f"{service.url}/ready").status_code == 503
-    assert httpx.get(f"{service.url}/health").status_code == 200
-    Slow.go.set()
-    until(lambda: httpx.get(f"{service.url}/ready").status_code == 200)
-    assert metric(service, "ttsnap_nfe_total") == 0, "no request was needed for it"
+def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: Offer) -> None:
+    engines = Slow(pipe, {name: make_rewards(name)[0] for name in offer.rewards})
+    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as service:
+        assert httpx.get(f"{service.url}/ready").json() == {"status": "loading"}
+        assert httpx.get(f"{service.url}/ready").status_code == 503
+        assert httpx.get(f"{service.url}/health").status_code == 200
+        engines.go.set()
+        until(lambda: httpx.get(f"{service.url}/ready").status_code == 200)
+        assert metric(service, "ttsnap_nfe_total") == 0, "no request was needed for it"
 
 
 @pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
