@@ -18,7 +18,7 @@ from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO
 
-# Stock class: its search twin. The file custom/search_<module>.py of each is what custom_pipeline() finds.
+# Stock class: its search twin.
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "ttsnap.pipelines.families.stable_diffusion:SearchStableDiffusionPipeline",
     "StableDiffusionXLPipeline": "ttsnap.pipelines.families.stable_diffusion_xl:SearchStableDiffusionXLPipeline",
@@ -108,7 +108,7 @@ def search_class(cls: Any) -> Any:
 
 
 def custom_pipeline(family: str) -> str:
-    """Path of the file that makes diffusers load a family's search pipeline, for `custom_pipeline=`.
+    """Path of the file with a family's search pipeline, which diffusers loads by `custom_pipeline=`.
 
     family: a stock class ("FluxPipeline") or its module here ("flux"); ValueError for others.
     """
@@ -116,7 +116,7 @@ def custom_pipeline(family: str) -> str:
     module = modules.get(family, family)
     if module not in modules.values():
         raise ValueError(f"no family {family!r}; choose one of {', '.join(modules.values())}")
-    return str(Path(__file__).parent / "custom" / f"search_{module}.py")
+    return str(Path(__file__).parent / "families" / f"{module}.py")
 
 
 def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> Any:

@@ -6,7 +6,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from ttsnap.pipelines.modular.matrix import markdown, refusals
+from supported import markdown, refusals
 
 
 class SupportMatrix(SphinxDirective):

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
-from ttsnap.pipelines.modular import matrix
 from ttsnap.pipelines.opening import _preview_vae
 
+from docs._ext import supported as matrix
 from ttsnap import SeedPruning
 from ttsnap.sampling.rng import seeded
 

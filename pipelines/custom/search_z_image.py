@@ -1,3 +1,0 @@
-"""For DiffusionPipeline.from_pretrained(..., custom_pipeline=this file, trust_remote_code=True)."""
-
-from ttsnap.pipelines.families.z_image import SearchZImagePipeline as SearchZImagePipeline
