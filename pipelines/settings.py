@@ -14,7 +14,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import EMBEDDED, TEXT, TURBO
 from ttsnap.request.provenance import Provenance
-from ttsnap.scenes.weights_folder import turbo_path, weights_path
+from ttsnap.scenes import turbo_path, weights_path
 from ttsnap.version import __version__
 
 PLAIN = (bool, int, float, str)

@@ -15,9 +15,8 @@ from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.preprocess import HALF, Preprocess
 from ttsnap.reward_models.scorer import Scorer
 
-from ttsnap.scenes import IMAGE_SIZE, parse
-from ttsnap.scenes.reader import SceneReader, word_ids
-from ttsnap.scenes.reward_files import load_reader, noise_aware_path, reward_path
+from ttsnap.scenes import FOLDER, IMAGE_SIZE, parse
+from ttsnap.scenes.reader import SceneReader, load_reader, word_ids
 
 
 class ScenesLearned(Scorer):
@@ -44,7 +43,7 @@ class ScenesLearned(Scorer):
         batch_size: int = 256,
     ) -> ScenesLearned:
         """The packaged network, or one that scripts/train_scenes made. ValueError if it does not load."""
-        network = load_reader(Path(name_or_path) if name_or_path is not None else reward_path())
+        network = load_reader(FOLDER / "reward" if name_or_path is None else Path(name_or_path))
         return cls(network.to(device, dtype), batch_size=batch_size)
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -77,6 +76,6 @@ class ScenesNoiseAware:
     ) -> NoiseAware:
         """The packaged one, or a folder of your own. ValueError where it does not load."""
         options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size}
-        made: NoiseAware = NoiseAware.from_pretrained(name_or_path or noise_aware_path(), **options)
+        made: NoiseAware = NoiseAware.from_pretrained(name_or_path or FOLDER / "noise_aware", **options)
         made.name = cls.name
         return made

@@ -62,7 +62,7 @@ from ttsnap.request.offer import Offer
 from ttsnap.results.videos import save_video
 from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
-from ttsnap.scenes.reward_files import noise_aware_path
+from ttsnap.scenes import FOLDER
 
 av = importlib.import_module("av") if importlib.util.find_spec("av") else None
 MODULE = "ttsnap_canary"
@@ -297,7 +297,7 @@ def read_shards(folder: Path) -> None:
 def write_reward(folder: Path, doc: Any) -> None:
     as_json("adapter.json")(folder, doc)
     if not (folder / "adapter.safetensors").exists():
-        shutil.copy(noise_aware_path() / "adapter.safetensors", folder)
+        shutil.copy(FOLDER / "noise_aware" / "adapter.safetensors", folder)
 
 
 def write_checkpoint(folder: Path, doc: Any) -> None:
@@ -357,7 +357,7 @@ READERS: dict[str, Reader] = {
     "settings": Reader(HEADER, as_json("recording.json"), progress),
     "journal": Reader({"unit": 0, "shape": [2, 2, 3, 1], "shard": {"name": "unit-00000.tar", "size": 0, "sha256": "0"}},
                       write_journal, read_journal),
-    "reward": Reader(json.loads((noise_aware_path() / "adapter.json").read_text()) | {"info": {}}, write_reward,
+    "reward": Reader(json.loads((FOLDER / "noise_aware" / "adapter.json").read_text()) | {"info": {}}, write_reward,
                      lambda folder: NoiseAware.from_pretrained(folder)),
     "draft": Reader(DRAFT, as_json("draft.json"), read_draft),
     "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),

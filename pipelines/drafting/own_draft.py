@@ -27,7 +27,7 @@ from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards.registry import suits_drafts
 from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
-from ttsnap.scenes.weights_folder import draft_path
+from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
 _SCALES = ("true_cfg_scale", "guidance_scale")

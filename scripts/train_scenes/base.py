@@ -16,18 +16,18 @@ from transformers import CLIPTokenizer
 from train_scenes.evaluate import evaluate
 from train_scenes.export import finish
 from train_scenes.generator import Examples, GeneratorRecipe, GeneratorTrainer, build_pipeline, finished
+from train_scenes.model import (
+    build_tokenizer,
+    tokenize,
+)
 from train_scenes.recipes import Call
 from train_scenes.stored import kept, training_specs
 from train_scenes.vae import VaeRecipe, encode, scaled, train_vae
 from ttsnap.files.settings import Count, Natural, Positive, Settings, to_json
 from ttsnap.files.writing import write_json
+from ttsnap.scenes import weights_path
 from ttsnap.scenes.grammar import caption
-from ttsnap.scenes.model import (
-    build_tokenizer,
-    tokenize,
-)
 from ttsnap.scenes.render import IMAGE_SIZE, NUM_LABELS, render
-from ttsnap.scenes.weights_folder import weights_path
 
 _CHUNK = 2000
 """Pictures that are rendered at once."""

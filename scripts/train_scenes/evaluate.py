@@ -16,9 +16,9 @@ from PIL import Image
 
 from train_scenes.recipes import Call
 from ttsnap.core.arrays import BoolArray, FloatArray
+from ttsnap.scenes import weights_path
 from ttsnap.scenes.checker import check
 from ttsnap.scenes.grammar import KINDS, caption, is_held_out, parse, sample_spec
-from ttsnap.scenes.weights_folder import weights_path
 
 _COLUMNS = 12
 """Most pictures of a kind in a grid."""

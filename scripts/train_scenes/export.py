@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
+from ttsnap.pipelines.model_defaults import DEFAULTS_FILE
 
 from train_scenes.evaluate import accuracy_table, evaluate
 from train_scenes.recipes import Call
 from ttsnap.files.settings import to_json
-from ttsnap.scenes.weights_folder import DEFAULTS_FILE
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _PARTS = (*_TEXT, "transformer", "vae")

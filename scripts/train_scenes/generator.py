@@ -16,11 +16,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from train_scenes.recipes import FlowRecipe, NoiseLevels
-from train_scenes.training import Trainer, muon_and_adam, sample_sigma
-from train_scenes.zero_tokens import ZeroTokenAttention
-from ttsnap.files.settings import Count, Natural, NotNegative, Settings, Share
-from ttsnap.scenes.model import (
+from train_scenes.model import (
     build_blank_t5,
     build_blank_tokenizer,
     build_scheduler,
@@ -28,6 +24,10 @@ from ttsnap.scenes.model import (
     build_transformer,
     tokenize,
 )
+from train_scenes.recipes import FlowRecipe, NoiseLevels
+from train_scenes.training import Trainer, muon_and_adam, sample_sigma
+from train_scenes.zero_tokens import ZeroTokenAttention
+from ttsnap.files.settings import Count, Natural, NotNegative, Settings, Share
 from ttsnap.scenes.render import NUM_LABELS
 
 

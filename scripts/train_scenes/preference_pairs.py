@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from ttsnap.pipelines import defaults
 
 from train_scenes.stored import kept
 from train_scenes.vae import decode
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Bounds, Count, NotNegative, Settings, to_json
 from ttsnap.scenes.grammar import sample_prompts
-from ttsnap.scenes.weights_folder import defaults
 
 _BATCH = 64
 """Pictures that are made, decoded and scored at once."""

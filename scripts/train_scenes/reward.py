@@ -6,6 +6,7 @@ pictures, each with its own caption and others that differ in a thing or two.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -22,13 +24,22 @@ from train_scenes.near_captions import TRAINED, other_caption
 from train_scenes.stored import join, kept, training_specs
 from train_scenes.training import Trainer
 from ttsnap.core.arrays import IntArray
-from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share, to_json
+from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share, to_json
 from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.scenes.checker import Objects, detect, judge
 from ttsnap.scenes.grammar import RELATIONS, SHAPES, Spec, caption, is_held_out, parse
-from ttsnap.scenes.reader import CELLS, MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, word_ids
+from ttsnap.scenes.reader import (
+    CELLS,
+    CONFIG,
+    MAX_WORDS,
+    VOCABULARY,
+    WEIGHTS,
+    ReaderSize,
+    SceneReader,
+    load_reader,
+    word_ids,
+)
 from ttsnap.scenes.render import IMAGE_SIZE, render
-from ttsnap.scenes.reward_files import WEIGHTS, load_reader, save_reader
 
 _RELATION_IDS = [VOCABULARY.index(relation.split()[0]) for relation in RELATIONS]
 _SEE = ("stem", "fine", "down", "coarse", "norm", "centres")
@@ -247,6 +258,12 @@ def train(recipe: Recipe, renders: Pairs, recorded: Pairs, out: Path) -> SceneRe
             save_reader(trainer.ema.to(memory_format=torch.contiguous_format), to_json(recipe), folder)  # type: ignore[call-overload]
         model = load_reader(folder)
     return model
+
+
+def save_reader(model: SceneReader, recipe: Mapping[str, Json], folder: Path) -> None:
+    """Write config.json (the whole recipe, with the reader's size as "model") and model.safetensors (float16)."""
+    (folder / CONFIG).write_text(json.dumps(recipe, indent=2) + "\n")
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
 def run(recipe: Recipe, out: Path, recording: Path) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from train_scenes.evaluate import load
 from train_scenes.export import finish
 from train_scenes.generator import encode_captions
+from train_scenes.model import build_blank_tokenizer, build_tokenizer
 from train_scenes.recipes import Call, Counts, FlowRecipe, Naturals
 from train_scenes.stored import join, kept, training_specs
 from train_scenes.training import Trainer, muon_and_adam
@@ -32,10 +33,9 @@ from train_scenes.vae import scaled
 from train_scenes.zero_tokens import ZeroTokenAttention
 from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share, to_json
 from ttsnap.files.writing import write_json
+from ttsnap.scenes import turbo_path
 from ttsnap.scenes.grammar import caption
-from ttsnap.scenes.model import build_blank_tokenizer, build_tokenizer
 from ttsnap.scenes.render import render
-from ttsnap.scenes.weights_folder import turbo_path
 
 _CALLS = (1, 2, 4, 8)
 """Calls in which the errors on the way are taken."""

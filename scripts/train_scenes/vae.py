@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from train_scenes.model import build_vae
 from train_scenes.recipes import Counts
 from train_scenes.training import Trainer
 from ttsnap.files.settings import Count, NotNegative, Positive, Settings
-from ttsnap.scenes.model import build_vae
 from ttsnap.scenes.render import NUM_LABELS
 
 

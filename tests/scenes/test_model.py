@@ -9,11 +9,12 @@ import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from train_scenes.commands import main
 from train_scenes.evaluate import generate, prompts_of_kind
+from train_scenes.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
 from train_scenes.recipes import Call
 from train_scenes.zero_tokens import ZeroTokenAttention
+from ttsnap.pipelines import defaults
 
-from ttsnap.scenes import KINDS, WORDS, check, defaults, parse, sample_prompts, weights_path
-from ttsnap.scenes.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
+from ttsnap.scenes import KINDS, WORDS, check, parse, sample_prompts, weights_path
 
 
 @pytest.fixture(scope="module")

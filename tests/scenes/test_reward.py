@@ -14,7 +14,7 @@ import yaml
 from train_scenes.commands import main
 from train_scenes.evaluate import prompts_of_kind
 from train_scenes.near_captions import CHANGES, changed, hard_negatives, shown
-from train_scenes.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, train
+from train_scenes.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, save_reader, train
 from ttsnap.pipelines import defaults, load
 
 from ttsnap.files.settings import to_json
@@ -33,8 +33,7 @@ from ttsnap.scenes import (
     sample_prompts,
     sample_spec,
 )
-from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, word_ids
-from ttsnap.scenes.reward_files import load_reader, save_reader
+from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, load_reader, word_ids
 
 RNG = np.random.default_rng
 

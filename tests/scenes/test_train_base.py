@@ -20,12 +20,12 @@ from train_scenes.generator import (
     TransformerSize,
     encode_text,
 )
+from train_scenes.model import build_tokenizer, tokenize
 from train_scenes.recipes import Call, NoiseLevels, read
 from train_scenes.vae import VaeRecipe, VaeSize
+from ttsnap.pipelines import defaults
 
 from ttsnap.files.settings import build, to_json
-from ttsnap.scenes import defaults
-from ttsnap.scenes.model import build_tokenizer, tokenize
 
 MINI = Recipe(
     seed=3,

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from train_scenes.commands import main
+from train_scenes.model import build_transformer
 from train_scenes.preference import (
     Lora,
     Recipe,
@@ -35,7 +36,6 @@ from ttsnap.cli import main as ttsnap
 from ttsnap.files.settings import to_json
 from ttsnap.results.outputs import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
-from ttsnap.scenes.model import build_transformer
 
 pytestmark = pytest.mark.usefixtures("shallow_model")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "max_sequence_length": 1}

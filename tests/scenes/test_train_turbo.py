@@ -15,6 +15,7 @@ from train_scenes.commands import main
 from train_scenes.evaluate import generate
 from train_scenes.evaluate import load as stock
 from train_scenes.generator import Generator, GeneratorRecipe, TextSize, TransformerSize, build_pipeline
+from train_scenes.model import build_tokenizer, build_vae
 from train_scenes.recipes import Call
 from train_scenes.turbo import (
     Pairs,
@@ -33,7 +34,6 @@ from ttsnap.pipelines.settings import model_name
 
 from ttsnap.files.settings import to_json
 from ttsnap.scenes import check, parse, turbo_path, weights_path
-from ttsnap.scenes.model import build_tokenizer, build_vae
 
 MINI = Recipe(
     seed=3,

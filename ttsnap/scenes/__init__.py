@@ -1,7 +1,10 @@
-"""The embedded world: captions, a renderer, an exact checker, and a tiny text-to-image model of it.
+"""The embedded world: captions, a renderer, an exact checker, and the packaged models of it.
 
-Importing this package needs numpy and scipy only; the model lives in `ttsnap.scenes.model`.
+Importing this package needs numpy and scipy only. `scripts/train_scenes` trained the models; docs/embedded_model.md
+describes them.
 """
+
+from pathlib import Path
 
 from .checker import Objects, check, detect, judge
 from .grammar import (
@@ -18,10 +21,9 @@ from .grammar import (
     sample_spec,
 )
 from .render import IMAGE_SIZE, render
-from .weights_folder import DEFAULTS_FILE, defaults, draft_path, turbo_path, weights_path
 
 __all__ = [
-    "DEFAULTS_FILE",
+    "FOLDER",
     "HARD_KINDS",
     "IMAGE_SIZE",
     "KINDS",
@@ -32,7 +34,6 @@ __all__ = [
     "Spec",
     "caption",
     "check",
-    "defaults",
     "detect",
     "draft_path",
     "is_held_out",
@@ -44,3 +45,21 @@ __all__ = [
     "turbo_path",
     "weights_path",
 ]
+
+FOLDER = Path(__file__).parent
+"""Where the packaged models lie, each in a folder."""
+
+
+def weights_path() -> Path:
+    """The diffusers folder of the trained model."""
+    return FOLDER / "weights"
+
+
+def turbo_path() -> Path:
+    """The diffusers folder of its few-step relative, which takes no guidance."""
+    return FOLDER / "turbo"
+
+
+def draft_path() -> Path:
+    """The draft of the trained model: a LoRA that guesses where its sampler will end (docs/distill_draft.md)."""
+    return FOLDER / "draft"

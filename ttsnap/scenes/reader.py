@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ttsnap.files.settings import Bounds, Count, Settings
+from ttsnap.files.reading import foreign, read_object
+from ttsnap.files.settings import Bounds, Count, Settings, build
 
 from .grammar import WORDS
 from .render import NUM_LABELS
@@ -22,6 +25,7 @@ from .render import NUM_LABELS
 VOCABULARY = ("", *WORDS, ",")
 MAX_WORDS = 16
 CELLS = 8
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def word_ids(captions: Sequence[str]) -> Tensor:
@@ -176,3 +180,16 @@ class SceneReader(nn.Module):
 
 def _layer(width: int, heads: int) -> nn.Module:
     return nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+
+
+def load_reader(folder: Path) -> SceneReader:
+    """A float32 network in evaluation mode. ValueError where the files are missing, damaged or do not fit."""
+    try:
+        config = read_object(folder / CONFIG)
+        model = SceneReader(build(ReaderSize, config["model"], "model."))
+        with foreign(f"cannot read {folder / WEIGHTS}"):
+            state = load_file(folder / WEIGHTS)
+        model.load_state_dict({name: value.float() for name, value in state.items()})
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder} holds no learned reward of the embedded world: {error}") from error
+    return model.eval()

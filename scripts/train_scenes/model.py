@@ -17,9 +17,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from .grammar import WORDS
-from .render import IMAGE_SIZE
-from .weights_folder import weights_path as weights_path
+from ttsnap.scenes.grammar import WORDS
+from ttsnap.scenes.render import IMAGE_SIZE
 
 MAX_TOKENS = 17
 """Length of a tokenised caption: the longest canonical caption plus begin and end."""
