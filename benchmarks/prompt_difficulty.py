@@ -148,7 +148,7 @@ def run(recording: Recording, algorithm: Algorithm, nfe: int, orders: Orders, *,
     out = lockstep(sized, lookup, len(orders), task, rewards=len(REWARDS), utility=SOFT, pot=pot)
     end = np.full((len(orders), 1), recording.grid.steps)
     won = lookup(np.arange(len(orders)), out.winner[:, None], end, ESTIMATE)[:, 0]
-    return Found(won[:, 0], won[:, 1], out.spent(task))
+    return Found(won[:, 0], won[:, 1], out.paid.spent(task))
 
 
 def drafts(recording: Recording, orders: Orders, count: int) -> FloatArray:

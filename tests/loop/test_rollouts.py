@@ -95,7 +95,7 @@ def test_simulation_counts_a_rollout_as_the_ledger_does() -> None:
         return np.random.default_rng(0).normal(size=(*rows.shape, 1))
 
     algorithm, task = SeedPruning(5, (0.4,), steps=(2,), rollout=3), Task(make().grid)
-    assert lockstep(algorithm, lookup, 4, task).nfe.tolist() == [5 * (3 + 2) + 2 * (12 - 3)] * 4
+    assert lockstep(algorithm, lookup, 4, task).paid.nfe.tolist() == [5 * (3 + 2) + 2 * (12 - 3)] * 4
 
 
 def test_rollouts_need_a_path_and_a_replay_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,10 +180,10 @@ def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) ->
     out = lockstep(
         algorithm, lookup, prompts, task, rewards=len(recording.reward_names), pot=prompts if shared else None
     )
-    assert out.nfe.tolist() == [r.spent.nfe for r in loop]
-    assert out.scored.tolist() == [r.spent.cost.decodes for r in loop]
+    assert out.paid.nfe.tolist() == [r.spent.nfe for r in loop]
+    assert out.paid.scored.tolist() == [r.spent.cost.decodes for r in loop]
     assert (out.winner + recording.first_seed).tolist() == [r.best.seed for r in loop]
     assert out.reward.tolist() == [r.best.reward for r in loop]
-    total = out.nfe + task.score_cost * out.scored
+    total = out.paid.nfe + task.score_cost * out.paid.scored
     assert total.sum() <= prompts * task.allowance * (1 + 1e-9)
     assert shared or total.max() <= task.allowance * (1 + 1e-9)

@@ -73,12 +73,12 @@ def test_priced_lockstep_with_drafts_is_the_loop(forecast: Forecast, budget: str
     task = task_of(Budget.parse(budget), engine, shared=shared)
     out = lockstep(algorithm, in_order(r, 30), 6, task, pot=6 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
-    assert out.nfe.tolist() == [x.spent.nfe for x in loop]
-    assert out.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
-    assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
-    assert out.drafts.sum() > 6
-    assert (out.nfe + out.drafts / 2).sum() <= 6 * task.allowance
-    assert out.spent(task).tolist() == (out.nfe + out.drafts / 2).tolist()
+    assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
+    assert out.paid.scored.tolist() == [x.spent.cost.decodes for x in loop]
+    assert out.paid.drafts.sum() > 6
+    assert (out.paid.nfe + out.paid.drafts / 2).sum() <= 6 * task.allowance
+    assert out.paid.spent(task).tolist() == (out.paid.nfe + out.paid.drafts / 2).tolist()
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -94,8 +94,8 @@ def test_in_flops_drafts_have_their_own_price(forecast: Forecast, shared: bool, 
     assert task.draft_cost == pytest.approx(0.4)
     out = lockstep(algorithm, in_order(r, 30), 6, task, pot=6 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
-    np.testing.assert_allclose(10 * out.spent(task), [x.spent.flops for x in loop])
-    assert out.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
+    np.testing.assert_allclose(10 * out.paid.spent(task), [x.spent.flops for x in loop])
+    assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
 
 
 def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:

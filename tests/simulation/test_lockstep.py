@@ -63,8 +63,8 @@ def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> Non
     out = lockstep(algorithm, lambda *a: play(r, *a), 25, Task(GRID), rewards=rewards, utility=combine)
     assert out.winner.tolist() == [x.best.seed for x in loop]
     np.testing.assert_allclose(out.reward, [x.best.reward for x in loop])
-    assert out.nfe.tolist() == [x.spent.nfe for x in loop]
-    assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
+    assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.paid.scored.tolist() == [x.spent.cost.decodes for x in loop]
 
 
 @pytest.mark.parametrize("budget", ["12nfe", "37nfe", "90nfe", "900nfe"])
@@ -77,9 +77,9 @@ def test_priced_lockstep_is_the_loop(priced: PriceOfCompute, budget: str, shared
     task = task_of(Budget.parse(budget), engine, shared=shared)
     out = lockstep(algorithm, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
-    assert out.nfe.tolist() == [x.spent.nfe for x in loop]
-    assert out.scored.tolist() == [x.spent.cost.decodes for x in loop]
-    assert out.nfe.sum() <= 25 * task.allowance
+    assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.paid.scored.tolist() == [x.spent.cost.decodes for x in loop]
+    assert out.paid.nfe.sum() <= 25 * task.allowance
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -101,8 +101,8 @@ def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, sha
         assert task.score_cost == pytest.approx(1.4)
         out = lockstep(sized, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
         assert out.winner.tolist() == [x.best.seed for x in loop]
-        np.testing.assert_allclose(10 * out.spent(task), [x.spent.flops for x in loop])
-        assert out.finals.tolist() == [x.spent.cost.decodes for x in loop]
+        np.testing.assert_allclose(10 * out.paid.spent(task), [x.spent.flops for x in loop])
+        assert out.paid.finals.tolist() == [x.spent.cost.decodes for x in loop]
 
 
 def test_scores_have_their_price(priced: PriceOfCompute) -> None:
@@ -117,7 +117,7 @@ def test_scores_have_their_price(priced: PriceOfCompute) -> None:
         task = task_of(Budget(flops=600), engine, shared=shared)
         out = lockstep(algorithm, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
         assert out.winner.tolist() == [x.best.seed for x in loop]
-        np.testing.assert_allclose(10 * out.nfe + 3 * out.scored, spent)
+        np.testing.assert_allclose(10 * out.paid.nfe + 3 * out.paid.scored, spent)
 
 
 def test_pots_are_for_moves_of_one_row() -> None:

@@ -53,19 +53,18 @@ def gone(pids: set[int], seconds: float = 30) -> bool:
 
 
 def test_one_worker_is_this_process() -> None:
-    with working(work, 1) as crew:
-        assert list(crew.each(range(5))) == [(i, os.getpid()) for i in range(5)]
-        assert crew.submit(7).done()
-    code = ("import sys; from ttsnap.simulation.processes import working\nwith working(abs, 1) as crew:\n"
-            "    assert list(crew.each([-1, 2])) == [1, 2]\nsys.exit('multiprocessing' in sys.modules)")  # fmt: skip
+    with working(work, 1) as made:
+        assert list(made(range(5))) == [(i, os.getpid()) for i in range(5)]
+    code = ("import sys; from ttsnap.simulation.processes import working\nwith working(abs, 1) as made:\n"
+            "    assert list(made([-1, 2])) == [1, 2]\nsys.exit('multiprocessing' in sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"), working(work, 0):
         pass
 
 
 def test_several_workers_answer_in_order() -> None:
-    with working(work, 2) as crew:
-        found = list(crew.each(range(40)))
+    with working(work, 2) as made:
+        found = list(made(range(40)))
     assert [unit for unit, _ in found] == list(range(40))
     assert os.getpid() not in {pid for _, pid in found}
     assert gone({pid for _, pid in found}, 0.2)
@@ -73,14 +72,14 @@ def test_several_workers_answer_in_order() -> None:
 
 def interrupted(by: BaseException | str) -> set[int]:
     """End a block with two workers, both of which are at work, by an exception here or by this unit: their numbers."""
-    with contextlib.suppress(KeyboardInterrupt, ValueError), working(work, 2) as crew:
-        crew.submit(1).result()
+    with contextlib.suppress(KeyboardInterrupt, ValueError), working(work, 2) as made:
+        list(made([1]))
         pids = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
-        crew.submit("last long")
+        made(["last long"])
         if isinstance(by, str):
-            crew.submit(by).result()
+            list(made([by]))
         else:
-            crew.submit("last long")
+            made(["last long"])
             raise by
     return pids
 
@@ -102,8 +101,8 @@ def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_raised_here(unit: str, kind: type[Exception], message: str) -> None:
-    with pytest.raises(kind, match=message), working(work, 2) as crew:
-        crew.submit(unit).result()
+    with pytest.raises(kind, match=message), working(work, 2) as made:
+        list(made([unit]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")
@@ -113,9 +112,9 @@ def test_nothing_runs_on_after_the_owner_was_killed(tmp_path: Path) -> None:
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from tests.simulation.test_processes import work, working\n\n"
         "if __name__ == '__main__':\n"
-        "    with working(work, 2) as crew:\n"
-        "        print(crew.submit(1).result()[1], flush=True)\n"
-        "        crew.submit('last long').result()\n"
+        "    with working(work, 2) as made:\n"
+        "        print(next(made([1]))[1], flush=True)\n"
+        "        list(made(['last long']))\n"
     )
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None

@@ -243,7 +243,7 @@ def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, image
     orders = Orders.drawn(other, 5, np.random.default_rng(0))
     lookup, searches = orders.play(other, 80), len(orders)
     out = lockstep(stops, lookup, searches, Task(GRID, 1, allowance, 0.0, True))
-    assert out.nfe.mean() == pytest.approx(allowance, rel=0.15)
+    assert out.paid.nfe.mean() == pytest.approx(allowance, rel=0.15)
     # Sharing what is left spends it to the last whole move.
     spent = curve(other, priced, [f"{images}images"], 5, shared=True).spent[0]
     assert 0.97 * allowance <= spent <= allowance

@@ -54,7 +54,7 @@ def run(a: Arguments) -> int:
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
-    from ttsnap.simulation.calibrate import calibrate
+    from ttsnap.simulation.calibrate import IMAGES, calibrate
 
     out = new_file(a.out, a.overwrite)
     recording = read_recording(a)
@@ -66,10 +66,9 @@ def run(a: Arguments) -> int:
     check_cost = max(0.0, score_cost - saved)
     by_flops = a.score_cost is None and rates.nfe > 0 and rates.draft_calls > 0
     draft_cost = rates.draft_calls / rates.nfe if by_flops else None
-    with left_by_sigterm(), tqdm(desc="prices", unit="budget") as bar:
+    with left_by_sigterm(), tqdm(desc="prices", total=len(IMAGES), unit="budget") as bar:
 
         def progress(done: int, of: int) -> None:
-            bar.total = of
             bar.update(done - bar.n)
 
         forecast = calibrate(

@@ -76,7 +76,7 @@ def run(a: Arguments) -> int:
     with left_by_sigterm(), tqdm(total=a.trials, unit="schedule") as bar:
 
         def progress(done: int, of: int) -> None:
-            bar.update(done + 1 - bar.n)
+            bar.update(done - bar.n)
 
         tuned = tune(
             recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=combine,

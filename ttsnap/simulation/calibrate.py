@@ -76,11 +76,9 @@ def calibrate(
         for count in sorted(images, reverse=True)
     ]
     prices: list[tuple[float, float]] = []
-    if on_progress is not None:
-        on_progress(0, len(tasks))
-    with working(partial(_price_that_spends, forecast, wide, seed), workers) as crew:
-        for task, found in zip(tasks, crew.each(tasks), strict=True):
-            prices.append((task.allowance, found))
+    with working(partial(_price_that_spends, forecast, wide, seed), workers) as found:
+        for task, price in zip(tasks, found(tasks), strict=True):
+            prices.append((task.allowance, price))
             if on_progress is not None:
                 on_progress(len(prices), len(tasks))
     return dataclasses.replace(forecast, prices=np.array(prices[::-1]))
@@ -145,6 +143,6 @@ def _price_that_spends(forecast: Forecast, recording: Recording, seed: int, task
     for _ in range(14):
         price = float(np.sqrt(low * high))
         out = lockstep(PriceOfCompute(forecast, n=n, price=price, floor=price), lookup, len(orders), task)
-        spent = float(out.spent(task).mean())
+        spent = float(out.paid.spent(task).mean())
         low, high = (price, high) if spent > task.allowance else (low, price)
     return float(np.sqrt(low * high))

@@ -8,9 +8,11 @@ A column of a move that is the same in all searches may leave the axis out, as t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
@@ -18,30 +20,21 @@ from ttsnap.core.grid import Task
 from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles, Utility
-from ttsnap.core.protocols import Algorithm
+from ttsnap.core.protocols import Algorithm, AlgorithmState
 from ttsnap.core.validate import check_idle
 from ttsnap.simulation.shared_budget import SharedBudget, Tally
-from ttsnap.simulation.stacks import column_of, merged, pick, put, widened
 
+_Kind = TypeVar("_Kind", bound=np.generic)
 Lookup = Callable[[IntArray, IntArray, IntArray, Estimator], FloatArray]
 """searches (b,), (b, n) rows of their candidates, (b, n) steps, the look at them -> scores (b, n, R)."""
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """Of B searches: the winner's row (B,) and utility (B,); evaluations (B,), calls of the drafter (B,), scored images
-    (B,) and those of them that were finished (B,), all paid for."""
+class Outcomes(NamedTuple):
+    """Of B searches: the winner's row (B,) and utility (B,), and what each has paid."""
 
     winner: IntArray
     reward: FloatArray
-    nfe: IntArray
-    drafts: IntArray
-    scored: IntArray
-    finals: IntArray
-
-    def spent(self, task: Task) -> FloatArray:
-        """(B,) what each search paid, in evaluations."""
-        return Tally(self.nfe, self.drafts, self.scored, self.finals).spent(task)
+    paid: Tally
 
 
 def lockstep(
@@ -111,13 +104,18 @@ class _Lockstep:
             if self.move is not None:
                 self.value = np.array(np.broadcast_to(self.move.value, self.b), float)
         elif self.move is not None:
-            part = pick(self.state, searches, self.b)
+            # Searches that are not served keep what they proposed; the others' part of the state is asked alone.
+            stacked = [isinstance(field, np.ndarray) and field.shape[:1] == (self.b,) for field in self.state]
+            fields = zip(self.state, stacked, strict=True)
+            part: AlgorithmState = type(self.state)(*(field[searches] if each else field for field, each in fields))
             move, part = self.algorithm.step(part, told.of(searches), self.rng)
             if move is None:
                 return None
-            put(self.state, part, searches, self.b)
+            for whole, some, each in zip(self.state, part, stacked, strict=True):
+                if each:
+                    whole[searches] = some
             self.value[searches] = move.value
-            self.move = Move(merged(self.move.rows, move.rows, searches), move.look)
+            self.move = Move(_merged(self.move.rows, move.rows, searches), move.look)
         return self.move
 
     def takes(self, move: Move) -> Tally:
@@ -138,8 +136,7 @@ class _Lockstep:
         for total, more in zip(self.paid, takes, strict=True):
             total[searches] += more[searches]
         uids = self._place(searches, move)
-        stop, score = column_of(move.rows.stop, searches), column_of(move.rows.score, searches)
-        self._record(searches, uids, stop, score, move.look)
+        self._record(searches, uids, _part(move.rows.stop, searches), _part(move.rows.score, searches), move.look)
 
     def _place(self, searches: IntArray, move: Move) -> IntArray:
         """The particles (k, n) that the rows of a move take on, or make: fresh seeds are started, others given up."""
@@ -183,8 +180,8 @@ class _Lockstep:
         scores[:, :old] = p.scores
         seed, parent = (np.broadcast_to(a, (self.b, n)) for a in (np.arange(n), -1))
         self.particles = Particles(
-            seed, parent, widened(p.step, more, 0), widened(p.cached, more, False), widened(p.alive, more, True),
-            scores, widened(p.scored, more, -1), np.broadcast_to(0.0, (self.b, n)),
+            seed, parent, _widened(p.step, more, 0), _widened(p.cached, more, False), _widened(p.alive, more, True),
+            scores, _widened(p.scored, more, -1), np.broadcast_to(0.0, (self.b, n)),
             np.broadcast_to(False, (self.b, n)), p.utility, p.moved, p.left,
         )  # fmt: skip
 
@@ -210,4 +207,22 @@ class _Lockstep:
             uids, value = np.broadcast_to(np.arange(done.shape[1]), done.shape), np.full(done.shape, -np.inf)
             value[done] = self.particles.utility(final[done][:, None])[:, 0]
         best = value.argmax(1)
-        return Outcomes(uids[searches, best], value[searches, best], *self.paid)
+        return Outcomes(uids[searches, best], value[searches, best], self.paid)
+
+
+def _part(column: NDArray[_Kind], searches: IntArray) -> NDArray[_Kind]:
+    """A column of a move, (B, n) or (n,) where it is the same in all searches, for k searches: (k, n) or (n,)."""
+    return column if column.ndim == 1 else column[searches]
+
+
+def _merged(old: Rows, new: Rows, searches: IntArray) -> Rows:
+    """The rows (B, n) that all searches want: `new` (k, n) of these k searches, `old` of the others."""
+    columns = [np.array(np.broadcast_to(column, old.parent.shape)) for column in old]
+    for column, part in zip(columns, new, strict=True):
+        column[searches] = part
+    return Rows(*columns)
+
+
+def _widened(array: NDArray[_Kind], more: int, fill: int) -> NDArray[_Kind]:
+    """The array (B, N) with room for so many particles more in each search, filled with `fill`."""
+    return np.concatenate([array, np.full((len(array), more), fill, array.dtype)], 1)

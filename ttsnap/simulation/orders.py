@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,18 +68,7 @@ def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Estimator) 
     return scores
 
 
-def draw_orders(recording: Recording, budgets: Sequence[object], repeats: int, seed: int) -> Iterable[Orders]:
-    """Random orders for `repeats` searches of every prompt at each of these budgets, drawn one after the other."""
+def draw_orders(recording: Recording, budgets: Sequence[object], repeats: int, seed: int) -> list[Orders]:
+    """Random orders for `repeats` searches of every prompt, others at each of these budgets."""
     rng = np.random.default_rng(seed)
-    return (Orders.drawn(recording, repeats, rng) for _ in budgets)
-
-
-def generators(
-    recording: Recording, budgets: Sequence[object], repeats: int, seed: int
-) -> Iterator[np.random.Generator]:
-    """For each budget the generator that is about to draw what `draw_orders` draws for it, and small, where orders
-    are large: what another process is sent."""
-    rng = np.random.default_rng(seed)
-    for _ in budgets:
-        yield copy.deepcopy(rng)
-        Orders.drawn(recording, repeats, rng)
+    return [Orders.drawn(recording, repeats, rng) for _ in budgets]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import dry_costs
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
-from ttsnap.simulation.orders import FAILED, Orders, generators
+from ttsnap.simulation.orders import FAILED, Orders, draw_orders
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.sizing import sized_for, task_for
 
@@ -55,10 +54,15 @@ class Curve:
         return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n)) if n > 1 else np.full(len(self.budgets), np.nan)
 
     @classmethod
-    def of(cls, budgets: tuple[Budget, ...], points: Sequence[Point]) -> Curve:
-        """Of a method's points at these budgets."""
-        rewards, scores, spent, most = zip(*points, strict=True)
-        return cls(budgets, np.stack(rewards, 1), np.stack(scores, 1), np.array(spent), np.array(most))
+    def joined(cls, points: Sequence[Curve]) -> Curve:
+        """Curves of one method, budget after budget."""
+
+        def whole(name: str) -> FloatArray:
+            columns: list[FloatArray] = [getattr(point, name) for point in points]
+            return np.concatenate(columns, min(1, columns[0].ndim - 1))
+
+        budgets = tuple(budget for point in points for budget in point.budgets)
+        return cls(budgets, whole("rewards"), whole("scores"), whole("spent"), whole("most"))
 
 
 class Method(NamedTuple):
@@ -71,20 +75,11 @@ class Method(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A point of one of the curves: which method, under which budget, and the generator that draws its orders."""
+    """A point of one of the curves: the number of its method, the budget, and the orders of the seeds."""
 
     method: int
     budget: Budget
-    rng: np.random.Generator
-
-
-class Point(NamedTuple):
-    """A method at one budget, as a Curve holds it: rewards (P,), scores (P, R), spent and most."""
-
-    rewards: FloatArray
-    scores: FloatArray
-    spent: float
-    most: float
+    orders: Orders
 
 
 @dataclass(frozen=True)
@@ -112,36 +107,32 @@ class Study:
     def curves(self, workers: int = 1, on_progress: Callable[[int, int], None] | None = None) -> list[Curve]:
         """The curve of each method. workers: processes that make points side by side (`processes.working`); the curves
         are the same to the last digit. on_progress: called with (done, of) points."""
-        before = list(generators(self.recording, self.budgets, self.repeats, self.seed))
+        orders = draw_orders(self.recording, self.budgets, self.repeats, self.seed)
         places = [
-            Place(method, budget, rng)  # the largest budgets first: they take longest, and none is left for the end
-            for budget, rng in reversed(list(zip(self.budgets, before, strict=True)))
+            Place(method, *at)  # the largest budgets first: they take longest, and none is left for the end
+            for at in reversed(list(zip(self.budgets, orders, strict=True)))
             for method in range(len(self.methods))
         ]
-        found: list[list[Point]] = [[] for _ in self.methods]
-        with working(dataclasses.replace(self), workers) as crew:  # without `_costs`, which cannot be sent
-            for done, (place, point) in enumerate(zip(places, crew.each(places), strict=True), 1):
+        found: list[list[Curve]] = [[] for _ in self.methods]
+        with working(dataclasses.replace(self), workers) as made:  # without `_costs`, which cannot be sent
+            for done, (place, point) in enumerate(zip(places, made(places), strict=True), 1):
                 found[place.method].append(point)
                 if on_progress is not None:
                     on_progress(done, len(places))
-        return [Curve.of(self.budgets, points[::-1]) for points in found]
+        return [Curve.joined(points[::-1]) for points in found]
 
-    def __call__(self, place: Place) -> Point:
-        rng = copy.deepcopy(place.rng)  # which other methods draw from, too
-        return self.point(place.method, place.budget, Orders.drawn(self.recording, self.repeats, rng))
-
-    def point(self, method: int, budget: Budget, orders: Orders) -> Point:
-        """One method at one budget, with the seeds in these orders."""
-        r, (algorithm, shared, ledger), costs = self.recording, self.methods[method], self._costs[method]
-        task, sized = sized_for(r, algorithm, budget, shared=shared, ledger=ledger, costs=costs)
+    def __call__(self, place: Place) -> Curve:
+        r, (algorithm, shared, ledger), orders = self.recording, self.methods[place.method], place.orders
+        costs = self._costs[place.method]
+        task, sized = sized_for(r, algorithm, place.budget, shared=shared, ledger=ledger, costs=costs)
         lookup, searches = orders.play(r, sized.n or 1), len(orders)
         pot = len(r.prompts) if shared else None
         out = lockstep(sized, lookup, searches, task, rewards=len(r.reward_names), utility=self.utility, pot=pot)
-        total = out.spent(task)
+        total = out.paid.spent(task)
         everyone, end = np.arange(searches), np.full((searches, 1), task.grid.steps)
         won = lookup(everyone, out.winner[:, None], end, ESTIMATE)[:, 0]
-        rewards, scores = (of.reshape(self.repeats, -1, *of.shape[1:]).mean(0) for of in (out.reward, won))
-        return Point(rewards, scores, total.mean(), total.max())
+        rewards, scores = (of.reshape(self.repeats, -1, 1, *of.shape[1:]).mean(0) for of in (out.reward, won))
+        return Curve((place.budget,), rewards, scores, total.mean(keepdims=True), total.max(keepdims=True))
 
     @cached_property
     def _costs(self) -> list[Callable[[int], Cost]]:
@@ -170,7 +161,7 @@ def curve(
     study = Study(recording, (Method(algorithm, shared, ledger),), caps, repeats, utility, seed)
     if orders is None:
         return study.curves()[0]
-    return Curve.of(caps, [study.point(0, budget, order) for budget, order in zip(caps, orders, strict=True)])
+    return Curve.joined([study(Place(0, *at)) for at in zip(caps, orders, strict=True)])
 
 
 def _require_simulable(recording: Recording, method: Method) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.orders import Orders, draw_orders
-from ttsnap.simulation.processes import Workers, working
+from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 
 REPEATS = 20
@@ -103,36 +103,28 @@ def tune(
 
     pool: list[tuple[float, SeedPruning]] = []
 
-    def judged(crew: Workers[_Trial, float]) -> Iterator[tuple[SeedPruning, float]]:
-        explored = [_Trial(_draw(rng, space)) for _ in range(math.ceil(trials * EXPLORED))]
-        for trial, gained in zip(explored, crew.each(explored), strict=True):
-            yield trial.schedule, gained
-        for _ in range(trials - len(explored)):  # each drawn once those before it are judged
-            changed = _change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space)
-            yield changed, crew.submit(_Trial(changed)).result()
+    def judged(schedule: SeedPruning, gained: float) -> None:
+        pool.append((gained, schedule))
+        pool.sort(key=lambda entry: -entry[0])
+        if on_progress is not None:
+            on_progress(len(pool), trials)
 
     repeats = max(1, 600 // len(to_fit.prompts))
-    first, last = ((wide, repeats), (again, 3 * repeats))
-    judges = _Judges(*(_Judge(r, tuple(budgets), times, seed) for r, times in (first, last)))
-    with working(judges, workers) as crew:
-        for trial, (schedule, gained) in enumerate(judged(crew)):
-            pool.append((gained, schedule))
-            pool.sort(key=lambda entry: -entry[0])
-            if on_progress is not None:
-                on_progress(trial, trials)
-        finals = [_Trial(schedule, last=True) for _, schedule in pool[:20]]
-        best = finals[int(np.argmax(list(crew.each(finals))))].schedule
+    first = _Judge(wide, tuple(budgets), repeats, seed)
+    drawn = [_draw(rng, space) for _ in range(math.ceil(trials * EXPLORED))]
+    with working(first, workers) as gains:
+        for schedule, gained in zip(drawn, gains(drawn), strict=True):
+            judged(schedule, gained)
+    for _ in range(trials - len(drawn)):  # each is drawn once those before it are judged
+        changed = _change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space)
+        judged(changed, first(changed))
+    finals = [schedule for _, schedule in pool[:20]]
+    with working(_Judge(again, tuple(budgets), 3 * repeats, seed), workers) as gains:
+        best = finals[int(np.argmax(list(gains(finals))))]
     held_out = None
     if len(rest.prompts) and varied(utility(rest.final)).any():
         held_out = judge(rest, best, budgets, utility, seed)
     return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
-
-
-class _Trial(NamedTuple):
-    """A schedule to be judged; last: by the second of two judges, on other draws and more searches."""
-
-    schedule: SeedPruning
-    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,28 +136,17 @@ class _Judge:
     repeats: int
     seed: int
 
-    def gained(self, schedule: SeedPruning) -> float:
+    def __call__(self, schedule: SeedPruning) -> float:
         found = curve(self.recording, schedule, self.budgets, self.repeats, orders=self._orders)
         return gain(found.mean, self._base)
 
     @cached_property
-    def _orders(self) -> tuple[Orders, ...]:
-        return tuple(draw_orders(self.recording, self.budgets, self.repeats, self.seed))
+    def _orders(self) -> list[Orders]:
+        return draw_orders(self.recording, self.budgets, self.repeats, self.seed)
 
     @cached_property
     def _base(self) -> FloatArray:
         return best_of_n_curve(self.recording, self.budgets).mean
-
-
-@dataclass(frozen=True)
-class _Judges:
-    """Called with a trial they say what it gains."""
-
-    first: _Judge
-    last: _Judge
-
-    def __call__(self, trial: _Trial) -> float:
-        return (self.last if trial.last else self.first).gained(trial.schedule)
 
 
 def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
