@@ -33,8 +33,9 @@ from tqdm import tqdm
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, __version__
+from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
+from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.price import Price, Rates
@@ -55,7 +56,7 @@ BLOCK, PIXELS = 4, 8
 """Captions recorded at a time; captions whose pixels are compared."""
 SCHEDULES = {
     "one late cut": SeedPruning(),
-    "three checks": ttsnap(),
+    "three checks": make_algorithm("ttsnap"),
     "five checks": SeedPruning(keep=(0.75,) * 5, steps=(4, 5, 6, 7, 8)),
 }
 

@@ -8,8 +8,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
 
-from ttsnap.algorithms import ALGORITHMS
-from ttsnap.algorithms.options import name_of, spec_of, takes
+from ttsnap.algorithms import ALGORITHMS, name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import EMBEDDED, TEXT, TURBO

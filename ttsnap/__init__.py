@@ -2,7 +2,7 @@
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.best_of_n import BestOfN
-from ttsnap.algorithms.seed_pruning import SeedPruning, ttsnap
+from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -24,7 +24,6 @@ __all__ = [
     "make_algorithm",
     "search",
     "__version__",
-    "ttsnap",
 ]
 
 

@@ -1,4 +1,4 @@
-"""`{algorithm-options} NAME ...`: the options of algorithms, from the docstrings that explain them, as a table.
+"""`{algorithm-options} NAME ...`: the options of algorithms, from the docstrings below their fields, as a table.
 
 `ttsnap algorithms NAME` prints the same text. Of the second algorithm and those after it, the table has what differs
 from the first: options that the first lacks, and other defaults.
@@ -6,7 +6,6 @@ from the first: options that the first lacks, and other defaults.
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from ttsnap.algorithms import REQUIRED
 from ttsnap.algorithms.options import Option, as_written, options_of
 
 HEAD = ("option", "what it does", "by default", "from")
@@ -43,7 +43,7 @@ def lines_of(names: list[str]) -> list[Line]:
 
 def default_of(option: Option) -> str:
     """In the words of Markdown; nothing where the text says what None stands for."""
-    if option.default is inspect.Parameter.empty:
+    if option.default is REQUIRED:
         return "has to be given"
     return "" if option.default is None else f"`{as_written(option.default)}`"
 

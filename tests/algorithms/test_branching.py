@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ttsnap import BestOfN, Budget, SeedPruning, make_algorithm, search
-from ttsnap.algorithms.code import CoDe, svdd
+from ttsnap.algorithms import name_of
+from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.nested import Nested
-from ttsnap.algorithms.options import name_of
-from ttsnap.algorithms.rbf import RBF, rbf_published
+from ttsnap.algorithms.rbf import RBF
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.core import utility
@@ -86,7 +86,8 @@ def code_by_hand(score: Score, n: int, streams: int, block: int, temperature: fl
 )
 def test_code_is_the_papers_loop(seed: int, temperature: float, n: int, streams: int, block: int, steps: int) -> None:
     score = noisy(seed, fail=0.2 * (seed % 2))
-    algorithm = svdd(n, streams, temperature) if block == 1 else CoDe(n, streams, block, temperature)
+    svdd = make_algorithm("svdd", n=n, streams=streams, alpha=temperature)
+    algorithm = svdd if block == 1 else CoDe(n, streams, block, temperature)
     (result,) = search([""], algorithm, Scripted(score, steps))
     parent, calls, finished = code_by_hand(score, n, streams, block, temperature, steps)
     assert result.particles.parent.tolist() == parent
@@ -101,7 +102,7 @@ def test_code_fits_its_children_to_the_budget_and_keeps_as_many_streams_as_image
     assert fit(CoDe(streams=2, block=4), engine, Budget(nfe=100)).n == 7
     (result,) = search([""], CoDe(streams=2, block=4), engine, "100nfe")
     assert result.spent.nfe == 2 * (1 + 7 * 4 + 7 * 3)
-    (result,) = search([""], svdd(streams=1), engine, "100nfe", keep=3)
+    (result,) = search([""], make_algorithm("svdd", streams=1), engine, "100nfe", keep=3)
     assert len(result.images) == 3
 
 
@@ -211,7 +212,7 @@ def test_rbf_published_loses_what_best_keeps() -> None:
     def score(uid: int, step: int) -> float:
         return 3.0 if uid == 1 else 1.0
 
-    best, published = (search([""], a, Scripted(score, 4), "20nfe")[0] for a in (RBF(1, 1), rbf_published(1, 1)))
+    best, published = (search([""], a, Scripted(score, 4), "20nfe")[0] for a in (RBF(1, 1), RBF(1, 1, "published")))
     assert (best.best.uid, best.best.reward) == (1, 3.0)
     assert published.best.reward == 1.0
     # Both spend all, the one to denoise its image from step 1.
@@ -234,7 +235,7 @@ def test_verifier_threshold_accepts_by_threshold(allowance: int, bars: Any) -> N
     assert allowance < 200 or bars is not None or min(spent) < allowance / 2  # it stops where all is passed
 
 
-@pytest.mark.parametrize("algorithm", [RBF(2, 3), rbf_published(2, 3), VerifierThreshold(2, 3)])
+@pytest.mark.parametrize("algorithm", [RBF(2, 3), RBF(2, 3, "published"), VerifierThreshold(2, 3)])
 def test_planned_budgets(algorithm: Any) -> None:
     for keep in (1, 2):
         for nfe in range(8, 50):
@@ -281,7 +282,7 @@ def drive(algorithm: Any, task: Task, engine: Any) -> Any:
             table.record(outcome)
 
 
-@pytest.mark.parametrize("algorithm", [RBF(2, 8), rbf_published(2, 8), VerifierThreshold(2, 8)])
+@pytest.mark.parametrize("algorithm", [RBF(2, 8), RBF(2, 8, "published"), VerifierThreshold(2, 8)])
 def test_memory_stays_small(algorithm: Any) -> None:
     watched = Watched(algorithm)
     search([""], watched, Scripted(noisy(3)), "150nfe")
@@ -329,9 +330,9 @@ def test_nested_fits_and_is_built_from_json() -> None:
         "second": {"name": "svdd", "alpha": 0.1},
     }
     nested = make_algorithm(spec)
-    assert nested == Nested(TopNoises(12, 2), svdd(alpha=0.1))
+    assert nested == Nested(TopNoises(12, 2), CoDe(block=1, temperature=0.1))
     assert nested.n is None
-    assert dataclasses.replace(nested, n=5).second == svdd(5, alpha=0.1)  # type: ignore[type-var]
+    assert dataclasses.replace(nested, n=5).second == CoDe(5, block=1, temperature=0.1)  # type: ignore[type-var]
     engine = Scripted(noisy(0))
     n = fit(nested, engine, Budget(nfe=100)).n
     assert n == (100 - 12) // (2 * 7) == 6
@@ -392,12 +393,12 @@ def test_all_beat_a_single_sample_of_a_mixture(engine: Any) -> None:
 
     one, many = mean(BestOfN(1)), mean(BestOfN(8))
     algorithms = {
-        "svdd": svdd(),
+        "svdd": make_algorithm("svdd"),
         "code": CoDe(block=2),
         "rbf": RBF(2, 6),
-        "rbf-published": rbf_published(2, 6),
+        "rbf-published": make_algorithm("rbf-published", initial=6),
         "threshold": VerifierThreshold(2, 6, quantiles=(0.9, 1.0)),
-        "nested": Nested(TopNoises(12), svdd()),
+        "nested": Nested(TopNoises(12), CoDe(block=1)),
     }
     found = {name: mean(algorithm, "64nfe") for name, algorithm in algorithms.items()}
     gain = many - one

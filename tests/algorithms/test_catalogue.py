@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import re
 
 import numpy as np
 import pytest
 
 from ttsnap import search
-from ttsnap.algorithms import ALGORITHMS, GROUPS, make_algorithm, options
-from ttsnap.algorithms.options import Option, builder, name_of, options_of
+from ttsnap.algorithms import ALGORITHMS, GROUPS, class_of, make_algorithm, name_of, options
+from ttsnap.algorithms.options import Option, options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
 from ttsnap.loop.dry import DryEngine
@@ -37,9 +36,7 @@ def test_entries_are_whole(name: str) -> None:
     assert not entry.summary.endswith(".")
     for number in re.findall(r"\d{4}\.\d{5}", entry.source):
         # What the module says it is from: an arXiv number that only the catalogue knew would be a slip.
-        assert number in (importlib.import_module(module).__doc__ or "") + (
-            vars(importlib.import_module(module))[attribute].__doc__ or ""
-        )
+        assert number in (importlib.import_module(module).__doc__ or "") + options.about(name)
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
@@ -50,8 +47,9 @@ def test_a_branching_algorithm_says_that_it_needs_a_kernel_that_draws_noise(name
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_option_is_explained(name: str) -> None:
     options = options_of(name)
-    accepted = [p.name for p in inspect.signature(builder(name)).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    assert [o.name for o in options][: len(accepted)] == accepted
+    fields, entry = [field.name for field in dataclasses.fields(class_of(name))], ALGORITHMS[name]
+    assert {entry.renamed.get(o.name, o.name).split(".")[0] for o in options} <= set(fields)
+    assert set(fields) - set(entry.fixed) - {"n"} <= {entry.renamed.get(o.name, o.name) for o in options}
     for option in options:
         assert len(option.text) > 5
         assert "[" not in option.source
@@ -66,7 +64,7 @@ def test_options_come_with_their_own_texts_and_sources() -> None:
     assert list(found) == ["n", "streams", "alpha"]
     assert found["n"].source == "the authors of SVDD take 20"
     assert found["streams"] == Option(
-        "streams", 2, "particles, at least as many as images are asked for.", "as compared in arXiv 2503.19385"
+        "streams", 2, "Particles, at least as many as images are asked for.", "as compared in arXiv 2503.19385"
     )
     assert "exp(score / alpha)" in found["alpha"].text
     assert {o.name: o.default for o in options_of("funnel")}["shrink"] == 0.25
@@ -101,13 +99,15 @@ def test_what_svdd_refuses_speaks_of_svdd() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Terse:
-    """n: seeds. level: of the check."""
+    """Explains one of two fields."""
 
     n: int = 4
+    """Seeds."""
     level: float = 0.5
 
 
 def test_an_option_without_a_line_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "builder", lambda name: Terse)
-    with pytest.raises(ValueError, match="the docstring of terse explains n, but not level; give each a line"):
-        options_of("terse")
+    monkeypatch.setattr(options, "class_of", lambda name: Terse)
+    monkeypatch.setattr(options, "defaults_of", lambda name: {"n": 4, "level": 0.5})
+    with pytest.raises(ValueError, match="best-of-n explains n, but not level; write a docstring below the field"):
+        options_of("best-of-n")

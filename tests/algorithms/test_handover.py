@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ttsnap import BestOfN, SeedPruning, search
-from ttsnap.algorithms.code import CoDe, svdd
+from ttsnap import BestOfN, SeedPruning, make_algorithm, search
+from ttsnap.algorithms import name_of
+from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
-from ttsnap.algorithms.nested import Nested, ttsnap_rbf
+from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.noise_ascent import NoiseAscent
-from ttsnap.algorithms.options import name_of
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.search_over_paths import SearchOverPaths
@@ -29,7 +29,15 @@ from ttsnap.core.particles import Particles
 from ..scripted import Scripted, noisy  # noqa: TID252
 
 SECONDS = [
-    *(RBF(2), VerifierThreshold(2), svdd(3), CoDe(n=3, block=3), SMC(4, 1.0), BestFirst(width=2), EpsilonGreedy(3)),
+    *(
+        RBF(2),
+        VerifierThreshold(2),
+        CoDe(3, block=1),
+        CoDe(n=3, block=3),
+        SMC(4, 1.0),
+        BestFirst(width=2),
+        EpsilonGreedy(3),
+    ),
     SearchOverPaths(streams=3, n=2),
 ]
 
@@ -62,7 +70,7 @@ def test_survivors_are_gone_on_from_at_the_step_where_they_are(second: Any, chec
 @pytest.mark.parametrize("nfe", [30, 60, 150])
 @pytest.mark.parametrize("rollout", [1, 3])
 def test_pruning_takes_its_share_of_the_budget(nfe: int, rollout: int) -> None:
-    algorithm = ttsnap_rbf(share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7), rollout=rollout)
+    algorithm: Any = make_algorithm("ttsnap-rbf", share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7), rollout=rollout)
     (result,) = search([""], algorithm, Scripted(noisy(nfe)), f"{nfe}nfe")
     pruned = [move["cost"]["nfe"] for move in result.trace if set(move["parents"]) == {-1} or max(move["stop"]) <= 3]
     task = Task(Grid(tuple(np.linspace(1, 0, 9))), 1, float(nfe))
@@ -71,7 +79,7 @@ def test_pruning_takes_its_share_of_the_budget(nfe: int, rollout: int) -> None:
     assert sum(pruned[:2]) == first.pruning_cost(seeds, task) <= 0.4 * nfe < first.pruning_cost(seeds + 1, task)
     assert result.spent.nfe <= nfe
     with pytest.raises(ValueError, match="needs one in evaluations"):
-        search([""], Nested(SeedPruning(), svdd(2), share=0.5), Scripted(noisy(0)))
+        search([""], Nested(SeedPruning(), CoDe(2, block=1), share=0.5), Scripted(noisy(0)))
 
 
 @pytest.mark.parametrize("nfe", [40, 100])
@@ -79,11 +87,11 @@ def test_a_second_part_beside_a_share_must_have_its_n(nfe: int) -> None:
     with pytest.raises(
         ValueError, match="share leaves svdd a part of the budget that it cannot be fitted to: set its n"
     ):
-        Nested(SeedPruning(), svdd(), share=0.5)
-    (result,) = search([""], Nested(SeedPruning(), svdd(), share=0.5, n=2), Scripted(noisy(nfe)), f"{nfe}nfe")
+        Nested(SeedPruning(), CoDe(block=1), share=0.5)
+    (result,) = search([""], Nested(SeedPruning(), CoDe(block=1), share=0.5, n=2), Scripted(noisy(nfe)), f"{nfe}nfe")
     assert result.images
     assert result.spent.nfe <= nfe
-    assert Nested(SeedPruning(3), svdd(), share=0.5).n is None
+    assert Nested(SeedPruning(3), CoDe(block=1), share=0.5).n is None
 
 
 @pytest.mark.parametrize("algorithm", [RBF(2), VerifierThreshold(2), NoiseAscent(rounds=2)], ids=lambda a: name_of(a))

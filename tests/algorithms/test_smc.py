@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, log_sum_exp, normalised, temper_by_ess
-from ttsnap.algorithms.smc.smc import SMC, fk_steering, funnel
+from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import fresh
 from ttsnap.core.outcome import Outcome
@@ -373,7 +373,7 @@ def test_the_funnel_narrows_and_fits_its_budget() -> None:
     sizes = [len(m["uids"]) for m in result.trace]
     assert sizes == [round(40 * 0.25 ** (j / 5)) for j in range(6)]
     assert sizes[-1] == 10
-    (result,) = search(["a"], funnel(), Chain(linear), "240nfe", utility=first_reward, keep=3)
+    (result,) = search(["a"], make_algorithm("funnel"), Chain(linear), "240nfe", utility=first_reward, keep=3)
     assert 220 <= result.spent.nfe <= 240
     assert len(result.trace[0]["uids"]) > 40 > len(result.trace[-1]["uids"]) >= 3
 
@@ -395,7 +395,7 @@ def test_checks_are_where_the_published_code_has_them() -> None:
     alpha = np.cumprod(1 - betas)[np.clip(1000 - 10 * steps, 0, 999)]
     sigma, alpha = np.sqrt(1 - alpha), np.sqrt(alpha)
     grid = Grid((*(sigma / (alpha + sigma))[:100].tolist(), 0.0))
-    assert fk_steering().init(Task(grid)).steps == (20, 40, 60, 80, 100)
+    assert make_algorithm("fk-steering").init(Task(grid)).steps == (20, 40, 60, 80, 100)
     assert SMC().init(Task(Grid((1.0, 0.0)))).steps == (1,)
     assert SMC(**everywhere).init(Task(GRID)).steps == (0, 1, 2, 3, 4, 6)
     assert make_algorithm("fk-steering") == SMC(4, 10.0, "max", "constant", resampler="multinomial")

@@ -78,7 +78,7 @@ def test_algorithms_are_listed_by_group_and_told_about_one_by_one(capsys: pytest
     assert all(title[:30] in text for title in GROUPS.values())
     text = printed(["algorithms", "svdd"], capsys)
     flat = " ".join(text.split())
-    assert "streams particles, at least as many as images are asked for. Default: 2 (as compared in arXiv" in flat
+    assert "streams Particles, at least as many as images are asked for. Default: 2 (as compared in arXiv" in flat
     assert "needs: a kernel that draws noise" in flat
     assert "source: arXiv 2408.08252" in flat
     assert main(["algorithms", "svd"]) == 2

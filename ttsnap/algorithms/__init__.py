@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any
 
 from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS, Entry
-from ttsnap.algorithms.options import Builder
 from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check, hints_of
 
-__all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm"]
+__all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm", "name_of", "spec_of"]
+REQUIRED = dataclasses.MISSING
+"""In place of the default of an option that has none."""
 _PARTS = (Algorithm, Adopting, Refining)
 """The types of options that are algorithms themselves."""
 
@@ -34,34 +34,84 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     if isinstance(spec, Mapping):
         options = {**{k: v for k, v in spec.items() if k != "name"}, **options}
         spec = str(spec.get("name", ""))
-    if spec not in ALGORITHMS:
-        raise ValueError(unknown("algorithm", spec, ALGORITHMS, ", or a .json file"))
-    build: Builder = load_object(ALGORITHMS[spec].where)
-    hints = _hints(build)
-    for key in options.keys() & hints.keys():
-        if hints[key] not in _PARTS or not isinstance(options[key], str):  # a name, of which the algorithm makes one
-            options[key] = check(f"{spec}: {key}", options[key], hints[key])
+    kind, defaults = class_of(spec), defaults_of(spec)
+    if strange := sorted(set(options) - set(defaults)):
+        meant = "".join(did_you_mean(name, defaults) for name in strange)
+        raise ValueError(f"{spec}: unknown option(s) {str(strange)[:200]}; it has {list(defaults)}{meant}")
+    if "forecast" in defaults and "forecast" not in options:
+        raise ValueError(
+            f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "
+            "with `ttsnap calibrate RECORDING --out priced.json`, and give priced.json as the algorithm"
+        )
+    entry, hints = ALGORITHMS[spec], hints_of(kind)
+    settings: dict[str, Any] = dict(entry.fixed)
+    for name, value in {**entry.defaults, **options}.items():
+        field, _, inner = entry.renamed.get(name, name).partition(".")
+        if inner:  # an option of a part, which is an algorithm itself and checks it
+            settings[field] = {**settings[field], inner: value}
+        elif hints[field] in _PARTS and isinstance(value, str):  # a name, of which the algorithm makes a part
+            settings[field] = value
+        else:
+            settings[field] = check(f"{spec}: {name}", value, hints[field])
     try:
-        return build(**options)
-    except TypeError as error:
-        known = list(inspect.signature(build).parameters)
-        strange = sorted(set(options) - set(known))
-        if strange:
-            meant = "".join(did_you_mean(name, known) for name in strange)
-            raise ValueError(f"{spec}: unknown option(s) {str(strange)[:200]}; it has {known}{meant}") from None
-        if "forecast" in known and "forecast" not in options:
-            raise ValueError(
-                f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "
-                "with `ttsnap calibrate RECORDING --out priced.json`, and give priced.json as the algorithm"
-            ) from None
+        made: Algorithm = kind(**settings)
+    except TypeError as error:  # a part without an option that it is given
         raise ValueError(f"{spec}: cannot use options {str(options)[:200]}: {error}") from None
+    return made
 
 
-def _hints(build: Builder) -> dict[str, object]:
-    """The types of an algorithm's options; those of the class that it makes, too, where a function passes them on."""
-    hints = get_type_hints(build, include_extras=True)
-    made = hints.pop("return", None)
-    return {**(hints_of(made) if isinstance(made, type) else {}), **hints}
+def class_of(name: str) -> type[Any]:
+    """The class of an algorithm of the catalogue. ValueError for an unknown name."""
+    if name not in ALGORITHMS:
+        raise ValueError(unknown("algorithm", name, ALGORITHMS, ", or a .json file"))
+    kind: type[Any] = load_object(ALGORITHMS[name].where)
+    return kind
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """The options of an algorithm of the catalogue, each with its default, or REQUIRED."""
+    kind, entry = class_of(name), ALGORITHMS[name]
+    shown = {field: option for option, field in entry.renamed.items()}
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in entry.fixed:
+            made = field.default if field.default_factory is REQUIRED else field.default_factory()
+            defaults[shown.get(field.name, field.name)] = made
+    return {**defaults, **entry.defaults}
+
+
+def takes(name: str, options: Iterable[str]) -> bool:
+    """Whether an algorithm of the catalogue has all these options."""
+    return name in ALGORITHMS and defaults_of(name).keys() >= set(options)
+
+
+def name_of(algorithm: Algorithm) -> str:
+    """The name under which people know an algorithm; that of its class where the catalogue does not have it.
+
+    Where several names make one class (svdd is a setting of CoDe), it is the one with the most options in common.
+    """
+    names = _names_of(type(algorithm))
+
+    def others(name: str) -> int:
+        return sum(value != vars(algorithm)[key] for key, value in vars(make_algorithm(name)).items())
+
+    return min(names, key=others) if len(names) > 1 else names[0] if names else type(algorithm).__name__
+
+
+def spec_of(algorithm: Algorithm) -> dict[str, Any]:
+    """An algorithm as one writes it in a file, which `make_algorithm` reads: its name, and the options that differ from
+    their defaults. Options that are algorithms are written in the same way."""
+    kind = type(algorithm)
+    name = next((name for name in _names_of(kind) if not ALGORITHMS[name].preset), "")
+    defaults = defaults_of(name) if name else {}
+    changed = {k: v for k, v in vars(algorithm).items() if k not in defaults or v != defaults[k]}
+    options = {k: spec_of(v) if isinstance(v, Algorithm) else v for k, v in changed.items()}
+    return {"name": name or kind.__name__, **options}
+
+
+def _names_of(kind: type[Any]) -> list[str]:
+    """The names of the catalogue that make this class."""
+    return [name for name, entry in ALGORITHMS.items() if entry.where == f"{kind.__module__}:{kind.__name__}"]
 
 
 def _read(path: Path) -> Mapping[str, Json]:

@@ -16,12 +16,10 @@ from ttsnap.files.settings import Count, Settings
 
 @dataclass(frozen=True)
 class BestOfN(Settings):
-    """Every seed is finished; the best image is returned.
-
-    n: seeds; None for as many as the budget affords.
-    """
+    """Every seed is finished; the best image is returned."""
 
     n: Count | None = None
+    """Seeds; None for as many as the budget affords."""
     needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 

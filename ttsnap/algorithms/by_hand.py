@@ -21,16 +21,15 @@ DROP, FINISH, BEST = "drop", "finish", "best"
 
 
 class Wish(NamedTuple):
-    """What a person wants of a search.
-
-    drop, finish: the candidate of this uid, or where it is -1 the one that started from this seed. best: finish the
-    `number` best candidates, and end.
-    """
+    """What a person wants of a search."""
 
     verb: str
+    """DROP or FINISH a candidate, or finish the BEST few and end."""
     uid: int = -1
     seed: int = -1
+    """The initial seed of the candidate that is meant, where `uid` is -1."""
     number: int = 0
+    """How many best candidates to finish."""
 
     def meant(self, particles: Particles) -> int:
         """The uid of the living, unfinished candidate that is meant; -1 where there is none."""
@@ -42,26 +41,30 @@ class Wish(NamedTuple):
 
 
 class State(NamedTuple):
-    """`inner` is the algorithm's own state, `move` the one of its moves that is being carried out, `uids` (n,) who its
-    rows became (-1: not begun, or cut off), `todo` the rows that are not where they should be, `sent` those of the last
-    piece (-1: a row of a wish).
-
-    n: of the algorithm. turn: the number of moves made. read: how many wishes were read. taken: what was done, as
-    (turn, wish). drops: uids to be given up with the next move. left: images to finish before the end; None while the
-    algorithm goes on.
-    """
+    """What the search remembers between moves."""
 
     inner: AlgorithmState
+    """The algorithm's own."""
     n: int | None = None
+    """Seeds of the algorithm."""
     move: Move | None = None
+    """The algorithm's move that is being carried out."""
     uids: IntArray = np.empty(0, int)
+    """(n,) who the rows of `move` became; -1: not begun, or cut off."""
     todo: tuple[int, ...] = ()
+    """Rows of `move` that are not where they should be."""
     sent: tuple[int, ...] = ()
+    """Rows of the last piece; -1: a row of a wish."""
     turn: int = 0
+    """Moves made."""
     read: int = 0
+    """Wishes read."""
     taken: tuple[tuple[int, Wish], ...] = ()
+    """Wishes that were carried out, each with its turn."""
     drops: tuple[int, ...] = ()
+    """Uids to be given up with the next move."""
     left: int | None = None
+    """Images to finish before the end; None while the algorithm goes on."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,17 @@ class ByHand:
     """Carries out the moves of `algorithm`, in pieces of few candidates and steps, and between pieces what was wished.
 
     Without wishes it spends and finds what the algorithm alone does. Wishes are moves like any other: the ledger
-    charges them, and a search whose candidates were all dropped still finishes an image, from its reserve.
-
-    wishes: called before each move; every wish so far, in order. script: wishes by the turn at which they were taken
-    (`State.taken` of a search, which its trace notes): the same search with this script makes the same moves again.
-    rows: the most candidates of a piece.
-    """
+    charges them, and a search whose candidates were all dropped still finishes an image, from its reserve."""
 
     algorithm: Algorithm
     n: int | None = None
     wishes: Callable[[], Sequence[Wish]] = field(default=tuple, compare=False)
+    """Called before each move; gives every wish so far, in order."""
     script: tuple[tuple[int, Wish], ...] = ()
+    """Wishes by the turn at which they were taken (`State.taken` of a search, which its trace notes). The same search
+    with this script makes the same moves again."""
     rows: int = ROWS
+    """The most candidates of a piece."""
     lockstep: ClassVar[bool] = False
 
     @property

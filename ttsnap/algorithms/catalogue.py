@@ -5,7 +5,9 @@ The command line, the demo and the documentation take their lists from here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 GROUPS: dict[str, str] = {
     "seeds": "Choose among seeds: start many, finish the promising ones",
@@ -24,19 +26,38 @@ PATH = "a kernel with a path and no history (ode, sde)"
 
 
 class Entry(NamedTuple):
-    """An algorithm: where (module:attribute), its group (a key of GROUPS), a title and a line for people, what it
-    needs beside a reward and a budget, and its source (arXiv numbers, or what it comes from)."""
+    """An algorithm, or a preset of one: the same class with other defaults."""
 
     where: str
+    """module:class."""
     group: str
+    """A key of GROUPS."""
     title: str
     summary: str
+    """A line for people."""
     source: str = ""
+    """arXiv numbers, or what it comes from."""
     needs: str = ""
+    """What it needs beside a reward and a budget."""
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the class that a preset sets, so that they are no options of it."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Options of a preset whose defaults are not those of the class."""
+    renamed: Mapping[str, str] = MappingProxyType({})
+    """Options of a preset by the field that each sets: {"alpha": "temperature"}, {"keep": "first.keep"} of a part."""
+    texts: Mapping[str, str] = MappingProxyType({})
+    """What options of a preset mean, where not what the docstrings of the fields say."""
+    about: str = ""
+    """What else there is to know of a preset, in place of the docstring of the class."""
+
+    @property
+    def preset(self) -> bool:
+        """Whether its class has other defaults."""
+        return bool(self.fixed or self.defaults)
 
 
-def _entry(where: str, group: str, title: str, summary: str, source: str = "", needs: str = "") -> Entry:
-    return Entry(f"ttsnap.algorithms.{where}", group, title, summary, source, needs)
+def _entry(where: str, *texts: str, **preset: Any) -> Entry:
+    return Entry(f"ttsnap.algorithms.{where}", *texts, **preset)
 
 
 ALGORITHMS: dict[str, Entry] = {
@@ -51,12 +72,18 @@ ALGORITHMS: dict[str, Entry] = {
         "arXiv 2511.22242 (its TTSp)",
     ),
     "ttsnap": _entry(
-        "seed_pruning:ttsnap",
+        "seed_pruning:SeedPruning",
         "seeds",
         "TTSnap",
         "seed pruning with early checks, for noise-aware rewards",
         "arXiv 2511.22242",
         "a noise-aware reward (scenes-noise-aware, or one made by ttsnap distill)",
+        defaults={"keep": (0.4, 0.4, 0.5), "levels": (0.9, 0.7, 0.45)},
+        texts={
+            "keep": "Share kept at each check, in (0, 1] [arXiv 2511.22242].",
+            "levels": "Noise levels of the checks, falling [arXiv 2511.22242].",
+        },
+        about="Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards.",
     ),
     "price-of-compute": _entry(
         "pricing.price_of_compute:PriceOfCompute",
@@ -74,12 +101,20 @@ ALGORITHMS: dict[str, Entry] = {
         "arXiv 2506.01320",
     ),
     "svdd": _entry(
-        "code:svdd",
+        "code:CoDe",
         "steps",
         "SVDD",
         "at every step, try n continuations and take the best",
         "arXiv 2408.08252",
         STOCHASTIC,
+        fixed={"block": 1},
+        renamed={"alpha": "temperature"},
+        texts={
+            "alpha": "0 for the best continuation, else one is drawn by weights exp(score / alpha), so it is in units "
+            "of the reward [SVDD's code takes the best]."
+        },
+        about="SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one evaluation for its "
+        "noise, and n for every step but the last.",
     ),
     "code": _entry(
         "code:CoDe",
@@ -98,12 +133,14 @@ ALGORITHMS: dict[str, Entry] = {
         f"{STOCHASTIC}; {COUNTED}",
     ),
     "rbf-published": _entry(
-        "rbf:rbf_published",
+        "rbf:RBF",
         "steps",
         "Rollover budget forcing, as published",
         "rbf exactly as its authors' code does it",
         "arXiv 2503.19385",
         f"{STOCHASTIC}; {COUNTED}",
+        fixed={"finish": "published"},
+        about="As the paper's code: an image of the last step's best candidate, also where an earlier one was better.",
     ),
     "verifier-threshold": _entry(
         "verifier_threshold:VerifierThreshold",
@@ -130,20 +167,29 @@ ALGORITHMS: dict[str, Entry] = {
         STOCHASTIC,
     ),
     "fk-steering": _entry(
-        "smc.smc:fk_steering",
+        "smc.smc:SMC",
         "particles",
         "FK steering",
         "smc with 4 candidates and published settings",
         "arXiv 2501.06848",
         STOCHASTIC,
+        fixed={"temper": "constant", "resampler": "multinomial"},
+        defaults={"n": 4},
+        texts={"n": "Particles; None for as many as the budget affords [FK steering's code]."},
+        about="FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps.",
     ),
     "funnel": _entry(
-        "smc.smc:funnel",
+        "smc.smc:SMC",
         "particles",
         "Funnel",
         "smc with fewer candidates after each check",
         "arXiv 2508.12361",
         STOCHASTIC,
+        defaults={"shrink": 0.25},
+        texts={
+            "shrink": "Share of particles left after the last check [ours; the paper's schedule is not known to us]."
+        },
+        about="SMC from many particles to few, early rewards weighing less (arXiv 2508.12361).",
     ),
     "best-first": _entry(
         "tree:BestFirst",
@@ -193,12 +239,33 @@ ALGORITHMS: dict[str, Entry] = {
         "a kernel that draws no noise (pipeline, ode); a differentiable reward",
     ),
     "ttsnap-rbf": _entry(
-        "nested:ttsnap_rbf",
+        "nested:Nested",
         "combined",
         "TTSnap + RBF",
         "prune many seeds early, then branch from the survivors",
         "arXiv 2511.22242, 2503.19385; their union is ours",
         f"{STOCHASTIC}; {COUNTED}",
+        fixed={"first": {"name": "seed-pruning"}, "second": {"name": "rbf"}},
+        defaults={"n": None, "share": 0.5, "keep": (0.4, 0.25), "levels": (0.9, 0.7), "streams": 2, "rollout": 1},
+        renamed={
+            "n": "first.n",
+            "keep": "first.keep",
+            "levels": "first.levels",
+            "rollout": "first.rollout",
+            "streams": "second.streams",
+        },
+        texts={
+            "n": "Seeds; None for as many as `share` of the budget prunes.",
+            "share": "Of the budget, for pruning [ours].",
+            "keep": "Share of the seeds kept at each check, in (0, 1] [ours].",
+            "levels": "Noise levels of the checks, falling; at the last the streams take over [ours].",
+            "streams": "Paths that go on, from the best of the survivors [arXiv 2503.19385].",
+            "rollout": "Evaluations of a coarse rollout that the first check scores in place of the estimate "
+            "(core.Rollout).",
+        },
+        about="TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a noise-aware reward or "
+        "any other. Rollover budget forcing (arXiv 2503.19385) takes the survivors over, a stream from each, at the "
+        "step where they are. It plans with the rest of the budget.",
     ),
     "nested": _entry(
         "nested:Nested",

@@ -16,7 +16,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.files.settings import Count, NotNegative, Settings, check
+from ttsnap.files.settings import Count, NotNegative, Settings
 
 
 class State(NamedTuple):
@@ -33,19 +33,17 @@ class State(NamedTuple):
 class CoDe(Settings):
     """A stream takes one evaluation for noise, and n times `block` for every block: children share their parent's
     evaluation and need one of their own to be scored. The children of the last block end in images. Where that is a
-    single step, a stream makes only one, as samplers draw no noise there.
-
-    n: children of each particle in a block; None for as many as the budget affords [the authors of SVDD take 20].
-    streams: particles, at least as many as images are asked for [as compared in arXiv 2503.19385].
-    block: grid steps between choices [configs of CoDe's authors; arXiv 2503.19385 takes 2 of 10 steps].
-    temperature: 0 for the best child, else one is drawn with probability proportional to exp(score / temperature),
-        so it is in units of the reward [SVDD's code takes the best].
-    """
+    single step, a stream makes only one, as samplers draw no noise there."""
 
     n: Count | None = None
+    """Children of each particle in a block; None for as many as the budget affords [the authors of SVDD take 20]."""
     streams: Count = 2
+    """Particles, at least as many as images are asked for [as compared in arXiv 2503.19385]."""
     block: Count = 5
+    """Grid steps between choices [configs of CoDe's authors; arXiv 2503.19385 takes 2 of 10 steps]."""
     temperature: NotNegative = 0.0
+    """0 for the best child, else one is drawn with probability proportional to exp(score / temperature), so it is in
+    units of the reward [SVDD's code takes the best]."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
@@ -87,13 +85,3 @@ class CoDe(Settings):
             return int(children[best])
         weights = np.exp((scores - scores[best]) / self.temperature)
         return int(rng.choice(children, p=weights / weights.sum()))
-
-
-def svdd(n: int | None = None, streams: int = 2, alpha: float = 0.0) -> CoDe:
-    """SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one evaluation for its noise, and
-    n for every step but the last.
-
-    alpha: 0 for the best continuation, else one is drawn by weights exp(score / alpha), so it is in units of the reward
-        [SVDD's code takes the best].
-    """
-    return CoDe(n, streams, 1, check("alpha", alpha, NotNegative))

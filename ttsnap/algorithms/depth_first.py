@@ -31,22 +31,20 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class DepthFirst(Settings):
-    """Backs up by forward noising where a check looks bad, while tries last; then takes the best that it saw.
-
-    levels: noise levels of the checks, falling [ours; in arXiv 2505.23614 every few steps from a first one on].
-    back: by how much noise level a particle is sent back [ours].
-    thresholds: least utility to pass each check, and last the finished image; the search ends with an image that does
-        [the paper]. None for the `quantile` of the scores seen at the same check so far; the search then goes on with
-        fresh seeds until the budget is used up [ours].
-    quantile: of the scores seen, where there are no thresholds [ours].
-    tries: how often it may back up; None for as often as the budget affords [arXiv 2505.23614 has a number].
-    """
+    """Backs up by forward noising where a check looks bad, while tries last; then takes the best that it saw."""
 
     levels: Annotated[tuple[float, ...], Bounds(0, 1, open_low=True, open_high=True)] = (0.8, 0.6, 0.4)
+    """Noise levels of the checks, falling [ours; in arXiv 2505.23614 every few steps from a first one on]."""
     back: Annotated[float, Bounds(0, 1, open_low=True)] = 0.3
+    """By how much noise level a particle is sent back [ours]."""
     thresholds: tuple[float, ...] | None = None
+    """Least utility to pass each check, and last the finished image; the search ends with an image that does [the
+    paper]. None for the `quantile` of the scores seen at the same check so far; the search then goes on with fresh
+    seeds until the budget is used up [ours]."""
     quantile: Share = 0.75
+    """Of the scores seen, where there are no thresholds [ours]."""
     tries: Natural | None = None
+    """How often it may back up; None for as often as the budget affords [arXiv 2505.23614 has a number]."""
     needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 

@@ -42,20 +42,18 @@ class State(NamedTuple):
 class EpsilonGreedy(Settings):
     """A stream takes one evaluation for its noise, and n for each step but the last, where samplers draw no noise. The
     first round of a step has no pivot and is all fresh; in the public code it is near noise that was not scored. The
-    pivot is the best of the step so far; there, that of the last round, so that a better one may be lost.
-
-    n: candidates of a stream at each step; None for as many as the budget affords [80 in rvignav/diffusion-tts].
-    width: candidates of a round [rvignav/diffusion-tts, in 20 rounds].
-    eps: probability of fresh noise [rvignav/diffusion-tts].
-    lam: how far other noise is from the best of the step so far, at most [rvignav/diffusion-tts].
-    streams: paths, at least as many as images are asked for [rvignav/diffusion-tts].
-    """
+    pivot is the best of the step so far; there, that of the last round, so that a better one may be lost."""
 
     n: Count | None = None
+    """Candidates of a stream at each step; None for as many as the budget affords [80 in rvignav/diffusion-tts]."""
     width: Count = 4
+    """Candidates of a round [rvignav/diffusion-tts, in 20 rounds]."""
     eps: Share = 0.4
+    """Probability of fresh noise [rvignav/diffusion-tts]."""
     lam: Positive = 0.15
+    """How far other noise is from the best of the step so far, at most [rvignav/diffusion-tts]."""
     streams: Count = 1
+    """Paths, at least as many as images are asked for [rvignav/diffusion-tts]."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.NEAR})
     lockstep: ClassVar[bool] = False
 

@@ -23,27 +23,25 @@ from ttsnap.files.settings import Bounds, Count, Decay, Settings
 
 @dataclass(frozen=True)
 class Evolution(Settings):
-    """Seed pruning whose seeds are bred: the first check is taken in generations, and keeps the best of all of them.
-
-    n: noises of a generation; None for as many as the budget affords.
-    generations: how many there are; the first is of fresh seeds [ours].
-    parents: share of all noises so far, the best, that the next generation descends from, in (0, 1] [ours].
-    mix: share of a parent's noise in a child's, in [0, 1) [arXiv 2505.17618].
-    keep: share kept at each check, in (0, 1].
-    levels: where the checks are, as noise levels in (0, 1], falling. Generations are scored by drafts where there is a
-        drafter, else at the first of these; without any levels, by finished images, as in EvoSearch.
-    draft_share: where there is a drafter, the share of the cost that goes to drafts; 0 for none, below 1 [ours].
-    draft_calls: calls of the drafter in a draft; None for as many as it was loaded with.
-    """
+    """Seed pruning whose seeds are bred: the first check is taken in generations, and keeps the best of all of them."""
 
     n: int | None = None
+    """Noises of a generation; None for as many as the budget affords."""
     generations: Count = 4
+    """How many there are; the first is of fresh seeds [ours]."""
     parents: Annotated[float, Bounds(0, 1, open_low=True)] = 0.1
+    """Share of all noises so far, the best, that the next generation descends from, in (0, 1] [ours]."""
     mix: Decay = 0.98
+    """Share of a parent's noise in a child's, in [0, 1) [arXiv 2505.17618]."""
     keep: tuple[float, ...] = (0.3,)
+    """Share kept at each check, in (0, 1]."""
     levels: tuple[float, ...] = (0.6,)
+    """Where the checks are, as noise levels in (0, 1], falling. Generations are scored by drafts where there is a
+    drafter, else at the first of these; without any levels, by finished images, as in EvoSearch."""
     draft_share: float = 0.35
+    """Where there is a drafter, the share of the cost that goes to drafts; 0 for none, below 1 [ours]."""
     draft_calls: int | None = None
+    """Calls of the drafter in a draft; None for as many as it was loaded with."""
     needs: ClassVar[Needs] = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 

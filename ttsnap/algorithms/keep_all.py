@@ -20,17 +20,15 @@ State = tuple[tuple[int, Estimator], ...]
 
 @dataclass(frozen=True)
 class KeepAll(Settings):
-    """Every seed is finished and scored on the way, the finished image always; see Result.particles.scores.
-
-    n: seeds; None for as many as the budget affords.
-    steps: which steps to score, rising; None for all.
-    looks: what else to score, each as a look and its step: "draft:1@0" is a draft of one call from the initial noise.
-        Where a step is scored in several ways, Result.particles has the scores of the x0 estimate, if it is in `steps`.
-    """
+    """Every seed is finished and scored on the way, the finished image always; see Result.particles.scores."""
 
     n: Count | None = None
+    """Seeds; None for as many as the budget affords."""
     steps: tuple[int, ...] | None = None
+    """Which steps to score, rising; None for all."""
     looks: tuple[str, ...] = ()
+    """What else to score, each as a look and its step: "draft:1@0" is a draft of one call from the initial noise. Where
+    a step is scored in several ways, Result.particles has the scores of the x0 estimate, if it is in `steps`."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

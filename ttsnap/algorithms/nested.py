@@ -9,10 +9,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms import make_algorithm, name_of
 from ttsnap.algorithms.code import CoDe
-from ttsnap.algorithms.options import name_of
-from ttsnap.algorithms.rbf import RBF
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.core.grid import Task
@@ -33,21 +31,19 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Nested:
-    """Each part is an algorithm, a name or {"name": ..., **options}.
-
-    first: runs until it would finish an image; that move of it is not made.
-    second: goes on from what first left alive, best first, at whatever steps they are, by its method `adopt`
-        (core.Adopting): code, svdd, rbf, verifier-threshold, epsilon-greedy, smc, best-first or search-over-paths.
-        What first spent is counted, and second plans with the rest of the budget.
-    n: of second; None for as many as the budget affords, where first has a number of seeds.
-    share: of the budget, for pruning, where first is a seed pruning without a number of seeds. It is known for a given
-        budget only, and so second must have its n, which is otherwise fitted by searches without a budget.
-    """
+    """Each part is an algorithm, a name or {"name": ..., **options}."""
 
     first: Algorithm = field(default_factory=TopNoises)
+    """Runs until it would finish an image; that move of it is not made."""
     second: Adopting = field(default_factory=CoDe)
+    """Goes on from what first left alive, best first, at whatever steps they are, by its method `adopt`
+    (core.Adopting): code, svdd, rbf, verifier-threshold, epsilon-greedy, smc, best-first or search-over-paths. What
+    first spent is counted, and second plans with the rest of the budget."""
     n: int | None = None
+    """Of second; None for as many as the budget affords, where first has a number of seeds."""
     share: float | None = None
+    """Of the budget, for pruning, where first is a seed pruning without a number of seeds. It is known for a given
+    budget only, and so second must have its n, which is otherwise fitted by searches without a budget."""
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -110,25 +106,3 @@ class Nested:
         if move is not None:
             move = dataclasses.replace(move, drop=np.union1d(move.drop, np.flatnonzero(particles.alive & ~ready)))
         return move, State(state.task, second, inner, True)
-
-
-def ttsnap_rbf(
-    n: int | None = None,
-    share: float = 0.5,
-    keep: tuple[float, ...] = (0.4, 0.25),
-    levels: tuple[float, ...] = (0.9, 0.7),
-    streams: int = 2,
-    rollout: int = 1,
-) -> Nested:
-    """TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a noise-aware reward or any other.
-    Where it would finish the last of them, rollover budget forcing (arXiv 2503.19385) takes them over, a stream from
-    each, at the step where they are, with all that is left of the budget.
-
-    n: seeds; None for as many as `share` of the budget prunes.
-    share: of the budget, for pruning [ours].
-    keep: share of the seeds kept at each check, in (0, 1] [ours].
-    levels: noise levels of the checks, falling; at the last the streams take over [ours].
-    streams: paths that go on, from the best of the survivors [arXiv 2503.19385].
-    rollout: evaluations of a coarse rollout that the first check scores in place of the estimate (core.Rollout).
-    """
-    return Nested(SeedPruning(n, keep, levels, rollout=rollout), RBF(streams), share=None if n is not None else share)

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms import name_of
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, ascend, fresh
@@ -40,25 +40,23 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class NoiseAscent(Settings):
-    """A step takes the evaluations of its gradient and an image's; a step that fails halves the angle.
-
-    angle: of the first step, in radians [ours].
-    rounds: steps; None to go on until the budget is used up.
-    ascends: evaluations that the gradient goes back through, 0 for all; memory does not grow with it, time does.
-    target: reward at which to stop; None for no such stop.
-    held_out: which of the rewards, from 0, is not climbed but watched: an image that it likes less than the one climbed
-        from is not returned, and three of those in a row end the climb; None for no such reward.
-    weights: of the rewards in the gradient, as `utility` should have them, 0 for the held-out one; None for all alike.
-    least: angle in radians below which a fresh seed is started, where rounds is None [ours].
-    """
+    """A step takes the evaluations of its gradient and an image's; a step that fails halves the angle."""
 
     angle: float = 0.3
+    """Of the first step, in radians [ours]."""
     rounds: Count | None = None
+    """Steps; None to go on until the budget is used up."""
     ascends: Natural = 0
+    """Evaluations that the gradient goes back through, 0 for all; memory does not grow with it, time does."""
     target: float | None = None
+    """Reward at which to stop; None for no such stop."""
     held_out: Natural | None = None
+    """Which of the rewards, from 0, is not climbed but watched: an image that it likes less than the one climbed from
+    is not returned, and three of those in a row end the climb; None for no such reward."""
     weights: tuple[float, ...] | None = None
+    """Of the rewards in the gradient, as `utility` should have them, 0 for the held-out one; None for all alike."""
     least: float = 0.02
+    """Angle in radians below which a fresh seed is started, where rounds is None [ours]."""
     n: ClassVar[int] = 1
     lockstep: ClassVar[bool] = False
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms import name_of
 from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
@@ -46,18 +46,16 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class RBF(Settings):
     """The quota of a stream and step is int((allowance - noises) / (steps * streams)), in candidates. What finishing
-    may take is kept back; the last step before the image takes all else that is left.
-
-    streams: paths in lockstep [arXiv 2503.19385].
-    initial: noises of each, of which the best is its start; they are paid first, so take fewer for smaller budgets
-        [arXiv 2503.19385, for 500 evaluations and 10 steps].
-    finish: "best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present
-        step [ours].
-    """
+    may take is kept back; the last step before the image takes all else that is left."""
 
     streams: Count = 2
+    """Paths in lockstep [arXiv 2503.19385]."""
     initial: Count = 25
+    """Noises of each, of which the best is its start; they are paid first, so take fewer for smaller budgets [arXiv
+    2503.19385, for 500 evaluations and 10 steps]."""
     finish: Literal["best", "published"] = "best"
+    """"best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present step
+    [ours]."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
     exhaustive: ClassVar[bool] = True  # the last step before the image takes all that is left
@@ -147,8 +145,3 @@ class RBF(Settings):
                 break
             open_.pop()
         return open_
-
-
-def rbf_published(streams: int = 2, initial: int = 25) -> RBF:
-    """As the paper's code: an image of the last step's best candidate, also where an earlier one was better."""
-    return RBF(streams, initial, "published")

@@ -28,18 +28,19 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Refined:
-    """Each part is an algorithm, a name or {"name": ..., **options}. The price of the second is set aside where the
-    number of seeds of the first is fitted to the budget; a first part that plans by the budget itself leaves nothing.
+    """Each part is an algorithm, a name or {"name": ..., **options}.
 
-    first: searches until it has no more to propose.
-    second: goes on from the best finished image that first left alive, by its method `adopt`
-        (core.Refining): noise-ascent, or zero-order where a reward has no gradient. It needs its number of rounds.
-    n: of first; None for as many as the budget affords beside second.
+    Where the number of seeds of the first part is fitted to the budget, the price of the second is set aside. A first
+    part that plans by the budget itself leaves nothing.
     """
 
     first: Algorithm = field(default_factory=SeedPruning)
+    """Searches until it has no more to propose."""
     second: Refining = field(default_factory=lambda: NoiseAscent(rounds=5))
+    """Goes on from the best finished image that first left alive, by its method `adopt` (core.Refining): noise-ascent,
+    or zero-order where a reward has no gradient. It needs its number of rounds."""
     n: int | None = None
+    """Of first; None for as many as the budget affords beside second."""
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

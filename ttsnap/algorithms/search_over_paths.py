@@ -36,21 +36,19 @@ class State(NamedTuple):
 class SearchOverPaths(Settings):
     """Streams are denoised to `start`, then noised by `back` and denoised to `ahead` below where they were. The
     defaults score at levels .5 and .2 before the images: estimates above .5 tell little, and from .8 noised to .9
-    composition is still open. A candidate's rounds cost little more than an image.
-
-    n: noisings of each stream a round; None for as many as the budget affords [arXiv 2503.19385 compares with 5].
-    streams: paths, at least as many as images are asked for. With a budget below about ten images take 1, since n
-        becomes 1 otherwise and nothing is chosen [as compared in arXiv 2503.19385].
-    start: noise level to which seeds are denoised first [ours].
-    back: noise level added in a round [ours].
-    ahead: noise level removed in a round beyond what was added [ours].
-    """
+    composition is still open. A candidate's rounds cost little more than an image."""
 
     n: Count | None = None
+    """Noisings of each stream a round; None for as many as the budget affords [arXiv 2503.19385 compares with 5]."""
     streams: Count = 2
+    """Paths, at least as many as images are asked for. With a budget below about ten images take 1, since n becomes 1
+    otherwise and nothing is chosen [as compared in arXiv 2503.19385]."""
     start: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.8
+    """Noise level to which seeds are denoised first [ours]."""
     back: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.1
+    """Noise level added in a round [ours]."""
     ahead: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.3
+    """Noise level removed in a round beyond what was added [ours]."""
     needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 

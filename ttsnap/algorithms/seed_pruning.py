@@ -43,30 +43,27 @@ class State(NamedTuple):
 class SeedPruning(Settings):
     """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
 
-    n: seeds; None for as many as the budget affords.
-    keep: share kept at each check, in (0, 1]; with keep and levels empty there is none but that by drafts, and what
-        these leave is finished.
-    levels: where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are
-        the same for any number of steps.
-    steps: the checks as grid steps, rising, in place of levels.
-    rollout: m > 1: the first of them scores a provisional image, for which the rest of a seed's way is denoised in m
-        large steps instead of in one (core.Rollout). That takes m - 1 more evaluations for each seed, which are not
-        reused: survivors go on from where they were.
-    draft_share: where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial
-        noise (core.Draft), by which the first seeds are dropped before they are denoised; 0 for none, below 1.
-    draft_calls: calls of the drafter in a draft; None for as many as it was loaded with.
-
     The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
-    model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording.
-    """
+    model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording."""
 
     n: Count | None = None
+    """Seeds; None for as many as the budget affords."""
     keep: Annotated[tuple[float, ...], Bounds(0, 1, open_low=True)] = (0.3,)
+    """Share kept at each check, in (0, 1]; with keep and levels empty there is none but that by drafts, and what these
+    leave is finished."""
     levels: tuple[float, ...] = (0.6,)
+    """Where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are the
+    same for any number of steps."""
     steps: tuple[int, ...] | None = None
+    """The checks as grid steps, rising, in place of levels."""
     rollout: Count = 1
+    """Evaluations m of a coarse rollout (core.Rollout), which the first check scores in place of the x0 estimate if
+    m > 1. A seed takes m - 1 more evaluations, which are not reused: survivors go on from where they were."""
     draft_share: Decay = 0.2
+    """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial noise
+    (core.Draft), by which the first seeds are dropped before they are denoised; 0 for none, below 1."""
     draft_calls: Count | None = None
+    """Calls of the drafter in a draft; None for as many as it was loaded with."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -149,18 +146,3 @@ def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True)
         at, paid = check.step, made > 0
         share *= check.keep if shares else 1.0
     return costs
-
-
-def ttsnap(
-    n: int | None = None,
-    keep: tuple[float, ...] = (0.4, 0.4, 0.5),
-    levels: tuple[float, ...] = (0.9, 0.7, 0.45),
-    steps: tuple[int, ...] | None = None,
-) -> SeedPruning:
-    """Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards.
-
-    n: seeds; None for as many as the budget affords.
-    keep: share kept at each check, in (0, 1] [arXiv 2511.22242].
-    levels: noise levels of the checks, falling [arXiv 2511.22242].
-    """
-    return SeedPruning(n, keep, levels, steps)

@@ -25,14 +25,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class TopNoises(Settings):
-    """Takes one evaluation for each seed, and the rest of the steps for each that is kept.
-
-    n: seeds, all scored at step 0; None for as many as the budget affords [ours].
-    keep: how many go on, at least as many as images are kept, or all where there are fewer [ours].
-    """
+    """Takes one evaluation for each seed, and the rest of the steps for each that is kept."""
 
     n: Count | None = 32
+    """Seeds, all scored at step 0; None for as many as the budget affords [ours]."""
     keep: Count = 2
+    """How many go on, at least as many as images are kept, or all where there are fewer [ours]."""
     needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 

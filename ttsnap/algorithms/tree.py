@@ -49,25 +49,22 @@ class Tree(NamedTuple):
 
 @dataclass(frozen=True)
 class BestFirst(Settings):
-    """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to it.
-
-    n: roots to begin with [ours].
-    width: nodes expanded at once: more fill the batch, and are chosen with less known [ours].
-    block: grid steps of an edge; None: a fifth of the grid [ours].
-    temperature: of the choice at first, in standard deviations of the scores of one depth; it falls in proportion to
-        what is left of the budget [ours].
-    bonus: how much log(1 + expansions), of a node and of its root's tree, lowers a node, in the same unit. On a
-        Gaussian mixture with 400 NFE, .25 finished a hundred images and lost to best-of-N; 1 finished 20 and won
-        [ours].
-    reseed: whether a fresh seed, worth as much as the average root, may be chosen, too [ours].
-    """
+    """Nodes are `block` grid steps apart; the more it has looked at one, the less it is drawn to it."""
 
     n: Count = 8
+    """Roots to begin with [ours]."""
     width: Count = 2
+    """Nodes expanded at once: more fill the batch, and are chosen with less known [ours]."""
     block: Count | None = None
+    """Grid steps of an edge; None: a fifth of the grid [ours]."""
     temperature: NotNegative = 1.0
+    """Of the choice at first, in standard deviations of the scores of one depth; it falls in proportion to what is left
+    of the budget [ours]."""
     bonus: NotNegative = 1.0
+    """How much log(1 + expansions), of a node and of its root's tree, lowers a node, in the same unit. On a Gaussian
+    mixture with 400 NFE, .25 finished a hundred images and lost to best-of-N; 1 finished 20 and won [ours]."""
     reseed: bool = True
+    """Whether a fresh seed, worth as much as the average root, may be chosen, too [ours]."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 

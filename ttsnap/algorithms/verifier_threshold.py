@@ -20,16 +20,14 @@ from ttsnap.files.settings import Bounds
 
 @dataclass(frozen=True)
 class VerifierThreshold(RBF):
-    """Quota and rollover are as in RBF. A step whose quota is used up takes its best candidate.
-
-    thresholds: scores to reach at steps 1 to K - 1, where the scale of the reward is known; None for quantiles of the
-        initial noises' scores [the paper's idea; its values are not known to us].
-    quantiles: rising linearly from the first number at step 1 to the second at K - 1, where 1 asks for as much as the
-        best noise had [ours].
-    """
+    """Quota and rollover are as in RBF. A step whose quota is used up takes its best candidate."""
 
     thresholds: tuple[float, ...] | None = None
+    """Scores to reach at steps 1 to K - 1, where the scale of the reward is known; None for quantiles of the initial
+    noises' scores [the paper's idea; its values are not known to us]."""
     quantiles: Annotated[tuple[float, float], Bounds(0, 1)] = (0.5, 1.0)
+    """Rising linearly from the first number at step 1 to the second at K - 1, where 1 asks for as much as the best
+    noise had [ours]."""
     exhaustive: ClassVar[bool] = False
 
     def init(self, task: Task) -> State:

@@ -37,23 +37,21 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class ZeroOrder(Settings):
-    """A round takes an image's evaluations for each neighbour that is finished.
-
-    n: neighbours a round [tt-scale-flux].
-    mix: share of the pivot's noise in theirs, in [0, 1) [tt-scale-flux].
-    rounds: None to go on until the budget is used up, which must then be one in NFE, FLOPs or seconds [4 in
-        tt-scale-flux].
-    restart: probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux].
-    check: noise level in (0, 1] at which neighbours are scored early; None for no check [ours].
-    keep: share of the neighbours that is finished after that check [ours].
-    """
+    """A round takes an image's evaluations for each neighbour that is finished."""
 
     n: Count = 4
+    """Neighbours a round [tt-scale-flux]."""
     mix: Decay = 0.95
+    """Share of the pivot's noise in theirs, in [0, 1) [tt-scale-flux]."""
     rounds: Natural | None = None
+    """None to go on until the budget is used up, which must then be one in NFE, FLOPs or seconds [4 in
+    tt-scale-flux]."""
     restart: Share = 1.0
+    """Probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux]."""
     check: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
+    """Noise level in (0, 1] at which neighbours are scored early; None for no check [ours]."""
     keep: Annotated[float, Bounds(0, 1, open_low=True)] = 0.5
+    """Share of the neighbours that is finished after that check [ours]."""
     needs: ClassVar[Needs] = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 

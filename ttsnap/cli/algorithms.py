@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import textwrap
 
-from ttsnap.algorithms.catalogue import ALGORITHMS, GROUPS
+from ttsnap.algorithms import ALGORITHMS, GROUPS, REQUIRED
 from ttsnap.algorithms.options import Option, about, as_written, options_of
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 
@@ -69,7 +68,7 @@ def described(name: str, width: int = 80) -> str:
     for option in options:
         lines += _column(option.name, f"{option.text}{_default(option)}", column, width, INDENT)
     lines += ["", "example:", f"{INDENT}{_example(name, entry.needs)}"]
-    if any(option.default is inspect.Parameter.empty for option in options):
+    if any(option.default is REQUIRED for option in options):
         return "\n".join(lines)  # its file is made by the command that the option names
     given = next(({o.name: o.default} for o in options if isinstance(o.default, int | float)), {"n": 16})
     lines += ["", "as a file, for --algorithm FILE.json:", f"{INDENT}{json.dumps({'name': name, **given})}"]
@@ -91,7 +90,7 @@ def _column(label: str, text: str, column: int, width: int, indent: str) -> list
 
 def _default(option: Option) -> str:
     """A sentence about the default and its source; where the default is None, the option's text tells about it."""
-    if option.default is inspect.Parameter.empty:
+    if option.default is REQUIRED:
         return " Has to be given."
     source = f" ({'our choice' if option.source == 'ours' else option.source})" if option.source else ""
     return source if option.default is None else f" Default: {as_written(option.default)}{source}."

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms import name_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, missing

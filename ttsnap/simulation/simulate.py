@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.options import name_of
+from ttsnap.algorithms import name_of
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray

@@ -52,27 +52,24 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceOfCompute:
-    """One candidate at a time is taken to its next check; which one, and when to stop, follows from the forecast.
-
-    forecast: what `ttsnap calibrate` found in a recording of this model, steps and reward; the file that it writes is
-        an algorithm by itself (--algorithm priced.json).
-    n: most seeds of a prompt.
-    width: candidates advanced at once, to fill a batch where there are few prompts. It costs some quality, as the
-        second is chosen before the first is seen. In a pot only what is worth the same price goes along. Simulation
-        knows 1 only.
-    price: per evaluation, in units of the reward, for a pot, in place of the calibrated one.
-    floor: the price at which a pot's prompts stop.
-    cap: a prompt's most in a pot, in shares.
-    kappa: patience: with a budget of the prompt's own, the price is kappa over what is left of it.
-    """
+    """One candidate at a time is taken to its next check; which one, and when to stop, follows from the forecast."""
 
     forecast: Forecast
+    """What `ttsnap calibrate` found in a recording of this model, steps and reward; the file that it writes is an
+    algorithm by itself (--algorithm priced.json)."""
     n: int = 256
+    """Most seeds of a prompt."""
     width: int = 1
+    """Candidates advanced at once, to fill a batch where there are few prompts. It costs some quality, as the second is
+    chosen before the first is seen. In a pot only what is worth the same price goes along. Simulation knows 1 only."""
     price: float | None = None
+    """Per evaluation, in units of the reward, for a pot, in place of the calibrated one."""
     floor: float = 0.0
+    """The price at which a pot's prompts stop."""
     cap: float = 3.0
+    """A prompt's most in a pot, in shares."""
     kappa: float = 0.06
+    """Patience: with a budget of the prompt's own, the price is kappa over what is left of it."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ reward of the finished image, so that weighted images are drawn from p(x) exp(la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -28,37 +28,35 @@ from ttsnap.files.settings import Bounds, Count, Positive, Settings, Share
 
 @dataclass(frozen=True)
 class SMC(Settings):
-    """Particles go together; where the effective sample size at a check is low, they are resampled.
-
-    n: particles; None for as many as the budget affords.
-    lam: the target is p(x) exp(lam r(x)). It is in units of 1 / reward: take 2 to 10 over the spread of a prompt's
-        rewards; 10 suits ImageReward, whose spread is about 1 [FK steering's code].
-    potential: of a check, from the score there (current), the max or sum of all so far, or the difference from the last
-        [arXiv 2505.23614].
-    temper: how the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step - 1, 1)) or
-        adaptive (as far as the effective sample size allows) [arXiv 2501.05803].
-    gamma: of temper increase; None so that 1 is reached after 87 % of the steps, as by .008 at 100 steps
-        [arXiv 2501.05803].
-    resampler: ssp, systematic, stratified, residual or multinomial [arXiv 2505.23614].
-    ess: share of the particles below which their effective number makes for resampling; 1: always, 0: never [FK
-        steering's code and arXiv 2501.05803].
-    every: grid steps from check to check; None: a fifth of them [FK steering, for SDXL: 20, 40, 60, 80 of 100 steps].
-    first: noise level of the first check [FK steering, for SDXL].
-    last: noise level of the last check [FK steering, for SDXL].
-    shrink: share of particles left after the last check; each check leaves the same share of the former.
-    """
+    """Particles go together; where the effective sample size at a check is low, they are resampled."""
 
     n: Count | None = None
+    """Particles; None for as many as the budget affords."""
     lam: Positive = 10.0
+    """The target is p(x) exp(lam r(x)). It is in units of 1 / reward: take 2 to 10 over the spread of a prompt's
+    rewards; 10 suits ImageReward, whose spread is about 1 [FK steering's code]."""
     potential: fk.Potential = "max"
+    """Of a check, from the score there (current), the max or sum of all so far, or the difference from the last [arXiv
+    2505.23614]."""
     temper: fk.Temper = "increase"
+    """How the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step - 1, 1)) or
+    adaptive (as far as the effective sample size allows) [arXiv 2501.05803]."""
     gamma: Positive | None = None
+    """Of temper increase; None so that 1 is reached after 87 % of the steps, as by .008 at 100 steps [arXiv
+    2501.05803]."""
     resampler: str = "ssp"
+    """Ssp, systematic, stratified, residual or multinomial [arXiv 2505.23614]."""
     ess: Share = 0.5
+    """Share of the particles below which their effective number makes for resampling; 1: always, 0: never [FK
+    steering's code and arXiv 2501.05803]."""
     every: Count | None = None
+    """Grid steps from check to check; None: a fifth of them [FK steering, for SDXL: 20, 40, 60, 80 of 100 steps]."""
     first: float = 0.84
+    """Noise level of the first check [FK steering, for SDXL]."""
     last: float = 0.36
+    """Noise level of the last check [FK steering, for SDXL]."""
     shrink: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
+    """Share of particles left after the last check; each check leaves the same share of the former."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
@@ -142,22 +140,6 @@ class SMC(Settings):
             logw = np.full(len(logw), s.log_z - np.log(m))
         rows = rows[np.argsort(-s.logw[rows], kind="stable")]
         return s._replace(logw=logw).of(rows)
-
-
-def fk_steering(n: int | None = 4, lam: float = 10.0, potential: fk.Potential = "max", every: int | None = None) -> SMC:
-    """FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps.
-
-    n: particles; None for as many as the budget affords [FK steering's code].
-    """
-    return SMC(n, lam, potential, "constant", resampler="multinomial", every=every)
-
-
-def funnel(n: int | None = None, lam: float = 10.0, shrink: float = 0.25, **options: Any) -> SMC:
-    """SMC from many particles to few, early rewards weighing less (arXiv 2508.12361).
-
-    shrink: share of particles left after the last check [ours; the paper's schedule is not known to us].
-    """
-    return SMC(n, lam, shrink=shrink, **options)
 
 
 def _branched(parents: IntArray, stop: int, particles: Particles) -> Move:
