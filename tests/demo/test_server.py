@@ -30,9 +30,10 @@ from ttsnap.demo.form import DemoLimits, read, read_wish
 from ttsnap.demo.guard import FORM, RequestGuard, held, uploaded
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
+from ttsnap.demo.live import Turns
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
-from ttsnap.demo.worker import Models, Turns
+from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.request.offer import Offer
 from ttsnap.results.outputs import read_payload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 
 from ttsnap.algorithms import make_algorithm
@@ -49,14 +50,15 @@ class Pair:
 
 
 class Tallying(SearchThread):
-    """Runs both searches from each of these first seeds. News: a Pair for each. All of them together may take as long
-    as one comparison."""
+    """Runs both searches from each of these first seeds; `pairs` grows. All of them together may take as long as one
+    comparison."""
 
     def __init__(
         self, asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
     ) -> None:
         super().__init__([baseline(asked), asked], models, limits, stop)
         self.firsts = firsts
+        self.pairs: list[Pair] = []
 
     def work(self) -> None:
         self.start_clock(len(self.asked))
@@ -73,7 +75,7 @@ class Tallying(SearchThread):
             ]
             if self.should_stop():  # neither search of a pair may have had less than the other
                 return
-            self.news.put(Pair(first, *(side(result.best) for result in results)))
+            self.news.put(partial(self.pairs.append, Pair(first, *(side(result.best) for result in results))))
 
 
 def tally(
@@ -85,21 +87,16 @@ def tally(
     """
     check_comparable(asked)
     asked = asked.worded(models.canonical(asked.prompt.text, asked.model))
-    work, pairs = Tallying(asked, firsts, models, limits, stop), list[Pair]()
-    work.start()
-    try:
-        yield render_tally(asked, pairs, len(firsts)), "waiting for the first pair"
-        while (news := work.news.get()) is not None:
-            if isinstance(news, Exception):
-                raise news
-            pairs.append(news)
-            yield render_tally(asked, pairs, len(firsts)), f"{len(pairs)} of {len(firsts)} other seeds"
-        ended = "done" if len(pairs) == len(firsts) else "stopped"
+    work, wanted = Tallying(asked, firsts, models, limits, stop), len(firsts)
+    pairs = work.pairs
+    with work:
+        yield render_tally(asked, pairs, wanted), "waiting for the first pair"
+        for _ in work.changes():
+            yield render_tally(asked, pairs, wanted), f"{len(pairs)} of {wanted} other seeds"
+        ended = "done" if len(pairs) == wanted else "stopped"
         if work.late:
             ended = f"stopped after {2 * limits.seconds:g} seconds, the most that this demo allows"
-        yield render_tally(asked, pairs, len(firsts)), f"{ended}: {len(pairs)} of {len(firsts)} other seeds"
-    finally:
-        stop.set()
+        yield render_tally(asked, pairs, wanted), f"{ended}: {len(pairs)} of {wanted} other seeds"
 
 
 def render_tally(asked: SearchRequest, pairs: Sequence[Pair], wanted: int) -> str:

@@ -1,0 +1,190 @@
+"""Searches as one watches them: beside each other, each on a board, with wishes of the visitor's in between."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.by_hand import ByHand, State, Wish
+from ttsnap.algorithms.options import options_of
+from ttsnap.core.grid import Grid
+from ttsnap.core.results import Event, Result
+from ttsnap.core.spent import Spent
+from ttsnap.demo.board_html import short
+from ttsnap.demo.form import DemoLimits, title_of
+from ttsnap.demo.pictures import FULL, LARGE, thumbnail_uri
+from ttsnap.demo.worker import Models, RunningSearch, SearchThread, found, opened
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.search import fit
+from ttsnap.loop.search import search as search_dry
+from ttsnap.request.request import SearchRequest
+
+LOOKS, MOST_ROWS = 40, 16
+"""On a CPU, where larger batches gain little, a search is cut into about so many, so that one sees it go on."""
+UNSPENT = 0.1
+"""Less than this share of a budget left over needs no explanation."""
+
+
+class Turns:
+    """Lets one of several threads run at a time: that whose search spent the fewest evaluations, the first of equals.
+
+    At every moment of a comparison both searches have then spent about the same.
+    """
+
+    def __init__(self, searches: int) -> None:
+        self._spent = dict.fromkeys(range(searches), 0)
+        self._changed = threading.Condition()
+        self._begun = [time.monotonic()] * searches
+        self.seconds = [0.0] * searches
+        """That each search ran."""
+
+    def begin(self, place: int) -> None:
+        """Wait for the first turn."""
+        with self._changed:
+            self._wait(place)
+
+    def spend(self, place: int, nfe: int) -> None:
+        """Count evaluations of the search whose turn it is, and wait for its next turn."""
+        with self._changed:
+            self._spent[place] += nfe
+            self.seconds[place] += time.monotonic() - self._begun[place]
+            self._changed.notify_all()
+            self._wait(place)
+
+    def leave(self, place: int) -> None:
+        """This search is over: the others go on without it."""
+        with self._changed:
+            self.seconds[place] += time.monotonic() - self._begun[place]
+            del self._spent[place]
+            self._changed.notify_all()
+
+    def _wait(self, place: int) -> None:
+        self._changed.wait_for(lambda: min(self._spent, key=lambda each: (self._spent[each], each)) == place)
+        self._begun[place] = time.monotonic()
+
+
+class LiveSearches(SearchThread):
+    """Runs searches beside each other; `searches` are there before any of them begins.
+
+    wishes: those of the visitor so far, which may grow meanwhile; None where the searches take none.
+    """
+
+    def __init__(
+        self, asked: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
+        wishes: Sequence[Wish] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(asked, models, limits, stop)
+        self.wishes = wishes
+        self.searches: list[RunningSearch] = []
+
+    def work(self) -> None:
+        searches = [opened(self.pipe, asked, self.limits) for asked in self.asked]
+        self.news.put(partial(self.searches.extend, searches))
+        turns = Turns(len(searches))
+        self.start_clock(len(searches))
+        threads = [
+            threading.Thread(target=self._search, args=(place, search, turns), daemon=True)
+            for place, search in enumerate(searches)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
+        asked, board = search.asked, search.view.board
+        judge = self.models.judge(asked.prompt.text, asked.model)
+
+        def listen(event: Event) -> None:
+            search.recorder(event)
+            shown: dict[str, Any] = {"event": replace(event, picture=None, kept={})}  # tensors stay in this thread
+            if event.image is not None:
+                shown["picture"] = thumbnail_uri(event.image)
+                if event.step == search.grid.steps:
+                    shown["right"] = judge(event.image)
+                    if sum(event.scores) / len(event.scores) >= event.best - 1e-9:
+                        shown["large"] = thumbnail_uri(event.image, LARGE)
+            self.news.put(partial(board.listen, **shown))
+            if event.kind == "tick":
+                turns.spend(place, event.nfe)
+
+        try:
+            turns.begin(place)
+            rows, algorithm = _rows(self.pipe, asked.budget), make_algorithm(asked.search.spec)
+            if (wishes := self.wishes) is not None:
+                algorithm = ByHand(algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
+            result = found(self.pipe, asked, algorithm, self.should_stop, listen, rows)
+        except Exception as error:  # as in `run`
+            self.news.put(error)
+            return
+        finally:
+            turns.leave(place)
+        if len(self.asked) > 1:  # the clock of the search went on while the other one ran
+            seconds = turns.seconds[place]
+            result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
+        self.news.put(partial(self._end, search, result))
+
+    def _end(self, search: RunningSearch, result: Result) -> None:
+        """The ledger has the last word on what was spent, and the result on who won."""
+        search.result = result
+        spent, view = result.spent, search.view
+        board = view.board
+        # Drafts are evaluations in part, as they were while the search ran.
+        board.spent = replace(spent.cost, nfe=round(spent.price.evaluations(spent.cost)))
+        board.seconds = float(spent.seconds)
+        board.end()
+        taken = by_hand(result)
+        stopped = self.stop.is_set() or self.late
+        why = "" if stopped or taken else why_unspent(search.asked, search.grid, spent)
+        hand = f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out" if taken else ""
+        view.note = "; ".join([*result.warnings, *filter(None, (why, hand))])
+        if result.images:
+            view.winner = result.images[0].uid
+            board.picture = thumbnail_uri(result.images[0].pixels, FULL)
+            view.kept = tuple(
+                (thumbnail_uri(c.pixels, LARGE), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
+                for rank, c in enumerate(result.images[1:], 2)
+            )
+
+
+def _rows(pipe: Any, budget: Budget) -> int | None:
+    """The most candidates per batch; None for as many as fit. What a search finds does not depend on it."""
+    if pipe._execution_device.type != "cpu" or budget.nfe is None:
+        return None
+    return max(2, min(MOST_ROWS, budget.nfe // LOOKS))
+
+
+def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
+    """What was done as the visitor wished, with the turns."""
+    return result.state.taken if isinstance(result.state, State) else ()
+
+
+def why_unspent(asked: SearchRequest, grid: Grid, spent: Spent) -> str:
+    """A sentence on what a search left of its evaluations; "" where that is next to nothing, or they were not limited.
+
+    asked: the search, its budget in evaluations.
+    """
+    allowed, taken = asked.budget.nfe, spent.price.evaluations(spent.cost)
+    if not allowed or allowed - taken < UNSPENT * allowed:
+        return ""
+    head = f"{title_of(asked)} ended after {taken:,g} of {allowed:,} evaluations"
+    meaning = next((option.text for option in options_of(asked.search.label) if option.name == "n"), "")
+    meaning = re.split("[;.]", meaning)[0]
+    what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
+    made: Any = make_algorithm(asked.search.label)
+    if made.n is not None:
+        return f"{head}: it runs with n = {made.n}{what} whatever the budget."
+    calls = spent.cost.draft_calls // max(1, spent.seeds)  # of each seed's draft
+    engine = DryEngine(grid, asked.engine.rewards, price=spent.price, draft_calls=calls)
+    sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
+    (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)
+    if (more := spent.price.evaluations(larger.spent.cost)) <= allowed:
+        return f"{head}: it came to its end with less."
+    return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {more:,g}."
