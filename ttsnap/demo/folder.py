@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.demo.pictures import FULL, LARGE, shrunk_uri
-from ttsnap.demo.traces import Told, Trace, parse_trace
+from ttsnap.demo.traces import Trace, TracedSearch, parse_trace
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
 from ttsnap.options.call import CALL
@@ -52,9 +52,9 @@ class Folder:
     trace: Trace | None
     pictures: Mapping[str, UploadedPicture]
 
-    def kept(self, told: Told) -> dict[int, UploadedPicture]:
+    def kept(self, search: TracedSearch) -> dict[int, UploadedPicture]:
         """The pictures of the images that a search returned, by uid, best first; those that were not uploaded lack."""
-        return {uid: self.pictures[name] for uid, name in told.images.items() if name in self.pictures}
+        return {uid: self.pictures[name] for uid, name in search.images.items() if name in self.pictures}
 
     def sheet(self, which: int) -> UploadedPicture | None:
         """The contact sheet of the prompt of this number; None where it was not uploaded."""
