@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+
+from starlette.datastructures import QueryParams
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.demo.listeners import Listeners
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Scope]]
-Send = Callable[[Scope], Awaitable[None]]
 FORM = 256 * 2**10
 """Bytes of a form, which holds no more than a prompt and a few settings."""
 SECONDS = 120.0
@@ -29,7 +29,7 @@ CLOSED = ("component_server", "custom_component", "deep_link", "dev", "monitorin
 
 
 class RefusedError(Exception):
-    """A request that is refused while it is being received: status and reason."""
+    """A request that is refused: reason and status."""
 
 
 class RequestGuard:
@@ -39,55 +39,55 @@ class RequestGuard:
     one request may bring `most` bytes. listeners: told about every connection that waits for results.
     """
 
-    def __init__(
-        self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
-        cache: Path,
-        quota: int,
-        most: int,
-        listeners: Listeners,
-    ) -> None:
+    def __init__(self, app: ASGIApp, cache: Path, quota: int, most: int, listeners: Listeners) -> None:
         self.app, self.cache, self.quota, self.most, self.listeners = app, cache, quota, most, listeners
         self.uploads = 0
-        self.settled = 0  # bytes of whole files, as last measured, and of what came in since
-        self.coming = 0  # bytes of uploads that are coming in, whether they are written yet or not
-        self.broken = 0  # bytes of uploads that failed, whose files may lie there until they are swept
+        self.settled = 0
+        """Bytes of whole files, as last measured, and of what came in since."""
+        self.coming = 0
+        """Bytes of uploads that are coming in, whether they are written yet or not."""
+        self.broken = 0
+        """Bytes of uploads that failed, whose files may lie there until they are swept."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        try:
+            await self._guarded(scope, receive, send)
+        except RefusedError as refused:
+            why, status = refused.args
+            await PlainTextResponse(why, status)(scope, receive, send)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope["path"]).lower()
         if "file=http" in path or "proxy=" in path or "\\" in path:
-            return await _refuse(send, 403, "files come from this server only")
+            raise RefusedError("files come from this server only", 403)
         place = path.removeprefix("/gradio_api").strip("/")
         if place.startswith(CLOSED):
-            return await _refuse(send, 404, "not here")
-        try:
-            if scope["method"] == "GET" and (key := _listener(place, scope)):
-                with self.listeners.listening(key):
-                    await self.app(scope, receive, send)
-            elif scope["method"] == "POST" and place.endswith("upload"):
-                await self._upload(scope, receive, send)
-            elif scope["method"] in ("POST", "PUT", "PATCH"):
-                body = await _body(_timed(receive), FORM)
-                await self.app(scope, _again(body, receive), send)
-                self.listeners.watch()
-            else:
+            raise RefusedError("not here", 404)
+        if scope["method"] == "GET" and (key := _listener(place, scope)):
+            with self.listeners.listening(key):
                 await self.app(scope, receive, send)
-        except RefusedError as refused:
-            await _refuse(send, *refused.args)
+        elif scope["method"] == "POST" and place.endswith("upload"):
+            await self._upload(scope, receive, send)
+        elif scope["method"] in ("POST", "PUT", "PATCH"):
+            body = await _body(_timed(receive), FORM)
+            await self.app(scope, _again(body, receive), send)
+            self.listeners.watch()
+        else:
+            await self.app(scope, receive, send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an upload on while it fits: into the quota, with all others that are coming in, and into one request."""
         timed, taken = _timed(receive), 0
 
-        async def counted() -> Scope:
+        async def counted() -> Message:
             nonlocal taken
             message = await timed()
             size = len(message.get("body", b""))
             taken, self.coming = taken + size, self.coming + size
             if taken > self.most:
-                raise RefusedError(413, f"one upload may have {self.most} bytes")
+                raise RefusedError(f"one upload may have {self.most} bytes", 413)
             self._check()
             return message
 
@@ -111,7 +111,7 @@ class RequestGuard:
         if self.settled + self.coming + self.broken > self.quota:
             self.settled = self._whole()
         if self.settled + self.coming + self.broken > self.quota:
-            raise RefusedError(507, "the demo holds too many files just now; try again later")
+            raise RefusedError("the demo holds too many files just now; try again later", 507)
 
     def _whole(self) -> int:
         """Bytes of the files in the cache that are not being written: gradio moves what is whole into folders."""
@@ -120,11 +120,9 @@ class RequestGuard:
     def _sweep(self, before: float) -> None:
         """Delete what uploads that were broken off left."""
         for path in self.cache.glob("tmp*"):
-            try:
+            with suppress(OSError):  # moved or deleted meanwhile
                 if path.is_file() and path.stat().st_mtime <= before:
                     path.unlink()
-            except OSError:  # moved or deleted meanwhile
-                continue
 
 
 def held(folder: Path) -> int:
@@ -158,8 +156,7 @@ def uploaded(payload: Any, cache: Path) -> Path | None:
 def _listener(place: str, scope: Scope) -> str:
     """What a connection waits for the results of: a session of the page, or one call's id; "" where it does not."""
     if place == "queue/data":
-        query = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1"))
-        return query.get("session_hash", [""])[0]
+        return QueryParams(scope.get("query_string", b"")).get("session_hash", "")
     parts = place.split("/")
     return parts[-1] if parts[0] == "call" and len(parts) > 2 else ""
 
@@ -168,11 +165,11 @@ def _timed(receive: Receive) -> Receive:
     """A receive under which all of a request must have come within SECONDS."""
     end = time.monotonic() + SECONDS
 
-    async def timed() -> Scope:
+    async def timed() -> Message:
         try:
             return await asyncio.wait_for(receive(), end - time.monotonic())
         except TimeoutError:
-            raise RefusedError(408, "the request took too long to arrive") from None
+            raise RefusedError("the request took too long to arrive", 408) from None
 
     return timed
 
@@ -184,7 +181,7 @@ async def _body(receive: Receive, most: int) -> bytes:
         message = await receive()
         body += bytes(message.get("body", b""))
         if len(body) > most:
-            raise RefusedError(413, f"a request may have {most} bytes")
+            raise RefusedError(f"a request may have {most} bytes", 413)
         if not message.get("more_body", False):
             return body
 
@@ -193,7 +190,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     """A receive that gives the body that was read, and then whatever follows."""
     given = False
 
-    async def again() -> Scope:
+    async def again() -> Message:
         nonlocal given
         if given:
             return await receive()
@@ -201,8 +198,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-async def _refuse(send: Send, status: int, why: str) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": why.encode()})

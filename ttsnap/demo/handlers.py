@@ -109,8 +109,9 @@ class Handlers:
                     yield page, _line(status), gr.update(interactive=True)
                 yield gr.skip(), gr.skip(), gr.update(interactive=False)
             except Exception as error:
-                yield _told(error), _line(""), gr.update(interactive=False)
-                raise _raised(error) from None
+                stage, raised = _failed(error)
+                yield stage, _line(""), gr.update(interactive=False)
+                raise raised from None
 
     def _run(self, request: gr.Request, values: tuple[Any, ...], *, compare: bool) -> Iterator[tuple[Any, ...]]:
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.root))
@@ -123,8 +124,9 @@ class Handlers:
                 for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare, wishes=wishes):
                     yield _shown(frame)
             except Exception as error:
-                yield _failed(error)
-                raise _raised(error) from None
+                stage, raised = _failed(error)
+                yield stage, _line(""), *_NOTHING, gr.update(interactive=False)
+                raise raised from None
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
 
@@ -174,7 +176,7 @@ class Handlers:
         self._wish(request, BEST, number=number)
 
     def _wish(self, request: gr.Request, verb: str, candidate: Any = None, number: Any = None) -> None:
-        try:
+        with refusals("That cannot be done"):
             wish = form.read_wish(verb, candidate, number, self.limits)
             wishes = self.wishes.get(str(request.session_hash))
             if wishes is None:
@@ -182,8 +184,6 @@ class Handlers:
             if len(wishes) >= MOST_WISHES:
                 raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
             wishes.append(wish)
-        except ValueError as error:
-            raise refusal(error, "That cannot be done") from None
 
     def surprise(self) -> tuple[str, int]:
         """A prompt and a seed that nobody chose."""
@@ -201,13 +201,11 @@ class Handlers:
 
     def restore(self, payload: Any) -> tuple[Any, ...]:
         """A picture was dropped on the page: its settings as values of RESTORED, and a line on what was taken over."""
-        try:
+        with refusals("No settings to restore"):
             path = uploaded(payload, self.cache)
             if path is None:
                 return (gr.skip(),) * (len(RESTORED) + 1)
             return self.filled(picture_settings(files.read_bytes(path, self.limits.upload, "picture"), path.name))
-        except ValueError as error:
-            raise refusal(error, "No settings to restore") from None
 
     def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         """Values of RESTORED from a picture's settings, and a line on them."""
@@ -218,13 +216,19 @@ class Handlers:
         return (*(accepted.get(name, gr.skip()) for name in RESTORED), _line(line[:1500]))
 
 
-def refusal(error: ValueError, title: str = "That cannot be searched", *, shown: bool = True) -> gr.Error:
-    """The core's message for the visitor, as text: it may quote what the visitor wrote.
+@contextmanager
+def refusals(title: str) -> Iterator[None]:
+    """A ValueError inside is shown in a box over the page."""
+    try:
+        yield
+    except ValueError as error:
+        raise _box(str(error), title) from None
 
-    shown: in a box over the page; not where the stage says it.
-    """
-    text = escape(str(error)[:1500]).replace("\n", "<br>")
-    return gr.Error(text, duration=20, visible=shown, title=title, print_exception=False)
+
+def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
+    """What gradio raises. The text is escaped: it may quote what the visitor wrote."""
+    text = escape(text[:1500]).replace("\n", "<br>")
+    return gr.Error(text, duration=20, visible=visible, title=title, print_exception=False)
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:
@@ -239,28 +243,14 @@ def _shown(frame: Frame) -> tuple[Any, ...]:
     return frame.stage, status, *[gr.skip()] * 5
 
 
-def _failed(error: Exception) -> tuple[Any, ...]:
-    """The same after an error: what an earlier search left goes."""
-    return _told(error), _line(""), *_NOTHING, gr.update(interactive=False)
-
-
-def _told(error: Exception) -> str:
-    """A stage that says what was wrong; of a failure inside only the kind, since its text may tell too much."""
-    if isinstance(error, ValueError):
-        return render_plain("That cannot be searched", str(error)[:1500], error=True)
-    return render_plain("The search failed", _inside(error), error=True)
-
-
-def _raised(error: Exception) -> gr.Error:
-    """The error as gradio takes it; a failure inside is logged."""
-    if isinstance(error, ValueError):
-        return refusal(error, shown=False)
-    logger.error("a search failed", exc_info=error)
-    return gr.Error(_inside(error), visible=False, print_exception=False)
-
-
-def _inside(error: Exception) -> str:
-    return f"The search failed ({type(error).__name__}); the server's log says why."
+def _failed(error: Exception) -> tuple[str, gr.Error]:
+    """The stage that says what was wrong, and the error for callers of the API. A failure inside is logged, and only
+    its kind is said: its text may tell too much."""
+    title, text = "That cannot be searched", str(error)[:1500]
+    if not isinstance(error, ValueError):
+        logger.error("a search failed", exc_info=error)
+        title, text = "The search failed", f"The search failed ({type(error).__name__}); the server's log says why."
+    return render_plain(title, text, error=True), _box(text, title, visible=False)
 
 
 def _line(text: str) -> str:

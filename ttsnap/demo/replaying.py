@@ -13,7 +13,7 @@ import gradio as gr
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.folder import Folder, UploadedPicture, read_folder, render_settings
 from ttsnap.demo.guard import uploaded
-from ttsnap.demo.handlers import RESTORED, Handlers, refusal
+from ttsnap.demo.handlers import RESTORED, Handlers, refusals
 from ttsnap.demo.traces import board_at
 from ttsnap.request.limits import whole
 
@@ -34,7 +34,7 @@ class Replays:
         Values of: the choice of prompts, the slider of moves, the button that plays, the stage, the settings, the
         button that searches with them.
         """
-        try:
+        with refusals(NONE):
             folder = self._folder(payload)
             trace = folder.trace if folder is not None else None
             names = [f"{i + 1}. {told.prompt[:80]}" for i, told in enumerate(trace.results)] if trace else []
@@ -46,46 +46,36 @@ class Replays:
             settings = render_settings(images[0].settings or {}) if images else ""
             play, again = gr.update(interactive=moves > 1), gr.update(visible=bool(images))
             return chooser, slider, play, render_folder(folder, 0, moves) if folder else "", settings, again
-        except ValueError as error:
-            raise refusal(error, NONE) from None
 
     def choose_result(self, payload: Any, which: Any) -> tuple[Any, str]:
         """Another prompt of the trace."""
-        try:
+        with refusals(NONE):
             folder, which, moves = self._known(payload, which)
             return gr.update(maximum=max(2, moves), value=max(1, moves)), render_folder(folder, which, moves)
-        except ValueError as error:
-            raise refusal(error, NONE) from None
 
     def draw_trace(self, payload: Any, which: Any, move: Any) -> str:
         """The board after so many moves."""
-        try:
+        with refusals(NONE):
             folder, which, moves = self._known(payload, which)
             return render_folder(folder, which, whole("move", move, 0, max(2, moves)))
-        except ValueError as error:
-            raise refusal(error, NONE) from None
 
     def play_trace(self, payload: Any, which: Any) -> Iterator[tuple[Any, str]]:
         """Every move in turn, or 60 of them."""
-        try:
+        with refusals(NONE):
             folder, which, moves = self._known(payload, which)
             frames = min(moves, FRAMES)
             for frame in range(1, frames + 1):
                 move = round(frame * moves / frames)
                 yield move, render_folder(folder, which, move)
                 time.sleep(min(0.6, 8 / frames))
-        except ValueError as error:
-            raise refusal(error, NONE) from None
 
     def search_again(self, payload: Any) -> tuple[Any, ...]:
         """The settings of the first image that was uploaded, as `Handlers.restore` gives them, and the other tab."""
-        try:
+        with refusals(NONE):
             folder = self._folder(payload)
             if folder is None or not folder.images:
                 return (gr.skip(),) * (len(RESTORED) + 2)
             return *self.handlers.filled(dict(folder.images[0].settings or {})), gr.update(selected="search")
-        except ValueError as error:
-            raise refusal(error, NONE) from None
 
     def _folder(self, payload: Any) -> Folder | None:
         payloads = payload if isinstance(payload, list) else [payload]
