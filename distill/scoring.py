@@ -1,12 +1,11 @@
-"""Scores of many recorded estimates, in batches, spread over the processes; and targets, which are kept in a journal.
+"""Scores of many recorded estimates, in batches, spread over the processes; and targets, which a file keeps.
 
 A target is the base reward's score of a trajectory's final image.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, TypeAlias
 
@@ -18,15 +17,17 @@ from ttsnap.distill.data import Frame, Frames
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
-from ttsnap.files.reading import parse_json
+from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_whole
+from ttsnap.recordings.folder import packed, unpacked
 from ttsnap.recordings.header import differences
-from ttsnap.recordings.journal import Journal, frame, read_journal
 
 if TYPE_CHECKING:  # it takes a second to import
     from accelerate import Accelerator
 
-TARGETS = "targets.bin"
+TARGETS = "targets.safetensors"
+SAVED_EVERY = 1024
+"""Targets that a killed run may lose."""
 Bar: TypeAlias = "tqdm[Never]"
 """A progress bar that is moved by hand."""
 Score = Callable[[Tensor, list[str], Tensor], Any]
@@ -83,72 +84,59 @@ def final_scores(
 ) -> list[FloatArray]:  # fmt: skip
     """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
 
-    out/targets.bin keeps what is done, so that an interrupted run resumes. `reward` names the base. ValueError for
-    targets of another base or other data, and for a score that is nan or infinite.
+    out/targets.safetensors keeps what is done, so that an interrupted run resumes. `reward` names the base. ValueError
+    for targets of another base or other data, and for a score that is nan or infinite.
     """
     entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.require("pixels", [frames.last])
-    scores = np.zeros(len(entries))
-    header = json.dumps({"reward": reward, "data": frames.identity, "entries": len(entries)}).encode()
+    about: dict[str, Json] = {"reward": reward, "data": frames.identity, "entries": len(entries)}
     main = accelerator is None or accelerator.is_main_process
     path = out / TARGETS
-    if main and not path.exists():
-        write_whole(path, lambda file: file.write(frame(header)))  # an empty journal would say nothing of its run
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    records = read_journal(path)
-    done = _read(records, header, path, scores)
+    kept, scores = _read(path, about, len(entries)), np.zeros(len(entries))
+    first = done = saved = len(kept)
+    scores[:first] = kept
     if accelerator is not None:
         accelerator.wait_for_everyone()  # all have read before one writes
-    if done < len(entries):
-        _score(
-            frames, base, entries, done, scores, reward, path if main else None, batch_size, accelerator, bar and main
-        )
-    _require_finite(frames, entries, scores, reward)
+
+    def save() -> None:
+        nonlocal saved
+        if main and done > saved:
+            write_whole(path, lambda file: file.write(packed(scores[:done], "targets", about)))
+            saved = done
+
+    def keep(_: int, part: FloatArray) -> None:
+        nonlocal done
+        _require_finite(frames, entries[done : done + len(part)], part, reward)
+        scores[done : done + len(part)] = part
+        done += len(part)
+        if done >= saved + SAVED_EVERY:
+            save()
+
+    try:
+        with progress(len(entries), "targets", "image", bar and main) as shown:
+            shown.update(first)
+            score_entries(
+                lambda x, prompts, level: base(x, prompts, level * 0), frames, entries[first:], "pixels",
+                batch_size=batch_size, accelerator=accelerator, bar=shown, keep=keep,
+            )  # fmt: skip
+    finally:
+        save()
     return list(np.split(scores, np.cumsum(frames.seeds)[:-1]))
 
 
-def _read(records: list[bytes], header: bytes, path: Path, scores: FloatArray) -> int:
-    """Copy the scores that the journal's records hold into the start of `scores`; returns how many there are.
-
-    records: the header, then packed float64. ValueError where they are damaged, or where the header is not `header`.
-    """
-    if not records:
-        raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
-    mismatches = differences(parse_json(records[0], path), json.loads(header))
-    if mismatches:
-        raise ValueError(f"{path} holds targets of other data: {'; '.join(mismatches)}; choose another folder")
-    done = 0
-    for record in records[1:]:
-        if len(record) % 8 or done + len(record) // 8 > len(scores):
-            raise ValueError(f"{path} is damaged; remove it, and the targets are computed again")
-        part = np.frombuffer(record, "<f8")
-        scores[done : done + len(part)] = part
-        done += len(part)
-    return done
-
-
-def _score(
-    frames: Frames, base: Reward, entries: list[Frame], done: int, scores: FloatArray, reward: str, path: Path | None,
-    batch_size: int, accelerator: Accelerator | None, shown: bool,
-) -> None:  # fmt: skip
-    journal = Journal(path) if path is not None else None
-
-    def keep(first: int, part: FloatArray) -> None:
-        if journal is not None and np.isfinite(part).all():  # a failed score is computed again next time
-            journal.append(np.ascontiguousarray(part, "<f8").tobytes())
-        _require_finite(frames, entries[done + first : done + first + len(part)], part, reward)
-
+def _read(path: Path, about: Mapping[str, Json], most: int) -> FloatArray:
+    """The targets that a file keeps. ValueError where it is damaged, and for another reward or other data."""
+    if not path.exists():
+        return np.empty(0)
     try:
-        with progress(len(entries), "targets", "image", shown) as bar:
-            bar.update(done)
-            scores[done:] = score_entries(
-                lambda x, prompts, level: base(x, prompts, level * 0), frames, entries[done:], "pixels",
-                batch_size=batch_size, accelerator=accelerator, bar=bar, keep=keep,
-            )  # fmt: skip
-    finally:
-        if journal is not None:
-            journal.close()
+        scores, there = unpacked(path, "targets", "file of targets")
+        if scores.ndim != 1 or len(scores) > most or not np.isfinite(scores).all():
+            raise ValueError(f"{path} is damaged: it should hold at most {most} finite numbers")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and the targets are computed again") from None
+    if mismatches := differences(there, dict(about)):
+        raise ValueError(f"{path} holds targets of other data: {'; '.join(mismatches)}; choose another folder")
+    return scores
 
 
 def _require_finite(frames: Frames, entries: list[Frame], scores: FloatArray, reward: str) -> None:

@@ -54,9 +54,8 @@ from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images
+from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
-from ttsnap.recordings.journal import frame
 from ttsnap.recordings.replay import Recording
 from ttsnap.request.offer import Offer
 from ttsnap.results.videos import save_video
@@ -272,14 +271,14 @@ def write_scores(folder: Path, doc: Any) -> None:
     (folder / "recording.json").write_text(json.dumps(doc))
 
 
-def write_journal(folder: Path, doc: Any) -> None:
+def write_unit(folder: Path, doc: Any) -> None:
     header = Header.of(RECORDING)
     (folder / "recording.json").write_text(json.dumps(header.to_json()))
-    first = json.dumps({"header": header.digest()}).encode() + b"\n"
-    (folder / "journal.bin").write_bytes(frame(first) + frame(json.dumps(doc).encode() + b"\n" + SCORES.tobytes()))
+    about = {**doc, "header": header.digest()} if isinstance(doc, dict) else {}
+    (folder / "unit-00000.safetensors").write_bytes(packed(SCORES, "unit", about))
 
 
-def read_journal(folder: Path) -> None:
+def read_unit(folder: Path) -> None:
     progress(folder)
     OpenRecording(folder, Header.of(RECORDING)).__exit__()
 
@@ -327,7 +326,8 @@ def read_prompts(folder: Path) -> None:
 
 def write_bench(folder: Path, doc: Any) -> None:
     (folder / "bench.json").write_text("{}")
-    (folder / "journal.bin").write_bytes(frame(json.dumps(doc).encode()))
+    (folder / "best-of-n" / "00000").mkdir(parents=True, exist_ok=True)
+    (folder / "best-of-n" / "00000" / "found-00000.json").write_text(json.dumps(doc))
 
 
 def read_bench(folder: Path) -> None:
@@ -355,8 +355,7 @@ READERS: dict[str, Reader] = {
     "shards": Reader({**HEADER, "shards": [{"name": "unit-00000.tar", "size": 0, "sha256": "0"}]}, write_scores,
                      read_shards),
     "settings": Reader(HEADER, as_json("recording.json"), progress),
-    "journal": Reader({"unit": 0, "shape": [2, 2, 3, 1], "shard": {"name": "unit-00000.tar", "size": 0, "sha256": "0"}},
-                      write_journal, read_journal),
+    "unit": Reader({"shard": {"name": "unit-00000.tar", "size": 0, "sha256": "0"}}, write_unit, read_unit),
     "reward": Reader(json.loads((FOLDER / "noise_aware" / "adapter.json").read_text()) | {"info": {}}, write_reward,
                      lambda folder: NoiseAware.from_pretrained(folder)),
     "draft": Reader(DRAFT, as_json("draft.json"), read_draft),

@@ -84,7 +84,7 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(
     assert "ttsnap generate PROMPT --reward noise-aware:out/reward" in out
     assert sorted(p.name for p in Path("out").iterdir()) == [
         "checkpoints", "config.yaml", "evaluation.json", "metrics.jsonl", "recording", "reward", "spearman.png",
-        "targets.bin", "verified.json",
+        "targets.safetensors", "verified.json",
     ]  # fmt: skip
     # The configuration that was written repeats the run, and does not record again.
     again = ["distill", "--config", "out/config.yaml", "--record.out", "out/recording", "--out", "again"]

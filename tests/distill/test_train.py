@@ -25,6 +25,7 @@ from ttsnap.distill.training import Weights
 
 from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
+from ttsnap.recordings.folder import packed
 
 from .world import WORLD, TinyStudent, settings, write_recording
 
@@ -205,15 +206,15 @@ def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path, mo
     for _ in range(2):
         with pytest.raises(ValueError, match=r"'.*:Broken' gave nan for the final image of prompt 'prompt 2', seed 8"):
             distill(config, out)
-    kept = (out / "targets.bin").stat().st_size
+    kept = (out / "targets.safetensors").stat().st_size
     assert kept > 4 * 8 * 4
     with pytest.raises(ValueError, match="do not vary within any prompt: nothing to learn"):
         distill(make(recording, reward=f"{WORLD}:Constant"), tmp_path / "constant")
     # Targets of other data.
     other = write_recording(tmp_path / "other", prompts=12, seeds=8, offset=40)
-    with pytest.raises(ValueError, match=r"targets\.bin holds targets of other data: data is"):
+    with pytest.raises(ValueError, match=r"targets\.safetensors holds targets of other data: data is"):
         distill(make(other, reward=f"{WORLD}:Broken", batch_size=4), out)
-    assert (out / "targets.bin").stat().st_size == kept
+    assert (out / "targets.safetensors").stat().st_size == kept
 
 
 @pytest.mark.parametrize(
@@ -320,8 +321,16 @@ def test_tiny_student_keeps_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    "records", [[], [b"{"], [b"[" * 10**5], [b"{}", b"123"], [b"{}", bytes(16), bytes(32)]], ids=lambda r: str(len(r))
+    ("key", "scores"),
+    [("targets", np.zeros(5)), ("targets", np.zeros((2, 2))), ("targets", np.full(2, np.nan)), ("unit", np.zeros(4))],
 )
-def test_damaged_targets_are_one_sentence(records: list[bytes]) -> None:
-    with pytest.raises(ValueError, match=r"targets\.bin is damaged"):
-        scoring._read(records, b"{}", Path("targets.bin"), np.zeros(4))
+def test_damaged_targets_are_one_sentence(key: str, scores: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "targets.safetensors"
+    path.write_bytes(packed(scores, key, {}))
+    with pytest.raises(ValueError, match=r"targets\.safetensors is damaged: .*; remove it, and the targets"):
+        scoring._read(path, {}, 4)
+    path.write_bytes(packed(np.arange(4.0), "targets", {}))
+    assert scoring._read(path, {}, 4).tolist() == [0, 1, 2, 3]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="; remove it, and the targets"):
+        scoring._read(path, {}, 4)

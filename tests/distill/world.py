@@ -79,7 +79,7 @@ def write_recording(
             path = shard_path(folder, unit)
             if images:
                 write_whole(path, save)
-            there.add(unit, scores, Shard.of(path) if images else None)
+            there.add(unit, scores[unit.rows], Shard.of(path) if images else None)
         there.finish()
     return folder
 

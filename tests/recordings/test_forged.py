@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from ttsnap.bench.folder import OpenBench
+from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.core.grid import Grid
 from ttsnap.files import reading
 from ttsnap.files.lock import LOCK, locked
 from ttsnap.files.writing import part_of, write_whole
-from ttsnap.recordings.folder import OpenRecording, load_recording, progress, save_recording
+from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, save_recording
 from ttsnap.recordings.header import Header
-from ttsnap.recordings.journal import MOST_BYTES, Journal, frame, read_journal
 from ttsnap.recordings.replay import Recording
 
 RECORDING = Recording(("a", "b"), np.random.default_rng(0).random((2, 2, 3, 1)), Grid((1.0, 0.5, 0.0)), ("r",))
@@ -46,52 +44,59 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None:
-    for name in ("journal.bin", LOCK):
-        (folder / name).symlink_to(precious)
-        with pytest.raises(ValueError, match="is a link to another file"):
-            OpenRecording(folder, HEADER)
-        assert precious.read_text() == "mine"
-        (folder / name).unlink()
-    for name in ("recording.json", "scores.safetensors"):
-        part_of(folder / name).symlink_to(precious)
+    (folder / LOCK).symlink_to(precious)
+    with pytest.raises(ValueError, match="is a link to another file"):
+        OpenRecording(folder, HEADER)
+    assert precious.read_text() == "mine"
+    (folder / LOCK).unlink()
+    part_of(folder / "recording.json").symlink_to(precious)
     (folder / "recording.json").unlink()
-    part_of(folder / "scores.safetensors").unlink()
     with OpenRecording(folder, HEADER):
-        part_of(folder / "scores.safetensors").symlink_to(precious)
+        for name in ("scores.safetensors", "unit-00000.safetensors"):
+            part_of(folder / name).symlink_to(precious)
     save_recording(RECORDING, folder)
     assert precious.read_text() == "mine"
     assert np.array_equal(load_recording(folder).scores, RECORDING.scores)
 
 
 def test_no_benchmark_is_written_through_a_link(tmp_path: Path, precious: Path) -> None:
-    (tmp_path / "b").mkdir()
+    samples = tmp_path / "b" / "arm" / "00000" / "samples"
+    samples.mkdir(parents=True)
     (tmp_path / "b" / "bench.json").write_text("{}")
-    (tmp_path / "b" / "journal.bin").symlink_to(precious)
-    with pytest.raises(ValueError, match="is a link to another file"):
+    found = samples.parent / "found-00000.json"
+    for path in (found, part_of(found)):
+        path.symlink_to(precious)
+    with pytest.raises(ValueError, match=r"found-00000\.json is damaged"):
         OpenBench(tmp_path / "b", {})
+    found.unlink()
+    with OpenBench(tmp_path / "b", {}) as there:
+        found.symlink_to(precious)
+        there.add([Found("arm", 0, 0, 3, 4, None, {}, {}, {})])
     assert precious.read_text() == "mine"
+    assert json.loads(found.read_text())["seed"] == 4
+
+
+def test_a_benchmark_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("bench.json", "journal.bin"):
+        (tmp_path / "b" / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"begun by a version .* finish it with that .*, or remove journal\.bin"):
+        OpenBench(tmp_path / "b", {})
 
 
 @pytest.mark.parametrize("read", [progress, lambda folder: OpenRecording(folder, HEADER).__exit__()])
-def test_a_journal_is_a_file_of_bounded_size(folder: Path, read: Callable[[Path], object]) -> None:
-    path = folder / "journal.bin"
+def test_a_unit_is_a_file_of_bounded_size(
+    folder: Path, read: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "unit-00000.safetensors"
     os.mkfifo(path)
-    with pytest.raises(ValueError, match=r"journal\.bin is no file"):
+    with pytest.raises(ValueError, match=r"no such unit of a recording: .*unit-00000"):
         read(folder)
     path.unlink()
-    with path.open("wb") as file:
-        file.truncate(MOST_BYTES + 1)
-    with pytest.raises(ValueError, match=r"journal\.bin is too large: at most 4,294,967,296 bytes"):
+    path.write_bytes(packed(RECORDING.columns, "unit", {}))
+    monkeypatch.setattr(reading, "TENSOR_BYTES", 100)
+    with pytest.raises(ValueError, match=r"unit-00000\.safetensors is too large: at most 100 bytes"):
         read(folder)
-
-
-def test_a_record_that_claims_more_than_there_is_takes_no_memory(folder: Path) -> None:
-    path = folder / "journal.bin"
-    path.write_bytes(frame(b"one") + struct.pack("<II", 2**32 - 1, 0) + b"two")
-    assert read_journal(path) == [b"one"]
-    with Journal(path) as journal:
-        assert journal.records == [b"one"]
-    assert path.read_bytes() == frame(b"one")
 
 
 def test_scores_that_are_mostly_holes_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,20 +108,16 @@ def test_scores_that_are_mostly_holes_are_not_read(folder: Path, monkeypatch: py
         load_recording(folder)
 
 
-def test_a_journal_from_another_recording_or_of_other_units_is_refused(folder: Path) -> None:
-    path = folder / "journal.bin"
-    for head, data, said in (
-        ({"header": "0" * 64}, b"", "begun with other settings"),
-        ({"unit": 10**9, "shape": [2, 2, 3, 1], "shard": None}, bytes(96), "does not belong to"),
-        ({"unit": True, "shape": [2, 2, 3, 1], "shard": None}, bytes(90), "does not belong to"),
-        ({"unit": 0, "shape": [10**9, 10**9, 3, 1], "shard": None}, b"", "does not belong to"),
-        (
-            {"unit": 0, "shape": [2, 2, 3, 1], "shard": {"name": "../x.tar", "size": 0, "sha256": ""}},
-            bytes(96),
-            "names",
-        ),
+def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Path) -> None:
+    about = {"header": HEADER.digest(), "shard": None}
+    for scores, changes, said in (
+        (RECORDING.columns, {"header": "0" * 64}, "other settings"),
+        (RECORDING.columns, {"header": 3}, "other settings"),
+        (RECORDING.columns[:1], {}, "should hold scores of shape"),
+        (RECORDING.columns.astype(np.float32), {}, "should hold scores, float64"),
+        (RECORDING.columns, {"shard": {"name": "../x.tar", "size": 0, "sha256": ""}}, "names '../x.tar'"),
     ):
-        path.write_bytes(frame(json.dumps(head).encode() + b"\n" + data))
+        (folder / "unit-00000.safetensors").write_bytes(packed(scores, "unit", {**about, **changes}))
         with pytest.raises(ValueError, match=said):
             progress(folder)
         with pytest.raises(ValueError, match=said):

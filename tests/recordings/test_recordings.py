@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,12 +26,12 @@ from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.lock import locked
+from ttsnap.files.writing import part_of
 from ttsnap.options.option import taken
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings import folder as recordings
-from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images, save_recording
+from ttsnap.recordings.folder import load_recording, progress, read_images, save_recording
 from ttsnap.recordings.header import Header
-from ttsnap.recordings.journal import Journal, frame, split
 from ttsnap.recordings.record import record, step_correlations
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.results.pixels import to_uint8
@@ -127,87 +128,49 @@ def test_price_with_seconds_is_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.scores, scores)
 
 
-def test_cut_at_every_byte(tmp_path: Path) -> None:
-    scores = np.random.default_rng(0).random((2, 2, 2, 1))
-    header = replace(Header.of(Recording(("a", "b"), scores, Grid((1.0, 0.0)), ("r",))), block=(1, 1))
-    with OpenRecording(tmp_path / "whole", header) as there:
-        for unit in there.missing():
-            there.add(unit, scores, None)
-        journal = (tmp_path / "whole" / "journal.bin").read_bytes()
-        there.finish()
-    expected = contents(tmp_path / "whole")
-    records, end = split(journal)
-    assert (len(records), end) == (5, len(journal))  # the settings' digest, and four units
-    ends = np.cumsum([len(frame(r)) for r in records])
-    for cut in range(len(journal) + 1):
-        whole = int((ends <= cut).sum())
-        kept, at = split(journal[:cut])
-        assert (kept, at) == (records[:whole], int([0, *ends][whole]))
-        n = max(0, whole - 1)
-        folder = tmp_path / f"cut{cut}"
-        folder.mkdir()
-        (folder / "recording.json").write_bytes(expected["recording.json"])
-        (folder / "journal.bin").write_bytes(journal[:cut])
-        assert progress(folder) == (n, 4)
-        assert (folder / "journal.bin").stat().st_size == cut  # looking changes nothing
-        with OpenRecording(folder, header) as there:
-            assert (folder / "journal.bin").read_bytes() == journal[: max(at, int(ends[0]))]
-            assert [unit.index for unit in there.missing()] == list(range(n, 4))
-            for unit in there.missing():
-                there.add(unit, scores, None)
-            there.finish()
-        assert contents(folder) == expected
+def unit_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("unit-*"))
 
 
-def test_cut_and_recorded_on(recorder: Any, tmp_path: Path) -> None:
-    whole = recorder(tmp_path / "whole")
+def test_any_units_that_are_there_are_kept(recorder: Any, tmp_path: Path) -> None:
+    recorder(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path / "cut", reward=Dies(74))
-    journal = (tmp_path / "cut" / "journal.bin").read_bytes()
-    ends = np.cumsum([len(frame(r)) for r in split(journal)[0]])
-    assert len(ends) == 4
-    for cut in {0, 5, len(journal) // 2, *(int(e) + d for e in ends for d in (-1, 0)), int(ends[0]) + 9}:
-        (tmp_path / "cut" / "scores.safetensors").unlink(missing_ok=True)
-        (tmp_path / "cut" / "journal.bin").write_bytes(journal[:cut])
+    names = [f"unit-{index:05d}.safetensors" for index in range(3)]
+    assert unit_files(tmp_path / "cut") == names
+    files = {name: (tmp_path / "cut" / name).read_bytes() for name in names}
+    for there in itertools.chain(*(itertools.combinations(range(3), n) for n in range(4))):
+        folder = tmp_path / f"{there}"
+        folder.mkdir()
+        shutil.copy(tmp_path / "cut" / "recording.json", folder)
+        for index in there:
+            (folder / names[index]).write_bytes(files[names[index]])
+        part_of(folder / names[0]).write_bytes(files[names[0]][:50])  # of a process killed while it wrote
+        before = contents(folder)
+        assert progress(folder) == (len(there), 4)
+        assert contents(folder) == before  # looking changes nothing
         counter = Brightness()
-        resumed = recorder(tmp_path / "cut", reward=counter)
-        np.testing.assert_array_equal(resumed.scores, whole.scores)
-        assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-        assert counter.images == [75, 75, 45, 25, 10][int((ends <= cut).sum())]  # no whole unit is made twice
-
-
-def test_journal_file_is_truncated_at_every_byte(tmp_path: Path) -> None:
-    payloads = [b"first", b"", b"third and last"]
-    data = b"".join(frame(p) for p in payloads)
-    ends = np.cumsum([len(frame(p)) for p in payloads])
-    for cut in range(len(data) + 1):
-        path = tmp_path / "j"
-        path.write_bytes(data[:cut])
-        with Journal(path) as journal:
-            n = int((ends <= cut).sum())
-            assert journal.records == payloads[:n]
-            journal.append(b"next")
-        assert split(path.read_bytes())[0] == [*payloads[:n], b"next"]
-    path.write_bytes(data + bytes(100))  # a stretch of zeros is no record
-    with Journal(path) as journal:
-        assert journal.records == payloads
+        recorder(folder, reward=counter)
+        assert counter.images == 75 - sum([30, 20, 15][index] for index in there)  # no unit is made twice
+        part_of(folder / names[0]).unlink(missing_ok=True)
+        assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_flipped_bytes_are_found(recorder: Any, tmp_path: Path) -> None:
-    data = frame(b"one") + frame(b"two") + frame(b"three")
-    start, stop = len(frame(b"one")), len(frame(b"one") + frame(b"two"))
-    for at in range(start, stop):
-        broken = bytearray(data)
-        broken[at] ^= 1 << (at % 8)
-        assert split(bytes(broken))[0] == [b"one"]
-    whole = recorder(tmp_path / "r")
+    recorder(tmp_path / "r")
     with pytest.raises(KeyboardInterrupt):
-        recorder(tmp_path / "broken", reward=Dies(74))
-    path = tmp_path / "broken" / "journal.bin"
-    broken = bytearray(path.read_bytes())
-    broken[len(broken) // 2] ^= 4
-    path.write_bytes(broken)
-    np.testing.assert_array_equal(recorder(tmp_path / "broken").scores, whole.scores)
+        recorder(tmp_path / "broken", reward=Dies(31))
+    path = tmp_path / "broken" / "unit-00000.safetensors"
+    data = path.read_bytes()
+    for at in range(0, len(data), 7):
+        broken = bytearray(data)
+        broken[at] ^= 4
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"unit-00000\.safetensors.* remove it to record the unit again"):
+            recorder(tmp_path / "broken")
+    path.unlink()  # as the message says
+    recorder(tmp_path / "broken")
+    assert contents(tmp_path / "broken") == contents(tmp_path / "r")
     path = tmp_path / "r" / "scores.safetensors"
     broken = bytearray(path.read_bytes())
     broken[-3] ^= 4
@@ -233,15 +196,15 @@ def test_interrupted_and_resumed_is_the_same(recorder: Any, tmp_path: Path, afte
 
 def test_kill_between_shard_and_record(recorder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder(tmp_path / "whole", images=True)
-    append = Journal.append
+    write = recordings.write_whole
 
-    def dies(self: Journal, payload: bytes) -> None:
-        if len(self.records) == 3:
-            os.write(self._file.fileno(), frame(payload)[:11])  # torn
+    def dies(path: Path, save: Any) -> None:
+        if path.name == "unit-00002.safetensors":
+            part_of(path).write_bytes(b"torn")
             raise KeyboardInterrupt
-        append(self, payload)
+        write(path, save)
 
-    monkeypatch.setattr(Journal, "append", dies)
+    monkeypatch.setattr(recordings, "write_whole", dies)
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path / "r", images=True)
     monkeypatch.undo()
@@ -321,39 +284,42 @@ def test_other_files_are_left_alone(recorder: Any, tmp_path: Path) -> None:
     assert contents(tmp_path / "new") == contents(tmp_path / "done")
 
 
-def test_a_journal_of_another_recording_is_refused(recorder: Any, tmp_path: Path) -> None:
+def test_a_unit_of_another_recording_is_refused(recorder: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path / "r", reward=Dies(60))
     for name, change in (("blocks", {"block": (3, 2)}), ("info", {"info": {"model": "another"}})):
         with pytest.raises(KeyboardInterrupt):
             recorder(tmp_path / name, reward=Dies(60), **change)
-        journal = (tmp_path / name / "journal.bin").read_bytes()
-        (tmp_path / "r" / "journal.bin").write_bytes(journal)
+        unit = (tmp_path / name / "unit-00001.safetensors").read_bytes()
+        (tmp_path / "r" / "unit-00001.safetensors").write_bytes(unit)
         for _ in range(2):  # the second time, too: nothing stays locked
-            with pytest.raises(ValueError, match=r"journal\.bin was begun with other settings than .*Put back .*, or"):
+            with pytest.raises(ValueError, match=r"unit-00001.* with other settings than .*Put back .*, or"):
                 recorder(tmp_path / "r")
-        with pytest.raises(ValueError, match="was begun with other settings"):
+        with pytest.raises(ValueError, match="was recorded with other settings"):
             progress(tmp_path / "r")
-        assert (tmp_path / "r" / "journal.bin").read_bytes() == journal
-    # A journal without the digest, as they were: told by its units where these do not fit.
-    (tmp_path / "r" / "journal.bin").write_bytes(without_digest(tmp_path / "blocks" / "journal.bin"))
-    with pytest.raises(ValueError, match=r"journal\.bin does not belong to recording\.json beside it: unit 0"):
-        recorder(tmp_path / "r")
-    (tmp_path / "r" / "journal.bin").unlink()  # as the message says
+        assert (tmp_path / "r" / "unit-00001.safetensors").read_bytes() == unit
+    (tmp_path / "r" / "unit-00001.safetensors").unlink()  # as the message says
     recorder(tmp_path / "r")
     recorder(tmp_path / "whole")
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
 
-def without_digest(journal: Path) -> bytes:
-    """A journal as it was before it began with the settings' digest."""
-    first, *units = split(journal.read_bytes())[0]
-    assert set(json.loads(first)) == {"header"}
-    return b"".join(frame(unit) for unit in units)
+def test_an_unfinished_recording_of_an_earlier_version_is_refused(recorder: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        recorder(tmp_path / "r", reward=Dies(0))
+    (tmp_path / "r" / "journal.bin").write_bytes(b"units")
+    with pytest.raises(ValueError, match=r"begun by a version .* finish it with that .*, or remove journal\.bin"):
+        recorder(tmp_path / "r")
+    with pytest.raises(ValueError, match="begun by a version"):
+        progress(tmp_path / "r")
+    (tmp_path / "r" / "journal.bin").unlink()  # as the message says
+    made = recorder(tmp_path / "r")
+    (tmp_path / "r" / "journal.bin").write_bytes(b"units")  # of a process that was killed at the very end
+    np.testing.assert_array_equal(recorder(tmp_path / "r").scores, made.scores)
 
 
 def test_recordings_of_the_old_format_are_read_and_gone_on_with(recorder: Any, tmp_path: Path) -> None:
-    """Prices without guidance, `decode_estimates`, a journal without a digest, a header without a checksum."""
+    """Prices without guidance, `decode_estimates`, a header without a checksum."""
     whole = recorder(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path / "old", reward=Dies(60))
@@ -362,8 +328,6 @@ def test_recordings_of_the_old_format_are_read_and_gone_on_with(recorder: Any, t
     settings["price"] = {key: settings["price"][key] for key in ("flops", "seconds", "passes_per_nfe")}
     settings["price"]["decode_estimates"] = True
     header.write_text(json.dumps(settings))
-    journal = tmp_path / "old" / "journal.bin"
-    journal.write_bytes(without_digest(journal))
     assert progress(tmp_path / "old") == (2, 4)
     counter = Brightness()
     recorder(tmp_path / "old", reward=counter)

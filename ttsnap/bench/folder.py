@@ -8,14 +8,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttsnap.bench.layout import BENCH, JOURNAL, image_path
+from ttsnap.bench.layout import BENCH, FOUND, found_path, image_path
 from ttsnap.files.lock import locked
-from ttsnap.files.reading import parse_object, read_object
+from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Json, build, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.recordings.header import differences
-from ttsnap.recordings.journal import Journal
-from ttsnap.results.folders import check_same
+from ttsnap.results.folders import check_same, refuse_journal
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,16 @@ class OpenBench:
         with ExitStack() as held:
             held.enter_context(locked(folder))
             check_folder(folder, settings)  # again: another process may have begun here just before
+            refuse_journal(folder)
             if not (folder / BENCH).exists():
                 write_json(folder / BENCH, settings)
-            self._journal = held.enter_context(Journal(folder / JOURNAL))
-            records = (
-                build(Found, parse_object(record, f"a record of {folder / JOURNAL}"))
-                for record in self._journal.records
-            )
+            records = [build(Found, read_object(path)) for path in sorted(folder.glob(FOUND))]
             self._found = {found.key: found for found in records}
             self._held = held.pop_all()
 
     @property
     def found(self) -> list[Found]:
-        """All images that were made, in the order in which they were."""
+        """All images that were made."""
         return list(self._found.values())
 
     def has(self, arm: str, repeat: int, index: int) -> bool:
@@ -80,7 +76,7 @@ class OpenBench:
     def add(self, images: Sequence[Found]) -> None:
         """Note images that lie in the folder; when this returns, they are never made again."""
         for found in images:
-            self._journal.append(json.dumps(to_json(found)).encode())
+            write_json(found_path(image_path(self.folder, found.arm, found.index, found.repeat)), to_json(found))
             self._found[found.key] = found
 
     def __enter__(self) -> OpenBench:
@@ -89,8 +85,7 @@ class OpenBench:
     def __exit__(self, *_: object) -> None:
         """Close it. Where no image was made, nothing is left that would refuse other settings."""
         if not self._found:
-            for name in (JOURNAL, BENCH):
-                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / BENCH).unlink(missing_ok=True)
         self._held.close()
         if not self._found:
             with suppress(OSError):  # it was there before, or something else is in it

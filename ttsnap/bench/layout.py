@@ -1,11 +1,11 @@
 """Where a benchmark's files lie, for scorers that others wrote.
 
 bench.json                          the settings, written first
-journal.bin                         a checksummed record of each image that is there
-results.jsonl                       the same to read: a line an image, with its scores and what its search spent
+results.jsonl                       a line an image, with its scores and what its search spent
 summary.json, .md, .png             means, errors, differences and costs
 ALGORITHM/00000/metadata.jsonl      what the prompt set says of prompt 0
 ALGORITHM/00000/samples/00000.png   the image of the first repeat, 00001.png that of the second
+ALGORITHM/00000/found-00000.json    what the search that made it found and spent
 ALGORITHM/00000/sheet-00000.png     with --sheets, the contact sheet of the search that made it
 ALGORITHM/evalscope.jsonl           the same images as evalscope's text-to-image benchmarks read them
 ALGORITHM/image_paths.json          the first image of each prompt, as GenEval 2's scorer reads them
@@ -27,7 +27,9 @@ from ttsnap.bench.prompts import PromptRecord
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json, write_text
 
-BENCH, JOURNAL, RESULTS, SUMMARY = "bench.json", "journal.bin", "results.jsonl", "summary"
+BENCH, RESULTS, SUMMARY = "bench.json", "results.jsonl", "summary"
+FOUND = "*/*/found-*.json"
+"""Where the records of all images are, as a pattern."""
 METADATA, SAMPLES, EVALSCOPE, PATHS = "metadata.jsonl", "samples", "evalscope.jsonl", "image_paths.json"
 CATEGORIES = ("category", "tag", "challenge", "dimension", "task_type", "edit_type")
 """Under which of these, in any case, prompt sets say what kind a prompt is of."""
@@ -41,6 +43,11 @@ def image_path(folder: Path, arm: str, index: int, repeat: int) -> Path:
 def sheet_path(image: Path) -> Path:
     """Where the contact sheet of the search that made this image is: not among the samples, which scorers read."""
     return image.parents[1] / f"sheet-{image.name}"
+
+
+def found_path(image: Path) -> Path:
+    """Where the record of an image is, which says that it is there."""
+    return image.parents[1] / f"found-{image.stem}.json"
 
 
 def category(metadata: Mapping[str, Json]) -> str:

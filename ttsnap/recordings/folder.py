@@ -1,7 +1,7 @@
 """Recordings on disk: a folder that can be gone on with after any interruption (docs/recordings.md).
 
 recording.json   the settings (header.Header), written first
-journal.bin      a digest of the settings, and a checksummed record per finished unit of work, until all are there
+unit-00000.safetensors   the scores of a finished unit of work, until all units are there
 images/          where asked for, one tar of PNGs per unit
 scores.safetensors   the scores (P, S, C, R) float64 of the K+1 steps and further looks, written last, whole or not
 """
@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +26,11 @@ from ttsnap.files.reading import Tensor
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
-from ttsnap.recordings.journal import Journal, read_journal
 from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
-from ttsnap.results.folders import check_same
+from ttsnap.results.folders import check_same, refuse_journal
 
-RECORDING, JOURNAL, SCORES, IMAGES = "recording.json", "journal.bin", "scores.safetensors", "images"
+RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
 
 
 def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
@@ -61,7 +58,7 @@ def save_recording(recording: Recording, folder: str | Path) -> None:
     """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
     with OpenRecording(Path(folder), Header.of(recording)) as there:
         for unit in there.missing():
-            there.add(unit, recording.columns, None)
+            there.add(unit, recording.columns[unit.rows], None)
         written = there.finish()
     if not np.array_equal(written.columns, recording.columns, equal_nan=True):
         raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
@@ -95,8 +92,7 @@ def progress(folder: str | Path) -> tuple[int, int]:
     units = header.units()
     if (folder / SCORES).exists():
         return len(units), len(units)
-    done = _unpack(read_journal(folder / JOURNAL), header, units, folder)
-    return len({each.unit for each in done}), len(units)
+    return len(_units_of(folder, header)), len(units)
 
 
 def shard_path(folder: Path, unit: Unit) -> Path:
@@ -114,17 +110,8 @@ def check_folder(folder: Path, asked: Mapping[str, Json]) -> None:
     check_same(folder, RECORDING, differing, "recording")
 
 
-@dataclass(frozen=True)
-class _Done:
-    """One record of the journal: a unit's scores (prompts, seeds, C, R), and its images' shard."""
-
-    unit: int
-    scores: FloatArray
-    shard: Shard | None
-
-
 class OpenRecording:
-    """A folder that a recording is written to, begun or gone on with; open for one process at a time.
+    """A folder that a recording is written to, begun or resumed; open for one process at a time.
 
     Raises ValueError where the folder holds other files, a recording with other settings, or is in use.
     """
@@ -132,72 +119,68 @@ class OpenRecording:
     def __init__(self, folder: Path, header: Header) -> None:
         asked = {"extras": [], "looks": [], **header.to_json()}
         check_folder(folder, asked)
-        self.folder, self.header, self._units = folder, header, header.units()
+        self.folder, self.header, self._digest = folder, header, header.digest()
         with ExitStack() as held:
             if not (folder / SCORES).exists():
                 held.enter_context(locked(folder))
                 check_folder(folder, asked)  # again: another process may have begun here just before
             self.finished = (folder / SCORES).exists()
             if self.finished:
-                (folder / JOURNAL).unlink(missing_ok=True)  # left by a process that was killed just before this
-                self._held = ExitStack()
-                return
-            if header.images:
-                (folder / IMAGES).mkdir(exist_ok=True)
-            if not (folder / RECORDING).exists():
-                text = json.dumps(header.to_json(), indent=1, ensure_ascii=False)
-                write_text(folder / RECORDING, text)
-            self._journal = held.enter_context(Journal(folder / JOURNAL))
-            if not self._journal.records:
-                self._journal.append(json.dumps({"header": header.digest()}).encode())
-            done = _unpack(self._journal.records, header, self._units, folder)
-            self._done = {d.unit: d for d in done if d.shard is None or self._has(d.shard)}
+                self._remove_units()  # of a process that was killed just before this
+            else:
+                self._there = _units_of(folder, header)
+                if header.images:
+                    (folder / IMAGES).mkdir(exist_ok=True)
+                if not (folder / RECORDING).exists():
+                    write_text(folder / RECORDING, json.dumps(header.to_json(), indent=1, ensure_ascii=False))
             self._held = held.pop_all()
 
     def _has(self, shard: Shard) -> bool:
-        """Whether a recorded shard still lies there; else its unit is recorded again."""
+        """Whether a shard still lies in the folder."""
         path = self.folder / IMAGES / shard.name
         return path.is_file() and path.stat().st_size == shard.size
 
     def missing(self) -> list[Unit]:
-        """The units that are still to be recorded, in order."""
-        return [] if self.finished else [unit for unit in self._units if unit.index not in self._done]
+        """The units that are still to be recorded, in order. A unit whose shard is gone is recorded again."""
+        if self.finished:
+            return []
+        there = {index for index, (_, shard) in self._there.items() if shard is None or self._has(shard)}
+        return [unit for unit in self.header.units() if unit.index not in there]
 
     def add(self, unit: Unit, scores: FloatArray, shard: Shard | None) -> None:
-        """Keep a unit: its rows of `scores` (P, S, C, R), or those alone, and its images' shard, where there are any.
+        """Keep a unit's `scores` (prompts, seeds, C, R), and the shard of its images where images are kept.
 
-        ValueError where the shard does not lie in the folder, whole: who made it writes to another disk.
+        ValueError where the shard does not lie in the folder, whole: its maker writes to another disk.
         """
         if shard is not None and not self._has(shard):
             raise ValueError(
                 f"the images of unit {unit.index} were made, but {self.folder / IMAGES / shard.name} is not here: all "
                 "machines must see the same folder, on a file system that they share"
             )
-        if scores.shape == self.header.shape:
-            scores = scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop]
-        done = _Done(unit.index, scores, shard)
-        self._journal.append(_pack(done))
-        self._done[unit.index] = done
+        about = {"header": self._digest, "shard": None if shard is None else dataclasses.asdict(shard)}
+        data = packed(scores, "unit", about)
+        write_whole(self.folder / unit.file, lambda file: file.write(data))
+        self._there[unit.index] = scores, shard
 
     def finish(self) -> Recording:
-        """Write the scores and remove the journal. ValueError when units are missing."""
+        """Write the scores and remove the units' files. ValueError when units are missing."""
         if self.finished:
             return load_recording(self.folder)
-        if self.missing():
-            raise ValueError(f"{len(self.missing())} of {len(self._units)} units are missing in {self.folder}")
+        if missing := self.missing():
+            raise ValueError(f"{len(missing)} of {len(self.header.units())} units are missing in {self.folder}")
         scores = np.full(self.header.shape, np.nan)
-        for unit in self._units:
-            block = self._done[unit.index].scores
-            scores[unit.prompts.start : unit.prompts.stop, unit.seeds.start : unit.seeds.stop] = block
-        shards = [dataclasses.asdict(d.shard) for _, d in sorted(self._done.items()) if d.shard is not None]
-        # One key, since safetensors writes several in any order and the bytes should be the same every time.
-        about = {**self.header.to_json(), "shards": shards, "crc32": zlib.crc32(scores.tobytes())}
-        metadata = {"recording": json.dumps({**about, HEADER_CRC: checksum(about)})}
-        write_whole(self.folder / SCORES, lambda file: file.write(save({"scores": scores}, metadata)))
-        self._journal.close()
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+        for unit in self.header.units():
+            scores[unit.rows] = self._there[unit.index][0]
+        shards = [dataclasses.asdict(shard) for _, (_, shard) in sorted(self._there.items()) if shard is not None]
+        data = packed(scores, "recording", {**self.header.to_json(), "shards": shards})
+        write_whole(self.folder / SCORES, lambda file: file.write(data))
+        self._remove_units()
         self.finished = True
         return self.header.recording(scores)
+
+    def _remove_units(self) -> None:
+        for name in _unit_names(self.folder):
+            (self.folder / name).unlink()
 
     def __enter__(self) -> OpenRecording:
         return self
@@ -206,44 +189,50 @@ class OpenRecording:
         self._held.close()
 
 
-def _pack(done: _Done) -> bytes:
-    """A line of JSON, then the scores' bytes, float64 little-endian."""
-    shard = None if done.shard is None else dataclasses.asdict(done.shard)
-    head = {"unit": done.unit, "shape": list(done.scores.shape), "shard": shard}
-    return json.dumps(head).encode() + b"\n" + np.ascontiguousarray(done.scores, "<f8").tobytes()
+def packed(scores: FloatArray, key: str, about: Mapping[str, Json]) -> bytes:
+    """A safetensors file of scores, with JSON about them and checksums of both under one key of its header."""
+    # One key, since safetensors writes several in any order and the bytes should be the same every time.
+    about = {**about, "crc32": zlib.crc32(scores.tobytes())}
+    return save({"scores": scores}, {key: json.dumps({**about, HEADER_CRC: checksum(about)})})
 
 
-def _unpack(records: list[bytes], header: Header, units: list[Unit], folder: Path) -> list[_Done]:
-    """The units of a journal's records. ValueError where the journal, though whole, is not of this recording.
+def unpacked(path: Path, key: str, what: str) -> tuple[FloatArray, dict[str, Json]]:
+    """The scores and the JSON of a file that `packed` made. ValueError for another file, and for a damaged one."""
+    tensors, metadata = files.read_tensors(path, what)
+    about = files.parse_object(metadata.get(key, ""), path)
+    if about.pop(HEADER_CRC, None) != checksum(about):
+        raise ValueError(f"{path} is damaged: its header does not have the checksum with which it was written")
+    return _held_to_checksum(path, tensors, about.pop("crc32", None)), about
 
-    The first record is the digest of the settings; journals that were begun before there was one lack it.
+
+def _unit_names(folder: Path) -> set[str]:
+    """The names of the units' files in a folder."""
+    return {path.name for path in folder.glob("unit-*.safetensors")}
+
+
+def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard | None]]:
+    """The scores and the shard of each unit that is in a folder, by the unit's index.
+
+    ValueError for a damaged file, for one of other settings, and for a folder that an earlier version began.
     """
-    where = folder / JOURNAL
-    heads = []
-    for record in records:
-        line, _, data = record.partition(b"\n")
-        head = files.parse_json(line, where)
-        if not isinstance(head, dict):
-            raise ValueError(f"{where} is damaged: a record of it says not what it holds")
-        heads.append((head, data))
-    if heads and "header" in heads[0][0] and heads.pop(0)[0]["header"] != header.digest():
+    refuse_journal(folder)
+    names, digest = _unit_names(folder), header.digest()
+    units = [unit for unit in header.units() if unit.file in names] if names else []
+    return {unit.index: _read_unit(folder / unit.file, unit, header, digest) for unit in units}
+
+
+def _read_unit(path: Path, unit: Unit, header: Header, digest: str) -> tuple[FloatArray, Shard | None]:
+    try:
+        scores, about = unpacked(path, "unit", "unit of a recording")
+        if about.get("header") != digest:
+            raise ValueError(f"{path} was recorded with other settings than {RECORDING} holds")
+        if scores.shape != (shape := (len(unit.prompts), len(unit.seeds), *header.shape[2:])):
+            raise ValueError(f"{path} is damaged: it should hold scores of shape {shape}, not {scores.shape}")
+        return scores, None if about.get("shard") is None else Shard.read(about["shard"], path)
+    except ValueError as error:
         raise ValueError(
-            f"{folder / JOURNAL} was begun with other settings than {folder / RECORDING} holds: the two files are of "
-            f"different recordings. Put back the {RECORDING} that the journal was begun with, or remove {JOURNAL} to "
-            f"record everything again with the settings of this one"
-        )
-    done = []
-    for head, data in heads:
-        index, shape, shard = (head.get(name) for name in ("unit", "shape", "shard"))
-        unit = units[index] if isinstance(index, int) and 0 <= index < len(units) else None
-        wanted = [] if unit is None else [len(unit.prompts), len(unit.seeds), *header.shape[2:]]
-        if unit is None or shape != wanted or len(data) != 8 * math.prod(wanted):
-            raise ValueError(
-                f"{where} does not belong to {RECORDING} beside it: unit {str(index)[:20]} of shape {str(shape)[:60]}"
-            )
-        scores = np.frombuffer(data, "<f8").reshape(wanted).astype(float)
-        done.append(_Done(unit.index, scores, None if shard is None else Shard.read(shard, where)))
-    return done
+            f"{error}. Put back the file that was written, or remove it to record the unit again"
+        ) from None
 
 
 def _read_header(folder: Path) -> Header:
@@ -277,9 +266,17 @@ def _check_scores(
     unknown = set(extra) - {"format", "shards", "crc32", HEADER_CRC}
     if unknown:
         raise ValueError(f"{path} is damaged: its header has keys that no ttsnap writes: {sorted(unknown)}")
+    scores = _held_to_checksum(path, tensors, extra.get("crc32"))
+    if scores.shape != header.shape:
+        raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, not {scores.shape}")
+    return header, scores, read_shards(extra.get("shards", []), path)
+
+
+def _held_to_checksum(path: Path, tensors: Mapping[str, Tensor], crc: Json) -> FloatArray:
+    """The scores among a file's tensors. ValueError unless they are float64 and have this checksum."""
     scores = tensors.get("scores")
-    if scores is None or scores.shape != header.shape or scores.dtype != np.float64:
-        raise ValueError(f"{path} is damaged: it should hold scores of shape {header.shape}, float64")
-    if zlib.crc32(scores.tobytes()) != extra.get("crc32"):
+    if scores is None or scores.dtype != np.float64:
+        raise ValueError(f"{path} is damaged: it should hold scores, float64")
+    if zlib.crc32(scores.tobytes()) != crc:
         raise ValueError(f"{path} is damaged: the scores do not have the checksum with which they were written")
-    return header, np.asarray(scores, np.float64), read_shards(extra.get("shards", []), path)
+    return np.asarray(scores, np.float64)

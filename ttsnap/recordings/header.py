@@ -37,6 +37,16 @@ class Unit:
     prompts: range
     seeds: range
 
+    @property
+    def rows(self) -> tuple[slice, slice]:
+        """Where its scores lie in those (P, S, C, R) of the recording."""
+        return slice(self.prompts.start, self.prompts.stop), slice(self.seeds.start, self.seeds.stop)
+
+    @property
+    def file(self) -> str:
+        """The name of the file that holds its scores until all units are there."""
+        return f"unit-{self.index:05d}.safetensors"
+
 
 @dataclass(frozen=True)
 class Header:

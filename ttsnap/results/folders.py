@@ -14,6 +14,8 @@ from ttsnap.files.lock import LOCK, locked
 from ttsnap.files.writing import part_of
 
 T = TypeVar("T")
+JOURNAL = "journal.bin"
+"""Where earlier versions kept what was done of a recording or a benchmark."""
 PROBE = bytes(2**16)
 """Written and removed again where results are to go: a full disk lets files be made, but not filled."""
 
@@ -47,6 +49,15 @@ def check_same(folder: Path, about: str, differing: Callable[[], list[str]], wha
         if others:
             names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             raise ValueError(f"{folder} holds other files ({names}); choose another folder")
+
+
+def refuse_journal(folder: Path) -> None:
+    """ValueError for a folder of unfinished work with a journal, which earlier versions kept."""
+    if (folder / JOURNAL).exists() or (folder / JOURNAL).is_symlink():
+        raise ValueError(
+            f"{folder} was begun by a version of ttsnap before 0.2, which kept {JOURNAL}: finish it with that version, "
+            f"or remove {JOURNAL} to begin again"
+        )
 
 
 @contextlib.contextmanager
