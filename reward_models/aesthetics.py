@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from ttsnap.reward_models.clip import VISION_ADAPTED, VISION_SITES
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer
-from ttsnap.reward_models.weights import explained, load_into, locate, read_state
+from ttsnap.reward_models.weights import beside, load_into, locate, pretrained, read_state
 
 FILES = ("aesthetic-model.safetensors", "aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth")
 
@@ -29,12 +30,10 @@ class Aesthetics(Scorer):
     """How much people would like the image, about 4 to 7 of 10. It does not read the prompt."""
 
     name = "aesthetics"
-    adapted = (
-        r"clip\.vision_model\.embeddings\.patch_embedding|clip\.visual_projection"
-        r"|clip\.vision_model\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])"
-    )
+    weights = "trl-lib/ddpo-aesthetic-predictor"
+    adapted = rf"clip\.({VISION_ADAPTED})"
     trained = r".*"
-    level_sites = r"clip\.vision_model\.(embeddings\.patch_embedding|encoder\.layers\.\d+\.layer_norm[12])"
+    level_sites = rf"clip\.{VISION_SITES}"
 
     def __init__(self, clip: Any, head: nn.Module, *, batch_size: int = 32) -> None:
         # The stack is small and its outputs are compared in the second decimal: it stays in float32.
@@ -43,26 +42,16 @@ class Aesthetics(Scorer):
         super().__init__(network, preprocess, batch_size=batch_size)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = "trl-lib/ddpo-aesthetic-predictor",
-        *,
-        clip: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 32,
-    ) -> Aesthetics:
-        """The stack from a file, a folder or a hub repository; CLIP from `clip`, from the same folder where that holds
-        a config.json, or from openai/clip-vit-large-patch14. ValueError where they cannot be loaded."""
+    def load(cls, source: str, dtype: torch.dtype, *, clip: str | Path | None = None, **options: Any) -> Self:
+        """clip: the image tower; by default from beside the stack, where a config.json is, or openai's ViT-L/14."""
         from transformers import CLIPVisionModelWithProjection
 
-        path = locate(name_or_path, FILES)
-        beside = (path.parent / "config.json").is_file()
-        source = str(clip or (path.parent if beside else "openai/clip-vit-large-patch14"))
-        tower: Any = explained(lambda: CLIPVisionModelWithProjection.from_pretrained(source, dtype=dtype), source)
+        path = locate(source, FILES)
+        where = str(clip or beside(path, ("config.json",), "openai/clip-vit-large-patch14"))
+        tower = pretrained(CLIPVisionModelWithProjection, where, dtype=dtype)
         head = linear_stack(tower.config.projection_dim)
-        load_into(head, {k.removeprefix("layers."): v for k, v in read_state(path).items()}, str(path))
-        return cls(tower.to(device), head.to(device), batch_size=batch_size)
+        load_into(head, {k.removeprefix("layers."): v for k, v in read_state(path).items()}, path)
+        return cls(tower, head, **options)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network: Any = self.network

@@ -6,9 +6,8 @@ import io
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
-from ttsnap.reward_models.preprocess import check_images, to_levels
+from ttsnap.reward_models.preprocess import check_images, to_pictures
 
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -17,9 +16,9 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     """Size of each image as JPEG in units of 1000 bytes, (N,) float32; as in DDPO (arXiv 2305.13301), quality 95."""
     check_images(images)
     sizes = []
-    for image in to_levels(images).byte().permute(0, 2, 3, 1).cpu():
+    for picture in to_pictures(images):
         buffer = io.BytesIO()
-        Image.fromarray(image.numpy()).save(buffer, format="JPEG", quality=quality)
+        picture.save(buffer, format="JPEG", quality=quality)
         sizes.append(buffer.tell() / 1000)
     return torch.tensor(sizes, dtype=torch.float32)
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from ttsnap.reward_models.preprocess import check_images, to_levels
-from ttsnap.reward_models.weights import explained
-
-from ttsnap.rewards.reward_model import RewardModel
+from torch import Tensor
+from ttsnap.reward_models.preprocess import to_pictures
+from ttsnap.reward_models.scorer import NetworkReward
+from ttsnap.reward_models.weights import pretrained
 
 _WORDS = "one two three four five six seven eight nine ten eleven twelve"
 NUMBERS = {"a": 1, "an": 1} | {word: n for n, word in enumerate(_WORDS.split(" "), 1)}
@@ -39,16 +37,15 @@ def parse_counts(prompt: str) -> dict[str, int]:
     return counts
 
 
-class CountReward(RewardModel):
-    """-sum (detected - wanted)^2 over the things a prompt counts; 0 is perfect.
+class CountReward(NetworkReward):
+    """-sum (detected - wanted)^2 over the things a prompt counts; 0 is perfect, nan where a prompt counts nothing.
 
     network and processor: a transformers zero-shot detector (Grounding DINO, OWLv2); threshold: least score of a
     detection; counts: how to read a prompt, {phrase: number}.
     """
 
     name = "counting"
-    heavy = True
-    network: nn.Module
+    weights = "IDEA-Research/grounding-dino-base"
 
     def __init__(
         self,
@@ -57,28 +54,19 @@ class CountReward(RewardModel):
         *,
         threshold: float = 0.2,
         counts: Callable[[str], dict[str, int]] = parse_counts,
+        batch_size: int = 32,
     ) -> None:
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
-        self.network, self.processor = network.eval().requires_grad_(False), processor
-        self.threshold, self.counts = threshold, counts
+        super().__init__(network, batch_size=batch_size)
+        self.processor, self.threshold, self.counts = processor, threshold, counts
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = "IDEA-Research/grounding-dino-base",
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        threshold: float = 0.2,
-    ) -> CountReward:
-        """A local folder or a hub id. ValueError where it cannot be loaded."""
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        source = str(name_or_path)
-        network = explained(lambda: AutoModelForZeroShotObjectDetection.from_pretrained(source, dtype=dtype), source)
-        processor = explained(lambda: AutoProcessor.from_pretrained(source), source)
-        return cls(network.to(device), processor, threshold=threshold)
+        network = pretrained(AutoModelForZeroShotObjectDetection, source, dtype=dtype)
+        return cls(network, pretrained(AutoProcessor, source), **options)
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a prompt that counts nothing. An empty one passes: it only measures the time of a call."""
@@ -86,13 +74,9 @@ class CountReward(RewardModel):
             if prompt and not self.counts(prompt):
                 raise ValueError(f"prompt {prompt!r} counts nothing; write numbers, as in 'two apples and a pear'")
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32 on the CPU, nan where nothing is counted."""
-        check_images(images, prompts)
-        arrays = to_levels(images).byte().permute(0, 2, 3, 1).cpu().numpy()
-        scores = [self._one(Image.fromarray(a), self.counts(p)) for a, p in zip(arrays, prompts, strict=True)]
-        return torch.tensor(scores, dtype=torch.float32)
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        pictures = zip(to_pictures(images), map(self.counts, prompts), strict=True)
+        return torch.tensor([self._one(*one) for one in pictures], dtype=torch.float32, device=self.device)
 
     def _one(self, picture: Image.Image, wanted: dict[str, int]) -> float:
         """The score of one picture; wanted: how many of each phrase. nan where `wanted` is empty.
@@ -100,10 +84,9 @@ class CountReward(RewardModel):
         The detector is asked for one phrase at a time: it would give each box to one phrase only, and the number of
         phrases varies.
         """
-        device = next(self.network.parameters()).device
         total = 0.0
         for phrase, n in wanted.items():
-            inputs = self.processor(images=picture, text=[[phrase]], return_tensors="pt").to(device)
+            inputs = self.processor(images=picture, text=[[phrase]], return_tensors="pt").to(self.device)
             detections = self.processor.post_process_grounded_object_detection(
                 self.network(**inputs), threshold=self.threshold, target_sizes=[(picture.height, picture.width)]
             )

@@ -7,13 +7,11 @@ is here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from ttsnap.reward_models.clip import OpenClipTowers, import_open_clip
 from ttsnap.reward_models.preprocess import Preprocess
-from ttsnap.reward_models.towers import OpenClipTowers, import_open_clip
 from ttsnap.reward_models.weights import explained, load_into, locate, read_state
 
 
@@ -21,29 +19,17 @@ class HPSv2(OpenClipTowers):
     """Cosine of the checkpoint of version 2.0."""
 
     name = "hpsv2"
+    weights = "xswu/HPSv2"
     files: tuple[str, ...] = ("HPS_v2_compressed.safetensors", "HPS_v2_compressed.pt")
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = "xswu/HPSv2",
-        *,
-        architecture: str = "ViT-H-14",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 32,
-    ) -> HPSv2:
-        """A checkpoint file, a folder or hub repository that holds one. ValueError where it cannot be loaded."""
+    def load(cls, source: str, dtype: torch.dtype, *, architecture: str = "ViT-H-14", **options: Any) -> Self:
         open_clip = import_open_clip()
-        path = locate(name_or_path, cls.files)
+        path = locate(source, cls.files)
         network = explained(lambda: open_clip.create_model(architecture, pretrained=None), architecture)
-        load_into(network, read_state(path), str(path))
+        load_into(network, read_state(path), path)
         preprocess = Preprocess(network.visual.preprocess_cfg["size"][0], fit="pad")
-        tokenizer = open_clip.get_tokenizer(architecture)
-        return cls(network.to(device, dtype), tokenizer, preprocess, batch_size=batch_size)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.cosine(images, prompts)
+        return cls(network.to(dtype=dtype), open_clip.get_tokenizer(architecture), preprocess, **options)
 
 
 class HPSv21(HPSv2):

@@ -24,9 +24,8 @@ from typing import TypeVar
 
 import httpx
 import torch
-from PIL import Image
 from torch import Tensor
-from ttsnap.reward_models.preprocess import check_images, to_levels
+from ttsnap.reward_models.preprocess import check_images, to_pictures
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.files.settings import Json
@@ -238,6 +237,5 @@ def _tls() -> ssl.SSLContext:
 def encode_image(image: Tensor) -> str:
     """(3, H, W) in [0, 1] -> PNG in base64."""
     buffer = io.BytesIO()
-    array = to_levels(image).byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(array).save(buffer, format="PNG", compress_level=1)
+    to_pictures(image[None])[0].save(buffer, format="PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.aesthetics import linear_stack
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer
-from ttsnap.reward_models.weights import explained, load_into, locate, read_state
+from ttsnap.reward_models.weights import beside, load_into, locate, pretrained, read_state
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw output on the authors' data, from the image-reward package."""
@@ -55,6 +55,7 @@ class ImageReward(Scorer):
     """(stack(text encoder's first token) - mean) / std: about N(0, 1) on the authors' data, higher is better."""
 
     name = "imagereward"
+    weights = "THUDM/ImageReward"
     max_tokens = MAX_TOKENS
     # The text encoder attends to the image, so it belongs to the image side, and reads one text per image.
     adapted = (
@@ -75,31 +76,29 @@ class ImageReward(Scorer):
         self._tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(
+    def load(
         cls,
-        name_or_path: str | Path = "THUDM/ImageReward",
+        source: str,
+        dtype: torch.dtype,
         *,
         tokenizer: str | Path | None = None,
         head_width: int = 64,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 32,
-    ) -> ImageReward:
-        """A checkpoint file, or a folder or hub repository that holds one; the tokenizer from `tokenizer`, from beside
-        the checkpoint where a vocab.txt is there, or bert-base-uncased. head_width: of both towers' attention, 64 as
-        published. ValueError where they cannot be loaded."""
+        **options: Any,
+    ) -> Self:
+        """tokenizer: by default from beside the checkpoint, where a vocab.txt is, or bert-base-uncased.
+
+        head_width: of both towers' attention, 64 as published.
+        """
         from transformers import BertTokenizer
 
-        path = locate(name_or_path, FILES)
-        beside = (path.parent / "vocab.txt").is_file()
-        source = str(tokenizer or (path.parent if beside else "bert-base-uncased"))
-        words: Any = explained(lambda: BertTokenizer.from_pretrained(source), source)
+        path = locate(source, FILES)
+        words = pretrained(BertTokenizer, str(tokenizer or beside(path, ("vocab.txt",), "bert-base-uncased")))
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         state = convert(read_state(path))
-        vision, text = _towers(state, str(path), head_width)
+        vision, text = _towers(state, path, head_width)
         head = linear_stack(text.config.hidden_size)
-        load_into(nn.ModuleDict({"vision": vision, "text": text, "head": head}), state, str(path))
-        return cls(vision.to(device, dtype), text.to(device, dtype), head.to(device), words, batch_size=batch_size)
+        load_into(nn.ModuleDict({"vision": vision, "text": text, "head": head}), state, path)
+        return cls(vision.to(dtype), text.to(dtype), head, words, **options)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(
@@ -119,7 +118,7 @@ class ImageReward(Scorer):
         return len(self._tokenizer(prompt, truncation=False)["input_ids"])
 
 
-def _towers(state: Mapping[str, Tensor], source: str, head_width: int) -> tuple[Any, Any]:
+def _towers(state: Mapping[str, Tensor], source: Path, head_width: int) -> tuple[Any, Any]:
     """Both towers, their sizes from the weights' shapes. ValueError where these are not ImageReward's."""
     from transformers import BlipTextConfig, BlipVisionConfig
     from transformers.models.blip.modeling_blip import BlipVisionModel

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from ttsnap.reward_models.towers import HFTowers
+from ttsnap.reward_models.clip import HFTowers
 
 
 class PickScore(HFTowers):
     """exp(logit_scale) x cosine, about 18 to 24. Differences of two scores are log-odds that users prefer one."""
 
     name = "pickscore"
-    default = "yuvalkirstain/PickScore_v1"
+    weights = "yuvalkirstain/PickScore_v1"
     processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

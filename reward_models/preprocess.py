@@ -16,11 +16,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -83,6 +84,72 @@ class Preprocess:
         return centre_crop(x, self.size, round if self.rules == "torchvision" else math.floor)
 
 
+@dataclass(frozen=True)
+class Sight:
+    """Images and videos as Qwen2-VL and Qwen2.5-VL read them: resized to whole patches, normalised, and cut into these.
+
+    patch: pixels of a side; merge: patches of a side that are one token; frames: that are one patch; pixels: fewest and
+    most of an image or frame; exact: as in Preprocess. Source: arXiv 2409.12191, and transformers'
+    Qwen2VLImageProcessor, whose order of patches this is.
+    """
+
+    patch: int
+    merge: int
+    frames: int
+    pixels: tuple[int, int]
+    exact: bool = True
+
+    @classmethod
+    def of(cls, config: Any, pixels: tuple[int, int]) -> Sight:
+        """The sight of a transformers configuration."""
+        seen = config.vision_config
+        return cls(int(seen.patch_size), int(seen.spatial_merge_size), int(seen.temporal_patch_size), pixels)
+
+    def image(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, 1, 3, h, w) levels 0..255, resized as by PIL where `exact`."""
+        resize = resize_like_pil if self.exact else resize_smoothly
+        return resize(self._levels(images), self._size(images))[:, None]
+
+    def video(self, videos: Tensor) -> Tensor:
+        """(N, T, 3, H, W) in [0, 1] -> (N, T, 3, h, w) levels, resized as torchvision does frames."""
+        x = self._levels(videos.flatten(0, 1))
+        frames: Tensor = functional.interpolate(x, size=self._size(videos), mode="bicubic", antialias=True)
+        frames = frames.clamp(0, 255)
+        return (frames.round() if self.exact else frames).view(*videos.shape[:2], *frames.shape[1:])
+
+    def _levels(self, images: Tensor) -> Tensor:
+        return to_levels(images) if self.exact else images.clamp(0, 1) * 255
+
+    def patches(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, 3, h, w) levels -> patches (P, 3 * frames * patch^2) and their grid (3,), over time, height and width.
+
+        Frames are repeated at the end up to a multiple of `frames`: an image is seen as two frames of it.
+        """
+        mean, std = (torch.tensor(v, device=levels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+        x = (levels / 255 - mean) / std
+        x = torch.cat([x, x[-1:].expand(-len(x) % self.frames, -1, -1, -1)])
+        time, _, height, width = x.shape
+        grid = (time // self.frames, height // self.patch, width // self.patch)
+        cells = (grid[1] // self.merge, self.merge, self.patch, grid[2] // self.merge, self.merge, self.patch)
+        x = x.reshape(grid[0], self.frames, 3, *cells).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        return x.reshape(grid[0] * grid[1] * grid[2], -1), torch.tensor(grid, device=levels.device)
+
+    def _size(self, images: Tensor) -> tuple[int, int]:
+        """The height and width, in whole tokens, that keep the shape best and have as many pixels as asked for.
+
+        ValueError for images that are more than 200 times as long as wide.
+        """
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        height, width = images.shape[-2:]
+        to: tuple[int, int] = smart_resize(height, width, self.patch * self.merge, *self.pixels)
+        return to
+
+    def tokens(self, grid: Tensor) -> int:
+        """How many tokens the patches of a grid are."""
+        return int(grid.prod()) // self.merge**2
+
+
 def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> None:
     """ValueError unless images are (N, 3, H, W) floats, and prompts, where given, as many."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -97,6 +164,11 @@ def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> None:
 def to_levels(images: Tensor) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> whole numbers 0..255 as float32: what an 8-bit file would hold."""
     return (images.float().clamp(0, 1) * 255).round()
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """(N, 3, H, W) in [0, 1] -> N pictures of 8 bits."""
+    return [Image.fromarray(array) for array in to_levels(images).byte().permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def shorter_side(x: Tensor, size: int) -> tuple[int, int]:

@@ -1,17 +1,18 @@
-"""What the neural rewards share: batches, no gradients, checks of the input, FLOPs."""
+"""What rewards with a network share: loading, batches, checks of the input, gradients, FLOPs."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.preprocess import Preprocess, check_images
+from ttsnap.reward_models.preprocess import Preprocess, Sight, check_images
 
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.reward_model import RewardModel
@@ -19,12 +20,121 @@ from ttsnap.rewards.reward_model import RewardModel
 logger = logging.getLogger(__name__)
 
 
-class Scorer(RewardModel):
-    """A frozen network that scores images. Subclasses define `score`, and `count_tokens` where texts are cut.
+class NetworkReward(RewardModel):
+    """A frozen network that scores images. Subclasses define `load` and `score`.
 
-    network: in evaluation mode, on its device and in its dtype; preprocess: from images to its input; batch_size: most
-    images per forward pass; max_tokens: what the text encoder reads of a prompt, None without a limit. Scores are
-    float32, on the network's device.
+    network: on its device and in its dtype; batch_size: most rows of a forward pass; preprocess: from images to the
+    network's input, None where the network's own processor does that. Scores are float32.
+    """
+
+    heavy = True
+    weights = ""
+    """The hub id of the published weights."""
+    trained_dtype = torch.float32
+    """The network's dtype where none is given."""
+    trial_size = 64
+    """Pixels of a side of the trial image."""
+    network: nn.Module
+    score: Callable[..., Tensor]
+    """One batch: (images, prompts), and `source` where `needs` has it -> (N,), with a graph back to the network."""
+
+    def __init__(
+        self, network: nn.Module, preprocess: Preprocess | Sight | None = None, *, batch_size: int = 32
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.network = network.eval().requires_grad_(False)
+        self.preprocess, self.batch_size = preprocess, batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """The reward with weights from a file, a folder or a hub id; by default the published ones.
+
+        dtype: of the towers, `trained_dtype` by default. options: those of `load`, and of the class. ValueError where
+        something cannot be loaded, or does not fit.
+        """
+        made = cls.load(str(name_or_path or cls.weights), dtype or cls.trained_dtype, **options)
+        made.network.to(device)
+        return made
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
+        """The reward on the CPU. source: a file, a folder or a hub id."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """images (N, 3, H, W), or videos (N, T, 3, H, W), float in [0, 1], N prompts -> (N,) float32.
+
+        level: ignored, these rewards are for clean images. source: (N, 3, h, w), the images that were edited, where
+        `needs` has it.
+        """
+        self.check_rows(images, prompts, source)
+        parts = [torch.zeros(0, device=self.device)]
+        for start in range(0, len(images), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            given = () if source is None else (source[rows],)
+            parts.append(self.score(images[rows], list(prompts[rows]), *given))
+        return torch.cat(parts)
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+        """As calling it, in one batch, with a graph back to the images: pixels are not rounded to 8 bits on the way.
+
+        Without a graph where a processor makes the network's input.
+        """
+        if self.preprocess is None:
+            return self(images, prompts)
+        self.check_rows(images, prompts, None)
+        smooth = copy.copy(self)
+        smooth.preprocess = replace(self.preprocess, exact=False)
+        return smooth.score(images, list(prompts))
+
+    def check_rows(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
+        """ValueError unless there are as many prompts, and sources where `needs` has them, as images or videos."""
+        video = "video" in self.needs
+        if video and images.ndim != 5:
+            raise ValueError(f"{self.name} scores videos (N, T, 3, H, W), got {tuple(images.shape)}")
+        check_images(images.flatten(0, 1) if video else images)
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
+        if "source" in self.needs:
+            if source is None or len(source) != len(images):
+                given = "none" if source is None else f"{len(source)} for {len(images)} images"
+                raise ValueError(
+                    f"{self.name} compares each image with the one that was edited, its source; got {given}"
+                )
+            check_images(source)
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of one image or video with a prompt of its own, counted on one call.
+
+        Repeated prompts of a batch cost less; answers in words of another length cost more or less.
+        """
+        trial = self.trial_image()
+        return count_flops(lambda: self(trial, [self.example], None, trial if "source" in self.needs else None))
+
+    def trial_image(self) -> Tensor:
+        return torch.full((1, 3, self.trial_size, self.trial_size), 0.4, device=self.device)
+
+
+class Scorer(NetworkReward):
+    """A network that scores preprocessed images. Subclasses define `count_tokens`, too, where texts are cut.
+
+    max_tokens: what the text encoder reads of a prompt, None without a limit.
 
     For student.py a class names, as regular expressions of whole names in `network`: `adapted`, the modules on the
     image side that low-rank adapters go into (an nn.MultiheadAttention as its .in_proj and .out_proj); `trained`, the
@@ -32,47 +142,15 @@ class Scorer(RewardModel):
     a row per image, an embedding of the noise level is added. Text towers that encode each prompt once stay out.
     """
 
-    name: str = "scorer"
-    heavy = True
     max_tokens: int | None = None
     adapted: str = ""
     trained: str = ""
     level_sites: str = ""
-    network: nn.Module
+    preprocess: Preprocess
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.network = network.eval().requires_grad_(False)
-        self.preprocess, self.batch_size = preprocess, batch_size
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """One batch: images (N, 3, H, W) in [0, 1], N prompts -> (N,) float32. Differentiable in the network."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float32. `level` is ignored: this reward is for clean
-        images, and its scores of noisy estimates are what they are."""
-        check_images(images, prompts)
-        size = self.batch_size
-        parts = [self.score(images[i : i + size], list(prompts[i : i + size])) for i in range(0, len(images), size)]
-        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
-
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """As calling it, with a graph back to the images, in one batch; pixels are not rounded to 8 bits on the way."""
-        check_images(images)
-        smooth = copy.copy(self)
-        smooth.preprocess = replace(self.preprocess, exact=False)
-        return smooth.score(images, list(prompts))
+        super().__init__(network, preprocess, batch_size=batch_size)
+        self.trial_size = preprocess.size
 
     def on(self, network: nn.Module) -> Self:
         """This scorer on another network of the same structure. Nothing is copied."""
@@ -80,6 +158,10 @@ class Scorer(RewardModel):
         other.network = network
         vars(other).pop("flops", None)
         return other
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
 
     def pixels(self, images: Tensor) -> Tensor:
         """The network's input: preprocessed on the images' device, then moved, since it is smaller by then."""
@@ -100,12 +182,3 @@ class Scorer(RewardModel):
             if self.max_tokens is not None and n > self.max_tokens:
                 message = "%s reads %d tokens and cuts the rest; this prompt has %d: %.60r"
                 logger.warning(message, self.name, self.max_tokens, n, prompt)
-
-    @cached_property
-    def flops(self) -> float:
-        """FLOPs of one image with a prompt of its own, counted on one call. Repeated prompts of a batch cost less."""
-        return count_flops(lambda: self.score(self.trial_image(), [self.example]))
-
-    def trial_image(self) -> Tensor:
-        size = self.preprocess.size
-        return torch.full((1, 3, size, size), 0.4, device=self.device)

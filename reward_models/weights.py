@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,30 +25,39 @@ def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        present = [path / name for name in files if (path / name).is_file()]
-        if not present:
-            raise ValueError(f"folder {path} holds none of {', '.join(files)}; give the file itself")
-        return present[0]
-    return _download(str(name_or_path), files)
+        places, what = [path / name for name in files], f"folder {path}"
+        found = next((place for place in places if place.is_file()), None)
+    else:
+        what = f"repository {name_or_path}"
+        found = next(filter(None, (_downloaded(str(name_or_path), name) for name in files)), None)
+    if found is None:
+        raise ValueError(f"{what} holds none of {', '.join(files)}; give the file itself")
+    return found
 
 
-def _download(repo: str, files: Sequence[str]) -> Path:
+def _downloaded(repo: str, name: str) -> Path | None:
+    """A file of a hub repository in the cache; None where the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    def fetch(name: str) -> str:
-        return hf_hub_download(repo, name)
+    try:
+        return Path(explained(lambda: hf_hub_download(repo, name), repo))
+    except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            return None
+        raise
 
-    absent = None
-    for name in files:
-        try:
-            return Path(explained(partial(fetch, name), repo))
-        except ValueError as error:
-            cause = error.__cause__
-            if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError):
-                raise
-            absent = error
-    raise ValueError(f"repository {repo} holds none of {', '.join(files)}") from absent
+
+def beside(weights: Path, files: Sequence[str], other: str | Path) -> str:
+    """The folder of weights (a file or a folder) where it holds one of `files`, such as a tokenizer's; else `other`."""
+    folder = weights.parent if weights.is_file() else weights
+    return str(folder if any((folder / name).is_file() for name in files) else other)
+
+
+def pretrained(kind: Any, source: str, **options: Any) -> Any:
+    """What a class of transformers loads from a folder or a hub id. ValueError where it cannot be loaded."""
+    return explained(lambda: kind.from_pretrained(source, **options), source)
 
 
 def explained(load: Callable[[], T], source: str) -> T:
@@ -92,16 +100,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def load_into(
-    module: nn.Module, state: Mapping[str, Tensor], source: str, ignore: Iterable[str] = (), *, assign: bool = False
-) -> None:
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
     """Load `state` into every parameter and buffer of `module`.
 
-    source: where the state comes from, for the message. ignore: prefixes of names that are dropped from the state.
-    assign: take the tensors themselves, with their dtype, instead of copying them, for modules on the meta device.
-    ValueError where names or shapes of the others are not those of the module.
+    source: where the state comes from, for the message. assign: take the tensors themselves, with their dtype, instead
+    of copying them, for modules on the meta device. ValueError where names or shapes are not those of the module.
     """
-    state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore))}
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]

@@ -23,10 +23,10 @@ class EditReward(HeadedVLM):
     backbone = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
     questions = ("edit_reward_following", "edit_reward_quality")
 
-    def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:
+    def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
         """The source, then the edited image."""
         assert source is not None
-        return [self.sight.image(x, exact=exact) for x in (source, images)]
+        return [self.preprocess.image(x) for x in (source, images)]
 
     def read(self, values: Sequence[Tensor]) -> Tensor:
         """Each head says (mu, sigma) at its question's mark."""

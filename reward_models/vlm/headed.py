@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from ttsnap.reward_models.preprocess import Sight
 from ttsnap.reward_models.vlm.model import AskedVLM
-from ttsnap.reward_models.vlm.sight import Sight
 from ttsnap.reward_models.vlm.weights import build_backbone, build_head, merge_adapters, read_weights, split_heads
-from ttsnap.reward_models.weights import explained, locate
+from ttsnap.reward_models.weights import locate, pretrained
 
 
 class Headed(nn.Module):
@@ -38,8 +38,7 @@ class Headed(nn.Module):
 class HeadedVLM(AskedVLM):
     """A vision-language model with a head for each question. Subclasses say what is shown and asked.
 
-    network: frozen, on its device, the backbone in its dtype and the heads in float32. processor: as transformers'
-    AutoProcessor loads it. batch_size: most rows of a forward pass. Scores are float32, on the network's device.
+    network: the backbone in its dtype and the heads in float32. processor: as transformers' AutoProcessor loads it.
     """
 
     files: tuple[str, ...] = ("model.safetensors",)
@@ -49,16 +48,16 @@ class HeadedVLM(AskedVLM):
     pixels: tuple[int, int] = (256 * 28 * 28, 256 * 28 * 28)
     """Fewest and most pixels of an image or frame."""
     network: Headed
+    preprocess: Sight
 
     def __init__(self, network: Headed, processor: Any, *, batch_size: int = 4) -> None:
-        if batch_size < 1 or len(network.heads) != len(self.questions):
+        if len(network.heads) != len(self.questions):
             heads = f"{len(network.heads)} heads for {len(self.questions)} questions"
             raise ValueError(
-                f"{self.name} needs a head (rm_head or rm_heads) for each question and batch_size at least 1, got "
-                f"{heads}, {batch_size}; are these the weights of another reward?"
+                f"{self.name} needs a head (rm_head or rm_heads) for each question, got {heads}; are these the weights "
+                "of another reward?"
             )
         config: Any = network.backbone.config
-        self.sight = Sight.of(config, self.pixels)
         self._processor, self._tokenizer = processor, processor.tokenizer
         self._tokenizer.add_tokens(list(self.marks), special_tokens=True)
         self._tokenizer.padding_side = "right"
@@ -66,36 +65,25 @@ class HeadedVLM(AskedVLM):
         known = int(config.text_config.vocab_size)
         if int(self._marks.max()) >= known:
             raise ValueError(f"the weights of {self.name} know {known} tokens, its tokenizer more; are they a pair?")
-        super().__init__(network, frozenset(self._tokenizer.get_added_vocab()), batch_size)
+        sight = Sight.of(config, self.pixels)
+        super().__init__(network, self._tokenizer.get_added_vocab(), sight, batch_size=batch_size)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path | None = None,
-        *,
-        backbone: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.bfloat16,
-        batch_size: int = 4,
-    ) -> Self:
-        """A file of weights in safetensors, a folder or a hub id (default: the published one).
+    def load(cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, **options: Any) -> Self:
+        """source: weights in safetensors. dtype: the backbone's.
 
         backbone: a folder or hub id with the configuration and the tokenizer; by default they are those beside the
-        weights, or of the model that the published weights were trained from. dtype: the backbone's, by default the one
-        that it was trained in. ValueError where something cannot be loaded, or does not fit.
+        weights, or of the model that the published weights were trained from.
         """
         from transformers import AutoConfig, AutoProcessor
 
-        source = str(name_or_path or cls.weights)
         state = merge_adapters(read_weights(source, cls.files), cls.adapter_scale(source))
-        texts = str(backbone or beside(source) or cls.backbone)
-        config = explained(lambda: AutoConfig.from_pretrained(texts), texts)
-        processor = explained(lambda: AutoProcessor.from_pretrained(texts), texts)
+        texts = str(backbone or _beside(source) or cls.backbone)
+        config, processor = pretrained(AutoConfig, texts), pretrained(AutoProcessor, texts)
         tensors, heads = split_heads(state)
         network = build_backbone(config, tensors, dtype, source)
         width = int(config.text_config.hidden_size)
-        made = Headed(network, [build_head(head, width, source) for head in heads]).to(device)
-        return cls(made, processor, batch_size=batch_size)
+        return cls(Headed(network, [build_head(head, width, source) for head in heads]), processor, **options)
 
     @classmethod
     def adapter_scale(cls, source: str) -> float:
@@ -106,44 +94,18 @@ class HeadedVLM(AskedVLM):
         """What the heads say, each (N, marks, outputs) float32 -> scores (N,)."""
         raise NotImplementedError
 
-    def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:
-        """What is shown of a batch, in this order, each (N, T, 3, h, w) levels 0..255; T is 1 for images.
+    def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
+        """What is shown of a batch, in this order, each (N, T, 3, h, w) levels 0..255; T is 1 for images."""
+        return [self.preprocess.image(images)]
 
-        exact: rounded to 8 bits, as the original has them; else with a gradient.
-        """
-        return [self.sight.image(images, exact=exact)]
-
-    @torch.no_grad()
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
-    ) -> Tensor:
-        """images (N, 3, H, W), or videos (N, T, 3, H, W), float in [0, 1], N prompts -> (N,). `level` is ignored.
-
-        source: (N, 3, H, W), the images that were edited, where `needs` has it.
-        """
-        self.check_rows(images, prompts, source)
-        parts = [torch.zeros(0, device=self.device)]
-        for i in range(0, len(images), self.batch_size):
-            rows = slice(i, i + self.batch_size)
-            parts.append(self.score(images[rows], list(prompts[rows]), None if source is None else source[rows]))
-        return torch.cat(parts)
-
-    def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """As calling it, with a graph back to the images, in one batch; pixels are not rounded to 8 bits on the way."""
-        self.check_rows(images, prompts, None)
-        return self.score(images, list(prompts), exact=False)
-
-    def score(
-        self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None, *, exact: bool = True
-    ) -> Tensor:
-        """One batch, as in a call."""
-        shown = self.show(images, source, exact)
+    def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
+        shown = self.show(images, source)
         return self.read([self._ask(head, shown, prompts) for head in range(len(self.questions))])
 
     def _ask(self, head: int, shown: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """What a head says to its question about each row of what is shown: (N, marks, outputs)."""
         kind = "video" if "video" in self.needs else "image"
-        cut = [[self.sight.patches(levels) for levels in row] for row in zip(*shown, strict=True)]
+        cut = [[self.preprocess.patches(levels) for levels in row] for row in zip(*shown, strict=True)]
         texts = [self._text(head, kind, [grid for _, grid in row], p) for row, p in zip(cut, prompts, strict=True)]
         read = self._tokenizer(texts, padding=True, return_tensors="pt")
         ids, mask = read["input_ids"].to(self.device), read["attention_mask"].to(self.device)
@@ -161,10 +123,12 @@ class HeadedVLM(AskedVLM):
         text = str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
         pad = f"<|{kind}_pad|>"
         first, *rest = text.split(pad)
-        return first + "".join(pad * self.sight.tokens(grid) + part for grid, part in zip(grids, rest, strict=True))
+        return first + "".join(
+            pad * self.preprocess.tokens(grid) + part for grid, part in zip(grids, rest, strict=True)
+        )
 
 
-def beside(source: str) -> Path | str | None:
+def _beside(source: str) -> Path | str | None:
     """Where the configuration and the tokenizer are if they are beside the weights."""
     path = Path(source).expanduser()
     where = path.parent if path.is_file() else source

@@ -17,44 +17,37 @@ github.com/CodeGoat24/UnifiedReward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.preprocess import check_images
+from ttsnap.reward_models.preprocess import Sight
+from ttsnap.reward_models.scorer import NetworkReward
 
 from ttsnap.files.reading import printable
-from ttsnap.profiling.flops import count_flops
-from ttsnap.rewards.reward_model import RewardModel
 
 PLACE = "{text_prompt}"
 
 
-class AskedVLM(RewardModel):
+class AskedVLM(NetworkReward):
     """A vision-language model that is asked `questions` about what it is shown. Subclasses say how it answers.
 
-    network: frozen, on its device.
     special: its tokenizer's added tokens, which no prompt may hold.
-    batch_size: most rows of a forward pass.
     """
 
-    heavy = True
-    weights = ""
-    """The hub id of the published weights."""
+    trained_dtype = torch.bfloat16
+    trial_size = 448
     backbone = ""
-    """The hub id of the model that they were trained from."""
+    """The hub id of the model that the published weights were trained from."""
     questions: tuple[str, ...] = ()
     """What is asked, in order: names of prompts."""
-    network: nn.Module
 
-    def __init__(self, network: nn.Module, special: frozenset[str], batch_size: int) -> None:
-        self.network, self._special, self.batch_size = network.eval().requires_grad_(False), special, batch_size
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def __init__(
+        self, network: nn.Module, special: Collection[str], preprocess: Sight | None = None, *, batch_size: int = 4
+    ) -> None:
+        super().__init__(network, preprocess, batch_size=batch_size)
+        self._special, self._templates = special, [template(name) for name in self.questions]
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a prompt with one of the tokenizer's added tokens, which would not be read as text.
@@ -67,41 +60,14 @@ class AskedVLM(RewardModel):
                     shown = f"{printable(prompt):.60}"
                     raise ValueError(f"{self.name} cannot read a prompt that holds {token!r}; leave it out: {shown}")
 
-    @cached_property
-    def flops(self) -> float:
-        """FLOPs of one image or video, counted on one call; answers of another length take more or less."""
-        trial = self.trial_image()
-        source = {"source": trial} if "source" in self.needs else {}
-        return count_flops(lambda: self(trial, [self.example], None, **source))
-
-    def trial_image(self) -> Tensor:
-        return torch.full((1, 3, 448, 448), 0.4, device=self.device)
-
     def check_rows(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
-        """ValueError unless there are as many prompts, and sources where the reward needs them, as images or videos,
-        and it can read the prompts."""
-        video = "video" in self.needs
-        if video and images.ndim != 5:
-            raise ValueError(f"{self.name} scores videos (N, T, 3, H, W), got {tuple(images.shape)}")
-        check_images(images.flatten(0, 1) if video else images)
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one prompt per image")
-        if "source" in self.needs:
-            if source is None or len(source) != len(images):
-                given = "none" if source is None else f"{len(source)} for {len(images)} images"
-                raise ValueError(
-                    f"{self.name} compares each image with the one that was edited, its source; got {given}"
-                )
-            check_images(source)
+        """As any reward with a network; also refuses what `check` refuses."""
+        super().check_rows(images, prompts, source)
         self.check(prompts)
 
     def question(self, number: int, prompt: str) -> str:
         """A question about this prompt."""
         return fill(self._templates[number], prompt)
-
-    @cached_property
-    def _templates(self) -> list[str]:
-        return [template(name) for name in self.questions]
 
 
 def template(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import to_levels
 from ttsnap.reward_models.vlm.model import AskedVLM
 from ttsnap.reward_models.vlm.weights import merge_adapters, read_weights, renamed
-from ttsnap.reward_models.weights import explained, locate
+from ttsnap.reward_models.weights import locate, pretrained
 
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import check
@@ -25,11 +25,10 @@ ADAPTER = "adapter_config.json"
 class SpokenVLM(AskedVLM):
     """A vision-language model that is asked `questions` about what it is shown. Subclasses read its answers.
 
-    network: a model of transformers that generates text, frozen, on its device; processor: its processor. batch_size:
-    most rows at a time. answer_tokens: most tokens of an answer. temperature: 0 takes the likeliest token each time;
-    else tokens are sampled, row by row and from the same seed for each, so that no row changes another's score. passes:
-    how often it is asked, with seeds counted up; the score is the mean over those whose answers can be read. Scores are
-    float32 on the network's device, nan where none can be read: ttsnap ranks such images last.
+    network: a model of transformers that generates text; processor: its processor. answer_tokens: most tokens of an
+    answer. temperature: 0 takes the likeliest token each time; else tokens are sampled, row by row and from the same
+    seed for each, so that no row changes another's score. passes: how often it is asked, with seeds counted up; the
+    score is the mean over those whose answers can be read, nan where none can: ttsnap ranks such images last.
     """
 
     def __init__(
@@ -48,37 +47,22 @@ class SpokenVLM(AskedVLM):
             raise ValueError(f"{wanted}, got {given}")
         if passes > 1 and not temperature:
             raise ValueError(f"{passes} passes give the same answers at temperature 0; set a temperature, such as 0.7")
-        super().__init__(network, frozenset(processor.tokenizer.get_added_vocab()), batch_size)
+        super().__init__(network, processor.tokenizer.get_added_vocab(), batch_size=batch_size)
         self._processor, self.answer_tokens = processor, answer_tokens
         self.temperature, self.passes = temperature, passes
         processor.tokenizer.padding_side = "left"  # Answers begin behind the last place of every row.
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path | None = None,
-        *,
-        backbone: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.bfloat16,
-        **options: Any,
-    ) -> Self:
-        """A folder or hub id of a model, or of low-rank adapters (peft), which are added to those of `backbone`.
-
-        dtype: by default the one that it was trained in. options: of the class. ValueError where something cannot be
-        loaded, or does not fit. Weights are read from safetensors only.
-        """
+    def load(cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, **options: Any) -> Self:
+        """source: a model in safetensors, or low-rank adapters (peft), which are added to those of `backbone`."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        source = str(name_or_path or cls.weights)
         adapters = _adapters(source)
         whole = str(backbone or cls.backbone) if adapters else source
-        load = AutoModelForImageTextToText.from_pretrained
-        network: nn.Module = explained(lambda: load(whole, dtype=dtype, use_safetensors=True), whole)
-        processor = explained(lambda: AutoProcessor.from_pretrained(whole), whole)
+        network = pretrained(AutoModelForImageTextToText, whole, dtype=dtype, use_safetensors=True)
         if adapters:
             _add(network, *adapters, source)
-        return cls(network.to(device), processor, **options)
+        return cls(network, pretrained(AutoProcessor, whole), **options)
 
     def read(self, answers: Sequence[str]) -> float:
         """The score in the answers about one image, one to each question; nan where there is none."""
@@ -93,14 +77,7 @@ class SpokenVLM(AskedVLM):
         turn = [{"role": "user", "content": [*([{"type": "image"}] * pictures), {"type": "text", "text": text}]}]
         return str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
 
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
-    ) -> Tensor:
-        """images (N, 3, H, W) float in [0, 1], N prompts -> (N,). `level` is ignored.
-
-        source: (N, 3, H, W), the images that were edited, where `needs` has it.
-        """
-        self.check_rows(images, prompts, source)
+    def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
         scores = torch.empty(self.passes, len(images), device=self.device)
         for passed, row in enumerate(scores):
             asked = range(len(self.questions))
@@ -123,7 +100,7 @@ class SpokenVLM(AskedVLM):
         for i in range(0, len(texts), size):
             pictures = [list(row) for row in zip(*(levels[i : i + size].byte().cpu() for levels in shown), strict=True)]
             inputs = self._processor(images=pictures, text=texts[i : i + size], padding=True, return_tensors="pt")
-            with torch.random.fork_rng(_accelerators(self.device)):
+            with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
                 torch.manual_seed(SEED + passed)
                 made = self.network.generate(  # type: ignore[operator]
                     **inputs.to(self.device),
@@ -166,8 +143,3 @@ def _add(network: nn.Module, adapters: dict[str, Tensor], scale: float, source: 
     for target, weight in wanted.items():
         if weight is not None:
             weight.copy_(merged[target])
-
-
-def _accelerators(device: torch.device) -> list[torch.device]:
-    """The devices whose random numbers a call draws, beside the CPU's."""
-    return [] if device.type == "cpu" else [device]

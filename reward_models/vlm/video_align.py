@@ -59,10 +59,10 @@ class VideoAlign(HeadedVLM):
         self.frames, self.mean, self.std = frames, tuple(mean), tuple(std)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path | None = None, **options: Any) -> Self:
+    def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
         """As HeadedVLM's. Where model_config.json is beside the weights, its normalisation counts."""
-        made = super().from_pretrained(name_or_path, **options)
-        normal = _settings(str(name_or_path or cls.weights)).get("inference_config")
+        made = super().load(source, dtype, **options)
+        normal = _settings(source).get("inference_config")
         if isinstance(normal, Mapping):
             made.mean = tuple(check(f"{c}_mean", normal.get(f"{c}_mean"), float) for c in CRITERIA)
             made.std = tuple(check(f"{c}_std", normal.get(f"{c}_std"), float) for c in CRITERIA)
@@ -76,11 +76,11 @@ class VideoAlign(HeadedVLM):
         alpha, rank = (check(name, lora.get(name), float) for name in ("lora_alpha", "lora_r"))
         return alpha / (rank**0.5 if lora.get("use_rslora") else rank)
 
-    def show(self, images: Tensor, source: Tensor | None, exact: bool) -> list[Tensor]:
+    def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
         """Frames of the videos, rounded to whole places as its reader of files does."""
         total = images.shape[1]
         places = torch.linspace(0, total - 1, min(total, self.frames)).round().long()
-        return [self.sight.video(images[:, places.to(images.device)], exact=exact)]
+        return [self.preprocess.video(images[:, places.to(images.device)])]
 
     def trial_image(self) -> Tensor:
         """A gray video (1, frames, 3, h, w)."""

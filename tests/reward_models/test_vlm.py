@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoProcessor
+from ttsnap.reward_models.preprocess import Sight
 from ttsnap.reward_models.vlm import EditReward, HeadedVLM, HPSv3, VideoAlign
-from ttsnap.reward_models.vlm.sight import Sight
 from ttsnap.reward_models.vlm.weights import merge_adapters
 
 from ttsnap.rewards import make_reward
@@ -115,7 +115,7 @@ def test_each_criterion_of_a_video(load: Callable[[str], HeadedVLM]) -> None:
     assert isinstance(reward, VideoAlign)
     video, _ = shown("video_align")[0]
     with torch.no_grad():
-        found = reward.criteria(reward._ask(0, reward.show(video, None, True), PROMPTS[:1]))
+        found = reward.criteria(reward._ask(0, reward.show(video, None), PROMPTS[:1]))
     torch.testing.assert_close(found[0], torch.tensor(GOLDEN["video_align"]["scores"][0][:3]), rtol=1e-5, atol=1e-5)
     # A head with an output for each criterion, as in VideoAlign's train.sh: each is read at its own mark.
     values = torch.arange(9.0).view(1, 3, 3)
@@ -200,10 +200,10 @@ def test_frames_of_long_videos_are_chosen_evenly(load: Callable[[str], HeadedVLM
     assert isinstance(reward, VideoAlign)
     video = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(1, 12, 3, 28, 28) / 255
     reward.frames = 4
-    (levels,) = reward.show(video, None, True)
+    (levels,) = reward.show(video, None)
     assert levels[0, :, 0, 0, 0].tolist() == [0, 4, 7, 11]
     reward.frames = 10
-    (levels,) = reward.show(video[:, :3], None, True)
+    (levels,) = reward.show(video[:, :3], None)
     assert levels.shape[1] == 3  # an odd last frame is seen twice
 
 
@@ -283,7 +283,7 @@ def test_settings_of_a_trained_model_count(tmp_path: Path, load: Callable[[str],
     plain, usual = VideoAlign.from_pretrained(tmp_path, dtype=torch.float32), load("video_align")
     assert isinstance(usual, VideoAlign)
     with torch.no_grad():
-        raw = plain.criteria(plain._ask(0, plain.show(video, None, True), PROMPTS[:1]))
+        raw = plain.criteria(plain._ask(0, plain.show(video, None), PROMPTS[:1]))
     expected = ((raw - torch.tensor(usual.mean)) / torch.tensor(usual.std)).sum(-1)
     torch.testing.assert_close(usual(video, PROMPTS[:1]), expected, rtol=1e-5, atol=1e-5)
     assert VideoAlign.adapter_scale(str(tmp_path)) == 2

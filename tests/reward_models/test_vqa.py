@@ -70,6 +70,7 @@ def test_probability_of_yes(parts: tuple[Any, Any]) -> None:
             logits = network(**inputs).logits[0, -1]
         expected = logits.softmax(-1)[WORDS.index("Yes")]
         assert score.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert reward.flops > 1e5
     with pytest.raises(ValueError, match="2 prompts for 3 images"):
         reward(images, prompts[:2])
     with pytest.raises(ValueError, match=r"question needs a \{\}"):

@@ -40,8 +40,8 @@ _CORE = Path(__file__).parent
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
-    "scenes-learned": "ttsnap.reward_models.scenes_learned:ScenesLearned",
-    "scenes-noise-aware": "ttsnap.reward_models.scenes_learned:ScenesNoiseAware",
+    "scenes-learned": "ttsnap.reward_models.scenes:ScenesLearned",
+    "scenes-noise-aware": "ttsnap.reward_models.scenes:ScenesNoiseAware",
     "scenes-strict": "ttsnap.reward_models.scenes:ScenesStrict",
     "clip": "ttsnap.reward_models.clip:CLIPScore",
     "open_clip": "ttsnap.reward_models.clip:OpenClipScore",
