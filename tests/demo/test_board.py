@@ -23,12 +23,12 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import MOST_LANES, Board
-from ttsnap.demo.board_html import render_board, short
+from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart, ticks
 from ttsnap.demo.folder import render_settings
+from ttsnap.demo.html import short, thumbnail_uri
 from ttsnap.demo.live import why_unspent
 from ttsnap.demo.panels import View, render_stage
-from ttsnap.demo.pictures import thumbnail_uri
 from ttsnap.demo.traces import board_at, parse_trace
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
@@ -187,7 +187,7 @@ def test_a_written_trace_replays_to_its_winner(written: Path) -> None:
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
     names = "board board_html panels chart form folder listeners"
-    names += " pictures snippet traces worker guard live stream"
+    names += " html snippet traces worker guard live stream"
     code = f"import sys\nfor n in {names.split()!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)

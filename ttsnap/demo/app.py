@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes.utils.fonts import LocalFont
 
-from ttsnap.demo import theme
 from ttsnap.demo.form import DemoLimits, group_css
 from ttsnap.demo.guard import RequestGuard
 from ttsnap.demo.handlers import Handlers
@@ -18,6 +18,13 @@ from ttsnap.demo.tabs import html, replay_tab, search_tab
 from ttsnap.demo.worker import Models
 from ttsnap.request.offer import Offer
 
+CSS = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js")
+MARK = Path(__file__).with_name("mark.svg")
+"""The project's one logo, also in the documentation: two candidates that were dropped, and one that went on."""
+HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>
+<p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
+<div class="tt-model">{{model}}</div></header>"""
 QUOTA = 512 * 2**20
 """Bytes of uploads and downloads that are kept at a time."""
 AT_ONCE = 4
@@ -29,7 +36,7 @@ def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_si
     handlers = Handlers(offer, limits, models, root)
     page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
     with page:
-        html(theme.HEADER.format(model=escape(offer.model)))
+        html(HEADER.format(model=escape(offer.model)))
         with gr.Tabs() as tabs:
             with gr.Tab("Search", id="search"):
                 form = search_tab(handlers)
@@ -67,10 +74,47 @@ def serve(
         allowed_paths=[],
         max_file_size=limits.upload,
         state_session_capacity=200,
-        theme=theme.make_theme(),
-        css_paths=[theme.CSS],
-        favicon_path=theme.MARK,
+        theme=make_theme(),
+        css_paths=[CSS],
+        favicon_path=MARK,
         css=group_css(),
-        js=theme.SCRIPT.read_text(encoding="utf-8"),
+        js=SCRIPT.read_text(encoding="utf-8"),
         app_kwargs={"middleware": [border], "docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+
+
+def make_theme() -> Any:
+    """Deep teal on paper or on ink, gold for the winner. Fonts come from this server."""
+    teal = gr.themes.Color("#effaf8", "#d3f1ec", "#a9e2da", "#74ccc2", "#43b0a6", "#22958c", "#137870", "#11605b",
+                           "#114d4a", "#10403e", "#062625", name="teal")  # fmt: skip
+    ink = gr.themes.Color("#f7f7f4", "#efeeea", "#e0dfd9", "#cac9c3", "#9b9b97", "#73757a", "#53575f", "#3b4048",
+                          "#272b32", "#1a1d22", "#101216", name="ink")  # fmt: skip
+    return gr.themes.Base(
+        primary_hue=teal,
+        secondary_hue=teal,
+        neutral_hue=ink,
+        spacing_size="sm",
+        radius_size="md",
+        font=[LocalFont("IBM Plex Sans", (400, 700)), "system-ui", "sans-serif"],
+        font_mono=[LocalFont("IBM Plex Mono", (400, 700)), "ui-monospace", "monospace"],
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        background_fill_primary_dark="*neutral_900",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_text_weight="500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        button_secondary_background_fill="*neutral_200",
+        button_secondary_background_fill_hover="*neutral_300",
+        button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover_dark="*neutral_700",
+        input_background_fill="white",
+        input_background_fill_dark="*neutral_950",
     )

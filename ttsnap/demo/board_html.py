@@ -7,6 +7,7 @@ from collections import Counter
 from html import escape
 
 from ttsnap.demo.board import Board, Lane
+from ttsnap.demo.html import VERDICTS, picture, short, verdict
 
 PICTURE_SHARE = 0.42
 """Where the middle of a picture is in its row: the score stands below."""
@@ -86,10 +87,10 @@ def _cell(
     text = "failed" if math.isnan(score) else short(score)
     fate = " · pruned here" if "tt-pruned" in kinds else ""
     right = verdict(lane.right) if step == board.steps else ""
-    about = f"seed {lane.name}, step {step}: {text}{right and WORDS[bool(lane.right)]}{fate}"
-    picture = lane.pictures.get(step)
-    if picture is not None:
-        inner = f'<img src="{picture}" alt="{about}" tabindex="0" decoding="sync">'
+    about = f"seed {lane.name}, step {step}: {text}{right and VERDICTS[bool(lane.right)]}{fate}"
+    uri = lane.pictures.get(step)
+    if uri is not None:
+        inner = picture(uri, about)
     else:
         kinds += ["tt-failed"] if math.isnan(score) else []
         inner = f'<i style="--v:{share * 100:.0f}%"></i>'
@@ -101,22 +102,6 @@ def _ways(board: Board, crowned: int) -> dict[int, int]:
     line = board.lineage(crowned)
     ends = [board.steps] + [board.lanes[uid].born for uid in line[:-1]]
     return dict(zip(line, ends, strict=False))
-
-
-WORDS = {True: ", strictly right", False: ", wrong"}
-
-
-def verdict(right: bool | None) -> str:
-    """A mark for a finished image that is strictly right or wrong; nothing where nobody can tell."""
-    if right is None:
-        return ""
-    return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'
-
-
-def short(score: float) -> str:
-    """Three significant digits, without the zero before the point."""
-    text = f"{score:.3f}" if abs(score) < 1 else f"{score:.3g}"
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 def _threads(board: Board, lanes: list[Lane], rows: list[int], place: dict[int, int], crowned: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ttsnap.demo.board import Board, Mark
-from ttsnap.demo.board_html import short, verdict
+from ttsnap.demo.html import short, verdict
 
 MOST_MARKS = 600
 LEGEND_RIGHT = '<i class="tt-full"></i>strictly right <i class="tt-hollow"></i>wrong <i class="tt-faint"></i>unfinished'

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttsnap.algorithms import ALGORITHMS
-from ttsnap.demo.pictures import FULL, LARGE, shrunk_uri
+from ttsnap.demo.html import FULL, LARGE, shrunk_uri
 from ttsnap.demo.traces import Trace, TracedSearch, parse_trace
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in

@@ -21,6 +21,7 @@ from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
 from ttsnap.demo import form
 from ttsnap.demo.folder import picture_settings
 from ttsnap.demo.guard import uploaded
+from ttsnap.demo.html import line
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.stream import Frame, stream
@@ -106,11 +107,11 @@ class Handlers:
                 wanted = self._read(request, values)
                 firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
                 for page, status in tally(wanted, firsts, self.models, self.limits, stop):
-                    yield page, _line(status), gr.update(interactive=True)
+                    yield page, line("word", status), gr.update(interactive=True)
                 yield gr.skip(), gr.skip(), gr.update(interactive=False)
             except Exception as error:
                 stage, raised = _failed(error)
-                yield stage, _line(""), gr.update(interactive=False)
+                yield stage, line("word", ""), gr.update(interactive=False)
                 raise raised from None
 
     def _run(self, request: gr.Request, values: tuple[Any, ...], *, compare: bool) -> Iterator[tuple[Any, ...]]:
@@ -125,7 +126,7 @@ class Handlers:
                     yield _shown(frame)
             except Exception as error:
                 stage, raised = _failed(error)
-                yield stage, _line(""), *_NOTHING, gr.update(interactive=False)
+                yield stage, line("word", ""), *_NOTHING, gr.update(interactive=False)
                 raise raised from None
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
@@ -197,7 +198,7 @@ class Handlers:
 
     def budget_hint(self, text: Any, steps: Any) -> str:
         """The line below the budget."""
-        return f'<div class="tt-hint">{escape(form.budget_words(text, steps, self.limits)[:300])}</div>'
+        return line("hint", form.budget_words(text, steps, self.limits)[:300])
 
     def restore(self, payload: Any) -> tuple[Any, ...]:
         """A picture was dropped on the page: its settings as values of RESTORED, and a line on what was taken over."""
@@ -210,10 +211,10 @@ class Handlers:
     def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         """Values of RESTORED from a picture's settings, and a line on them."""
         accepted, left = form.restored(settings, self.offer, self.limits)
-        line = "Settings restored; search again to repeat or change them."
+        words = "Settings restored; search again to repeat or change them."
         if left:
-            line = f"Settings restored but for: {'; '.join(left)}"
-        return (*(accepted.get(name, gr.skip()) for name in RESTORED), _line(line[:1500]))
+            words = f"Settings restored but for: {'; '.join(left)}"
+        return (*(accepted.get(name, gr.skip()) for name in RESTORED), line("word", words[:1500]))
 
 
 @contextmanager
@@ -233,7 +234,7 @@ def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
 
 def _shown(frame: Frame) -> tuple[Any, ...]:
     """A frame as values of stage, status, winner, files, Python, command line, and the button that stops."""
-    status = _line(frame.status)
+    status = line("word", frame.status)
     if frame.files:
         paths = [str(path) for path in frame.files]
         winner = gr.update(value=paths[0], interactive=True, visible=True)
@@ -251,10 +252,6 @@ def _failed(error: Exception) -> tuple[str, gr.Error]:
         logger.error("a search failed", exc_info=error)
         title, text = "The search failed", f"The search failed ({type(error).__name__}); the server's log says why."
     return render_plain(title, text, error=True), _box(text, title, visible=False)
-
-
-def _line(text: str) -> str:
-    return f'<div class="tt-word">{escape(text)}</div>'
 
 
 _NOTHING = (gr.update(value=None, visible=False), None, "", "")

@@ -16,9 +16,8 @@ from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.core.spent import Spent
-from ttsnap.demo.board_html import short
 from ttsnap.demo.form import DemoLimits, title_of
-from ttsnap.demo.pictures import FULL, LARGE, thumbnail_uri
+from ttsnap.demo.html import FULL, LARGE, short, thumbnail_uri
 from ttsnap.demo.worker import Models, RunningSearch, SearchThread, found, opened
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine

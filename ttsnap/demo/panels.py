@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 from ttsnap.demo.board import Board
-from ttsnap.demo.board_html import WORDS, render_board, short, verdict
+from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart
+from ttsnap.demo.html import VERDICTS, figure, line, picture, short, verdict
 from ttsnap.loop.budget import Budget
 
 INTRO = """<div class="tt-stage tt-empty"><div class="tt-ghosts">{ghosts}</div>
@@ -65,9 +66,9 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     boards = "".join(render_board(v.board, v.title if many else "", v.winner) for v in reversed(views))
     allowed = max(view.allowed.nfe or 1 for view in views)
     chart = render_chart([(view.title, view.board) for view in views], allowed)
-    head = f'<div class="tt-prompt">{escape(prompt)}</div><div class="tt-status">{escape(status)}</div>'
+    head = line("prompt", prompt) + line("status", status)
     kept = "".join(_kept(view, many) for view in views)
-    notes = "".join(f'<div class="tt-note">{escape(v.note)}</div>' for v in views if v.note)
+    notes = "".join(line("note", view.note) for view in views if view.note)
     return (
         f'<div class="tt-stage{" tt-two" if many else ""}"><div class="tt-top"><div class="tt-bests">{best}</div>'
         f'<div class="tt-side">{head}{meters}{chart}</div></div>{notes}{kept}{boards}</div>'
@@ -82,10 +83,8 @@ def _wipe(source: str, views: Sequence[View]) -> str:
     over = f'<img class="tt-after" src="{after}" alt="after">' if after else ""
     wipe = '<input type="range" value="50" aria-label="how much of the image before is shown">' if after else ""
     words = "before, and after: move the slider" if after else "before"
-    return (
-        f'<figure class="tt-best tt-wipe"><div><img src="{source}" alt="before">{over}</div>{wipe}'
-        f"<figcaption><span>{words}</span></figcaption></figure>"
-    )
+    inside = f'<div><img src="{source}" alt="before">{over}</div>{wipe}'
+    return figure(inside, f"<span>{words}</span>", "tt-best tt-wipe")
 
 
 def _best(view: View, named: bool) -> str:
@@ -93,28 +92,18 @@ def _best(view: View, named: bool) -> str:
     name = f"<b>{escape(view.title)}</b> " if named else ""
     if lane is None and (hope := view.board.hope) is not None:
         words = f"most promising: seed {hope.name}, still noisy"
-        picture = f'<img src="{hope.pictures[hope.reached]}" alt="{words}" tabindex="0" decoding="sync">'
-        return f'<figure class="tt-best tt-hoped">{picture}<figcaption>{name}<span>{words}</span></figcaption></figure>'
+        return figure(picture(hope.pictures[hope.reached], words), f"{name}<span>{words}</span>", "tt-best tt-hoped")
     if lane is None or not view.board.picture:
-        none = '<div class="tt-none">no finished image yet</div>'
-        return f'<figure class="tt-best">{none}<figcaption>{name}</figcaption></figure>'
+        return figure(line("none", "no finished image yet"), name, "tt-best")
     score = "" if lane.value == -math.inf else f", reward {short(lane.value)}"
-    which = "best" if view.board.over else "best so far"
-    alt = f"{which}: seed {lane.name}{score}"
-    right = "" if lane.right is None else f"{verdict(lane.right)}{WORDS[lane.right][1:]}"
-    return (
-        f'<figure class="tt-best"><img src="{view.board.picture}" alt="{alt}" tabindex="0" decoding="sync">'
-        f"<figcaption>{name}<span>{alt}</span>{right}</figcaption></figure>"
-    )
+    words = f"{'best' if view.board.over else 'best so far'}: seed {lane.name}{score}"
+    right = "" if lane.right is None else f"{verdict(lane.right)}{VERDICTS[lane.right][1:]}"
+    return figure(picture(view.board.picture, words), f"{name}<span>{words}</span>{right}", "tt-best")
 
 
 def _kept(view: View, named: bool) -> str:
     name = f"<b>{escape(view.title)}</b>" if named else ""
-    images = (
-        (f'<img src="{picture}" alt="{escape(text)}" tabindex="0" decoding="sync">', escape(text))
-        for picture, text in view.kept
-    )
-    figures = "".join(f"<figure>{image}<figcaption>{text}</figcaption></figure>" for image, text in images)
+    figures = "".join(figure(picture(uri, text), escape(text)) for uri, text in view.kept)
     return f'<div class="tt-kept">{name}{figures}</div>' if figures else ""
 
 

@@ -14,6 +14,7 @@ from ttsnap.demo.board_html import render_board
 from ttsnap.demo.folder import Folder, UploadedPicture, read_folder, render_settings
 from ttsnap.demo.guard import uploaded
 from ttsnap.demo.handlers import RESTORED, Handlers, refusals
+from ttsnap.demo.html import figure, line, picture
 from ttsnap.demo.traces import board_at
 from ttsnap.request.limits import whole
 
@@ -37,7 +38,7 @@ class Replays:
         with refusals(NONE):
             folder = self._folder(payload)
             trace = folder.trace if folder is not None else None
-            names = [f"{i + 1}. {told.prompt[:80]}" for i, told in enumerate(trace.results)] if trace else []
+            names = [f"{i + 1}. {search.prompt[:80]}" for i, search in enumerate(trace.results)] if trace else []
             moves = len(trace.results[0].moves) if trace else 0
             chooser = gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0 if names else None,
                                 visible=len(names) > 1)  # fmt: skip
@@ -95,30 +96,27 @@ class Replays:
 def render_folder(folder: Folder, which: int, move: int) -> str:
     """The stage: the board after so many moves, with the images that the folder holds. All text in it is escaped."""
     sheet = folder.sheet(which)
-    sheets = "" if sheet is None else _picture(sheet, "contact sheet", "tt-sheet")
+    sheets = "" if sheet is None else _shown(sheet, "contact sheet", "tt-sheet")
     if folder.trace is None:
-        images = "".join(_picture(p, p.name, "tt-shown") for p in folder.images)
+        images = "".join(_shown(image, image.name, "tt-shown") for image in folder.images)
         return f'<div class="tt-stage"><div class="tt-shelf">{images}</div>{sheets}</div>'
-    told = folder.trace.results[which]
-    board = board_at(folder.trace, told, move)
+    search = folder.trace.results[which]
+    board = board_at(folder.trace, search, move)
     for (uid, step), uri in (sheet.looks if sheet is not None else {}).items():
         if (lane := board.lanes.get(uid)) is not None and step in lane.scores:
             lane.pictures[step] = uri
-    kept = folder.kept(told)
     shelf = ""
-    for uid, picture in kept.items():
+    for uid, image in folder.kept(search).items():
         lane = board.lanes.get(uid)
         if lane is not None and board.steps in lane.scores:
-            lane.pictures[board.steps] = picture.uri
-            shelf += _picture(picture, f"seed {lane.name}", "tt-shown" + (" tt-won" if uid == told.winner else ""))
-    title = f"move {min(move, len(told.moves))} of {len(told.moves)}, {board.spent.nfe:,} evaluations"
-    head = f'<div class="tt-prompt">{escape(told.prompt[:400])}</div>'
-    drawn = render_board(board, title, told.winner if board.over else None)
+            lane.pictures[board.steps] = image.uri
+            shelf += _shown(image, f"seed {lane.name}", "tt-shown" + (" tt-won" if uid == search.winner else ""))
     shelf = f'<div class="tt-shelf">{shelf}</div>' if shelf else ""
-    return f'<div class="tt-stage tt-past">{head}{shelf}{drawn}{sheets if board.over else ""}</div>'
+    title = f"move {min(move, len(search.moves))} of {len(search.moves)}, {board.spent.nfe:,} evaluations"
+    drawn = render_board(board, title, search.winner if board.over else None)
+    head, foot = line("prompt", search.prompt[:400]), sheets if board.over else ""
+    return f'<div class="tt-stage tt-past">{head}{shelf}{drawn}{foot}</div>'
 
 
-def _picture(picture: UploadedPicture, text: str, kind: str) -> str:
-    words = escape(text[:120])
-    image = f'<img src="{picture.uri}" alt="{words}" tabindex="0" decoding="sync">'
-    return f'<figure class="{kind}">{image}<figcaption>{words}</figcaption></figure>'
+def _shown(image: UploadedPicture, text: str, kind: str) -> str:
+    return figure(picture(image.uri, text[:120]), escape(text[:120]), kind)

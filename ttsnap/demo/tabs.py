@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from ttsnap.demo.form import algorithm_choices, hint, hints
 from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
+from ttsnap.demo.html import line
 from ttsnap.demo.panels import intro, render_plain
 from ttsnap.demo.replaying import Replays
 from ttsnap.options.model import PACKAGED
@@ -48,7 +48,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 others = gr.Button("20 other seeds", min_width=110, elem_id="others")
                 go = gr.Button("Search", min_width=64, elem_id="search")
                 stop = gr.Button("Stop", variant="stop", min_width=56, elem_id="stop", interactive=False)
-            status = html('<div class="tt-word"></div>', elem_classes="tt-state", elem_id="status",
+            status = html(line("word", ""), elem_classes="tt-state", elem_id="status",
                           label="Status")  # fmt: skip
             _by_hand(handlers)
         with gr.Column(elem_classes="tt-set"):
@@ -105,7 +105,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     budget_now = showcase.BUDGET if showcased else BUDGETS[1]
     algorithm = gr.Dropdown(algorithm_choices(), value="seed-pruning", label="Algorithm", elem_id="algorithm",
                             filterable=False)  # fmt: skip
-    about = html(_hint(hint("seed-pruning")))
+    about = html(line("hint", hint("seed-pruning")))
     budget = gr.Textbox(budget_now, label="Budget", max_lines=1, elem_id="budget", max_length=60,
                         placeholder="5 images, 200nfe, 10s")  # fmt: skip
     with gr.Row(elem_classes="tt-chips"):
@@ -136,7 +136,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
             size = gr.Number(None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own")
         model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                            visible=offer.any_model)  # fmt: skip
-    told = {name: _hint(text) for name, text in hints().items()}
+    told = {name: line("hint", text) for name, text in hints().items()}
     algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(told)})[name]", **PRIVATE)
     gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
           trigger_mode="always_last", **PRIVATE)  # fmt: skip
@@ -175,7 +175,3 @@ def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:
 def _fills(button: gr.Button, field: Any, text: str) -> None:
     """A button that writes a text into a field."""
     button.click(None, None, field, js=f"() => {json.dumps(text)}", **PRIVATE)
-
-
-def _hint(text: str) -> str:
-    return f'<div class="tt-hint">{escape(text)}</div>'

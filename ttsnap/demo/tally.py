@@ -10,9 +10,8 @@ from html import escape
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.results import Candidate
-from ttsnap.demo.board_html import short, verdict
 from ttsnap.demo.form import DemoLimits, baseline, title_of
-from ttsnap.demo.pictures import thumbnail_uri
+from ttsnap.demo.html import line, picture, short, thumbnail_uri, verdict
 from ttsnap.demo.stream import check_comparable
 from ttsnap.demo.worker import Models, SearchThread, found, opened
 from ttsnap.request.request import SearchRequest
@@ -109,27 +108,23 @@ def render_tally(asked: SearchRequest, pairs: Sequence[Pair], wanted: int) -> st
     judged = [pair for pair in pairs if pair.base.right is not None and pair.chosen.right is not None]
     right = ""
     if judged:
-        ours, theirs = (sum(bool(side.right) for side in sides) for sides in zip(*map(_sides, judged), strict=True))
+        ours, theirs = sum(bool(pair.chosen.right) for pair in judged), sum(bool(pair.base.right) for pair in judged)
         right = (
             f"<p>Strictly right, by a check that neither search sees: {name} <b>{ours}</b>, {base} <b>{theirs}</b> of "
             f"{len(judged)}.</p>"
         )
     figures = "".join(_figure(pair) for pair in pairs)
     return (
-        f'<div class="tt-stage tt-tally"><div class="tt-prompt">{escape(asked.prompt.text)}</div>'
+        f'<div class="tt-stage tt-tally">{line("prompt", asked.prompt.text)}'
         f"<p>{name} (right) against {base} (left), by the reward, from first seeds drawn at random: {words}</p>"
         f'<div class="tt-score">{bar}{rest}</div>{right}<div class="tt-pairs">{figures}</div></div>'
     )
 
 
-def _sides(pair: Pair) -> tuple[Side, Side]:
-    return pair.chosen, pair.base
-
-
 def _figure(pair: Pair) -> str:
     images = "".join(
-        f'<span><img src="{side.picture}" alt="{who}: seed {side.seed}, reward {short(side.reward)}" tabindex="0" '
-        f'decoding="sync">{short(side.reward)}{verdict(side.right)}</span>'
+        f"<span>{picture(side.picture, f'{who}: seed {side.seed}, reward {short(side.reward)}')}"
+        f"{short(side.reward)}{verdict(side.right)}</span>"
         for who, side in (("best-of-N", pair.base), ("the chosen algorithm", pair.chosen))
     )
     return (

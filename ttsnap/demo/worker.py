@@ -17,8 +17,8 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import Board
 from ttsnap.demo.form import DemoLimits, picture_of, task_of, title_of
+from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
-from ttsnap.demo.pictures import LARGE, shrunk_uri
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 
 from PIL import Image
 
 from ttsnap.core.pictures import SHOWN
 from ttsnap.core.results import Result
-from ttsnap.results.pixels import still
+from ttsnap.results.pixels import data_uri, still
 from ttsnap.results.sheet import contact_sheet
 
 HIGH = 192
@@ -29,11 +27,8 @@ def page_of(result: Result) -> str:
 
 
 def _element(picture: Image.Image, style: str, text: str) -> str:
-    buffer = io.BytesIO()
     # Small pictures are of few colours and sharp edges; photographs would make large PNGs.
-    kind = "png" if max(picture.size) < HIGH else "jpeg"
-    options = {} if kind == "png" else {"quality": 90}
-    picture.save(buffer, kind, **options)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    style += ";image-rendering:pixelated" if kind == "png" else ""
-    return f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(text)}" style="{style}">'
+    small = max(picture.size) < HIGH
+    uri = data_uri(picture, "png") if small else data_uri(picture, "jpeg", quality=90)
+    style += ";image-rendering:pixelated" if small else ""
+    return f'<img src="{uri}" alt="{html.escape(text)}" style="{style}">'

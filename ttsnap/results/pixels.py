@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import base64
+import io
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,3 +46,10 @@ def still(image: Pixels, columns: int = 2) -> Image.Image:
 def frames_of(video: Pixels) -> list[Image.Image]:
     """(T, 3, H, W) in [0, 1] -> T pictures."""
     return [Image.fromarray(frame) for frame in to_uint8(video)]
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as an address that holds it, which pages show without a file. options: of PIL's writer of this kind."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

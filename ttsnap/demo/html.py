@@ -1,0 +1,61 @@
+"""Parts of the page: pictures, figures, scores and lines of text. What the page shows is text of these."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ttsnap.results.pixels import data_uri, still
+
+TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
+"""Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the
+winner."""
+VERDICTS = {True: ", strictly right", False: ", wrong"}
+
+
+def thumbnail_uri(image: Any, most: int = SMALL) -> str:
+    """(3, H, W) in [0, 1], or a video (T, 3, H, W), of which a few frames are shown -> a data URI of at most `most`
+    pixels a side."""
+    return shrunk_uri(np.asarray(still(image)), most)
+
+
+def shrunk_uri(pixels: NDArray[np.uint8], most: int) -> str:
+    """(H, W, 3) -> a data URI: a WebP, or a PNG of a tiny picture, by which the style sheet keeps its pixels sharp."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((most, most), Image.Resampling.LANCZOS)
+    if max(picture.size) <= TINY:
+        return data_uri(picture, "png")
+    return data_uri(picture, "webp", quality=80, method=2)
+
+
+def picture(uri: str, alt: str) -> str:
+    """A picture that opens large where it is clicked."""
+    return f'<img src="{uri}" alt="{escape(alt)}" tabindex="0" decoding="sync">'
+
+
+def figure(inside: str, caption: str, kind: str = "") -> str:
+    """A figure with its caption, both of them HTML."""
+    kinds = f' class="{kind}"' if kind else ""
+    return f"<figure{kinds}>{inside}<figcaption>{caption}</figcaption></figure>"
+
+
+def line(kind: str, text: str) -> str:
+    """A line of text of the class `tt-<kind>`, escaped."""
+    return f'<div class="tt-{kind}">{escape(text)}</div>'
+
+
+def verdict(right: bool | None) -> str:
+    """A mark for a finished image that is strictly right or wrong; nothing where nobody can tell."""
+    if right is None:
+        return ""
+    return f' <em class="{"tt-right" if right else "tt-wrong"}">{"✓" if right else "✗"}</em>'
+
+
+def short(score: float) -> str:
+    """Three significant digits, without the zero before the point."""
+    text = f"{score:.3f}" if abs(score) < 1 else f"{score:.3g}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
