@@ -43,7 +43,7 @@ def test_serve_and_we_take_the_file_of_the_how_to() -> None:
     file = ServeDeploySchema.model_validate(yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0]))
     (application,) = file.applications
     assert application.import_path == "ttsnap.service.deployment:app"
-    settings = ReplicaSettings.model_validate(application.args)
+    settings = ReplicaSettings.of(application.args)
     assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
 
 

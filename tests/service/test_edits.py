@@ -34,7 +34,7 @@ from ttsnap.service.edits import Edit
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.metrics import Metrics
+from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain, request_of
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Done, Ticket

@@ -26,7 +26,7 @@ from ttsnap.rewards.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.logs import Discreet
+from ttsnap.service.monitoring import Discreet
 from ttsnap.service.server import GenerationServer
 
 ADDRESS = "http://user:secret@127.0.0.1:9/score?key=hidden"

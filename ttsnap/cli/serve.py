@@ -99,15 +99,13 @@ def run(a: Arguments) -> int:
     load_torch()
     try:
         from ttsnap.service.keys import Keys
-        from ttsnap.service.logs import log_to_stderr
+        from ttsnap.service.monitoring import log_to_stderr
         from ttsnap.service.server import GenerationServer
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
-    from ttsnap.pipelines import defaults
-    from ttsnap.request.offer import Offer
     from ttsnap.request.searches import searches_of
     from ttsnap.service.limits import ServiceLimits
-    from ttsnap.service.opening import canonical_of, model_called, offered, with_drafts
+    from ttsnap.service.opening import canonical_of, offer_of, offered
 
     limits = ServiceLimits(
         nfe=a.max_budget,
@@ -120,12 +118,9 @@ def run(a: Arguments) -> int:
     )
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
-    name, searches = model_called(a.name, a.model), searches_of(list(a.searches))
-    known = defaults(a.model)
-    offer = Offer(name, tuple(specs), lambda _: known, searches, edits=a.task != TEXT)
+    searches = searches_of(list(a.searches))
     with engines(a, devices, specs) as made:
-        offer = with_drafts(offer, a.draft, made.pipe, made.rewards)
-        offer = replace(offer, true_cfg="true_cfg_scale" in made.pipe.call_arguments())
+        offer = offer_of(a.model, made, a.name, searches, a.draft, edits=a.task != TEXT)
         with common.listening(a), loading("the service"):
             server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
         log_to_stderr(requests=not a.no_access_log)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import MISSING
 from typing import Any
 
@@ -26,7 +26,7 @@ from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.logs import GONE, AccessLog
+from ttsnap.service.monitoring import GONE, AccessLog
 from ttsnap.service.requests import Generation, parse, request_of
 from ttsnap.service.tickets import Done, News, Ticket
 from ttsnap.service.worker import Worker, stopping
@@ -58,32 +58,27 @@ def make_app(
 
     @app.post("/v1/images/generations", dependencies=keyed, openapi_extra=body_schema(Generation, "application/json"))
     async def generate(request: Request) -> Response:
-        with counted(worker):
-            caller = caller_of(request)
-            async with bodies.of(request, limits.bytes) as body:
-                wanted = parse(bytes(body))
-            asked = request_of(wanted, offer, limits)
-        return await answered(request, caller, wanted, asked)
+        caller = caller_of(request)
+        async with bodies.of(request, limits.bytes) as body:
+            wanted = parse(bytes(body))
+        return await answered(request, caller, wanted, request_of(wanted, offer, limits))
 
     @app.post("/v1/images/edits", dependencies=keyed, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
     async def edit(request: Request) -> Response:
-        with counted(worker):
-            caller = caller_of(request)
-            if not offer.edits:
-                raise RequestError(
-                    404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model"
-                )
-            async with bodies.of(request, limits.form_bytes) as body:
-                wanted, pictures = await form_of(body, request.headers, limits)
-            asked = request_of(wanted, offer, limits, pictures)
-        return await answered(request, caller, wanted, asked)
+        caller = caller_of(request)
+        if not offer.edits:
+            raise RequestError(404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model")
+        async with bodies.of(request, limits.form_bytes) as body:
+            wanted, pictures = await form_of(body, request.headers, limits)
+        return await answered(request, caller, wanted, request_of(wanted, offer, limits, pictures))
 
     async def answered(request: Request, caller: Caller, wanted: Generation, asked: SearchRequest) -> Response:
-        with counted(worker):
-            asked = in_words_of_the_model(asked, canonical)
-            ticket = request.state.ticket = worker.submit(
-                asked, caller, asyncio.get_running_loop(), wanted.partial_images
-            )
+        try:
+            asked = asked.worded(canonical(asked.prompt.text))
+        except ValueError as error:
+            raise RequestError(400, str(error), "prompt", "invalid_value") from None
+        ticket = worker.submit(asked, caller, asyncio.get_running_loop(), wanted.partial_images)
+        request.state.ticket = ticket
         logger.info("%s: %s by %s", caller.name, asked.search.label, asked.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
@@ -149,6 +144,8 @@ def make_app(
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
+        if request.method == "POST" and not hasattr(request.state, "ticket"):  # the worker counts those that it ended
+            worker.metrics.requests.labels("refused").inc()
         headers = error.headers() | ({"Connection": "close"} if error.status == 408 else {})
         return JSONResponse(error.body(), error.status, headers)
 
@@ -181,24 +178,6 @@ def body_schema(kind: type[Generation], media: str, files: Mapping[str, Json] | 
     fields["properties"] = {**(files or {}), **fields["properties"]}
     fields["required"] = [name for name in ("image", "prompt") if name in fields["properties"]]
     return {"requestBody": {"required": True, "content": {media: {"schema": fields}}}}
-
-
-@contextmanager
-def counted(worker: Worker) -> Iterator[None]:
-    """Requests that are refused here are counted."""
-    try:
-        yield
-    except RequestError:
-        worker.metrics.requests.labels("refused").inc()
-        raise
-
-
-def in_words_of_the_model(asked: SearchRequest, canonical: Callable[[str], str]) -> SearchRequest:
-    """The request with its prompt as the model reads it. RequestError where it cannot."""
-    try:
-        return asked.worded(canonical(asked.prompt.text))
-    except ValueError as error:
-        raise RequestError(400, str(error), "prompt", "invalid_value") from None
 
 
 class Bodies:

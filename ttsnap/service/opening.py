@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ttsnap.core.protocols import Algorithm
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines import recommended
+from ttsnap.pipelines import defaults, recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import named, refuse_credentials, suits_drafts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import Engines
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
@@ -31,6 +33,23 @@ def offered(given: Sequence[str], model: str) -> dict[str, str]:
     return rewards
 
 
+def offer_of(
+    model: str,
+    engines: Engines,
+    name: str | None,
+    searches: Mapping[str, Algorithm],
+    draft: str,
+    *,
+    edits: bool = False,
+) -> Offer:
+    """What clients choose from. name: of the model for clients, by default the last part of where it is; draft: as of
+    `with_drafts`."""
+    name, known = name or model.rstrip("/").rpartition("/")[2], defaults(model)
+    true_cfg = "true_cfg_scale" in engines.pipe.call_arguments()
+    offer = Offer(name, tuple(engines.rewards), lambda _: known, searches, edits=edits, true_cfg=true_cfg)
+    return with_drafts(offer, draft, engines.pipe, engines.rewards)
+
+
 def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> Offer:
     """The offer with a drafter, as --draft names it: of this pipeline, for these rewards by the names of clients.
     ValueError for a drafter that does not fit the model."""
@@ -41,11 +60,6 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     own = own if own is not None and own.name == drafter else None
     draftable = [name for name, reward in rewards.items() if suits_drafts(reward)]
     return replace(offer, draft=drafter, own=own, draftable=draftable)
-
-
-def model_called(name: str | None, model: str) -> str:
-    """What clients call the model: by default the last part of where it is."""
-    return name or model.rstrip("/").rpartition("/")[2]
 
 
 def canonical_of(model: str) -> Callable[[str], str]:

@@ -20,7 +20,7 @@ from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.metrics import Metrics
+from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain
 from ttsnap.service.worker import Worker
 

@@ -18,7 +18,7 @@ from ttsnap.rewards.registry import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.metrics import Metrics
+from ttsnap.service.monitoring import Metrics
 from ttsnap.service.searches import Searches
 from ttsnap.service.tickets import Done, Ticket
 

@@ -1,4 +1,4 @@
-"""The service's logs: what went wrong in detail, without what must not be read there; and a line for each request."""
+"""What operators watch: logs without secrets, a line for each request, and metrics in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import re
 import time
 from urllib.parse import quote
 
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("ttsnap.service.access")
 
+GONE = 499
+"""The status of a request whose client went away before it was answered, as nginx has it."""
+SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Bounds of the histogram of latencies."""
 _HIDDEN = (
     (re.compile(r"(?<=://)[^\s'\"]*@"), ""),
     (re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*"), r"\1..."),
@@ -63,10 +69,6 @@ class AccessLog:
             access.info("%s %s %d %.3f s key=%s nfe=%s", scope["method"], path, status, seconds, key, nfe)
 
 
-GONE = 499
-"""The status of a request whose client went away before it was answered, as nginx has it."""
-
-
 def log_to_stderr(*, requests: bool = True) -> None:
     """Have warnings and errors of ttsnap, and nobody else's, written to stderr in one format; requests: as well as a
     line for each of these."""
@@ -74,3 +76,32 @@ def log_to_stderr(*, requests: bool = True) -> None:
     handler.setFormatter(Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("ttsnap").addHandler(handler)
     access.setLevel(logging.INFO if requests else logging.WARNING)
+
+
+class Metrics:
+    """Of one service, in a registry of its own. Rates, as of evaluations per second, are Prometheus' to take."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "ttsnap_requests", "Requests by outcome.", ["outcome"], registry=self.registry
+        )  # done, cancelled, refused, failed
+        self.latency = Histogram(
+            "ttsnap_request_seconds", "From a request to its images.", buckets=SECONDS, registry=self.registry
+        )
+        self.nfe = Counter("ttsnap_nfe", "Denoiser evaluations.", registry=self.registry)
+        self.places = Counter(
+            "ttsnap_batch_places", "Places in the denoiser's batches, in use or not.", registry=self.registry
+        )
+        self.phases = Counter("ttsnap_phase_seconds", "Time of the device by phase.", ["phase"], registry=self.registry)
+        self.fill = Gauge("ttsnap_batch_fill", "Share of the denoiser's last batch in use.", registry=self.registry)
+        self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=self.registry)
+        self.active = Gauge("ttsnap_active", "Searches that run.", registry=self.registry)
+        self.engines = Gauge("ttsnap_configurations", "Configurations that are kept ready.", registry=self.registry)
+        if torch.cuda.is_available():
+            memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=self.registry)
+            memory.set_function(torch.cuda.memory_allocated)
+
+    def text(self) -> bytes:
+        """All of it, as it is now."""
+        return generate_latest(self.registry)
