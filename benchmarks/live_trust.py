@@ -33,8 +33,8 @@ from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, State
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.particles import Particles, Utility
-from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.folder import load_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine

@@ -32,8 +32,8 @@ from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.metrics import best_of_n, rank_correlation
-from ttsnap.core.price import Price, Rates
 from ttsnap.core.utility import weighted
 from ttsnap.files.settings import build
 from ttsnap.loop.budget import task_of

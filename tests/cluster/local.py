@@ -21,7 +21,7 @@ from ttsnap.cluster.messages import Command, Tick, Turn
 from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
-from ttsnap.core.pictures import PictureLost
+from ttsnap.core.outcome import PictureLost
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine

@@ -20,8 +20,7 @@ from ttsnap.cluster.remote_rewards import AHEAD, RewardQueue
 from ttsnap.cluster.reward_actor import RemoteReward, parted
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient
-from ttsnap.core.outcome import Outcome
-from ttsnap.core.pictures import Here
+from ttsnap.core.outcome import Here, Outcome
 from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget

@@ -3,15 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Kind, Move, advance, fresh, renoise
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
-from ttsnap.core.plans import resolve
-from ttsnap.core.price import Price, Rates
-from ttsnap.core.pricing import finish_cost
-from ttsnap.core.spent import Spent
+from ttsnap.core.plans import finish_cost, resolve
+from ttsnap.core.results import Spent
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
 from ttsnap.loop.budget import Budget, task_of

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind
-from ttsnap.core.price import Price, Rates
-from ttsnap.core.spent import Spent
+from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind, Price, Rates
+from ttsnap.core.results import Spent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
 

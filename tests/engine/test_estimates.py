@@ -16,7 +16,7 @@ from ttsnap.reward_models.staged import Staged
 
 from tests.shallow import shallow
 from ttsnap import Budget, SeedPruning, make_algorithm, search
-from ttsnap.core.price import Rates
+from ttsnap.core.cost import Rates
 from ttsnap.core.results import Event
 from ttsnap.loop.search import fit
 from ttsnap.options.record import RecordOptions

@@ -12,7 +12,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import Budget, make_algorithm
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.spent import Usage
+from ttsnap.core.protocols import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.report import report

@@ -11,8 +11,8 @@ from ttsnap.reward_models.staged import Staged
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.core.pictures import Here, chosen
-from ttsnap.core.price import Price, Rates
+from ttsnap.core.cost import Price, Rates
+from ttsnap.core.outcome import Here, chosen
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.trial_batches import fit_batches
 from ttsnap.loop.job import Job

@@ -17,8 +17,8 @@ from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.protocols import Usage
 from ttsnap.core.results import Event, Result
-from ttsnap.core.spent import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.report import report
 from ttsnap.loop.request import Request, RequestClock, SearchSpec

@@ -15,9 +15,9 @@ from ttsnap.reward_models.staged import Staged
 
 from tests.counted import Brightness
 from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import NOTHING, Need, Needs
-from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.row_builder import from_mixed_noise
@@ -448,7 +448,7 @@ def test_deadline_ends_every_prompt_with_an_image(engine: Any) -> None:
         return plain(x, step, cond)
 
     denoiser.predict = slow
-    from ttsnap.core.price import Price, Rates
+    from ttsnap.core.cost import Price, Rates
 
     live._price = Price(seconds=Rates(call=1.0))
     results = search(PROMPTS, BestOfN(50), live, "20s", clock=lambda: now[0])

@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 
 from tests.counted import Brightness
 from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
-from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.lock import locked

@@ -14,10 +14,10 @@ from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator, estimates
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.cli import main
-from ttsnap.core.pictures import chosen
+from ttsnap.core.outcome import chosen
 from ttsnap.engine.gradients import check_reward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictures import video_pixels

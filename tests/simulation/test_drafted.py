@@ -16,10 +16,10 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.pricing.tariff import costs_of
 from ttsnap.cli import main
 from ttsnap.core import utility
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import EstimatorAt, estimates
 from ttsnap.core.needs import Need
-from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine

@@ -13,10 +13,10 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import utility
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Estimator, estimates
 from ttsnap.core.moves import Kind, Move, Rows, fresh
-from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep

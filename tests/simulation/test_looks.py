@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ttsnap.cli import main
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
-from ttsnap.core.price import Price, Rates
 from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording
 from ttsnap.sampling.drafts import (

@@ -16,9 +16,9 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.core import utility
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import ESTIMATE
-from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.calibrate import calibrate, default_checks, enlarge

@@ -10,8 +10,8 @@ import pytest
 
 from ttsnap import SeedPruning
 from ttsnap.core import utility
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
-from ttsnap.core.price import Price, Rates
 from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge

@@ -73,7 +73,7 @@ class CoDe(Settings):
         alone = particles.step[list(parents)].min() + 1 == stop == particles.scores.shape[1] - 1
         n = 1 if alone else self.n or 1
         # By turns, so that a budget that runs out costs no stream all its children.
-        drop = np.setdiff1d(np.flatnonzero(particles.alive), parents)
+        drop = particles.others(parents)
         move = advance(particles, np.tile(parents, n), stop, drop=drop)
         return move, State(state.streams, tuple(later), parents, True)
 

@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
 from ttsnap.core.needs import Need, Needs
@@ -102,8 +101,8 @@ class DepthFirst(Settings):
         """Whether a particle can be started at `step`, looked at at its first check, and finished."""
         task, end = state.task, state.task.grid.steps
         there = next(s for s in state.checks if s > step)
-        cost = evaluations(task, step, there, paid=False)
-        cost += evaluations(task, there, end, paid=True) if there < end else 0.0
+        cost = task.evaluations(step, there, paid=False)
+        cost += task.evaluations(there, end, paid=True) if there < end else 0.0
         return bool(cost <= particles.left + 1e-9)
 
     def _start(self, state: State, particles: Particles, step: int) -> tuple[Move, State]:

@@ -82,8 +82,8 @@ class EpsilonGreedy(Settings):
             return None, state
         if stuck or step == state.steps - 1:
             best = np.array([s.at if s.top < 0 else s.top for s in state.streams])
-            best = best[np.argsort(-particles.value(best), kind="stable")]
-            drop = np.setdiff1d(np.flatnonzero(particles.alive), best)
+            best = particles.ranked(best)
+            drop = particles.others(best)
             return advance(particles, best, state.steps, drop=drop), state._replace(streams=(Stream(int(best[0])),))
         tries = min(self.width, state.left)
         move = self._round(state.streams, step, tries, particles, rng)
@@ -121,4 +121,4 @@ class EpsilonGreedy(Settings):
             score=~waits,
             share=np.append(np.ones(len(states)), np.where(explores, 1.0, share)),
         )
-        return Move(rows, drop=np.setdiff1d(np.flatnonzero(particles.alive), [*states, *tops]))
+        return Move(rows, drop=particles.others([*states, *tops]))

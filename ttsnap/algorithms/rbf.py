@@ -12,7 +12,6 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from ttsnap.algorithms import name_of
-from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
@@ -86,8 +85,8 @@ class RBF(Settings):
         if state.done:
             return None, state
         if not now:
-            room = task.allowance - task.keep * evaluations(task, 0, task.grid.steps, paid=True)
-            return fresh(max(1, min(self.n, int(room / evaluations(task, 0, 0) + 1e-9))), 0), state
+            room = task.allowance - task.keep * task.evaluations(0, task.grid.steps, paid=True)
+            return fresh(max(1, min(self.n, int(room / task.evaluations(0, 0) + 1e-9))), 0), state
         if not state.streams:  # noises by turns, so that a cut leaves no stream without
             noises = [np.arange(i, now, self.streams) for i in range(min(self.streams, now))]
             state = self.adopt(state, np.array([u[particles.value(u).argmax()] for u in noises]), particles)
@@ -98,12 +97,12 @@ class RBF(Settings):
         parents = [] if stuck else self._affordable(state, finalists, particles)
         if not parents:
             final = [*finalists, *(u for u in particles.ranked().tolist() if u not in finalists)][: task.keep]
-            drop = np.setdiff1d(np.flatnonzero(particles.alive), final)
+            drop = particles.others(final)
             return advance(particles, final, task.grid.steps, drop=drop), state._replace(done=True)
         # A particle that waits beside its child keeps its state, and its evaluation, for the next candidate.
         rows, child = np.repeat(parents, 2), np.tile([False, True], len(parents))
         needed = [*finalists, *(u for s in state.streams for u in (s.at, s.top))]
-        drop = np.setdiff1d(np.flatnonzero(particles.alive), needed)
+        drop = particles.others(needed)
         move = advance(particles, rows, particles.step[rows] + child, score=child, drop=drop)
         return move, state._replace(asked=True)
 
@@ -131,7 +130,7 @@ class RBF(Settings):
         if self.finish == "best":
             return [int(u) for u in particles.ranked()[: state.task.keep]]
         present = np.array([s.top if s.top >= 0 else s.at for s in state.streams])
-        return [int(u) for u in present[np.argsort(-particles.value(present), kind="stable")]]
+        return [int(u) for u in particles.ranked(present)]
 
     def _affordable(self, state: State, finalists: list[int], particles: Particles) -> list[int]:
         """States that can have one more candidate, with enough left to finish whatever may then have to be."""
@@ -139,8 +138,8 @@ class RBF(Settings):
         open_ = [s.at for s in state.streams if particles.step[s.at] + 1 < end]
         while open_:
             ends = particles.step[open_] + 1
-            cost = sum(evaluations(task, k - 1, k, paid=True) for k in ends)
-            held = sorted(evaluations(task, k, end, paid=True) for k in (*particles.step[finalists], *ends))
+            cost = sum(task.evaluations(k - 1, k, paid=True) for k in ends)
+            held = sorted(task.evaluations(k, end, paid=True) for k in (*particles.step[finalists], *ends))
             if cost + sum(held[-task.keep :]) <= particles.left + 1e-9:
                 break
             open_.pop()

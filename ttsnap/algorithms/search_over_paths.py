@@ -74,7 +74,7 @@ class SearchOverPaths(Settings):
         if at == end:
             return None, state
         uids = particles.moved[particles.moved >= 0]
-        ranked = uids[np.argsort(-particles.value(uids), kind="stable")]
+        ranked = particles.ranked(uids)
         kept = ranked[: state.streams]
         level = grid.levels[at]
         start = int(np.clip(grid.step_at(min(1.0, level + self.back + _EPS)), 1, at - 1))

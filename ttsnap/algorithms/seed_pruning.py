@@ -15,7 +15,6 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, Draft, Estimator, look_of
 from ttsnap.core.moves import Move, advance, fresh
@@ -142,7 +141,7 @@ def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True)
         if check.step < task.grid.steps:
             made = int(check.look.evaluations(here, task.grid)[0])
             extra = task.draft_cost * int(check.look.draft_calls(here)[0]) + made - 1
-        costs.append(share * (evaluations(task, at, check.step, paid=paid) + extra))
+        costs.append(share * (task.evaluations(at, check.step, paid=paid) + extra))
         at, paid = check.step, made > 0
         share *= check.keep if shares else 1.0
     return costs

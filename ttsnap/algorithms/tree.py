@@ -13,7 +13,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.planning import evaluations
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Kind, Move, Rows
@@ -100,7 +99,7 @@ class BestFirst(Settings):
             # The largest sum with Gumbel noise is a draw from softmax(worth / temperature).
             heat = self.temperature * max(0.0, left / allowance)
             uid, at, stop = options[np.argmax(worth + heat * rng.gumbel(size=len(worth)))]
-            left -= evaluations(state.task, at, stop)
+            left -= state.task.evaluations(at, stop)
             if uid < 0:
                 root = (Kind.CONTINUE, waiting.pop(0)) if waiting else (Kind.FRESH, -1)
                 rows.append((*root, 0, stop, True))
@@ -126,8 +125,8 @@ class BestFirst(Settings):
         """Where a child from step `at` goes: a block ahead if it can be finished from there, to the end, or 0."""
         end = state.task.grid.steps
         ahead = min(at + state.block, end)
-        straight = evaluations(state.task, at, end)
-        whole = evaluations(state.task, at, ahead) + evaluations(state.task, ahead, end) if ahead < end else straight
+        straight = state.task.evaluations(at, end)
+        whole = state.task.evaluations(at, ahead) + state.task.evaluations(ahead, end) if ahead < end else straight
         return ahead if whole <= left + 1e-9 else end if straight <= left + 1e-9 else 0
 
     def _grow(self, state: State, particles: Particles) -> Tree:

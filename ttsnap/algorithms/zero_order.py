@@ -73,7 +73,7 @@ class ZeroOrder(Settings):
         new = np.sort(particles.moved[particles.moved >= 0])
         pivot = int(new[0]) if state.asked == "pivot" else state.pivot
         if state.asked == "check":
-            ranked = new[np.argsort(-particles.value(new), kind="stable")]
+            ranked = particles.ranked(new)
             kept = max(1, math.floor(self.keep * len(new) + 0.5))
             move = advance(particles, ranked[:kept], state.end, drop=ranked[kept:])
             return move, state._replace(asked="end")

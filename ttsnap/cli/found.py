@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.cost import KINDS
-from ttsnap.core.results import Candidate, Result
-from ttsnap.core.spent import Spent
+from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.files.writing import write_whole
 from ttsnap.options.pictures import VideoOptions
 from ttsnap.results.folders import slug

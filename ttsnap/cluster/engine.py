@@ -18,11 +18,10 @@ from ttsnap.cluster.journal import JobLog
 from ttsnap.cluster.merging import ClusterUsage, agreed, averaged, begun, measured, merged
 from ttsnap.cluster.placement import Placement
 from ttsnap.cluster.remote_rewards import RemoteRewards
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.fair import FairShare

@@ -14,8 +14,7 @@ import numpy as np
 from ttsnap.cluster.messages import Remake
 from ttsnap.core.moves import ASCEND, CONTINUE
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.plans import Plan
-from ttsnap.core.pricing import goes_on
+from ttsnap.core.plans import Plan, goes_on
 
 
 @dataclass

@@ -10,13 +10,11 @@ import numpy as np
 
 from ttsnap.cluster.actor_group import ActorGroup, TicketT
 from ttsnap.cluster.messages import Description, Measure
-from ttsnap.core.cost import NAMES, Cost
+from ttsnap.core.cost import NAMES, Cost, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Rates
-from ttsnap.core.protocols import EngineLost
-from ttsnap.core.spent import Usage
+from ttsnap.core.protocols import EngineLost, Usage
 
 
 def agreed(told: Sequence[Description]) -> Description:

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Gradient, Need
-from ttsnap.core.outcome import Outcome
-from ttsnap.core.pictures import Decoded
+from ttsnap.core.outcome import Decoded, Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.spent import Usage
+from ttsnap.core.protocols import Usage
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.cluster.messages import Turn
-from ttsnap.core.outcome import Outcome
-from ttsnap.core.pictures import Decoded, thinned
+from ttsnap.core.outcome import Decoded, Outcome, thinned
 
 
 class WhereStored(Protocol):

@@ -18,7 +18,7 @@ from ttsnap.cluster.actor_group import ActorDied
 from ttsnap.cluster.messages import Command, Turn
 from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.cluster.reward_actor import RewardActor, RewardBuilder
-from ttsnap.core.pictures import PictureLost
+from ttsnap.core.outcome import PictureLost
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from ttsnap.cluster import messages as m
 from ttsnap.cluster.actor_group import ActorGroup, TicketT
 from ttsnap.cluster.merging import averaged
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.rewards.scoring import NOT_FINITE
 

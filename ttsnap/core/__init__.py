@@ -4,7 +4,7 @@ It imports numpy and nothing else of ttsnap.
 """
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Guided, Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Estimate, Estimator, Rollout
 from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
@@ -12,11 +12,9 @@ from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward
-from ttsnap.core.results import Candidate, Event, Result
-from ttsnap.core.spent import Spent
+from ttsnap.core.results import Candidate, Event, Result, Spent
 
 __all__ = [
     "Adopting",

@@ -74,3 +74,13 @@ class Task:
     def checking(self) -> float:
         """check_cost, or score_cost where that is not set."""
         return self.score_cost if self.check_cost is None else self.check_cost
+
+    def evaluations(self, at: int, stop: int, *, paid: bool | None = None) -> float:
+        """What it takes to bring one particle from step `at` to `stop` and score it there, as plans count it.
+
+        paid: whether the evaluation at `at` is; None: it was scored there, or is a fresh seed. Decodes and rewards are
+        in evaluations, too.
+        """
+        grid, last = self.grid, stop == self.grid.steps
+        calls = int(grid.calls[stop] - grid.calls[at]) + (not last) - (at > 0 if paid is None else paid)
+        return calls + (self.score_cost if last else self.checking)

@@ -73,10 +73,16 @@ class Particles:
             out[good] = self.utility(last[good])
         return out
 
-    def ranked(self) -> IntArray:
-        """Uids of the living, best first by their last scores; ties in order of birth. (n,)"""
-        uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(1, len(self))
-        return take(uids, np.argsort(-self.value(uids), axis=-1, kind="stable"))
+    def ranked(self, uids: IntArray | Sequence[int] | None = None) -> IntArray:
+        """These uids (n,), or those of the living, best first by their last scores; ties stay in their order."""
+        if uids is None:
+            uids = np.flatnonzero(self.alive).reshape(*self.alive.shape[:-1], -1) % max(1, len(self))
+        rows = np.asarray(uids, int)
+        return take(rows, np.argsort(-self.value(rows), axis=-1, kind="stable"))
+
+    def others(self, uids: IntArray | Sequence[int]) -> IntArray:
+        """Uids of the living but these, ascending: what a move drops that goes on from these alone."""
+        return np.setdiff1d(np.flatnonzero(self.alive), uids)
 
     def told(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import Gradient, Need, Needs
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.spent import Usage
 
 if TYPE_CHECKING:  # the core runs without torch
     from torch import Tensor
@@ -93,6 +91,25 @@ class Reward(Protocol):
 
         Ordinary rewards ignore `level`; noise-aware ones do not. A NaN counts as a failed call on that image.
         """
+
+
+class Usage(TypedDict, total=False):
+    """What a run used besides evaluations, JSON-ready: None where it is unknown, nothing at all where none is measured.
+
+    The most memory that was held and whose it is; energy, where its joules come from (energy_kind), and the CO2e that
+    follows from it, with the grid's intensity and the power usage effectiveness that were reckoned with.
+    """
+
+    seconds: float
+    peak_memory_bytes: int | None
+    reserved_memory_bytes: int | None
+    memory_kind: str | None
+    energy_joules: float | None
+    energy_joules_per_image: float | None
+    energy_kind: str | None
+    co2_grams: float | None
+    co2_grams_per_kwh: float
+    pue: float
 
 
 class UsageMeter(Protocol):

@@ -1,4 +1,7 @@
-"""Several rewards into one number. Each function maps scores (..., N, R) to (..., N) float64, higher is better."""
+"""Several rewards into one number, and how strongly it counts over a search.
+
+A utility maps scores (..., N, R) to (..., N) float64, higher is better.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,16 @@ def described(spec: str | Sequence[float], rewards: Sequence[str]) -> str:
     if len(rewards) == 1:
         return rewards[0]
     return f"{_WORDS[spec]} of {', '.join(rewards[:-1])} and {rewards[-1]}"
+
+
+def rising(step: int, steps: int, gamma: float | None = None) -> float:
+    """The inverse temperature of DAS (arXiv 2501.05803) at a step, as a share of its last one.
+
+    That is min((1 + gamma)^step - 1, 1). It reaches 1 after 0.87 of the steps where gamma is None, as with their .008
+    and 100 steps.
+    """
+    gamma = 2 ** (1 / (0.87 * steps)) - 1 if gamma is None else gamma
+    return min(float((1 + gamma) ** step) - 1, 1.0)
 
 
 UTILITIES: dict[str, Utility] = {"mean": mean, "rank_sum": rank_sum}

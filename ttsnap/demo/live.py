@@ -14,8 +14,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.by_hand import ByHand, State, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
-from ttsnap.core.results import Event, Result
-from ttsnap.core.spent import Spent
+from ttsnap.core.results import Event, Result, Spent
 from ttsnap.demo.form import DemoLimits, title_of
 from ttsnap.demo.html import FULL, LARGE, short, thumbnail_uri
 from ttsnap.demo.worker import Models, RunningSearch, SearchThread, found, opened

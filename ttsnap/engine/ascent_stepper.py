@@ -13,9 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.needs import Gradient
-from ttsnap.core.price import Price, Rates
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.prompts import EncodedPrompts

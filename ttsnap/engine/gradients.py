@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttsnap.core.cost import Cost
-from ttsnap.core.price import Rates
+from ttsnap.core.cost import Cost, Rates
 from ttsnap.rewards.registry import RewardError, place_of, said
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.denoiser import Denoiser

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.cost import Cost
-from ttsnap.core.price import Guided, Price, Rates
+from ttsnap.core.cost import Cost, Guided, Price, Rates
 from ttsnap.engine.gradients import Differentiator, saved_bytes
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row

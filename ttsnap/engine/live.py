@@ -15,11 +15,10 @@ from dataclasses import replace
 
 import torch
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, Reward
 from ttsnap.engine.ascent_stepper import AscentStepper

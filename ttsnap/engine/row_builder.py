@@ -94,7 +94,7 @@ class RowBuilder:
         begun = self._beginning(job, plan, i)
         node = begun.node
         if node.prediction is None and node.step(grid)[0] == stop and not score:
-            # Siblings may use this node's evaluation in this move; this row pays for its own later (pricing.py).
+            # Siblings may use this node's evaluation in this move; this row pays for its own later (plans.py).
             node = node.unpaid()
         return Row(
             job=job,

@@ -14,8 +14,7 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.outcome import Outcome
-from ttsnap.core.pictures import Decoded, Here
+from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, FloatArray
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.price import Price, Rates
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.engine.store import Node, stacked

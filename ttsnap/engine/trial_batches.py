@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ttsnap.core.cost import Cost
-from ttsnap.core.price import Rates
+from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.engine.scoring import RowScorer

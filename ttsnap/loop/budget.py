@@ -8,10 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind
+from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind, Price, Rates
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.price import Price, Rates
-from ttsnap.core.pricing import finish_cost
+from ttsnap.core.plans import finish_cost
 from ttsnap.core.protocols import Engine
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}

@@ -8,13 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 

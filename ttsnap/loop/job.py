@@ -11,9 +11,8 @@ import numpy as np
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
-from ttsnap.core.outcome import NOTHING, Outcome
+from ttsnap.core.outcome import NOTHING, Decoded, Here, Outcome, PictureLost
 from ttsnap.core.particles import Particles
-from ttsnap.core.pictures import Decoded, Here, PictureLost
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import AlgorithmState
@@ -136,7 +135,7 @@ class Job:
     def ranking(self) -> list[int]:
         """Uids of the images, best first; rejected ones only where there is no other."""
         uids = np.array(sorted(set(self.images) - self.rejected or self.images), int)
-        return [int(u) for u in uids[np.argsort(-self.particles.value(uids), kind="stable")]]
+        return [int(u) for u in self.particles.ranked(uids)]
 
     def settle(self, keep: int) -> None:
         """Nothing more comes: fetch the `keep` best images to this process, and let all others go."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price
 from ttsnap.core.particles import Particles
-from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price
-from ttsnap.core.pricing import finish_cost
+from ttsnap.core.plans import Plan, finish_cost
 from ttsnap.core.protocols import Engine
 from ttsnap.loop.budget import Budget
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Engine
-from ttsnap.core.results import Candidate, Result
-from ttsnap.core.spent import Spent, Usage
+from ttsnap.core.protocols import Engine, Usage
+from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.loop.job import Job, Notice
 from ttsnap.loop.request import Request
 

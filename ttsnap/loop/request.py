@@ -14,7 +14,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.particles import Utility
-from ttsnap.core.pricing import finish_cost
+from ttsnap.core.plans import finish_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Event

@@ -18,11 +18,10 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
-from ttsnap.core.pricing import finish_cost
+from ttsnap.core.plans import finish_cost
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Algorithm, Engine
+from ttsnap.core.protocols import Algorithm, Engine, Usage
 from ttsnap.core.results import Result
-from ttsnap.core.spent import Usage
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import torch
 
-from ttsnap.core.spent import Usage
+from ttsnap.core.protocols import Usage
 from ttsnap.profiling.energy import SAMPLING_SECONDS, Clock, Energy, Nvml, open_energy
 
 WORLD_GRID = 458.0

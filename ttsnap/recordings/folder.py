@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.price import Price
+from ttsnap.core.cost import Price
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
 from ttsnap.files.reading import Tensor

@@ -15,10 +15,9 @@ from typing import get_type_hints
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import KINDS
+from ttsnap.core.cost import KINDS, Guided, Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
-from ttsnap.core.price import Guided, Price, Rates
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check
 from ttsnap.recordings.replay import Recording

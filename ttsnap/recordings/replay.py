@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import ESTIMATE, Draft, Estimator, EstimatorAt, read_look
 from ttsnap.core.moves import CONTINUE
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
-from ttsnap.core.price import Price, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Result
 from ttsnap.files.reading import Tensor

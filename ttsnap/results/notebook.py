@@ -6,7 +6,7 @@ import html
 
 from PIL import Image
 
-from ttsnap.core.pictures import SHOWN
+from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Result
 from ttsnap.results.pixels import data_uri, still
 from ttsnap.results.sheet import contact_sheet

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ttsnap.core.pictures import SHOWN
+from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.pictures import SHOWN, chosen
+from ttsnap.core.outcome import SHOWN, chosen
 
 if TYPE_CHECKING:  # to write arrays takes no torch
     from torch import Tensor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ttsnap.core.pictures import chosen
+from ttsnap.core.outcome import chosen
 from ttsnap.core.protocols import Scores
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Call, as_float64

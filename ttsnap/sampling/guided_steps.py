@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.core.tempering import scheduled
+from ttsnap.core.utility import rising
 from ttsnap.sampling import rng
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import GaussianKernel, Prediction
@@ -87,7 +87,7 @@ class Guidance:
     def tempered(self, grid: Grid) -> Tensor:
         """(K,) float64, lam of the steps for "twisted"."""
         end = grid.steps
-        return torch.tensor([self.scale * scheduled("increase", k + 1, end, 0, 0, None) for k in range(end)]).double()
+        return torch.tensor([self.scale * rising(k + 1, end) for k in range(end)]).double()
 
 
 class GuidedKernel:

@@ -17,9 +17,8 @@ from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import Needs, missing
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Algorithm, AlgorithmState
+from ttsnap.core.protocols import Algorithm, AlgorithmState, Usage
 from ttsnap.core.results import Result
-from ttsnap.core.spent import Usage
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of

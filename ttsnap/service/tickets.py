@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from ttsnap.core.pictures import Decoded
+from ttsnap.core.outcome import Decoded
 from ttsnap.core.results import Event, Result
 from ttsnap.request.request import SearchRequest
 from ttsnap.service.keys import Caller

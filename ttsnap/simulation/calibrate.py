@@ -14,10 +14,10 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, estimates
 from ttsnap.core.particles import Utility
-from ttsnap.core.price import Rates
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders

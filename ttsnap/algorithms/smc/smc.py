@@ -22,7 +22,7 @@ from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.names import unknown
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.core.tempering import scheduled
+from ttsnap.core.utility import rising
 from ttsnap.files.settings import Bounds, Count, Positive, Settings, Share
 
 
@@ -122,8 +122,13 @@ class SMC(Settings):
         if self.temper == "adaptive" and not s.last:
             least = self.ess * self._size(s, s.at)
             return weighed(temper_by_ess(lambda lam: weighed(lam).logw, s.lam, self.lam, least))
-        share = scheduled(self.temper, s.steps[s.at], s.steps[-1], s.at + 1, len(s.steps), self.gamma)
-        return weighed(self.lam if s.last else self.lam * share)
+        return weighed(self.lam if s.last else self.lam * self._share(s))
+
+    def _share(self, s: State) -> float:
+        """The inverse temperature at this check, as a share of the last one's."""
+        if self.temper == "increase":
+            return rising(s.steps[s.at], s.steps[-1], self.gamma)
+        return (s.at + 1) / len(s.steps) if self.temper == "linear" else 1.0
 
     def _log_potential(self, s: State, r: FloatArray, lam: float) -> FloatArray:
         """The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was resampled."""
@@ -144,4 +149,4 @@ class SMC(Settings):
 
 def _branched(parents: IntArray, stop: int, particles: Particles) -> Move:
     """From these alone: all others are given up."""
-    return advance(particles, parents, stop, drop=np.setdiff1d(np.flatnonzero(particles.alive), parents))
+    return advance(particles, parents, stop, drop=particles.others(parents))
