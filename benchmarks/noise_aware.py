@@ -60,7 +60,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "order: noisy to clean": {"order": "noisy-to-clean"},
     "loss: MSE with uncertainty": {"loss": {"name": "mse-uncertain"}},
     "loss: pairwise": {"loss": {"name": "pairwise"}},
-    "loss: listwise": {"loss": {"name": "listwise"}},
 }
 STEPS = [0, 1, 2, 3, 4, 5, 6, 8, 10]
 SCORED = [*range(13), 14, 16]

@@ -39,12 +39,10 @@ class StudentConfig(Settings):
 class LossConfig(Settings):
     """What is minimised. Predictions and targets count in standard deviations of the targets within a prompt."""
 
-    name: Literal["mse", "mse-uncertain", "pairwise", "listwise"] = option(
-        "mse", "one of mse, mse-uncertain, pairwise, listwise"
-    )
+    name: Literal["mse", "mse-uncertain", "pairwise"] = option("mse", "one of mse, mse-uncertain, pairwise")
     centred: bool = option(True, "mse, mse-uncertain: compare seeds of a prompt only, less their mean")
     plain: NotNegative = option(0.1, "weight of the plain mean squared error, which is added to keep the scores' scale")
-    temperature: Positive = option(1.0, "pairwise, listwise: what scores are divided by to be compared")
+    temperature: Positive = option(1.0, "pairwise: what scores are divided by to be compared")
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,6 @@ class DistillConfig(Settings):
                 raise ValueError(f"{name} must be different numbers, at least one, got {list(numbers)}")
         if self.groups % self.accumulation:
             raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
-        compares = self.loss.name in ("pairwise", "listwise") or self.loss.centred
+        compares = self.loss.name == "pairwise" or self.loss.centred
         if compares and self.group_size < 2:
             raise ValueError(f"loss {self.loss.name!r} compares the seeds of a group: group_size must be 2 or more")

@@ -6,10 +6,11 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.scoring import progress, score_entries
 
 from ttsnap.core.arrays import FloatArray
@@ -18,9 +19,6 @@ from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Json
 from ttsnap.results.outputs import plain
 from ttsnap.rewards.registry import make_reward
-
-if TYPE_CHECKING:  # it takes a second to import
-    from accelerate import Accelerator
 
 FRACTION = 0.25
 """Of the seeds that a cut keeps, in `top_accuracy` and `top_regret`."""
@@ -86,8 +84,7 @@ class Evaluation:
 
 def evaluate(
     rewards: Mapping[str, Reward], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
-    steps: Sequence[int], *, batch_size: int = 64, accelerator: Accelerator | None = None, bar: bool = False,
-    held_out: bool | None = None,
+    steps: Sequence[int], *, batch_size: int = 64, member: Member = ALONE, held_out: bool | None = None,
 ) -> Evaluation:  # fmt: skip
     """Each of `rewards`, by name, on the estimates at `steps` against the final rewards.
 
@@ -103,15 +100,12 @@ def evaluate(
     ordered = sorted(steps, reverse=True)
     rows: list[dict[str, Any]] = [{"step": step, "level": frames.levels[step]} for step in ordered]
     entries = [Frame(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
-    shown = bar and (accelerator is None or accelerator.is_main_process)
-    with progress(len(entries) * len(rewards), "evaluate", "image", shown) as shown_bar:
+    with progress(len(entries) * len(rewards), "evaluate", "image", member.shown) as bar:
         for name, given in rewards.items():
             reward = make_reward(given)
             score, space = (reward if reward.estimates == "pixels" else reward.score_estimates), reward.estimates
             frames.require(space, ordered)
-            scores = score_entries(
-                score, frames, entries, space, batch_size=batch_size, accelerator=accelerator, bar=shown_bar
-            )
+            scores = score_entries(score, frames, entries, space, batch_size=batch_size, member=member, bar=bar)
             if not np.isfinite(scores).all():
                 at = entries[int(np.flatnonzero(~np.isfinite(scores))[0])]
                 raise ValueError(

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from ttsnap.distill.config import LossConfig
-from ttsnap.distill.student import Student
 
 
 def centre(values: Tensor) -> Tensor:
@@ -38,12 +37,6 @@ def pairwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Te
     return functional.binary_cross_entropy_with_logits(logit, label)
 
 
-def listwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """ListNet (Cao et al., ICML 2007): cross-entropy of softmax(p / T) under softmax(t / T), mean over groups."""
-    share = torch.softmax(target / temperature, 1)
-    return -(share * torch.log_softmax(prediction / temperature, 1)).sum(1).mean()
-
-
 class Uncertainty(nn.Module):
     """Log-variance of the error as a function of the noise level: straight lines between evenly spaced knots."""
 
@@ -64,37 +57,9 @@ def group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_varianc
 
     prediction, target: (P, G), G scores in each of P groups. log_variance: of the error, for "mse-uncertain" only.
     """
-    configured = _group_loss(prediction, target, loss, log_variance)
-    return configured + loss.plain * mse(prediction, target) if loss.plain else configured
-
-
-def _group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None) -> Tensor:
     p, t = (centre(prediction), centre(target)) if loss.centred else (prediction, target)
-    if loss.name == "mse":
-        return mse(p, t)
-    if loss.name == "mse-uncertain":
-        if log_variance is None:
-            raise ValueError("mse-uncertain needs log-variances")
-        return mse_uncertain(p, t, log_variance)
     if loss.name == "pairwise":
-        return pairwise(prediction, target, loss.temperature)
-    return listwise(prediction, target, loss.temperature)
-
-
-class Objective(nn.Module):
-    """Student and loss in one module, so that data-parallel training sees one forward pass.
-
-    scale: of the targets; differences are counted in it. loss: which one, and its weights.
-    """
-
-    def __init__(self, student: Student, scale: float, loss: LossConfig) -> None:
-        super().__init__()
-        self.network: nn.Module = student.network
-        self.uncertainty = Uncertainty() if loss.name == "mse-uncertain" else None
-        self.scale, self._predict, self._loss = scale, student.predict, loss
-
-    def forward(self, x: Tensor, prompts: list[str], level: Tensor, target: Tensor) -> Tensor:
-        """x (P G, ...), P G prompts and levels, target (P, G) -> the loss."""
-        prediction = self._predict(x, prompts, level).float().view_as(target) / self.scale
-        log_variance = None if self.uncertainty is None else self.uncertainty(level).view_as(target)
-        return group_loss(prediction, target / self.scale, self._loss, log_variance)
+        configured = pairwise(prediction, target, loss.temperature)
+    else:
+        configured = mse(p, t) if log_variance is None else mse_uncertain(p, t, log_variance)
+    return configured + loss.plain * mse(prediction, target) if loss.plain else configured

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,10 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frame, Frames, describe
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.losses import Uncertainty
+from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
-from ttsnap.distill.train import Curriculum, train
+from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
 
 from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
@@ -31,9 +31,6 @@ from ttsnap.results.folders import check_same
 from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward, refuse_credentials
 from ttsnap.version import versions
-
-if TYPE_CHECKING:  # it takes a second to import
-    from accelerate import Accelerator
 
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
 
@@ -62,15 +59,14 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
             "name the folder in `recordings`, or give record="
         )
     check_out(config, out)
-    accelerator = processes.start(
-        out, "distill", cpu=config.device == "cpu", shown=bar, precision=config.precision, trackers=config.trackers
-    )
+    check_trackers(config)
+    member = processes.start("distill", cpu=config.device == "cpu", shown=bar, announced=bar)
     with ExitStack() as held:
-        processes.alone(accelerator, lambda: _begin(config, out, held, record))
+        member.alone(lambda: _begin(config, out, held, record))
         if (out / EVALUATION).exists():  # written last
             return read_evaluation(out / EVALUATION)
-        processes.track(accelerator, config)
-        return _distill(config, out, accelerator, bar)
+        with tracked(config, out) as log:
+            return _distill(config, out, member, log)
 
 
 def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder | None) -> None:
@@ -82,8 +78,8 @@ def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder |
         record(_asked(config, config.record, out))
 
 
-def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bool) -> Evaluation:
-    frames = open_frames(config, out, accelerator)
+def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Evaluation:
+    frames = open_frames(config, out, member)
     steps = frames.select(config.steps, config.levels)
     space = config.student.space
     frames.require(space, steps)
@@ -93,34 +89,34 @@ def _distill(config: DistillConfig, out: Path, accelerator: Accelerator, bar: bo
         raise ValueError(f"group_size is {config.group_size}, but a prompt has {fewest} seeds; lower it or record more")
 
     torch.manual_seed(config.seed)
-    base = make_reward(config.reward, device=accelerator.device, dtype=torch.float32)
+    base = make_reward(config.reward, device=member.device, dtype=torch.float32)
     Shown().check([base])
     student = make_student(
         base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
         seed=config.seed,
         channels=frames.load([Frame(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
     )  # fmt: skip
-    spreading = {"batch_size": config.batch_size, "accelerator": accelerator, "bar": bar}
-    targets = final_scores(frames, student.base, config.reward, out, **spreading)
+    targets = final_scores(frames, student.base, config.reward, out, batch_size=config.batch_size, member=member)
     plan = Curriculum(
         curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
     )
-    objective = train(student, frames, plan, config, out, accelerator, bar=bar)
+    uncertainty = train(student, frames, plan, config, out, member, log)
 
     measured = tested or kept
     other = student.name if student.name != base.name else f"{student.name}-na"
     rewards = {base.name: student.base, other: StudentReward(student)}
     evaluation = evaluate(
-        rewards, [targets[p] for p in measured], frames, measured, steps, held_out=bool(tested), **spreading
+        rewards, [targets[p] for p in measured], frames, measured, steps,
+        batch_size=config.batch_size, member=member, held_out=bool(tested),
     )  # fmt: skip
-    if objective.uncertainty is not None:
-        _add_sigma(evaluation, objective.uncertainty, plan.scale)
+    if uncertainty is not None:
+        _add_sigma(evaluation, uncertainty, plan.scale)
     below = 0.0
     if isinstance(student, DefersToBase) and evaluation.held_out:
         below = student.base_below = base_below(evaluation)
     evaluation = exported(evaluation, below)
-    processes.alone(accelerator, lambda: export(student, evaluation, config, frames, plan, out))
-    accelerator.end_training()
+    member.alone(lambda: export(student, evaluation, config, frames, plan, out))
+    member.leave()
     return evaluation
 
 
@@ -134,17 +130,16 @@ def check_out(config: DistillConfig, out: Path) -> None:
     check_same(out, CONFIG, differing, "run")
 
 
-def open_frames(config: DistillConfig, out: Path, accelerator: Accelerator) -> Frames:
+def open_frames(config: DistillConfig, out: Path, member: Member) -> Frames:
     """The recordings of a configuration, checked by one process."""
     folders = [*config.recordings]
     if config.record is not None:
         folders.append(str(config.record.get("out", out / RECORDING)))
-    verified, cache = out / "verified.json", config.cache * 2**20
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()  # the main process checks first
-        return Frames(folders, check=False, verified=verified, cache=cache)
-    frames = Frames(folders, verified=verified, cache=cache)
-    accelerator.wait_for_everyone()
+    if not member.is_main:
+        member.wait()  # the first process checks first
+    frames = Frames(folders, check=member.is_main, verified=out / "verified.json", cache=config.cache * 2**20)
+    if member.is_main:
+        member.wait()
     return frames
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, TypeAlias
+from typing import Any, Never, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
@@ -21,9 +22,6 @@ from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_whole
 from ttsnap.recordings.folder import packed, unpacked
 from ttsnap.recordings.header import differences
-
-if TYPE_CHECKING:  # it takes a second to import
-    from accelerate import Accelerator
 
 TARGETS = "targets.safetensors"
 SAVED_EVERY = 1024
@@ -36,27 +34,22 @@ Score = Callable[[Tensor, list[str], Tensor], Any]
 
 @torch.no_grad()
 def score_entries(
-    score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int,
-    accelerator: Accelerator | None = None, bar: Bar | None = None,
-    keep: Callable[[int, FloatArray], None] | None = None,
+    score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int, member: Member = ALONE,
+    bar: Bar | None = None, keep: Callable[[int, FloatArray], None] = lambda first, scores: None,
 ) -> FloatArray:  # fmt: skip
-    """(N,) float64 in the order of `entries`. With several processes, each scores its share and all get everything.
+    """(N,) float64 in the order of `entries`. Of several processes each scores its share, and all get everything.
 
     keep(first, scores) is called in order with what is done, round by round. nan stays nan.
     """
-    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     done = np.zeros(len(entries))
-    for first in range(0, len(entries), batch_size * world):
-        mine = entries[first + rank * batch_size : first + (rank + 1) * batch_size]
+    for first in range(0, len(entries), batch_size * member.count):
+        mine = entries[first + member.rank * batch_size : first + (member.rank + 1) * batch_size]
         scores = torch.full((batch_size,), float("nan"), dtype=torch.float64)
         if mine:
             scores[: len(mine)] = _one_batch(score, frames, mine, space)
-        if accelerator is not None and world > 1:
-            scores = accelerator.gather(scores.float().to(accelerator.device)).double().cpu()
-        round_scores = scores[: len(entries) - first].numpy()
+        round_scores = member.gather(scores)[: len(entries) - first].numpy()
         done[first : first + len(round_scores)] = round_scores
-        if keep is not None:
-            keep(first, round_scores)
+        keep(first, round_scores)
         if bar is not None:
             bar.update(len(round_scores))
     return done
@@ -79,8 +72,7 @@ def progress(total: int, text: str, unit: str, shown: bool) -> Bar:
 
 
 def final_scores(
-    frames: Frames, base: Reward, reward: str, out: Path, *, batch_size: int, accelerator: Accelerator | None = None,
-    bar: bool = False,
+    frames: Frames, base: Reward, reward: str, out: Path, *, batch_size: int, member: Member = ALONE
 ) -> list[FloatArray]:  # fmt: skip
     """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
 
@@ -90,17 +82,15 @@ def final_scores(
     entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.require("pixels", [frames.last])
     about: dict[str, Json] = {"reward": reward, "data": frames.identity, "entries": len(entries)}
-    main = accelerator is None or accelerator.is_main_process
     path = out / TARGETS
     kept, scores = _read(path, about, len(entries)), np.zeros(len(entries))
     first = done = saved = len(kept)
     scores[:first] = kept
-    if accelerator is not None:
-        accelerator.wait_for_everyone()  # all have read before one writes
+    member.wait()  # all have read before one writes
 
     def save() -> None:
         nonlocal saved
-        if main and done > saved:
+        if member.is_main and done > saved:
             write_whole(path, lambda file: file.write(packed(scores[:done], "targets", about)))
             saved = done
 
@@ -113,11 +103,11 @@ def final_scores(
             save()
 
     try:
-        with progress(len(entries), "targets", "image", bar and main) as shown:
+        with progress(len(entries), "targets", "image", member.shown) as shown:
             shown.update(first)
             score_entries(
                 lambda x, prompts, level: base(x, prompts, level * 0), frames, entries[first:], "pixels",
-                batch_size=batch_size, accelerator=accelerator, bar=shown, keep=keep,
+                batch_size=batch_size, member=member, bar=shown, keep=keep,
             )  # fmt: skip
     finally:
         save()

@@ -1,35 +1,36 @@
-"""Training of a noise-aware reward: batches by the curriculum, AdamW under accelerate, learning-rate schedules."""
+"""Training of a noise-aware reward: batches by the curriculum, AdamW, learning-rate schedules."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from ttsnap.distill import curriculum
-from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import Group, Stage
 from ttsnap.distill.data import Frame, Frames
-from ttsnap.distill.losses import Objective
-from ttsnap.distill.processes import member_of
+from ttsnap.distill.losses import Uncertainty, group_loss
+from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.student import Student
 from ttsnap.distill.training import Loop, Weights
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.files.settings import Json
-from ttsnap.options.option import determining
+from ttsnap.options.option import determining, options_of
 
-if TYPE_CHECKING:  # it takes a second to import
-    from accelerate import Accelerator
-
+Log = Callable[[Mapping[str, float], int], None]
+"""Gets figures of training by name, and the optimiser step that they are of."""
 UNCERTAINTY_LR = 0.01
 """Of the log-variances, which move by about 1 where a network's weights move by 1e-3."""
 
@@ -84,40 +85,43 @@ class Batches(Dataset[Part]):
 
 
 def train(
-    student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, accelerator: Accelerator, *,
-    bar: bool = False,
-) -> Objective:  # fmt: skip
+    student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, member: Member = ALONE,
+    log: Log = lambda figures, step: None,
+) -> Uncertainty | None:  # fmt: skip
     """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
-    averaged weights. The objective holds the learned uncertainty.
+    averaged weights. Returns the learned uncertainty of loss "mse-uncertain".
 
-    On a CPU a run that was resumed ends with the same bits as one that never stopped. Raises ValueError for a
-    checkpoint of another run, and where the loss is no longer finite; OSError where the disk is full.
+    On a CPU a run that was resumed ends with the same bits as one that never stopped. log: gets the figures of each
+    step. ValueError for a checkpoint of another run, and where the loss is no longer finite; OSError where the disk is
+    full.
     """
-    if config.groups % (config.accumulation * accelerator.num_processes):
+    if config.groups % (config.accumulation * member.count):
         raise ValueError(
             f"groups ({config.groups}) must be a multiple of accumulation x processes "
-            f"({config.accumulation} x {accelerator.num_processes})"
+            f"({config.accumulation} x {member.count})"
         )
-    objective = Objective(student, plan.scale, config.loss).to(accelerator.device)
+    student.network.to(member.device)
+    uncertainty = Uncertainty().to(member.device) if config.loss.name == "mse-uncertain" else None
     parameters = dict(student.trainable())
-    extra = {f"uncertainty.{n}": p for n, p in (objective.uncertainty or nn.Module()).named_parameters()}
+    extra = {f"uncertainty.{n}": p for n, p in (uncertainty or nn.Module()).named_parameters()}
     groups = _parameter_groups(parameters, list(extra.values()), config)
-    adam = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
-    weights = Weights({**parameters, **extra}, adam)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
+    weights = Weights({**parameters, **extra}, optimizer)
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
-    member = member_of(accelerator, bar=bar)
-    loop = Loop(weights, out, about, plan.steps, config.ema, config.checkpoint_every, member)
+    loop = Loop(weights, out, about, plan.steps, config.ema, config.clip, config.checkpoint_every, member)
 
-    def hear(first: int) -> None:
-        """Tell the student of the stages that lie behind."""
+    def begin_earlier(first: int) -> None:
         for stage in plan.stages:
             if stage.first < first and stage.at is not None:
                 student.begin_stage(frames.levels[stage.at])
 
-    first = loop.resume(hear)
-    model, optimizer = accelerator.prepare(objective, adam)
+    first = loop.resume(begin_earlier)
     batches = Batches(frames, plan, config, member.rank, member.count)
-    parts = iter(_loader(batches, first * config.accumulation, config.workers))
+    # Its own generator: making an iterator draws a number, which must not depend on where a run was resumed.
+    parts = iter(DataLoader(
+        batches, batch_size=None, sampler=range(first * config.accumulation, len(batches)), num_workers=config.workers,
+        generator=torch.Generator().manual_seed(0), persistent_workers=False,
+    ))  # fmt: skip
     began = time.perf_counter()
 
     def factor(step: int) -> float:
@@ -125,48 +129,34 @@ def train(
         at, of = (step - stage.first, stage.count) if config.span == "level" else (step, plan.steps)
         return scheduled(at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup)
 
-    def update(step: int) -> float:
+    def loss() -> Tensor:
+        x, prompts, level, target = next(parts)
+        x, level, target = (tensor.to(member.device) for tensor in (x, level, target))
+        with torch.autocast(member.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            prediction = student.predict(x, prompts, level).float().view_as(target) / plan.scale
+            log_variance = None if uncertainty is None else uncertainty(level).view_as(target)
+            return group_loss(prediction, target / plan.scale, config.loss, log_variance)
+
+    def losses(step: int) -> list[Callable[[], Tensor]]:
         nonlocal began
         began, stage = time.perf_counter(), curriculum.stage_at(plan.stages, step)
         if step == stage.first and stage.at is not None:
             _begin(student, frames.levels[stage.at], weights)
         # Dropout and the like follow from the step, so that a resumed run draws the same without a stored state.
-        torch.manual_seed(hash_of(config.seed, step, member.rank))
-        return _optimise(model, optimizer, parts, weights.parameters.values(), config, accelerator)
+        drawn = np.random.SeedSequence((config.seed, step, member.rank, 2)).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(drawn >> np.uint64(1)))
+        return [loss] * config.accumulation
 
     def measure(done: int, loss: float) -> dict[str, Json]:
         at = curriculum.stage_at(plan.stages, done - 1).at
         level = None if at is None else frames.levels[at]
         seconds = round(time.perf_counter() - began, 4)
         figures = {"level": level, "loss": loss, "lr": config.lr * factor(done - 1), "seconds": seconds}
-        accelerator.log({key: value for key, value in figures.items() if value is not None}, step=done)
+        log({key: value for key, value in figures.items() if value is not None}, done)
         return {**figures}
 
-    loop.run(first, factor, update, measure)
-    return objective
-
-
-def _optimise(
-    model: nn.Module, optimizer: torch.optim.Optimizer, parts: Iterator[Part], parameters: Iterable[Tensor],
-    config: DistillConfig, accelerator: Accelerator,
-) -> float:  # fmt: skip
-    """One optimiser step; the mean loss over its parts and the processes."""
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=accelerator.device)
-    for part in range(config.accumulation):
-        x, prompts, level, target = next(parts)
-        last = part == config.accumulation - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            where = accelerator.device
-            loss = model(x.to(where), prompts, level.to(where), target.to(where)) / config.accumulation
-            accelerator.backward(loss)
-        total += loss.detach()
-    mean = float(accelerator.reduce(total, reduction="mean"))
-    if np.isfinite(mean):
-        if config.clip:
-            accelerator.clip_grad_norm_(parameters, config.clip)
-        optimizer.step()
-    return mean
+    loop.run(first, factor, losses, measure)
+    return uncertainty
 
 
 def _parameter_groups(
@@ -184,30 +174,44 @@ def _parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def linear(progress: float) -> float:
-    """1 - p."""
-    return 1 - progress
-
-
-def cosine(progress: float) -> float:
-    """(1 + cos(pi p)) / 2; arXiv 1608.03983 without restarts."""
-    return (1 + math.cos(math.pi * progress)) / 2
-
-
-def rex(progress: float) -> float:
-    """(1 - p) / (1/2 + (1 - p)/2): high for long, then steep; for fixed budgets, arXiv 2107.04197."""
-    return (1 - progress) / (0.5 + 0.5 * (1 - progress))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"linear": linear, "cosine": cosine, "rex": rex}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
+}
+"""What is left of the learning rate, given the share of the steps that is done. cosine: arXiv 1608.03983 without
+restarts; rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
 
 
 def scheduled(step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0) -> float:
     """Of step 0..steps-1: rises over `warmup` steps, and falls from 1 towards `final` (reached after the last step)."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rising * (final + (1 - final) * SCHEDULES[schedule](step / steps))
+
+
+def check_trackers(config: DistillConfig) -> None:
+    """ValueError for a tracker of the configuration that is not installed."""
+    for tracker in config.trackers:
+        if not any(importlib.util.find_spec(module) for module in TRACKERS[tracker]):
+            raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
+
+
+@contextlib.contextmanager
+def tracked(config: DistillConfig, out: Path) -> Iterator[Log]:
+    """What reports training to the trackers of the configuration, with its settings."""
+    if not config.trackers:
+        yield lambda figures, step: None
+        return
+    from accelerate import Accelerator  # after `processes.start`, whose processes it takes
+
+    accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(out))
+    settings = {option.name: attrgetter(option.name)(config) for option in options_of(DistillConfig)}
+    # Trackers take numbers and texts only.
+    plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
+    accelerator.init_trackers("ttsnap-distill", plain)
+    yield lambda figures, step: accelerator.log(dict(figures), step=step)
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 @torch.no_grad()
@@ -218,16 +222,3 @@ def _begin(student: Student, level: float, weights: Weights) -> None:
     for name, p in weights.parameters.items():
         if not torch.equal(before[name], p):
             weights.average[name].copy_(p)
-
-
-def _loader(batches: Batches, first: int, workers: int) -> DataLoader[Part]:
-    # Its own generator: making an iterator draws a number, which must not depend on where a run was resumed.
-    return DataLoader(
-        batches, batch_size=None, sampler=range(first, len(batches)), num_workers=workers,
-        generator=torch.Generator().manual_seed(0), persistent_workers=False,
-    )  # fmt: skip
-
-
-def hash_of(seed: int, step: int, rank: int) -> int:
-    """A torch seed that differs between steps and processes."""
-    return int(np.random.SeedSequence((seed, step, rank, 2)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -85,13 +85,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Loop:
-    """A run of optimiser steps.
+    """A run of optimiser steps, each on the mean of some losses, divided between the processes.
 
     weights: what they train.
     out: folder of its checkpoints and metrics.
     about: what must be the same to resume from a checkpoint, JSON-ready.
     steps: how many.
     ema: what the average keeps of itself in a step, less in the first steps; 0 for no average.
+    clip: the largest norm of a gradient; 0 for no limit.
     checkpoint_every: steps between checkpoints.
     member: this process; the first one writes.
     prefix: what goes before the names of settings in messages ("training.").
@@ -102,6 +103,7 @@ class Loop:
     about: Mapping[str, Json]
     steps: int
     ema: float
+    clip: float
     checkpoint_every: int
     member: Member
     prefix: str = ""
@@ -109,27 +111,28 @@ class Loop:
     def resume(self, before: Callable[[int], None] = lambda first: None) -> int:
         """The step to begin with: 0, or that of the last checkpoint, whose weights are put in place.
 
-        before: called with that step, before the weights are.
+        before: called with that step, before the weights are. All processes then have those of the first one, since
+        devices may draw first weights differently.
         """
-        checkpoint = checkpoints.latest(self.out / CHECKPOINTS, self.about)
-        if checkpoint is None:
-            return 0
-        first, tensors = checkpoint
-        before(first)
-        self.weights.unpack(tensors)
+        first = 0
+        if (checkpoint := checkpoints.latest(self.out / CHECKPOINTS, self.about)) is not None:
+            first, tensors = checkpoint
+            before(first)
+            self.weights.unpack(tensors)
+        self.member.take_over([*self.weights.parameters.values(), *self.weights.average.values()])
         return first
 
     def run(
         self,
         first: int,
         factor: Callable[[int], float],
-        update: Callable[[int], float],
+        losses: Callable[[int], Sequence[Callable[[], Tensor]]],
         measure: Callable[[int, float], Mapping[str, Json] | None],
     ) -> None:
         """Steps from `first` on; the parameters are then the averaged ones. ValueError for a loss that is not finite.
 
-        factor: of the optimizer's learning rates at a step. update: takes a step and returns its loss; the step is left
-        out where that is not finite. measure: what to log after so many steps, given the last one's loss.
+        factor: of the optimizer's learning rates at a step. losses: a step's, one for each part of this process's share
+        of the batch, computed one after the other. measure: what to log after so many steps, given the last one's loss.
         """
         groups = self.weights.optimizer.param_groups
         rates, main = [group["lr"] for group in groups], self.member.is_main
@@ -139,8 +142,8 @@ class Loop:
             for step in range(first, self.steps):
                 for group, rate in zip(groups, rates, strict=True):
                     group["lr"] = rate * factor(step)
-                loss, done = update(step), step + 1
-                if not np.isfinite(loss):
+                loss, done = self.step(losses(step)), step + 1
+                if not math.isfinite(loss):
                     raise ValueError(
                         f"the loss is {loss} at step {done}: lower {self.prefix}lr (now {rates[0]:g}) or "
                         f"{self.prefix}clip, and start again in another folder"
@@ -160,6 +163,23 @@ class Loop:
                     checkpoints.save(self.out / CHECKPOINTS, done, self.weights.pack(), self.about)
         if self.ema:
             self.weights.use(self.weights.average)
+
+    def step(self, losses: Sequence[Callable[[], Tensor]]) -> float:
+        """One optimiser step of all processes together; its loss. Nothing changes where that is not finite."""
+        parameters = [*self.weights.parameters.values()]
+        total = torch.zeros((), device=parameters[0].device)
+        self.weights.optimizer.zero_grad(set_to_none=True)
+        for part in losses:
+            loss = part() / len(losses)
+            loss.backward()
+            total += loss.detach()
+        if self.member.count > 1:
+            self.member.average_gradients(parameters, total)
+        if math.isfinite(total):
+            if self.clip:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
+            self.weights.optimizer.step()
+        return float(total)
 
 
 class Metrics:

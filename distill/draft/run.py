@@ -55,22 +55,22 @@ def distill_draft(
     ValueError where `out` is in use, holds something else or a run with other settings, before anything is changed
     there, and for what does not fit; OSError where the disk is full.
     """
-    accelerator = processes.start(out, COMMAND, cpu=pipe.device.type == "cpu", shown=False)
-    if accelerator.num_processes > 1 and pipe.device != processes.device_of(accelerator):
+    member = processes.start(COMMAND, cpu=pipe.device.type == "cpu", shown=bar)
+    if member.count > 1 and pipe.device != member.device:
         raise ValueError(
-            f"this process of {accelerator.num_processes} computes on {accelerator.device}, and the model is on "
-            f"{pipe.device}; use pipe.to({str(accelerator.device)!r}), or --device auto on the command line"
+            f"this process of {member.count} computes on {member.device}, and the model is on {pipe.device}; use "
+            f"pipe.to({str(member.device)!r}), or --device auto on the command line"
         )
-    member, looks = processes.member_of(accelerator, bar=bar), list[RankedLook]()
+    looks = list[RankedLook]()
     with ExitStack() as held:
         run = _Run(pipe, config, prompts, out, member)
-        processes.alone(accelerator, lambda: run.begin(held))
+        member.alone(lambda: run.begin(held))
         if not (out / DRAFT / WEIGHTS).exists():
             files = trajectories.expected(config.trajectories, out / TRAJECTORIES)
             check_training(config.training, len(files) * config.trajectories.shard, member)
             student = run.train(run.trajectories())
-            processes.alone(accelerator, lambda: run.export(student))
-        processes.alone(accelerator, lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))
+            member.alone(lambda: run.export(student))
+        member.alone(lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))
     return looks
 
 

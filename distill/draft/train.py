@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ttsnap.distill.draft.batches import Rows, draw, loss, second_calls
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
@@ -46,11 +46,9 @@ def train(
     adam = torch.optim.AdamW(student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     weights = Weights(student.parameters, adam)
     about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
-    loop = Loop(weights, out, about, config.steps, config.ema, config.checkpoint_every, member, "training.")
-    first = loop.resume()
-    member.take_over(list(weights.parameters.values()))  # first weights are drawn, and GPUs may draw differently
-    member.take_over(list(weights.average.values()))
-    began = time.perf_counter()
+    every = config.checkpoint_every
+    loop = Loop(weights, out, about, config.steps, config.ema, config.clip, every, member, "training.")
+    first, began = loop.resume(), time.perf_counter()
 
     def measure(done: int, value: float) -> dict[str, Json] | None:
         if not member.is_main or (done % config.validate_every and done < config.steps):
@@ -60,9 +58,8 @@ def train(
         return {"loss": value, "seconds": time.perf_counter() - began, **errors}
 
     loop.run(
-        first, lambda step: factor(step, config), lambda step: optimise(student, trained, step, adam, config, member),
-        measure,
-    )  # fmt: skip
+        first, lambda step: factor(step, config), lambda step: losses(student, trained, step, config, member), measure
+    )
 
 
 def check_training(config: TrainingConfig, trajectories: int, member: Member) -> None:
@@ -88,28 +85,13 @@ def factor(step: int, config: TrainingConfig) -> float:
     return min(1.0, rising, max(config.final_lr, falling))
 
 
-def optimise(
-    student: DraftStudent, data: Trajectories, step: int, optimizer: torch.optim.Optimizer, config: TrainingConfig,
-    member: Member = ALONE,
-) -> float:  # fmt: skip
-    """One optimiser step of all processes together; its loss. Nothing changes where that is not finite."""
-    optimizer.zero_grad(set_to_none=True)
-    rows, value = draw(step, len(data), data.states.shape[1], config), 0.0
-    for part in range(config.parts):
-        chosen = rows.part(part * member.count + member.rank, config.parts * member.count)
-        share = rows_loss(student, data, chosen, config) / config.parts
-        share.backward()
-        value += float(share.detach())
-    if member.count > 1:
-        mean = torch.tensor(value, device=student.device)
-        member.average([*(p.grad for p in student.parameters.values() if p.grad is not None), mean])
-        value = float(mean)
-    if not np.isfinite(value):
-        return value
-    if config.clip:
-        nn.utils.clip_grad_norm_(student.parameters.values(), config.clip)
-    optimizer.step()
-    return value
+def losses(
+    student: DraftStudent, data: Trajectories, step: int, config: TrainingConfig, member: Member = ALONE
+) -> list[Callable[[], Tensor]]:
+    """What computes the losses of this process's share of an optimiser step, part after part."""
+    rows, every = draw(step, len(data), data.states.shape[1], config), config.parts * member.count
+    shares = [rows.part(part * member.count + member.rank, every) for part in range(config.parts)]
+    return [partial(rows_loss, student, data, share, config) for share in shares]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import pytest
 import torch
+from torch import Tensor
 from ttsnap.distill import processes
+from ttsnap.distill.processes import Member
 
 from ttsnap.cli import main
 
@@ -17,30 +20,29 @@ from .world import settings, write_recording
 
 
 class Process:
-    """One of an accelerator's processes."""
+    """The first of two processes, as accelerate knows it."""
 
-    device = torch.device("cpu")
-
-    def __init__(self, index: int, num_processes: int = 2) -> None:
-        self.is_main_process, self.num_processes = index == 0, num_processes
+    device = torch.device("cpu", 0)
+    is_main_process, process_index, num_processes = True, 0, 2
 
 
 @pytest.mark.parametrize(
     ("device", "gpu", "cpu"), [("auto", False, True), ("auto", True, False), ("cpu", False, True), ("cpu", True, True)]
 )
 def test_processes_without_a_gpu_join_each_other(
-    device: str, gpu: bool, cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    device: str, gpu: bool, cpu: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """accelerate joins processes on CPUs only where it is told that there is nothing else."""
     asked: dict[str, Any] = {}
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
-    monkeypatch.setattr(accelerate, "Accelerator", lambda **kwargs: (asked.update(kwargs), Process(0))[1])
-    processes.start(tmp_path, "distill", cpu=device == "cpu", shown=True)
+    monkeypatch.setattr(accelerate, "PartialState", lambda **kwargs: (asked.update(kwargs), Process)[1])
+    member = processes.start("distill", cpu=device == "cpu", shown=True, announced=True)
+    assert member == Member(0, 2, torch.device("cpu"), shown=True)
     assert asked["cpu"] is cpu
     assert capsys.readouterr().out == "2 processes on cpu\n"
 
 
-def test_a_launcher_that_started_one_of_several_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --cpu --num_processes 2` leaves these two, and no number of the process."""
     for name in processes.RANKS:
         monkeypatch.delenv(name, raising=False)
@@ -49,10 +51,10 @@ def test_a_launcher_that_started_one_of_several_is_named(tmp_path: Path, monkeyp
     with pytest.raises(
         ValueError, match=r"started only this one.*add --multi_gpu.*--num_processes 2 -m ttsnap distill"
     ):
-        processes.start(tmp_path, "distill", cpu=False, shown=True)
+        processes.start("distill", cpu=False)
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(accelerate, "Accelerator", lambda **_: Process(0))
-    processes.start(tmp_path, "distill", cpu=False, shown=False)
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: Process)
+    assert not processes.start("distill", cpu=False).shown
 
 
 def test_what_fails_in_one_process_ends_all_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,14 +65,34 @@ def test_what_fails_in_one_process_ends_all_and_is_said_once(monkeypatch: pytest
         raise ValueError("the folder is in use")
 
     with pytest.raises(ValueError, match="in use"):
-        processes.alone(Process(0), fails)
+        Member(0, 2).alone(fails)
     assert told == [True]
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: [True])
     with pytest.raises(SystemExit) as ended:
-        processes.alone(Process(1), fails)  # not called here
+        Member(1, 2).alone(fails)  # not called here
     assert ended.value.code == 2
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: [False])
-    processes.alone(Process(1), fails)
+    Member(1, 2).alone(fails)
+
+
+def test_a_parameter_keeps_no_gradient_where_no_process_used_it() -> None:
+    """As with a network for each level, of which another process trains another one."""
+    others = {0: torch.tensor([2.0]), 1: None, 2: None}  # gradients of the other process
+
+    class Two(Member):
+        def average(self, tensors: Sequence[Tensor]) -> None:
+            *gradients, used, loss = tensors
+            for i, gradient in enumerate(gradients):
+                other = others[i]
+                gradient.add_(0 if other is None else other).div_(2)
+                used[i] = (used[i] + (other is not None)) / 2
+            loss.add_(5.0).div_(2)
+
+    parameters, loss = [torch.ones(1, requires_grad=True) for _ in range(3)], torch.tensor(1.0)
+    parameters[1].grad = torch.tensor([4.0])
+    Two(0, 2).average_gradients(parameters, loss)
+    assert [p.grad if p.grad is None else p.grad.item() for p in parameters] == [1.0, 2.0, None]
+    assert loss.item() == 3.0
 
 
 def test_one_process_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

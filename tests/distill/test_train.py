@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -246,6 +246,37 @@ def test_trackers_that_are_not_installed(recording: Path, tmp_path: Path, monkey
         distill(make(recording, trackers=["trackio"]), tmp_path / "out")
 
 
+def test_trackers_get_the_settings_and_the_figures_of_every_step(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tracked:
+        """accelerate's, with a tracker."""
+
+        logged: ClassVar[list[Any]] = []
+
+        def __init__(self, log_with: list[str], project_dir: str) -> None:
+            self.logged += [log_with, Path(project_dir)]
+            self.trackers = [self]
+
+        def init_trackers(self, name: str, config: dict[str, Any]) -> None:
+            self.logged.append(config)
+
+        def log(self, figures: dict[str, Any], step: int) -> None:
+            self.logged.append((step, sorted(figures)))
+
+        def finish(self) -> None:
+            self.logged.append("finished")
+
+    monkeypatch.setitem(TRACKERS, "trackio", ("json",))
+    monkeypatch.setattr("accelerate.Accelerator", Tracked)
+    out = tmp_path / "out"
+    distill(make(recording, trackers=["trackio"], steps_per_level=1), out)
+    names, folder, config, *steps, last = Tracked.logged
+    assert (names, folder, last) == (["trackio"], out, "finished")
+    assert (config["loss.name"], config["lr"], config["recordings"]) == ("mse", 0.01, str((str(recording),)))
+    assert steps == [(step, ["level", "loss", "lr", "seconds"]) for step in (1, 2, 3, 4)]
+
+
 def plan_of(config: DistillConfig, frames: Frames) -> Curriculum:
     targets = [np.random.default_rng(p).normal(size=n) for p, n in enumerate(frames.seeds)]
     kept, _ = held_out(frames.prompts, config.validation, config.seed)
@@ -303,8 +334,7 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
 @pytest.mark.parametrize("changes", [
     {"order": "uniform", "schedule": "cosine"},
     {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},
-    {"loss": {"name": "pairwise"}, "accumulation": 2},
-    {"loss": {"name": "listwise", "temperature": 0.5}},
+    {"loss": {"name": "pairwise", "temperature": 0.5}, "accumulation": 2},
     {"loss": {"centred": False, "plain": 0.0}, "student": {"kind": f"{WORLD}:TinyStudent", "space": "latents"}},
 ], ids=str)  # fmt: skip
 def test_every_order_and_loss_learns(with_latents: Path, tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -87,16 +87,16 @@ def run(a: Arguments) -> int:
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
     place = common.placement(a.device, a.dtype)[0]
     dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained
-    accelerator = processes.start(out, COMMAND, cpu=place.type == "cpu", shown=True)
-    if accelerator.num_processes > 1:
-        place = processes.device_of(accelerator)
-    rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and processes.is_main() else []
+    member = processes.start(COMMAND, cpu=place.type == "cpu", announced=True)
+    if member.count > 1:
+        place = member.device
+    rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and member.is_main else []
     pipe = common.load_model(a.model, str(place), dtype)
     common.check_call(pipe, dict(config.call or {}))
     with resumable(out):
         measured = Measured(held_out, rewards[0]) if rewards else None
         looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)
-    if not processes.is_main():
+    if not member.is_main:
         return 0
     if looks:
         print(f"{table(looks)}\n\nSpearman within a prompt, {len(held_out)} held-out prompts\n")

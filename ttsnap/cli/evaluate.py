@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import load_torch, loading
@@ -55,6 +54,7 @@ def run(a: Arguments) -> int:
     from ttsnap.distill import report
     from ttsnap.distill.data import Frame, Frames
     from ttsnap.distill.evaluate import evaluate
+    from ttsnap.distill.processes import Member
     from ttsnap.distill.scoring import progress, score_entries
     from ttsnap.files.writing import write_json
     from ttsnap.rewards.registry import make_reward
@@ -82,8 +82,10 @@ def run(a: Arguments) -> int:
             at += frames.seeds[p]
         name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
         rewards = {base.name: base, name: reward}
-        options: dict[str, Any] = {"batch_size": a.batch_size, "held_out": held_out, "bar": True}
-        evaluation = evaluate(rewards, finals, frames, prompts, steps, **options)
+        shown = Member(shown=True)
+        evaluation = evaluate(
+            rewards, finals, frames, prompts, steps, batch_size=a.batch_size, member=shown, held_out=held_out
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was written") from None
     print(report.table(evaluation))

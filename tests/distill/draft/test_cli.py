@@ -52,15 +52,15 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
     assert settings.trained_for.guidance_scale == 4.0
     assert settings.checked[0].figures["seeds"] == 3
 
-    optimise = train.optimise
+    losses = train.losses
 
-    def stopped(student: Any, data: Any, step: int, *args: Any) -> float:
+    def stopped(student: Any, data: Any, step: int, *args: Any) -> Any:
         if step == 1:
             raise KeyboardInterrupt
-        return optimise(student, data, step, *args)
+        return losses(student, data, step, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "optimise", stopped)
+        patched.setattr(train, "losses", stopped)
         assert main(["distill-draft", "--config", "small.yaml", "--out", "parts"]) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
     assert main(["distill-draft", "--config", "small.yaml", "--out", "parts"]) == 0

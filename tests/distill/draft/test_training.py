@@ -17,6 +17,7 @@ from ttsnap.distill.draft.config import DraftConfig, TrainingConfig
 from ttsnap.distill.draft.student import DraftStudent, start_from
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
+from ttsnap.distill.training import Loop, Weights
 
 from ttsnap.sampling.interpolants import VP, Linear
 
@@ -87,13 +88,18 @@ def student_of(config: DraftConfig, name: str = "sd3") -> DraftStudent:
     return DraftStudent(pipe_of(name), dict(config.call or {}), states=3, first_time=0.87, rank=config.training.rank)
 
 
+def loop_of(student: DraftStudent, config: DraftConfig, member: Member) -> Loop:
+    """One that changes nothing, to look at gradients."""
+    weights = Weights(student.parameters, torch.optim.SGD(student.parameters.values(), lr=0.0))
+    return Loop(weights, Path(), {}, 1, 0.0, config.training.clip, 1, member)
+
+
 def test_training_in_parts_of_a_batch_gives_the_same_gradient(tmp_path: Path) -> None:
     gradients = []
     for parts in (1, 2):
         config = config_of(training={"parts": parts, "second": 0.5, "clip": 0.0})
         student = student_of(config)
-        optimizer = torch.optim.SGD(student.parameters.values(), lr=0.0)
-        training.optimise(student, data_of(config, tmp_path), 0, optimizer, config.training)
+        loop_of(student, config, Member()).step(training.losses(student, data_of(config, tmp_path), 0, config.training))
         gradients.append(torch.cat([p.grad.flatten() for p in student.parameters.values() if p.grad is not None]))
     assert float(gradients[0].norm()) > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
@@ -104,8 +110,8 @@ def test_the_mean_of_the_gradients_of_two_processes_is_that_of_one(parts: int, t
     def gradient(member: Member) -> Tensor:
         config = config_of(training={"parts": parts, "second": 0.5, "clip": 0.0, "batch": 8})
         student = student_of(config)
-        optimizer = torch.optim.SGD(student.parameters.values(), lr=0.0)
-        training.optimise(student, data_of(config, tmp_path), 0, optimizer, config.training, member)
+        losses = training.losses(student, data_of(config, tmp_path), 0, config.training, member)
+        loop_of(student, config, member).step(losses)
         return torch.cat([p.grad.flatten() for p in student.parameters.values() if p.grad is not None])
 
     averaged: list[int] = []
@@ -115,7 +121,8 @@ def test_the_mean_of_the_gradients_of_two_processes_is_that_of_one(parts: int, t
             averaged.append(sum(tensor.numel() for tensor in tensors))
 
     one, both = gradient(Member()), [gradient(Waiting(rank, 2)) for rank in range(2)]
-    assert averaged == [len(one) + 1] * 2  # the loss, too
+    used = len(student_of(config_of()).parameters)
+    assert averaged == [len(one) + used + 1] * 2  # which parameters are used, and the loss, too
     assert float((both[0] - both[1]).norm()) > 0.1 * float(one.norm())
     torch.testing.assert_close((both[0] + both[1]) / 2, one, rtol=1e-4, atol=1e-6)
 
@@ -148,14 +155,14 @@ def test_training_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monke
         return {name: p.detach().clone() for name, p in student.parameters.items()}
 
     whole = trained(tmp_path / "whole")
-    optimise = training.optimise
+    losses = training.losses
 
-    def stopped(student: Any, data: Any, step: int, *args: Any) -> float:
+    def stopped(student: Any, data: Any, step: int, *args: Any) -> Any:
         if step == 3:
             raise KeyboardInterrupt
-        return optimise(student, data, step, *args)
+        return losses(student, data, step, *args)
 
-    monkeypatch.setattr(training, "optimise", stopped)
+    monkeypatch.setattr(training, "losses", stopped)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts")
     monkeypatch.undo()
